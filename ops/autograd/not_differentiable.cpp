@@ -1,0 +1,12 @@
+// Operators whose results carry no gradient: codes, and parameters that count as constants.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY_IMPL(qat, Autograd, m) {
+  m.impl("choose_qparams", torch::CppFunction::makeFallthrough());
+  m.impl("round_qparams", torch::CppFunction::makeFallthrough());
+  m.impl("quantize", torch::CppFunction::makeFallthrough());
+  m.impl("dequantize", torch::CppFunction::makeFallthrough());
+  m.impl("pack", torch::CppFunction::makeFallthrough());
+  m.impl("unpack", torch::CppFunction::makeFallthrough());
+}

@@ -1,0 +1,99 @@
+#pragma once
+
+// What the CUDA kernels share: one warp walks one segment (blocks.h), reductions in a fixed order,
+// dispatch on dtype. Only c10/cuda headers are included, so that the files compile beside a CPU build
+// of torch.
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "ops/blocks.h"
+#include "ops/qparams.h"
+
+#define QAT_DISPATCH_FLOAT(type, name, ...)                       \
+  AT_DISPATCH_SWITCH(type, name,                                  \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__)    \
+                         AT_DISPATCH_CASE(at::kHalf, __VA_ARGS__) \
+                             AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+
+namespace qat {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256;
+// Enough blocks to fill any GPU; the kernels stride over the rest.
+constexpr int64_t kMostBlocks = 1 << 16;
+
+inline int blocks_for(int64_t items, int64_t per_block) {
+  return static_cast<int>(std::min((items + per_block - 1) / per_block, kMostBlocks));
+}
+
+// One warp's share of a segment: elements at + lane, at + lane + 32, ...
+struct WarpSegment {
+  int64_t index;  // row * grid_cols + grid_col
+  int64_t block;
+  int64_t begin;
+  int64_t end;
+  int lane;
+};
+
+template <typename Visit>
+__global__ void visit_segments(BlockLayout layout, Visit visit) {
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int64_t index = first; index < layout.segments(); index += stride) {
+    const int64_t row = index / layout.grid_cols, col = index % layout.grid_cols;
+    const int64_t begin = layout.offset_of(row, col);
+    visit(WarpSegment{index, layout.block_of(row, col), begin,
+                      begin + layout.segment_length(col), lane});
+  }
+}
+
+// Must be called under a device guard. An empty layout launches nothing.
+template <typename Visit>
+void launch_segments(const BlockLayout& layout, const Visit& visit) {
+  if (layout.rows == 0 || layout.cols == 0) return;
+  visit_segments<<<blocks_for(layout.segments(), kThreads / kWarp), kThreads, 0,
+                   c10::cuda::getCurrentCUDAStream()>>>(layout, visit);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// A butterfly: every lane ends with the same value, added in the same order every run.
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+__device__ __forceinline__ float warp_min(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = fminf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
+
+// Parameters of a block whose finite elements span [low, high]; low > high when it has none.
+__device__ __forceinline__ QParams qparams_of_span(float low, float high, Grid grid, int bits,
+                                                   c10::ScalarType dtype) {
+  return low > high ? qparams_of(0.0f, 0.0f, grid, bits, dtype)
+                    : qparams_of(low, high, grid, bits, dtype);
+}
+
+inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
+}
+template <typename scalar_t>
+const scalar_t* data_or_null(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<scalar_t>() : nullptr;
+}
+
+}  // namespace qat

@@ -1,0 +1,74 @@
+#include "ops/fake_quantize.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "ops/checks.h"
+
+namespace qat {
+
+void check_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
+                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                         int64_t quant_min, int64_t quant_max) {
+  check_input("fake_quantize", x);
+  check_block("fake_quantize", block);
+  check_range("fake_quantize", quant_min, quant_max);
+  check_qparams("fake_quantize", x, scale, zero_point, at::kChar, block);
+}
+
+at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale,
+                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                         int64_t quant_min, int64_t quant_max) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::fake_quantize", "")
+                             .typed<decltype(fake_quantize)>();
+  return op.call(x, scale, zero_point, block, quant_min, quant_max);
+}
+
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
+                                  const at::Tensor& scale,
+                                  const std::optional<at::Tensor>& zero_point,
+                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::_fake_quantize_backward", "")
+                             .typed<decltype(fake_quantize_backward)>();
+  return op.call(grad, x, scale, zero_point, block, quant_min, quant_max);
+}
+
+namespace {
+
+at::Tensor fake_quantize_meta(const at::Tensor& x, const at::Tensor& scale,
+                              const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                              int64_t quant_min, int64_t quant_max) {
+  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+  return at::empty_like(x, at::MemoryFormat::Contiguous);
+}
+
+at::Tensor fake_quantize_backward_meta(const at::Tensor& grad, const at::Tensor& x,
+                                       const at::Tensor& scale,
+                                       const std::optional<at::Tensor>& zero_point,
+                                       at::IntArrayRef block, int64_t quant_min,
+                                       int64_t quant_max) {
+  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+  check_gradient("fake_quantize", grad, x);
+  return at::empty_like(x, at::MemoryFormat::Contiguous);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(qat, m) {
+  m.def(
+      "fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, "
+      "int quant_max) -> Tensor");
+  m.def(
+      "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, "
+      "int[2] block, int quant_min, int quant_max) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(qat, Meta, m) {
+  m.impl("fake_quantize", &fake_quantize_meta);
+  m.impl("_fake_quantize_backward", &fake_quantize_backward_meta);
+}
+
+}  // namespace qat

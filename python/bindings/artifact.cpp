@@ -1,0 +1,32 @@
+#include "qat/artifact.h"
+
+#include "python/bindings/module.h"
+
+namespace qat::bindings {
+namespace {
+
+QuantizedWeights make_quantized_weights(const std::string& name, const QuantSpec& spec,
+                                        const at::Tensor& weight, const at::Tensor& scale,
+                                        const at::Tensor& zero_point, at::ScalarType dtype) {
+  return quantize_weights(name, spec, weight, scale, zero_point, dtype);
+}
+
+}  // namespace
+
+void def_artifact(py::module_& m) {
+  py::class_<QuantizedWeights>(m, "QuantizedWeights")
+      .def_readonly("name", &QuantizedWeights::name)
+      .def_readonly("weight", &QuantizedWeights::weight)
+      .def_readwrite("input", &QuantizedWeights::input)
+      .def_readonly("codes", &QuantizedWeights::codes)
+      .def_readonly("scale", &QuantizedWeights::scale)
+      .def_readonly("zero_point", &QuantizedWeights::zero_point)
+      .def_readwrite("input_scale", &QuantizedWeights::input_scale)
+      .def_readwrite("input_zero_point", &QuantizedWeights::input_zero_point)
+      .def_property_readonly("bits_per_weight", &bits_per_weight)
+      .def("dequantize", &dequantize_weights);
+  m.def("quantize_weights", &make_quantized_weights, py::arg("name"), py::arg("spec"),
+        py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"));
+}
+
+}  // namespace qat::bindings

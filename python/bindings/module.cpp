@@ -1,0 +1,14 @@
+// The extension torchqat._C: classes that an operator schema cannot carry. Operators are not bound
+// here; they arrive as torch.ops.qat when the library is loaded.
+
+#include "python/bindings/module.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("built_for_torch") = QAT_TORCH_VERSION;
+  qat::bindings::def_spec(m);
+  qat::bindings::def_recipe(m);
+  qat::bindings::def_plan(m);
+  qat::bindings::def_artifact(m);
+  qat::bindings::def_safetensors(m);
+  qat::bindings::def_formats(m);
+}

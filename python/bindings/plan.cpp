@@ -1,0 +1,48 @@
+#include "qat/plan.h"
+
+#include "python/bindings/module.h"
+#include "qat/schedule.h"
+
+namespace qat::bindings {
+
+void def_plan(py::module_& m) {
+  m.attr("FLOAT") = kFloat;
+  py::class_<LayerInfo>(m, "LayerInfo")
+      .def(py::init([](std::string name, std::string type, int64_t in_features, int64_t out_features,
+                       bool by_name_only) {
+             return LayerInfo{std::move(name), std::move(type), in_features, out_features, by_name_only};
+           }),
+           py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
+           py::arg("by_name_only") = false)
+      .def_readonly("name", &LayerInfo::name);
+  py::class_<LayerPlan>(m, "LayerPlan")
+      .def_readonly("name", &LayerPlan::name)
+      .def_readonly("in_features", &LayerPlan::in_features)
+      .def_readonly("out_features", &LayerPlan::out_features)
+      .def_readonly("weight", &LayerPlan::weight)
+      .def_readonly("input", &LayerPlan::input);
+  py::class_<Stage>(m, "Stage")
+      .def_readonly("until", &Stage::until)
+      .def_readonly("weight_bits", &Stage::weight_bits)
+      .def_readonly("input_bits", &Stage::input_bits);
+  py::class_<Plan>(m, "Plan")
+      .def_readonly("layers", &Plan::layers)
+      .def_readonly("stages", &Plan::stages)
+      .def_readonly("untouched", &Plan::untouched)
+      .def("__str__", &to_text);
+  py::class_<Schedule>(m, "BitSchedule")
+      .def(py::init([](const Plan& plan, Bound freeze_observers, int64_t total_steps) {
+             return Schedule(plan.stages, freeze_observers, total_steps);
+           }),
+           py::arg("plan"), py::arg("freeze_observers"), py::arg("total_steps"))
+      .def("stage_at", &Schedule::stage_at, py::arg("step"))
+      .def("weight_bits", &Schedule::weight_bits, py::arg("step"), py::arg("target"))
+      .def("input_bits", &Schedule::input_bits, py::arg("step"), py::arg("target"))
+      .def("observing", &Schedule::observing, py::arg("step"))
+      .def("boundaries", &Schedule::boundaries)
+      .def_property_readonly("total_steps", &Schedule::total_steps);
+  m.def("make_plan", &make_plan, py::arg("recipe"), py::arg("layers"));
+  m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));
+}
+
+}  // namespace qat::bindings

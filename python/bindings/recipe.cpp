@@ -1,0 +1,89 @@
+#include "qat/recipe.h"
+
+#include "python/bindings/module.h"
+
+namespace qat::bindings {
+namespace {
+
+void def_sections(py::module_& m) {
+  py::class_<Bound>(m, "Bound")
+      .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
+           py::arg("value"), py::arg("is_percent") = true)
+      .def("step_of", &Bound::step_of, py::arg("total_steps"));
+  py::class_<ScratchModel>(m, "ScratchModel")
+      .def_readonly("hidden_size", &ScratchModel::hidden_size)
+      .def_readonly("intermediate_size", &ScratchModel::intermediate_size)
+      .def_readonly("layers", &ScratchModel::layers)
+      .def_readonly("heads", &ScratchModel::heads)
+      .def_readonly("kv_heads", &ScratchModel::kv_heads)
+      .def_readonly("vocabulary", &ScratchModel::vocabulary)
+      .def_readonly("steps", &ScratchModel::steps)
+      .def_readonly("batch_size", &ScratchModel::batch_size)
+      .def_readonly("sequence_length", &ScratchModel::sequence_length)
+      .def_readonly("learning_rate", &ScratchModel::learning_rate);
+  py::class_<ModelSection>(m, "ModelSection")
+      .def_readwrite("path", &ModelSection::path)
+      .def_readwrite("dtype", &ModelSection::dtype)
+      .def_readwrite("scratch", &ModelSection::scratch);
+  py::class_<Samples>(m, "Samples")
+      .def_readwrite("samples", &Samples::samples)
+      .def_readwrite("sequence_length", &Samples::sequence_length);
+  py::class_<DataSection>(m, "DataSection")
+      .def_readwrite("train", &DataSection::train)
+      .def_readwrite("evaluation_path", &DataSection::evaluation_path)
+      .def_readonly("calibration", &DataSection::calibration)
+      .def_readonly("evaluation", &DataSection::evaluation);
+  py::class_<InitializeSection>(m, "InitializeSection")
+      .def_readwrite("method", &InitializeSection::method);
+  py::class_<DistillSection>(m, "DistillSection")
+      .def_readwrite("teacher", &DistillSection::teacher)
+      .def_readwrite("loss", &DistillSection::loss)
+      .def_readwrite("temperature", &DistillSection::temperature)
+      .def_readwrite("weight", &DistillSection::weight);
+  py::class_<EvaluateSection>(m, "EvaluateSection")
+      .def_readwrite("metrics", &EvaluateSection::metrics)
+      .def_readwrite("compare", &EvaluateSection::compare)
+      .def_readonly("accept_kl", &EvaluateSection::accept_kl)
+      .def_readonly("accept_perplexity_ratio", &EvaluateSection::accept_perplexity_ratio);
+}
+
+void def_train(py::module_& m) {
+  py::class_<TrainSection>(m, "TrainSection")
+      .def_readwrite("steps", &TrainSection::steps)
+      .def_readwrite("batch_size", &TrainSection::batch_size)
+      .def_readwrite("sequence_length", &TrainSection::sequence_length)
+      .def_readwrite("gradient_accumulation", &TrainSection::gradient_accumulation)
+      .def_readwrite("learning_rate", &TrainSection::learning_rate)
+      .def_readwrite("scale_learning_rate", &TrainSection::scale_learning_rate)
+      .def_readwrite("weight_decay", &TrainSection::weight_decay)
+      .def_readwrite("gradient_clip", &TrainSection::gradient_clip)
+      .def_readwrite("learning_rate_decay", &TrainSection::learning_rate_decay)
+      .def_readwrite("warmup", &TrainSection::warmup)
+      .def_readwrite("freeze_observers", &TrainSection::freeze_observers)
+      .def_readwrite("checkpoint_every", &TrainSection::checkpoint_every)
+      .def_readwrite("seed", &TrainSection::seed)
+      .def_readwrite("gradient_checkpointing", &TrainSection::gradient_checkpointing)
+      .def_readwrite("control", &TrainSection::control);
+}
+
+}  // namespace
+
+void def_recipe(py::module_& m) {
+  py::register_exception<RecipeError>(m, "RecipeError", PyExc_ValueError);
+  def_sections(m);
+  def_train(m);
+  py::class_<Recipe>(m, "Recipe")
+      .def_readonly("file", &Recipe::file)
+      .def_readonly("text", &Recipe::text)
+      .def_readwrite("model", &Recipe::model)
+      .def_readwrite("data", &Recipe::data)
+      .def_readwrite("initialize", &Recipe::initialize)
+      .def_readwrite("train", &Recipe::train)
+      .def_readwrite("distill", &Recipe::distill)
+      .def_readwrite("evaluate", &Recipe::evaluate)
+      .def_readwrite("exports", &Recipe::exports);
+  m.def("load_recipe", &load_recipe, py::arg("path"));
+  m.def("parse_recipe", &parse_recipe, py::arg("text"), py::arg("file") = "recipe");
+}
+
+}  // namespace qat::bindings

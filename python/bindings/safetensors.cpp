@@ -1,0 +1,15 @@
+#include "qat/safetensors.h"
+
+#include "python/bindings/module.h"
+
+namespace qat::bindings {
+
+void def_safetensors(py::module_& m) {
+  py::register_exception<FileError>(m, "FileError", PyExc_OSError);
+  m.def("save_safetensors", &save_safetensors, py::arg("path"), py::arg("tensors"),
+        py::arg("metadata") = Metadata{{"format", "pt"}});
+  m.def("load_safetensors", &load_safetensors, py::arg("path"));
+  m.def("check_safetensors", &check_safetensors, py::arg("path"));
+}
+
+}  // namespace qat::bindings

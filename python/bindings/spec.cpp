@@ -1,0 +1,74 @@
+#include "qat/spec.h"
+
+#include "ops/checks.h"
+#include "python/bindings/module.h"
+
+namespace qat::bindings {
+namespace {
+
+Granularity granularity_of(const std::string& name) {
+  for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
+                           Granularity::group, Granularity::block})
+    if (name == name_of(value)) return value;
+  throw std::invalid_argument("granularity must be tensor, channel, token, group or block, but is " + name + ".");
+}
+
+Range range_mode_of(const std::string& name) {
+  for (const auto value : {Range::minmax, Range::mse, Range::learned})
+    if (name == name_of(value)) return value;
+  throw std::invalid_argument("scale must be minmax, mse or learned, but is " + name + ".");
+}
+
+QuantSpec make_spec(int bits, const std::string& grid, const std::string& granularity,
+                    int64_t group_size, std::array<int64_t, 2> block, const std::string& scale,
+                    const std::string& scale_dtype, bool dynamic) {
+  check_bits("QuantSpec", bits);
+  QuantSpec spec{bits, parse_grid("QuantSpec", grid), granularity_of(granularity), group_size, block,
+                 range_mode_of(scale), parse_dtype(scale_dtype), dynamic};
+  if (spec.granularity == Granularity::group && group_size < 1)
+    throw std::invalid_argument("group_size must be positive for granularity group, but is " + std::to_string(group_size) + ".");
+  return spec;
+}
+
+py::tuple state_of(const QuantSpec& spec) {
+  return py::make_tuple(spec.bits, grid_name(spec.grid), name_of(spec.granularity), spec.group_size,
+                        spec.block, name_of(spec.range), name_of(spec.scale_dtype), spec.dynamic);
+}
+
+QuantSpec from_state(const py::tuple& state) {
+  return make_spec(state[0].cast<int>(), state[1].cast<std::string>(), state[2].cast<std::string>(),
+                   state[3].cast<int64_t>(), state[4].cast<std::array<int64_t, 2>>(),
+                   state[5].cast<std::string>(), state[6].cast<std::string>(), state[7].cast<bool>());
+}
+
+std::pair<int, int> integer_range(const QuantSpec& spec, int bits) {
+  const QuantRange range = quant_range(spec, bits);
+  return {static_cast<int>(range.min), static_cast<int>(range.max)};
+}
+
+}  // namespace
+
+void def_spec(py::module_& m) {
+  py::class_<QuantSpec>(m, "QuantSpec")
+      .def(py::init(&make_spec), py::arg("bits"), py::kw_only(), py::arg("grid") = "narrow",
+           py::arg("granularity") = "channel", py::arg("group_size") = 0,
+           py::arg("block") = std::array<int64_t, 2>{0, 0}, py::arg("scale") = "minmax",
+           py::arg("scale_dtype") = "bfloat16", py::arg("dynamic") = false)
+      .def_readonly("bits", &QuantSpec::bits)
+      .def_readonly("group_size", &QuantSpec::group_size)
+      .def_readonly("dynamic", &QuantSpec::dynamic)
+      .def_property_readonly("grid", [](const QuantSpec& spec) { return grid_name(spec.grid); })
+      .def_property_readonly("granularity", [](const QuantSpec& spec) { return name_of(spec.granularity); })
+      .def_property_readonly("scale", [](const QuantSpec& spec) { return name_of(spec.range); })
+      .def_property_readonly("scale_dtype", [](const QuantSpec& spec) { return name_of(spec.scale_dtype); })
+      .def_property_readonly("symmetric", &QuantSpec::symmetric)
+      .def_property_readonly("block", &block_shape)
+      .def("quant_range", &integer_range, py::arg("bits"))
+      .def("block_count", &block_count, py::arg("rows"), py::arg("cols"))
+      .def("__eq__", [](const QuantSpec& a, const QuantSpec& b) { return a == b; })
+      .def("__hash__", [](const QuantSpec& spec) { return py::hash(state_of(spec)); })
+      .def("__repr__", &describe)
+      .def(py::pickle(&state_of, &from_state));
+}
+
+}  // namespace qat::bindings

@@ -1,0 +1,48 @@
+"""Quantization-aware training for PyTorch: bit-width schedules, and exports that are bit for bit what training saw.
+
+The life cycle in five verbs::
+
+    recipe = torchqat.load_recipe("recipes/int4_qat.yaml")
+    model = torchqat.prepare(model, recipe)
+    torchqat.calibrate(model, batches)
+    schedule = torchqat.Schedule(model, recipe, total_steps=1000)
+    ...  # your loop; schedule.step() after optimizer.step()
+    torchqat.export(model, "out", format="compressed-tensors", tokenizer=tokenizer)
+    report = torchqat.verify("out", model)
+"""
+
+from torchqat import ops
+from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
+from torchqat.calibrate import calibrate
+from torchqat.convert import QuantizedWeights, convert
+from torchqat.errors import UserError
+from torchqat.evaluate import Evaluation, evaluate
+from torchqat.export import export
+from torchqat.linear import QuantLinear
+from torchqat.prepare import make_plan, prepare
+from torchqat.schedule import Schedule
+from torchqat.verify import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "FileError",
+    "QuantLinear",
+    "QuantSpec",
+    "QuantizedWeights",
+    "RecipeError",
+    "Schedule",
+    "UserError",
+    "Verification",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "make_plan",
+    "ops",
+    "parse_recipe",
+    "prepare",
+    "verify",
+]

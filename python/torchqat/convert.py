@@ -1,0 +1,32 @@
+"""``convert``: from a trained model to the codes and scales that exporters write."""
+
+import torch
+from torch import nn
+
+from torchqat._library import QuantizedWeights
+from torchqat.errors import UserError
+from torchqat.prepare import quant_layers
+
+__all__ = ["QuantizedWeights", "convert"]
+
+
+def convert(model: nn.Module, dtype: torch.dtype | None = None) -> list[QuantizedWeights]:
+    """The quantized weights of a prepared model, in model order.
+
+    Each holds ``codes`` int8 ``[out, in]``, ``scale`` ``[out, groups]`` in the dtype that is stored, and ``zero_point``
+    int8 or ``None``; ``dequantize()`` gives the weight that a reader computes.
+
+    Args:
+        model: A prepared model whose schedule, if it has one, has ended.
+        dtype: dtype of the checkpoint; by default that of each weight.
+
+    Raises:
+        UserError: Nothing is quantized, a weight is not finite, or ``dtype`` cannot hold the scales exactly.
+    """
+    layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
+    if not layers:
+        raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")
+    try:
+        return [layer.convert(name, dtype or layer.weight.dtype) for name, layer in layers]
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,161 @@
+"""Text on disk, and batches of its tokens that depend on nothing but a seed and a step."""
+
+import json
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchqat._library import Recipe
+from torchqat.errors import UserError
+
+STDLIB = "python-stdlib"
+_TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text")
+# Every n-th file is held out.
+_HELD_OUT = 10
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents held out from them."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def load_corpus(source: str, evaluation: str = "") -> Corpus:
+    """The documents of ``source``: a file or folder of text or jsonl, or ``python-stdlib``.
+
+    A folder is read in the order of its names; every tenth document is held out, or the last tenth of a single one. With
+    ``evaluation`` nothing is held out from ``source``.
+
+    Raises:
+        UserError: The source is missing, has no text, or a line of jsonl has no ``text``.
+    """
+    documents = _documents(source)
+    if evaluation:
+        return Corpus(documents, _documents(evaluation))
+    if len(documents) == 1:
+        text = documents[0]
+        cut = max(1, len(text) - len(text) // _HELD_OUT)
+        return Corpus([text[:cut]], [text[cut:]])
+    held_out = documents[_HELD_OUT // 2 :: _HELD_OUT] or documents[-1:]
+    kept = [document for index, document in enumerate(documents) if index % _HELD_OUT != _HELD_OUT // 2]
+    return Corpus(kept if len(documents) > _HELD_OUT // 2 else documents[:-1], held_out)
+
+
+def _documents(source: str) -> list[str]:
+    root = Path(sysconfig.get_paths()["stdlib"]) if source == STDLIB else Path(source)
+    if not root.exists():
+        raise UserError(f"data must be a file or folder that exists, or {STDLIB}, but is {source}.")
+    files = _stdlib_files(root) if source == STDLIB else _text_files(root)
+    documents = [text for file in files for text in _read(file) if text.strip()]
+    if not documents:
+        raise UserError(f"data must have text ({', '.join(_TEXT_SUFFIXES)}), but {source} has none.")
+    return documents
+
+
+def _stdlib_files(root: Path) -> list[Path]:
+    """The library's own modules: no tests, no installed packages, nothing generated as a table of data."""
+    skipped = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "encodings", "__pycache__"}
+    files = [f for f in root.rglob("*.py") if not skipped & set(f.relative_to(root).parts)]
+    return sorted(f for f in files if not f.name.startswith("_sysconfigdata") and "pydoc_data" not in f.parts)
+
+
+def _text_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
+    return _read_jsonl(file, text) if file.suffix == ".jsonl" else [text]
+
+
+def _read_jsonl(file: Path, text: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            document = None
+        if not isinstance(document, str):
+            raise UserError(f'{file}:{number}: a line of jsonl must be an object with a "text", but is {line[:80]}')
+        documents.append(document)
+    return documents
+
+
+class Batches:
+    """Random windows of a token stream. Batch ``step`` is a function of the seed and the step alone.
+
+    Args:
+        tokens: int64 ``[n]``.
+        batch_size: Rows.
+        sequence_length: Columns; at most ``n``.
+        seed: Any integer.
+    """
+
+    def __init__(self, tokens: Tensor, batch_size: int, sequence_length: int, seed: int):
+        if tokens.numel() < sequence_length:
+            raise UserError(
+                f"data must have at least sequence_length = {sequence_length} tokens, but has {tokens.numel()}."
+            )
+        self.tokens, self.batch_size, self.sequence_length, self.seed = tokens, batch_size, sequence_length, seed
+
+    def __getitem__(self, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        last = self.tokens.numel() - self.sequence_length
+        starts = torch.randint(0, last + 1, (self.batch_size,), generator=generator)
+        return self.tokens[starts[:, None] + torch.arange(self.sequence_length)]
+
+
+def windows(tokens: Tensor, samples: int, sequence_length: int, batch_size: int = 8) -> list[Tensor]:
+    """Up to ``samples`` windows spread evenly over ``tokens``, in batches ``[<= batch_size, sequence_length]``."""
+    if tokens.numel() < 2:
+        raise UserError(f"held-out data must have at least 2 tokens, but has {tokens.numel()}.")
+    length = min(sequence_length, tokens.numel())
+    count = min(samples, tokens.numel() // length)
+    stride = (tokens.numel() - length) // max(1, count - 1) if count > 1 else 0
+    rows = torch.stack([tokens[i * stride : i * stride + length] for i in range(count)])
+    return list(rows.split(batch_size))
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads: training batches, calibration batches and held-out batches."""
+
+    train: Batches
+    calibration: list[Tensor]
+    evaluation: list[Tensor]
+
+
+def tokenize(tokenizer, documents: list[str]) -> Tensor:
+    """All documents as one stream, int64 ``[n]``, the end-of-text token between them where there is one."""
+    end = tokenizer.eos_token_id
+    stream: list[int] = []
+    for ids in tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
+        stream.extend(ids)
+        if end is not None:
+            stream.append(end)
+    return torch.tensor(stream, dtype=torch.int64)
+
+
+def load_data(recipe: Recipe, corpus: Corpus, tokenizer) -> Data:
+    """The batches that ``recipe`` describes, from ``corpus``."""
+    train, settings = recipe.train, recipe.data
+    tokens = tokenize(tokenizer, corpus.train)
+    held_out = tokenize(tokenizer, corpus.held_out)
+    calibration = settings.calibration
+    return Data(
+        Batches(tokens, train.batch_size * train.gradient_accumulation, train.sequence_length, train.seed),
+        windows(tokens, calibration.samples, calibration.sequence_length),
+        windows(held_out, settings.evaluation.samples, settings.evaluation.sequence_length),
+    )

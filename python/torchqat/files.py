@@ -1,0 +1,87 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchqat.errors import UserError
+
+
+@contextmanager
+def pending_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; renamed onto it when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pending = path.with_name(f".{path.name}.pending-{os.getpid()}")
+    try:
+        yield pending
+        with open(pending, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(pending, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        pending.unlink(missing_ok=True)
+
+
+@contextmanager
+def pending_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill; takes its place when the block ends well, is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pending = path.with_name(f".{path.name}.pending-{os.getpid()}")
+    shutil.rmtree(pending, ignore_errors=True)
+    try:
+        pending.mkdir()
+        yield pending
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        if path.exists():
+            os.replace(path, old)
+        os.replace(pending, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(pending, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with pending_file(path) as pending:
+        pending.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON of ``path``; ``what`` names the file in the message when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} must be a readable JSON file, but {path} is not: {error}.") from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """``torch.save``, whole or not at all."""
+    with pending_file(path) as pending:
+        try:
+            torch.save(state, pending)
+        except RuntimeError as error:  # what torch raises for a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} must be a checkpoint of torchqat, but does not load: {error}.") from error
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the safetensors files of ``folder``."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

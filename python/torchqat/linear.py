@@ -1,0 +1,243 @@
+"""``QuantLinear``: a linear layer whose forward uses the numbers that a checkpoint will hold."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchqat import ops
+from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, quantize_weights
+
+
+class QuantLinear(nn.Linear):
+    """``nn.Linear`` with fake quantization of its weight and input.
+
+    The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
+    training adds is state where torch looks for it: ``weight_scale`` and ``weight_zero_point`` for searched (buffers)
+    or learned (parameters) scales, ``input_scale`` and ``input_zero_point`` for calibrated inputs.
+
+    Args:
+        linear: The layer to replace; its parameters are shared, not copied.
+        weight: How to quantize the weight, or ``None``.
+        input: How to quantize the input, or ``None``.
+        method: How searched and learned scales begin: ``rtn`` (from the range) or ``mse``.
+    """
+
+    def __init__(self, linear: nn.Linear, weight: QuantSpec | None, input: QuantSpec | None, method: str = "mse"):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.training = linear.training
+        self.weight_spec, self.input_spec = weight, input
+        self.weight_bits, self.input_bits = FLOAT, FLOAT
+        self.observing = False  # follow the input's range while training
+        self.calibrating = False  # follow it now, whatever the mode
+        self._register_weight_parameters()
+        self._register_input_parameters()
+        self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
+
+    def _register_weight_parameters(self) -> None:
+        spec = self.weight_spec
+        if spec is None or spec.scale == "minmax":
+            return
+        rows, cols = _grid(spec, self.out_features, self.in_features)
+        scale = torch.ones(rows, cols, device=self.weight.device)
+        zero_point = torch.zeros(rows, cols, device=self.weight.device)
+        if spec.scale == "mse":
+            self.register_buffer("weight_scale", scale)
+            self.register_buffer("weight_zero_point", zero_point.to(torch.int8))
+            return
+        self.weight_scale = nn.Parameter(scale)
+        self.weight_zero_point = None if spec.symmetric else nn.Parameter(zero_point)
+
+    def _register_input_parameters(self) -> None:
+        spec = self.input_spec
+        if spec is None or spec.dynamic:
+            return
+        self._input_scale_bits = spec.bits  # the width that input_scale was chosen for
+        device = self.weight.device
+        self.register_buffer("input_low", torch.zeros(1, 1, device=device))
+        self.register_buffer("input_high", torch.zeros(1, 1, device=device))
+        if spec.scale == "learned":
+            self.input_scale = nn.Parameter(torch.ones(1, 1, device=device))
+            self.input_zero_point = None if spec.symmetric else nn.Parameter(torch.zeros(1, 1, device=device))
+        else:
+            self.register_buffer("input_scale", torch.ones(1, 1, device=device))
+            self.register_buffer("input_zero_point", torch.zeros(1, 1, dtype=torch.int8, device=device))
+
+    # -- widths ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_bits(self, weight_bits: int, input_bits: int, method: str = "mse", derive: bool = True) -> bool:
+        """Set the widths in force; ``FLOAT`` switches off. Returns whether searched or learned scales were re-derived.
+
+        A changed weight width re-derives its scales from the master weight, never from rounded values. ``derive=False``
+        keeps them: they were loaded for that width.
+        """
+        weight_changed = weight_bits not in (self.weight_bits, FLOAT)
+        self.weight_bits, self.input_bits = weight_bits, input_bits
+        if self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT:
+            self._change_input_width(input_bits, derive)
+        if not derive:
+            return False
+        if not weight_changed or self.weight_spec is None or self.weight_spec.scale == "minmax":
+            return False
+        self.derive_weight_scale(method)
+        return True
+
+    @torch.no_grad()
+    def derive_weight_scale(self, method: str = "mse") -> None:
+        """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
+        spec = self.weight_spec
+        scale, zero_point = ops.choose_qparams(
+            self.weight, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
+        )
+        self.weight_scale.copy_(scale)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def derive_input_scale(self, values: Tensor | None = None, method: str = "minmax") -> None:
+        """Choose the input's scale from ``values``, by default the ends of the range observed so far."""
+        spec = self.input_spec
+        if values is None:
+            values = torch.cat([self.input_low, self.input_high], dim=1)
+        dtype = DTYPES[spec.scale_dtype]
+        scale, zero_point = ops.choose_qparams(values, (-1, -1), self._input_scale_bits, spec.grid, method, dtype)
+        self.input_scale.copy_(scale)
+        if self.input_zero_point is not None:
+            self.input_zero_point.copy_(zero_point)
+
+    def _change_input_width(self, bits: int, derive: bool) -> None:
+        """A range that is observed gives the new scale; one that was searched or learned is kept as it is."""
+        before, self._input_scale_bits = self._input_scale_bits, bits
+        if not derive or before == bits:
+            return
+        quant_min, quant_max = self.input_spec.quant_range(before)
+        zero = 0 if self.input_zero_point is None else self.input_zero_point
+        ends = [(end - zero) * self.input_scale for end in (quant_min, quant_max)]
+        self.derive_input_scale(None if self.input_spec.scale == "minmax" else torch.cat(ends, dim=1))
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight that the forward uses, ``[out, in]``, in the dtype of the master weight."""
+        if self.weight_bits == FLOAT:
+            return self.weight
+        return _fake_quantize(
+            self.weight,
+            self.weight_spec,
+            self.weight_bits,
+            self.weight_spec.scale == "minmax",
+            getattr(self, "weight_scale", None),
+            getattr(self, "weight_zero_point", None),
+        )
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        spec = self.input_spec
+        if spec is None:
+            return x
+        if not spec.dynamic and (self.calibrating or (self.observing and self.training)):
+            self.observe(x)
+        if self.input_bits == FLOAT:
+            return x
+        scale, zero_point = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+        return _fake_quantize(x, spec, self.input_bits, spec.dynamic, scale, zero_point)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Widen the observed input range to ``x``, ignoring what is not finite, and follow it unless it is learned."""
+        finite = x.detach()[torch.isfinite(x)]
+        if finite.numel() == 0:
+            return
+        low, high = torch.aminmax(finite.float())
+        self.input_low.copy_(torch.minimum(self.input_low, low))
+        self.input_high.copy_(torch.maximum(self.input_high, high))
+        if self.input_spec.scale == "minmax":
+            self.derive_input_scale()
+
+    # -- convert -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def stored_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32, rounded to its stored dtype) and zero point (int8) of the weight in force."""
+        spec = self.weight_spec
+        dtype = DTYPES[spec.scale_dtype]
+        if spec.scale == "minmax":
+            return ops.choose_qparams(self.weight, spec.block, self.weight_bits, spec.grid, "minmax", dtype)
+        if spec.scale == "mse":
+            return self.weight_scale, self.weight_zero_point
+        return ops.round_qparams(
+            self.weight_scale, self.weight_zero_point, *spec.quant_range(self.weight_bits), dtype
+        )
+
+    @torch.no_grad()
+    def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
+        """Codes and scales at the exported width, for a checkpoint in ``dtype``.
+
+        Raises:
+            ValueError: The weight is not finite, ``dtype`` cannot hold the scales, or a schedule has not ended.
+        """
+        if self.weight_bits != self.weight_spec.bits:
+            raise ValueError(
+                f"{name} must be at its exported width, int{self.weight_spec.bits}, but its schedule has it at "
+                f"{'float' if self.weight_bits == FLOAT else f'int{self.weight_bits}'}; finish the schedule first."
+            )
+        weights = quantize_weights(name, self.weight_spec, self.weight, *self.stored_qparams(), dtype)
+        spec = weights.input = self.input_spec
+        if spec is not None and not spec.dynamic:
+            scale, zero_point = self.input_scale, self.input_zero_point
+            if spec.scale == "learned":
+                scale, zero_point = ops.round_qparams(
+                    scale, zero_point, *spec.quant_range(spec.bits), DTYPES[spec.scale_dtype]
+                )
+            weights.input_scale = scale.reshape(1)
+            weights.input_zero_point = None if spec.symmetric else zero_point.reshape(1)
+        return weights
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        scales = {prefix + name for name in _STATE}
+        missing.extend(key for key in own if key not in scales)
+        if prefix + "weight_scale" in own and self.weight_bits != FLOAT:
+            self.derive_weight_scale()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
+
+
+_STATE = (
+    "weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_low", "input_high",
+)  # fmt: skip
+
+
+def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:
+    height, width = (size if side == -1 else side for side, size in zip(spec.block, (rows, cols), strict=True))
+    return math.ceil(rows / height), math.ceil(cols / width)
+
+
+def _search(method: str) -> str:
+    return "minmax" if method == "rtn" else method
+
+
+def _fake_quantize(
+    x: Tensor, spec: QuantSpec, bits: int, dynamic: bool, scale: Tensor | None, zero_point: Tensor | None
+) -> Tensor:
+    """The one choice between found, given and learned scales."""
+    if dynamic:
+        return ops.fake_quantize_dynamic(x, spec.block, bits, spec.grid, DTYPES[spec.scale_dtype])[0]
+    quant_min, quant_max = spec.quant_range(bits)
+    if spec.scale != "learned":
+        return ops.fake_quantize(x, scale, zero_point, spec.block, quant_min, quant_max)
+    # LSQ's factor, numerics.md (11). An input counts the features of one token, not the batch.
+    elements = x.shape[-1] if spec.granularity == "tensor" and x.dim() > 2 else x.numel() / scale.numel()
+    return ops.fake_quantize_learned(
+        x, scale, zero_point, spec.block, quant_min, quant_max, DTYPES[spec.scale_dtype],
+        1.0 / math.sqrt(elements * quant_max),
+    )  # fmt: skip

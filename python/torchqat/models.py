@@ -1,0 +1,71 @@
+"""Loading causal language models and their tokenizers, from a folder or, where there is network, from the hub."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from torchqat._library import DTYPES, FileError, check_safetensors
+from torchqat.errors import UserError
+
+
+def load_model(path: str, dtype: str = "float32") -> nn.Module:
+    """A causal language model in evaluation mode.
+
+    Args:
+        path: A folder with ``config.json`` and safetensors, or a hub id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        UserError: There is no such folder and the hub cannot be reached, a file is damaged, or the folder does not hold a
+            causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    except Exception as error:
+        raise UserError(_why(path, error)) from error
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"The weights of {path} must be finite, but {name} has NaN or infinite elements.")
+    return model.eval()
+
+
+def load_tokenizer(path: str):
+    """The tokenizer of a folder or hub id."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise UserError(f"{path} must have a tokenizer that transformers can load, but {_first_line(error)}") from error
+
+
+def _check_folder(path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_file() or path.startswith((".", "/", "~")):
+            raise UserError(f"model must be a folder that exists or a hub id, but {path} is not a folder.")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model must be a Hugging Face folder with a config.json, but {path} has none.")
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            check_safetensors(str(file))
+    except FileError as error:
+        raise UserError(str(error)) from error
+
+
+def _why(path: str, error: Exception) -> str:
+    if Path(path).is_dir():
+        return f"model must be a causal language model that transformers can load, but {path} is not: {_first_line(error)}"
+    return (
+        f"model must be a folder that exists or a hub id, but {path} is no folder here and could not be fetched from the "
+        f"hub: {_first_line(error)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,86 @@
+"""``prepare``: put a plan into a model. It decides nothing; the plan does."""
+
+from torch import nn
+
+from torchqat._library import LayerInfo, Plan, Recipe
+from torchqat._library import make_plan as _make_plan
+from torchqat.errors import UserError
+from torchqat.linear import QuantLinear
+
+
+def linear_layers(model: nn.Module) -> list[LayerInfo]:
+    """The linear layers of ``model`` as the planner wants them, in model order.
+
+    Output heads and layers whose weight is tied to another module are marked so that only a rule with their full name
+    reaches them.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [
+        LayerInfo(
+            name,
+            "Linear",
+            module.in_features,
+            module.out_features,
+            by_name_only=module is head or name.split(".")[-1] == "lm_head" or id(module.weight) in embeddings,
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """What ``recipe`` means for ``model``: per layer the specs, and the stages of the schedule. ``print`` it.
+
+    Raises:
+        RecipeError: A rule matches no layer, or a group does not divide one.
+    """
+    return _make_plan(recipe, linear_layers(model))
+
+
+def prepare(model: nn.Module, recipe: Recipe | Plan, method: str | None = None) -> nn.Module:
+    """Replace the planned ``nn.Linear`` layers of ``model`` by ``QuantLinear``, in place, and return it.
+
+    Parameters are shared and keep their names, so optimizers built before, ``state_dict`` and checkpoints go on
+    working. Without a ``Schedule`` the layers train at their exported widths from the start.
+
+    Args:
+        model: Any module; weights finite.
+        recipe: A recipe, or a plan made from one.
+        method: How searched and learned scales begin, ``rtn`` or ``mse``; the recipe's ``initialize.method`` when
+            ``None``, ``mse`` for a bare plan.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        UserError: A weight is not finite (the layer is named), or the model is prepared already.
+    """
+    plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
+    method = method or (recipe.initialize.method if isinstance(recipe, Recipe) else "mse")
+    if any(isinstance(module, QuantLinear) for module in model.modules()):
+        raise UserError("The model must not be prepared already, but has QuantLinear layers.")
+    modules = dict(model.named_modules())
+    for layer in plan.layers:
+        _check_finite(layer.name, modules[layer.name])
+    for layer in plan.layers:
+        parent, _, leaf = layer.name.rpartition(".")
+        setattr(modules[parent], leaf, QuantLinear(modules[layer.name], layer.weight, layer.input, method))
+    model.qat_plan = plan
+    return model
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that ``model`` was prepared with."""
+    if not hasattr(model, "qat_plan"):
+        raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
+    return model.qat_plan
+
+
+def quant_layers(model: nn.Module) -> list[tuple[str, QuantLinear]]:
+    """The prepared layers and their names, in model order."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLinear)]
+
+
+def _check_finite(name: str, module: nn.Linear) -> None:
+    bad = int((~module.weight.detach().isfinite()).sum())
+    if bad:
+        raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")

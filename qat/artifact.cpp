@@ -1,0 +1,49 @@
+#include "qat/artifact.h"
+
+#include <ATen/Functions.h>
+
+#include <stdexcept>
+
+#include "ops/quantize.h"
+
+namespace qat {
+
+QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
+                                  const at::Tensor& weight, const at::Tensor& scale,
+                                  const at::Tensor& zero_point, at::ScalarType dtype) {
+  const at::Tensor master = weight.detach();
+  const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
+  if (bad != 0)
+    throw std::invalid_argument("The weight of " + name + " must be finite, but has " +
+                                std::to_string(bad) + " elements that are NaN or infinite.");
+  const at::Tensor stored = scale.detach().to(dtype);
+  if (!at::equal(stored.to(at::kFloat), scale.detach()))
+    throw std::invalid_argument(
+        "The scales of " + name + " were trained in " + name_of(spec.scale_dtype) +
+        ", which a checkpoint in " + name_of(dtype) +
+        " cannot hold exactly; set scale_dtype to " + name_of(dtype) + " or export in " +
+        name_of(spec.scale_dtype) + " or float32.");
+  const QuantRange range = quant_range(spec, spec.bits);
+  QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
+  result.codes = quantize(master, scale.detach(), zero_point, block_shape(spec),
+                          static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+  if (!spec.symmetric()) result.zero_point = zero_point.detach();
+  return result;
+}
+
+at::Tensor dequantize_weights(const QuantizedWeights& weights) {
+  return dequantize(weights.codes, weights.scale.to(at::kFloat), weights.zero_point,
+                    block_shape(weights.weight), weights.scale.scalar_type());
+}
+
+int stored_bits(const QuantSpec& spec) { return spec.bits <= 2 ? 2 : spec.bits <= 4 ? 4 : 8; }
+
+double bits_per_weight(const QuantizedWeights& weights) {
+  const int bits = stored_bits(weights.weight);
+  const double per_block = 8.0 * static_cast<double>(weights.scale.element_size()) +
+                           (weights.zero_point ? bits : 0);
+  return bits + per_block * static_cast<double>(weights.scale.numel()) /
+                    static_cast<double>(weights.codes.numel());
+}
+
+}  // namespace qat

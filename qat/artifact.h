@@ -1,0 +1,49 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "qat/spec.h"
+
+namespace qat {
+
+// What training hands to every exporter: one linear layer in the numbers that its forward used.
+//
+//   codes        int8 [out, in], in the range of the weight's grid
+//   scale        [grid_rows, grid_cols], in the dtype that the checkpoint stores
+//   zero_point   int8, shaped like `scale`; none on a symmetric grid
+//   input_scale  float32 [1] and input_zero_point int8 [1], for calibrated inputs only
+//
+// The weight is (codes - zero_point) * scale, rounded once to the dtype of `scale`.
+struct QuantizedWeights {
+  std::string name;
+  QuantSpec weight;
+  std::optional<QuantSpec> input;
+  at::Tensor codes;
+  at::Tensor scale;
+  std::optional<at::Tensor> zero_point;
+  std::optional<at::Tensor> input_scale;
+  std::optional<at::Tensor> input_zero_point;
+};
+
+// Codes of `weight` [out, in] under the parameters that training used (float32 scale already rounded
+// to weight_spec.scale_dtype, int8 zero point), the scale cast to `dtype`, in which the checkpoint
+// stores it. Throws std::invalid_argument, naming the layer, when the weight has elements that are not
+// finite, or when `dtype` cannot hold the scales exactly: training and deployment would then differ.
+QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
+                                  const at::Tensor& weight, const at::Tensor& scale,
+                                  const at::Tensor& zero_point, at::ScalarType dtype);
+
+// The weight that a reader of the checkpoint computes, [out, in] in the dtype of the scale.
+at::Tensor dequantize_weights(const QuantizedWeights& weights);
+
+// The width that checkpoints store: 2, 4 or 8, the narrowest that holds the codes.
+int stored_bits(const QuantSpec& spec);
+
+// Bits that a checkpoint spends on the weight, scales and zero points included, per element.
+double bits_per_weight(const QuantizedWeights& weights);
+
+}  // namespace qat

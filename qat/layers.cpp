@@ -1,0 +1,167 @@
+#include "qat/layers.h"
+
+#include <ATen/Functions.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "ops/checks.h"
+#include "ops/choose_qparams.h"
+#include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/fake_quantize_learned.h"
+
+namespace qat {
+namespace {
+
+struct Ends {
+  int64_t min;
+  int64_t max;
+};
+
+Ends integer_ends(const QuantSpec& spec, int bits) {
+  const QuantRange range = quant_range(spec, bits);
+  return {static_cast<int64_t>(range.min), static_cast<int64_t>(range.max)};
+}
+
+// LSQ: 1 / sqrt(elements under one scale * largest level), numerics.md (11).
+double gradient_scale(const at::Tensor& weight, const at::Tensor& scale, int64_t quant_max) {
+  const double elements = static_cast<double>(weight.numel()) / static_cast<double>(scale.numel());
+  return 1.0 / std::sqrt(elements * static_cast<double>(quant_max));
+}
+
+}  // namespace
+
+void WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method) {
+  if (bits == bits_) return;
+  bits_ = bits;
+  if (bits == kFloat || spec_.range == Range::minmax) return;
+  const at::NoGradGuard no_grad;
+  auto [scale, zero_point] = choose_qparams(weight, block_shape(spec_), bits, grid_name(spec_.grid),
+                                            method, spec_.scale_dtype);
+  const bool learned = spec_.range == Range::learned;
+  if (learned && !spec_.symmetric()) zero_point = zero_point.to(at::kFloat);
+  if (scale_.defined()) {
+    scale_.copy_(scale);
+    zero_point_.copy_(zero_point);
+    return;
+  }
+  scale_ = scale.requires_grad_(learned);
+  zero_point_ = zero_point;
+  if (learned && !spec_.symmetric()) zero_point_.requires_grad_(true);
+}
+
+at::Tensor WeightQuantizer::operator()(const at::Tensor& weight) const {
+  if (bits_ == kFloat) return weight;
+  const auto block = block_shape(spec_);
+  if (spec_.range == Range::minmax)
+    return std::get<0>(fake_quantize_dynamic(weight, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
+  const Ends ends = integer_ends(spec_, bits_);
+  if (spec_.range == Range::mse)
+    return fake_quantize(weight, scale_, zero_point_, block, ends.min, ends.max);
+  const auto zero_point = spec_.symmetric() ? std::nullopt : std::optional(zero_point_);
+  return fake_quantize_learned(weight, scale_, zero_point, block, ends.min, ends.max,
+                               spec_.scale_dtype, gradient_scale(weight, scale_, ends.max));
+}
+
+std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
+  const at::NoGradGuard no_grad;
+  if (spec_.range == Range::minmax)
+    return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), "minmax",
+                          spec_.scale_dtype);
+  if (spec_.range == Range::mse) return {scale_, zero_point_};
+  const Ends ends = integer_ends(spec_, bits_);
+  return round_qparams(scale_, spec_.symmetric() ? std::nullopt : std::optional(zero_point_),
+                       ends.min, ends.max, spec_.scale_dtype);
+}
+
+at::Tensor QuantLinearImpl::quantize_input(const at::Tensor& x) {
+  if (observing && input_ && !input_->dynamic) observer_.observe(x);
+  if (!input_ || input_bits_ == kFloat) return x;
+  const auto block = block_shape(*input_);
+  if (input_->dynamic)
+    return std::get<0>(
+        fake_quantize_dynamic(x, block, input_bits_, grid_name(input_->grid), input_->scale_dtype));
+  const auto [scale, zero_point] = observer_.qparams(*input_, input_bits_);
+  const Ends ends = integer_ends(*input_, input_bits_);
+  return fake_quantize(x, scale, zero_point, block, ends.min, ends.max);
+}
+
+at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
+  return at::linear(quantize_input(x), weight_ ? (*weight_)(weight) : weight, bias);
+}
+
+void QuantLinearImpl::prepare(const LayerPlan& plan, const std::string& method) {
+  if (!at::isfinite(weight).all().item<bool>())
+    throw std::invalid_argument("The weight of " + plan.name +
+                                " must be finite, but has elements that are NaN or infinite.");
+  if (plan.weight) weight_.emplace(*plan.weight);
+  input_ = plan.input;
+  set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat, method);
+  if (!plan.weight || plan.weight->range != Range::learned) return;
+  register_parameter("weight_scale", weight_->scale());
+  if (!plan.weight->symmetric()) register_parameter("weight_zero_point", weight_->zero_point());
+}
+
+void QuantLinearImpl::set_bits(int weight_bits, int input_bits, const std::string& method) {
+  if (weight_) weight_->set_bits(weight_bits, weight, method);
+  input_bits_ = input_bits;
+}
+
+QuantizedWeights QuantLinearImpl::convert(const std::string& name, at::ScalarType dtype) const {
+  const auto [scale, zero_point] = weight_->qparams(weight);
+  QuantizedWeights converted =
+      quantize_weights(name, weight_->spec(), weight, scale, zero_point, dtype);
+  converted.input = input_;
+  if (input_ && !input_->dynamic) {
+    const auto [input_scale, input_zero_point] = observer_.qparams(*input_, input_->bits);
+    converted.input_scale = input_scale.view({1});
+    if (!input_->symmetric()) converted.input_zero_point = input_zero_point.view({1});
+  }
+  return converted;
+}
+
+std::vector<LayerInfo> linear_layers(const torch::nn::Module& module) {
+  std::vector<LayerInfo> layers;
+  for (const auto& item : module.named_modules("", /*include_self=*/false))
+    if (const auto* layer = dynamic_cast<const QuantLinearImpl*>(item.value().get()))
+      layers.push_back({item.key(), "Linear", layer->options.in_features(),
+                        layer->options.out_features(), false});
+  return layers;
+}
+
+void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method) {
+  const auto modules = module.named_modules();
+  for (const LayerPlan& layer : plan.layers) {
+    auto* found = modules.contains(layer.name)
+                      ? dynamic_cast<QuantLinearImpl*>(modules[layer.name].get())
+                      : nullptr;
+    if (!found)
+      throw std::invalid_argument("The plan names " + layer.name +
+                                  ", which must be a qat::QuantLinear of the module, but is not.");
+    found->prepare(layer, method);
+  }
+}
+
+void apply_schedule(torch::nn::Module& module, const Schedule& schedule, int64_t step) {
+  for (const auto& child : module.modules()) {
+    auto* layer = dynamic_cast<QuantLinearImpl*>(child.get());
+    if (!layer) continue;
+    const auto& weight = layer->weight_quantizer();
+    const auto& input = layer->input_spec();
+    layer->set_bits(weight ? schedule.weight_bits(step, weight->spec().bits) : kFloat,
+                    input ? schedule.input_bits(step, input->bits) : kFloat, "mse");
+    layer->observing = schedule.observing(step);
+  }
+}
+
+std::vector<QuantizedWeights> convert(const torch::nn::Module& module, at::ScalarType dtype) {
+  std::vector<QuantizedWeights> converted;
+  for (const auto& item : module.named_modules()) {
+    const auto* layer = dynamic_cast<const QuantLinearImpl*>(item.value().get());
+    if (layer && layer->weight_quantizer()) converted.push_back(layer->convert(item.key(), dtype));
+  }
+  return converted;
+}
+
+}  // namespace qat

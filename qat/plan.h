@@ -1,0 +1,50 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "qat/recipe.h"
+
+namespace qat {
+
+// A linear layer as the planner sees it.
+struct LayerInfo {
+  std::string name;
+  std::string type;
+  int64_t in_features = 0;
+  int64_t out_features = 0;
+  bool by_name_only = false;  // an output head or a tied weight: only a rule with its full name asks
+};
+
+struct LayerPlan {
+  std::string name;
+  int64_t in_features = 0;
+  int64_t out_features = 0;
+  std::optional<QuantSpec> weight;
+  std::optional<QuantSpec> input;
+};
+
+// The joint between recipe and model: what happens to each layer, and when. Computed from the recipe
+// and the layers' names and shapes alone.
+struct Plan {
+  std::vector<LayerPlan> layers;  // those with a weight or an input to quantize, in model order
+  std::vector<Stage> stages;      // never empty; the last one ends the run at the layers' own widths
+  int64_t untouched = 0;          // linear layers that stay in floating point
+};
+
+// Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer, a group or
+// block that does not divide a layer (named), and a schedule that does not end at a layer's width.
+Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers);
+
+// The same plan with every weight at `bits`, range minmax, inputs as they are, and no schedule: plain
+// rounding, for comparison.
+Plan naive_plan(const Plan& plan, int bits);
+
+// True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.
+bool matches(const std::string& match, const LayerInfo& layer);
+
+// A table for people: one line a layer, then one line a stage.
+std::string to_text(const Plan& plan);
+
+}  // namespace qat

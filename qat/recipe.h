@@ -1,0 +1,154 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "qat/spec.h"
+
+namespace qat {
+
+// A place in a recipe; line and column count from 1.
+struct Place {
+  int line = 1;
+  int column = 1;
+};
+
+struct Problem {
+  Place place;
+  std::string text;  // "schedule[1].weight must be ..., but is ..."
+};
+
+// Every problem of a recipe, one "file:line:column: sentence" a line.
+class RecipeError : public std::runtime_error {
+ public:
+  RecipeError(const std::string& file, std::vector<Problem> problems);
+  const std::vector<Problem>& problems() const { return problems_; }
+
+ private:
+  std::vector<Problem> problems_;
+};
+
+// A point of the run: a share of its steps, or a step.
+struct Bound {
+  bool is_percent = true;
+  double value = 100.0;
+
+  int64_t step_of(int64_t total_steps) const;
+  bool operator==(const Bound& other) const = default;
+};
+
+// Bits of one rung of a ladder: kFloat leaves the tensor alone, kTarget takes the layer's own width.
+constexpr int kFloat = 0;
+constexpr int kTarget = -1;
+
+struct Stage {
+  Bound until;
+  int weight_bits = kTarget;
+  int input_bits = kTarget;
+  Place place;
+};
+
+// What a rule says of one tensor of the layers it matches.
+struct Choice {
+  bool given = false;
+  std::optional<QuantSpec> spec;  // none: leave it in floating point
+};
+
+struct Rule {
+  std::string match;  // a glob on module names, "re:<regex>" or "type:<class>"
+  Choice weight;
+  Choice input;
+  Place place;
+};
+
+// A small Llama that the run trains by itself before it quantizes it.
+struct ScratchModel {
+  int64_t hidden_size = 256;
+  int64_t intermediate_size = 704;
+  int64_t layers = 6;
+  int64_t heads = 8;
+  int64_t kv_heads = 4;
+  int64_t vocabulary = 4096;
+  int64_t steps = 400;
+  int64_t batch_size = 8;
+  int64_t sequence_length = 256;
+  double learning_rate = 2e-3;
+};
+
+struct ModelSection {
+  std::string path;  // a folder or a hub id; empty when `scratch` is given or --model will say
+  std::string dtype = "float32";
+  std::optional<ScratchModel> scratch;
+};
+
+struct Samples {
+  int64_t samples = 64;
+  int64_t sequence_length = 256;
+};
+
+struct DataSection {
+  std::string train;  // a file or folder of text or jsonl, or "python-stdlib"; empty: --data says
+  std::string evaluation_path;  // empty: held out from `train`
+  Samples calibration;
+  Samples evaluation;
+};
+
+struct InitializeSection {
+  std::string method = "mse";  // how searched and learned scales begin: rtn or mse
+};
+
+struct TrainSection {
+  int64_t steps = 300;
+  int64_t batch_size = 8;
+  int64_t sequence_length = 256;
+  int64_t gradient_accumulation = 1;
+  double learning_rate = 2e-4;
+  double scale_learning_rate = 1e-4;
+  double weight_decay = 0.0;
+  double gradient_clip = 1.0;
+  std::string learning_rate_decay = "cosine";
+  Bound warmup{true, 5.0};
+  Bound freeze_observers{true, 80.0};
+  int64_t checkpoint_every = 50;
+  int64_t seed = 0;
+  bool gradient_checkpointing = false;
+  bool control = false;  // also fine-tune the float model for as long, and report it
+};
+
+struct DistillSection {
+  std::string teacher = "original";
+  std::string loss = "forward_kl";  // or cross_entropy
+  double temperature = 1.0;
+  double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
+};
+
+struct EvaluateSection {
+  std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
+  std::vector<int> compare;  // bit-widths to round to without training, for comparison
+  std::optional<double> accept_kl;
+  std::optional<double> accept_perplexity_ratio;
+};
+
+struct Recipe {
+  std::string file;
+  std::string text;
+  int64_t version = 1;
+  ModelSection model;
+  DataSection data;
+  std::vector<Rule> layers;
+  InitializeSection initialize;
+  std::vector<Stage> schedule;
+  TrainSection train;
+  DistillSection distill;
+  EvaluateSection evaluate;
+  std::vector<std::string> exports;  // the key `export`
+};
+
+// Both throw RecipeError with every problem at once. `file` names the text in messages.
+Recipe load_recipe(const std::string& path);
+Recipe parse_recipe(const std::string& text, const std::string& file);
+
+}  // namespace qat

@@ -1,0 +1,77 @@
+#include "qat/spec.h"
+
+#include <c10/core/ScalarType.h>
+
+#include <stdexcept>
+
+#include "ops/blocks.h"
+#include "ops/checks.h"
+
+namespace qat {
+
+std::array<int64_t, 2> block_shape(const QuantSpec& spec) {
+  switch (spec.granularity) {
+    case Granularity::tensor: return {-1, -1};
+    case Granularity::channel:
+    case Granularity::token: return {1, -1};
+    case Granularity::group: return {1, spec.group_size};
+    case Granularity::block: return spec.block;
+  }
+  return {-1, -1};
+}
+
+int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
+  const auto block = block_shape(spec);
+  const BlockLayout layout = make_layout(rows, cols, block[0], block[1]);
+  return layout.grid_rows * layout.grid_cols;
+}
+
+QuantRange quant_range(const QuantSpec& spec, int bits) { return range_of(spec.grid, bits); }
+
+std::string describe(const QuantSpec& spec) {
+  std::string text = "int" + std::to_string(spec.bits) + " " + name_of(spec.granularity);
+  if (spec.granularity == Granularity::group) text += " " + std::to_string(spec.group_size);
+  if (spec.granularity == Granularity::block)
+    text += " " + std::to_string(spec.block[0]) + "x" + std::to_string(spec.block[1]);
+  text += std::string(" ") + grid_name(spec.grid) + ", ";
+  text += spec.dynamic ? "dynamic" : name_of(spec.range);
+  return text + " scale in " + name_of(spec.scale_dtype);
+}
+
+const char* name_of(Granularity granularity) {
+  switch (granularity) {
+    case Granularity::tensor: return "tensor";
+    case Granularity::channel: return "channel";
+    case Granularity::token: return "token";
+    case Granularity::group: return "group";
+    case Granularity::block: return "block";
+  }
+  return "unknown";
+}
+
+const char* name_of(Range range) {
+  switch (range) {
+    case Range::minmax: return "minmax";
+    case Range::mse: return "mse";
+    case Range::learned: return "learned";
+  }
+  return "unknown";
+}
+
+const char* name_of(c10::ScalarType dtype) {
+  switch (dtype) {
+    case c10::ScalarType::Float: return "float32";
+    case c10::ScalarType::BFloat16: return "bfloat16";
+    case c10::ScalarType::Half: return "float16";
+    default: return c10::toString(dtype);
+  }
+}
+
+c10::ScalarType parse_dtype(const std::string& name) {
+  if (name == "float32") return c10::ScalarType::Float;
+  if (name == "bfloat16") return c10::ScalarType::BFloat16;
+  if (name == "float16") return c10::ScalarType::Half;
+  throw std::invalid_argument("dtype must be float32, bfloat16 or float16, but is " + name + ".");
+}
+
+}  // namespace qat

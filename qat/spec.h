@@ -1,0 +1,57 @@
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ops/qparams.h"
+
+namespace qat {
+
+enum class Granularity { tensor, channel, token, group, block };
+
+// Where the scale of a block comes from.
+enum class Range {
+  minmax,   // the block's smallest and largest element, found anew in every forward
+  mse,      // a search for the least squared error, when bits change; fixed in between
+  learned,  // a parameter, trained with the weights (LSQ)
+};
+
+// How one tensor of a layer is quantized: a plain value. `bits` is the width that is exported; a
+// schedule may train with more.
+struct QuantSpec {
+  int bits = 8;
+  Grid grid = Grid::narrow;
+  Granularity granularity = Granularity::channel;
+  int64_t group_size = 0;               // columns, for Granularity::group
+  std::array<int64_t, 2> block{0, 0};   // rows and columns, for Granularity::block
+  Range range = Range::minmax;
+  c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
+  bool dynamic = false;                 // inputs: a scale per call rather than a calibrated one
+
+  bool symmetric() const { return grid != Grid::asymmetric; }
+  bool operator==(const QuantSpec& other) const = default;
+};
+
+// The block shape that the operators take (ops/blocks.h).
+std::array<int64_t, 2> block_shape(const QuantSpec& spec);
+
+// The number of blocks of a matrix [rows, cols] under `spec`.
+int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
+
+// Inclusive integer ends of the grid at `bits`, which a schedule may set above spec.bits.
+QuantRange quant_range(const QuantSpec& spec, int bits);
+
+// One line, such as "int4 group 128 narrow, learned scale in bfloat16".
+std::string describe(const QuantSpec& spec);
+
+// Names as recipes spell them; the parsers throw std::invalid_argument with the allowed ones.
+const char* name_of(Granularity granularity);
+const char* name_of(Range range);
+const char* name_of(c10::ScalarType dtype);
+c10::ScalarType parse_dtype(const std::string& name);
+
+}  // namespace qat

@@ -1,0 +1,115 @@
+#include "qat/spec_reader.h"
+
+namespace qat {
+namespace {
+
+const std::vector<std::string> kDtypes{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
+
+int bits_of(const std::string& dtype) {
+  for (const auto& known : kDtypes)
+    if (dtype == known) return dtype.back() - '0';
+  return kTarget;
+}
+
+Granularity parse_granularity(const std::string& name) {
+  for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
+                           Granularity::group, Granularity::block})
+    if (name == name_of(value)) return value;
+  return Granularity::tensor;
+}
+
+Range parse_range(const std::string& name) {
+  return name == "learned" ? Range::learned : name == "mse" ? Range::mse : Range::minmax;
+}
+
+void read_grid(YamlSection& section, QuantSpec& spec) {
+  const bool symmetric = section.boolean("symmetric", true);
+  const std::string grid = section.one_of("grid", "narrow", {"narrow", "full", "signed"});
+  if (!symmetric && section.has("grid"))
+    section.reject("grid", "must not be given when symmetric is false");
+  spec.grid = !symmetric           ? Grid::asymmetric
+              : grid == "full"     ? Grid::full
+              : grid == "signed"   ? Grid::extreme
+                                   : Grid::narrow;
+}
+
+void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
+  const std::string fallback = section.has("group_size") ? "group"
+                               : section.has("block")    ? "block"
+                                                         : "channel";
+  spec.granularity = parse_granularity(
+      section.one_of("granularity", fallback, {"tensor", "channel", "group", "block"}));
+  spec.group_size = section.integer("group_size", 0, 1, 1 << 20);
+  if (spec.granularity == Granularity::group && spec.group_size == 0 && !section.has("group_size"))
+    section.reject("group_size", "must be given for granularity group");
+  if (spec.granularity != Granularity::group && section.has("group_size"))
+    section.reject("group_size", std::string("must not be given for granularity ") +
+                                     name_of(spec.granularity));
+  const auto sides = section.list("block");
+  if (spec.granularity == Granularity::block) {
+    const bool valid = sides.size() == 2 && YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
+                       YAML::convert<int64_t>::decode(sides[1], spec.block[1]) &&
+                       spec.block[0] > 0 && spec.block[1] > 0;
+    if (!valid) section.reject("block", "must be two positive sides, such as [128, 128]");
+  } else if (section.has("block")) {
+    section.reject("block", std::string("must not be given for granularity ") +
+                                name_of(spec.granularity));
+  }
+}
+
+void read_input_granularity(YamlSection& section, QuantSpec& spec) {
+  spec.granularity = parse_granularity(section.one_of("granularity", "token", {"token", "tensor"}));
+  const bool token = spec.granularity == Granularity::token;
+  spec.dynamic = section.boolean("dynamic", token);
+  if (token && !spec.dynamic) section.reject("dynamic", "must be true for granularity token");
+  if (spec.dynamic && spec.range != Range::minmax)
+    section.reject("scale", "must be minmax for a dynamic input");
+}
+
+}  // namespace
+
+int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
+  const int bits = bits_of(text_of(node));
+  if (bits != kTarget) return bits;
+  section.file(node, section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
+  return 8;
+}
+
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role) {
+  const YAML::Node node = rule.child(key);
+  if (!node.IsDefined()) return {};
+  if (node.IsScalar()) {
+    if (node.Scalar() != "float")
+      rule.reject(key, "must be a map with a dtype, or float");
+    return {true, std::nullopt};
+  }
+  YamlSection section = rule.section(key);
+  QuantSpec spec;
+  const YAML::Node dtype = section.child("dtype");
+  if (dtype.IsDefined())
+    spec.bits = parse_bits(section, dtype, "dtype");
+  else
+    section.reject("dtype", "must be " + join(kDtypes));
+  read_grid(section, spec);
+  spec.range = parse_range(section.one_of("scale", "minmax", {"minmax", "mse", "learned"}));
+  spec.scale_dtype =
+      parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
+                                 {"float32", "bfloat16", "float16"}));
+  if (role == TensorRole::weight)
+    read_weight_granularity(section, spec);
+  else
+    read_input_granularity(section, spec);
+  section.finish();
+  return {true, spec};
+}
+
+int read_stage_bits(YamlSection& stage, const std::string& key) {
+  const YAML::Node node = stage.child(key);
+  if (!node.IsDefined()) return kTarget;
+  if (node.IsScalar() && node.Scalar() == "float") return kFloat;
+  const int bits = bits_of(text_of(node));
+  if (bits == kTarget) stage.reject(key, "must be " + join(kDtypes) + " or float");
+  return bits;
+}
+
+}  // namespace qat

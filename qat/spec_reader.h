@@ -1,0 +1,18 @@
+#pragma once
+
+#include "qat/yaml_section.h"
+
+namespace qat {
+
+enum class TensorRole { weight, input };
+
+// The value of `key` in a rule: a map that describes a QuantSpec, or the word float.
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role);
+
+// The width that a stage names: int2 to int8, or float; kTarget when the stage does not say.
+int read_stage_bits(YamlSection& stage, const std::string& key);
+
+// The width of "int2" to "int8"; files a problem about `key` and returns 8 for anything else.
+int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key);
+
+}  // namespace qat

@@ -1,0 +1,51 @@
+"""Finds torch and calls CMake. CMakeLists.txt is the only description of the build."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Configures, builds and installs the native libraries beside the Python files."""
+
+    def build_extension(self, extension: Extension) -> None:
+        try:
+            import torch
+        except ImportError:
+            sys.exit(
+                "torchqat builds against the torch of your environment, which has none: install torch>=2.11, "
+                "then run pip install --no-build-isolation on torchqat."
+            )
+        package = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        build = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native")).resolve()
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        configure = [
+            f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_INSTALL_PREFIX={package}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            *os.environ.get("TORCHQAT_CMAKE_ARGS", "").split(),
+        ]
+        for command in (
+            ["cmake", "-S", str(ROOT), "-B", str(build), *configure],
+            ["cmake", "--build", str(build), "--parallel", jobs],
+            ["cmake", "--install", str(build)],
+        ):
+            if subprocess.run(command).returncode != 0:
+                sys.exit(f"torchqat could not be built; the reason stands above, from: {' '.join(command[:2])}")
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs: setuptools copies the extension beside the sources, but not its libraries."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "torchqat" / "lib"
+        shutil.copytree(built, ROOT / "python" / "torchqat" / "lib", dirs_exist_ok=True)
+
+
+setup(ext_modules=[Extension("torchqat._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
