@@ -50,19 +50,24 @@ std::string join(const std::vector<std::string>& words) {
 
 YamlSection::YamlSection(YAML::Node node, std::string path, std::vector<Problem>* problems)
     : node_(std::move(node)), path_(std::move(path)), problems_(problems) {
-  if (node_.IsDefined() && !node_.IsNull() && !node_.IsMap())
+  // yaml-cpp throws when an absent node is asked anything but whether it is there.
+  is_map_ = node_.IsDefined() && node_.IsMap();
+  if (node_.IsDefined()) place_ = place_of(node_.Mark());
+  if (node_.IsDefined() && !node_.IsNull() && !is_map_)
     file(node_, (path_.empty() ? "a recipe" : path_) + " must be a map of keys, but is " + text_of(node_));
 }
 
 YAML::Node YamlSection::child(const std::string& key) {
   asked_.insert(key);
-  return node_.IsMap() ? node_[key] : YAML::Node(YAML::NodeType::Undefined);
+  return is_map_ ? node_[key] : YAML::Node(YAML::NodeType::Undefined);
 }
 
 bool YamlSection::has(const std::string& key) { return child(key).IsDefined(); }
 
 YamlSection YamlSection::section(const std::string& key) {
-  return YamlSection(child(key), path_of(key), problems_);
+  YamlSection section(child(key), path_of(key), problems_);
+  if (!has(key)) section.place_ = place_;
+  return section;
 }
 
 std::vector<YAML::Node> YamlSection::list(const std::string& key) {
@@ -165,7 +170,8 @@ Bound YamlSection::bound(const std::string& key, Bound fallback) {
 
 void YamlSection::reject(const std::string& key, const std::string& rule) {
   const YAML::Node node = child(key);
-  file(node.IsDefined() ? node : node_, path_of(key) + " " + rule + ", but is " + text_of(node));
+  problems_->push_back({node.IsDefined() ? place_of(node.Mark()) : place_,
+                        path_of(key) + " " + rule + ", but is " + text_of(node)});
 }
 
 void YamlSection::file(const YAML::Node& at, const std::string& text) {
@@ -173,7 +179,7 @@ void YamlSection::file(const YAML::Node& at, const std::string& text) {
 }
 
 void YamlSection::finish() {
-  if (!node_.IsMap()) return;
+  if (!is_map_) return;
   std::set<std::string> seen;
   for (const auto& entry : node_) {
     const std::string key = text_of(entry.first);

@@ -50,7 +50,7 @@ class YamlSection {
   // Reports unknown and duplicate keys. Call it last.
   void finish();
 
-  Place place() const { return place_of(node_.Mark()); }
+  Place place() const { return place_; }
   std::string path_of(const std::string& key) const {
     return path_.empty() ? key : path_ + "." + key;
   }
@@ -60,6 +60,8 @@ class YamlSection {
   std::string path_;
   std::vector<Problem>* problems_;
   std::set<std::string> asked_;
+  bool is_map_ = false;
+  Place place_;  // of the map, or of the one it is missing from
 };
 
 }  // namespace qat

@@ -49,6 +49,7 @@ void def_sections(py::module_& m) {
 
 void def_train(py::module_& m) {
   py::class_<TrainSection>(m, "TrainSection")
+      .def(py::init<>())
       .def_readwrite("steps", &TrainSection::steps)
       .def_readwrite("batch_size", &TrainSection::batch_size)
       .def_readwrite("sequence_length", &TrainSection::sequence_length)

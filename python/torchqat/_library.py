@@ -32,6 +32,7 @@ QuantSpec = _C.QuantSpec
 QuantizedWeights = _C.QuantizedWeights
 Recipe = _C.Recipe
 ScratchModel = _C.ScratchModel
+TrainSection = _C.TrainSection
 RecipeError = _C.RecipeError
 FLOAT = _C.FLOAT
 

@@ -1,0 +1,65 @@
+"""The command ``torchqat``. Errors are one sentence: exit code 2 for bad input, 1 for a failure; ``--debug`` shows more."""
+
+import os
+import sys
+
+import typer
+
+from torchqat.cli import checkpoints, doctor, flow
+
+app = typer.Typer(
+    name="torchqat",
+    help="Quantization-aware training: from a recipe to a checkpoint that a serving engine loads.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _module in (flow, checkpoints, doctor):
+    _module.register(app)
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    if debug:
+        os.environ["TORCHQAT_DEBUG"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; ends the process with the exit code."""
+    _silence_libraries()
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("torchqat: interrupted; the same command with --resume goes on from the last checkpoint.", 130)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # how the command line itself was used
+            error.show()
+            sys.exit(error.exit_code)
+        if os.environ.get("TORCHQAT_DEBUG"):
+            raise
+        _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> None:
+    from torchqat import FileError, RecipeError, UserError
+
+    if isinstance(error, RecipeError):
+        _fail(str(error), 2)
+    if isinstance(error, (UserError, FileError)):
+        _fail(f"torchqat: {error}", 2)
+    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    _fail(f"torchqat: failed with {type(error).__name__}: {what} (--debug shows where)", 1)
+
+
+def _fail(text: str, code: int) -> None:
+    print(text, file=sys.stderr)
+    sys.exit(code)
+
+
+def _silence_libraries() -> None:
+    """Our own lines are the news of a run; the libraries' bars and notices are not."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("COMPRESSED_TENSORS_LOG_LEVEL", "ERROR")

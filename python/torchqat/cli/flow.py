@@ -1,0 +1,70 @@
+"""``check``, ``run`` and ``train``: from a recipe to a run's folder."""
+
+from pathlib import Path
+
+import typer
+
+_RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
+_MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
+_DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
+_OUTPUT = typer.Option("", "--output", help="The run's folder; build/<recipe> when not given.")
+_RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run stopped.")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(check)
+    app.command()(run)
+    app.command()(train)
+
+
+def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
+    """Validate a recipe and, where its model is at hand, print the plan."""
+    import torchqat
+    from torchqat.models import load_model
+
+    loaded = torchqat.load_recipe(recipe)
+    path = model or loaded.model.path
+    if path:
+        typer.echo(str(torchqat.make_plan(load_model(path, loaded.model.dtype), loaded)), nl=False)
+    elif loaded.model.scratch is not None:
+        from torchqat.scratch import new_model
+
+        untrained = new_model(loaded.model.scratch, loaded.model.scratch.vocabulary, loaded.train.seed)
+        typer.echo(str(torchqat.make_plan(untrained, loaded)), nl=False)
+    typer.echo(f"{recipe} is valid.")
+
+
+def run(
+    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+) -> None:
+    """Baseline, plain rounding, quantization-aware training, export, verification and report."""
+    from torchqat.report import print_report
+    from torchqat.run import run as run_flow
+
+    job = _job(recipe, model, data, output)
+    report = run_flow(job.recipe, job.folder, job.progress, resume)
+    print_report(report)
+    typer.echo(f"The run is in {job.folder}.")
+
+
+def train(
+    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+) -> None:
+    """Only the fine-tuning; `torchqat export RUN` writes the checkpoint."""
+    job = _job(recipe, model, data, output)
+    job.open(resume)
+    job.train()
+    typer.echo(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
+
+
+def _job(recipe: str, model: str, data: str, output: str):
+    from torchqat import load_recipe
+    from torchqat.progress import Progress
+    from torchqat.run import Run
+
+    loaded = load_recipe(recipe)
+    if model:
+        loaded.model.path, loaded.model.scratch = model, None
+    if data:
+        loaded.data.train = data
+    return Run(loaded, Path(output or Path("build") / Path(recipe).stem), Progress())

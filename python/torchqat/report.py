@@ -1,0 +1,99 @@
+"""What a run found: ``report.json``, and the table that is printed from it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torchqat.evaluate import Evaluation
+
+
+@dataclass
+class Variant:
+    """One quantized (or control) model beside the float baseline.
+
+    Attributes:
+        name: Unique in the report.
+        method: How it was made, in a few words.
+        bits_per_weight: Of the quantized layers, scales and zero points included.
+        perplexity: On the held-out text.
+        kl: Mean KL to the baseline per token, in nats.
+        top1_agreement: Share of tokens whose likeliest prediction is the baseline's.
+        bytes: Size of the checkpoint's tensors on disk.
+        export: Folder of the checkpoint, relative to the run, or ``None``.
+        recovered: Share of the naive variant's loss at the same width that training won back, by metric.
+    """
+
+    name: str
+    method: str
+    bits_per_weight: float
+    perplexity: float
+    kl: float
+    top1_agreement: float
+    bytes: int
+    export: str | None = None
+    recovered: dict[str, float] | None = None
+
+    @classmethod
+    def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
+        return cls(name, method, bits, figures.perplexity, figures.kl, figures.top1_agreement, size, export)
+
+
+@dataclass
+class Report:
+    """Everything a run measured; ``baseline`` has ``perplexity``, ``bytes`` and ``tokens``."""
+
+    baseline: dict[str, float] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
+    accepted: bool | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def variant(self, name: str) -> Variant | None:
+        return next((variant for variant in self.variants if variant.name == name), None)
+
+    def put(self, variant: Variant) -> None:
+        self.variants = [v for v in self.variants if v.name != variant.name] + [variant]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Report":
+        variants = [Variant(**variant) for variant in value.get("variants", [])]
+        return cls(value.get("baseline", {}), variants, value.get("accepted"), value.get("environment", {}))
+
+
+def recovered(baseline_perplexity: float, naive: Variant, trained: Variant) -> dict[str, float]:
+    """Shares of the naive variant's gap to the baseline that training closed; 1 is all of it, below 0 is a loss."""
+    shares = {}
+    gap = naive.perplexity - baseline_perplexity
+    if gap > 0:
+        shares["perplexity"] = (naive.perplexity - trained.perplexity) / gap
+    if naive.kl > 0:
+        shares["kl"] = (naive.kl - trained.kl) / naive.kl
+    return shares
+
+
+def print_report(report: Report) -> None:
+    """The table: one row a variant, the baseline first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method")
+    for column in ("bits/weight", "perplexity", "KL", "top-1", "size"):
+        table.add_column(column, justify="right")
+    table.add_row("full precision", "-", f"{report.baseline['perplexity']:.3f}", "-", "-", _size(report.baseline["bytes"]))
+    for v in report.variants:
+        row = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}", _size(v.bytes)]
+        table.add_row(v.method, *row)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for v in report.variants:
+        if v.recovered:
+            shares = ", ".join(f"{share:.0%} of the {metric} gap" for metric, share in v.recovered.items())
+            console.print(f"{v.method} won back {shares} of plain rounding at its width.", highlight=False)
+    if report.accepted is not None:
+        console.print("The recipe's accept limits are " + ("met." if report.accepted else "NOT met."), highlight=False)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"

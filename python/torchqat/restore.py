@@ -1,0 +1,71 @@
+"""From folders on disk back to models: a run's trained state, an exported checkpoint, any model to evaluate."""
+
+from pathlib import Path
+
+from torch import nn
+
+from torchqat._library import load_recipe
+from torchqat._library import naive_plan
+from torchqat.errors import UserError
+from torchqat.files import load_state, read_json
+from torchqat.models import load_model
+from torchqat.prepare import prepare
+from torchqat.progress import Progress
+from torchqat.readers import load_in_transformers
+from torchqat.run import Run
+from torchqat.schedule import Schedule
+
+
+def open_run(folder: Path) -> Run:
+    """The run in ``folder``, with the model and data that it used.
+
+    Raises:
+        UserError: The folder is not that of a run.
+    """
+    if not (folder / "run.json").is_file():
+        raise UserError(f"RUN must be the folder of a run, with a run.json, but {folder} is not.")
+    settings = read_json(folder / "run.json", "The settings of a run")
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe.model.path, recipe.model.scratch = settings["model"], None
+    recipe.data.train = settings["data"]
+    return Run(recipe, folder, Progress())
+
+
+def trained_model(job: Run) -> nn.Module:
+    """The trained model of a run, at its exported widths.
+
+    Raises:
+        UserError: The run has not been trained to its end.
+    """
+    path = job.folder / "checkpoints" / "train.pt"
+    if not path.is_file():
+        raise UserError(f"{job.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
+    state = load_state(path)
+    steps = job.recipe.train.steps
+    if state["step"] < steps:
+        raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
+    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize.method)
+    schedule = Schedule(model, job.recipe, steps)
+    model.load_state_dict(state["model"])
+    schedule.load_state_dict(state["schedule"])
+    return model.eval()
+
+
+def exported_model(folder: Path, run: str = "") -> nn.Module:
+    """The prepared model that the checkpoint in ``folder`` was exported from."""
+    root = Path(run) if run else next((p for p in folder.resolve().parents if (p / "run.json").is_file()), None)
+    if root is None:
+        raise UserError(f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds.")
+    job = open_run(root)
+    width = folder.name.rpartition("-int")[2].removesuffix("-naive")
+    if folder.name.endswith("-naive") and width.isdigit():
+        return job.prepared(naive_plan(job.plan, int(width)))
+    return trained_model(job)
+
+
+def load_any(path: str) -> nn.Module:
+    """A causal language model from a folder or hub id, quantized by compressed-tensors or not."""
+    config = Path(path) / "config.json"
+    if config.is_file() and read_json(config, "A model's configuration").get("quantization_config"):
+        return load_in_transformers(Path(path))
+    return load_model(path)

@@ -1,0 +1,337 @@
+"""``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
+
+import copy
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import torchqat
+from torchqat._library import Plan, Recipe, TrainSection, naive_plan
+from torchqat.calibrate import calibrate
+from torchqat.convert import convert
+from torchqat.data import Batches, Corpus, Data, load_corpus, load_data, tokenize
+from torchqat.errors import UserError
+from torchqat.evaluate import Evaluation, evaluate
+from torchqat.export import export, float_tensors
+from torchqat.files import pending_folder, read_json, size_of, write_json, write_text
+from torchqat.losses import cross_entropy, forward_kl
+from torchqat.models import load_model, load_tokenizer
+from torchqat.prepare import make_plan, prepare
+from torchqat.progress import Progress
+from torchqat.report import Report, Variant, recovered
+from torchqat.schedule import Schedule
+from torchqat.scratch import cache_key, is_complete, new_model, train_tokenizer
+from torchqat.training import TrainingLoop, scratch_optimizers
+from torchqat.verify import verify
+
+
+def cache_folder() -> Path:
+    """Where models that torchqat trains itself are kept: ``$TORCHQAT_CACHE``, else the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchqat"
+    return Path(os.environ.get("TORCHQAT_CACHE", default))
+
+
+@dataclass
+class Run:
+    """A recipe at work in a folder.
+
+    Attributes:
+        recipe: As loaded; ``--model`` and ``--data`` have been written into it.
+        folder: The run's folder.
+        progress: Where news goes.
+    """
+
+    recipe: Recipe
+    folder: Path
+    progress: Progress
+
+    # -- what the run works on ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        if not self.recipe.data.train:
+            raise UserError("data must be given, by data.train in the recipe or by --data, but is not.")
+        return load_corpus(self.recipe.data.train, self.recipe.data.evaluation_path)
+
+    @cached_property
+    def model_path(self) -> str:
+        """The float model's folder or hub id; trains the recipe's scratch model first if it is not cached."""
+        if self.recipe.model.path:
+            return self.recipe.model.path
+        if self.recipe.model.scratch is None:
+            raise UserError("model must be given, by model.path in the recipe or by --model, but is not.")
+        return str(train_scratch(self.recipe, self.corpus, self.progress))
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.model_path)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The float model: baseline and teacher. Never changed."""
+        return load_model(self.model_path, self.recipe.model.dtype).requires_grad_(False)
+
+    @cached_property
+    def data(self) -> Data:
+        return load_data(self.recipe, self.corpus, self.tokenizer)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.original, self.recipe)
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with anything that a result depends on."""
+        digest = sha256(self.recipe.text.encode())
+        digest.update(repr((self.model_path, torch.__version__, torchqat.__version__)).encode())
+        digest.update(self.data.train.tokens.numpy().tobytes())
+        for batch in self.data.evaluation:
+            digest.update(batch.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def fresh_model(self) -> nn.Module:
+        return copy.deepcopy(self.original).requires_grad_(True)
+
+    def prepared(self, plan: Plan) -> nn.Module:
+        model = prepare(self.fresh_model(), plan, self.recipe.initialize.method)
+        calibrate(model, self.data.calibration)
+        return model
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def open(self, resume: bool) -> None:
+        """Make the folder ready. A folder that is not a run's is never touched."""
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "run.json").is_file():
+            raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
+        if not resume:
+            for name in ("checkpoints", "metrics.jsonl", "report.json"):
+                _remove(self.folder / name)
+        report = self.load_report() if resume else Report()
+        write_text(self.folder / "recipe.yaml", self.recipe.text)
+        settings = {"model": self.model_path, "data": self.recipe.data.train, "identity": self.identity}
+        kept = read_json(self.folder / "run.json", "The settings of a run") if (self.folder / "run.json").exists() else {}
+        if kept.get("identity") != self.identity:
+            report = Report()
+        write_json(self.folder / "run.json", settings)
+        write_text(self.folder / "plan.txt", str(self.plan))
+        report.environment = environment()
+        self.save_report(report)
+
+    def load_report(self) -> Report:
+        path = self.folder / "report.json"
+        return Report.from_json(read_json(path, "The report of a run")) if path.is_file() else Report()
+
+    def save_report(self, report: Report) -> None:
+        write_json(self.folder / "report.json", report.to_json())
+
+    def measure(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data.evaluation, self.original)
+
+    def baseline(self) -> None:
+        report = self.load_report()
+        if report.baseline:
+            return
+        self.progress.say("Measuring the full-precision baseline")
+        figures = evaluate(self.original, self.data.evaluation)
+        size = sum(t.numel() * t.element_size() for t in float_tensors(self.original, []).values())
+        report.baseline = {"perplexity": figures.perplexity, "bytes": size, "tokens": figures.tokens}
+        self.save_report(report)
+
+    def naive(self, bits: int) -> None:
+        """Round to nearest at ``bits``, without training, and export it."""
+        name = f"int{bits}-naive"
+        report = self.load_report()
+        if report.variant(name):
+            return
+        self.progress.say(f"Rounding to int{bits} without training")
+        model = self.prepared(naive_plan(self.plan, bits))
+        report.put(self._variant(name, f"INT{bits} round to nearest", model, f"exports/{self.recipe.exports[0]}-{name}"))
+        self.save_report(report)
+
+    def control(self) -> None:
+        """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
+        report = self.load_report()
+        if report.variant("float-control"):
+            return
+        model = self.fresh_model()
+        loop = TrainingLoop(
+            model,
+            lambda tokens: cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens),
+            self.data.train,
+            self.recipe.train,
+            checkpoint=self.folder / "checkpoints" / "control.pt",
+            identity=self.identity,
+            on_step=self.progress.steps("Fine-tuning the float control", self.recipe.train.steps),
+        )
+        figures = self.measure(loop.run())
+        size = int(report.baseline["bytes"])
+        bits = 8.0 * next(model.parameters()).element_size()
+        report.put(Variant.of("float-control", "full precision, fine-tuned as long", bits, figures, size))
+        self.save_report(report)
+
+    def train(self) -> nn.Module:
+        """Fine-tune along the schedule; returns the trained model at its exported widths."""
+        model = self.prepared(self.plan)
+        metrics = self.folder / "metrics.jsonl"
+        show = self.progress.steps("Fine-tuning with the schedule", self.recipe.train.steps)
+
+        def record(step: int, figures: dict[str, float]) -> None:
+            line = {"step": step, **figures, "weight_bits": sorted({m.weight_bits for m in layers})}
+            _append_metric(metrics, line)
+            show(step, figures)
+
+        layers = [m for m in model.modules() if isinstance(m, torchqat.QuantLinear)]
+        loop = TrainingLoop(
+            model,
+            self.distillation(model),
+            self.data.train,
+            self.recipe.train,
+            schedule=lambda optimizer: Schedule(model, self.recipe, self.recipe.train.steps, optimizer),
+            checkpoint=self.folder / "checkpoints" / "train.pt",
+            identity=self.identity,
+            on_step=record,
+        )
+        if self.recipe.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return loop.run()
+
+    def distillation(self, model: nn.Module):
+        """The loss of the recipe's ``distill`` section."""
+        settings = self.recipe.distill
+
+        def loss(tokens):
+            logits = model(input_ids=tokens, use_cache=False).logits
+            if settings.loss == "cross_entropy" or settings.weight == 0.0:
+                return cross_entropy(logits, tokens)
+            with torch.no_grad():
+                teacher = self.original(input_ids=tokens, use_cache=False).logits
+            kl = forward_kl(logits, teacher, settings.temperature)
+            if settings.weight == 1.0:
+                return kl
+            return settings.weight * kl + (1.0 - settings.weight) * cross_entropy(logits, tokens)
+
+        return loss
+
+    def trained(self) -> None:
+        """Train, export, verify and measure."""
+        report = self.load_report()
+        bits = sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
+        name = "-".join(f"int{b}" for b in bits) + "-qat"
+        if report.variant(name):
+            return
+        model = self.train()
+        variant = self._variant(
+            name, f"{'/'.join(f'INT{b}' for b in bits)} quantization-aware training", model,
+            f"exports/{self.recipe.exports[0]}",
+        )  # fmt: skip
+        naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
+        if naive:
+            variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
+        report.accepted = self._accepted(report, variant)
+        report.put(variant)
+        self.save_report(report)
+
+    def _variant(self, name: str, method: str, model: nn.Module, target: str) -> Variant:
+        """Export ``model``, read it back, and measure it."""
+        folder = export(model, self.folder / target, self.recipe.exports[0], self.tokenizer)
+        checked = verify(folder, model)
+        if not checked.ok:
+            raise UserError(f"{folder} does not read back as it was trained: {checked}.")
+        self.progress.say(f"{folder}: {checked}")
+        weights = convert(model)
+        elements = sum(w.codes.numel() for w in weights)
+        bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
+        return Variant.of(name, method, bits, self.measure(model), size_of(folder), target)
+
+    def _accepted(self, report: Report, variant: Variant) -> bool | None:
+        limits = self.recipe.evaluate
+        checks = []
+        if limits.accept_kl is not None:
+            checks.append(variant.kl <= limits.accept_kl)
+        if limits.accept_perplexity_ratio is not None:
+            checks.append(variant.perplexity <= limits.accept_perplexity_ratio * report.baseline["perplexity"])
+        return all(checks) if checks else None
+
+
+def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:
+    """The folder of the recipe's scratch model, trained on ``corpus`` unless the cache has it."""
+    scratch = recipe.model.scratch
+    folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train)
+    if is_complete(folder):
+        return folder
+    progress.say(f"Training a tokenizer of {scratch.vocabulary} tokens")
+    tokenizer = train_tokenizer(corpus.train, scratch.vocabulary)
+    model = new_model(scratch, len(tokenizer), recipe.train.seed)
+    settings = TrainSection()
+    settings.steps, settings.learning_rate, settings.seed = scratch.steps, scratch.learning_rate, recipe.train.seed
+    tokens = tokenize(tokenizer, corpus.train)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+
+    def loss(batch):
+        # Mixed precision: the scratch model is a starting point, and this halves its price.
+        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+            logits = model(input_ids=batch, use_cache=False).logits
+        return cross_entropy(logits, batch)
+
+    checkpoint = folder.with_suffix(".training.pt")
+    loop = TrainingLoop(
+        model,
+        loss,
+        Batches(tokens, scratch.batch_size, scratch.sequence_length, recipe.train.seed),
+        settings,
+        scratch_optimizers,
+        checkpoint=checkpoint,
+        identity=folder.name,
+        on_step=progress.steps("Training the float model", scratch.steps),
+    )
+    loop.run()
+    with pending_folder(folder) as pending:
+        model.save_pretrained(pending)
+        tokenizer.save_pretrained(pending)
+    checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
+    """Baseline, naive rounding, training, export and verification; returns the report."""
+    job = Run(recipe, folder, progress)
+    job.open(resume)
+    job.baseline()
+    for bits in recipe.evaluate.compare:
+        job.naive(bits)
+    if recipe.train.control:
+        job.control()
+    job.trained()
+    return job.load_report()
+
+
+def environment() -> dict[str, str]:
+    """What the figures of a report depend on besides recipe, model and data."""
+    import transformers
+
+    return {
+        "torchqat": torchqat.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _append_metric(path: Path, line: dict) -> None:
+    """One line a step; a resumed run writes the steps after its checkpoint again, the last line counts."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,180 @@
+"""The training loop: deterministic, checkpointed, and the same for a model from scratch, a control and QAT."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import TrainSection
+from torchqat.errors import UserError
+from torchqat.data import Batches
+from torchqat.files import load_state, save_state
+from torchqat.schedule import Schedule
+
+Loss = Callable[[Tensor], Tensor]
+Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
+OnStep = Callable[[int, dict[str, float]], None]
+
+_SCALES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+
+
+@dataclass
+class TrainingLoop:
+    """Trains ``model`` for ``settings.steps`` optimizer steps.
+
+    Batch, learning rate and widths are functions of the step, and a checkpoint holds the rest of the state, so that a run
+    killed at any moment and resumed ends with the same bits as one that was never interrupted.
+
+    Attributes:
+        model: The model, in the dtype that it trains in.
+        loss: From tokens ``[batch, sequence]`` to a scalar, in nats per token.
+        batches: ``batches[step]``, int64 ``[batch * gradient_accumulation, sequence]``.
+        settings: The recipe's ``train`` section.
+        optimizers: Makes the optimizers of the model's parameters.
+        schedule: Makes the schedule once the optimizer exists; ``None`` for a float model.
+        checkpoint: Where the state goes every ``checkpoint_every`` steps; ``None`` keeps none.
+        identity: What a checkpoint must agree on to be resumed.
+        on_step: Called with the number of steps taken and their figures.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batches: Batches
+    settings: TrainSection
+    optimizers: Optimizers = field(default=lambda model, settings: [fine_tuning_optimizer(model, settings)])
+    schedule: Callable[[torch.optim.Optimizer], Schedule] | None = None
+    checkpoint: Path | None = None
+    identity: str = ""
+    on_step: OnStep = field(default=lambda _step, _figures: None)
+
+    def run(self) -> nn.Module:
+        """Train to the end, from the checkpoint if there is one, and return the model in evaluation mode."""
+        optimizers = self.optimizers(self.model, self.settings)
+        schedule = self.schedule(optimizers[0]) if self.schedule else None
+        step = self._resume(optimizers, schedule)
+        self.model.train()
+        while step < self.settings.steps:
+            figures = self._take_step(step, optimizers)
+            if schedule is not None:
+                schedule.step()
+            step += 1
+            if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
+                self._save(step, optimizers, schedule)
+            self.on_step(step, figures)
+        return self.model.eval()
+
+    def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
+        rate = rate_factor(self.settings, step)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            size = _size(group["params"][0]) if group["relative"] else 1.0
+            group["lr"] = group["initial_lr"] * size * rate
+        micro_batches = self.batches[step].chunk(self.settings.gradient_accumulation)
+        device = next(self.model.parameters()).device
+        total = 0.0
+        for micro_batch in micro_batches:
+            loss = self.loss(micro_batch.to(device)) / len(micro_batches)
+            loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise UserError(
+                f"The loss must stay finite, but is {total} at step {step}; lower train.learning_rate, "
+                "or resume from the last checkpoint with it lowered."
+            )
+        norm = nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+
+    def _save(self, step: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> None:
+        if self.checkpoint is None:
+            return
+        state: dict[str, Any] = {
+            "step": step,
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "schedule": schedule.state_dict() if schedule else None,
+            "random": torch.get_rng_state(),
+        }
+        save_state(self.checkpoint, state)
+
+    def _resume(self, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> int:
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            torch.manual_seed(self.settings.seed)
+            return 0
+        state = load_state(self.checkpoint)
+        if state["identity"] != self.identity:
+            raise UserError(
+                f"{self.checkpoint} must belong to this recipe, model and data, but was written for others; "
+                "choose another --output or run without --resume."
+            )
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if schedule is not None:
+            schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"])
+        return state["step"]
+
+
+def rate_factor(settings: TrainSection, step: int) -> float:
+    """The learning rate at ``step`` as a share of its peak: linear warm-up, then cosine to 5 % or constant."""
+    warmup = settings.warmup.step_of(settings.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.learning_rate_decay == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+    """AdamW in three groups: matrices, vectors without weight decay, and scales with a rate of their own.
+
+    The rate of a scale is relative to its size: at every step ``scale_learning_rate`` is multiplied by the mean magnitude
+    of the layer's scales, since an Adam step is absolute, and scales differ by orders of magnitude between layers and
+    between widths. Zero points are in levels and need no such factor.
+    """
+    matrices, vectors, scales = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            leaf = name.rsplit(".", 1)[-1]
+            (scales if leaf in _SCALES else matrices if parameter.dim() >= 2 else vectors).append((leaf, parameter))
+    groups = [
+        {"params": [p for _, p in matrices], "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": [p for _, p in vectors], "lr": settings.learning_rate, "weight_decay": 0.0},
+    ]
+    for leaf, scale in scales:
+        rate = {"lr": settings.scale_learning_rate, "weight_decay": 0.0, "relative": leaf.endswith("scale")}
+        groups.append({"params": [scale], **rate})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+        group.setdefault("relative", False)
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.95), eps=1e-8)
+
+
+def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the network, AdamW for embeddings and vectors: the fewest steps from random weights."""
+    inside, rest = [], []
+    for name, parameter in model.named_parameters():
+        (inside if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name else rest).append(parameter)
+    optimizers = [
+        torch.optim.Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group.update(initial_lr=group["lr"], relative=False)
+    return optimizers
+
+
+def _size(scale: Tensor) -> float:
+    return max(scale.detach().abs().mean().item(), 1e-8)
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    return [p for n, p in model.named_parameters() if n.rsplit(".", 1)[-1] not in _SCALES]

@@ -1,0 +1,67 @@
+#include "ops/qparams.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace qat {
+namespace {
+
+using c10::ScalarType;
+
+TEST(QParams, RangesOfTheGrids) {
+  EXPECT_EQ(range_of(Grid::narrow, 4).min, -7.0f);
+  EXPECT_EQ(range_of(Grid::full, 4).min, -8.0f);
+  EXPECT_EQ(range_of(Grid::asymmetric, 8).min, -128.0f);
+  EXPECT_EQ(range_of(Grid::narrow, 8).max, 127.0f);
+  EXPECT_EQ(range_of(Grid::extreme, 2).max, 1.0f);
+}
+
+TEST(QParams, SymmetricGridsDivideTheLargestMagnitude) {
+  EXPECT_EQ(qparams_of(-3.5f, 7.0f, Grid::narrow, 4, ScalarType::Float).scale, 1.0f);
+  EXPECT_EQ(qparams_of(-7.5f, 3.0f, Grid::full, 4, ScalarType::Float).scale, 1.0f);
+}
+
+TEST(QParams, SignedGridPutsTheExtremeOnTheLowestLevel) {
+  EXPECT_EQ(qparams_of(-8.0f, 3.0f, Grid::extreme, 4, ScalarType::Float).scale, 1.0f);
+  EXPECT_EQ(qparams_of(-3.0f, 8.0f, Grid::extreme, 4, ScalarType::Float).scale, -1.0f);
+  EXPECT_EQ(qparams_of(-8.0f, 8.0f, Grid::extreme, 4, ScalarType::Float).scale, 1.0f);
+}
+
+TEST(QParams, AsymmetricRangeContainsZero) {
+  const QParams positive = qparams_of(5.0f, 15.0f, Grid::asymmetric, 4, ScalarType::Float);
+  EXPECT_EQ(positive.scale, 1.0f);
+  EXPECT_EQ(positive.zero_point, -8.0f);
+  const QParams both = qparams_of(-5.0f, 10.0f, Grid::asymmetric, 4, ScalarType::Float);
+  EXPECT_EQ(both.scale, 1.0f);
+  EXPECT_EQ(both.zero_point, -3.0f);
+}
+
+TEST(QParams, TheScaleIsRoundedToItsStoredDtype) {
+  const float scale = qparams_of(-1.0f, 1.0f, Grid::narrow, 4, ScalarType::BFloat16).scale;
+  EXPECT_EQ(scale, static_cast<float>(c10::BFloat16(1.0f / 7.0f)));
+  EXPECT_NE(scale, 1.0f / 7.0f);
+}
+
+TEST(QParams, AnAllZeroBlockHasScaleOne) {
+  for (const Grid grid : {Grid::narrow, Grid::full, Grid::extreme, Grid::asymmetric})
+    EXPECT_EQ(qparams_of(0.0f, 0.0f, grid, 4, ScalarType::Half).scale, 1.0f);
+}
+
+TEST(QParams, TinyAndHugeScalesStayInvertible) {
+  EXPECT_EQ(stored_scale(1e-30f, ScalarType::Half), 6.103515625e-05f);
+  EXPECT_EQ(stored_scale(-1e-30f, ScalarType::Half), -6.103515625e-05f);
+  EXPECT_EQ(stored_scale(1e30f, ScalarType::Half), 65504.0f);
+  EXPECT_TRUE(std::isfinite(1.0f / stored_scale(1e-44f, ScalarType::Float)));
+  EXPECT_TRUE(std::isfinite(stored_scale(3.4e38f, ScalarType::BFloat16)));
+  EXPECT_EQ(stored_scale(NAN, ScalarType::Float), 1.0f);
+}
+
+TEST(QParams, TheWidestRangeDoesNotOverflow) {
+  const QParams widest = qparams_of(-3.4e38f, 3.4e38f, Grid::asymmetric, 8, ScalarType::Float);
+  EXPECT_TRUE(std::isfinite(widest.scale));
+  EXPECT_NEAR(widest.scale, 3.4e38 * 2.0 / 255.0, 1e31);
+}
+
+}  // namespace
+}  // namespace qat

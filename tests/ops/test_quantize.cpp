@@ -1,0 +1,36 @@
+#include "ops/quantize.h"
+
+#include <ATen/Functions.h>
+#include <gtest/gtest.h>
+
+#include "ops/choose_qparams.h"
+#include "ops/fake_quantize.h"
+
+namespace qat {
+namespace {
+
+TEST(Quantize, DequantizingTheCodesIsFakeQuantizing) {
+  for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16})
+    for (const auto* grid : {"narrow", "full", "signed", "asymmetric"}) {
+      const at::Tensor x = at::randn({32, 96}).to(dtype);
+      const auto [scale, zero_point] = choose_qparams(x, {1, 32}, 4, grid, "minmax", at::kBFloat16);
+      const at::Tensor codes = quantize(x, scale, zero_point, {1, 32}, -8, 7);
+      EXPECT_EQ(codes.scalar_type(), at::kChar);
+      EXPECT_TRUE(at::equal(dequantize(codes, scale, zero_point, {1, 32}, dtype),
+                            fake_quantize(x, scale, zero_point, {1, 32}, -8, 7)));
+    }
+}
+
+TEST(Quantize, SaturatesAndSendsNanToTheLowestLevel) {
+  const at::Tensor x = at::tensor({INFINITY, -INFINITY, NAN, 1e30f}).view({1, 4});
+  const at::Tensor codes = quantize(x, at::ones({1, 1}), std::nullopt, {-1, -1}, -8, 7);
+  EXPECT_TRUE(at::equal(codes.to(at::kInt), at::tensor({7, -8, -8, 7}, at::kInt).view({1, 4})));
+}
+
+TEST(Dequantize, RefusesCodesThatAreNotInt8) {
+  EXPECT_THROW(dequantize(at::zeros({1, 4}, at::kInt), at::ones({1, 1}), std::nullopt, {1, -1}, at::kFloat),
+               c10::TypeError);
+}
+
+}  // namespace
+}  // namespace qat
