@@ -4,7 +4,8 @@ namespace qat {
 namespace {
 
 c10::SymInt blocks_along(const c10::SymInt& axis, int64_t block) {
-  if (block == -1) return axis.sym_eq(0).guard_bool(__FILE__, __LINE__) ? c10::SymInt(0) : c10::SymInt(1);
+  if (block == -1)
+    return axis.sym_eq(0).guard_bool(__FILE__, __LINE__) ? c10::SymInt(0) : c10::SymInt(1);
   return (axis + (block - 1)) / block;
 }
 
@@ -15,9 +16,10 @@ void check_entries(const char* op, const char* name, const at::Tensor& entries, 
   TORCH_CHECK_VALUE(entries.device() == x.device(), "[", op, "] ", name, " must be on ", x.device(),
                     " like x, but is on ", entries.device(), ".");
   const auto [rows, cols] = grid_sizes(x, block);
-  TORCH_CHECK_VALUE(entries.dim() == 2 && entries.sym_size(0) == rows && entries.sym_size(1) == cols,
-                    "[", op, "] ", name, " must have shape [", rows, ", ", cols,
-                    "], one entry per block of x, but has ", entries.sym_sizes(), ".");
+  TORCH_CHECK_VALUE(
+      entries.dim() == 2 && entries.sym_size(0) == rows && entries.sym_size(1) == cols, "[", op,
+      "] ", name, " must have shape [", rows, ", ", cols, "], one entry per block of x, but has ",
+      entries.sym_sizes(), ".");
 }
 
 }  // namespace
@@ -50,10 +52,14 @@ Grid parse_grid(const char* op, std::string_view name) {
 
 const char* grid_name(Grid grid) {
   switch (grid) {
-    case Grid::narrow: return "narrow";
-    case Grid::full: return "full";
-    case Grid::extreme: return "signed";
-    case Grid::asymmetric: return "asymmetric";
+    case Grid::narrow:
+      return "narrow";
+    case Grid::full:
+      return "full";
+    case Grid::extreme:
+      return "signed";
+    case Grid::asymmetric:
+      return "asymmetric";
   }
   return "unknown";
 }

@@ -14,13 +14,14 @@ namespace qat {
 //   block       {block_rows, block_cols}, -1 for a whole axis (blocks.h)
 //
 // On return y has the shape and dtype of x, and every element is (q - zero_point) * scale, rounded
-// once to that dtype, for an integer q in [quant_min, quant_max]; an element of x that is not finite
-// comes out as NaN. Differentiable in `x` (4), straight through.
+// once to that dtype, for an integer q in [quant_min, quant_max]; an element of x that is not
+// finite comes out as NaN. Differentiable in `x` (4), straight through.
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale,
                          const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                          int64_t quant_min, int64_t quant_max);
 
-// (4): `grad` where the rounded level lies on the grid, else 0. Recomputed from `x`; no mask is kept.
+// (4): `grad` where the rounded level lies on the grid, else 0. Recomputed from `x`; no mask is
+// kept.
 at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
                                   const at::Tensor& scale,
                                   const std::optional<at::Tensor>& zero_point,

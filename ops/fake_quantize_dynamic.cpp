@@ -17,9 +17,11 @@ void check_fake_quantize_dynamic(const at::Tensor& x, at::IntArrayRef block, int
   check_scale_dtype("fake_quantize_dynamic", scale_dtype);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(
-    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
-    at::ScalarType scale_dtype) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(const at::Tensor& x,
+                                                                     at::IntArrayRef block,
+                                                                     int64_t bits,
+                                                                     std::string_view grid,
+                                                                     at::ScalarType scale_dtype) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::fake_quantize_dynamic", "")
                              .typed<decltype(fake_quantize_dynamic)>();

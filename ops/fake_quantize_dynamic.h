@@ -17,11 +17,14 @@ namespace qat {
 //                to it before it is used.
 //
 // On return (y, scale, zero_point): y as from fake_quantize; scale float32 and zero_point int8, one
-// per block, zero points being 0 on a symmetric grid. Differentiable in `x` through y only: the scale
-// counts as a constant. On the narrow grid nothing is clipped, so the backward is the identity.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(
-    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
-    at::ScalarType scale_dtype);
+// per block, zero points being 0 on a symmetric grid. Differentiable in `x` through y only: the
+// scale counts as a constant. On the narrow grid nothing is clipped, so the backward is the
+// identity.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(const at::Tensor& x,
+                                                                     at::IntArrayRef block,
+                                                                     int64_t bits,
+                                                                     std::string_view grid,
+                                                                     at::ScalarType scale_dtype);
 
 // Called by every backend before it computes.
 void check_fake_quantize_dynamic(const at::Tensor& x, at::IntArrayRef block, int64_t bits,

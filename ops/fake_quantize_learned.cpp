@@ -12,9 +12,8 @@
 namespace qat {
 
 void check_fake_quantize_learned(const at::Tensor& x, const at::Tensor& scale,
-                                 const std::optional<at::Tensor>& zero_point,
-                                 at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
-                                 at::ScalarType scale_dtype) {
+                                 const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                                 int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype) {
   check_input("fake_quantize_learned", x);
   check_block("fake_quantize_learned", block);
   check_range("fake_quantize_learned", quant_min, quant_max);
@@ -23,9 +22,9 @@ void check_fake_quantize_learned(const at::Tensor& x, const at::Tensor& scale,
 }
 
 at::Tensor fake_quantize_learned(const at::Tensor& x, const at::Tensor& scale,
-                                 const std::optional<at::Tensor>& zero_point,
-                                 at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
-                                 at::ScalarType scale_dtype, double gradient_scale) {
+                                 const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                                 int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype,
+                                 double gradient_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::fake_quantize_learned", "")
                              .typed<decltype(fake_quantize_learned)>();

@@ -13,15 +13,16 @@ namespace qat {
 //   x               float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
 //   scale           float32 [grid_rows, grid_cols], one per block; used as round_qparams rounds it
 //   zero_point      float32, shaped like `scale`, or none; rounded to the nearest level
-//   gradient_scale  multiplies the gradients of scale and zero point; LSQ: 1 / sqrt(block size * quant_max)
+//   gradient_scale  multiplies the gradients of scale and zero point; LSQ: 1 / sqrt(block size *
+//   quant_max)
 //
 // Differentiable in `x` (4), `scale` (5) and `zero_point` (6), where both roundings count as the
 // identity. The mask is that of the rounded level, as everywhere here; the LSQ paper masks the
 // unrounded one. Sums run in a fixed order: the same bits every run, for any number of threads.
 at::Tensor fake_quantize_learned(const at::Tensor& x, const at::Tensor& scale,
-                                 const std::optional<at::Tensor>& zero_point,
-                                 at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
-                                 at::ScalarType scale_dtype, double gradient_scale);
+                                 const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                                 int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype,
+                                 double gradient_scale);
 
 // Gradients of x, scale and zero point; the last is empty when there is none.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
@@ -31,8 +32,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward(
 
 // Called by every backend before it computes.
 void check_fake_quantize_learned(const at::Tensor& x, const at::Tensor& scale,
-                                 const std::optional<at::Tensor>& zero_point,
-                                 at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
-                                 at::ScalarType scale_dtype);
+                                 const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                                 int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype);
 
 }  // namespace qat

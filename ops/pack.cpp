@@ -12,8 +12,8 @@ namespace qat {
 namespace {
 
 void check_pack_bits(const char* op, int64_t bits) {
-  TORCH_CHECK_VALUE(bits == 2 || bits == 4 || bits == 8, "[", op, "] bits must be 2, 4 or 8, but is ",
-                    bits, ".");
+  TORCH_CHECK_VALUE(bits == 2 || bits == 4 || bits == 8, "[", op,
+                    "] bits must be 2, 4 or 8, but is ", bits, ".");
 }
 
 at::Tensor shifts(const at::Tensor& like, int64_t bits) {
@@ -44,13 +44,16 @@ at::Tensor unpack_kernel(const at::Tensor& packed, int64_t bits, int64_t cols) {
   check_pack_bits("unpack", bits);
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt, "[unpack] packed must be int32, but is ",
                    packed.scalar_type(), ".");
-  TORCH_CHECK_VALUE(packed.dim() >= 1, "[unpack] packed must have a last dimension, but is a scalar.");
+  TORCH_CHECK_VALUE(packed.dim() >= 1,
+                    "[unpack] packed must have a last dimension, but is a scalar.");
   const int64_t per_word = 32 / bits;
-  TORCH_CHECK_VALUE(packed.sym_size(-1) == (cols + per_word - 1) / per_word, "[unpack] packed must have ",
-                    (cols + per_word - 1) / per_word, " words in its last dimension for ", cols,
-                    " codes of ", bits, " bits, but has ", packed.sym_size(-1), ".");
-  const at::Tensor fields = at::bitwise_and(
-      at::bitwise_right_shift(packed.unsqueeze(-1), shifts(packed, bits)), (int64_t{1} << bits) - 1);
+  TORCH_CHECK_VALUE(packed.sym_size(-1) == (cols + per_word - 1) / per_word,
+                    "[unpack] packed must have ", (cols + per_word - 1) / per_word,
+                    " words in its last dimension for ", cols, " codes of ", bits,
+                    " bits, but has ", packed.sym_size(-1), ".");
+  const at::Tensor fields =
+      at::bitwise_and(at::bitwise_right_shift(packed.unsqueeze(-1), shifts(packed, bits)),
+                      (int64_t{1} << bits) - 1);
   return fields.flatten(-2)
       .slice(-1, 0, cols)
       .sub(int64_t{1} << (bits - 1))
@@ -60,16 +63,14 @@ at::Tensor unpack_kernel(const at::Tensor& packed, int64_t bits, int64_t cols) {
 }  // namespace
 
 at::Tensor pack(const at::Tensor& codes, int64_t bits) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::pack", "")
-                             .typed<decltype(pack)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("qat::pack", "").typed<decltype(pack)>();
   return op.call(codes, bits);
 }
 
 at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t cols) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::unpack", "")
-                             .typed<decltype(unpack)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("qat::unpack", "").typed<decltype(unpack)>();
   return op.call(packed, bits, cols);
 }
 

@@ -15,9 +15,9 @@ namespace qat {
 
 // How the levels are laid over the range of a block; `b` is the bit width, `a` the largest |x|.
 enum class Grid : int8_t {
-  narrow,      // a / (2^(b-1) - 1); the lowest level is unused, nothing is ever clipped
-  full,        // a / ((2^b - 1) / 2)
-  extreme,     // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
+  narrow,   // a / (2^(b-1) - 1); the lowest level is unused, nothing is ever clipped
+  full,     // a / ((2^b - 1) / 2)
+  extreme,  // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
   asymmetric,  // (max - min) / (2^b - 1) over a range that contains 0, with an integer zero point
 };
 
@@ -34,7 +34,8 @@ QAT_HOST_DEVICE QuantRange range_of(Grid grid, int bits) {
 // The smallest and the largest magnitude that a stored scale may take: the least normal number of
 // the dtype (for float32 and bfloat16 with room to invert it), because fp16 subnormals lose bits.
 QAT_HOST_DEVICE float least_scale(c10::ScalarType dtype) {
-  return dtype == c10::ScalarType::Half ? 6.103515625e-05f : 1.2037062152420224e-35f;  // 2^-14, 2^-116
+  return dtype == c10::ScalarType::Half ? 6.103515625e-05f
+                                        : 1.2037062152420224e-35f;  // 2^-14, 2^-116
 }
 QAT_HOST_DEVICE float greatest_scale(c10::ScalarType dtype) {
   return dtype == c10::ScalarType::Half       ? 65504.0f

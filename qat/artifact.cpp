@@ -20,9 +20,8 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
   if (!at::equal(stored.to(at::kFloat), scale.detach()))
     throw std::invalid_argument(
         "The scales of " + name + " were trained in " + name_of(spec.scale_dtype) +
-        ", which a checkpoint in " + name_of(dtype) +
-        " cannot hold exactly; set scale_dtype to " + name_of(dtype) + " or export in " +
-        name_of(spec.scale_dtype) + " or float32.");
+        ", which a checkpoint in " + name_of(dtype) + " cannot hold exactly; set scale_dtype to " +
+        name_of(dtype) + " or export in " + name_of(spec.scale_dtype) + " or float32.");
   const QuantRange range = quant_range(spec, spec.bits);
   QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
   result.codes = quantize(master, scale.detach(), zero_point, block_shape(spec),
@@ -40,8 +39,8 @@ int stored_bits(const QuantSpec& spec) { return spec.bits <= 2 ? 2 : spec.bits <
 
 double bits_per_weight(const QuantizedWeights& weights) {
   const int bits = stored_bits(weights.weight);
-  const double per_block = 8.0 * static_cast<double>(weights.scale.element_size()) +
-                           (weights.zero_point ? bits : 0);
+  const double per_block =
+      8.0 * static_cast<double>(weights.scale.element_size()) + (weights.zero_point ? bits : 0);
   return bits + per_block * static_cast<double>(weights.scale.numel()) /
                     static_cast<double>(weights.codes.numel());
 }

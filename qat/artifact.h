@@ -29,10 +29,11 @@ struct QuantizedWeights {
   std::optional<at::Tensor> input_zero_point;
 };
 
-// Codes of `weight` [out, in] under the parameters that training used (float32 scale already rounded
-// to weight_spec.scale_dtype, int8 zero point), the scale cast to `dtype`, in which the checkpoint
-// stores it. Throws std::invalid_argument, naming the layer, when the weight has elements that are not
-// finite, or when `dtype` cannot hold the scales exactly: training and deployment would then differ.
+// Codes of `weight` [out, in] under the parameters that training used (float32 scale already
+// rounded to weight_spec.scale_dtype, int8 zero point), the scale cast to `dtype`, in which the
+// checkpoint stores it. Throws std::invalid_argument, naming the layer, when the weight has
+// elements that are not finite, or when `dtype` cannot hold the scales exactly: training and
+// deployment would then differ.
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype);

@@ -30,6 +30,12 @@ double gradient_scale(const at::Tensor& weight, const at::Tensor& scale, int64_t
   return 1.0 / std::sqrt(elements * static_cast<double>(quant_max));
 }
 
+// Without the module itself, which need not be held by a shared_ptr.
+torch::OrderedDict<std::string, std::shared_ptr<torch::nn::Module>> named_children(
+    const torch::nn::Module& module) {
+  return module.named_modules("", /*include_self=*/false);
+}
+
 }  // namespace
 
 void WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method) {
@@ -55,7 +61,8 @@ at::Tensor WeightQuantizer::operator()(const at::Tensor& weight) const {
   if (bits_ == kFloat) return weight;
   const auto block = block_shape(spec_);
   if (spec_.range == Range::minmax)
-    return std::get<0>(fake_quantize_dynamic(weight, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
+    return std::get<0>(
+        fake_quantize_dynamic(weight, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
   const Ends ends = integer_ends(spec_, bits_);
   if (spec_.range == Range::mse)
     return fake_quantize(weight, scale_, zero_point_, block, ends.min, ends.max);
@@ -97,7 +104,8 @@ void QuantLinearImpl::prepare(const LayerPlan& plan, const std::string& method) 
                                 " must be finite, but has elements that are NaN or infinite.");
   if (plan.weight) weight_.emplace(*plan.weight);
   input_ = plan.input;
-  set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat, method);
+  set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
+           method);
   if (!plan.weight || plan.weight->range != Range::learned) return;
   register_parameter("weight_scale", weight_->scale());
   if (!plan.weight->symmetric()) register_parameter("weight_zero_point", weight_->zero_point());
@@ -123,7 +131,7 @@ QuantizedWeights QuantLinearImpl::convert(const std::string& name, at::ScalarTyp
 
 std::vector<LayerInfo> linear_layers(const torch::nn::Module& module) {
   std::vector<LayerInfo> layers;
-  for (const auto& item : module.named_modules("", /*include_self=*/false))
+  for (const auto& item : named_children(module))
     if (const auto* layer = dynamic_cast<const QuantLinearImpl*>(item.value().get()))
       layers.push_back({item.key(), "Linear", layer->options.in_features(),
                         layer->options.out_features(), false});
@@ -131,7 +139,7 @@ std::vector<LayerInfo> linear_layers(const torch::nn::Module& module) {
 }
 
 void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method) {
-  const auto modules = module.named_modules();
+  const auto modules = named_children(module);
   for (const LayerPlan& layer : plan.layers) {
     auto* found = modules.contains(layer.name)
                       ? dynamic_cast<QuantLinearImpl*>(modules[layer.name].get())
@@ -144,7 +152,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const std::string& met
 }
 
 void apply_schedule(torch::nn::Module& module, const Schedule& schedule, int64_t step) {
-  for (const auto& child : module.modules()) {
+  for (const auto& child : module.modules(/*include_self=*/false)) {
     auto* layer = dynamic_cast<QuantLinearImpl*>(child.get());
     if (!layer) continue;
     const auto& weight = layer->weight_quantizer();
@@ -157,7 +165,7 @@ void apply_schedule(torch::nn::Module& module, const Schedule& schedule, int64_t
 
 std::vector<QuantizedWeights> convert(const torch::nn::Module& module, at::ScalarType dtype) {
   std::vector<QuantizedWeights> converted;
-  for (const auto& item : module.named_modules()) {
+  for (const auto& item : named_children(module)) {
     const auto* layer = dynamic_cast<const QuantLinearImpl*>(item.value().get());
     if (layer && layer->weight_quantizer()) converted.push_back(layer->convert(item.key(), dtype));
   }

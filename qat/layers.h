@@ -13,8 +13,8 @@
 
 namespace qat {
 
-// Fake quantization of a weight: its spec, the width in force, and the scale and zero point when they
-// are searched or learned rather than found in every forward.
+// Fake quantization of a weight: its spec, the width in force, and the scale and zero point when
+// they are searched or learned rather than found in every forward.
 class WeightQuantizer {
  public:
   explicit WeightQuantizer(const QuantSpec& spec) : spec_(spec) {}
@@ -72,8 +72,8 @@ std::vector<LayerInfo> linear_layers(const torch::nn::Module& module);
 // Throws std::invalid_argument for a weight that is not finite, naming the layer.
 void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method);
 
-// Sets every layer to the widths of `step`, re-deriving scales from the master weights where a width
-// changed. Call it before the step is taken.
+// Sets every layer to the widths of `step`, re-deriving scales from the master weights where a
+// width changed. Call it before the step is taken.
 void apply_schedule(torch::nn::Module& module, const Schedule& schedule, int64_t step);
 
 // The quantized weights of a prepared module, at their exported widths.

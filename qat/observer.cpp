@@ -22,7 +22,8 @@ void MinMaxObserver::observe(const at::Tensor& x) {
 }
 
 std::tuple<at::Tensor, at::Tensor> MinMaxObserver::qparams(const QuantSpec& spec, int bits) const {
-  const at::Tensor ends = empty() ? at::zeros({1, 2}) : at::tensor({low_, high_}).to(at::kFloat).view({1, 2});
+  const at::Tensor ends =
+      empty() ? at::zeros({1, 2}) : at::tensor({low_, high_}).to(at::kFloat).view({1, 2});
   return choose_qparams(ends, {-1, -1}, bits, grid_name(spec.grid), "minmax", spec.scale_dtype);
 }
 

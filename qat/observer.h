@@ -19,8 +19,8 @@ class MinMaxObserver {
   int64_t ignored() const { return ignored_; }
   void reset() { *this = MinMaxObserver(); }
 
-  // Scale float32 [1, 1] and zero point int8 [1, 1] for a tensor-wide spec at `bits`. An observer that
-  // saw nothing gives the parameters of a tensor of zeros.
+  // Scale float32 [1, 1] and zero point int8 [1, 1] for a tensor-wide spec at `bits`. An observer
+  // that saw nothing gives the parameters of a tensor of zeros.
   std::tuple<at::Tensor, at::Tensor> qparams(const QuantSpec& spec, int bits) const;
 
  private:

@@ -21,7 +21,8 @@ std::optional<std::regex> regex_of(const Rule& rule, std::vector<Problem>* probl
   try {
     return std::regex(rule.match.substr(3));
   } catch (const std::regex_error&) {
-    problems->push_back({rule.place, "match must be a regular expression after re:, but is " + rule.match});
+    problems->push_back(
+        {rule.place, "match must be a regular expression after re:, but is " + rule.match});
     return std::nullopt;
   }
 }
@@ -35,7 +36,8 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
                                          std::to_string(size) + ", which " + std::to_string(block) +
                                          " does not divide"});
   };
-  if (spec.granularity == Granularity::group) report("group_size", spec.group_size, layer.in_features);
+  if (spec.granularity == Granularity::group)
+    report("group_size", spec.group_size, layer.in_features);
   if (spec.granularity == Granularity::block) {
     report("block rows", spec.block[0], layer.out_features);
     report("block columns", spec.block[1], layer.in_features);
@@ -82,16 +84,16 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
   for (const Stage& stage : recipe.schedule) {
     const int64_t step = stage.until.step_of(recipe.train.steps);
     if (step < before)
-      problems->push_back({stage.place, "until must lie after the stage before it, which ends at step " +
-                                            std::to_string(before) + ", but is step " +
-                                            std::to_string(step)});
+      problems->push_back(
+          {stage.place, "until must lie after the stage before it, which ends at step " +
+                            std::to_string(before) + ", but is step " + std::to_string(step)});
     before = step;
   }
   if (before < recipe.train.steps)
-    problems->push_back({recipe.schedule.back().place,
-                         "until of the last stage must be 100% or train.steps, " +
-                             std::to_string(recipe.train.steps) + ", but is step " +
-                             std::to_string(before)});
+    problems->push_back(
+        {recipe.schedule.back().place, "until of the last stage must be 100% or train.steps, " +
+                                           std::to_string(recipe.train.steps) + ", but is step " +
+                                           std::to_string(before)});
 }
 
 }  // namespace
@@ -157,9 +159,10 @@ std::string to_text(const Plan& plan) {
     if (layer.input) out << "; input " << describe(*layer.input);
     out << "\n";
   }
-  out << plan.layers.size() << " layers quantized, " << plan.untouched << " linear layers left alone\n";
+  out << plan.layers.size() << " layers quantized, " << plan.untouched
+      << " linear layers left alone\n";
   const auto width_name = [](int bits) {
-    return bits == kTarget ? std::string("as exported")
+    return bits == kTarget  ? std::string("as exported")
            : bits == kFloat ? std::string("float")
                             : "int" + std::to_string(bits);
   };

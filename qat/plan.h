@@ -14,7 +14,8 @@ struct LayerInfo {
   std::string type;
   int64_t in_features = 0;
   int64_t out_features = 0;
-  bool by_name_only = false;  // an output head or a tied weight: only a rule with its full name asks
+  bool by_name_only =
+      false;  // an output head or a tied weight: only a rule with its full name asks
 };
 
 struct LayerPlan {
@@ -25,20 +26,21 @@ struct LayerPlan {
   std::optional<QuantSpec> input;
 };
 
-// The joint between recipe and model: what happens to each layer, and when. Computed from the recipe
-// and the layers' names and shapes alone.
+// The joint between recipe and model: what happens to each layer, and when. Computed from the
+// recipe and the layers' names and shapes alone.
 struct Plan {
   std::vector<LayerPlan> layers;  // those with a weight or an input to quantize, in model order
-  std::vector<Stage> stages;      // never empty; the last one ends the run at the layers' own widths
-  int64_t untouched = 0;          // linear layers that stay in floating point
+  std::vector<Stage> stages;  // never empty; the last one ends the run at the layers' own widths
+  int64_t untouched = 0;      // linear layers that stay in floating point
 };
 
-// Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer, a group or
-// block that does not divide a layer (named), and a schedule that does not end at a layer's width.
+// Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer, a group
+// or block that does not divide a layer (named), and a schedule that does not end at a layer's
+// width.
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers);
 
-// The same plan with every weight at `bits`, range minmax, inputs as they are, and no schedule: plain
-// rounding, for comparison.
+// The same plan with every weight at `bits`, range minmax, inputs as they are, and no schedule:
+// plain rounding, for comparison.
 Plan naive_plan(const Plan& plan, int bits);
 
 // True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.

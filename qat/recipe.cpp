@@ -39,7 +39,8 @@ ScratchModel read_scratch(YamlSection section) {
   scratch.sequence_length = section.integer("sequence_length", scratch.sequence_length, 8, 131072);
   scratch.learning_rate = section.number("learning_rate", scratch.learning_rate, 1e-8, 1.0);
   if (scratch.hidden_size % (2 * scratch.heads) != 0)
-    section.reject("hidden_size", "must be an even multiple of heads, " + std::to_string(scratch.heads));
+    section.reject("hidden_size",
+                   "must be an even multiple of heads, " + std::to_string(scratch.heads));
   if (scratch.heads % scratch.kv_heads != 0)
     section.reject("kv_heads", "must divide heads, " + std::to_string(scratch.heads));
   section.finish();
@@ -87,8 +88,7 @@ Rule read_rule(YamlSection section) {
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
   rule.weight = read_choice(section, "weight", TensorRole::weight);
   rule.input = read_choice(section, "input", TensorRole::input);
-  if (!rule.weight.given && !rule.input.given)
-    section.reject("weight", "must be given, or input");
+  if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
   section.finish();
   return rule;
 }

@@ -40,7 +40,8 @@ struct Bound {
   bool operator==(const Bound& other) const = default;
 };
 
-// Bits of one rung of a ladder: kFloat leaves the tensor alone, kTarget takes the layer's own width.
+// Bits of one rung of a ladder: kFloat leaves the tensor alone, kTarget takes the layer's own
+// width.
 constexpr int kFloat = 0;
 constexpr int kTarget = -1;
 

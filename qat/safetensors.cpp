@@ -21,11 +21,18 @@ using nlohmann::json;
 // What the reference implementation refuses to exceed.
 constexpr uint64_t kLongestHeader = 100'000'000;
 
-const std::vector<std::pair<std::string, at::ScalarType>> kDtypes{
-    {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf},  {"BF16", at::kBFloat16},
-    {"I64", at::kLong},   {"I32", at::kInt},   {"I16", at::kShort}, {"I8", at::kChar},
-    {"U8", at::kByte},    {"BOOL", at::kBool}, {"F8_E4M3", at::kFloat8_e4m3fn},
-    {"F8_E5M2", at::kFloat8_e5m2}};
+const std::vector<std::pair<std::string, at::ScalarType>> kDtypes{{"F64", at::kDouble},
+                                                                  {"F32", at::kFloat},
+                                                                  {"F16", at::kHalf},
+                                                                  {"BF16", at::kBFloat16},
+                                                                  {"I64", at::kLong},
+                                                                  {"I32", at::kInt},
+                                                                  {"I16", at::kShort},
+                                                                  {"I8", at::kChar},
+                                                                  {"U8", at::kByte},
+                                                                  {"BOOL", at::kBool},
+                                                                  {"F8_E4M3", at::kFloat8_e4m3fn},
+                                                                  {"F8_E5M2", at::kFloat8_e5m2}};
 
 std::string name_of_dtype(const std::string& tensor, at::ScalarType dtype) {
   for (const auto& [name, known] : kDtypes)
@@ -54,8 +61,9 @@ struct Header {
 Entry parse_entry(const std::string& path, const std::string& name, const json& value) {
   const auto broken = [&] { refuse(path, "its header does not describe " + name + " properly"); };
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") ||
-      !value.contains("data_offsets") || !value["dtype"].is_string() || !value["shape"].is_array() ||
-      !value["data_offsets"].is_array() || value["data_offsets"].size() != 2)
+      !value.contains("data_offsets") || !value["dtype"].is_string() ||
+      !value["shape"].is_array() || !value["data_offsets"].is_array() ||
+      value["data_offsets"].size() != 2)
     broken();
   Entry entry{name, at::kFloat, {}, 0, 0};
   bool known = false;
@@ -188,7 +196,8 @@ NamedTensors load_safetensors(const std::string& path) {
   for (const Entry& entry : header.entries) {
     at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
     in.seekg(static_cast<std::streamoff>(header.data_at + entry.begin));
-    in.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.end - entry.begin));
+    in.read(static_cast<char*>(tensor.mutable_data_ptr()),
+            static_cast<std::streamsize>(entry.end - entry.begin));
     if (!in) refuse(path, "it ended while " + entry.name + " was read");
     tensors.emplace(entry.name, std::move(tensor));
   }

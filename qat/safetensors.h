@@ -17,14 +17,14 @@ class FileError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Writes `tensors` in the safetensors format: beside `path` first, flushed to the disk, then renamed
-// into place, so that `path` is never half written. Throws FileError, and leaves nothing, when the disk
-// is full or the folder cannot be written.
+// Writes `tensors` in the safetensors format: beside `path` first, flushed to the disk, then
+// renamed into place, so that `path` is never half written. Throws FileError, and leaves nothing,
+// when the disk is full or the folder cannot be written.
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const Metadata& metadata = {{"format", "pt"}});
 
-// Reads every tensor. Throws FileError when the header is truncated, larger than the file, not JSON,
-// or describes tensors that overlap, leave gaps or do not fill the file.
+// Reads every tensor. Throws FileError when the header is truncated, larger than the file, not
+// JSON, or describes tensors that overlap, leave gaps or do not fill the file.
 NamedTensors load_safetensors(const std::string& path);
 
 // Checks the header and the file size without reading tensors; throws as load_safetensors does.

@@ -7,8 +7,8 @@
 
 namespace qat {
 
-// Bit-widths over a run: a pure function of the step, so a resumed run cannot disagree with one that
-// was never interrupted. Step s is the s-th optimizer step, counted from 0.
+// Bit-widths over a run: a pure function of the step, so a resumed run cannot disagree with one
+// that was never interrupted. Step s is the s-th optimizer step, counted from 0.
 class Schedule {
  public:
   // Throws std::invalid_argument when `total_steps` is negative.
@@ -16,8 +16,8 @@ class Schedule {
 
   // The stage that holds at `step`; the last one from the end of the run on.
   int64_t stage_at(int64_t step) const;
-  // Width of a tensor whose exported width is `target`: never fewer bits than that, kFloat before its
-  // quantization begins.
+  // Width of a tensor whose exported width is `target`: never fewer bits than that, kFloat before
+  // its quantization begins.
   int weight_bits(int64_t step, int target) const;
   int input_bits(int64_t step, int target) const;
   // Whether calibrated input ranges still follow the data.

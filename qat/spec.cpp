@@ -11,11 +11,15 @@ namespace qat {
 
 std::array<int64_t, 2> block_shape(const QuantSpec& spec) {
   switch (spec.granularity) {
-    case Granularity::tensor: return {-1, -1};
+    case Granularity::tensor:
+      return {-1, -1};
     case Granularity::channel:
-    case Granularity::token: return {1, -1};
-    case Granularity::group: return {1, spec.group_size};
-    case Granularity::block: return spec.block;
+    case Granularity::token:
+      return {1, -1};
+    case Granularity::group:
+      return {1, spec.group_size};
+    case Granularity::block:
+      return spec.block;
   }
   return {-1, -1};
 }
@@ -40,30 +44,42 @@ std::string describe(const QuantSpec& spec) {
 
 const char* name_of(Granularity granularity) {
   switch (granularity) {
-    case Granularity::tensor: return "tensor";
-    case Granularity::channel: return "channel";
-    case Granularity::token: return "token";
-    case Granularity::group: return "group";
-    case Granularity::block: return "block";
+    case Granularity::tensor:
+      return "tensor";
+    case Granularity::channel:
+      return "channel";
+    case Granularity::token:
+      return "token";
+    case Granularity::group:
+      return "group";
+    case Granularity::block:
+      return "block";
   }
   return "unknown";
 }
 
 const char* name_of(Range range) {
   switch (range) {
-    case Range::minmax: return "minmax";
-    case Range::mse: return "mse";
-    case Range::learned: return "learned";
+    case Range::minmax:
+      return "minmax";
+    case Range::mse:
+      return "mse";
+    case Range::learned:
+      return "learned";
   }
   return "unknown";
 }
 
 const char* name_of(c10::ScalarType dtype) {
   switch (dtype) {
-    case c10::ScalarType::Float: return "float32";
-    case c10::ScalarType::BFloat16: return "bfloat16";
-    case c10::ScalarType::Half: return "float16";
-    default: return c10::toString(dtype);
+    case c10::ScalarType::Float:
+      return "float32";
+    case c10::ScalarType::BFloat16:
+      return "bfloat16";
+    case c10::ScalarType::Half:
+      return "float16";
+    default:
+      return c10::toString(dtype);
   }
 }
 

@@ -26,11 +26,11 @@ struct QuantSpec {
   int bits = 8;
   Grid grid = Grid::narrow;
   Granularity granularity = Granularity::channel;
-  int64_t group_size = 0;               // columns, for Granularity::group
-  std::array<int64_t, 2> block{0, 0};   // rows and columns, for Granularity::block
+  int64_t group_size = 0;              // columns, for Granularity::group
+  std::array<int64_t, 2> block{0, 0};  // rows and columns, for Granularity::block
   Range range = Range::minmax;
   c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
-  bool dynamic = false;                 // inputs: a scale per call rather than a calibrated one
+  bool dynamic = false;  // inputs: a scale per call rather than a calibrated one
 
   bool symmetric() const { return grid != Grid::asymmetric; }
   bool operator==(const QuantSpec& other) const = default;

@@ -27,10 +27,10 @@ void read_grid(YamlSection& section, QuantSpec& spec) {
   const std::string grid = section.one_of("grid", "narrow", {"narrow", "full", "signed"});
   if (!symmetric && section.has("grid"))
     section.reject("grid", "must not be given when symmetric is false");
-  spec.grid = !symmetric           ? Grid::asymmetric
-              : grid == "full"     ? Grid::full
-              : grid == "signed"   ? Grid::extreme
-                                   : Grid::narrow;
+  spec.grid = !symmetric         ? Grid::asymmetric
+              : grid == "full"   ? Grid::full
+              : grid == "signed" ? Grid::extreme
+                                 : Grid::narrow;
 }
 
 void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
@@ -43,17 +43,18 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
   if (spec.granularity == Granularity::group && spec.group_size == 0 && !section.has("group_size"))
     section.reject("group_size", "must be given for granularity group");
   if (spec.granularity != Granularity::group && section.has("group_size"))
-    section.reject("group_size", std::string("must not be given for granularity ") +
-                                     name_of(spec.granularity));
+    section.reject("group_size",
+                   std::string("must not be given for granularity ") + name_of(spec.granularity));
   const auto sides = section.list("block");
   if (spec.granularity == Granularity::block) {
-    const bool valid = sides.size() == 2 && YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
+    const bool valid = sides.size() == 2 &&
+                       YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
                        YAML::convert<int64_t>::decode(sides[1], spec.block[1]) &&
                        spec.block[0] > 0 && spec.block[1] > 0;
     if (!valid) section.reject("block", "must be two positive sides, such as [128, 128]");
   } else if (section.has("block")) {
-    section.reject("block", std::string("must not be given for granularity ") +
-                                name_of(spec.granularity));
+    section.reject("block",
+                   std::string("must not be given for granularity ") + name_of(spec.granularity));
   }
 }
 
@@ -71,7 +72,8 @@ void read_input_granularity(YamlSection& section, QuantSpec& spec) {
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
   const int bits = bits_of(text_of(node));
   if (bits != kTarget) return bits;
-  section.file(node, section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
+  section.file(node,
+               section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
   return 8;
 }
 
@@ -79,8 +81,7 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role) {
   const YAML::Node node = rule.child(key);
   if (!node.IsDefined()) return {};
   if (node.IsScalar()) {
-    if (node.Scalar() != "float")
-      rule.reject(key, "must be a map with a dtype, or float");
+    if (node.Scalar() != "float") rule.reject(key, "must be a map with a dtype, or float");
     return {true, std::nullopt};
   }
   YamlSection section = rule.section(key);
@@ -108,7 +109,9 @@ int read_stage_bits(YamlSection& stage, const std::string& key) {
   if (!node.IsDefined()) return kTarget;
   if (node.IsScalar() && node.Scalar() == "float") return kFloat;
   const int bits = bits_of(text_of(node));
-  if (bits == kTarget) stage.reject(key, "must be " + join(kDtypes) + " or float");
+  std::vector<std::string> allowed = kDtypes;
+  allowed.push_back("float");
+  if (bits == kTarget) stage.reject(key, "must be " + join(allowed));
   return bits;
 }
 

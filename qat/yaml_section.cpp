@@ -54,7 +54,8 @@ YamlSection::YamlSection(YAML::Node node, std::string path, std::vector<Problem>
   is_map_ = node_.IsDefined() && node_.IsMap();
   if (node_.IsDefined()) place_ = place_of(node_.Mark());
   if (node_.IsDefined() && !node_.IsNull() && !is_map_)
-    file(node_, (path_.empty() ? "a recipe" : path_) + " must be a map of keys, but is " + text_of(node_));
+    file(node_,
+         (path_.empty() ? "a recipe" : path_) + " must be a map of keys, but is " + text_of(node_));
 }
 
 YAML::Node YamlSection::child(const std::string& key) {
@@ -107,8 +108,7 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
   return fallback;
 }
 
-double YamlSection::number(const std::string& key, double fallback, double least,
-                           double greatest) {
+double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   double value = 0.0;

@@ -46,8 +46,7 @@ class FakeQuantizeDynamic : public torch::autograd::Function<FakeQuantizeDynamic
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_autograd(
     const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
     at::ScalarType scale_dtype) {
-  const auto outputs =
-      FakeQuantizeDynamic::apply(x, block, bits, std::string(grid), scale_dtype);
+  const auto outputs = FakeQuantizeDynamic::apply(x, block, bits, std::string(grid), scale_dtype);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

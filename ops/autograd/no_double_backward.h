@@ -9,8 +9,9 @@ namespace qat {
 // zeros that look like an answer.
 template <typename... Tensors>
 void refuse_double_backward(const char* op, const Tensors&... tensors) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && (tensors.requires_grad() || ...)), "[",
-                              op, "] double backward is not defined for straight-through gradients.");
+  TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && (tensors.requires_grad() || ...)),
+                              "[", op,
+                              "] double backward is not defined for straight-through gradients.");
 }
 
 }  // namespace qat

@@ -38,7 +38,8 @@ QAT_HOST_DEVICE Span span_of_block(const Block<scalar_t>& block) {
 // Sum of squared rounding errors of the finite elements, in float32 within a segment and float64
 // across segments.
 template <typename scalar_t>
-QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params, QuantRange range) {
+QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params,
+                                     QuantRange range) {
   constexpr int kLanes = 16;
   const float inverse = 1.0f / params.scale;
   double total = 0.0;

@@ -28,7 +28,8 @@ at::Tensor fake_quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
         const float s = scale_at[b], inverse = 1.0f / s;
         const float z = zero_at ? static_cast<float>(zero_at[b]) : 0.0f;
         for (int64_t i = at; i < at + length; ++i)
-          out[i] = static_cast<scalar_t>(affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
+          out[i] = static_cast<scalar_t>(
+              affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
       });
     });
   });
@@ -38,11 +39,11 @@ at::Tensor fake_quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
 at::Tensor fake_quantize_backward_cpu(const at::Tensor& grad, const at::Tensor& x,
                                       const at::Tensor& scale,
                                       const std::optional<at::Tensor>& zero_point,
-                                      at::IntArrayRef block, int64_t quant_min,
-                                      int64_t quant_max) {
+                                      at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient("fake_quantize", grad, x);
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous(), upstream = grad.contiguous();
+  const at::Tensor input = x.contiguous(), scales = scale.contiguous(),
+                   upstream = grad.contiguous();
   const auto zeros = contiguous(zero_point);
   const at::Tensor grad_x = at::empty_like(input);
   const BlockLayout layout = layout_of(x, block);

@@ -29,8 +29,8 @@ void fake_quantize_rows(const at::Tensor& input, const BlockLayout& layout, int 
       scale_at[b] = s;
       zero_at[b] = static_cast<int8_t>(z);
       for (int64_t i = at; i < at + length; ++i)
-        out[i] =
-            static_cast<scalar_t>(affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
+        out[i] = static_cast<scalar_t>(
+            affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
     });
   });
 }

@@ -10,8 +10,8 @@
 namespace qat {
 namespace {
 
-// Sixteen partial sums that are added in one fixed order: vectorises, and gives the same bits at any
-// vector width.
+// Sixteen partial sums that are added in one fixed order: vectorises, and gives the same bits at
+// any vector width.
 struct LaneSum {
   static constexpr int kLanes = 16;
   float lanes[kLanes] = {};
@@ -38,10 +38,12 @@ QAT_HOST_DEVICE void segment_backward(const Segment& segment, QuantRange range, 
   LaneSum scales, zeros;
   const auto visit = [&](int64_t i, int lane) QAT_BODY {
     const float grad = static_cast<float>(g[i]), x = static_cast<float>(in[i]);
-    out[i] = static_cast<scalar_t>(affine::straight_through(grad, x, segment.inverse, segment.zero_point, range));
-    scales.lanes[lane] += affine::scale_gradient(grad, x, segment.inverse, segment.zero_point, range);
+    out[i] = static_cast<scalar_t>(
+        affine::straight_through(grad, x, segment.inverse, segment.zero_point, range));
+    scales.lanes[lane] +=
+        affine::scale_gradient(grad, x, segment.inverse, segment.zero_point, range);
     zeros.lanes[lane] += affine::zero_point_gradient(grad, x, segment.scale, segment.inverse,
-                                             segment.zero_point, range);
+                                                     segment.zero_point, range);
   };
   const int64_t end = segment.at + segment.length;
   int64_t i = segment.at;
@@ -76,7 +78,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward_cp
     int64_t quant_max, at::ScalarType scale_dtype, double gradient_scale) {
   check_fake_quantize_learned(x, scale, zero_point, block, quant_min, quant_max, scale_dtype);
   check_gradient("fake_quantize_learned", grad, x);
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous(), upstream = grad.contiguous();
+  const at::Tensor input = x.contiguous(), scales = scale.contiguous(),
+                   upstream = grad.contiguous();
   const auto zeros = contiguous(zero_point);
   const BlockLayout layout = layout_of(x, block);
   const QuantRange range = to_range(quant_min, quant_max);
@@ -104,9 +107,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward_cp
     });
   });
   const float factor = static_cast<float>(gradient_scale);
-  return {grad_x, sum_rows(partial_scale, layout, factor, scale),
-          zero_point ? sum_rows(partial_zero, layout, factor, scale)
-                     : at::empty({0}, scale.options())};
+  return {
+      grad_x, sum_rows(partial_scale, layout, factor, scale),
+      zero_point ? sum_rows(partial_zero, layout, factor, scale) : at::empty({0}, scale.options())};
 }
 
 }  // namespace

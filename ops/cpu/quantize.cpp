@@ -28,7 +28,8 @@ at::Tensor quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
         const float inverse = 1.0f / scale_at[b];
         const float z = zero_at ? static_cast<float>(zero_at[b]) : 0.0f;
         for (int64_t i = at; i < at + length; ++i)
-          out[i] = static_cast<int8_t>(affine::quantize(static_cast<float>(in[i]), inverse, z, range));
+          out[i] =
+              static_cast<int8_t>(affine::quantize(static_cast<float>(in[i]), inverse, z, range));
       });
     });
   });
@@ -52,7 +53,8 @@ at::Tensor dequantize_cpu(const at::Tensor& codes, const at::Tensor& scale,
       for_each_segment(layout, begin, end, [&](int64_t at, int64_t length, int64_t b) QAT_BODY {
         const float z = zero_at ? static_cast<float>(zero_at[b]) : 0.0f;
         for (int64_t i = at; i < at + length; ++i)
-          out[i] = static_cast<scalar_t>(affine::dequantize(static_cast<float>(in[i]), scale_at[b], z));
+          out[i] =
+              static_cast<scalar_t>(affine::dequantize(static_cast<float>(in[i]), scale_at[b], z));
       });
     });
   });

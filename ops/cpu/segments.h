@@ -1,7 +1,7 @@
 #pragma once
 
-// What the CPU kernels share: walking the segments of a layout (blocks.h) over threads, the range of
-// a segment, and dispatch on dtype.
+// What the CPU kernels share: walking the segments of a layout (blocks.h) over threads, the range
+// of a segment, and dispatch on dtype.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -13,14 +13,13 @@
 #include <optional>
 
 #include "ops/blocks.h"
-#include "ops/qparams.h"
 #include "ops/cpu/vectorised.h"
+#include "ops/qparams.h"
 
-#define QAT_DISPATCH_FLOAT(type, name, ...)                          \
-  AT_DISPATCH_SWITCH(type, name,                                     \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__)       \
-                         AT_DISPATCH_CASE(at::kHalf, __VA_ARGS__)    \
-                             AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+#define QAT_DISPATCH_FLOAT(type, name, ...)                                      \
+  AT_DISPATCH_SWITCH(type, name,                                                 \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
+                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
 namespace qat {
 

@@ -1,9 +1,9 @@
 #pragma once
 
 // Runs a loop compiled for the widest instructions that the processor has, so that one wheel serves
-// every x86-64. The body must be a lambda marked QAT_BODY: being always inlined, it is compiled anew
-// inside each of the functions below. The results do not depend on which one runs, since nothing is
-// contracted or re-associated.
+// every x86-64. The body must be a lambda marked QAT_BODY: being always inlined, it is compiled
+// anew inside each of the functions below. The results do not depend on which one runs, since
+// nothing is contracted or re-associated.
 
 #include <utility>
 
@@ -27,8 +27,8 @@ inline Capability capability() {
 }
 
 template <typename Body>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void run_avx512(
-    Body&& body) {
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+run_avx512(Body&& body) {
   body();
 }
 
@@ -40,9 +40,12 @@ __attribute__((target("avx2"))) void run_avx2(Body&& body) {
 template <typename Body>
 void vectorised(Body&& body) {
   switch (capability()) {
-    case Capability::avx512: return run_avx512(std::forward<Body>(body));
-    case Capability::avx2: return run_avx2(std::forward<Body>(body));
-    case Capability::baseline: return body();
+    case Capability::avx512:
+      return run_avx512(std::forward<Body>(body));
+    case Capability::avx2:
+      return run_avx2(std::forward<Body>(body));
+    case Capability::baseline:
+      return body();
   }
 }
 

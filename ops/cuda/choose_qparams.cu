@@ -1,10 +1,9 @@
-#include "ops/choose_qparams.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/choose_qparams.h"
 #include "ops/cuda/segments.cuh"
 
 namespace qat {

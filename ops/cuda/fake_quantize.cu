@@ -1,10 +1,9 @@
-#include "ops/fake_quantize.h"
-
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/cuda/segments.cuh"
+#include "ops/fake_quantize.h"
 
 namespace qat {
 namespace {
@@ -16,8 +15,8 @@ void launch_forward(const BlockLayout& layout, QuantRange range, const scalar_t*
     const float s = scale[segment.block], inverse = 1.0f / s;
     const float z = zero_point ? static_cast<float>(zero_point[segment.block]) : 0.0f;
     for (int64_t i = segment.begin + segment.lane; i < segment.end; i += kWarp)
-      out[i] =
-          static_cast<scalar_t>(affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
+      out[i] = static_cast<scalar_t>(
+          affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
   });
 }
 
@@ -58,7 +57,8 @@ at::Tensor fake_quantize_backward_cuda(const at::Tensor& grad, const at::Tensor&
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient("fake_quantize", grad, x);
   const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous(), upstream = grad.contiguous();
+  const at::Tensor input = x.contiguous(), scales = scale.contiguous(),
+                   upstream = grad.contiguous();
   const auto zeros = contiguous(zero_point);
   const at::Tensor grad_x = at::empty_like(input);
   QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {

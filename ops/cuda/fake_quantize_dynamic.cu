@@ -1,5 +1,3 @@
-#include "ops/fake_quantize_dynamic.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -8,6 +6,7 @@
 #include "ops/choose_qparams.h"
 #include "ops/cuda/segments.cuh"
 #include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {
@@ -25,16 +24,15 @@ void launch_rows(const BlockLayout& layout, Grid grid, int bits, at::ScalarType 
       low = fminf(low, value);
       high = fmaxf(high, value);
     }
-    const QParams found =
-        qparams_of_span(warp_min(low), warp_max(high), grid, bits, scale_dtype);
+    const QParams found = qparams_of_span(warp_min(low), warp_max(high), grid, bits, scale_dtype);
     const float inverse = 1.0f / found.scale;
     if (segment.lane == 0) {
       scale[segment.block] = found.scale;
       zero_point[segment.block] = static_cast<int8_t>(found.zero_point);
     }
     for (int64_t i = segment.begin + segment.lane; i < segment.end; i += kWarp)
-      out[i] = static_cast<scalar_t>(affine::fake_quantize(static_cast<float>(in[i]), found.scale, inverse,
-                                                   found.zero_point, range));
+      out[i] = static_cast<scalar_t>(affine::fake_quantize(static_cast<float>(in[i]), found.scale,
+                                                           inverse, found.zero_point, range));
   });
 }
 
@@ -59,9 +57,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_cuda(
   const at::Tensor zero_point =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kChar));
   QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_dynamic", [&] {
-    launch_rows(layout, grid, static_cast<int>(bits), scale_dtype,
-                input.const_data_ptr<scalar_t>(), y.mutable_data_ptr<scalar_t>(),
-                scale.mutable_data_ptr<float>(), zero_point.mutable_data_ptr<int8_t>());
+    launch_rows(layout, grid, static_cast<int>(bits), scale_dtype, input.const_data_ptr<scalar_t>(),
+                y.mutable_data_ptr<scalar_t>(), scale.mutable_data_ptr<float>(),
+                zero_point.mutable_data_ptr<int8_t>());
   });
   return {y, scale, zero_point};
 }

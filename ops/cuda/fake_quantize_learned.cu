@@ -1,11 +1,10 @@
-#include "ops/fake_quantize_learned.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/cuda/segments.cuh"
+#include "ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {
@@ -35,13 +34,15 @@ void launch_backward(const BlockLayout& layout, QuantRange range, at::ScalarType
 }
 
 // One thread adds the rows of one block, top to bottom.
-__global__ void sum_rows_kernel(BlockLayout layout, float factor, const float* partial, float* sums) {
+__global__ void sum_rows_kernel(BlockLayout layout, float factor, const float* partial,
+                                float* sums) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        index < layout.grid_rows * layout.grid_cols; index += stride) {
     const int64_t first = index / layout.grid_cols * layout.block_rows;
     const int64_t col = index % layout.grid_cols;
-    const int64_t last = first + layout.block_rows < layout.rows ? first + layout.block_rows : layout.rows;
+    const int64_t last =
+        first + layout.block_rows < layout.rows ? first + layout.block_rows : layout.rows;
     float sum = 0.0f;
     for (int64_t row = first; row < last; ++row) sum += partial[row * layout.grid_cols + col];
     sums[index] = sum * factor;
@@ -53,9 +54,9 @@ at::Tensor sum_rows(const at::Tensor& partial, const BlockLayout& layout, double
   at::Tensor sums = at::empty_like(like, at::MemoryFormat::Contiguous);
   if (sums.numel() == 0) return sums;
   sum_rows_kernel<<<blocks_for(sums.numel(), kThreads), kThreads, 0,
-                    c10::cuda::getCurrentCUDAStream()>>>(
-      layout, static_cast<float>(factor), partial.const_data_ptr<float>(),
-      sums.mutable_data_ptr<float>());
+                    c10::cuda::getCurrentCUDAStream()>>>(layout, static_cast<float>(factor),
+                                                         partial.const_data_ptr<float>(),
+                                                         sums.mutable_data_ptr<float>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return sums;
 }
@@ -67,7 +68,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward_cu
   check_fake_quantize_learned(x, scale, zero_point, block, quant_min, quant_max, scale_dtype);
   check_gradient("fake_quantize_learned", grad, x);
   const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous(), upstream = grad.contiguous();
+  const at::Tensor input = x.contiguous(), scales = scale.contiguous(),
+                   upstream = grad.contiguous();
   const auto zeros = contiguous(zero_point);
   const BlockLayout layout = layout_of(x, block);
   const at::Tensor grad_x = at::empty_like(input);

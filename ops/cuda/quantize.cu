@@ -1,10 +1,9 @@
-#include "ops/quantize.h"
-
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/cuda/segments.cuh"
+#include "ops/quantize.h"
 
 namespace qat {
 namespace {

@@ -1,8 +1,8 @@
 #pragma once
 
 // What the CUDA kernels share: one warp walks one segment (blocks.h), reductions in a fixed order,
-// dispatch on dtype. Only c10/cuda headers are included, so that the files compile beside a CPU build
-// of torch.
+// dispatch on dtype. Only c10/cuda headers are included, so that the files compile beside a CPU
+// build of torch.
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
@@ -16,11 +16,10 @@
 #include "ops/blocks.h"
 #include "ops/qparams.h"
 
-#define QAT_DISPATCH_FLOAT(type, name, ...)                       \
-  AT_DISPATCH_SWITCH(type, name,                                  \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__)    \
-                         AT_DISPATCH_CASE(at::kHalf, __VA_ARGS__) \
-                             AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+#define QAT_DISPATCH_FLOAT(type, name, ...)                                      \
+  AT_DISPATCH_SWITCH(type, name,                                                 \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
+                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
 namespace qat {
 
@@ -50,8 +49,8 @@ __global__ void visit_segments(BlockLayout layout, Visit visit) {
   for (int64_t index = first; index < layout.segments(); index += stride) {
     const int64_t row = index / layout.grid_cols, col = index % layout.grid_cols;
     const int64_t begin = layout.offset_of(row, col);
-    visit(WarpSegment{index, layout.block_of(row, col), begin,
-                      begin + layout.segment_length(col), lane});
+    visit(WarpSegment{index, layout.block_of(row, col), begin, begin + layout.segment_length(col),
+                      lane});
   }
 }
 

@@ -8,9 +8,10 @@ namespace qat::bindings {
 void def_plan(py::module_& m) {
   m.attr("FLOAT") = kFloat;
   py::class_<LayerInfo>(m, "LayerInfo")
-      .def(py::init([](std::string name, std::string type, int64_t in_features, int64_t out_features,
-                       bool by_name_only) {
-             return LayerInfo{std::move(name), std::move(type), in_features, out_features, by_name_only};
+      .def(py::init([](std::string name, std::string type, int64_t in_features,
+                       int64_t out_features, bool by_name_only) {
+             return LayerInfo{std::move(name), std::move(type), in_features, out_features,
+                              by_name_only};
            }),
            py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
            py::arg("by_name_only") = false)
@@ -31,10 +32,10 @@ void def_plan(py::module_& m) {
       .def_readonly("untouched", &Plan::untouched)
       .def("__str__", &to_text);
   py::class_<Schedule>(m, "BitSchedule")
-      .def(py::init([](const Plan& plan, Bound freeze_observers, int64_t total_steps) {
-             return Schedule(plan.stages, freeze_observers, total_steps);
+      .def(py::init([](const Recipe& recipe, int64_t total_steps) {
+             return Schedule(recipe.schedule, recipe.train.freeze_observers, total_steps);
            }),
-           py::arg("plan"), py::arg("freeze_observers"), py::arg("total_steps"))
+           py::arg("recipe"), py::arg("total_steps"))
       .def("stage_at", &Schedule::stage_at, py::arg("step"))
       .def("weight_bits", &Schedule::weight_bits, py::arg("step"), py::arg("target"))
       .def("input_bits", &Schedule::input_bits, py::arg("step"), py::arg("target"))

@@ -10,7 +10,8 @@ Granularity granularity_of(const std::string& name) {
   for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
                            Granularity::group, Granularity::block})
     if (name == name_of(value)) return value;
-  throw std::invalid_argument("granularity must be tensor, channel, token, group or block, but is " + name + ".");
+  throw std::invalid_argument(
+      "granularity must be tensor, channel, token, group or block, but is " + name + ".");
 }
 
 Range range_mode_of(const std::string& name) {
@@ -23,22 +24,25 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
                     int64_t group_size, std::array<int64_t, 2> block, const std::string& scale,
                     const std::string& scale_dtype, bool dynamic) {
   check_bits("QuantSpec", bits);
-  QuantSpec spec{bits, parse_grid("QuantSpec", grid), granularity_of(granularity), group_size, block,
-                 range_mode_of(scale), parse_dtype(scale_dtype), dynamic};
+  QuantSpec spec{bits,  parse_grid("QuantSpec", grid), granularity_of(granularity), group_size,
+                 block, range_mode_of(scale),          parse_dtype(scale_dtype),    dynamic};
   if (spec.granularity == Granularity::group && group_size < 1)
-    throw std::invalid_argument("group_size must be positive for granularity group, but is " + std::to_string(group_size) + ".");
+    throw std::invalid_argument("group_size must be positive for granularity group, but is " +
+                                std::to_string(group_size) + ".");
   return spec;
 }
 
 py::tuple state_of(const QuantSpec& spec) {
   return py::make_tuple(spec.bits, grid_name(spec.grid), name_of(spec.granularity), spec.group_size,
-                        spec.block, name_of(spec.range), name_of(spec.scale_dtype), spec.dynamic);
+                        spec.block[0], spec.block[1], name_of(spec.range),
+                        name_of(spec.scale_dtype), spec.dynamic);
 }
 
 QuantSpec from_state(const py::tuple& state) {
   return make_spec(state[0].cast<int>(), state[1].cast<std::string>(), state[2].cast<std::string>(),
-                   state[3].cast<int64_t>(), state[4].cast<std::array<int64_t, 2>>(),
-                   state[5].cast<std::string>(), state[6].cast<std::string>(), state[7].cast<bool>());
+                   state[3].cast<int64_t>(), {state[4].cast<int64_t>(), state[5].cast<int64_t>()},
+                   state[6].cast<std::string>(), state[7].cast<std::string>(),
+                   state[8].cast<bool>());
 }
 
 std::pair<int, int> integer_range(const QuantSpec& spec, int bits) {
@@ -58,9 +62,11 @@ void def_spec(py::module_& m) {
       .def_readonly("group_size", &QuantSpec::group_size)
       .def_readonly("dynamic", &QuantSpec::dynamic)
       .def_property_readonly("grid", [](const QuantSpec& spec) { return grid_name(spec.grid); })
-      .def_property_readonly("granularity", [](const QuantSpec& spec) { return name_of(spec.granularity); })
+      .def_property_readonly("granularity",
+                             [](const QuantSpec& spec) { return name_of(spec.granularity); })
       .def_property_readonly("scale", [](const QuantSpec& spec) { return name_of(spec.range); })
-      .def_property_readonly("scale_dtype", [](const QuantSpec& spec) { return name_of(spec.scale_dtype); })
+      .def_property_readonly("scale_dtype",
+                             [](const QuantSpec& spec) { return name_of(spec.scale_dtype); })
       .def_property_readonly("symmetric", &QuantSpec::symmetric)
       .def_property_readonly("block", &block_shape)
       .def("quant_range", &integer_range, py::arg("bits"))

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FLOAT
 from torchqat.errors import UserError
 from torchqat.linear import QuantLinear
-from torchqat.prepare import plan_of, quant_layers
+from torchqat.prepare import quant_layers, require_prepared
 
 # Elements kept per layer for a search of the least squared error.
 _SAMPLED = 1 << 16
@@ -35,21 +34,21 @@ def calibrate(
     Raises:
         UserError: The model is not prepared, or there is no batch although a layer needs one.
     """
-    plan_of(model)
+    require_prepared(model)
     layers = [(n, m) for n, m in quant_layers(model) if m.input_spec is not None and not m.input_spec.dynamic]
     if not layers:
         return {}
     samplers = {name: _Sampler(layer) for name, layer in layers}
-    widths = {name: layer.input_bits for name, layer in layers}
     training = model.training
     model.eval()
     try:
         for _, layer in layers:
-            layer.calibrating, layer.input_bits = True, FLOAT
+            layer.calibrating, layer._input_quantizer = True, None
         seen = sum(1 for batch in batches if (forward or _forward)(model, batch) is not None)
     finally:
         for name, layer in layers:
-            layer.calibrating, layer.input_bits = False, widths[name]
+            layer.calibrating = False
+            layer.set_bits(layer.weight_bits, layer.input_bits)
             samplers[name].remove()
         model.train(training)
     if seen == 0:

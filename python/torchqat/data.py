@@ -28,8 +28,8 @@ class Corpus:
 def load_corpus(source: str, evaluation: str = "") -> Corpus:
     """The documents of ``source``: a file or folder of text or jsonl, or ``python-stdlib``.
 
-    A folder is read in the order of its names; every tenth document is held out, or the last tenth of a single one. With
-    ``evaluation`` nothing is held out from ``source``.
+    A folder is read in the order of its names; every tenth document is held out, or the last tenth of a single one. A
+    copy of a document that is trained on is not held out. With ``evaluation`` nothing is held out from ``source``.
 
     Raises:
         UserError: The source is missing, has no text, or a line of jsonl has no ``text``.
@@ -43,7 +43,12 @@ def load_corpus(source: str, evaluation: str = "") -> Corpus:
         return Corpus([text[:cut]], [text[cut:]])
     held_out = documents[_HELD_OUT // 2 :: _HELD_OUT] or documents[-1:]
     kept = [document for index, document in enumerate(documents) if index % _HELD_OUT != _HELD_OUT // 2]
-    return Corpus(kept if len(documents) > _HELD_OUT // 2 else documents[:-1], held_out)
+    train = kept if len(documents) > _HELD_OUT // 2 else documents[:-1]
+    trained_on = set(train)
+    unseen = [document for document in held_out if document not in trained_on]
+    if not unseen:
+        raise UserError(f"data must have text to hold out, but all documents of {source} are copies of each other.")
+    return Corpus(train, unseen)
 
 
 def _documents(source: str) -> list[str]:

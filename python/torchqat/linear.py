@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, quantize_weights
+from torchqat.fake_quantizer import FakeQuantizer
 
 
 class QuantLinear(nn.Linear):
@@ -77,6 +78,9 @@ class QuantLinear(nn.Linear):
         """
         weight_changed = weight_bits not in (self.weight_bits, FLOAT)
         self.weight_bits, self.input_bits = weight_bits, input_bits
+        weight, input = self.weight_spec, self.input_spec
+        self._weight_quantizer = _quantizer(weight, weight_bits, weight is not None and weight.scale == "minmax")
+        self._input_quantizer = _quantizer(input, input_bits, input is not None and input.dynamic)
         if self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT:
             self._change_input_width(input_bits, derive)
         if not derive:
@@ -126,31 +130,29 @@ class QuantLinear(nn.Linear):
 
     def quantized_weight(self) -> Tensor:
         """The weight that the forward uses, ``[out, in]``, in the dtype of the master weight."""
-        if self.weight_bits == FLOAT:
+        if self._weight_quantizer is None:
             return self.weight
-        return _fake_quantize(
-            self.weight,
-            self.weight_spec,
-            self.weight_bits,
-            self.weight_spec.scale == "minmax",
-            getattr(self, "weight_scale", None),
-            getattr(self, "weight_zero_point", None),
-        )
+        return self._weight_quantizer(self.weight, *self._weight_parameters())
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        spec = self.input_spec
-        if spec is None:
-            return x
-        if not spec.dynamic and (self.calibrating or (self.observing and self.training)):
+        """The input that the forward uses, in the shape and dtype of ``x``; observes it first where asked."""
+        if self.calibrating or (self.observing and self.training):
             self.observe(x)
-        if self.input_bits == FLOAT:
+        if self._input_quantizer is None:
             return x
-        scale, zero_point = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
-        return _fake_quantize(x, spec, self.input_bits, spec.dynamic, scale, zero_point)
+        return self._input_quantizer(x, *self._input_parameters())
+
+    def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
+
+    def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Widen the observed input range to ``x``, ignoring what is not finite, and follow it unless it is learned."""
+        if self.input_spec is None or self.input_spec.dynamic:
+            return
         finite = x.detach()[torch.isfinite(x)]
         if finite.numel() == 0:
             return
@@ -171,9 +173,7 @@ class QuantLinear(nn.Linear):
             return ops.choose_qparams(self.weight, spec.block, self.weight_bits, spec.grid, "minmax", dtype)
         if spec.scale == "mse":
             return self.weight_scale, self.weight_zero_point
-        return ops.round_qparams(
-            self.weight_scale, self.weight_zero_point, *spec.quant_range(self.weight_bits), dtype
-        )
+        return ops.round_qparams(self.weight_scale, self.weight_zero_point, *spec.quant_range(self.weight_bits), dtype)
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
@@ -217,6 +217,10 @@ _STATE = (
 )  # fmt: skip
 
 
+def _quantizer(spec: QuantSpec | None, bits: int, dynamic: bool) -> FakeQuantizer | None:
+    return None if spec is None or bits == FLOAT else FakeQuantizer.of(spec, bits, dynamic)
+
+
 def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:
     height, width = (size if side == -1 else side for side, size in zip(spec.block, (rows, cols), strict=True))
     return math.ceil(rows / height), math.ceil(cols / width)
@@ -224,20 +228,3 @@ def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:
 
 def _search(method: str) -> str:
     return "minmax" if method == "rtn" else method
-
-
-def _fake_quantize(
-    x: Tensor, spec: QuantSpec, bits: int, dynamic: bool, scale: Tensor | None, zero_point: Tensor | None
-) -> Tensor:
-    """The one choice between found, given and learned scales."""
-    if dynamic:
-        return ops.fake_quantize_dynamic(x, spec.block, bits, spec.grid, DTYPES[spec.scale_dtype])[0]
-    quant_min, quant_max = spec.quant_range(bits)
-    if spec.scale != "learned":
-        return ops.fake_quantize(x, scale, zero_point, spec.block, quant_min, quant_max)
-    # LSQ's factor, numerics.md (11). An input counts the features of one token, not the batch.
-    elements = x.shape[-1] if spec.granularity == "tensor" and x.dim() > 2 else x.numel() / scale.numel()
-    return ops.fake_quantize_learned(
-        x, scale, zero_point, spec.block, quant_min, quant_max, DTYPES[spec.scale_dtype],
-        1.0 / math.sqrt(elements * quant_max),
-    )  # fmt: skip

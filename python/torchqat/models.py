@@ -60,7 +60,9 @@ def _check_folder(path: str) -> None:
 
 def _why(path: str, error: Exception) -> str:
     if Path(path).is_dir():
-        return f"model must be a causal language model that transformers can load, but {path} is not: {_first_line(error)}"
+        return (
+            f"model must be a causal language model that transformers can load, but {path} is not: {_first_line(error)}"
+        )
     return (
         f"model must be a folder that exists or a hub id, but {path} is no folder here and could not be fetched from the "
         f"hub: {_first_line(error)}"

@@ -64,20 +64,17 @@ def prepare(model: nn.Module, recipe: Recipe | Plan, method: str | None = None) 
     for layer in plan.layers:
         parent, _, leaf = layer.name.rpartition(".")
         setattr(modules[parent], leaf, QuantLinear(modules[layer.name], layer.weight, layer.input, method))
-    model.qat_plan = plan
     return model
-
-
-def plan_of(model: nn.Module) -> Plan:
-    """The plan that ``model`` was prepared with."""
-    if not hasattr(model, "qat_plan"):
-        raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
-    return model.qat_plan
 
 
 def quant_layers(model: nn.Module) -> list[tuple[str, QuantLinear]]:
     """The prepared layers and their names, in model order."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLinear)]
+
+
+def require_prepared(model: nn.Module) -> None:
+    if not quant_layers(model):
+        raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
 
 
 def _check_finite(name: str, module: nn.Linear) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from torchqat.errors import UserError
@@ -25,7 +27,9 @@ def read_compressed_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / 'model.safetensors'} must be a safetensors file, but does not load: {error}.") from error
+        raise UserError(
+            f"{folder / 'model.safetensors'} must be a safetensors file, but does not load: {error}."
+        ) from error
     return decompress(tensors, config)
 
 
@@ -53,13 +57,26 @@ def _targets(targets: list[str], name: str) -> bool:
 
 
 def load_in_transformers(folder: Path) -> nn.Module:
-    """The checkpoint as transformers loads it, its weights dense."""
+    """The checkpoint as transformers loads it, its weights dense and its inputs unquantized.
+
+    transformers can make weights dense while it loads them, but then takes one config group for all layers. Checkpoints of
+    mixed precision are loaded packed instead and become dense in their first forward, which happens here.
+
+    Raises:
+        UserError: transformers cannot load the folder.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
+    config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config") or {}
+    mixed = len(config.get("config_groups", {})) > 1
+    options = {} if mixed else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", quantization_config=CompressedTensorsConfig(dequantize=True)
-        ).eval()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
+        if mixed:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+        return model
     except Exception as error:
         raise UserError(f"transformers could not load {folder}: {str(error).splitlines()[0]}") from error

@@ -81,9 +81,17 @@ def print_report(report: Report) -> None:
     table.add_column("method")
     for column in ("bits/weight", "perplexity", "KL", "top-1", "size"):
         table.add_column(column, justify="right")
-    table.add_row("full precision", "-", f"{report.baseline['perplexity']:.3f}", "-", "-", _size(report.baseline["bytes"]))
+    table.add_row(
+        "full precision", "-", f"{report.baseline['perplexity']:.3f}", "-", "-", _size(report.baseline["bytes"])
+    )
     for v in report.variants:
-        row = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}", _size(v.bytes)]
+        row = [
+            f"{v.bits_per_weight:.2f}",
+            f"{v.perplexity:.3f}",
+            f"{v.kl:.5f}",
+            f"{v.top1_agreement:.2%}",
+            _size(v.bytes),
+        ]
         table.add_row(v.method, *row)
     console = Console(soft_wrap=True)
     console.print(table)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from torchqat._library import load_recipe
-from torchqat._library import naive_plan
+from torchqat._library import load_recipe, naive_plan
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
 from torchqat.models import load_model
@@ -55,7 +54,9 @@ def exported_model(folder: Path, run: str = "") -> nn.Module:
     """The prepared model that the checkpoint in ``folder`` was exported from."""
     root = Path(run) if run else next((p for p in folder.resolve().parents if (p / "run.json").is_file()), None)
     if root is None:
-        raise UserError(f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds.")
+        raise UserError(
+            f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
+        )
     job = open_run(root)
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():

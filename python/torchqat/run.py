@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import torchqat
-from torchqat._library import Plan, Recipe, TrainSection, naive_plan
+from torchqat._library import BitSchedule, Plan, Recipe, TrainSection, naive_plan
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
 from torchqat.data import Batches, Corpus, Data, load_corpus, load_data, tokenize
@@ -111,19 +111,23 @@ class Run:
         """Make the folder ready. A folder that is not a run's is never touched."""
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "run.json").is_file():
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
-        if not resume:
-            for name in ("checkpoints", "metrics.jsonl", "report.json"):
-                _remove(self.folder / name)
-        report = self.load_report() if resume else Report()
-        write_text(self.folder / "recipe.yaml", self.recipe.text)
+        # Whatever the input may be wrong in shows here, before anything is written.
         settings = {"model": self.model_path, "data": self.recipe.data.train, "identity": self.identity}
-        kept = read_json(self.folder / "run.json", "The settings of a run") if (self.folder / "run.json").exists() else {}
-        if kept.get("identity") != self.identity:
-            report = Report()
+        plan = str(self.plan)
+        report = self.load_report() if resume and self._belongs(settings) else Report()
+        if not resume:
+            for name in ("checkpoints", "metrics.jsonl"):
+                _remove(self.folder / name)
+        write_text(self.folder / "recipe.yaml", self.recipe.text)
         write_json(self.folder / "run.json", settings)
-        write_text(self.folder / "plan.txt", str(self.plan))
+        write_text(self.folder / "plan.txt", plan)
         report.environment = environment()
         self.save_report(report)
+
+    def _belongs(self, settings: dict) -> bool:
+        """Whether what the folder holds was made from the same recipe, model and data."""
+        path = self.folder / "run.json"
+        return path.is_file() and read_json(path, "The settings of a run").get("identity") == settings["identity"]
 
     def load_report(self) -> Report:
         path = self.folder / "report.json"
@@ -153,7 +157,9 @@ class Run:
             return
         self.progress.say(f"Rounding to int{bits} without training")
         model = self.prepared(naive_plan(self.plan, bits))
-        report.put(self._variant(name, f"INT{bits} round to nearest", model, f"exports/{self.recipe.exports[0]}-{name}"))
+        report.put(
+            self._variant(name, f"INT{bits} round to nearest", model, f"exports/{self.recipe.exports[0]}-{name}")
+        )
         self.save_report(report)
 
     def control(self) -> None:
@@ -184,11 +190,9 @@ class Run:
         show = self.progress.steps("Fine-tuning with the schedule", self.recipe.train.steps)
 
         def record(step: int, figures: dict[str, float]) -> None:
-            line = {"step": step, **figures, "weight_bits": sorted({m.weight_bits for m in layers})}
-            _append_metric(metrics, line)
+            _append_metric(metrics, {"step": step, **figures, "weight_bits": self._widths(step - 1)})
             show(step, figures)
 
-        layers = [m for m in model.modules() if isinstance(m, torchqat.QuantLinear)]
         loop = TrainingLoop(
             model,
             self.distillation(model),
@@ -202,6 +206,11 @@ class Run:
         if self.recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return loop.run()
+
+    def _widths(self, step: int) -> list[int]:
+        """The weight widths in force while ``step`` was taken."""
+        bits = BitSchedule(self.recipe, self.recipe.train.steps)
+        return sorted({bits.weight_bits(step, layer.weight.bits) for layer in self.plan.layers if layer.weight})
 
     def distillation(self, model: nn.Module):
         """The loss of the recipe's ``distill`` section."""
@@ -322,7 +331,9 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from torchqat._library import BitSchedule, Bound, Recipe
+from torchqat._library import BitSchedule, Recipe
 from torchqat.errors import UserError
-from torchqat.prepare import plan_of, quant_layers
+from torchqat.prepare import quant_layers, require_prepared
 
 
 class Schedule:
@@ -31,9 +31,9 @@ class Schedule:
     def __init__(self, model: nn.Module, recipe: Recipe, total_steps: int, optimizer: Optimizer | None = None):
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
+        require_prepared(model)
         self.model, self.optimizer = model, optimizer
-        freeze: Bound = recipe.train.freeze_observers
-        self.bits = BitSchedule(plan_of(model), freeze, total_steps)
+        self.bits = BitSchedule(recipe, total_steps)
         device = next(model.parameters()).device
         if "qat_step" not in dict(model.named_buffers()):
             model.register_buffer("qat_step", torch.zeros((), dtype=torch.int64, device=device))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import TrainSection
-from torchqat.errors import UserError
 from torchqat.data import Batches
+from torchqat.errors import UserError
 from torchqat.files import load_state, save_state
 from torchqat.schedule import Schedule
 

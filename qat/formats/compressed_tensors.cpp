@@ -44,13 +44,14 @@ json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
 json group_json(const QuantizedWeights& layer) {
   if (layer.weight.granularity == Granularity::block)
     refuse(layer, "integer weights must have granularity tensor, channel or group, but have block");
-  json group = {
-      {"weights", scheme_json(layer.weight, name_of(layer.weight.granularity), stored_bits(layer.weight))},
-      {"input_activations", nullptr},
-      {"output_activations", nullptr},
-      {"format", format_of(layer)}};
+  json group = {{"weights", scheme_json(layer.weight, name_of(layer.weight.granularity),
+                                        stored_bits(layer.weight))},
+                {"input_activations", nullptr},
+                {"output_activations", nullptr},
+                {"format", format_of(layer)}};
   if (layer.input)
-    group["input_activations"] = scheme_json(*layer.input, name_of(layer.input->granularity), layer.input->bits);
+    group["input_activations"] =
+        scheme_json(*layer.input, name_of(layer.input->granularity), layer.input->bits);
   return group;
 }
 
@@ -66,7 +67,8 @@ void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
   tensors[layer.name + ".weight_shape"] = at::tensor(layer.codes.sizes(), at::kLong);
   if (layer.zero_point) {
     // Packed down the rows of each group column, not along them.
-    tensors[layer.name + ".weight_zero_point"] = pack(layer.zero_point->t().contiguous(), bits).t().contiguous();
+    tensors[layer.name + ".weight_zero_point"] =
+        pack(layer.zero_point->t().contiguous(), bits).t().contiguous();
   }
 }
 
@@ -111,7 +113,8 @@ CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& lay
                                         const std::vector<std::string>& ignore) {
   CompressedTensors result;
   if (layers.empty())
-    throw std::invalid_argument("compressed-tensors needs at least one quantized layer, but there is none.");
+    throw std::invalid_argument(
+        "compressed-tensors needs at least one quantized layer, but there is none.");
   const json groups = config_groups(layers);
   for (const QuantizedWeights& layer : layers)
     layer.input ? add_int8(layer, result.tensors) : add_packed(layer, result.tensors);

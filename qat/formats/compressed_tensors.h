@@ -8,7 +8,8 @@
 
 namespace qat {
 
-// A checkpoint as vLLM and transformers read it: tensors, and the JSON text of `quantization_config`.
+// A checkpoint as vLLM and transformers read it: tensors, and the JSON text of
+// `quantization_config`.
 struct CompressedTensors {
   NamedTensors tensors;
   std::string quantization_config;
@@ -16,19 +17,20 @@ struct CompressedTensors {
 
 // Writes the layers in the compressed-tensors format:
 //
-//   weights only           pack-quantized: weight_packed int32, weight_scale, weight_shape and, on an
+//   weights only           pack-quantized: weight_packed int32, weight_scale, weight_shape and, on
+//   an
 //                          asymmetric grid, weight_zero_point packed along the output axis
 //   int8 weights and inputs  int-quantized: weight int8, weight_scale, and input_scale (and
 //                          input_zero_point) when the input is calibrated
 //
-// Codes of 3 bits are stored in 4, those of 5 to 7 in 8. `ignore` lists the linear layers that stay in
-// floating point. Throws std::invalid_argument, naming the layer, for a spec that the format has no
-// place for.
+// Codes of 3 bits are stored in 4, those of 5 to 7 in 8. `ignore` lists the linear layers that stay
+// in floating point. Throws std::invalid_argument, naming the layer, for a spec that the format has
+// no place for.
 CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& layers,
                                         const std::vector<std::string>& ignore);
 
-// Problems that engines would meet: layers that they fuse (q, k and v; gate and up) but whose schemes
-// differ. Empty when there are none.
+// Problems that engines would meet: layers that they fuse (q, k and v; gate and up) but whose
+// schemes differ. Empty when there are none.
 std::vector<std::string> fusion_problems(const std::vector<QuantizedWeights>& layers,
                                          const std::vector<std::string>& ignore);
 

@@ -1,9 +1,9 @@
-#include "ops/affine.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
+
+#include "ops/affine.h"
 
 namespace qat {
 namespace {

@@ -1,8 +1,8 @@
-#include "ops/blocks.h"
-
 #include <gtest/gtest.h>
 
 #include <vector>
+
+#include "ops/blocks.h"
 
 namespace qat {
 namespace {

@@ -1,15 +1,18 @@
-#include "ops/choose_qparams.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "ops/choose_qparams.h"
 #include "ops/fake_quantize.h"
 
 namespace qat {
 namespace {
 
 double squared_error(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point) {
-  return (fake_quantize(x, scale, zero_point, {1, -1}, -8, 7) - x).to(at::kDouble).square().sum().item<double>();
+  return (fake_quantize(x, scale, zero_point, {1, -1}, -8, 7) - x)
+      .to(at::kDouble)
+      .square()
+      .sum()
+      .item<double>();
 }
 
 TEST(ChooseQParams, IgnoresWhatIsNotFinite) {
@@ -21,7 +24,8 @@ TEST(ChooseQParams, IgnoresWhatIsNotFinite) {
 TEST(ChooseQParams, ABlockWithoutFiniteElementsCountsAsZeros) {
   const at::Tensor x = at::full({1, 40}, NAN);
   for (const auto* method : {"minmax", "mse"})
-    EXPECT_EQ(std::get<0>(choose_qparams(x, {1, -1}, 4, "full", method, at::kFloat)).item<float>(), 1.0f);
+    EXPECT_EQ(std::get<0>(choose_qparams(x, {1, -1}, 4, "full", method, at::kFloat)).item<float>(),
+              1.0f);
 }
 
 TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
@@ -35,20 +39,23 @@ TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
       const at::Tensor s = at::full({1, 1}, widest * search_fraction(step));
       least = std::min(least, squared_error(one, s, at::zeros({1, 1}, at::kChar)));
     }
-    EXPECT_NEAR(squared_error(one, scale.slice(0, row, row + 1), zero_point.slice(0, row, row + 1)), least,
+    EXPECT_NEAR(squared_error(one, scale.slice(0, row, row + 1), zero_point.slice(0, row, row + 1)),
+                least,
                 least * 1e-5);  // sums of 128 squares in another order
   }
 }
 
 TEST(ChooseQParams, RoundsToTheScaleDtype) {
-  const auto [scale, zero_point] = choose_qparams(at::randn({8, 64}), {1, 32}, 4, "narrow", "mse", at::kHalf);
+  const auto [scale, zero_point] =
+      choose_qparams(at::randn({8, 64}), {1, 32}, 4, "narrow", "mse", at::kHalf);
   EXPECT_TRUE(at::equal(scale, scale.to(at::kHalf).to(at::kFloat)));
 }
 
 TEST(RoundQParams, RoundsZeroPointsToLevels) {
   const at::Tensor zero_point = at::tensor({0.5f, 1.5f, -9.0f, 70.0f}).view({2, 2});
   const auto [scale, rounded] = round_qparams(at::ones({2, 2}), zero_point, -8, 7, at::kFloat);
-  EXPECT_TRUE(at::equal(rounded.to(at::kFloat), at::tensor({0.0f, 2.0f, -8.0f, 7.0f}).view({2, 2})));
+  EXPECT_TRUE(
+      at::equal(rounded.to(at::kFloat), at::tensor({0.0f, 2.0f, -8.0f, 7.0f}).view({2, 2})));
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-#include "ops/fake_quantize.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
+
+#include "ops/fake_quantize.h"
 
 namespace qat {
 namespace {
@@ -25,12 +25,15 @@ TEST(FakeQuantize, AppliesTheZeroPoint) {
 
 TEST(FakeQuantize, AcceptsEveryGranularityAndDtype) {
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16})
-    for (const std::vector<int64_t>& block : std::vector<std::vector<int64_t>>{{-1, -1}, {1, -1}, {1, 4}, {2, 4}, {3, 5}}) {
+    for (const std::vector<int64_t>& block :
+         std::vector<std::vector<int64_t>>{{-1, -1}, {1, -1}, {1, 4}, {2, 4}, {3, 5}}) {
       const at::Tensor x = at::randn({6, 10}).to(dtype);
       const int64_t rows = block[0] == -1 ? 1 : (6 + block[0] - 1) / block[0];
       const int64_t cols = block[1] == -1 ? 1 : (10 + block[1] - 1) / block[1];
-      const at::Tensor y = fake_quantize(x, at::full({rows, cols}, 0.25f), std::nullopt, block, -8, 7);
-      const at::Tensor expected = (x.to(at::kFloat) / 0.25).round().clamp(-8, 7).mul(0.25).to(dtype);
+      const at::Tensor y =
+          fake_quantize(x, at::full({rows, cols}, 0.25f), std::nullopt, block, -8, 7);
+      const at::Tensor expected =
+          (x.to(at::kFloat) / 0.25).round().clamp(-8, 7).mul(0.25).to(dtype);
       EXPECT_TRUE(at::equal(y, expected)) << dtype << " " << block;
     }
 }
@@ -43,7 +46,8 @@ TEST(FakeQuantize, ReadsPermutedTensors) {
 }
 
 TEST(FakeQuantize, AnEmptyTensorStaysEmpty) {
-  EXPECT_EQ(fake_quantize(at::empty({0, 4}), at::empty({0, 1}), std::nullopt, {1, -1}, -8, 7).numel(), 0);
+  EXPECT_EQ(
+      fake_quantize(at::empty({0, 4}), at::empty({0, 1}), std::nullopt, {1, -1}, -8, 7).numel(), 0);
 }
 
 TEST(FakeQuantize, PassesGradientsInsideTheRangeOnly) {
@@ -65,11 +69,14 @@ TEST(FakeQuantize, RefusesBadArgumentsWithASentence) {
   EXPECT_EQ(message([&] { fake_quantize(x.to(at::kDouble), s, std::nullopt, {1, -1}, -8, 7); }),
             "[fake_quantize] x must be float32, float16 or bfloat16, but is Double.");
   EXPECT_EQ(message([&] { fake_quantize(x, s, std::nullopt, {1, -1}, 7, -8); }),
-            "[fake_quantize] quant_min must be below quant_max, both in [-128, 127], but they are 7 and -8.");
-  EXPECT_EQ(message([&] { fake_quantize(x, at::ones({1, 1}), std::nullopt, {1, -1}, -8, 7); }),
-            "[fake_quantize] scale must have shape [2, 1], one entry per block of x, but has [1, 1].");
-  EXPECT_EQ(message([&] { fake_quantize(x, s, std::nullopt, {0, -1}, -8, 7); }),
-            "[fake_quantize] block sides must be positive, or -1 for the whole axis, but are [0, -1].");
+            "[fake_quantize] quant_min must be below quant_max, both in [-128, 127], but they are "
+            "7 and -8.");
+  EXPECT_EQ(
+      message([&] { fake_quantize(x, at::ones({1, 1}), std::nullopt, {1, -1}, -8, 7); }),
+      "[fake_quantize] scale must have shape [2, 1], one entry per block of x, but has [1, 1].");
+  EXPECT_EQ(
+      message([&] { fake_quantize(x, s, std::nullopt, {0, -1}, -8, 7); }),
+      "[fake_quantize] block sides must be positive, or -1 for the whole axis, but are [0, -1].");
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
-#include "ops/fake_quantize_learned.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "ops/choose_qparams.h"
 #include "ops/fake_quantize.h"
+#include "ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {
@@ -25,17 +24,22 @@ TEST(FakeQuantizeLearned, TheGradientScaleMultiplies) {
   const at::Tensor x = at::randn({4, 64});
   const auto gradient = [&](double factor) {
     const at::Tensor scale = at::full({4, 2}, 0.1f).requires_grad_(true);
-    fake_quantize_learned(x, scale, std::nullopt, {1, 32}, -8, 7, at::kFloat, factor).square().sum().backward();
+    fake_quantize_learned(x, scale, std::nullopt, {1, 32}, -8, 7, at::kFloat, factor)
+        .square()
+        .sum()
+        .backward();
     return scale.grad();
   };
   EXPECT_TRUE(at::equal(gradient(0.5), gradient(1.0) * 0.5));
 }
 
 TEST(FakeQuantizeLearned, UsesTheParametersAsTheyAreStored) {
-  const at::Tensor x = at::randn({4, 64}), scale = at::rand({4, 2}) + 0.05, zero_point = at::randn({4, 2}) * 3;
+  const at::Tensor x = at::randn({4, 64}), scale = at::rand({4, 2}) + 0.05,
+                   zero_point = at::randn({4, 2}) * 3;
   const auto [s, z] = round_qparams(scale, zero_point, -8, 7, at::kBFloat16);
-  EXPECT_TRUE(at::equal(fake_quantize_learned(x, scale, zero_point, {1, 32}, -8, 7, at::kBFloat16, 1.0),
-                        fake_quantize(x, s, z, {1, 32}, -8, 7)));
+  EXPECT_TRUE(
+      at::equal(fake_quantize_learned(x, scale, zero_point, {1, 32}, -8, 7, at::kBFloat16, 1.0),
+                fake_quantize(x, s, z, {1, 32}, -8, 7)));
 }
 
 TEST(FakeQuantizeLearned, SumsInTheSameOrderWithAnyNumberOfThreads) {
@@ -43,7 +47,10 @@ TEST(FakeQuantizeLearned, SumsInTheSameOrderWithAnyNumberOfThreads) {
   const auto gradient = [&](int threads) {
     at::set_num_threads(threads);
     const at::Tensor scale = at::full({1, 1}, 0.1f).requires_grad_(true);
-    fake_quantize_learned(x, scale, std::nullopt, {-1, -1}, -8, 7, at::kFloat, 1.0).square().sum().backward();
+    fake_quantize_learned(x, scale, std::nullopt, {-1, -1}, -8, 7, at::kFloat, 1.0)
+        .square()
+        .sum()
+        .backward();
     return scale.grad();
   };
   const int threads = at::get_num_threads();

@@ -1,7 +1,7 @@
-#include "ops/pack.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
+
+#include "ops/pack.h"
 
 namespace qat {
 namespace {
@@ -9,9 +9,11 @@ namespace {
 at::Tensor codes(std::vector<int> values) { return at::tensor(values, at::kInt).to(at::kChar); }
 
 TEST(Pack, WorkedExamplesOfTheFormat) {
-  EXPECT_EQ(pack(codes({-8, -7, -1, 0, 1, 2, 6, 7}), 4).item<int32_t>(), static_cast<int32_t>(0xFEA98710));
+  EXPECT_EQ(pack(codes({-8, -7, -1, 0, 1, 2, 6, 7}), 4).item<int32_t>(),
+            static_cast<int32_t>(0xFEA98710));
   EXPECT_EQ(pack(codes({-128, -1, 0, 127}), 8).item<int32_t>(), static_cast<int32_t>(0xFF807F00));
-  EXPECT_EQ(pack(codes({-8, -3, 0, 1, 2, 3, 4, 7}), 4).item<int32_t>(), static_cast<int32_t>(0xFCBA9850));
+  EXPECT_EQ(pack(codes({-8, -3, 0, 1, 2, 3, 4, 7}), 4).item<int32_t>(),
+            static_cast<int32_t>(0xFCBA9850));
 }
 
 TEST(Pack, UnpackRestoresTheCodes) {
@@ -23,9 +25,7 @@ TEST(Pack, UnpackRestoresTheCodes) {
     }
 }
 
-TEST(Pack, UnusedBitsAreZero) {
-  EXPECT_EQ(pack(codes({7}), 4).item<int32_t>(), 15);
-}
+TEST(Pack, UnusedBitsAreZero) { EXPECT_EQ(pack(codes({7}), 4).item<int32_t>(), 15); }
 
 TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
   EXPECT_THROW(pack(codes({0}), 3), c10::ValueError);

@@ -1,8 +1,8 @@
-#include "ops/qparams.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
+
+#include "ops/qparams.h"
 
 namespace qat {
 namespace {

@@ -1,10 +1,9 @@
-#include "ops/quantize.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include "ops/choose_qparams.h"
 #include "ops/fake_quantize.h"
+#include "ops/quantize.h"
 
 namespace qat {
 namespace {
@@ -28,8 +27,9 @@ TEST(Quantize, SaturatesAndSendsNanToTheLowestLevel) {
 }
 
 TEST(Dequantize, RefusesCodesThatAreNotInt8) {
-  EXPECT_THROW(dequantize(at::zeros({1, 4}, at::kInt), at::ones({1, 1}), std::nullopt, {1, -1}, at::kFloat),
-               c10::TypeError);
+  EXPECT_THROW(
+      dequantize(at::zeros({1, 4}, at::kInt), at::ones({1, 1}), std::nullopt, {1, -1}, at::kFloat),
+      c10::TypeError);
 }
 
 }  // namespace

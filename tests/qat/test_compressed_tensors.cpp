@@ -1,12 +1,11 @@
-#include "qat/formats/compressed_tensors.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "ops/pack.h"
+#include "qat/formats/compressed_tensors.h"
 
 namespace qat {
 namespace {
@@ -18,12 +17,14 @@ QuantizedWeights layer(const std::string& name, int bits, Grid grid = Grid::narr
   spec.granularity = Granularity::group;
   spec.group_size = 32;
   return quantize_weights(name, spec, at::randn({16, 64}), at::full({16, 2}, 0.25f),
-                          at::full({16, 2}, grid == Grid::asymmetric ? 1 : 0, at::kChar), at::kFloat);
+                          at::full({16, 2}, grid == Grid::asymmetric ? 1 : 0, at::kChar),
+                          at::kFloat);
 }
 
 QuantizedWeights int8_layer(const std::string& name) {
-  QuantizedWeights result = quantize_weights(name, QuantSpec{}, at::randn({16, 64}), at::full({16, 1}, 0.25f),
-                                             at::zeros({16, 1}, at::kChar), at::kFloat);
+  QuantizedWeights result =
+      quantize_weights(name, QuantSpec{}, at::randn({16, 64}), at::full({16, 1}, 0.25f),
+                       at::zeros({16, 1}, at::kChar), at::kFloat);
   QuantSpec input;
   input.granularity = Granularity::token;
   input.dynamic = true;
@@ -61,7 +62,8 @@ TEST(CompressedTensors, PacksZeroPointsDownTheRows) {
 }
 
 TEST(CompressedTensors, StoresOddWidthsInTheNextOne) {
-  const auto config = nlohmann::json::parse(to_compressed_tensors({layer("a", 3)}, {}).quantization_config);
+  const auto config =
+      nlohmann::json::parse(to_compressed_tensors({layer("a", 3)}, {}).quantization_config);
   EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["num_bits"], 4);
 }
 
@@ -75,7 +77,9 @@ TEST(CompressedTensors, WritesInt8WeightsWithInt8Inputs) {
 }
 
 TEST(CompressedTensors, MixesSchemesByConfigGroups) {
-  const auto config = nlohmann::json::parse(to_compressed_tensors({layer("a", 4), int8_layer("b"), layer("c", 4)}, {}).quantization_config);
+  const auto config = nlohmann::json::parse(
+      to_compressed_tensors({layer("a", 4), int8_layer("b"), layer("c", 4)}, {})
+          .quantization_config);
   EXPECT_EQ(config["format"], "mixed-precision");
   EXPECT_EQ(config["config_groups"].size(), 2u);
 }
@@ -84,17 +88,22 @@ TEST(CompressedTensors, RefusesWhatTheFormatCannotHold) {
   QuantizedWeights four_bit_inputs = layer("a", 4);
   four_bit_inputs.input = int8_layer("b").input;
   EXPECT_EQ(refusal(four_bit_inputs),
-            "compressed-tensors cannot hold a: quantized inputs need int8 weights and int8 inputs, but they are int4 and int8.");
+            "compressed-tensors cannot hold a: quantized inputs need int8 weights and int8 inputs, "
+            "but they are int4 and int8.");
   QuantizedWeights blocks = layer("a", 4);
   blocks.weight.granularity = Granularity::block;
   EXPECT_EQ(refusal(blocks),
-            "compressed-tensors cannot hold a: integer weights must have granularity tensor, channel or group, but have block.");
+            "compressed-tensors cannot hold a: integer weights must have granularity tensor, "
+            "channel or group, but have block.");
 }
 
 TEST(CompressedTensors, FindsFusedLayersThatDiffer) {
-  EXPECT_TRUE(fusion_problems({layer("m.q_proj", 4), layer("m.k_proj", 4), layer("m.v_proj", 4)}, {}).empty());
+  EXPECT_TRUE(
+      fusion_problems({layer("m.q_proj", 4), layer("m.k_proj", 4), layer("m.v_proj", 4)}, {})
+          .empty());
   EXPECT_EQ(fusion_problems({layer("m.gate_proj", 4), layer("m.up_proj", 8)}, {}).front(),
-            "m.gate_proj and m.up_proj must share one scheme, because engines fuse them, but they differ.");
+            "m.gate_proj and m.up_proj must share one scheme, because engines fuse them, but they "
+            "differ.");
   EXPECT_EQ(fusion_problems({layer("m.q_proj", 4)}, {"m.k_proj"}).size(), 1u);
 }
 

@@ -1,10 +1,10 @@
-#include "qat/layers.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
 
 #include <stdexcept>
+
+#include "qat/layers.h"
 
 namespace qat {
 namespace {
@@ -15,9 +15,12 @@ struct Net : torch::nn::Module {
   at::Tensor forward(const at::Tensor& x) { return second->forward(at::relu(first->forward(x))); }
 };
 
-Plan plan_of(const torch::nn::Module& net, const std::string& weight, const std::string& rest = "") {
-  return make_plan(parse_recipe("version: 1\nlayers:\n  - {match: \"*\", weight: " + weight + rest + "}\n", "r.yaml"),
-                   linear_layers(net));
+Plan plan_of(const torch::nn::Module& net, const std::string& weight,
+             const std::string& rest = "") {
+  return make_plan(
+      parse_recipe("version: 1\nlayers:\n  - {match: \"*\", weight: " + weight + rest + "}\n",
+                   "r.yaml"),
+      linear_layers(net));
 }
 
 TEST(QuantLinear, IsAPlainLinearUntilPrepared) {
@@ -27,15 +30,20 @@ TEST(QuantLinear, IsAPlainLinearUntilPrepared) {
 }
 
 TEST(QuantLinear, ConvertGivesTheWeightsOfTheForward) {
-  for (const auto* weight : {"{dtype: int4, group_size: 32}", "{dtype: int4, group_size: 32, scale: mse, grid: full}",
-                             "{dtype: int3, scale: learned, symmetric: false}", "{dtype: int8, scale: learned, grid: signed}"}) {
+  for (const auto* weight :
+       {"{dtype: int4, group_size: 32}", "{dtype: int4, group_size: 32, scale: mse, grid: full}",
+        "{dtype: int3, scale: learned, symmetric: false}",
+        "{dtype: int8, scale: learned, grid: signed}"}) {
     Net net;
     prepare(net, plan_of(net, weight), "mse");
     const auto converted = convert(net, at::kFloat);
     ASSERT_EQ(converted.size(), 2u);
     const at::Tensor x = at::randn({3, 64});
-    const at::Tensor hidden = at::relu(at::linear(x, dequantize_weights(converted[0]), net.first->bias));
-    EXPECT_TRUE(at::equal(net.forward(x), at::linear(hidden, dequantize_weights(converted[1]), net.second->bias))) << weight;
+    const at::Tensor hidden =
+        at::relu(at::linear(x, dequantize_weights(converted[0]), net.first->bias));
+    EXPECT_TRUE(at::equal(net.forward(x),
+                          at::linear(hidden, dequantize_weights(converted[1]), net.second->bias)))
+        << weight;
   }
 }
 
@@ -53,7 +61,8 @@ TEST(QuantLinear, TheScheduleReDerivesScalesFromTheMasterWeight) {
   const Plan plan = plan_of(net, "{dtype: int4, scale: learned}");
   prepare(net, plan, "mse");
   const at::Tensor narrow = net.first->weight_quantizer()->scale().detach().clone();
-  const Schedule schedule({{{true, 50}, 8, kTarget, {}}, {{true, 100}, 4, kTarget, {}}}, {true, 80}, 10);
+  const Schedule schedule({{{true, 50}, 8, kTarget, {}}, {{true, 100}, 4, kTarget, {}}}, {true, 80},
+                          10);
   apply_schedule(net, schedule, 0);
   EXPECT_EQ(net.first->weight_quantizer()->bits(), 8);
   apply_schedule(net, schedule, 5);
@@ -81,7 +90,8 @@ TEST(Prepare, NamesALayerWhoseWeightIsNotFinite) {
     prepare(net, plan_of(net, "{dtype: int8}"), "mse");
     FAIL();
   } catch (const std::invalid_argument& error) {
-    EXPECT_STREQ(error.what(), "The weight of second must be finite, but has elements that are NaN or infinite.");
+    EXPECT_STREQ(error.what(),
+                 "The weight of second must be finite, but has elements that are NaN or infinite.");
   }
 }
 

@@ -1,7 +1,7 @@
-#include "qat/observer.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
+
+#include "qat/observer.h"
 
 namespace qat {
 namespace {

@@ -1,6 +1,6 @@
-#include "qat/plan.h"
-
 #include <gtest/gtest.h>
+
+#include "qat/plan.h"
 
 namespace qat {
 namespace {
@@ -37,9 +37,16 @@ TEST(Plan, LaterRulesWinTensorByTensor) {
 }
 
 TEST(Plan, AnOutputHeadIsReachedByItsFullNameOnly) {
-  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"type:Linear\", weight: {dtype: int8}}\n"), kLayers).layers.size(), 2u);
-  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"*\", weight: {dtype: int8}}\n"), kLayers).layers.size(), 2u);
-  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: lm_head, weight: {dtype: int8}}\n"), kLayers).layers.size(), 1u);
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"type:Linear\", weight: {dtype: int8}}\n"),
+                      kLayers)
+                .layers.size(),
+            2u);
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"*\", weight: {dtype: int8}}\n"), kLayers)
+                .layers.size(),
+            2u);
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: lm_head, weight: {dtype: int8}}\n"), kLayers)
+                .layers.size(),
+            1u);
 }
 
 TEST(Plan, FloatTakesALayerOut) {
@@ -51,38 +58,49 @@ TEST(Plan, FloatTakesALayerOut) {
 }
 
 TEST(Plan, ARuleThatMatchesNothingIsAnError) {
-  EXPECT_EQ(problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
-            "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 linear layers; "
-            "did you mean model.0.q_proj?");
+  EXPECT_EQ(
+      problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
+      "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 linear layers; "
+      "did you mean model.0.q_proj?");
   EXPECT_EQ(problems_of("layers:\n  - {match: \"re:(\", weight: {dtype: int8}}\n"),
             "r.yaml:3:5: match must be a regular expression after re:, but is re:(");
 }
 
 TEST(Plan, AGroupThatDoesNotDivideNamesTheLayer) {
-  EXPECT_EQ(problems_of("layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 64}}\n"),
-            "r.yaml:3:5: group_size must divide the layer, but model.0.down_proj has in_features 96, "
-            "which 64 does not divide");
+  EXPECT_EQ(
+      problems_of("layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 64}}\n"),
+      "r.yaml:3:5: group_size must divide the layer, but model.0.down_proj has in_features 96, "
+      "which 64 does not divide");
 }
 
 TEST(Plan, TheScheduleMustEndAtTheExportedWidth) {
   const std::string rule = "layers:\n  - {match: \"*\", weight: {dtype: int4}}\n";
   EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 100%, weight: int6}\n"),
-            "r.yaml:5:5: schedule[0].weight must end at the width that is exported, int4 for model.0.q_proj, but is int6");
-  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 90%, weight: int4}\n"),
-            "r.yaml:5:5: until of the last stage must be 100% or train.steps, 300, but is step 270");
-  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 200, weight: int8}\n  - {until: 50%, weight: int6}\n  - {until: 100%}\n"),
-            "r.yaml:6:5: until must lie after the stage before it, which ends at step 200, but is step 150");
+            "r.yaml:5:5: schedule[0].weight must end at the width that is exported, int4 for "
+            "model.0.q_proj, but is int6");
+  EXPECT_EQ(
+      problems_of(rule + "schedule:\n  - {until: 90%, weight: int4}\n"),
+      "r.yaml:5:5: until of the last stage must be 100% or train.steps, 300, but is step 270");
+  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 200, weight: int8}\n  - {until: 50%, "
+                               "weight: int6}\n  - {until: 100%}\n"),
+            "r.yaml:6:5: until must lie after the stage before it, which ends at step 200, but is "
+            "step 150");
 }
 
 TEST(Plan, NaivePlanRoundsEverythingToOneWidth) {
-  const Plan plan = make_plan(recipe_of("layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 32, scale: learned}}\n"), kLayers);
+  const Plan plan = make_plan(
+      recipe_of(
+          "layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 32, scale: learned}}\n"),
+      kLayers);
   const Plan naive = naive_plan(plan, 8);
   EXPECT_EQ(describe(*naive.layers[0].weight), "int8 group 32 narrow, minmax scale in bfloat16");
   EXPECT_EQ(naive.stages.size(), 1u);
 }
 
 TEST(Plan, PrintsOneLineALayer) {
-  const Plan plan = make_plan(recipe_of("layers:\n  - {match: \"*.q_proj\", weight: {dtype: int4, group_size: 32}}\n"), kLayers);
+  const Plan plan = make_plan(
+      recipe_of("layers:\n  - {match: \"*.q_proj\", weight: {dtype: int4, group_size: 32}}\n"),
+      kLayers);
   EXPECT_EQ(to_text(plan),
             "model.0.q_proj  [64, 64]  weight int4 group 32 narrow, minmax scale in bfloat16\n"
             "1 layers quantized, 2 linear layers left alone\n"

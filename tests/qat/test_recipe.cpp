@@ -1,8 +1,8 @@
-#include "qat/recipe.h"
-
 #include <gtest/gtest.h>
 
 #include <string>
+
+#include "qat/recipe.h"
 
 namespace qat {
 namespace {
@@ -23,7 +23,8 @@ TEST(Recipe, ReadsEveryKeyOfARule) {
       "version: 1\n"
       "layers:\n"
       "  - match: a\n"
-      "    weight: {dtype: int3, group_size: 64, grid: signed, scale: learned, scale_dtype: float16}\n"
+      "    weight: {dtype: int3, group_size: 64, grid: signed, scale: learned, scale_dtype: "
+      "float16}\n"
       "    input: {dtype: int8, granularity: tensor, symmetric: false, scale: mse}\n"
       "  - match: b\n"
       "    weight: {dtype: int4, block: [16, 32], symmetric: false}\n"
@@ -35,19 +36,19 @@ TEST(Recipe, ReadsEveryKeyOfARule) {
   const QuantSpec& input = *recipe.layers[0].input.spec;
   EXPECT_EQ(describe(input), "int8 tensor asymmetric, mse scale in float32");
   EXPECT_FALSE(input.dynamic);
-  EXPECT_EQ(describe(*recipe.layers[1].weight.spec), "int4 block 16x32 asymmetric, minmax scale in bfloat16");
+  EXPECT_EQ(describe(*recipe.layers[1].weight.spec),
+            "int4 block 16x32 asymmetric, minmax scale in bfloat16");
   EXPECT_TRUE(recipe.layers[2].weight.given);
   EXPECT_FALSE(recipe.layers[2].weight.spec);
 }
 
 TEST(Recipe, ReadsScheduleAndBounds) {
-  const Recipe recipe = parse_recipe(
-      "version: 1\n" + kRule +
-          "schedule:\n"
-          "  - {until: 10%, weight: float}\n"
-          "  - {until: 40, weight: int8, input: float}\n"
-          "  - {until: 100%, weight: int4}\n",
-      "r.yaml");
+  const Recipe recipe = parse_recipe("version: 1\n" + kRule +
+                                         "schedule:\n"
+                                         "  - {until: 10%, weight: float}\n"
+                                         "  - {until: 40, weight: int8, input: float}\n"
+                                         "  - {until: 100%, weight: int4}\n",
+                                     "r.yaml");
   EXPECT_EQ(recipe.schedule[0].weight_bits, kFloat);
   EXPECT_EQ(recipe.schedule[0].input_bits, kTarget);
   EXPECT_EQ(recipe.schedule[1].until.step_of(1000), 40);
@@ -56,24 +57,28 @@ TEST(Recipe, ReadsScheduleAndBounds) {
 }
 
 TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
-  EXPECT_EQ(problems_of("version: 2\n"
-                        "layers:\n"
-                        "  - match: \"*\"\n"
-                        "    weight: {dtype: int9, gruop_size: 32}\n"
-                        "train: {steps: many, steps: 3}\n"
-                        "trian: {}\n"),
-            "r.yaml:1:10: version must be a whole number from 1 to 1, but is 2\n"
-            "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or int8, but is int9\n"
-            "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
-            "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
-            "r.yaml:5:22: train.steps is given twice\n"
-            "r.yaml:6:1: trian is not a known key; did you mean train?");
+  EXPECT_EQ(
+      problems_of("version: 2\n"
+                  "layers:\n"
+                  "  - match: \"*\"\n"
+                  "    weight: {dtype: int9, gruop_size: 32}\n"
+                  "train: {steps: many, steps: 3}\n"
+                  "trian: {}\n"),
+      "r.yaml:1:10: version must be a whole number from 1 to 1, but is 2\n"
+      "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or int8, but "
+      "is int9\n"
+      "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
+      "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
+      "r.yaml:5:22: train.steps is given twice\n"
+      "r.yaml:6:1: trian is not a known key; did you mean train?");
 }
 
 struct Fault {
   std::string text;
   std::string message;
 };
+
+void PrintTo(const Fault& fault, std::ostream* out) { *out << fault.message; }
 
 class EachFault : public testing::TestWithParam<Fault> {};
 
@@ -84,34 +89,47 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Fault{"", "r.yaml:1:1: a recipe must be a map of keys, but is empty"},
         Fault{"- 1\n", "r.yaml:1:1: a recipe must be a map of keys, but is [1]"},
-        Fault{"version: [1\n", "r.yaml:2:1: the file must be YAML, but end of sequence flow not found"},
+        Fault{"version: [1\n",
+              "r.yaml:2:1: the file must be YAML, but end of sequence flow not found"},
         Fault{kRule, "r.yaml:1:1: version must be 1, but is empty"},
         Fault{"version: 1\n", "r.yaml:1:1: layers must list at least one rule, but is empty"},
         Fault{"version: 1\nlayers: 3\n",
-              "r.yaml:2:9: layers must be a list, but is 3\nr.yaml:2:9: layers must list at least one rule, but is 3"},
-        Fault{"version: 1\nlayers:\n  - match: a\n", "r.yaml:3:5: layers[0].weight must be given, or input, but is empty"},
+              "r.yaml:2:9: layers must be a list, but is 3\nr.yaml:2:9: layers must list at least "
+              "one rule, but is 3"},
+        Fault{"version: 1\nlayers:\n  - match: a\n",
+              "r.yaml:3:5: layers[0].weight must be given, or input, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: int4\n",
               "r.yaml:4:13: layers[0].weight must be a map with a dtype, or float, but is int4"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {group_size: 32}\n",
-              "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or int8, but is empty"},
+              "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or "
+              "int8, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: group}\n",
-              "r.yaml:4:13: layers[0].weight.group_size must be given for granularity group, but is empty"},
-        Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: channel, group_size: 8}\n",
-              "r.yaml:4:61: layers[0].weight.group_size must not be given for granularity channel, but is 8"},
-        Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, symmetric: false, grid: full}\n",
-              "r.yaml:4:51: layers[0].weight.grid must not be given when symmetric is false, but is full"},
+              "r.yaml:4:13: layers[0].weight.group_size must be given for granularity group, but "
+              "is empty"},
+        Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: channel, "
+              "group_size: 8}\n",
+              "r.yaml:4:61: layers[0].weight.group_size must not be given for granularity channel, "
+              "but is 8"},
+        Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, symmetric: false, "
+              "grid: full}\n",
+              "r.yaml:4:51: layers[0].weight.grid must not be given when symmetric is false, but "
+              "is full"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, block: [1]}\n",
-              "r.yaml:4:34: layers[0].weight.block must be two positive sides, such as [128, 128], but is [1]"},
+              "r.yaml:4:34: layers[0].weight.block must be two positive sides, such as [128, 128], "
+              "but is [1]"},
         Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, dynamic: false}\n",
-              "r.yaml:4:35: layers[0].input.dynamic must be true for granularity token, but is false"},
+              "r.yaml:4:35: layers[0].input.dynamic must be true for granularity token, but is "
+              "false"},
         Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, scale: mse}\n",
               "r.yaml:4:33: layers[0].input.scale must be minmax for a dynamic input, but is mse"},
         Fault{"version: 1\n" + kRule + "schedule:\n  - {until: 120%}\n",
-              "r.yaml:6:13: schedule[0].until must be a percentage from 0% to 100% or a step from 0 on, but is 120%"},
+              "r.yaml:6:13: schedule[0].until must be a percentage from 0% to 100% or a step from "
+              "0 on, but is 120%"},
         Fault{"version: 1\n" + kRule + "schedule:\n  - {until: 50%}\n  - {until: 20%}\n",
               "r.yaml:7:13: schedule[1].until must lie after the stage before it, but is 20%"},
         Fault{"version: 1\n" + kRule + "schedule:\n  - {weight: int1}\n",
-              "r.yaml:6:14: schedule[0].weight must be int2, int3, int4, int5, int6, int7, int8 or float, but is int1"},
+              "r.yaml:6:14: schedule[0].weight must be int2, int3, int4, int5, int6, int7, int8 or "
+              "float, but is int1"},
         Fault{"version: 1\n" + kRule + "distill: {loss: l2}\n",
               "r.yaml:5:17: distill.loss must be forward_kl or cross_entropy, but is l2"},
         Fault{"version: 1\n" + kRule + "distill: {temperature: hot}\n",
@@ -121,11 +139,13 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\n" + kRule + "export: [onnx]\n",
               "r.yaml:5:10: export must list only compressed-tensors, but has onnx"},
         Fault{"version: 1\n" + kRule + "evaluate: {compare: [int1]}\n",
-              "r.yaml:5:22: evaluate.compare must be int2, int3, int4, int5, int6, int7 or int8, but is int1"},
+              "r.yaml:5:22: evaluate.compare must be int2, int3, int4, int5, int6, int7 or int8, "
+              "but is int1"},
         Fault{"version: 1\n" + kRule + "model: {path: a, scratch: {}}\n",
               "r.yaml:5:27: model.scratch must not stand beside path, but is {}"},
         Fault{"version: 1\n" + kRule + "model: {scratch: {heads: 3}}\n",
-              "r.yaml:5:18: model.scratch.hidden_size must be an even multiple of heads, 3, but is empty\n"
+              "r.yaml:5:18: model.scratch.hidden_size must be an even multiple of heads, 3, but is "
+              "empty\n"
               "r.yaml:5:18: model.scratch.kv_heads must divide heads, 3, but is empty"}));
 
 TEST(Recipe, AMissingFileIsOneSentence) {
@@ -133,7 +153,8 @@ TEST(Recipe, AMissingFileIsOneSentence) {
     load_recipe("no/such/recipe.yaml");
     FAIL();
   } catch (const RecipeError& error) {
-    EXPECT_STREQ(error.what(), "no/such/recipe.yaml:1:1: the recipe must be a readable file that is not empty");
+    EXPECT_STREQ(error.what(),
+                 "no/such/recipe.yaml:1:1: the recipe must be a readable file that is not empty");
   }
 }
 

@@ -1,6 +1,4 @@
-#include "qat/safetensors.h"
-
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -9,13 +7,16 @@
 #include <fstream>
 #include <string>
 
+#include "qat/safetensors.h"
+
 namespace qat {
 namespace {
 
 class Safetensors : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::temp_directory_path() / ("qat_safetensors_" + std::to_string(::getpid()));
+    folder_ =
+        std::filesystem::temp_directory_path() / ("qat_safetensors_" + std::to_string(::getpid()));
     std::filesystem::create_directories(folder_);
     path_ = (folder_ / "model.safetensors").string();
   }
@@ -41,7 +42,8 @@ class Safetensors : public testing::Test {
 
 TEST_F(Safetensors, RoundTripsEveryDtype) {
   NamedTensors tensors;
-  for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kChar, at::kByte, at::kBool, at::kDouble})
+  for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kChar,
+                           at::kByte, at::kBool, at::kDouble})
     tensors["t" + std::to_string(static_cast<int>(dtype))] = at::randint(0, 2, {3, 5}).to(dtype);
   tensors["empty"] = at::empty({0, 4});
   tensors["scalar"] = at::tensor(3.5f).squeeze();
@@ -58,25 +60,33 @@ TEST_F(Safetensors, RoundTripsEveryDtype) {
 TEST_F(Safetensors, LeavesNoPendingFileBehind) {
   save_safetensors(path_, {{"x", at::zeros({2})}});
   int files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_)) files += entry.is_regular_file();
+  for (const auto& entry : std::filesystem::directory_iterator(folder_))
+    files += entry.is_regular_file();
   EXPECT_EQ(files, 1);
 }
 
-TEST_F(Safetensors, AMissingFileIsNamed) { EXPECT_EQ(problem(), " must be a readable safetensors file, but cannot be opened."); }
+TEST_F(Safetensors, AMissingFileIsNamed) {
+  EXPECT_EQ(problem(), " must be a readable safetensors file, but cannot be opened.");
+}
 
 TEST_F(Safetensors, RefusesATruncatedLength) {
   std::ofstream(path_) << "abc";
-  EXPECT_EQ(problem(), " must be a safetensors file, but it has 3 bytes, fewer than the 8 of a header length.");
+  EXPECT_EQ(
+      problem(),
+      " must be a safetensors file, but it has 3 bytes, fewer than the 8 of a header length.");
 }
 
 TEST_F(Safetensors, RefusesAnOversizedHeader) {
   write_raw(uint64_t{1} << 60, "{}");
-  EXPECT_EQ(problem(), " must be a safetensors file, but its header claims 1152921504606846976 bytes of the 2 that follow.");
+  EXPECT_EQ(problem(),
+            " must be a safetensors file, but its header claims 1152921504606846976 bytes of the 2 "
+            "that follow.");
 }
 
 TEST_F(Safetensors, RefusesATruncatedHeader) {
   write_raw(50, "{\"x\":");
-  EXPECT_EQ(problem(), " must be a safetensors file, but its header claims 50 bytes of the 5 that follow.");
+  EXPECT_EQ(problem(),
+            " must be a safetensors file, but its header claims 50 bytes of the 5 that follow.");
 }
 
 TEST_F(Safetensors, RefusesAHeaderThatIsNotJson) {
@@ -93,7 +103,8 @@ TEST_F(Safetensors, RefusesBytesThatDoNotMatchTheShape) {
 TEST_F(Safetensors, RefusesTruncatedData) {
   const std::string header = R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
   write_raw(header.size(), header + "abcd");
-  EXPECT_EQ(problem(), " must be a safetensors file, but its tensors take 8 bytes and 4 follow the header.");
+  EXPECT_EQ(problem(),
+            " must be a safetensors file, but its tensors take 8 bytes and 4 follow the header.");
 }
 
 TEST_F(Safetensors, RefusesGapsAndOverlaps) {
@@ -128,7 +139,8 @@ TEST_F(Safetensors, AFullDiskIsOneSentenceAndLeavesNothing) {
     save_safetensors(target, {{"x", at::zeros({1 << 16})}});
     FAIL();
   } catch (const FileError& error) {
-    EXPECT_EQ(std::string(error.what()), target + " could not be written: No space left on device.");
+    EXPECT_EQ(std::string(error.what()),
+              target + " could not be written: No space left on device.");
   }
   EXPECT_FALSE(std::filesystem::exists(target));
 }

@@ -1,8 +1,8 @@
-#include "qat/schedule.h"
-
 #include <gtest/gtest.h>
 
 #include <stdexcept>
+
+#include "qat/schedule.h"
 
 namespace qat {
 namespace {

@@ -1,6 +1,6 @@
-#include "qat/spec.h"
-
 #include <gtest/gtest.h>
+
+#include "qat/spec.h"
 
 namespace qat {
 namespace {

@@ -1,0 +1,61 @@
+# make demo    the quickstart: train, quantize, fine-tune, export, verify; leaves build/quickstart/
+# make test    every test: C++, CUDA compilation where nvcc is, Python
+# make format  clang-format and ruff
+# make clean   remove what the build made, but not the cached models
+
+VENV ?= .venv
+BUILD := build/native
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+SETUP := $(VENV)/.torchqat
+SOURCES := $(shell find ops qat python/bindings cmake -type f) CMakeLists.txt setup.py pyproject.toml tools/setup.sh
+NVCC := $(shell command -v nvcc 2>/dev/null)
+
+export PATH := $(abspath $(BIN)):$(PATH)
+export TORCHQAT_CACHE ?= build/cache
+export HF_HUB_OFFLINE ?= 1
+export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
+export MAX_JOBS := $(JOBS)
+
+.PHONY: demo test test-cpp test-cuda test-python test-engines format clean setup
+
+setup: $(SETUP)
+
+$(SETUP): $(SOURCES)
+	tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(SETUP)
+	torchqat run recipes/quickstart.yaml
+
+test: test-cpp test-cuda test-python
+
+test-cpp: $(SETUP)
+	cmake -S . -B $(BUILD) -DQAT_BUILD_TESTS=ON -DQAT_BUILD_EXAMPLES=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
+	cmake --build $(BUILD) --parallel $(JOBS)
+	ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
+
+# Compiles for sm_80 and sm_90; running needs a GPU and a CUDA build of torch, where the Python tests use it.
+test-cuda: $(SETUP)
+ifneq ($(NVCC),)
+	cmake -S . -B $(BUILD) -DQAT_CHECK_CUDA=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
+	cmake --build $(BUILD) --target qat_cuda_check --parallel $(JOBS)
+else
+	@echo "nvcc is not here: the CUDA sources were not compiled"
+endif
+
+test-python: $(SETUP)
+	python -m ruff check python tests benchmarks examples setup.py
+	python -m pytest
+
+# Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
+test-engines: $(SETUP)
+	tools/test_engines.sh
+
+format: $(SETUP)
+	python -m ruff check --fix python tests benchmarks examples setup.py
+	python -m ruff format python tests benchmarks examples setup.py
+	clang-format -i $(shell find ops qat python/bindings tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:
+	rm -rf build/native build/quickstart python/torchqat/lib python/torchqat/_C*.so

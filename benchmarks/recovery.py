@@ -1,0 +1,138 @@
+"""How much of the loss of plain rounding does training win back? Over seeds, against controls, for each width.
+
+    python benchmarks/recovery.py [--bits 4 3 2] [--seeds 3] [--output build/recovery]
+
+For each of recipes/int4_qat.yaml, int3_qat.yaml and int2_qat.yaml, on the small Llama that they describe: plain rounding,
+the recipe, the recipe without its schedule (the exported width from the first step), and the float model fine-tuned with
+cross-entropy for the same steps. Finished runs are kept, so an interrupted benchmark goes on. Prints a table of medians
+and spreads, and writes it with device and versions to benchmarks/results/.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+import torchqat
+from torchqat.files import write_json
+from torchqat.losses import cross_entropy
+from torchqat.progress import Progress
+from torchqat.run import Run, environment
+from torchqat.training import TrainingLoop
+
+ROOT = Path(__file__).resolve().parents[1]
+GOALS = {4: 0.60, 3: 0.80, 2: 0.85}
+
+
+def load(bits: int, with_schedule: bool = True) -> torchqat._library.Recipe:
+    path = ROOT / "recipes" / f"int{bits}_qat.yaml"
+    text = path.read_text()
+    if not with_schedule:
+        text = re.sub(r"schedule:\n(  - .*\n)+", "", text)
+    return torchqat.parse_recipe(text, str(path))
+
+
+class Bench:
+    """Runs that share one float model and its data."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.progress = folder, Progress()
+        self.first = Run(load(4), folder / "float", self.progress)
+        self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
+
+    def job(self, recipe, name: str, seed: int) -> Run:
+        recipe.train.seed = seed
+        recipe.model.path, recipe.model.scratch = self.first.model_path, None
+        recipe.train.checkpoint_every = 10**6  # only the end
+        job = Run(recipe, self.folder / f"{name}-{seed}", self.progress)
+        for shared in ("corpus", "original", "tokenizer"):
+            job.__dict__[shared] = getattr(self.first, shared)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        return job
+
+    def kept(self, job: Run, make) -> dict[str, float]:
+        """The figures of a finished run, or those of ``make``'s model."""
+        path = job.folder / "figures.json"
+        signature = {"recipe": job.recipe.text, "seed": job.recipe.train.seed, "model": job.model_path}
+        if path.is_file() and json.loads(path.read_text())["signature"] == signature:
+            return json.loads(path.read_text())["figures"]
+        (job.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
+        figures = vars(job.measure(make(job)))
+        write_json(path, {"signature": signature, "figures": figures})
+        return figures
+
+    def naive(self, bits: int) -> dict[str, float]:
+        job = self.job(load(bits), f"int{bits}-naive", 0)
+        return self.kept(job, lambda job: job.prepared(torchqat._library.naive_plan(job.plan, bits)))
+
+    def trained(self, bits: int, seed: int, with_schedule: bool) -> dict[str, float]:
+        name = f"int{bits}-{'schedule' if with_schedule else 'direct'}"
+        return self.kept(self.job(load(bits, with_schedule), name, seed), lambda job: job.train())
+
+    def control(self, bits: int, seed: int) -> dict[str, float]:
+        def make(job: Run):
+            model = job.fresh_model()
+
+            def loss(tokens):
+                return cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens)
+
+            return TrainingLoop(model, loss, job.data.train, job.recipe.train).run()
+
+        return self.kept(self.job(load(bits), "float-control", seed), make)
+
+
+def share(metric: str, baseline: float, naive: dict, runs: list[dict]) -> list[float]:
+    return [(naive[metric] - run[metric]) / (naive[metric] - baseline) for run in runs]
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
+
+
+def rows_of(bench: Bench, bits: int, seeds: int) -> list[str]:
+    float_perplexity, naive = bench.baseline.perplexity, bench.naive(bits)
+    rows = [f"| INT{bits} | plain rounding | {naive['perplexity']:.3f} | {naive['kl']:.5f} | | |"]
+    for name, with_schedule in (("the recipe", True), ("without its schedule", False)):
+        runs = [bench.trained(bits, seed, with_schedule) for seed in range(seeds)]
+        perplexity = spread([run["perplexity"] for run in runs], "{:.3f}")
+        kl = spread([run["kl"] for run in runs], "{:.5f}")
+        won = spread(share("perplexity", float_perplexity, naive, runs), "{:.0%}")
+        won_kl = spread(share("kl", 0.0, naive, runs), "{:.0%}")
+        goal = f" goal {GOALS[bits]:.0%}" if with_schedule else ""
+        rows.append(f"| INT{bits} | {name} | {perplexity} | {kl} | {won}{goal} | {won_kl} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=(2, 3, 4))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "recovery")
+    parser.add_argument("--write", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    bench = Bench(options.output)
+    lines = [
+        "| weights | method | perplexity | KL to float | perplexity gap won back | KL won back |",
+        "|---|---|---|---|---|---|",
+        f"| float | baseline | {bench.baseline.perplexity:.3f} | 0 | | |",
+    ]
+    controls = [bench.control(options.bits[0], seed) for seed in range(options.seeds)]
+    lines.append(
+        f"| float | fine-tuned as long (cross-entropy) | {spread([c['perplexity'] for c in controls], '{:.3f}')} | "
+        f"{spread([c['kl'] for c in controls], '{:.5f}')} | | |"
+    )
+    for bits in options.bits:
+        lines += rows_of(bench, bits, options.seeds)
+    steps = {bits: load(bits).train.steps for bits in options.bits}
+    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
+    head = f"{parameters:.1f} M parameters, {bench.baseline.tokens} held-out tokens, steps {steps}, {options.seeds} seeds: "
+    text = f"{head}median (least to most).\n\n" + "\n".join(lines) + f"\n\n{where}\n"
+    print(text)
+    if options.write:
+        options.write.write_text(f"# Recovery\n\n`python benchmarks/recovery.py`\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

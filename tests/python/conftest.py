@@ -1,0 +1,93 @@
+"""Fixtures: the device to test on, seeds, and a small Llama that is built rather than fetched."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from torchqat.data import Corpus
+from torchqat.scratch import new_model, train_tokenizer
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+class Tiny:
+    """Settings of a Llama small enough for a test."""
+
+    hidden_size, intermediate_size, layers, heads, kv_heads = 64, 96, 2, 4, 2
+    vocabulary, steps, batch_size, sequence_length, learning_rate = 400, 4, 2, 32, 1e-2
+
+
+@pytest.fixture
+def tiny_llama():
+    return new_model(Tiny, Tiny.vocabulary, seed=0).eval()
+
+
+TEXT = [
+    f"def function_{i}(argument):\n    '''Adds {i} to the argument.'''\n    return argument + {i}\n\n\n" * 12
+    for i in range(30)
+]
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    return Corpus(TEXT[:27], TEXT[27:])
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(TEXT, Tiny.vocabulary)
+
+
+@pytest.fixture
+def model_folder(tmp_path, tiny_llama, tokenizer):
+    """A Hugging Face folder with a tiny Llama and its tokenizer."""
+    folder = tmp_path / "model"
+    tiny_llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for index, text in enumerate(TEXT):
+        (folder / f"{index:02}.py").write_text(text)
+    return folder
+
+
+RECIPE = """version: 1
+data: {evaluation: {samples: 4, sequence_length: 32}, calibration: {samples: 4, sequence_length: 32}}
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int4, group_size: 32, grid: full, scale: learned}
+schedule:
+  - {until: 25%, weight: int8}
+  - {until: 50%, weight: int6}
+  - {until: 100%, weight: int4}
+train: {steps: 8, batch_size: 2, sequence_length: 32, checkpoint_every: 3}
+evaluate: {compare: [int8, int4]}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path

@@ -1,0 +1,81 @@
+"""``calibrate``: ranges of inputs whose scale is fixed."""
+
+import pytest
+import torch
+import torchqat
+from test_linear import Net, recipe_for
+
+STATIC = "{dtype: int8, granularity: tensor%s}"
+
+
+def prepared(extra=""):
+    return torchqat.prepare(Net(), recipe_for("{dtype: int8}", STATIC % extra))
+
+
+def test_minmax_takes_the_union_of_the_batches():
+    net = prepared()
+    ranges = torchqat.calibrate(net, [torch.full((2, 64), 2.0), torch.full((2, 64), -254.0)])
+    assert ranges["first"] == (-254.0, 2.0)
+    assert net.first.input_scale.item() == 2.0
+
+
+def test_what_is_not_finite_is_ignored():
+    net = prepared()
+    batch = torch.ones(1, 64)
+    batch[0, 0], batch[0, 1] = float("nan"), float("inf")
+    assert torchqat.calibrate(net, [batch])["first"] == (0.0, 1.0)
+
+
+def test_mse_clips_outliers():
+    batch = torch.randn(64, 64)
+    batch[0, 0] = 40.0
+    widest, searched = prepared(), prepared(", scale: mse")
+    for net in (widest, searched):
+        torchqat.calibrate(net, [batch])
+
+    def error(net):
+        return (net.first.quantized_input(batch) - batch).square().sum()
+
+    assert searched.first.input_scale < widest.first.input_scale
+    assert error(searched) <= error(widest)
+
+
+def test_asymmetric_ranges_have_a_zero_point():
+    net = prepared(", symmetric: false")
+    torchqat.calibrate(net, [torch.rand(4, 64)])
+    assert net.first.input_zero_point.item() == -128
+    assert torchqat.convert(net)[0].input_zero_point.item() == -128
+
+
+def test_learned_inputs_start_from_the_search_and_train():
+    net = prepared(", scale: learned")
+    x = torch.randn(8, 64)
+    torchqat.calibrate(net, [x])
+    net(x).square().sum().backward()
+    assert net.first.input_scale.grad.abs().item() > 0
+    assert torchqat.convert(net)[0].input_scale.item() == pytest.approx(net.first.input_scale.item())
+
+
+def test_dynamic_inputs_need_no_calibration():
+    net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", "{dtype: int8}"))
+    assert torchqat.calibrate(net, []) == {}
+
+
+def test_no_batches_is_an_error():
+    with pytest.raises(torchqat.UserError, match="Calibration needs at least one batch"):
+        torchqat.calibrate(prepared(), [])
+
+
+def test_an_unprepared_model_is_an_error():
+    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+        torchqat.calibrate(Net(), [torch.ones(1, 64)])
+
+
+def test_evaluation_does_not_move_a_range():
+    net = prepared()
+    torchqat.calibrate(net, [torch.ones(1, 64)])
+    net.first.observing = True
+    net.eval()(torch.full((1, 64), 100.0))
+    assert net.first.input_high.item() == 1.0
+    net.train()(torch.full((1, 64), 100.0))
+    assert net.first.input_high.item() == 100.0

@@ -1,0 +1,223 @@
+"""``export`` and ``verify``: a stranger's reader gets the weights of the training forward, bit for bit."""
+
+import json
+import random
+import shutil
+import sys
+
+import pytest
+import torch
+import torchqat
+from test_linear import Net, recipe_for
+from torch import nn
+from torchqat import QuantLinear, QuantSpec
+from torchqat._library import to_compressed_tensors
+from torchqat.readers import decompress
+
+CASES = 1000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _random_case(seed):
+    """A layer of random shape, dtype and spec, its weights of a random size and with a few outliers."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    group = choose.choice((8, 16, 32, 64))
+    granularity = choose.choice(("group", "group", "channel", "tensor"))
+    grid = choose.choice(("narrow", "full", "signed", "asymmetric"))
+    if granularity == "tensor" and grid == "asymmetric":
+        grid = "full"  # compressed-tensors packs zero points of groups and channels only
+    cols, rows = group * choose.randint(1, 6), choose.randint(1, 40)
+    dtype = choose.choice(tuple(DTYPES))
+    scale_dtype = choose.choice({"float32": tuple(DTYPES), "bfloat16": ("bfloat16",), "float16": ("float16",)}[dtype])
+    spec = QuantSpec(
+        choose.randint(2, 8),
+        grid=grid,
+        granularity=granularity,
+        group_size=group if granularity == "group" else 0,
+        scale=choose.choice(("minmax", "mse", "learned")),
+        scale_dtype=scale_dtype,
+    )
+    linear = nn.Linear(cols, rows, bias=False)
+    with torch.no_grad():
+        linear.weight.normal_().mul_(10.0 ** choose.uniform(-4, 1))
+        linear.weight[choose.randrange(rows), choose.randrange(cols)] *= 30
+        if choose.random() < 0.2:
+            linear.weight[choose.randrange(rows)] = 0
+    layer = QuantLinear(linear.to(DTYPES[dtype]), spec, None, choose.choice(("rtn", "mse")))
+    if spec.scale == "learned":
+        with torch.no_grad():  # as training leaves them: off every dtype but float32
+            layer.weight_scale.mul_(torch.rand_like(layer.weight_scale) * 0.6 + 0.7)
+            if layer.weight_zero_point is not None:
+                layer.weight_zero_point.add_(torch.randn_like(layer.weight_zero_point))
+    return layer, DTYPES[dtype]
+
+
+def test_a_thousand_random_layers_read_back_bit_for_bit():
+    differing = []
+    for seed in range(CASES):
+        layer, dtype = _random_case(seed)
+        written = to_compressed_tensors([layer.convert("layer", dtype)], [])
+        read = decompress(written.tensors, written.quantization_config)["layer"]
+        expected = layer.quantized_weight().detach()
+        if read.dtype != dtype or not torch.equal(read, expected):
+            differing.append((seed, str(layer.weight_spec), str(dtype)))
+    assert not differing, f"{len(differing)} of {CASES} differ, the first {differing[0]}"
+
+
+@pytest.mark.parametrize("granularity", ("channel", "tensor"))
+@pytest.mark.parametrize("input", ("token", "tensor"))
+def test_int8_weights_and_inputs_read_back(granularity, input):
+    net = torchqat.prepare(
+        Net(), recipe_for(f"{{dtype: int8, granularity: {granularity}}}", f"{{dtype: int8, granularity: {input}}}")
+    )
+    torchqat.calibrate(net, [torch.randn(8, 64)])
+    written = to_compressed_tensors(torchqat.convert(net), [])
+    read = decompress(written.tensors, written.quantization_config)
+    for name, weight in read.items():
+        assert torch.equal(weight, net.get_submodule(name).quantized_weight())
+    assert ("first.input_scale" in written.tensors) == (input == "tensor")
+
+
+RECIPES = {
+    "symmetric": ("{dtype: int4, group_size: 32, grid: full, scale: learned}", ""),
+    "asymmetric": ("{dtype: int4, group_size: 32, symmetric: false}", ""),
+    "int8": ("{dtype: int8}", ""),
+    "w8a8": ("{dtype: int8}", "{dtype: int8}"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_a_llama_loads_in_transformers(name, dtype, tiny_llama, tokenizer, tmp_path):
+    from torchqat.readers import load_in_transformers
+
+    model = torchqat.prepare(tiny_llama.to(dtype), recipe_for(*RECIPES[name]))
+    folder = torchqat.export(model, tmp_path / "out", tokenizer=tokenizer)
+    checked = torchqat.verify(folder, model)
+    assert checked.ok and checked.layers == 14, str(checked)
+    loaded = load_in_transformers(folder)
+    for layer, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            assert torch.equal(loaded.get_submodule(layer).weight, module.quantized_weight())
+    assert (folder / "tokenizer.json").is_file() and (folder / "generation_config.json").is_file()
+    assert "lm_head.weight" not in torchqat._library.load_safetensors(str(folder / "model.safetensors"))
+
+
+def test_a_head_that_is_asked_for_is_untied(tiny_llama, tmp_path):
+    recipe = torchqat.parse_recipe("version: 1\nlayers:\n  - {match: lm_head, weight: {dtype: int8}}\n")
+    model = torchqat.prepare(tiny_llama, recipe)
+    folder = torchqat.export(model, tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torchqat.verify(folder, model).ok
+
+
+def test_verify_finds_a_single_changed_code(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for(*RECIPES["symmetric"]))
+    folder = torchqat.export(model, tmp_path / "out")
+    path = str(folder / "model.safetensors")
+    tensors = torchqat._library.load_safetensors(path)
+    tensors["model.layers.1.mlp.up_proj.weight_packed"][0, 0] ^= 1
+    torchqat._library.save_safetensors(path, tensors)
+    checked = torchqat.verify(folder, model)
+    assert not checked.ok and checked.differing == {"model.layers.1.mlp.up_proj": 1}
+    assert str(checked) == "1 of 14 layers differ, the first model.layers.1.mlp.up_proj in 1 elements"
+
+
+def test_safetensors_of_others_read_ours(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(2).bfloat16(), "e": torch.empty(0, 3)}
+    torchqat._library.save_safetensors(str(tmp_path / "ours"), tensors)
+    theirs = load_file(tmp_path / "ours")
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
+    save_file(tensors, tmp_path / "theirs")
+    ours = torchqat._library.load_safetensors(str(tmp_path / "theirs"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_plain_module_exports_too(tmp_path):
+    net = torchqat.prepare(Net(), recipe_for(RECIPES["symmetric"][0]))
+    folder = torchqat.export(net, tmp_path / "net")
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert torchqat.verify(folder, net).ok
+
+
+def test_layers_that_engines_fuse_must_agree(tiny_llama, tmp_path):
+    recipe = torchqat.parse_recipe(
+        'version: 1\nlayers:\n  - {match: "*", weight: {dtype: int4, group_size: 32}}\n'
+        '  - {match: "*.k_proj", weight: {dtype: int8}}\n'
+    )
+    model = torchqat.prepare(tiny_llama, recipe)
+    with pytest.raises(torchqat.UserError, match="q_proj and model.layers.0.self_attn.k_proj must share one scheme"):
+        torchqat.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_schemes_of_layers_that_are_not_fused(tiny_llama, tmp_path):
+    recipe = torchqat.parse_recipe(
+        'version: 1\nlayers:\n  - {match: "*", weight: {dtype: int4, group_size: 32}}\n'
+        '  - {match: "*.down_proj", weight: {dtype: int8}}\n'
+    )
+    model = torchqat.prepare(tiny_llama, recipe)
+    assert torchqat.verify(torchqat.export(model, tmp_path / "out"), model).ok
+
+
+def test_what_the_format_cannot_hold_is_refused(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, block: [8, 8]}"))
+    with pytest.raises(torchqat.UserError, match="must have granularity tensor, channel or group, but have block"):
+        torchqat.export(model, tmp_path / "out")
+    with pytest.raises(torchqat.UserError, match="format must be compressed-tensors, but is gguf"):
+        torchqat.export(model, tmp_path / "out", format="gguf")
+
+
+def test_scales_that_the_dtype_cannot_hold_are_refused(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, scale_dtype: float32}"))
+    with pytest.raises(torchqat.UserError, match="were trained in float32, which a checkpoint in bfloat16 cannot hold"):
+        torchqat.export(model, tmp_path / "out", dtype=torch.bfloat16)
+
+
+def test_an_export_replaces_the_one_before_and_a_failed_one_leaves_it(tiny_llama, tmp_path, monkeypatch):
+    model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0]))
+    folder = torchqat.export(model, tmp_path / "out")
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise torchqat.FileError("model.safetensors could not be written: No space left on device.")
+
+    monkeypatch.setattr(sys.modules["torchqat.export"], "save_safetensors", full_disk)
+    with pytest.raises(torchqat.UserError, match="No space left on device"):
+        torchqat.export(model, tmp_path / "out")
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_sentence(tiny_llama):
+    """On a real file system of 64 kB, where root can mount one."""
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    mount = Path(tempfile.mkdtemp())
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], capture_output=True).returncode != 0:
+        shutil.rmtree(mount)
+        pytest.skip("mounting a small file system needs root; run the tests as root to include this one")
+    try:
+        model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0]))
+        with pytest.raises(torchqat.UserError, match="could not be written: No space left on device"):
+            torchqat.export(model, mount / "out")
+        assert list(mount.iterdir()) == []
+    finally:
+        subprocess.run(["umount", mount], check=True)
+        shutil.rmtree(mount)
+
+
+def test_verify_of_what_is_no_checkpoint(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0]))
+    with pytest.raises(torchqat.UserError, match="must be a readable JSON file"):
+        torchqat.verify(tmp_path, model)
+    folder = torchqat.export(model, tmp_path / "out")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(torchqat.UserError, match="must be a safetensors file, but does not load"):
+        torchqat.verify(folder, model)

@@ -1,0 +1,166 @@
+"""The operators as PyTorch's systems see them: registration, compile, autocast, checkpointing, accumulation."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+from torchqat import ops
+
+BF16 = torch.bfloat16
+
+
+def _cases(device):
+    x = torch.randn(6, 64, device=device)
+    scale, zero_point = ops.choose_qparams(x, (1, 32), 4, "asymmetric")
+    learned = scale.clone().requires_grad_()
+    learned_zero = zero_point.float().requires_grad_()
+    codes = ops.quantize(x, scale, zero_point, (1, 32), -8, 7)
+    leaf = x.clone().requires_grad_()
+    q = torch.ops.qat
+    return {
+        "fake_quantize": (q.fake_quantize, (leaf, scale, zero_point, (1, 32), -8, 7)),
+        "fake_quantize no zero": (q.fake_quantize, (leaf, scale, None, (1, 32), -8, 7)),
+        "fake_quantize backward": (q._fake_quantize_backward, (x, x, scale, zero_point, (1, 32), -8, 7)),
+        "dynamic narrow": (q.fake_quantize_dynamic, (leaf, (1, 32), 4, "narrow", BF16)),
+        "dynamic asymmetric": (q.fake_quantize_dynamic, (leaf, (-1, -1), 8, "asymmetric", torch.float32)),
+        "learned": (q.fake_quantize_learned, (leaf, learned, None, (1, 32), -8, 7, BF16, 0.5)),
+        "learned zero": (q.fake_quantize_learned, (leaf, learned, learned_zero, (1, 32), -8, 7, BF16, 0.5)),
+        "learned backward": (
+            q._fake_quantize_learned_backward,
+            (x, x, scale, zero_point.float(), (1, 32), -8, 7, BF16, 0.5),
+        ),
+        "choose_qparams": (q.choose_qparams, (x, (1, 32), 4, "full", "mse", BF16)),
+        "round_qparams": (q.round_qparams, (scale, zero_point.float(), -8, 7, BF16)),
+        "quantize": (q.quantize, (x, scale, zero_point, (1, 32), -8, 7)),
+        "dequantize": (q.dequantize, (codes, scale, zero_point, (1, 32), BF16)),
+        "pack": (q.pack, (codes, 4)),
+        "unpack": (q.unpack, (ops.pack(codes, 4), 4, 64)),
+    }
+
+
+@pytest.mark.parametrize("name", _cases("cpu"))
+def test_opcheck(name, device):
+    op, args = _cases(device)[name]
+    torch.library.opcheck(op.default, args)
+
+
+def _layer(x, weight, scale, zero_point):
+    w = ops.fake_quantize_learned(weight, scale, zero_point, (1, 32), -8, 7, BF16, 0.1)
+    a = ops.fake_quantize_dynamic(x, (1, -1), 8, "asymmetric")[0]
+    return torch.nn.functional.linear(a, ops.fake_quantize_dynamic(w, (1, 32), 6, "full", BF16)[0])
+
+
+def test_compile_fullgraph(device):
+    torch._dynamo.reset()
+    args = [torch.randn(5, 64), torch.randn(16, 64), torch.rand(16, 2) + 0.1, torch.randn(16, 2)]
+    eager = [a.to(device).requires_grad_() for a in args]
+    compiled = [a.to(device).requires_grad_() for a in args]
+    expected = _layer(*eager)
+    result = torch.compile(_layer, fullgraph=True)(*compiled)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)  # the matrix product may be fused differently
+    expected.square().sum().backward()
+    result.square().sum().backward()
+    for a, b in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_compile_with_dynamic_shapes(device):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: ops.fake_quantize_dynamic(x, (1, -1), 8)[0] * 1.0, fullgraph=True, dynamic=True)
+    for tokens in (3, 7, 12):
+        x = torch.randn(tokens, 32, device=device)
+        assert torch.equal(compiled(x), ops.fake_quantize_dynamic(x, (1, -1), 8)[0])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_autocast_leaves_the_weight_in_its_dtype(dtype, device):
+    weight = torch.randn(16, 64, device=device, requires_grad=True)
+    x = torch.randn(4, 64, device=device)
+    with torch.autocast(device.type, dtype):
+        w = ops.fake_quantize_dynamic(weight, (1, 32), 4, "narrow", torch.bfloat16)[0]
+        y = torch.nn.functional.linear(x, w)
+    assert w.dtype == torch.float32 and y.dtype == dtype
+    y.float().sum().backward()
+    assert weight.grad.dtype == torch.float32 and weight.grad.isfinite().all()
+
+
+def test_activation_checkpointing_gives_the_same_gradients(device):
+    def gradients(run):
+        torch.manual_seed(1)
+        args = [torch.randn(5, 64), torch.randn(16, 64), torch.rand(16, 2) + 0.1, torch.randn(16, 2)]
+        leaves = [a.to(device).requires_grad_() for a in args]
+        run(*leaves).square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    plain = gradients(_layer)
+    recomputed = gradients(lambda *args: checkpoint(_layer, *args, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_gradient_accumulation_adds_up(device):
+    weight = torch.randn(16, 64, device=device, requires_grad=True)
+    batches = torch.randn(4, 3, 64, device=device)
+
+    def loss(x):
+        return torch.nn.functional.linear(x, ops.fake_quantize_dynamic(weight, (1, 32), 4, "full")[0]).sum()
+
+    loss(batches.flatten(0, 1)).backward()
+    whole = weight.grad.clone()
+    weight.grad = None
+    for batch in batches:
+        loss(batch).backward()
+    torch.testing.assert_close(weight.grad, whole, rtol=1e-5, atol=1e-5)  # sums of another order
+
+
+def test_inputs_are_not_changed(device):
+    x = torch.randn(4, 64, device=device)
+    before, version = x.clone(), x._version
+    ops.fake_quantize_dynamic(x, (1, 32), 4)
+    assert torch.equal(x, before) and x._version == version
+
+
+def test_a_weight_changed_before_backward_is_noticed(device):
+    weight = torch.randn(4, 64, device=device, requires_grad=True)
+    y = ops.fake_quantize_dynamic(weight * 1.0, (1, 32), 4, "full")[0]
+    z = weight.detach().clone().requires_grad_()
+    y = ops.fake_quantize_dynamic(z, (1, 32), 4, "full")[0]
+    with torch.no_grad():
+        z.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (
+            lambda x: ops.fake_quantize_dynamic(x.double(), (1, -1), 4),
+            TypeError,
+            "x must be float32, float16 or bfloat16",
+        ),
+        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 1), ValueError, "bits must be 2 to 8, but is 1"),
+        (
+            lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "wide"),
+            ValueError,
+            "grid must be narrow, full, signed or",
+        ),
+        (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, "block sides must be positive, or -1"),
+        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8), ValueError, "scale_dtype must be"),
+        (lambda x: ops.choose_qparams(x, (1, -1), 4, "full", "best"), ValueError, "method must be minmax or mse"),
+        (
+            lambda x: ops.fake_quantize(x, torch.ones(1, 1), None, (1, -1), -8, 7),
+            ValueError,
+            r"must have shape \[4, 1\]",
+        ),
+        (
+            lambda x: ops.fake_quantize(x, torch.ones(4, 1), torch.zeros(4, 1), (1, -1), -8, 7),
+            TypeError,
+            "must be Char",
+        ),
+        (lambda x: ops.fake_quantize(x, torch.ones(4, 1), None, (1, -1), 7, 7), ValueError, "quant_min must be below"),
+        (lambda x: ops.pack(x, 4), TypeError, "codes must be int8"),
+        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, "bits must be 2, 4 or 8, but is 5"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(call, error, sentence):
+    with pytest.raises(error, match=sentence):
+        call(torch.randn(4, 8))

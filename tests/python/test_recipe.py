@@ -1,0 +1,50 @@
+"""Recipes as Python sees them; the reader itself is tested in C++."""
+
+from pathlib import Path
+
+import pytest
+import torchqat
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid_and_fit_their_model(path):
+    from torchqat.scratch import new_model
+
+    recipe = torchqat.load_recipe(str(path))
+    model = new_model(recipe.model.scratch, recipe.model.scratch.vocabulary, 0)
+    plan = torchqat.make_plan(model, recipe)
+    assert len(plan.layers) == 7 * recipe.model.scratch.layers
+    assert str(plan).count("\n") == len(plan.layers) + 1 + len(plan.stages)
+
+
+def test_the_quickstart_comments_every_key():
+    import re
+
+    text = (Path(__file__).parents[2] / "recipes" / "quickstart.yaml").read_text()
+    source = "".join((Path(__file__).parents[2] / "qat" / f).read_text() for f in ("recipe.cpp", "spec_reader.cpp"))
+    keys = set(re.findall(r'\.(?:integer|number|boolean|text|one_of|bound|section|words|child|has)\("(\w+)"', source))
+    keys |= set(re.findall(r'list\("(\w+)"\)', source))
+    missing = {key for key in keys if not re.search(rf"\b{key}\b", text)}
+    assert not missing
+
+
+def test_errors_are_recipe_errors_and_value_errors():
+    with pytest.raises(torchqat.RecipeError, match="r:1:10: version must be a whole number from 1 to 1, but is 7"):
+        torchqat.parse_recipe("version: 7\nlayers: [{match: a, weight: float}]\n", "r")
+    assert issubclass(torchqat.RecipeError, ValueError)
+
+
+def test_specs_are_values():
+    import copy
+    import pickle
+
+    spec = torchqat.QuantSpec(4, grid="full", granularity="group", group_size=32, scale="learned")
+    assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec)
+    assert spec != torchqat.QuantSpec(4) and len({spec, copy.copy(spec)}) == 1
+    assert repr(spec) == "int4 group 32 full, learned scale in bfloat16"
+    with pytest.raises(ValueError, match="bits must be 2 to 8, but is 9"):
+        torchqat.QuantSpec(9)
+    with pytest.raises(ValueError, match="granularity must be tensor, channel, token, group or block, but is axis"):
+        torchqat.QuantSpec(4, granularity="axis")

@@ -1,0 +1,156 @@
+"""``Schedule``: widths follow the step, scales follow the widths, and both survive saving."""
+
+import pytest
+import torch
+import torchqat
+from test_linear import Net, recipe_for
+
+LADDER = """schedule:
+  - {until: 20%, weight: int8, input: float}
+  - {until: 50%, weight: int6}
+  - {until: 100%, weight: int4}
+train: {steps: 10, freeze_observers: 30%}
+"""
+LEARNED = "{dtype: int4, group_size: 32, scale: learned}"
+
+
+def start(weight=LEARNED, input="", total=10, optimizer=None):
+    recipe = recipe_for(weight, input, LADDER)
+    net = torchqat.prepare(Net(), recipe)
+    return net, torchqat.Schedule(net, recipe, total, optimizer and optimizer(net))
+
+
+def test_widths_go_down_the_ladder():
+    net, schedule = start()
+    widths = [net.first.weight_bits]
+    changes = []
+    for _ in range(10):
+        changes.append(schedule.step())
+        widths.append(net.first.weight_bits)
+    assert widths == [8, 8, 6, 6, 6, 4, 4, 4, 4, 4, 4]
+    assert [i for i, changed in enumerate(changes, 1) if changed] == [2, 5]
+
+
+def test_inputs_have_a_ladder_of_their_own():
+    net, schedule = start(input="{dtype: int8}")
+    assert net.first.input_bits == 0
+    schedule.step(), schedule.step()
+    assert net.first.input_bits == 8
+
+
+def test_scales_are_rederived_from_the_master_weight():
+    net, schedule = start()
+    with torch.no_grad():
+        net.first.weight.mul_(3.0)  # training moved it
+    for _ in range(5):
+        schedule.step()
+    expected = torchqat.ops.choose_qparams(net.first.weight, (1, 32), 4, "narrow", "mse", torch.bfloat16)[0]
+    assert torch.equal(net.first.weight_scale, expected)
+
+
+def test_noise_right_after_a_drop_is_that_of_the_new_width():
+    net, schedule = start("{dtype: int4, scale: learned, grid: full}")
+    net.first.weight.data.normal_()
+    for _ in range(5):
+        schedule.step()
+    w = net.first.weight.detach()
+    sqnr = 10 * torch.log10(w.square().sum() / (w - net.first.quantized_weight()).square().sum())
+    assert sqnr > 20.0 - 0.5  # 4 bits, 64 elements a scale: at least the floor of 128
+
+
+def test_moments_of_scales_are_cleared_when_widths_change():
+    net, schedule = start(optimizer=lambda net: torch.optim.Adam(net.parameters(), lr=1e-3))
+    for _ in range(2):
+        net(torch.randn(4, 64)).square().sum().backward()
+        schedule.optimizer.step()
+        schedule.step()
+    state = schedule.optimizer.state
+    assert not state[net.first.weight_scale]["exp_avg"].any()
+    assert state[net.first.weight]["exp_avg"].any()
+
+
+def test_the_step_is_in_the_state_dict():
+    net, schedule = start()
+    for _ in range(6):
+        schedule.step()
+    assert net.state_dict()["qat_step"].item() == 6
+    with torch.no_grad():
+        net.first.weight_scale.mul_(1.01)
+    twin, other = start()
+    twin.load_state_dict(net.state_dict())
+    assert other.current_step == 6 and twin.first.weight_bits == 4
+    assert torch.equal(twin.first.weight_scale, net.first.weight_scale)  # loaded, not derived again
+    x = torch.randn(3, 64)
+    assert torch.equal(net(x), twin(x))
+
+
+def test_state_dict_of_the_schedule():
+    net, schedule = start()
+    schedule.step()
+    assert schedule.state_dict() == {"step": 1, "total_steps": 10}
+    other = start(total=20)[1]
+    with pytest.raises(torchqat.UserError, match="must have the length it was saved with, 10 steps, but has 20"):
+        other.load_state_dict(schedule.state_dict())
+
+
+def test_observers_freeze():
+    net, schedule = start("{dtype: int8}", "{dtype: int8, granularity: tensor}")
+    seen = []
+    for _ in range(5):
+        seen.append(net.first.observing)
+        schedule.step()
+    assert seen == [True, True, True, False, False]
+
+
+def test_a_calibrated_range_survives_a_change_of_width():
+    recipe = recipe_for(
+        "{dtype: int8}",
+        "{dtype: int4, granularity: tensor, scale: mse}",
+        "schedule:\n  - {until: 50%, input: int8}\n  - {until: 100%}\ntrain: {steps: 10}\n",
+    )
+    net = torchqat.prepare(Net(), recipe)
+    torchqat.calibrate(net, [torch.randn(32, 64)])
+    top = net.first.input_scale.item() * 7
+    schedule = torchqat.Schedule(net, recipe, 10)
+    assert net.first.input_scale.item() * 127 == pytest.approx(top, rel=1e-6)
+    for _ in range(5):
+        schedule.step()
+    assert net.first.input_scale.item() * 7 == pytest.approx(top, rel=1e-6)
+
+
+def test_finish_goes_to_the_exported_width():
+    net, schedule = start()
+    with pytest.raises(
+        torchqat.UserError, match="must be at its exported width, int4, but its schedule has it at int8"
+    ):
+        torchqat.convert(net)
+    schedule.finish()
+    assert [weights.weight.bits for weights in torchqat.convert(net)] == [4, 4]
+
+
+def test_bad_arguments():
+    recipe = recipe_for(LEARNED)
+    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+        torchqat.Schedule(Net(), recipe, 10)
+    with pytest.raises(torchqat.UserError, match="total_steps must not be negative, but is -1"):
+        torchqat.Schedule(torchqat.prepare(Net(), recipe), recipe, -1)
+
+
+def test_trainer_callback_steps_and_resumes():
+    from types import SimpleNamespace
+
+    from torchqat.trainer_callback import TrainerCallback
+
+    recipe = recipe_for(LEARNED, "", LADDER)
+    net = torchqat.prepare(Net(), recipe)
+    callback = TrainerCallback(recipe)
+    state = SimpleNamespace(max_steps=10, global_step=0)
+    callback.on_train_begin(None, state, None, model=net, optimizer=None)
+    for _ in range(5):
+        callback.on_step_end(None, state, None)
+    assert net.first.weight_bits == 4
+    resumed = TrainerCallback(recipe)
+    resumed.on_train_begin(None, SimpleNamespace(max_steps=10, global_step=3), None, model=net, optimizer=None)
+    assert net.first.weight_bits == 6
+    resumed.on_train_end(None, state, None)
+    assert net.first.weight_bits == 4
