@@ -1,0 +1,135 @@
+"""Types of the native extension. Operators are not here: see ``torchqat.ops``."""
+
+from torch import Tensor, dtype
+
+FLOAT: int
+built_for_torch: str
+
+class RecipeError(ValueError):
+    """Every problem of a recipe, one ``file:line:column: sentence`` a line."""
+
+class FileError(OSError):
+    """A file that is not what it should be, or that could not be written."""
+
+class QuantSpec:
+    """How one tensor of a layer is quantized: an immutable value.
+
+    Args:
+        bits: 2 to 8; the width that is exported.
+        grid: ``narrow``, ``full``, ``signed`` or ``asymmetric``.
+        granularity: ``tensor``, ``channel``, ``token``, ``group`` or ``block``.
+        group_size: Columns, for ``group``.
+        block: Rows and columns, for ``block``.
+        scale: ``minmax``, ``mse`` or ``learned``.
+        scale_dtype: ``float32``, ``bfloat16`` or ``float16``; the scale is rounded to it before it is used.
+        dynamic: For inputs: a scale per call.
+
+    Raises:
+        ValueError: A value is not among the allowed ones.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        grid: str = "narrow",
+        granularity: str = "channel",
+        group_size: int = 0,
+        block: tuple[int, int] = (0, 0),
+        scale: str = "minmax",
+        scale_dtype: str = "bfloat16",
+        dynamic: bool = False,
+    ) -> None: ...
+    bits: int
+    grid: str
+    granularity: str
+    group_size: int
+    scale: str
+    scale_dtype: str
+    dynamic: bool
+    symmetric: bool
+    block: tuple[int, int]
+    def quant_range(self, bits: int) -> tuple[int, int]: ...
+    def block_count(self, rows: int, cols: int) -> int: ...
+
+class Bound:
+    """A share of a run's steps, or a step."""
+
+    def __init__(self, value: float, is_percent: bool = True) -> None: ...
+    def step_of(self, total_steps: int) -> int: ...
+
+class Recipe:
+    """A recipe as read; its sections mirror the file (``recipes/quickstart.yaml`` comments every key)."""
+
+    file: str
+    text: str
+
+def load_recipe(path: str) -> Recipe: ...
+def parse_recipe(text: str, file: str = "recipe") -> Recipe: ...
+
+class LayerInfo:
+    def __init__(
+        self, name: str, type: str, in_features: int, out_features: int, by_name_only: bool = False
+    ) -> None: ...
+    name: str
+
+class LayerPlan:
+    name: str
+    in_features: int
+    out_features: int
+    weight: QuantSpec | None
+    input: QuantSpec | None
+
+class Stage:
+    until: Bound
+    weight_bits: int
+    input_bits: int
+
+class Plan:
+    """What happens to each layer, and when. ``str(plan)`` is a table."""
+
+    layers: list[LayerPlan]
+    stages: list[Stage]
+    untouched: int
+
+def make_plan(recipe: Recipe, layers: list[LayerInfo]) -> Plan: ...
+def naive_plan(plan: Plan, bits: int) -> Plan: ...
+
+class BitSchedule:
+    """Widths as a pure function of the step; 0 (``FLOAT``) is not quantized."""
+
+    def __init__(self, recipe: Recipe, total_steps: int) -> None: ...
+    total_steps: int
+    def stage_at(self, step: int) -> int: ...
+    def weight_bits(self, step: int, target: int) -> int: ...
+    def input_bits(self, step: int, target: int) -> int: ...
+    def observing(self, step: int) -> bool: ...
+    def boundaries(self) -> list[int]: ...
+
+class QuantizedWeights:
+    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``."""
+
+    name: str
+    weight: QuantSpec
+    input: QuantSpec | None
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    bits_per_weight: float
+    def dequantize(self) -> Tensor: ...
+
+def quantize_weights(
+    name: str, spec: QuantSpec, weight: Tensor, scale: Tensor, zero_point: Tensor, dtype: dtype
+) -> QuantizedWeights: ...
+
+class CompressedTensors:
+    tensors: dict[str, Tensor]
+    quantization_config: str
+
+def to_compressed_tensors(layers: list[QuantizedWeights], ignore: list[str]) -> CompressedTensors: ...
+def fusion_problems(layers: list[QuantizedWeights], ignore: list[str]) -> list[str]: ...
+def save_safetensors(path: str, tensors: dict[str, Tensor], metadata: dict[str, str] = ...) -> None: ...
+def load_safetensors(path: str) -> dict[str, Tensor]: ...
+def check_safetensors(path: str) -> None: ...
