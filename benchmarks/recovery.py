@@ -1,6 +1,6 @@
 """How much of the loss of plain rounding does training win back? Over seeds, against controls, for each width.
 
-    python benchmarks/recovery.py [--bits 4 3 2] [--seeds 3] [--output build/recovery]
+    python benchmarks/recovery.py [--bits 4 3 2] [--seeds 3] [--direct 4] [--output build/recovery]
 
 For each of recipes/int4_qat.yaml, int3_qat.yaml and int2_qat.yaml, on the small Llama that they describe: plain rounding,
 the recipe, the recipe without its schedule (the exported width from the first step), and the float model fine-tuned with
@@ -90,11 +90,13 @@ def spread(values: list[float], form: str) -> str:
     return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
 
 
-def rows_of(bench: Bench, bits: int, seeds: int) -> list[str]:
+def rows_of(bench: Bench, bits: int, seeds: int, direct_seeds: int) -> list[str]:
     float_perplexity, naive = bench.baseline.perplexity, bench.naive(bits)
     rows = [f"| INT{bits} | plain rounding | {naive['perplexity']:.3f} | {naive['kl']:.5f} | | |"]
-    for name, with_schedule in (("the recipe", True), ("without its schedule", False)):
-        runs = [bench.trained(bits, seed, with_schedule) for seed in range(seeds)]
+    for name, with_schedule, count in (("the recipe", True, seeds), ("without its schedule", False, direct_seeds)):
+        if count == 0:
+            continue
+        runs = [bench.trained(bits, seed, with_schedule) for seed in range(count)]
         perplexity = spread([run["perplexity"] for run in runs], "{:.3f}")
         kl = spread([run["kl"] for run in runs], "{:.5f}")
         won = spread(share("perplexity", float_perplexity, naive, runs), "{:.0%}")
@@ -108,6 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=(2, 3, 4))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--direct", type=int, nargs="*", default=[4], help="widths to also train without a schedule")
+    parser.add_argument("--control-seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "recovery")
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     options = parser.parse_args()
@@ -117,13 +121,13 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         f"| float | baseline | {bench.baseline.perplexity:.3f} | 0 | | |",
     ]
-    controls = [bench.control(options.bits[0], seed) for seed in range(options.seeds)]
+    controls = [bench.control(options.bits[0], seed) for seed in range(options.control_seeds)]
     lines.append(
         f"| float | fine-tuned as long (cross-entropy) | {spread([c['perplexity'] for c in controls], '{:.3f}')} | "
         f"{spread([c['kl'] for c in controls], '{:.5f}')} | | |"
     )
     for bits in options.bits:
-        lines += rows_of(bench, bits, options.seeds)
+        lines += rows_of(bench, bits, options.seeds, options.seeds if bits in options.direct else 0)
     steps = {bits: load(bits).train.steps for bits in options.bits}
     where = ", ".join(f"{key} {value}" for key, value in environment().items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
