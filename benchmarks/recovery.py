@@ -18,7 +18,8 @@ import torchqat
 from torchqat.files import write_json
 from torchqat.losses import cross_entropy
 from torchqat.progress import Progress
-from torchqat.run import Run, environment
+from torchqat.report import environment
+from torchqat.run import Run
 from torchqat.training import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=(2, 3, 4))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--direct", type=int, nargs="*", default=[4], help="widths to also train without a schedule")
+    parser.add_argument("--direct-seeds", type=int, default=1)
     parser.add_argument("--control-seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "recovery")
     parser.add_argument("--write", type=Path, help="also write the table to this file")
@@ -127,7 +129,7 @@ def main() -> None:
         f"{spread([c['kl'] for c in controls], '{:.5f}')} | | |"
     )
     for bits in options.bits:
-        lines += rows_of(bench, bits, options.seeds, options.seeds if bits in options.direct else 0)
+        lines += rows_of(bench, bits, options.seeds, options.direct_seeds if bits in options.direct else 0)
     steps = {bits: load(bits).train.steps for bits in options.bits}
     where = ", ".join(f"{key} {value}" for key, value in environment().items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6

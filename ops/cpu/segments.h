@@ -3,23 +3,17 @@
 // What the CPU kernels share: walking the segments of a layout (blocks.h) over threads, the range
 // of a segment, and dispatch on dtype.
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <optional>
 
+#include "ops/arguments.h"
 #include "ops/blocks.h"
 #include "ops/cpu/vectorised.h"
 #include "ops/qparams.h"
-
-#define QAT_DISPATCH_FLOAT(type, name, ...)                                      \
-  AT_DISPATCH_SWITCH(type, name,                                                 \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
-                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
 namespace qat {
 
@@ -80,15 +74,6 @@ QAT_HOST_DEVICE void for_each_segment(const BlockLayout& layout, int64_t begin, 
   for (int64_t row = begin; row < end; ++row)
     for (int64_t col = 0; col < layout.grid_cols; ++col)
       visit(layout.offset_of(row, col), layout.segment_length(col), layout.block_of(row, col));
-}
-
-// Optional arguments made contiguous, and their data or nullptr.
-inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
-  return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
-}
-template <typename scalar_t>
-const scalar_t* data_or_null(const std::optional<at::Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr<scalar_t>() : nullptr;
 }
 
 }  // namespace qat

@@ -4,22 +4,16 @@
 // dispatch on dtype. Only c10/cuda headers are included, so that the files compile beside a CPU
 // build of torch.
 
-#include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
-#include <optional>
 
+#include "ops/arguments.h"
 #include "ops/blocks.h"
 #include "ops/qparams.h"
-
-#define QAT_DISPATCH_FLOAT(type, name, ...)                                      \
-  AT_DISPATCH_SWITCH(type, name,                                                 \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
-                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
 namespace qat {
 
@@ -85,14 +79,6 @@ __device__ __forceinline__ QParams qparams_of_span(float low, float high, Grid g
                                                    c10::ScalarType dtype) {
   return low > high ? qparams_of(0.0f, 0.0f, grid, bits, dtype)
                     : qparams_of(low, high, grid, bits, dtype);
-}
-
-inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
-  return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
-}
-template <typename scalar_t>
-const scalar_t* data_or_null(const std::optional<at::Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr<scalar_t>() : nullptr;
 }
 
 }  // namespace qat

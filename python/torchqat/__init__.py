@@ -25,6 +25,16 @@ from torchqat.verify import Verification, verify
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str):
+    """``TrainerCallback`` needs transformers' Trainer, which takes seconds to import: only when it is asked for."""
+    if name == "TrainerCallback":
+        from torchqat.trainer_callback import TrainerCallback
+
+        return TrainerCallback
+    raise AttributeError(f"module 'torchqat' has no attribute {name!r}")
+
+
 __all__ = [
     "Evaluation",
     "FileError",
@@ -33,6 +43,7 @@ __all__ = [
     "QuantizedWeights",
     "RecipeError",
     "Schedule",
+    "TrainerCallback",
     "UserError",
     "Verification",
     "calibrate",

@@ -1,8 +1,12 @@
 """What a run found: ``report.json``, and the table that is printed from it."""
 
+import platform
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
+import torchqat
 from torchqat.evaluate import Evaluation
 
 
@@ -70,6 +74,22 @@ def recovered(baseline_perplexity: float, naive: Variant, trained: Variant) -> d
     if naive.kl > 0:
         shares["kl"] = (naive.kl - trained.kl) / naive.kl
     return shares
+
+
+def environment() -> dict[str, str]:
+    """What the figures of a report depend on besides recipe, model and data."""
+    import transformers
+
+    return {
+        "torchqat": torchqat.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def print_report(report: Report) -> None:

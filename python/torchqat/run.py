@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import platform
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,29 +12,23 @@ import torch
 from torch import nn
 
 import torchqat
-from torchqat._library import BitSchedule, Plan, Recipe, TrainSection, naive_plan
+from torchqat._library import BitSchedule, Plan, Recipe, naive_plan
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
-from torchqat.data import Batches, Corpus, Data, load_corpus, load_data, tokenize
+from torchqat.data import Corpus, Data, load_corpus, load_data
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export, float_tensors
-from torchqat.files import pending_folder, read_json, size_of, write_json, write_text
+from torchqat.files import read_json, size_of, write_json, write_text
 from torchqat.losses import cross_entropy, forward_kl
 from torchqat.models import load_model, load_tokenizer
 from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
-from torchqat.report import Report, Variant, recovered
+from torchqat.report import Report, Variant, environment, recovered
 from torchqat.schedule import Schedule
-from torchqat.scratch import cache_key, is_complete, new_model, train_tokenizer
-from torchqat.training import TrainingLoop, scratch_optimizers
+from torchqat.scratch import train_scratch
+from torchqat.training import TrainingLoop
 from torchqat.verify import verify
-
-
-def cache_folder() -> Path:
-    """Where models that torchqat trains itself are kept: ``$TORCHQAT_CACHE``, else the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchqat"
-    return Path(os.environ.get("TORCHQAT_CACHE", default))
 
 
 @dataclass
@@ -112,8 +104,8 @@ class Run:
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "run.json").is_file():
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
         # Whatever the input may be wrong in shows here, before anything is written.
-        settings = {"model": self.model_path, "data": self.recipe.data.train, "identity": self.identity}
         plan = str(self.plan)
+        settings = {"model": self.model_path, "data": self.recipe.data.train, "identity": self.identity}
         report = self.load_report() if resume and self._belongs(settings) else Report()
         if not resume:
             for name in ("checkpoints", "metrics.jsonl"):
@@ -238,7 +230,7 @@ class Run:
             return
         model = self.train()
         variant = self._variant(
-            name, f"{'/'.join(f'INT{b}' for b in bits)} quantization-aware training", model,
+            name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model,
             f"exports/{self.recipe.exports[0]}",
         )  # fmt: skip
         naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
@@ -270,45 +262,6 @@ class Run:
         return all(checks) if checks else None
 
 
-def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:
-    """The folder of the recipe's scratch model, trained on ``corpus`` unless the cache has it."""
-    scratch = recipe.model.scratch
-    folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train)
-    if is_complete(folder):
-        return folder
-    progress.say(f"Training a tokenizer of {scratch.vocabulary} tokens")
-    tokenizer = train_tokenizer(corpus.train, scratch.vocabulary)
-    model = new_model(scratch, len(tokenizer), recipe.train.seed)
-    settings = TrainSection()
-    settings.steps, settings.learning_rate, settings.seed = scratch.steps, scratch.learning_rate, recipe.train.seed
-    tokens = tokenize(tokenizer, corpus.train)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-
-    def loss(batch):
-        # Mixed precision: the scratch model is a starting point, and this halves its price.
-        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
-            logits = model(input_ids=batch, use_cache=False).logits
-        return cross_entropy(logits, batch)
-
-    checkpoint = folder.with_suffix(".training.pt")
-    loop = TrainingLoop(
-        model,
-        loss,
-        Batches(tokens, scratch.batch_size, scratch.sequence_length, recipe.train.seed),
-        settings,
-        scratch_optimizers,
-        checkpoint=checkpoint,
-        identity=folder.name,
-        on_step=progress.steps("Training the float model", scratch.steps),
-    )
-    loop.run()
-    with pending_folder(folder) as pending:
-        model.save_pretrained(pending)
-        tokenizer.save_pretrained(pending)
-    checkpoint.unlink(missing_ok=True)
-    return folder
-
-
 def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
     """Baseline, naive rounding, training, export and verification; returns the report."""
     job = Run(recipe, folder, progress)
@@ -320,22 +273,6 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
         job.control()
     job.trained()
     return job.load_report()
-
-
-def environment() -> dict[str, str]:
-    """What the figures of a report depend on besides recipe, model and data."""
-    import transformers
-
-    return {
-        "torchqat": torchqat.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def _remove(path: Path) -> None:

@@ -1,11 +1,18 @@
 """A small Llama and its byte-level BPE tokenizer, built from a corpus alone: a real model where none can be fetched."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from torchqat._library import ScratchModel
+from torchqat._library import Recipe, ScratchModel, TrainSection
+from torchqat.data import Batches, Corpus, tokenize
+from torchqat.files import pending_folder
+from torchqat.losses import cross_entropy
+from torchqat.progress import Progress
+from torchqat.training import TrainingLoop, scratch_optimizers
 
 _END = "<|endoftext|>"
 
@@ -45,8 +52,6 @@ def new_model(settings: ScratchModel, vocabulary: int, seed: int) -> nn.Module:
 
 def cache_key(settings: ScratchModel, seed: int, corpus: list[str]) -> str:
     """Names a trained model by everything it depends on."""
-    import hashlib
-
     digest = hashlib.sha256()
     fields = [name for name in dir(settings) if not name.startswith("_")]
     digest.update(repr([(name, getattr(settings, name)) for name in fields] + [seed, 1]).encode())
@@ -57,3 +62,48 @@ def cache_key(settings: ScratchModel, seed: int, corpus: list[str]) -> str:
 
 def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def cache_folder() -> Path:
+    """Where models that torchqat trains itself are kept: ``$TORCHQAT_CACHE``, else the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchqat"
+    return Path(os.environ.get("TORCHQAT_CACHE", default))
+
+
+def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:
+    """The folder of the recipe's scratch model, trained on ``corpus`` unless the cache has it."""
+    scratch = recipe.model.scratch
+    folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train)
+    if is_complete(folder):
+        return folder
+    progress.say(f"Training a tokenizer of {scratch.vocabulary} tokens")
+    tokenizer = train_tokenizer(corpus.train, scratch.vocabulary)
+    model = new_model(scratch, len(tokenizer), recipe.train.seed)
+    settings = TrainSection()
+    settings.steps, settings.learning_rate, settings.seed = scratch.steps, scratch.learning_rate, recipe.train.seed
+    tokens = tokenize(tokenizer, corpus.train)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+
+    def loss(batch):
+        # Mixed precision: the scratch model is a starting point, and this halves its price.
+        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+            logits = model(input_ids=batch, use_cache=False).logits
+        return cross_entropy(logits, batch)
+
+    checkpoint = folder.with_suffix(".training.pt")
+    loop = TrainingLoop(
+        model,
+        loss,
+        Batches(tokens, scratch.batch_size, scratch.sequence_length, recipe.train.seed),
+        settings,
+        scratch_optimizers,
+        checkpoint=checkpoint,
+        identity=folder.name,
+        on_step=progress.steps("Training the float model", scratch.steps),
+    )
+    loop.run()
+    with pending_folder(folder) as pending:
+        model.save_pretrained(pending)
+        tokenizer.save_pretrained(pending)
+    checkpoint.unlink(missing_ok=True)
+    return folder

@@ -1,8 +1,10 @@
 """The build's refusals: each one sentence that says what to install."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,31 @@ def test_a_torch_other_than_the_one_built_for_is_named(monkeypatch):
         importlib.reload(library)
     monkeypatch.undo()
     importlib.reload(library)
+
+
+def test_pip_install_outside_the_tree(tmp_path):
+    """Not editable: a copy elsewhere, with its libraries, that does not need this tree."""
+    build = os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native")
+    environment = {**os.environ, "TORCHQAT_BUILD_DIR": str(build)}
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "--target",
+        tmp_path,
+        ROOT,
+    ]
+    done = subprocess.run(pip, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    code = "import torch, torchqat; print(torchqat.__file__, torchqat.QuantSpec(4), torch.ops.qat.pack.default)"
+    environment["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path)) and "qat.pack" in done.stdout
 
 
 def test_layers_include_only_what_lies_below():

@@ -48,7 +48,7 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
         }
         assert variant["bytes"] == (run / variant["export"] / "model.safetensors").stat().st_size
         assert variant["bytes"] < report["baseline"]["bytes"]
-    assert "full precision" in out and "INT4 quantization-aware training" in out
+    assert "full precision" in out and "INT4 QAT won back" in out
     for name in ("recipe.yaml", "plan.txt", "metrics.jsonl", "checkpoints/train.pt"):
         assert (run / name).is_file()
     assert [json.loads(line)["weight_bits"] for line in (run / "metrics.jsonl").read_text().splitlines()] == (

@@ -139,7 +139,7 @@ def test_bad_arguments():
 def test_trainer_callback_steps_and_resumes():
     from types import SimpleNamespace
 
-    from torchqat.trainer_callback import TrainerCallback
+    from torchqat import TrainerCallback
 
     recipe = recipe_for(LEARNED, "", LADDER)
     net = torchqat.prepare(Net(), recipe)
