@@ -43,12 +43,11 @@ def calibrate(
     model.eval()
     try:
         for _, layer in layers:
-            layer.calibrating, layer._input_quantizer = True, None
+            layer.calibrating = True
         seen = sum(1 for batch in batches if (forward or _forward)(model, batch) is not None)
     finally:
         for name, layer in layers:
             layer.calibrating = False
-            layer.set_bits(layer.weight_bits, layer.input_bits)
             samplers[name].remove()
         model.train(training)
     if seen == 0:

@@ -10,14 +10,13 @@ from torchqat._library import FileError, fusion_problems, save_safetensors, to_c
 from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
+from torchqat.linear import STATE_NAMES
 from torchqat.prepare import quant_layers
 
 FORMATS = ("compressed-tensors",)
 
 # State that prepare and Schedule add, and that no reader expects.
-_TRAINING_STATE = (
-    "weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_low", "input_high", "qat_step",
-)  # fmt: skip
+_TRAINING_STATE = (*STATE_NAMES, "qat_step")
 
 
 def export(

@@ -10,6 +10,10 @@ from torchqat import ops
 from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, quantize_weights
 from torchqat.fake_quantizer import FakeQuantizer
 
+# What training adds to a layer's state: its scales and zero points, and the input's observed range.
+SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high")
+
 
 class QuantLinear(nn.Linear):
     """``nn.Linear`` with fake quantization of its weight and input.
@@ -33,7 +37,8 @@ class QuantLinear(nn.Linear):
         self.weight_spec, self.input_spec = weight, input
         self.weight_bits, self.input_bits = FLOAT, FLOAT
         self.observing = False  # follow the input's range while training
-        self.calibrating = False  # follow it now, whatever the mode
+        self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
+        self._weight_quantizer = self._input_quantizer = None
         self._register_weight_parameters()
         self._register_input_parameters()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
@@ -77,6 +82,8 @@ class QuantLinear(nn.Linear):
         keeps them: they were loaded for that width.
         """
         weight_changed = weight_bits not in (self.weight_bits, FLOAT)
+        if (weight_bits, input_bits) == (self.weight_bits, self.input_bits):
+            return False
         self.weight_bits, self.input_bits = weight_bits, input_bits
         weight, input = self.weight_spec, self.input_spec
         self._weight_quantizer = _quantizer(weight, weight_bits, weight is not None and weight.scale == "minmax")
@@ -138,7 +145,7 @@ class QuantLinear(nn.Linear):
         """The input that the forward uses, in the shape and dtype of ``x``; observes it first where asked."""
         if self.calibrating or (self.observing and self.training):
             self.observe(x)
-        if self._input_quantizer is None:
+        if self.calibrating or self._input_quantizer is None:
             return x
         return self._input_quantizer(x, *self._input_parameters())
 
@@ -203,18 +210,13 @@ class QuantLinear(nn.Linear):
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
-        scales = {prefix + name for name in _STATE}
+        scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         if prefix + "weight_scale" in own and self.weight_bits != FLOAT:
             self.derive_weight_scale()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
-
-
-_STATE = (
-    "weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_low", "input_high",
-)  # fmt: skip
 
 
 def _quantizer(spec: QuantSpec | None, bits: int, dynamic: bool) -> FakeQuantizer | None:

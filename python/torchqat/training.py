@@ -13,13 +13,12 @@ from torchqat._library import TrainSection
 from torchqat.data import Batches
 from torchqat.errors import UserError
 from torchqat.files import load_state, save_state
+from torchqat.linear import SCALE_NAMES
 from torchqat.schedule import Schedule
 
 Loss = Callable[[Tensor], Tensor]
 Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
 OnStep = Callable[[int, dict[str, float]], None]
-
-_SCALES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
 
 
 @dataclass
@@ -144,7 +143,7 @@ def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.opt
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             leaf = name.rsplit(".", 1)[-1]
-            (scales if leaf in _SCALES else matrices if parameter.dim() >= 2 else vectors).append((leaf, parameter))
+            (scales if leaf in SCALE_NAMES else matrices if parameter.dim() >= 2 else vectors).append((leaf, parameter))
     groups = [
         {"params": [p for _, p in matrices], "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": [p for _, p in vectors], "lr": settings.learning_rate, "weight_decay": 0.0},
@@ -177,4 +176,4 @@ def _size(scale: Tensor) -> float:
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if n.rsplit(".", 1)[-1] not in _SCALES]
+    return [p for n, p in model.named_parameters() if n.rsplit(".", 1)[-1] not in SCALE_NAMES]
