@@ -21,6 +21,12 @@ target_include_directories(qat_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 separate_arguments(QAT_TORCH_FLAGS UNIX_COMMAND "${TORCH_CXX_FLAGS}")
 target_compile_options(qat_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${QAT_TORCH_FLAGS}>)
 
+find_package(OpenMP QUIET COMPONENTS CXX)
+if(NOT OpenMP_CXX_FOUND)
+  message(FATAL_ERROR "torchqat runs its kernels on torch's OpenMP threads, but the compiler has no OpenMP: "
+                      "install one that has, with apt-get install g++ or, for clang, libomp-dev.")
+endif()
+
 find_package(yaml-cpp QUIET)
 if(NOT yaml-cpp_FOUND)
   message(FATAL_ERROR "torchqat reads recipes with yaml-cpp, which was not found: "

@@ -15,6 +15,17 @@
 
 namespace qat {
 
+// Calls body(in, out) with values of the element types of argument and result: both the same, or
+// a half result of a float32 argument.
+template <typename Body>
+void dispatch_in_out(at::ScalarType in, at::ScalarType out, const Body& body) {
+  if (in == out) {
+    QAT_DISPATCH_FLOAT(in, "fake_quantize", [&] { body(scalar_t(), scalar_t()); });
+  } else {
+    QAT_DISPATCH_FLOAT(out, "fake_quantize", [&] { body(float(), scalar_t()); });
+  }
+}
+
 inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor ? std::optional(tensor->contiguous()) : std::nullopt;
 }

@@ -109,4 +109,18 @@ void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x)
                     x.sym_sizes(), ", but has ", grad.sym_sizes(), ".");
 }
 
+void check_gradient_inplace(const char* op, const at::Tensor& grad, const at::Tensor& x) {
+  check_gradient(op, grad, x);
+  TORCH_CHECK_VALUE(grad.is_contiguous(), "[", op, "] grad must be contiguous to be written over.");
+}
+
+void check_result_dtype(const char* op, const at::Tensor& x,
+                        std::optional<at::ScalarType> dtype) {
+  if (!dtype || *dtype == x.scalar_type()) return;
+  const bool narrows =
+      x.scalar_type() == at::kFloat && (*dtype == at::kHalf || *dtype == at::kBFloat16);
+  TORCH_CHECK_TYPE(narrows, "[", op, "] dtype must be that of x, ", x.scalar_type(),
+                   ", or for float32 x float16 or bfloat16, but is ", *dtype, ".");
+}
+
 }  // namespace qat

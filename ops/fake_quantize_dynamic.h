@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string_view>
 #include <tuple>
 
@@ -15,6 +16,7 @@ namespace qat {
 //   grid         "narrow", "full", "signed" or "asymmetric" (qparams.h)
 //   scale_dtype  float32, bfloat16 or float16: what a checkpoint will store. The scale is rounded
 //                to it before it is used.
+//   dtype        of y, as in fake_quantize
 //
 // On return (y, scale, zero_point): y as from fake_quantize; scale float32 and zero_point int8, one
 // per block, zero points being 0 on a symmetric grid. Differentiable in `x` through y only: the
@@ -24,10 +26,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(const at::T
                                                                      at::IntArrayRef block,
                                                                      int64_t bits,
                                                                      std::string_view grid,
-                                                                     at::ScalarType scale_dtype);
+                                                                     at::ScalarType scale_dtype,
+                                                                     std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Called by every backend before it computes.
 void check_fake_quantize_dynamic(const at::Tensor& x, at::IntArrayRef block, int64_t bits,
-                                 at::ScalarType scale_dtype);
+                                 at::ScalarType scale_dtype,
+                                 std::optional<at::ScalarType> dtype = std::nullopt);
 
 }  // namespace qat

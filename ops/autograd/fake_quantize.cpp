@@ -17,29 +17,31 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& scale,
                             const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                            int64_t quant_min, int64_t quant_max) {
+                            int64_t quant_min, int64_t quant_max,
+                            std::optional<at::ScalarType> dtype) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({x, scale, zero_point.value_or(at::Tensor())});
     ctx->saved_data["block"] = block.vec();
     ctx->saved_data["quant_min"] = quant_min;
     ctx->saved_data["quant_max"] = quant_max;
-    return fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+    return fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const at::Tensor grad_x = fake_quantize_backward(
-        grads[0], saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
+        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
         ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt());
-    return {grad_x, {}, {}, {}, {}, {}};
+    return {grad_x, {}, {}, {}, {}, {}, {}};
   }
 };
 
 at::Tensor fake_quantize_autograd(const at::Tensor& x, const at::Tensor& scale,
                                   const std::optional<at::Tensor>& zero_point,
-                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
-  return FakeQuantize::apply(x, scale, zero_point, block, quant_min, quant_max);
+                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
+                                  std::optional<at::ScalarType> dtype) {
+  return FakeQuantize::apply(x, scale, zero_point, block, quant_min, quant_max, dtype);
 }
 
 at::Tensor fake_quantize_backward_autograd(const at::Tensor& grad, const at::Tensor& x,

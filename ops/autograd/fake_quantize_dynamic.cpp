@@ -18,11 +18,13 @@ using torch::autograd::variable_list;
 class FakeQuantizeDynamic : public torch::autograd::Function<FakeQuantizeDynamic> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, at::IntArrayRef block,
-                               int64_t bits, const std::string& grid, at::ScalarType scale_dtype) {
+                               int64_t bits, const std::string& grid, at::ScalarType scale_dtype,
+                               std::optional<at::ScalarType> dtype) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [y, scale, zero_point] = fake_quantize_dynamic(x, block, bits, grid, scale_dtype);
+    auto [y, scale, zero_point] = fake_quantize_dynamic(x, block, bits, grid, scale_dtype, dtype);
     ctx->mark_non_differentiable({scale, zero_point});
     const Grid parsed = parse_grid("fake_quantize_dynamic", grid);
+    ctx->saved_data["dtype"] = x.scalar_type();
     if (parsed != Grid::narrow) {
       const QuantRange range = range_of(parsed, static_cast<int>(bits));
       ctx->save_for_backward({x, scale, zero_point});
@@ -34,19 +36,21 @@ class FakeQuantizeDynamic : public torch::autograd::Function<FakeQuantizeDynamic
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!ctx->saved_data.count("block")) return {grads[0], {}, {}, {}, {}};
+    const at::Tensor grad = grads[0].to(ctx->saved_data["dtype"].toScalarType());
+    if (!ctx->saved_data.count("block")) return {grad, {}, {}, {}, {}, {}};
     const auto saved = ctx->get_saved_variables();
     const at::Tensor grad_x = fake_quantize_backward(
-        grads[0], saved[0], saved[1], saved[2], ctx->saved_data["block"].toIntVector(),
+        grad, saved[0], saved[1], saved[2], ctx->saved_data["block"].toIntVector(),
         ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt());
-    return {grad_x, {}, {}, {}, {}};
+    return {grad_x, {}, {}, {}, {}, {}};
   }
 };
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_autograd(
     const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
-    at::ScalarType scale_dtype) {
-  const auto outputs = FakeQuantizeDynamic::apply(x, block, bits, std::string(grid), scale_dtype);
+    at::ScalarType scale_dtype, std::optional<at::ScalarType> dtype) {
+  const auto outputs =
+      FakeQuantizeDynamic::apply(x, block, bits, std::string(grid), scale_dtype, dtype);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

@@ -18,7 +18,7 @@ class FakeQuantizeLearned : public torch::autograd::Function<FakeQuantizeLearned
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& scale,
                             const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                             int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype,
-                            double gradient_scale) {
+                            double gradient_scale, std::optional<at::ScalarType> dtype) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({x, scale, zero_point.value_or(at::Tensor())});
     ctx->saved_data["block"] = block.vec();
@@ -27,18 +27,18 @@ class FakeQuantizeLearned : public torch::autograd::Function<FakeQuantizeLearned
     ctx->saved_data["scale_dtype"] = scale_dtype;
     ctx->saved_data["gradient_scale"] = gradient_scale;
     return fake_quantize_learned(x, scale, zero_point, block, quant_min, quant_max, scale_dtype,
-                                 gradient_scale);
+                                 gradient_scale, dtype);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const auto [grad_x, grad_scale, grad_zero_point] = fake_quantize_learned_backward(
-        grads[0], saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
+        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
         ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt(),
         ctx->saved_data["scale_dtype"].toScalarType(),
         ctx->saved_data["gradient_scale"].toDouble());
-    return {grad_x, grad_scale, zero_point ? grad_zero_point : at::Tensor(), {}, {}, {}, {}, {}};
+    return {grad_x, grad_scale, zero_point ? grad_zero_point : at::Tensor(), {}, {}, {}, {}, {}, {}};
   }
 };
 
@@ -46,9 +46,10 @@ at::Tensor fake_quantize_learned_autograd(const at::Tensor& x, const at::Tensor&
                                           const std::optional<at::Tensor>& zero_point,
                                           at::IntArrayRef block, int64_t quant_min,
                                           int64_t quant_max, at::ScalarType scale_dtype,
-                                          double gradient_scale) {
+                                          double gradient_scale,
+                                          std::optional<at::ScalarType> dtype) {
   return FakeQuantizeLearned::apply(x, scale, zero_point, block, quant_min, quant_max, scale_dtype,
-                                    gradient_scale);
+                                    gradient_scale, dtype);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_learned_backward_autograd(

@@ -5,6 +5,8 @@
 TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("choose_qparams", torch::CppFunction::makeFallthrough());
   m.impl("round_qparams", torch::CppFunction::makeFallthrough());
+  m.impl("encode", torch::CppFunction::makeFallthrough());
+  m.impl("decode", torch::CppFunction::makeFallthrough());
   m.impl("quantize", torch::CppFunction::makeFallthrough());
   m.impl("dequantize", torch::CppFunction::makeFallthrough());
   m.impl("pack", torch::CppFunction::makeFallthrough());

@@ -2,10 +2,15 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "ops/checks.h"
-#include "ops/cpu/segments.h"
+#include "ops/arguments.h"
+#include "ops/cpu/span.h"
+#include "ops/cpu/vectorised.h"
 
 namespace qat {
 namespace {
@@ -71,7 +76,7 @@ QAT_HOST_DEVICE QParams search(const Block<scalar_t>& block, Span span, Grid gri
   for (int step = 1; step < kSearchSteps && least > 0.0; ++step) {
     const float fraction = search_fraction(step);
     const QParams candidate =
-        qparams_of(Span{span.low * fraction, span.high * fraction}, grid, bits, scale_dtype);
+        qparams_of(span.low * fraction, span.high * fraction, grid, bits, scale_dtype);
     const double error = squared_error(block, candidate, range);
     if (error < least) least = error, best = candidate;
   }

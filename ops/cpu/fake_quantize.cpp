@@ -1,39 +1,64 @@
 #include "ops/fake_quantize.h"
 
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "ops/arguments.h"
 #include "ops/checks.h"
-#include "ops/cpu/segments.h"
+#include "ops/cpu/round_tile.h"
+#include "ops/kept_memory.h"
 
 namespace qat {
 namespace {
 
 at::Tensor fake_quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
                              const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                             int64_t quant_min, int64_t quant_max) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+                             int64_t quant_min, int64_t quant_max,
+                             std::optional<at::ScalarType> dtype) {
+  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
-  const at::Tensor y = at::empty_like(input);
-  const BlockLayout layout = layout_of(x, block);
-  const QuantRange range = to_range(quant_min, quant_max);
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
-    scalar_t* out = y.mutable_data_ptr<scalar_t>();
+  const at::Tensor y = kept_empty_like(input, dtype.value_or(x.scalar_type()));
+  const RoundTile round{to_range(quant_min, quant_max), !zeros, store_for(y)};
+  dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
+    const auto* in = input.const_data_ptr<decltype(in_type)>();
+    auto* out = y.mutable_data_ptr<decltype(out_type)>();
     const float* scale_at = scales.const_data_ptr<float>();
     const int8_t* zero_at = data_or_null<int8_t>(zeros);
-    parallel_rows(layout, [&](int64_t begin, int64_t end) QAT_BODY {
-      for_each_segment(layout, begin, end, [&](int64_t at, int64_t length, int64_t b) QAT_BODY {
-        const float s = scale_at[b], inverse = 1.0f / s;
-        const float z = zero_at ? static_cast<float>(zero_at[b]) : 0.0f;
-        for (int64_t i = at; i < at + length; ++i)
-          out[i] = static_cast<scalar_t>(
-              affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
-      });
+    for_each_tile(layout_of(x, block), [&](const Tile& tile) QAT_BODY {
+      TileParams params;
+      load_params(tile, scale_at, zero_at, params);
+      round(tile, params, /*finite=*/false, in, out);
     });
   });
   return y;
+}
+
+// `out` may be `grad` itself.
+void straight_through_cpu(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                          const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                          QuantRange range, const at::Tensor& out) {
+  const at::Tensor input = x.contiguous(), scales = scale.contiguous();
+  const auto zeros = contiguous(zero_point);
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    const scalar_t* g = grad.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    const Store store = to == g ? Store::staged : store_for(out);
+    const float* scale_at = scales.const_data_ptr<float>();
+    const int8_t* zero_at = data_or_null<int8_t>(zeros);
+    for_each_tile(layout_of(x, block), [&](const Tile& tile) QAT_BODY {
+      TileParams params;
+      load_params(tile, scale_at, zero_at, params);
+      write_tile(tile, store, to,
+                 [&](int k, int64_t offset, auto length, scalar_t* piece) QAT_BODY {
+                   const float inverse = params.inverse[k], z = params.zero_point[k];
+                   const int64_t at = tile.at(k) + offset;
+                   select(g + at, in + at, piece, length, [=](float grad, float value) QAT_BODY {
+                     return affine::straight_through(grad, value, inverse, z, range);
+                   });
+                 });
+    });
+  });
 }
 
 at::Tensor fake_quantize_backward_cpu(const at::Tensor& grad, const at::Tensor& x,
@@ -42,29 +67,20 @@ at::Tensor fake_quantize_backward_cpu(const at::Tensor& grad, const at::Tensor& 
                                       at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient("fake_quantize", grad, x);
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous(),
-                   upstream = grad.contiguous();
-  const auto zeros = contiguous(zero_point);
-  const at::Tensor grad_x = at::empty_like(input);
-  const BlockLayout layout = layout_of(x, block);
-  const QuantRange range = to_range(quant_min, quant_max);
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
-    const scalar_t* g = upstream.const_data_ptr<scalar_t>();
-    scalar_t* out = grad_x.mutable_data_ptr<scalar_t>();
-    const float* scale_at = scales.const_data_ptr<float>();
-    const int8_t* zero_at = data_or_null<int8_t>(zeros);
-    parallel_rows(layout, [&](int64_t begin, int64_t end) QAT_BODY {
-      for_each_segment(layout, begin, end, [&](int64_t at, int64_t length, int64_t b) QAT_BODY {
-        const float inverse = 1.0f / scale_at[b];
-        const float z = zero_at ? static_cast<float>(zero_at[b]) : 0.0f;
-        for (int64_t i = at; i < at + length; ++i)
-          out[i] = static_cast<scalar_t>(affine::straight_through(
-              static_cast<float>(g[i]), static_cast<float>(in[i]), inverse, z, range));
-      });
-    });
-  });
+  const at::Tensor grad_x = kept_empty_like(x);
+  straight_through_cpu(grad.contiguous(), x, scale, zero_point, block,
+                       to_range(quant_min, quant_max), grad_x);
   return grad_x;
+}
+
+void fake_quantize_backward_inplace_cpu(at::Tensor& grad, const at::Tensor& x,
+                                        const at::Tensor& scale,
+                                        const std::optional<at::Tensor>& zero_point,
+                                        at::IntArrayRef block, int64_t quant_min,
+                                        int64_t quant_max) {
+  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+  check_gradient_inplace("fake_quantize", grad, x);
+  straight_through_cpu(grad, x, scale, zero_point, block, to_range(quant_min, quant_max), grad);
 }
 
 }  // namespace
@@ -72,6 +88,7 @@ at::Tensor fake_quantize_backward_cpu(const at::Tensor& grad, const at::Tensor& 
 TORCH_LIBRARY_IMPL(qat, CPU, m) {
   m.impl("fake_quantize", &fake_quantize_cpu);
   m.impl("_fake_quantize_backward", &fake_quantize_backward_cpu);
+  m.impl("_fake_quantize_backward_", &fake_quantize_backward_inplace_cpu);
 }
 
 }  // namespace qat

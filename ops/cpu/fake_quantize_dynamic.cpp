@@ -1,62 +1,58 @@
 #include "ops/fake_quantize_dynamic.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "ops/arguments.h"
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
-#include "ops/cpu/segments.h"
+#include "ops/cpu/round_tile.h"
 #include "ops/fake_quantize.h"
+#include "ops/kept_memory.h"
 
 namespace qat {
 namespace {
 
-// One pass for blocks of one row: the segment is still in cache when its scale is known.
-template <typename scalar_t>
+// One pass for blocks of one row: a tile is still in the nearest cache when its scales are known.
+template <typename scalar_t, typename out_t>
 void fake_quantize_rows(const at::Tensor& input, const BlockLayout& layout, int bits, Grid grid,
                         at::ScalarType scale_dtype, const at::Tensor& y, const at::Tensor& scale,
                         const at::Tensor& zero_point) {
   const scalar_t* in = input.const_data_ptr<scalar_t>();
-  scalar_t* out = y.mutable_data_ptr<scalar_t>();
+  out_t* out = y.mutable_data_ptr<out_t>();
   float* scale_at = scale.mutable_data_ptr<float>();
   int8_t* zero_at = zero_point.mutable_data_ptr<int8_t>();
-  const QuantRange range = range_of(grid, bits);
-  parallel_rows(layout, [&](int64_t begin, int64_t end) QAT_BODY {
-    for_each_segment(layout, begin, end, [&](int64_t at, int64_t length, int64_t b) QAT_BODY {
-      const QParams found = qparams_of(span_of(in + at, length), grid, bits, scale_dtype);
-      const float s = found.scale, inverse = 1.0f / s, z = found.zero_point;
-      scale_at[b] = s;
-      zero_at[b] = static_cast<int8_t>(z);
-      for (int64_t i = at; i < at + length; ++i)
-        out[i] = static_cast<scalar_t>(
-            affine::fake_quantize(static_cast<float>(in[i]), s, inverse, z, range));
-    });
+  const RoundTile round{range_of(grid, bits), grid != Grid::asymmetric, store_for(y)};
+  for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+    TileParams params;
+    const bool finite = find_params(in, tile, grid, bits, scale_dtype, params);
+    store_params(tile, params, scale_at, zero_at);
+    round(tile, params, finite, in, out);
   });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_cpu(
     const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid_text,
-    at::ScalarType scale_dtype) {
-  check_fake_quantize_dynamic(x, block, bits, scale_dtype);
+    at::ScalarType scale_dtype, std::optional<at::ScalarType> dtype) {
+  check_fake_quantize_dynamic(x, block, bits, scale_dtype, dtype);
   const Grid grid = parse_grid("fake_quantize_dynamic", grid_text);
   const BlockLayout layout = layout_of(x, block);
   if (layout.block_rows > 1) {
     auto [scale, zero_point] = choose_qparams(x, block, bits, grid_text, "minmax", scale_dtype);
     const QuantRange range = range_of(grid, static_cast<int>(bits));
     return {fake_quantize(x, scale, zero_point, block, static_cast<int64_t>(range.min),
-                          static_cast<int64_t>(range.max)),
+                          static_cast<int64_t>(range.max), dtype),
             scale, zero_point};
   }
   const at::Tensor input = x.contiguous();
-  const at::Tensor y = at::empty_like(input);
+  const at::Tensor y = kept_empty_like(input, dtype.value_or(x.scalar_type()));
   const at::Tensor scale =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
   const at::Tensor zero_point =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kChar));
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_dynamic", [&] {
-    fake_quantize_rows<scalar_t>(input, layout, static_cast<int>(bits), grid, scale_dtype, y, scale,
-                                 zero_point);
+  dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in, auto out) {
+    fake_quantize_rows<decltype(in), decltype(out)>(input, layout, static_cast<int>(bits), grid,
+                                                    scale_dtype, y, scale, zero_point);
   });
   return {y, scale, zero_point};
 }

@@ -11,29 +11,24 @@
 
 namespace qat {
 
+enum class Capability { portable, avx2, avx512 };
+
+// What the kernels use: the widest that the processor has, or what the environment variable
+// TORCHQAT_CPU_CAPABILITY asks for (avx512, avx2 or portable; it is read once). Raises ValueError
+// for another word and for instructions that the processor lacks.
+Capability capability();
+const char* name_of(Capability capability);
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
-enum class Capability { baseline, avx2, avx512 };
-
-inline Capability capability() {
-  static const Capability found = [] {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return Capability::avx512;
-    return __builtin_cpu_supports("avx2") ? Capability::avx2 : Capability::baseline;
-  }();
-  return found;
-}
-
 template <typename Body>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512"))) void
 run_avx512(Body&& body) {
   body();
 }
 
 template <typename Body>
-__attribute__((target("avx2"))) void run_avx2(Body&& body) {
+__attribute__((target("avx2,f16c"))) void run_avx2(Body&& body) {
   body();
 }
 
@@ -44,7 +39,7 @@ void vectorised(Body&& body) {
       return run_avx512(std::forward<Body>(body));
     case Capability::avx2:
       return run_avx2(std::forward<Body>(body));
-    case Capability::baseline:
+    case Capability::portable:
       return body();
   }
 }

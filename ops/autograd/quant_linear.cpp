@@ -1,0 +1,106 @@
+#include "ops/quant_linear.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "ops/autograd/no_double_backward.h"
+
+namespace qat {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Optional = std::optional<at::Tensor>;
+
+// The differentiable arguments, in order.
+enum Argument { kX, kWeight, kBias, kWeightScale, kWeightZero, kInputScale, kInputZero, kArguments };
+
+// Saves its arguments, which live anyway, and nothing that it computed.
+class QuantLinear : public torch::autograd::Function<QuantLinear> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const Optional& bias, const Optional& weight_scale,
+                            const Optional& weight_zero_point, const Optional& input_scale,
+                            const Optional& input_zero_point, at::TensorList kept,
+                            const std::string& weight_quantizer,
+                            const std::string& input_quantizer) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    variable_list saved;
+    std::vector<int64_t> edges;  // where each argument stands among those that are there, else -1
+    int64_t there = 0;
+    for (const Optional& one : {Optional(x), Optional(weight), bias, weight_scale,
+                                weight_zero_point, input_scale, input_zero_point}) {
+      saved.push_back(one.value_or(at::Tensor()));
+      edges.push_back(one && one->defined() ? there++ : -1);
+    }
+    saved.insert(saved.end(), kept.begin(), kept.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["edges"] = std::move(edges);
+    ctx->saved_data["weight_quantizer"] = weight_quantizer;
+    ctx->saved_data["input_quantizer"] = input_quantizer;
+    return quant_linear(x, weight, bias, weight_scale, weight_zero_point, input_scale,
+                        input_zero_point, kept, weight_quantizer, input_quantizer);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto edges = ctx->saved_data["edges"].toIntVector();
+    const auto given = [&](Argument one) {
+      return saved[one].defined() ? Optional(saved[one]) : std::nullopt;
+    };
+    const auto needs = [&](Argument one) {
+      return edges[one] >= 0 && ctx->needs_input_grad(static_cast<size_t>(edges[one]));
+    };
+    const auto [grad_x, grad_weight, weight_scale, weight_zero, input_scale, input_zero] =
+        quant_linear_backward(grads[0], saved[kX], saved[kWeight], given(kWeightScale),
+                              given(kWeightZero), given(kInputScale), given(kInputZero),
+                              at::TensorList(saved.data() + kArguments, saved.size() - kArguments),
+                              ctx->saved_data["weight_quantizer"].toStringRef(),
+                              ctx->saved_data["input_quantizer"].toStringRef(),
+                              {needs(kX) || needs(kInputScale) || needs(kInputZero),
+                               needs(kWeight) || needs(kWeightScale) || needs(kWeightZero)});
+    const at::Tensor found[kArguments] = {grad_x,      grad_weight, at::Tensor(), weight_scale,
+                                          weight_zero, input_scale, input_zero};
+    variable_list result(saved.size() + 2);  // the two texts are arguments as well
+    for (const Argument one : {kX, kWeight, kWeightScale, kWeightZero, kInputScale, kInputZero})
+      if (needs(one)) result[one] = found[one];
+    if (needs(kBias))
+      result[kBias] = grads[0]
+                          .reshape_symint({-1, saved[kWeight].sym_size(0)})
+                          .sum(0)
+                          .to(saved[kBias].scalar_type());
+    return result;
+  }
+};
+
+at::Tensor quant_linear_autograd(const at::Tensor& x, const at::Tensor& weight,
+                                 const Optional& bias, const Optional& weight_scale,
+                                 const Optional& weight_zero_point, const Optional& input_scale,
+                                 const Optional& input_zero_point, at::TensorList kept,
+                                 std::string_view weight_quantizer,
+                                 std::string_view input_quantizer) {
+  return QuantLinear::apply(x, weight, bias, weight_scale, weight_zero_point, input_scale,
+                            input_zero_point, kept, std::string(weight_quantizer),
+                            std::string(input_quantizer));
+}
+
+QuantLinearGradients quant_linear_backward_autograd(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+    const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
+    const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
+    std::string_view input_quantizer, std::array<bool, 2> needs) {
+  refuse_double_backward("quant_linear", grad, x, weight);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return quant_linear_backward(grad, x, weight, weight_scale, weight_zero_point, input_scale,
+                               input_zero_point, kept, weight_quantizer, input_quantizer, needs);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(qat, Autograd, m) {
+  m.impl("quant_linear", &quant_linear_autograd);
+  m.impl("_quant_linear_backward", &quant_linear_backward_autograd);
+}
+
+}  // namespace qat

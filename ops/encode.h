@@ -1,0 +1,69 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "ops/blocks.h"
+
+namespace qat {
+
+// The codes of `x` in as little memory as is quick to read: what a layer keeps of its weight between
+// a forward and its backward. Not a checkpoint format.
+//
+//   x            float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
+//   scale        float32 [grid_rows, grid_cols], as it is stored; none: found from the range of each
+//                block, as by fake_quantize_dynamic
+//   zero_point   int8, shaped like `scale`; none means 0
+//   bits         2 to 8; up to 4 bits share a byte in twos
+//   grid         "narrow", "full", "signed" or "asymmetric" (qparams.h)
+//
+// On return (codes, scale, zero_point): codes uint8 [rows, bytes_per_row], scale and zero point of
+// each block. An element that is not finite has no code: its block's scale is returned as NaN, so
+// that decode gives NaN rather than a legal level. Not differentiable.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
+                                                      const std::optional<at::Tensor>& scale,
+                                                      const std::optional<at::Tensor>& zero_point,
+                                                      at::IntArrayRef block, int64_t bits,
+                                                      std::string_view grid,
+                                                      at::ScalarType scale_dtype);
+
+// The inverse: [rows, cols] in `dtype`, bit for bit what fake_quantize gives for a finite x.
+at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
+                  at::IntArrayRef block, int64_t bits, std::string_view grid, int64_t cols,
+                  at::ScalarType dtype);
+
+// Where the codes of a row lie. Up to 4 bits, each segment is cut in the middle: byte j holds
+// element j in its lower half and element j + half in its upper half, so that both are read without
+// shuffling. Above, a byte holds one code. Codes count from the grid's lowest level.
+struct CodeLayout {
+  bool shared;        // two codes to a byte
+  int64_t per_block;  // bytes of a whole segment
+  int64_t per_row;
+
+  QAT_HOST_DEVICE int64_t bytes_of(int64_t length) const {
+    return shared ? (length + 1) / 2 : length;
+  }
+};
+
+inline CodeLayout code_layout(const BlockLayout& layout, int64_t bits) {
+  CodeLayout codes{bits <= 4, 0, 0};
+  codes.per_block = codes.bytes_of(layout.block_cols);
+  codes.per_row = layout.grid_cols == 0 ? 0
+                                        : (layout.grid_cols - 1) * codes.per_block +
+                                              codes.bytes_of(layout.segment_length(layout.grid_cols - 1));
+  return codes;
+}
+
+// Called by every backend before it computes.
+void check_encode(const at::Tensor& x, const std::optional<at::Tensor>& scale,
+                  const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
+                  at::ScalarType scale_dtype);
+// Returns the layout of the matrix that the codes stand for.
+BlockLayout check_decode(const at::Tensor& codes, const at::Tensor& scale,
+                         const at::Tensor& zero_point, at::IntArrayRef block, int64_t bits,
+                         int64_t cols, at::ScalarType dtype);
+
+}  // namespace qat

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace qat {
+
+// Memory that is kept. The page faults of a large fresh result cost five to ten times the
+// arithmetic of a fake quantization, and a quantized weight is needed for one matrix product only.
+// On a CPU these tensors therefore come from a list of buffers, to which they return when their
+// last reference goes: the layers of a model take turns on one buffer of the largest weight. On
+// other devices torch's own caching allocator does as much.
+at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+
+// Contiguous, with the sizes of `like`.
+at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype);
+inline at::Tensor kept_empty_like(const at::Tensor& like) {
+  return kept_empty_like(like, like.scalar_type());
+}
+
+// Bytes in buffers, in use or not, and the most there have been since the last release.
+int64_t kept_bytes();
+int64_t most_kept_bytes();
+
+// Gives the buffers that nothing uses back to the system.
+void release_kept_memory();
+
+}  // namespace qat

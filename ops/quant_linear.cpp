@@ -1,0 +1,139 @@
+#include "ops/quant_linear.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include "ops/checks.h"
+#include "ops/quantizer.h"
+
+namespace qat {
+namespace {
+
+using Optional = std::optional<at::Tensor>;
+
+void check_quant_linear(const at::Tensor& x, const at::Tensor& weight) {
+  check_input("quant_linear", x);
+  check_input("quant_linear", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && x.dim() >= 1 && x.sym_size(-1) == weight.sym_size(1),
+                    "[quant_linear] x must end in the columns of weight [out, in], but they are ",
+                    x.sym_sizes(), " and ", weight.sym_sizes(), ".");
+  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || weight.scalar_type() == at::kFloat,
+                   "[quant_linear] x and weight must have one dtype, or weight be float32, but they are ",
+                   x.scalar_type(), " and ", weight.scalar_type(), ".");
+}
+
+// The rounded weight in `dtype`, from what is kept of it where something is.
+Quantizer::Result rounded_weight(const Quantizer& quantizer, const at::Tensor& weight,
+                                 const Optional& scale, const Optional& zero_point,
+                                 at::TensorList kept, at::ScalarType dtype) {
+  if (!quantizer.active()) return {weight.to(dtype), {}, {}};
+  if (kept.empty()) return quantizer(weight, scale, zero_point, dtype);
+  Quantizer::Result result;
+  if (kept.size() == 3) result.scale = kept[1], result.zero_point = kept[2];
+  result.values = kept[0].scalar_type() == at::kByte
+                      ? quantizer.decoded(kept, weight.size(1), dtype)
+                      : kept[0].to(dtype);
+  return result;
+}
+
+at::Tensor quant_linear_kernel(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                               const Optional& weight_scale, const Optional& weight_zero_point,
+                               const Optional& input_scale, const Optional& input_zero_point,
+                               at::TensorList kept, std::string_view weight_quantizer,
+                               std::string_view input_quantizer) {
+  check_quant_linear(x, weight);
+  const at::ScalarType dtype = x.scalar_type();
+  const at::Tensor inputs =
+      Quantizer::parse(input_quantizer)(x, input_scale, input_zero_point, dtype).values;
+  const at::Tensor weights = rounded_weight(Quantizer::parse(weight_quantizer), weight,
+                                            weight_scale, weight_zero_point, kept, dtype)
+                                 .values;
+  return at::linear(inputs, weights, bias ? Optional(bias->to(dtype)) : std::nullopt);
+}
+
+QuantLinearGradients quant_linear_backward_kernel(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+    const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
+    const Optional& input_zero_point, at::TensorList kept, std::string_view weight_text,
+    std::string_view input_text, std::array<bool, 2> needs) {
+  const Quantizer weight_quantizer = Quantizer::parse(weight_text),
+                  input_quantizer = Quantizer::parse(input_text);
+  const at::ScalarType dtype = x.scalar_type();
+  const at::Tensor upstream = grad.reshape_symint({-1, weight.sym_size(0)});
+  const at::Tensor none = at::empty({0}, weight.options());
+  QuantLinearGradients gradients{none, none, none, none, none, none};
+  auto& [grad_x, grad_weight, grad_weight_scale, grad_weight_zero, grad_input_scale,
+         grad_input_zero] = gradients;
+
+  // Each rounded tensor goes before the next one comes: they take turns on one buffer.
+  Quantizer::Result found;
+  if (needs[0]) {
+    found = rounded_weight(weight_quantizer, weight, weight_scale, weight_zero_point, kept, dtype);
+    grad_x = at::mm(upstream, found.values).view_symint(x.sym_sizes());
+    found.values.reset();
+    std::tie(grad_input_scale, grad_input_zero) = input_quantizer.backward_inplace(
+        grad_x, x, input_scale, input_zero_point, Quantizer::Result());
+  }
+  if (needs[1]) {
+    const at::Tensor inputs =
+        input_quantizer(x, input_scale, input_zero_point, dtype).values.reshape_symint(
+            {-1, weight.sym_size(1)});
+    grad_weight = at::mm(upstream.t(), inputs).to(weight.scalar_type());
+    if (kept.size() == 3) found.scale = kept[1], found.zero_point = kept[2];
+    std::tie(grad_weight_scale, grad_weight_zero) = weight_quantizer.backward_inplace(
+        grad_weight, weight, weight_scale, weight_zero_point, found);
+  }
+  return gradients;
+}
+
+}  // namespace
+
+at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                        const Optional& weight_scale, const Optional& weight_zero_point,
+                        const Optional& input_scale, const Optional& input_zero_point,
+                        at::TensorList kept, std::string_view weight_quantizer,
+                        std::string_view input_quantizer) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::quant_linear", "")
+                             .typed<decltype(quant_linear)>();
+  return op.call(x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point,
+                 kept, weight_quantizer, input_quantizer);
+}
+
+QuantLinearGradients quant_linear_backward(const at::Tensor& grad, const at::Tensor& x,
+                                           const at::Tensor& weight, const Optional& weight_scale,
+                                           const Optional& weight_zero_point,
+                                           const Optional& input_scale,
+                                           const Optional& input_zero_point, at::TensorList kept,
+                                           std::string_view weight_quantizer,
+                                           std::string_view input_quantizer,
+                                           std::array<bool, 2> needs) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::_quant_linear_backward", "")
+                             .typed<decltype(quant_linear_backward)>();
+  return op.call(grad, x, weight, weight_scale, weight_zero_point, input_scale, input_zero_point,
+                 kept, weight_quantizer, input_quantizer, needs);
+}
+
+TORCH_LIBRARY_FRAGMENT(qat, m) {
+  m.def(
+      "quant_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? weight_scale, "
+      "Tensor? weight_zero_point, Tensor? input_scale, Tensor? input_zero_point, Tensor[] kept, "
+      "str weight_quantizer, str input_quantizer) -> Tensor");
+  m.def(
+      "_quant_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? weight_scale, "
+      "Tensor? weight_zero_point, Tensor? input_scale, Tensor? input_zero_point, Tensor[] kept, "
+      "str weight_quantizer, str input_quantizer, bool[2] needs) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+// Made of other operators, so one kernel serves every backend.
+TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
+  m.impl("quant_linear", &quant_linear_kernel);
+  m.impl("_quant_linear_backward", &quant_linear_backward_kernel);
+}
+
+}  // namespace qat
