@@ -2,14 +2,11 @@
 
 #include <ATen/Functions.h>
 
-#include <cmath>
 #include <stdexcept>
 
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
+#include "ops/quant_linear.h"
 
 namespace qat {
 namespace {
@@ -24,10 +21,8 @@ Ends integer_ends(const QuantSpec& spec, int bits) {
   return {static_cast<int64_t>(range.min), static_cast<int64_t>(range.max)};
 }
 
-// LSQ: 1 / sqrt(elements under one scale * largest level), numerics.md (11).
-double gradient_scale(const at::Tensor& weight, const at::Tensor& scale, int64_t quant_max) {
-  const double elements = static_cast<double>(weight.numel()) / static_cast<double>(scale.numel());
-  return 1.0 / std::sqrt(elements * static_cast<double>(quant_max));
+std::optional<at::Tensor> given(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
 // Without the module itself, which need not be held by a shared_ptr.
@@ -57,18 +52,8 @@ void WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::st
   if (learned && !spec_.symmetric()) zero_point_.requires_grad_(true);
 }
 
-at::Tensor WeightQuantizer::operator()(const at::Tensor& weight) const {
-  if (bits_ == kFloat) return weight;
-  const auto block = block_shape(spec_);
-  if (spec_.range == Range::minmax)
-    return std::get<0>(
-        fake_quantize_dynamic(weight, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
-  const Ends ends = integer_ends(spec_, bits_);
-  if (spec_.range == Range::mse)
-    return fake_quantize(weight, scale_, zero_point_, block, ends.min, ends.max);
-  const auto zero_point = spec_.symmetric() ? std::nullopt : std::optional(zero_point_);
-  return fake_quantize_learned(weight, scale_, zero_point, block, ends.min, ends.max,
-                               spec_.scale_dtype, gradient_scale(weight, scale_, ends.max));
+Quantizer WeightQuantizer::quantizer(const at::Tensor& weight) const {
+  return weight_quantizer_of(spec_, bits_, weight.size(0), weight.size(1));
 }
 
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
@@ -82,27 +67,33 @@ std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& we
                        ends.min, ends.max, spec_.scale_dtype);
 }
 
-at::Tensor QuantLinearImpl::quantize_input(const at::Tensor& x) {
-  if (observing && input_ && !input_->dynamic) observer_.observe(x);
-  if (!input_ || input_bits_ == kFloat) return x;
-  const auto block = block_shape(*input_);
-  if (input_->dynamic)
-    return std::get<0>(
-        fake_quantize_dynamic(x, block, input_bits_, grid_name(input_->grid), input_->scale_dtype));
-  const auto [scale, zero_point] = observer_.qparams(*input_, input_bits_);
-  const Ends ends = integer_ends(*input_, input_bits_);
-  return fake_quantize(x, scale, zero_point, block, ends.min, ends.max);
-}
-
 at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
-  return at::linear(quantize_input(x), weight_ ? (*weight_)(weight) : weight, bias);
+  if (observing && input_ && !input_->dynamic) observer_.observe(x);
+  const Quantizer weights = weight_ ? weight_->quantizer(weight) : Quantizer();
+  Quantizer inputs =
+      input_ ? input_quantizer_of(*input_, input_bits_, options.in_features()) : Quantizer();
+  // Inputs whose scale is not found per call have the observer's.
+  if (inputs.mode == Quantizer::Mode::learned) inputs.mode = Quantizer::Mode::fixed;
+  if (!weights.active() && !inputs.active()) return at::linear(x, weight, bias);
+  std::optional<at::Tensor> scale, zero_point, input_scale, input_zero_point;
+  if (weight_) {
+    scale = given(weight_->scale());
+    if (weights.mode == Quantizer::Mode::fixed || !weight_->spec().symmetric())
+      zero_point = given(weight_->zero_point());
+  }
+  if (inputs.mode == Quantizer::Mode::fixed)
+    std::tie(input_scale, input_zero_point) = observer_.qparams(*input_, input_bits_);
+  const auto kept = cache_.get(weights, weight, scale, zero_point, x.scalar_type());
+  return quant_linear(x, weight, given(bias), scale, zero_point, input_scale, input_zero_point,
+                      kept, weights.text(), inputs.text());
 }
 
-void QuantLinearImpl::prepare(const LayerPlan& plan, const std::string& method) {
+void QuantLinearImpl::prepare(const LayerPlan& plan, const std::string& method, CachePolicy cache) {
   if (!at::isfinite(weight).all().item<bool>())
     throw std::invalid_argument("The weight of " + plan.name +
                                 " must be finite, but has elements that are NaN or infinite.");
   if (plan.weight) weight_.emplace(*plan.weight);
+  cache_ = WeightCache(cache);
   input_ = plan.input;
   set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
            method);
@@ -138,7 +129,8 @@ std::vector<LayerInfo> linear_layers(const torch::nn::Module& module) {
   return layers;
 }
 
-void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method) {
+void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method,
+             CachePolicy cache) {
   const auto modules = named_children(module);
   for (const LayerPlan& layer : plan.layers) {
     auto* found = modules.contains(layer.name)
@@ -147,7 +139,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const std::string& met
     if (!found)
       throw std::invalid_argument("The plan names " + layer.name +
                                   ", which must be a qat::QuantLinear of the module, but is not.");
-    found->prepare(layer, method);
+    found->prepare(layer, method, cache);
   }
 }
 

@@ -10,6 +10,7 @@
 #include "qat/observer.h"
 #include "qat/plan.h"
 #include "qat/schedule.h"
+#include "qat/weight_cache.h"
 
 namespace qat {
 
@@ -22,12 +23,14 @@ class WeightQuantizer {
   // Derives scale and zero point from the master weight at `bits`; kFloat switches off. `method` is
   // "minmax" or "mse". Learned parameters keep their tensors, so an optimizer goes on with them.
   void set_bits(int bits, const at::Tensor& weight, const std::string& method);
-  at::Tensor operator()(const at::Tensor& weight) const;
+  // How the operators round `weight` at the width in force.
+  Quantizer quantizer(const at::Tensor& weight) const;
   // Scale and zero point in force, as they are stored.
   std::tuple<at::Tensor, at::Tensor> qparams(const at::Tensor& weight) const;
 
   const QuantSpec& spec() const { return spec_; }
   int bits() const { return bits_; }
+  // Undefined where scales are found in every forward.
   const at::Tensor& scale() const { return scale_; }
   const at::Tensor& zero_point() const { return zero_point_; }
 
@@ -46,7 +49,8 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
 
   at::Tensor forward(const at::Tensor& x);
 
-  void prepare(const LayerPlan& plan, const std::string& method);
+  void prepare(const LayerPlan& plan, const std::string& method,
+               CachePolicy cache = CachePolicy::none);
   void set_bits(int weight_bits, int input_bits, const std::string& method);
   QuantizedWeights convert(const std::string& name, at::ScalarType dtype) const;
 
@@ -56,12 +60,11 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
   bool observing = false;
 
  private:
-  at::Tensor quantize_input(const at::Tensor& x);
-
   std::optional<WeightQuantizer> weight_;
   std::optional<QuantSpec> input_;
   int input_bits_ = kFloat;
   MinMaxObserver observer_;
+  WeightCache cache_;
 };
 TORCH_MODULE(QuantLinear);
 
@@ -69,8 +72,10 @@ TORCH_MODULE(QuantLinear);
 std::vector<LayerInfo> linear_layers(const torch::nn::Module& module);
 
 // Applies a plan; decides nothing. `method` ("minmax" or "mse") begins searched and learned scales.
-// Throws std::invalid_argument for a weight that is not finite, naming the layer.
-void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method);
+// `cache` says what layers keep of their quantized weights (weight_cache.h). Throws
+// std::invalid_argument for a weight that is not finite, naming the layer.
+void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method,
+             CachePolicy cache = CachePolicy::none);
 
 // Sets every layer to the widths of `step`, re-deriving scales from the master weights where a
 // width changed. Call it before the step is taken.

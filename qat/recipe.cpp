@@ -135,6 +135,8 @@ TrainSection read_train(YamlSection section) {
   train.seed = section.integer("seed", train.seed, 0, std::numeric_limits<int32_t>::max());
   train.gradient_checkpointing =
       section.boolean("gradient_checkpointing", train.gradient_checkpointing);
+  train.weight_cache =
+      section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
   train.control = section.boolean("control", train.control);
   section.finish();
   return train;

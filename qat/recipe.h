@@ -116,6 +116,7 @@ struct TrainSection {
   int64_t checkpoint_every = 50;
   int64_t seed = 0;
   bool gradient_checkpointing = false;
+  std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   bool control = false;  // also fine-tune the float model for as long, and report it
 };
 

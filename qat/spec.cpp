@@ -1,5 +1,6 @@
 #include "qat/spec.h"
 
+#include <cmath>
 #include <c10/core/ScalarType.h>
 
 #include <stdexcept>
@@ -88,6 +89,35 @@ c10::ScalarType parse_dtype(const std::string& name) {
   if (name == "bfloat16") return c10::ScalarType::BFloat16;
   if (name == "float16") return c10::ScalarType::Half;
   throw std::invalid_argument("dtype must be float32, bfloat16 or float16, but is " + name + ".");
+}
+
+Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
+  Quantizer quantizer;
+  using Mode = Quantizer::Mode;
+  const bool found = spec.range == Range::minmax;
+  quantizer.mode = found ? Mode::minmax : spec.range == Range::learned ? Mode::learned : Mode::fixed;
+  quantizer.bits = bits;
+  quantizer.grid = spec.grid;
+  quantizer.block = block_shape(spec);
+  quantizer.scale_dtype = spec.scale_dtype;
+  if (spec.range == Range::learned)
+    quantizer.gradient_scale =
+        1.0 / std::sqrt(elements * static_cast<double>(quant_range(spec, bits).max));
+  return quantizer;
+}
+
+Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols) {
+  if (bits == 0) return {};
+  const auto elements = static_cast<double>(rows * cols);
+  return quantizer_of(spec, bits, elements / static_cast<double>(block_count(spec, rows, cols)));
+}
+
+Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features) {
+  if (bits == 0) return {};
+  Quantizer quantizer = quantizer_of(spec, bits, static_cast<double>(features));
+  if (!spec.dynamic && quantizer.mode == Quantizer::Mode::minmax)
+    quantizer.mode = Quantizer::Mode::fixed;  // the range was observed
+  return quantizer;
 }
 
 }  // namespace qat

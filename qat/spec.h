@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ops/qparams.h"
+#include "ops/quantizer.h"
 
 namespace qat {
 
@@ -44,6 +45,14 @@ int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 
 // Inclusive integer ends of the grid at `bits`, which a schedule may set above spec.bits.
 QuantRange quant_range(const QuantSpec& spec, int bits);
+
+// What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale, for
+// the factor on the gradients of learned ones, numerics.md (11).
+Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
+
+// The same for the weight of a layer, and for its input, of which a token's features count.
+Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);
+Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);
 
 // One line, such as "int4 group 128 narrow, learned scale in bfloat16".
 std::string describe(const QuantSpec& spec);

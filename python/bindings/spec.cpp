@@ -69,6 +69,18 @@ void def_spec(py::module_& m) {
                              [](const QuantSpec& spec) { return name_of(spec.scale_dtype); })
       .def_property_readonly("symmetric", &QuantSpec::symmetric)
       .def_property_readonly("block", &block_shape)
+      .def(
+          "weight_quantizer",
+          [](const QuantSpec& spec, int bits, int64_t rows, int64_t cols) {
+            return weight_quantizer_of(spec, bits, rows, cols).text();
+          },
+          py::arg("bits"), py::arg("rows"), py::arg("cols"))
+      .def(
+          "input_quantizer",
+          [](const QuantSpec& spec, int bits, int64_t features) {
+            return input_quantizer_of(spec, bits, features).text();
+          },
+          py::arg("bits"), py::arg("features"))
       .def("quant_range", &integer_range, py::arg("bits"))
       .def("block_count", &block_count, py::arg("rows"), py::arg("cols"))
       .def("__eq__", [](const QuantSpec& a, const QuantSpec& b) { return a == b; })

@@ -34,6 +34,7 @@ Recipe = _C.Recipe
 ScratchModel = _C.ScratchModel
 TrainSection = _C.TrainSection
 RecipeError = _C.RecipeError
+WeightCache = _C.WeightCache
 FLOAT = _C.FLOAT
 
 check_safetensors = _C.check_safetensors

@@ -1,53 +1,63 @@
 """One tensor's fake quantization at one width: plain values, so that ``torch.compile`` sees constants."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torchqat import ops
-from torchqat._library import DTYPES, QuantSpec
+from torchqat._library import DTYPES, FLOAT, QuantSpec
 
 
 @dataclass(frozen=True)
 class FakeQuantizer:
-    """The choice between scales that are found in the call, given, or learned; made once per width.
+    """The choice between scales that are found in the call, fixed, or learned; made once per width.
 
     Attributes:
-        mode: ``dynamic``, ``given`` or ``learned``.
+        text: All of it in one line, as ``ops.quant_linear`` takes it; empty when the tensor is left as it is.
+        mode: ``minmax``, ``fixed``, ``learned`` or ``none``.
         bits: Width in force.
         grid: Name of the grid.
         block: Block shape.
         quant_min: Lowest level.
         quant_max: Highest level.
         scale_dtype: dtype that the scale is rounded to.
-        whole_tensor: One scale for everything: LSQ's factor then counts a token's features, not the batch.
+        gradient_scale: Factor on the gradients of learned parameters, numerics.md (11).
     """
 
-    mode: str
-    bits: int
-    grid: str
-    block: tuple[int, int]
-    quant_min: int
-    quant_max: int
-    scale_dtype: torch.dtype
-    whole_tensor: bool
+    text: str = ""
+    mode: str = "none"
+    bits: int = FLOAT
+    grid: str = "narrow"
+    block: tuple[int, int] = (-1, -1)
+    quant_min: int = 0
+    quant_max: int = 0
+    scale_dtype: torch.dtype = torch.float32
+    gradient_scale: float = 1.0
 
     @classmethod
-    def of(cls, spec: QuantSpec, bits: int, dynamic: bool) -> "FakeQuantizer":
-        mode = "dynamic" if dynamic else "learned" if spec.scale == "learned" else "given"
-        quant_min, quant_max = spec.quant_range(bits)
-        whole = spec.granularity == "tensor"
-        return cls(mode, bits, spec.grid, tuple(spec.block), quant_min, quant_max, DTYPES[spec.scale_dtype], whole)
+    def of_weight(cls, spec: QuantSpec | None, bits: int, rows: int, cols: int) -> "FakeQuantizer":
+        return cls() if spec is None else cls._of(spec, bits, spec.weight_quantizer(bits, rows, cols))
+
+    @classmethod
+    def of_input(cls, spec: QuantSpec | None, bits: int, features: int) -> "FakeQuantizer":
+        return cls() if spec is None else cls._of(spec, bits, spec.input_quantizer(bits, features))
+
+    @classmethod
+    def _of(cls, spec: QuantSpec, bits: int, text: str) -> "FakeQuantizer":
+        if not text:
+            return cls()
+        mode, factor = text.split()[0], text.split()[5:]
+        dtype = DTYPES[spec.scale_dtype]
+        block, ends = tuple(spec.block), spec.quant_range(bits)
+        return cls(text, mode, bits, spec.grid, block, *ends, dtype, float(factor[0]) if factor else 1.0)
 
     def __call__(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
-        if self.mode == "dynamic":
+        if self.mode == "none":
+            return x
+        if self.mode == "minmax":
             return ops.fake_quantize_dynamic(x, self.block, self.bits, self.grid, self.scale_dtype)[0]
         ends = (self.block, self.quant_min, self.quant_max)
-        if self.mode == "given":
+        if self.mode == "fixed":
             return ops.fake_quantize(x, scale, zero_point, *ends)
-        # LSQ's factor, numerics.md (11).
-        elements = x.shape[-1] if self.whole_tensor and x.dim() > 2 else x.numel() / scale.numel()
-        factor = 1.0 / math.sqrt(elements * self.quant_max)
-        return ops.fake_quantize_learned(x, scale, zero_point, *ends, self.scale_dtype, factor)
+        return ops.fake_quantize_learned(x, scale, zero_point, *ends, self.scale_dtype, self.gradient_scale)

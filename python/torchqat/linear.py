@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, quantize_weights
+from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.fake_quantizer import FakeQuantizer
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
@@ -27,9 +27,18 @@ class QuantLinear(nn.Linear):
         weight: How to quantize the weight, or ``None``.
         input: How to quantize the input, or ``None``.
         method: How searched and learned scales begin: ``rtn`` (from the range) or ``mse``.
+        weight_cache: What to keep of the quantized weight while it does not change: ``none`` (it is quantized in every
+            forward and backward), ``codes`` or ``weights``. The results are the same bits.
     """
 
-    def __init__(self, linear: nn.Linear, weight: QuantSpec | None, input: QuantSpec | None, method: str = "mse"):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        weight: QuantSpec | None,
+        input: QuantSpec | None,
+        method: str = "mse",
+        weight_cache: str = "none",
+    ):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
@@ -38,7 +47,8 @@ class QuantLinear(nn.Linear):
         self.weight_bits, self.input_bits = FLOAT, FLOAT
         self.observing = False  # follow the input's range while training
         self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
-        self._weight_quantizer = self._input_quantizer = None
+        self._weight_quantizer = self._input_quantizer = FakeQuantizer()
+        self._cache = WeightCache(weight_cache)
         self._register_weight_parameters()
         self._register_input_parameters()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
@@ -85,9 +95,11 @@ class QuantLinear(nn.Linear):
         if (weight_bits, input_bits) == (self.weight_bits, self.input_bits):
             return False
         self.weight_bits, self.input_bits = weight_bits, input_bits
-        weight, input = self.weight_spec, self.input_spec
-        self._weight_quantizer = _quantizer(weight, weight_bits, weight is not None and weight.scale == "minmax")
-        self._input_quantizer = _quantizer(input, input_bits, input is not None and input.dynamic)
+        self._weight_quantizer = FakeQuantizer.of_weight(
+            self.weight_spec, weight_bits, self.out_features, self.in_features
+        )
+        self._input_quantizer = FakeQuantizer.of_input(self.input_spec, input_bits, self.in_features)
+        self.forget_weight()
         if self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT:
             self._change_input_width(input_bits, derive)
         if not derive:
@@ -133,20 +145,33 @@ class QuantLinear(nn.Linear):
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        if self.calibrating or (self.observing and self.training):
+            self.observe(x)
+        weight, input = self._weight_quantizer.text, "" if self.calibrating else self._input_quantizer.text
+        if not weight and not input:
+            return F.linear(x, self.weight, self.bias)
+        weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
+        kept = self._kept_weight(x, *weight_parameters)
+        return ops.quant_linear(
+            x, self.weight, self.bias, *weight_parameters, *input_parameters, kept, weight, input
+        )  # fmt: skip
+
+    def _kept_weight(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> list[Tensor]:
+        """What the cache has of the weight in force. A compiled graph has no state, and so no cache."""
+        if self._cache.policy == "none" or torch.compiler.is_compiling():
+            return []
+        return self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)
+
+    def forget_weight(self) -> None:
+        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
+        self._cache.clear()
 
     def quantized_weight(self) -> Tensor:
         """The weight that the forward uses, ``[out, in]``, in the dtype of the master weight."""
-        if self._weight_quantizer is None:
-            return self.weight
         return self._weight_quantizer(self.weight, *self._weight_parameters())
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        """The input that the forward uses, in the shape and dtype of ``x``; observes it first where asked."""
-        if self.calibrating or (self.observing and self.training):
-            self.observe(x)
-        if self.calibrating or self._input_quantizer is None:
-            return x
+        """The input that the forward uses, in the shape and dtype of ``x``."""
         return self._input_quantizer(x, *self._input_parameters())
 
     def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
@@ -217,10 +242,6 @@ class QuantLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
-
-
-def _quantizer(spec: QuantSpec | None, bits: int, dynamic: bool) -> FakeQuantizer | None:
-    return None if spec is None or bits == FLOAT else FakeQuantizer.of(spec, bits, dynamic)
 
 
 def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:

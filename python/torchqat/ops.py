@@ -17,7 +17,13 @@ Block = tuple[int, int]
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, block: Block, quant_min: int, quant_max: int
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    block: Block,
+    quant_min: int,
+    quant_max: int,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Round ``x`` to the levels that given parameters describe; gradients pass straight through. Equations (1) to (4).
 
@@ -28,19 +34,25 @@ def fake_quantize(
         block: Block shape.
         quant_min: Lowest level, inclusive.
         quant_max: Highest level, inclusive.
+        dtype: Of the result: that of ``x``, the default, or for float32 ``x`` float16 or bfloat16.
 
     Returns:
-        ``(q - zero_point) * scale`` in the shape and dtype of ``x``; elements that are not finite become NaN.
+        ``(q - zero_point) * scale`` in the shape of ``x``; elements that are not finite become NaN.
 
     Example:
         >>> fake_quantize(torch.tensor([0.26, 9.0]), torch.tensor([[0.5]]), None, (-1, -1), -8, 7)
         tensor([0.5000, 3.5000])
     """
-    return torch.ops.qat.fake_quantize(x, scale, zero_point, block, quant_min, quant_max)
+    return torch.ops.qat.fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype=dtype)
 
 
 def fake_quantize_dynamic(
-    x: Tensor, block: Block, bits: int, grid: str = "narrow", scale_dtype: torch.dtype = torch.float32
+    x: Tensor,
+    block: Block,
+    bits: int,
+    grid: str = "narrow",
+    scale_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find each block's scale from its range and round to it, in one pass. Equations (1) to (4), (7), (9).
 
@@ -50,6 +62,7 @@ def fake_quantize_dynamic(
         bits: 2 to 8.
         grid: ``narrow``, ``full``, ``signed`` or ``asymmetric``.
         scale_dtype: dtype that a checkpoint will store; the scale is rounded to it before it is used.
+        dtype: Of the rounded tensor, as for ``fake_quantize``.
 
     Returns:
         The rounded tensor, scale (float32) and zero point (int8, zero on symmetric grids), one per block.
@@ -57,7 +70,7 @@ def fake_quantize_dynamic(
     Raises:
         ValueError: ``bits`` or ``grid`` is out of range.
     """
-    return torch.ops.qat.fake_quantize_dynamic(x, block, bits, grid, scale_dtype)
+    return torch.ops.qat.fake_quantize_dynamic(x, block, bits, grid, scale_dtype, dtype=dtype)
 
 
 def fake_quantize_learned(
@@ -69,6 +82,7 @@ def fake_quantize_learned(
     quant_max: int,
     scale_dtype: torch.dtype = torch.float32,
     gradient_scale: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Fake quantization with trained parameters: LSQ (arXiv 1902.08153), LSQ+ (arXiv 2004.09576). Equations (1) to (8).
 
@@ -81,10 +95,103 @@ def fake_quantize_learned(
         quant_max: Highest level, inclusive.
         scale_dtype: dtype that a checkpoint will store.
         gradient_scale: Factor on the gradients of scale and zero point.
+        dtype: Of the result, as for ``fake_quantize``.
     """
     return torch.ops.qat.fake_quantize_learned(
-        x, scale, zero_point, block, quant_min, quant_max, scale_dtype, gradient_scale
+        x, scale, zero_point, block, quant_min, quant_max, scale_dtype, gradient_scale, dtype=dtype
     )
+
+
+def quant_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    weight_zero_point: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    input_zero_point: Tensor | None = None,
+    kept: list[Tensor] | None = None,
+    weight_quantizer: str = "",
+    input_quantizer: str = "",
+) -> Tensor:
+    """A linear layer on a fake-quantized weight and input whose rounded values live only while they are multiplied.
+
+    Nothing is saved for the backward but the arguments; rounded values lie in one buffer that the layers share.
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``, in the dtype of ``x``, or float32 beside half inputs.
+        bias: ``[out]``.
+        weight_scale: float32, one per block, for fixed and learned quantizers.
+        weight_zero_point: One per block, int8 for fixed quantizers, float32 for learned ones.
+        input_scale: The same for the input.
+        input_zero_point: The same for the input.
+        kept: The rounded weight, ``[w]`` or ``[w, scale, zero_point]``, or its codes from ``encode``, where they are known.
+        weight_quantizer: Such as ``minmax int4 narrow 1x32 bfloat16``: minmax, fixed or learned; width; grid; block;
+            dtype of the scale; for learned ones the factor on the gradients. Empty for none.
+        input_quantizer: The same for the input.
+
+    Raises:
+        TypeError: The dtypes do not go together.
+        ValueError: A shape or a quantizer's text is wrong.
+    """
+    return torch.ops.qat.quant_linear(
+        x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point, kept or [],
+        weight_quantizer, input_quantizer,
+    )  # fmt: skip
+
+
+def encode(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    block: Block,
+    bits: int,
+    grid: str = "narrow",
+    scale_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of ``x``, two to a byte up to 4 bits, with scale and zero point; without ``scale``, found from the range.
+
+    A block with elements that are not finite gets the scale NaN, since no code stands for them.
+    """
+    return torch.ops.qat.encode(x, scale, zero_point, block, bits, grid, scale_dtype)
+
+
+def decode(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    block: Block,
+    bits: int,
+    grid: str,
+    cols: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The inverse of ``encode``: ``[rows, cols]``, bit for bit what ``fake_quantize`` gives."""
+    return torch.ops.qat.decode(codes, scale, zero_point, block, bits, grid, cols, dtype)
+
+
+def cpu_capability() -> str:
+    """Instructions that the CPU kernels use: ``avx512``, ``avx2`` or ``portable``.
+
+    The environment variable ``TORCHQAT_CPU_CAPABILITY`` asks for less than the processor has; the results are the same.
+    """
+    return torch.ops.qat.cpu_capability()
+
+
+def kept_bytes() -> int:
+    """Bytes of memory that torchqat keeps for quantized values on the CPU, in use or not."""
+    return torch.ops.qat.kept_bytes()
+
+
+def most_kept_bytes() -> int:
+    """The most that ``kept_bytes`` has been since the last ``release_kept_memory``."""
+    return torch.ops.qat.most_kept_bytes()
+
+
+def release_kept_memory() -> None:
+    """Give the kept memory that is not in use back to the system."""
+    torch.ops.qat.release_kept_memory()
 
 
 def choose_qparams(

@@ -38,7 +38,9 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     return _make_plan(recipe, linear_layers(model))
 
 
-def prepare(model: nn.Module, recipe: Recipe | Plan, method: str | None = None) -> nn.Module:
+def prepare(
+    model: nn.Module, recipe: Recipe | Plan, method: str | None = None, weight_cache: str | None = None
+) -> nn.Module:
     """Replace the planned ``nn.Linear`` layers of ``model`` by ``QuantLinear``, in place, and return it.
 
     Parameters are shared and keep their names, so optimizers built before, ``state_dict`` and checkpoints go on
@@ -49,12 +51,15 @@ def prepare(model: nn.Module, recipe: Recipe | Plan, method: str | None = None) 
         recipe: A recipe, or a plan made from one.
         method: How searched and learned scales begin, ``rtn`` or ``mse``; the recipe's ``initialize.method`` when
             ``None``, ``mse`` for a bare plan.
+        weight_cache: What layers keep of their quantized weights over a step, ``none``, ``codes`` or ``weights``; the
+            recipe's ``train.weight_cache`` when ``None``, ``none`` for a bare plan.
 
     Raises:
         RecipeError: The recipe does not fit the model.
         UserError: A weight is not finite (the layer is named), or the model is prepared already.
     """
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
+    weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
     method = method or (recipe.initialize.method if isinstance(recipe, Recipe) else "mse")
     if any(isinstance(module, QuantLinear) for module in model.modules()):
         raise UserError("The model must not be prepared already, but has QuantLinear layers.")
@@ -63,7 +68,8 @@ def prepare(model: nn.Module, recipe: Recipe | Plan, method: str | None = None) 
         _check_finite(layer.name, modules[layer.name])
     for layer in plan.layers:
         parent, _, leaf = layer.name.rpartition(".")
-        setattr(modules[parent], leaf, QuantLinear(modules[layer.name], layer.weight, layer.input, method))
+        linear = QuantLinear(modules[layer.name], layer.weight, layer.input, method, weight_cache)
+        setattr(modules[parent], leaf, linear)
     return model
 
 

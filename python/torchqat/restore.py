@@ -43,7 +43,7 @@ def trained_model(job: Run) -> nn.Module:
     steps = job.recipe.train.steps
     if state["step"] < steps:
         raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
-    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize.method)
+    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize.method, job.recipe.train.weight_cache)
     schedule = Schedule(model, job.recipe, steps)
     model.load_state_dict(state["model"])
     schedule.load_state_dict(state["schedule"])

@@ -93,7 +93,7 @@ class Run:
         return copy.deepcopy(self.original).requires_grad_(True)
 
     def prepared(self, plan: Plan) -> nn.Module:
-        model = prepare(self.fresh_model(), plan, self.recipe.initialize.method)
+        model = prepare(self.fresh_model(), plan, self.recipe.initialize.method, self.recipe.train.weight_cache)
         calibrate(model, self.data.calibration)
         return model
 

@@ -93,6 +93,7 @@ class Schedule:
                 derive,
             )
             layer.observing = self.bits.observing(step)
+            layer.forget_weight()  # an optimizer may have written through .data, which no version shows
             if changed:
                 self._clear_moments(layer)
 

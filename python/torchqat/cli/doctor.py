@@ -28,7 +28,7 @@ def doctor() -> None:
         ("torchqat", torchqat.__version__),
         ("python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
-        ("operators", "loaded, kernels for " + torch.backends.cpu.get_cpu_capability()),
+        ("operators", f"loaded, {torchqat.ops.cpu_capability()} kernels (TORCHQAT_CPU_CAPABILITY chooses)"),
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"),
         ("gpu operators", "built" if _has_cuda_kernels() else "not built: torch has no CUDA here"),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),

@@ -1,0 +1,36 @@
+#include "qat/weight_cache.h"
+
+#include "python/bindings/module.h"
+
+namespace qat::bindings {
+
+void def_weight_cache(py::module_& m) {
+  using Optional = std::optional<at::Tensor>;
+  const auto make = [](const std::string& policy) {
+    return std::make_unique<WeightCache>(parse_cache_policy(policy));
+  };
+  py::class_<WeightCache>(m, "WeightCache")
+      .def(py::init(make), py::arg("policy") = "none")
+      .def(
+          "get",
+          [](WeightCache& self, const std::string& quantizer, const at::Tensor& weight,
+             const Optional& scale, const Optional& zero_point, at::ScalarType dtype) {
+            return self.get(Quantizer::parse(quantizer), weight, scale, zero_point, dtype);
+          },
+          py::arg("quantizer"), py::arg("weight"), py::arg("scale"), py::arg("zero_point"),
+          py::arg("dtype"))
+      .def("clear", &WeightCache::clear)
+      .def_property_readonly("policy",
+                             [](const WeightCache& self) { return name_of(self.policy()); })
+      .def_property_readonly("bytes", &WeightCache::bytes)
+      // Copies and pickles of a layer begin with an empty cache.
+      .def("__deepcopy__",
+           [](const WeightCache& self, const py::dict&) {
+             return std::make_unique<WeightCache>(self);
+           })
+      .def(py::pickle(
+          [](const WeightCache& self) { return py::make_tuple(name_of(self.policy())); },
+          [make](const py::tuple& state) { return make(state[0].cast<std::string>()); }));
+}
+
+}  // namespace qat::bindings
