@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
 
 // The inverse: [rows, cols] in `dtype`, bit for bit what fake_quantize gives for a finite x.
 at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
-                  at::IntArrayRef block, int64_t bits, std::string_view grid, int64_t cols,
+                  at::IntArrayRef block, int64_t bits, std::string_view grid, c10::SymInt cols,
                   at::ScalarType dtype);
 
 // Where the codes of a row lie. Up to 4 bits, each segment is cut in the middle: byte j holds

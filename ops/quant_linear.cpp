@@ -34,7 +34,7 @@ Quantizer::Result rounded_weight(const Quantizer& quantizer, const at::Tensor& w
   Quantizer::Result result;
   if (kept.size() == 3) result.scale = kept[1], result.zero_point = kept[2];
   result.values = kept[0].scalar_type() == at::kByte
-                      ? quantizer.decoded(kept, weight.size(1), dtype)
+                      ? quantizer.decoded(kept, weight.sym_size(1), dtype)
                       : kept[0].to(dtype);
   return result;
 }

@@ -127,8 +127,9 @@ std::vector<at::Tensor> Quantizer::encoded(const at::Tensor& x, const Optional& 
   return {codes, kept_scale, kept_zero_point};
 }
 
-at::Tensor Quantizer::decoded(at::TensorList encoded, int64_t cols, at::ScalarType dtype) const {
-  return decode(encoded[0], encoded[1], encoded[2], block, bits, grid_name(grid), cols, dtype);
+at::Tensor Quantizer::decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const {
+  return decode(encoded[0], encoded[1], encoded[2], block, bits, grid_name(grid), std::move(cols),
+                dtype);
 }
 
 std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,

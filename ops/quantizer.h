@@ -55,7 +55,7 @@ struct Quantizer {
   // Codes, scale and zero point of x as encode.h keeps them, and the tensor that they stand for.
   std::vector<at::Tensor> encoded(const at::Tensor& x, const Optional& scale,
                                   const Optional& zero_point) const;
-  at::Tensor decoded(at::TensorList encoded, int64_t cols, at::ScalarType dtype) const;
+  at::Tensor decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const;
 
   // Turns the gradient of the rounded tensor into that of x, in place, and returns those of learned
   // scales and zero points (else empty ones). `found`: the parameters of a minmax quantizer, as the
