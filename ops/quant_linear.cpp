@@ -51,7 +51,8 @@ at::Tensor quant_linear_kernel(const at::Tensor& x, const at::Tensor& weight, co
   const at::Tensor weights = rounded_weight(Quantizer::parse(weight_quantizer), weight,
                                             weight_scale, weight_zero_point, kept, dtype)
                                  .values;
-  return at::linear(inputs, weights, bias ? Optional(bias->to(dtype)) : std::nullopt);
+  const bool biased = bias && bias->defined();
+  return at::linear(inputs, weights, biased ? Optional(bias->to(dtype)) : std::nullopt);
 }
 
 QuantLinearGradients quant_linear_backward_kernel(

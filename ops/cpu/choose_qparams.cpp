@@ -9,6 +9,7 @@
 
 #include "ops/checks.h"
 #include "ops/arguments.h"
+#include "ops/cpu/lane_sum.h"
 #include "ops/cpu/span.h"
 #include "ops/cpu/vectorised.h"
 
@@ -45,23 +46,24 @@ QAT_HOST_DEVICE Span span_of_block(const Block<scalar_t>& block) {
 template <typename scalar_t>
 QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params,
                                      QuantRange range) {
-  constexpr int kLanes = 16;
+  constexpr int64_t kPiece = 256;
   const float inverse = 1.0f / params.scale;
   double total = 0.0;
   for (int64_t row = 0; row < block.rows; ++row) {
     const scalar_t* x = block.x + row * block.stride;
-    float lanes[kLanes] = {};
-    const auto visit = [&](int64_t i, int lane) QAT_BODY {
-      const float value = static_cast<float>(x[i]);
-      const float error =
-          value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
-      lanes[lane] += is_finite(value) ? error * error : 0.0f;
-    };
-    int64_t i = 0;
-    for (; i + kLanes <= block.cols; i += kLanes)
-      for (int lane = 0; lane < kLanes; ++lane) visit(i + lane, lane);
-    for (int lane = 0; i < block.cols; ++i, ++lane) visit(i, lane);
-    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
+    LaneSum sum;
+    for (int64_t from = 0; from < block.cols; from += kPiece) {
+      const int64_t count = std::min(kPiece, block.cols - from);
+      alignas(64) float terms[kPiece];
+      for (int64_t i = 0; i < count; ++i) {
+        const float value = static_cast<float>(x[from + i]);
+        const float error =
+            value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
+        terms[i] = is_finite(value) ? error * error : 0.0f;
+      }
+      sum.add(terms, count);
+    }
+    total += static_cast<double>(sum.total());
   }
   return total;
 }

@@ -62,7 +62,8 @@ struct Encoded {
   at::Tensor codes, scale, zero_point;
 };
 
-// `given`: scale and zero point hold parameters; otherwise they are found and written.
+// Finds and writes the parameters unless some are given, which `to` then holds already: the rows of
+// a block only add what is not finite.
 template <typename scalar_t>
 void encode_tiles(const at::Tensor& input, const BlockLayout& layout, int bits, Grid grid,
                   at::ScalarType scale_dtype, const float* given_scale, const int8_t* given_zero,
@@ -81,8 +82,8 @@ void encode_tiles(const at::Tensor& input, const BlockLayout& layout, int bits, 
       load_params(tile, given_scale, given_zero, params);
     } else {
       finite = find_params(in, tile, grid, bits, scale_dtype, params);
+      store_params(tile, params, scale_at, zero_at);
     }
-    store_params(tile, params, scale_at, zero_at);
     if (!finite) poison(in, tile, scale_at);
     const int64_t row = tile.first_segment / layout.grid_cols;
     const int64_t col = tile.first_segment % layout.grid_cols;
@@ -112,6 +113,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
       at::empty({layout.rows, code_layout(layout, bits).per_row}, options.dtype(at::kByte)),
       at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat)),
       at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar))};
+  if (scales) {
+    to.scale.copy_(*scales);
+    zeros ? to.zero_point.copy_(*zeros) : to.zero_point.zero_();
+  }
   QAT_DISPATCH_FLOAT(x.scalar_type(), "encode", [&] {
     encode_tiles<scalar_t>(input, layout, static_cast<int>(bits), grid, scale_dtype,
                            data_or_null<float>(scales), data_or_null<int8_t>(zeros), to);

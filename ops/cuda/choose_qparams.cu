@@ -18,24 +18,25 @@ struct WarpBlock {
   int64_t stride;
   int lane;
 
-  template <typename Visit>
-  __device__ void for_each_finite(const Visit& visit) const {
-    for (int64_t i = lane; i < rows * cols; i += kWarp) {
-      const float value = static_cast<float>(x[i / cols * stride + i % cols]);
-      if (is_finite(value)) visit(value);
-    }
+  __device__ void see_all(Range& seen) const {
+    for (int64_t i = lane; i < rows * cols; i += kWarp)
+      seen.see(static_cast<float>(x[i / cols * stride + i % cols]));
   }
 
+  // In float32 within a row, in the order of LaneSum (ops/cpu/lane_sum.h), and float64 across rows.
   __device__ double squared_error(QParams params, QuantRange range) const {
     const float inverse = 1.0f / params.scale;
     double total = 0.0;
-    for_each_finite([&](float value) {
-      const float error =
-          value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
-      total += static_cast<double>(error * error);
-    });
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-      total += __shfl_xor_sync(0xffffffffu, total, offset);
+    for (int64_t row = 0; row < rows; ++row) {
+      float sum = 0.0f;
+      for (int64_t i = lane; i < cols; i += kWarp) {
+        const float value = static_cast<float>(x[row * stride + i]);
+        const float error =
+            value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
+        sum += is_finite(value) ? error * error : 0.0f;
+      }
+      total += static_cast<double>(warp_sum(sum));
+    }
     return total;
   }
 };
@@ -56,20 +57,16 @@ __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
     const WarpBlock<scalar_t> block{x + layout.offset_of(first, col),
                                     left < layout.block_rows ? left : layout.block_rows,
                                     layout.segment_length(col), layout.cols, lane};
-    float low = FLT_MAX, high = -FLT_MAX;
-    block.for_each_finite([&](float value) {
-      low = fminf(low, value);
-      high = fmaxf(high, value);
-    });
-    low = warp_min(low);
-    high = warp_max(high);
-    QParams best = qparams_of_span(low, high, grid, bits, scale_dtype);
-    if (searching && low <= high) {
+    Range seen;
+    block.see_all(seen);
+    seen = seen.over_warp();
+    QParams best = seen.qparams(grid, bits, scale_dtype);
+    if (searching && seen.low <= seen.high) {
       double least = block.squared_error(best, range);
       for (int step = 1; step < kSearchSteps && least > 0.0; ++step) {
         const float fraction = static_cast<float>(100 - step) / 100.0f;
         const QParams candidate =
-            qparams_of(low * fraction, high * fraction, grid, bits, scale_dtype);
+            qparams_of(seen.low * fraction, seen.high * fraction, grid, bits, scale_dtype);
         const double error = block.squared_error(candidate, range);
         if (error < least) least = error, best = candidate;
       }
@@ -96,12 +93,10 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kChar));
   if (scale.numel() == 0) return {scale, zero_point};
   QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
-    choose_qparams_kernel<<<blocks_for(scale.numel(), kThreads / kWarp), kThreads, 0,
-                            c10::cuda::getCurrentCUDAStream()>>>(
-        layout, grid, static_cast<int>(bits), scale_dtype, searching,
-        input.const_data_ptr<scalar_t>(), scale.mutable_data_ptr<float>(),
-        zero_point.mutable_data_ptr<int8_t>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    QAT_LAUNCH(choose_qparams_kernel<scalar_t>, blocks_for(scale.numel(), kThreads / kWarp), layout,
+               grid, static_cast<int>(bits), scale_dtype, searching,
+               input.const_data_ptr<scalar_t>(), scale.mutable_data_ptr<float>(),
+               zero_point.mutable_data_ptr<int8_t>());
   });
   return {scale, zero_point};
 }
@@ -129,12 +124,10 @@ std::tuple<at::Tensor, at::Tensor> round_qparams_cuda(const at::Tensor& scale,
   const at::Tensor rounded_scale = at::empty_like(scales);
   const at::Tensor rounded_zero = at::empty_like(scales, scales.options().dtype(at::kChar));
   if (scales.numel() == 0) return {rounded_scale, rounded_zero};
-  round_qparams_kernel<<<blocks_for(scales.numel(), kThreads), kThreads, 0,
-                         c10::cuda::getCurrentCUDAStream()>>>(
-      scales.numel(), to_range(quant_min, quant_max), scale_dtype, scales.const_data_ptr<float>(),
-      data_or_null<float>(zeros), rounded_scale.mutable_data_ptr<float>(),
-      rounded_zero.mutable_data_ptr<int8_t>());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  QAT_LAUNCH(round_qparams_kernel, blocks_for(scales.numel(), kThreads), scales.numel(),
+             to_range(quant_min, quant_max), scale_dtype, scales.const_data_ptr<float>(),
+             data_or_null<float>(zeros), rounded_scale.mutable_data_ptr<float>(),
+             rounded_zero.mutable_data_ptr<int8_t>());
   return {rounded_scale, rounded_zero};
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // What the CUDA kernels share: one warp walks one segment (blocks.h), reductions in a fixed order,
-// dispatch on dtype. Only c10/cuda headers are included, so that the files compile beside a CPU
-// build of torch.
+// launching. Only c10/cuda headers are included, so that the files compile beside a CPU build of
+// torch.
 
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
@@ -15,10 +15,20 @@
 #include "ops/blocks.h"
 #include "ops/qparams.h"
 
+// Tests run the kernels on a CPU, where a launch is a call (tests/cuda/simulator.h).
+#ifndef QAT_LAUNCH
+#define QAT_LAUNCH(kernel, blocks, ...)                                                \
+  do {                                                                                 \
+    kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__);   \
+    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                    \
+  } while (false)
+#endif
+
 namespace qat {
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
+constexpr unsigned kWholeWarp = 0xffffffffu;
 // Enough blocks to fill any GPU; the kernels stride over the rest.
 constexpr int64_t kMostBlocks = 1 << 16;
 
@@ -52,33 +62,44 @@ __global__ void visit_segments(BlockLayout layout, Visit visit) {
 template <typename Visit>
 void launch_segments(const BlockLayout& layout, const Visit& visit) {
   if (layout.rows == 0 || layout.cols == 0) return;
-  visit_segments<<<blocks_for(layout.segments(), kThreads / kWarp), kThreads, 0,
-                   c10::cuda::getCurrentCUDAStream()>>>(layout, visit);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  QAT_LAUNCH(visit_segments, blocks_for(layout.segments(), kThreads / kWarp), layout, visit);
 }
 
-// A butterfly: every lane ends with the same value, added in the same order every run.
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
+// Reductions over the `lanes` neighbouring threads of a group, a power of two. A butterfly: every
+// thread ends with the same value, added in the same order every run (LaneSum, ops/cpu/lane_sum.h).
+__device__ __forceinline__ float warp_sum(float value, int lanes = kWarp) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(kWholeWarp, value, offset);
   return value;
 }
-__device__ __forceinline__ float warp_min(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value = fminf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+__device__ __forceinline__ float warp_min(float value, int lanes = kWarp) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2)
+    value = fminf(value, __shfl_xor_sync(kWholeWarp, value, offset));
   return value;
 }
-__device__ __forceinline__ float warp_max(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+__device__ __forceinline__ float warp_max(float value, int lanes = kWarp) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2)
+    value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, offset));
   return value;
 }
 
-// Parameters of a block whose finite elements span [low, high]; low > high when it has none.
-__device__ __forceinline__ QParams qparams_of_span(float low, float high, Grid grid, int bits,
-                                                   c10::ScalarType dtype) {
-  return low > high ? qparams_of(0.0f, 0.0f, grid, bits, dtype)
-                    : qparams_of(low, high, grid, bits, dtype);
-}
+// The range of what a thread has seen; low > high when that is nothing.
+struct Range {
+  float low = FLT_MAX;
+  float high = -FLT_MAX;
+
+  __device__ __forceinline__ void see(float value) {
+    if (!is_finite(value)) return;
+    low = fminf(low, value);
+    high = fmaxf(high, value);
+  }
+  __device__ __forceinline__ QParams qparams(Grid grid, int bits, c10::ScalarType dtype) const {
+    return low > high ? qparams_of(0.0f, 0.0f, grid, bits, dtype)
+                      : qparams_of(low, high, grid, bits, dtype);
+  }
+  __device__ __forceinline__ Range over_warp(int lanes = kWarp) const {
+    return {warp_min(low, lanes), warp_max(high, lanes)};
+  }
+};
 
 }  // namespace qat

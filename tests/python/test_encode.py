@@ -55,6 +55,13 @@ def test_a_block_that_is_not_finite_decodes_to_nan(value, dtype, device):
             assert torch.equal(decoded[others], expected[others])
 
 
+def test_a_block_of_several_rows_is_marked_whole(device):
+    x = torch.randn(8, 64, device=device)
+    x[1, 3] = float("nan")
+    _, scale, _ = ops.encode(x, None, None, (4, 32), 4, "full")
+    assert scale.isnan().tolist() == [[True, False], [False, False]]
+
+
 def test_wrong_arguments_are_one_sentence(device):
     x = torch.randn(4, 96, device=device)
     codes, scale, zero = ops.encode(x, None, None, (1, 32), 4, "full")

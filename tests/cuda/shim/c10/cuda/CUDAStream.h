@@ -1,0 +1,2 @@
+#pragma once
+// Stands in for torch's header where CUDA is simulated.

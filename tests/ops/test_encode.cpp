@@ -1,0 +1,42 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "ops/encode.h"
+#include "ops/fake_quantize_dynamic.h"
+
+namespace qat {
+namespace {
+
+TEST(Encode, DecodesToWhatFakeQuantizeGives) {
+  for (const auto* grid : {"narrow", "full", "signed", "asymmetric"})
+    for (const std::vector<int64_t>& block :
+         std::vector<std::vector<int64_t>>{{-1, -1}, {1, -1}, {1, 32}, {1, 7}, {4, 16}})
+      for (const int64_t bits : {2, 3, 4, 5, 8})
+        for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+          const at::Tensor x = at::randn({12, 97}).to(dtype);
+          const auto [y, s, z] = fake_quantize_dynamic(x, block, bits, grid, at::kBFloat16);
+          const auto [codes, scale, zero] =
+              encode(x, std::nullopt, std::nullopt, block, bits, grid, at::kBFloat16);
+          EXPECT_TRUE(at::equal(scale, s) && at::equal(zero, z));
+          EXPECT_TRUE(at::equal(decode(codes, scale, zero, block, bits, grid, 97, dtype), y))
+              << grid << " " << bits << " " << dtype;
+        }
+}
+
+TEST(Encode, TwoCodesShareAByteInTheOrderThatTheHeaderSays) {
+  // Levels -3 to 4 on a scale of 1; byte j holds element j and element j + 4.
+  const at::Tensor x = at::arange(-3.0, 5.0).view({1, 8});
+  const at::Tensor one = at::ones({1, 1});
+  const auto codes = std::get<0>(encode(x, one, std::nullopt, {1, 8}, 4, "full", at::kFloat));
+  for (int64_t j = 0; j < 4; ++j)
+    EXPECT_EQ(codes[0][j].item<int>(), (j - 3 + 8) | (j + 1 + 8) << 4);
+}
+
+TEST(Encode, LayoutCountsShortLastSegments) {
+  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 32), 4).per_row, 16 + 16 + 3);
+  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 7), 4).per_row, 10 * 4);
+  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 32), 5).per_row, 70);
+}
+
+}  // namespace
+}  // namespace qat

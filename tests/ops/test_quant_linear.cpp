@@ -1,0 +1,84 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/fake_quantize_learned.h"
+#include "ops/kept_memory.h"
+#include "ops/quant_linear.h"
+#include "ops/quantizer.h"
+
+namespace qat {
+namespace {
+
+const std::string kWeight = "minmax int4 full 1x32 bfloat16";
+const std::string kInput = "minmax int8 narrow 1x-1 float32";
+
+at::Tensor apply(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                 at::TensorList kept = {}) {
+  return quant_linear(x, weight, bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, kept,
+                      kWeight, kInput);
+}
+
+TEST(QuantLinearOp, EqualsItsPartsForwardAndBackward) {
+  const at::Tensor x = at::randn({2, 3, 64}).requires_grad_(true);
+  const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
+  const at::Tensor bias = at::randn({16}).requires_grad_(true);
+  const at::Tensor expected =
+      at::linear(std::get<0>(fake_quantize_dynamic(x, {1, -1}, 8, "narrow", at::kFloat)),
+                 std::get<0>(fake_quantize_dynamic(weight, {1, 32}, 4, "full", at::kBFloat16)), bias);
+  const at::Tensor gradient = at::randn_like(expected);
+  expected.backward(gradient);
+  const std::vector<at::Tensor> leaves{x, weight, bias};
+  std::vector<at::Tensor> wanted;
+  for (const at::Tensor& leaf : leaves) {
+    wanted.push_back(leaf.grad().clone());
+    leaf.mutable_grad().reset();
+  }
+  const Quantizer quantizer = Quantizer::parse(kWeight);
+  const auto codes = quantizer.encoded(weight.detach(), std::nullopt, std::nullopt);
+  for (const at::TensorList kept : {at::TensorList(), at::TensorList(codes)}) {
+    const at::Tensor y = apply(x, weight, bias, kept);
+    EXPECT_TRUE(at::equal(y, expected));
+    y.backward(gradient);
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      EXPECT_TRUE(at::equal(leaves[i].grad(), wanted[i])) << i;
+      leaves[i].mutable_grad().reset();
+    }
+  }
+}
+
+TEST(QuantLinearOp, LearnedParametersReceiveTheirGradients) {
+  const at::Tensor x = at::randn({5, 64});
+  const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
+  const at::Tensor scale = at::full({16, 2}, 0.2f).requires_grad_(true);
+  const at::Tensor zero = at::full({16, 2}, 0.4f).requires_grad_(true);
+  at::linear(x, fake_quantize_learned(weight, scale, zero, {1, 32}, -8, 7, at::kFloat, 0.5))
+      .sum()
+      .backward();
+  const at::Tensor wanted = scale.grad().clone(), wanted_zero = zero.grad().clone();
+  scale.mutable_grad().reset();
+  zero.mutable_grad().reset();
+  quant_linear(x, weight, std::nullopt, scale, zero, std::nullopt, std::nullopt, {},
+               "learned int4 asymmetric 1x32 float32 0.5", "")
+      .sum()
+      .backward();
+  EXPECT_TRUE(at::equal(scale.grad(), wanted));
+  EXPECT_TRUE(at::equal(zero.grad(), wanted_zero));
+  EXPECT_GT(wanted.abs().sum().item<float>(), 0.0f);
+}
+
+TEST(QuantLinearOp, TheRoundedWeightIsGoneWhenTheForwardReturns) {
+  release_kept_memory();
+  const at::Tensor x = at::randn({4, 1024}).requires_grad_(true);
+  const at::Tensor weight = at::randn({1024, 1024}).requires_grad_(true);
+  const at::Tensor y = apply(x, weight, at::Tensor());
+  const int64_t one_weight = 4 * 1024 * 1024;
+  EXPECT_EQ(kept_bytes(), one_weight);
+  release_kept_memory();
+  EXPECT_EQ(kept_bytes(), 0);
+  y.sum().backward();
+  EXPECT_EQ(most_kept_bytes(), one_weight);
+}
+
+}  // namespace
+}  // namespace qat

@@ -1,0 +1,114 @@
+"""The CPU kernels: the same bits for every set of instructions and any number of threads, on torch's threads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+# Prints the kernels in use and a digest of everything that the operators compute.
+DIGEST = """
+import hashlib, sys, torch
+from torchqat import ops
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+digest = hashlib.sha256()
+def add(*tensors):
+    for t in tensors:
+        digest.update(t.detach().contiguous().view(torch.uint8).numpy().tobytes())
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for rows, cols, block in [(64, 2048, (1, 32)), (64, 2048, (1, 128)), (33, 1000, (1, 7)), (40, 3000, (1, -1)),
+                              (64, 512, (16, 48)), (5, 333, (-1, -1)), (1, 70000, (1, 32))]:
+        x = torch.randn(rows, cols).to(dtype)
+        x[0, 3], x[-1, -1], x[0, 5] = float("nan"), float("inf"), -0.0
+        g = torch.randn(rows, cols).to(dtype)
+        for bits, grid in [(4, "narrow"), (4, "full"), (3, "signed"), (8, "asymmetric"), (2, "narrow")]:
+            y, scale, zero = ops.fake_quantize_dynamic(x, block, bits, grid, torch.bfloat16)
+            add(y.nan_to_num(7.0), scale, zero)
+            ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            smaller = scale * 0.6
+            add(ops.fake_quantize(x, smaller, zero, block, *ends).nan_to_num(7.0))
+            add(ops.quantize(x, smaller, zero, block, *ends))
+            add(torch.ops.qat._fake_quantize_backward(g, x, smaller, zero, block, *ends))
+            add(*torch.ops.qat._fake_quantize_learned_backward(
+                g, x, smaller, zero.float() + 0.4, block, *ends, torch.float16, 0.3))
+            add(*torch.ops.qat._fake_quantize_learned_backward(g, x, smaller, None, block, *ends, torch.bfloat16, 0.3))
+            codes, kept_scale, kept_zero = ops.encode(x.nan_to_num(1.0, 1.0, 1.0), None, None, block, bits, grid)
+            add(codes, kept_scale, kept_zero, ops.decode(codes, kept_scale, kept_zero, block, bits, grid, cols, dtype))
+            add(*ops.choose_qparams(x[:8, :256], block, bits, grid, "mse", torch.bfloat16))
+            if dtype == torch.float32:
+                add(ops.fake_quantize_dynamic(x, block, bits, grid, dtype=torch.bfloat16)[0].nan_to_num(7.0))
+print(ops.cpu_capability(), digest.hexdigest())
+"""
+
+
+def run(code, *args, capability=""):
+    environment = {**os.environ, "TORCHQAT_CPU_CAPABILITY": capability}
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=environment)
+
+
+def digest(capability, threads):
+    name, value = run(DIGEST, str(threads), capability=capability).stdout.split()
+    return name, value
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return digest("portable", 1)
+
+
+def test_portable_kernels_can_be_asked_for(reference):
+    assert reference[0] == "portable"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+def test_every_variant_gives_the_same_bits(capability, threads, reference):
+    flags = {"portable": "", "avx2": "avx2", "avx512": "avx512bw"}[capability]
+    with open("/proc/cpuinfo") as file:
+        if flags not in file.read():
+            pytest.skip(f"this processor has no {capability}")
+    name, value = digest(capability, threads)
+    assert name == capability and value == reference[1]
+
+
+def test_other_words_are_refused_in_a_sentence():
+    result = run("from torchqat import ops; ops.cpu_capability()", capability="sse9")
+    assert "TORCHQAT_CPU_CAPABILITY must be portable, avx2 or avx512" in result.stderr and "sse9" in result.stderr
+
+
+def test_doctor_shows_the_kernels():
+    code = "import sys; sys.argv = ['torchqat', 'doctor']; from torchqat.cli import main; main()"
+    assert "portable kernels" in run(code, capability="portable").stdout
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
+def test_the_kernels_use_torchs_threads():
+    """Without OpenMP at compile time, torch's loops run on one thread and say nothing."""
+    code = """
+import os, torch
+from torchqat import ops
+torch.set_num_threads(3)
+x = torch.frombuffer(bytearray(4 << 22), dtype=torch.float32).view(2048, 2048)  # filled by no thread of torch
+before = len(os.listdir("/proc/self/task"))
+ops.fake_quantize_dynamic(x, (1, 32), 4)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert int(run(code).stdout) == 2
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0), (1, 1), (2, 31), (1, 1 << 16)])
+@pytest.mark.parametrize("block", [(1, 32), (1, 64), (1, 128), (1, -1), (-1, -1), (2, 8)])
+def test_any_shape_is_covered_once(shape, block):
+    """Tiles, tails and pieces: with the reference's plain loops over blocks."""
+    from torchqat import ops
+
+    x = torch.randn(shape)
+    y, scale, _ = ops.fake_quantize_dynamic(x, block, 8, "narrow")
+    height, width = (size if side == -1 else side for side, size in zip(block, shape, strict=True))
+    for row in range(shape[0]):
+        for col in range(0, shape[1], max(1, width)):
+            part = x[row, col : col + width]
+            s = scale[row // max(1, height), col // max(1, width)]
+            assert torch.equal(y[row, col : col + width], torch.round(part * (1 / s)).clamp(-127, 127) * s + 0.0)
