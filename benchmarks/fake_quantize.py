@@ -1,0 +1,129 @@
+"""What fake quantization of one weight costs, forward and backward, in passes of ``copy_`` over it.
+
+    python benchmarks/fake_quantize.py [--rounds 15] [--compiled]
+
+Ours, torchao, Brevitas, ATen and hand-written straight-through code, eager and compiled, in steady state and in turn within one
+run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the scale.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+
+import peers
+import torch
+from common import paired, publish, synchronize, table, verdict
+from torch import Tensor
+from torchqat import ops
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+CASES = [(4096, dtype, group) for dtype in (torch.float32, torch.bfloat16) for group in (32, 128)]
+CASES += [(8192, torch.bfloat16, 128)] if CUDA else [(1024, torch.float32, 32)]
+# At most this many copy passes.
+LIMITS = {"narrow": 1.5, "full": 3.0, "signed": 3.0, "asymmetric": 3.0, "learned": 4.0, "learned, zero point": 4.0}
+
+
+def step(quantize: Callable[[Tensor], Tensor], weight: Tensor, others: list[Tensor], grad: Tensor) -> None:
+    torch.autograd.grad(quantize(weight), [weight, *others], grad)
+
+
+def ours(weight: Tensor, group: int) -> dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
+    block = (1, group)
+    cases = {}
+    for grid in ("narrow", "full", "signed", "asymmetric"):
+        cases[grid] = (lambda w, grid=grid: ops.fake_quantize_dynamic(w, block, 4, grid, torch.bfloat16)[0], [])
+    scale, zero = ops.choose_qparams(weight.detach(), block, 4, "asymmetric", "minmax", torch.bfloat16)
+    scale.requires_grad_()
+    learned_zero = zero.float().requires_grad_()
+    for name, zero_point in (("learned", None), ("learned, zero point", learned_zero)):
+        run = partial(ops.fake_quantize_learned, scale=scale, zero_point=zero_point, block=block, quant_min=-8,
+                      quant_max=7, scale_dtype=torch.bfloat16, gradient_scale=0.1)  # fmt: skip
+        cases[name] = (run, [scale] if zero_point is None else [scale, zero_point])
+    return cases
+
+
+def others(weight: Tensor, group: int, with_compiled: bool) -> dict[str, Callable[[Tensor], Tensor] | None]:
+    eager = {
+        "torchao": peers.torchao(group),
+        "straight-through by hand": peers.straight_through(group),
+    }
+    found = dict(eager)
+    if with_compiled:
+        found |= {f"{name}, compiled": peers.compiled(quantize) for name, quantize in eager.items()}
+    if weight.dtype == torch.float32:
+        found |= {"ATen per channel": peers.aten_per_channel(group), "ATen learnable": peers.aten_learnable(group)}
+    found["Brevitas"] = peers.brevitas(group, weight)
+    return {name: quantize for name, quantize in found.items() if quantize is not None}
+
+
+def check_agreement(group: int) -> list[str]:
+    """Compares results before anything is timed, and says by how much they may differ."""
+    weight = torch.randn(256, 512)
+    block, lines = (1, group), []
+    for grid, symmetric in (("narrow", True), ("asymmetric", False)):
+        peer = peers.brevitas(group, weight, symmetric)
+        if peer is not None:
+            assert torch.equal(peer(weight), ops.fake_quantize_dynamic(weight, block, 4, grid)[0])
+            lines.append(f"Brevitas and `{grid}` with float32 scales, groups of {group}: equal bit for bit")
+    peer = peers.torchao(group)
+    if peer is not None:
+        y, scale, _ = ops.fake_quantize_dynamic(weight, block, 4, "full")
+        steps = (peer(weight) - y).abs().view(-1, group) / scale.view(-1, 1)
+        # It divides where we multiply by the reciprocal, so that ties may fall to the neighbouring level.
+        assert steps.max() < 1.001 and (steps > 1e-3).float().mean() < 1e-4
+        lines.append(f"torchao and `full` with float32 scales, groups of {group}: {int((steps > 1e-3).sum())} of "
+                     f"{steps.numel()} elements on another level, by one")  # fmt: skip
+    hand = peers.straight_through(group)
+    mine = ops.fake_quantize_dynamic(weight, block, 4, "narrow")[0]
+    # Its addition of the weight and its difference rounds twice more.
+    assert torch.allclose(hand(weight), mine, rtol=0, atol=1e-6)
+    lines.append(f"by hand and `narrow`, groups of {group}: within 1e-6")
+    return lines
+
+
+def measure(size: int, dtype: torch.dtype, group: int, rounds: int, with_compiled: bool) -> dict:
+    weight = (torch.randn(size, size, device=DEVICE) * 0.02).to(dtype).requires_grad_()
+    grad = torch.randn(size, size, device=DEVICE).to(dtype)
+    into, source = torch.empty_like(grad), weight.detach()
+    mine = ours(weight, group)
+    candidates = {"copy_": lambda: into.copy_(source)}
+    candidates |= {f"ours, {name}": partial(step, run, weight, extra, grad) for name, (run, extra) in mine.items()}
+    candidates |= {
+        name: partial(step, run, weight, [], grad) for name, run in others(weight, group, with_compiled).items()
+    }
+    timings = paired(candidates, "copy_", rounds)
+    synchronize()
+    del candidates
+    torch._dynamo.reset()
+    return {name: asdict(timing) | {"text": str(timing)} for name, timing in timings.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compiled", action="store_true", help="also torch.compile the peers: minutes more")
+    options = parser.parse_args()
+    agreement = [line for group in (32, 128) for line in check_agreement(group)]
+    figures = {}
+    for size, dtype, group in CASES:
+        name = f"{size}² {str(dtype).removeprefix('torch.')} g{group}"
+        figures[name] = measure(size, dtype, group, options.rounds, options.compiled)
+        print(name, {k: v["text"] for k, v in figures[name].items()}, flush=True)
+    rows = []
+    for candidate in dict.fromkeys(name for case in figures.values() for name in case):
+        cells = [case[candidate]["text"] if candidate in case else "–" for case in figures.values()]
+        limit = LIMITS.get(candidate.removeprefix("ours, "))
+        worst = max(case[candidate]["ratio"] for case in figures.values() if candidate in case)
+        rows.append([candidate, *cells, f"{limit}x: {verdict(worst, limit)}" if limit else ""])
+    copies = ", ".join(f"{name}: {case['copy_']['milliseconds']:.2f} ms" for name, case in figures.items())
+    body = table(["forward + backward, copy passes", *figures, "limit"], rows)
+    body += "\n\nMedians over rounds, quartiles in brackets. One copy pass takes " + copies + ".\n\n"
+    body += "Compared before timing:\n\n" + "\n".join(f"- {line}" for line in agreement)
+    command = f"python benchmarks/fake_quantize.py --rounds {options.rounds}" + " --compiled" * options.compiled
+    publish("fake_quantize", "Fake quantization of one weight, in copy passes", body, figures, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Fake quantization of a weight as others do it, each as ``f(weight) -> rounded weight`` with autograd.
+
+Peers live outside the environment that torchqat is tested in: ``make bench`` puts them on the path.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Quantize = Callable[[Tensor], Tensor]
+
+
+def torchao(group: int, symmetric: bool = True) -> Quantize | None:
+    """torchao's own module for QAT, INT4 in groups."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            from torchao.quantization.qat import IntxFakeQuantizeConfig
+            from torchao.quantization.qat.fake_quantizer import IntxFakeQuantizer
+        except ImportError:
+            return None
+        finally:
+            logging.disable(logging.NOTSET)
+    return IntxFakeQuantizer(IntxFakeQuantizeConfig(torch.int4, group_size=group, is_symmetric=symmetric))
+
+
+def straight_through(group: int) -> Quantize:
+    """What people write by hand: the same grid as torchqat's ``narrow``, with float32 scales."""
+
+    def quantize(weight: Tensor) -> Tensor:
+        grouped = weight.reshape(-1, group).float()
+        scale = grouped.detach().abs().amax(1, keepdim=True).clamp(min=1e-9) / 7
+        inverse = 1 / scale
+        rounded = (torch.round(grouped * inverse).clamp(-7, 7) * scale).view_as(weight).to(weight.dtype)
+        return weight + (rounded - weight).detach()
+
+    return quantize
+
+
+def aten_per_channel(group: int) -> Quantize:
+    """ATen's fused operator, one channel a group; its scales are given."""
+
+    def quantize(weight: Tensor) -> Tensor:
+        grouped = weight.reshape(-1, group)
+        scale = grouped.detach().abs().amax(1) / 7
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(grouped, scale, zero, 0, -7, 7).view_as(weight)
+
+    return quantize
+
+
+def aten_learnable(group: int) -> Quantize:
+    """ATen's operator with gradients of scale and zero point."""
+
+    def quantize(weight: Tensor) -> Tensor:
+        grouped = weight.reshape(-1, group)
+        scale = (grouped.detach().abs().amax(1) / 7).requires_grad_()
+        zero = torch.zeros_like(scale)
+        return torch._fake_quantize_learnable_per_channel_affine(grouped, scale, zero, 0, -7, 7, 1.0).view_as(weight)
+
+    return quantize
+
+
+def brevitas(group: int, weight: Tensor, symmetric: bool = True) -> Quantize | None:
+    """Brevitas' INT4 weights in groups, scale from the range, as its linear layer calls them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from brevitas.nn import QuantLinear
+            from brevitas.quant.shifted_scaled_int import ShiftedUint8WeightGroupQuantFloat
+            from brevitas_examples.common.generative.quantizers import IntWeightSymmetricGroupQuant
+        except ImportError:
+            return None
+        layer = QuantLinear(
+            weight.shape[1], weight.shape[0], bias=False, weight_bit_width=4, weight_group_size=group, dtype=weight.dtype,
+            weight_quant=IntWeightSymmetricGroupQuant if symmetric else ShiftedUint8WeightGroupQuantFloat,
+        )  # fmt: skip
+    return lambda w: layer.weight_quant(w).value
+
+
+def compiled(quantize: Quantize | None) -> Quantize | None:
+    """The same under ``torch.compile``, for static shapes."""
+    return None if quantize is None else torch.compile(quantize, dynamic=False)
+
+
+def torchao_model(model: torch.nn.Module, inputs: bool) -> torch.nn.Module | None:
+    """A model prepared by torchao for INT4 weights in groups of 32 and, where asked, INT8 inputs per token."""
+    if torchao(32) is None:
+        return None
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+    weight = IntxFakeQuantizeConfig(torch.int4, group_size=32, is_symmetric=True)
+    activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False) if inputs else None
+    config = QATConfig(activation_config=activation, weight_config=weight, step="prepare")
+    quantize_(model, config, filter_fn=lambda m, name: isinstance(m, torch.nn.Linear) and "lm_head" not in name)
+    return model
