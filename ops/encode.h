@@ -35,9 +35,9 @@ at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Te
                   at::IntArrayRef block, int64_t bits, std::string_view grid, c10::SymInt cols,
                   at::ScalarType dtype);
 
-// Where the codes of a row lie. Up to 4 bits, each segment is cut in the middle: byte j holds
-// element j in its lower half and element j + half in its upper half, so that both are read without
-// shuffling. Above, a byte holds one code. Codes count from the grid's lowest level.
+// Where the codes of a row lie. Up to 4 bits, byte j of a segment holds element 2 j in its lower half
+// and element 2 j + 1 in its upper half; above, a byte holds one code. Each segment begins a byte.
+// Codes count from the grid's lowest level.
 struct CodeLayout {
   bool shared;        // two codes to a byte
   int64_t per_block;  // bytes of a whole segment

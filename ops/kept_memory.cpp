@@ -21,12 +21,21 @@ namespace {
 
 constexpr size_t kSmallPage = size_t{4} << 10;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMostWaste = 8;
 // Smaller results come from the heap, which keeps them by itself.
 constexpr size_t kSmallest = size_t{64} << 10;
 
+// How many times larger than what it holds a buffer may be.
+constexpr size_t most_waste(Fit fit) { return fit == Fit::brief ? 8 : 1; }
+
+template <Fit kFit>
 class KeptMemory final : public c10::Allocator {
  public:
+  // Never destroyed: tensors may outlive every static object.
+  static KeptMemory& instance() {
+    static auto* memory = new KeptMemory;
+    return *memory;
+  }
+
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &deleter, c10::DeviceType::CPU};
     void* data = take(bytes);
@@ -58,11 +67,13 @@ class KeptMemory final : public c10::Allocator {
  private:
   using FreeList = std::multimap<size_t, void*>;
 
-  static void deleter(void* data);
+  static void deleter(void* data) {
+    if (data) instance().give_back(data);
+  }
 
-  // The smallest free buffer that is large enough, but not so large that a small result which
-  // stays would waste it. When all are too small, the largest makes room for a new one: a model
-  // whose layers grow ends with one buffer, not with one a size.
+  // The smallest free buffer that is large enough, but not too large. When all are too small, the
+  // largest makes room for a new one: a model whose layers grow ends with one buffer, not with one
+  // a size.
   void* take(size_t bytes) {
     const std::lock_guard lock(mutex_);
     const auto found = free_.lower_bound(bytes);
@@ -70,7 +81,7 @@ class KeptMemory final : public c10::Allocator {
       if (!free_.empty()) drop(std::prev(free_.end()));
       return make(bytes);
     }
-    if (found->first > kMostWaste * bytes) return make(bytes);
+    if (found->first > most_waste(kFit) * rounded(bytes)) return make(bytes);
     void* buffer = found->second;
     used_.emplace(buffer, found->first);
     free_.erase(found);
@@ -84,9 +95,14 @@ class KeptMemory final : public c10::Allocator {
     used_.erase(found);
   }
 
+  static size_t page_of(size_t bytes) { return bytes >= kHugePage ? kHugePage : kSmallPage; }
+  static size_t rounded(size_t bytes) {
+    const size_t page = page_of(bytes);
+    return (bytes + page - 1) / page * page;
+  }
+
   void* make(size_t bytes) {
-    const size_t page = bytes >= kHugePage ? kHugePage : kSmallPage;
-    const size_t size = (bytes + page - 1) / page * page;
+    const size_t page = page_of(bytes), size = rounded(bytes);
     void* buffer = std::aligned_alloc(page, size);
     TORCH_CHECK_WITH(OutOfMemoryError, buffer, "[torchqat] there is no memory for ", bytes,
                      " bytes of quantized values; lower the batch size or the sequence length.");
@@ -112,33 +128,30 @@ class KeptMemory final : public c10::Allocator {
   int64_t most_bytes_ = 0;
 };
 
-// Never destroyed: tensors may outlive every static object.
-KeptMemory& kept_memory() {
-  static auto* memory = new KeptMemory;
-  return *memory;
-}
-
-void KeptMemory::deleter(void* data) {
-  if (data) kept_memory().give_back(data);
-}
+KeptMemory<Fit::brief>& brief() { return KeptMemory<Fit::brief>::instance(); }
+KeptMemory<Fit::tight>& tight() { return KeptMemory<Fit::tight>::instance(); }
 
 }  // namespace
 
-at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options, Fit fit) {
   const auto dtype = c10::typeMetaToScalarType(options.dtype());
   const size_t bytes = at::detail::computeStorageNbytesContiguous(sizes, c10::elementSize(dtype));
   if (!options.device().is_cpu() || bytes < kSmallest) return at::empty(sizes, options);
+  c10::Allocator* memory = fit == Fit::brief ? static_cast<c10::Allocator*>(&brief()) : &tight();
   return at::Tensor(at::detail::empty_generic(
-      sizes, &kept_memory(), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt));
+      sizes, memory, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt));
 }
 
 at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype) {
   return kept_empty(like.sizes(), like.options().dtype(dtype));
 }
 
-int64_t kept_bytes() { return kept_memory().bytes(); }
-int64_t most_kept_bytes() { return kept_memory().most_bytes(); }
-void release_kept_memory() { kept_memory().release(); }
+int64_t kept_bytes() { return brief().bytes() + tight().bytes(); }
+int64_t most_kept_bytes() { return brief().most_bytes() + tight().most_bytes(); }
+void release_kept_memory() {
+  brief().release();
+  tight().release();
+}
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def("kept_bytes() -> int", &kept_bytes);

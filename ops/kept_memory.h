@@ -11,7 +11,11 @@ namespace qat {
 // On a CPU these tensors therefore come from a list of buffers, to which they return when their
 // last reference goes: the layers of a model take turns on one buffer of the largest weight. On
 // other devices torch's own caching allocator does as much.
-at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+//
+// A brief result may lie in a buffer much larger than itself; a tight one, which stays, may not.
+enum class Fit { brief, tight };
+at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
+                      Fit fit = Fit::brief);
 
 // Contiguous, with the sizes of `like`.
 at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype);

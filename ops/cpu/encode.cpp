@@ -18,19 +18,25 @@ template <typename scalar_t, typename Length>
 QAT_HOST_DEVICE void encode_segment(const scalar_t* __restrict in, uint8_t* __restrict out,
                                     Length length, bool shared, float inverse, float z,
                                     QuantRange range) {
-  const auto code = [=](scalar_t x) QAT_BODY {
-    return static_cast<uint8_t>(
-        static_cast<int32_t>(affine::quantize(static_cast<float>(x), inverse, z, range)) -
-        static_cast<int32_t>(range.min));
+  const auto code = [=](float x) QAT_BODY {
+    return static_cast<uint32_t>(static_cast<int32_t>(affine::quantize(x, inverse, z, range)) -
+                                 static_cast<int32_t>(range.min));
   };
   if (!shared) {
-    for (int64_t i = 0; i < length; ++i) out[i] = code(in[i]);
+    for (int64_t i = 0; i < length; ++i)
+      out[i] = static_cast<uint8_t>(code(static_cast<float>(in[i])));
     return;
   }
-  const int64_t half = (length + 1) / 2, upper = length / 2;
-  for (int64_t i = 0; i < upper; ++i)
-    out[i] = static_cast<uint8_t>(code(in[i]) | code(in[half + i]) << 4);
-  if (upper < half) out[upper] = code(in[upper]);
+  for (int64_t i = 0; i < length / 2; ++i) {
+    if constexpr (kInPairs<scalar_t>) {
+      const uint32_t pair = reinterpret_cast<const Pair*>(in)[i];
+      out[i] = static_cast<uint8_t>(code(low_of(pair)) | code(high_of(pair)) << 4);
+    } else {
+      out[i] = static_cast<uint8_t>(code(static_cast<float>(in[2 * i])) |
+                                    code(static_cast<float>(in[2 * i + 1])) << 4);
+    }
+  }
+  if (length % 2) out[length / 2] = static_cast<uint8_t>(code(static_cast<float>(in[length - 1])));
 }
 
 template <typename scalar_t, typename Length>
@@ -38,16 +44,31 @@ QAT_HOST_DEVICE void decode_segment(const uint8_t* __restrict in, scalar_t* __re
                                     Length length, bool shared, float s, float z,
                                     QuantRange range) {
   const auto value = [=](int code) QAT_BODY {
-    const float level = static_cast<float>(code) + range.min;
-    return narrowed<scalar_t>(affine::dequantize(level, s, z));
+    return affine::dequantize(static_cast<float>(code) + range.min, s, z);
   };
   if (!shared) {
-    for (int64_t i = 0; i < length; ++i) out[i] = value(in[i]);
+    for (int64_t i = 0; i < length; ++i) out[i] = narrowed<scalar_t>(value(in[i]));
     return;
   }
-  const int64_t half = (length + 1) / 2, upper = length / 2;
-  for (int64_t i = 0; i < half; ++i) out[i] = value(in[i] & 15);
-  for (int64_t i = 0; i < upper; ++i) out[half + i] = value(in[i] >> 4);
+  // Widened first: a loop over bytes and words together is vectorised for whole vectors of bytes,
+  // of which a group has less than one.
+  constexpr int64_t kPiece = 64;
+  alignas(64) int32_t wide[kPiece];
+  for (int64_t from = 0; from < length / 2; from += kPiece) {
+    const int64_t count = length / 2 - from < kPiece ? length / 2 - from : kPiece;
+    for (int64_t i = 0; i < count; ++i) wide[i] = in[from + i];
+    for (int64_t i = 0; i < count; ++i) {
+      const float low = value(wide[i] & 15), high = value(wide[i] >> 4);
+      if constexpr (kInPairs<scalar_t>) {
+        reinterpret_cast<Pair*>(out)[from + i] =
+            upper_half(low) >> 16 | (upper_half(high) & 0xffff0000u);
+      } else {
+        out[2 * (from + i)] = static_cast<scalar_t>(low);
+        out[2 * (from + i) + 1] = static_cast<scalar_t>(high);
+      }
+    }
+  }
+  if (length % 2) out[length - 1] = narrowed<scalar_t>(value(in[length / 2] & 15));
 }
 
 // Marks the blocks of a tile that have elements which are not finite.
@@ -110,7 +131,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
   const auto scales = contiguous(scale), zeros = contiguous(zero_point);
   const auto options = x.options();
   const Encoded to{
-      at::empty({layout.rows, code_layout(layout, bits).per_row}, options.dtype(at::kByte)),
+      kept_empty({layout.rows, code_layout(layout, bits).per_row}, options.dtype(at::kByte),
+                 Fit::tight),
       at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat)),
       at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar))};
   if (scales) {

@@ -49,14 +49,15 @@ void launch_encode(const BlockLayout& layout, const CodeLayout& code, Grid grid,
     }
     if (segment.lane == 0 && broken > 0.0f) to.scale[segment.block] = NAN;
     const float inverse = 1.0f / params.scale, z = params.zero_point;
-    const int64_t length = segment.end - segment.begin, bytes = code.bytes_of(length);
+    const int64_t bytes = code.bytes_of(segment.end - segment.begin);
     const int64_t row = segment.index / layout.grid_cols, col = segment.index % layout.grid_cols;
     uint8_t* codes = to.codes + row * code.per_row + col * code.per_block;
     for (int64_t j = segment.lane; j < bytes; j += kWarp) {
-      uint8_t byte = code_of(static_cast<float>(in[segment.begin + j]), inverse, z, range);
-      if (code.shared && bytes + j < length)
+      const int64_t i = segment.begin + (code.shared ? 2 * j : j);
+      uint8_t byte = code_of(static_cast<float>(in[i]), inverse, z, range);
+      if (code.shared && i + 1 < segment.end)
         byte |= static_cast<uint8_t>(
-            code_of(static_cast<float>(in[segment.begin + bytes + j]), inverse, z, range) << 4);
+            code_of(static_cast<float>(in[i + 1]), inverse, z, range) << 4);
       codes[j] = byte;
     }
   });
@@ -68,7 +69,7 @@ void launch_decode(const BlockLayout& layout, const CodeLayout& code, QuantRange
                    scalar_t* out) {
   launch_segments(layout, [=] __device__(const WarpSegment& segment) {
     const float s = scale[segment.block], z = static_cast<float>(zero_point[segment.block]);
-    const int64_t length = segment.end - segment.begin, bytes = code.bytes_of(length);
+    const int64_t bytes = code.bytes_of(segment.end - segment.begin);
     const int64_t row = segment.index / layout.grid_cols, col = segment.index % layout.grid_cols;
     const uint8_t* codes = in + row * code.per_row + col * code.per_block;
     const auto value = [&](int level) {
@@ -77,8 +78,9 @@ void launch_decode(const BlockLayout& layout, const CodeLayout& code, QuantRange
     };
     for (int64_t j = segment.lane; j < bytes; j += kWarp) {
       const int byte = codes[j];
-      out[segment.begin + j] = value(code.shared ? byte & 15 : byte);
-      if (code.shared && bytes + j < length) out[segment.begin + bytes + j] = value(byte >> 4);
+      const int64_t i = segment.begin + (code.shared ? 2 * j : j);
+      out[i] = value(code.shared ? byte & 15 : byte);
+      if (code.shared && i + 1 < segment.end) out[i + 1] = value(byte >> 4);
     }
   });
 }

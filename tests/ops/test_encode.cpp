@@ -24,12 +24,12 @@ TEST(Encode, DecodesToWhatFakeQuantizeGives) {
 }
 
 TEST(Encode, TwoCodesShareAByteInTheOrderThatTheHeaderSays) {
-  // Levels -3 to 4 on a scale of 1; byte j holds element j and element j + 4.
+  // Levels -3 to 4 on a scale of 1; byte j holds elements 2 j and 2 j + 1.
   const at::Tensor x = at::arange(-3.0, 5.0).view({1, 8});
   const at::Tensor one = at::ones({1, 1});
   const auto codes = std::get<0>(encode(x, one, std::nullopt, {1, 8}, 4, "full", at::kFloat));
   for (int64_t j = 0; j < 4; ++j)
-    EXPECT_EQ(codes[0][j].item<int>(), (j - 3 + 8) | (j + 1 + 8) << 4);
+    EXPECT_EQ(codes[0][j].item<int>(), (2 * j - 3 + 8) | (2 * j - 2 + 8) << 4);
 }
 
 TEST(Encode, LayoutCountsShortLastSegments) {

@@ -1,0 +1,198 @@
+"""What quantization-aware training costs a training step: time and peak memory against plain training and torchao.
+
+    python benchmarks/training_step.py [--rounds 9] [--case bfloat16-512 ...] [--memory-only]
+
+A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW, INT4 weights in groups of 32, with
+and without INT8 inputs per token. Every mode has a model of its own and takes its step in turn, so that each round compares like
+with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens. First of all, logits
+are compared with torchao's on the grid that both have.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+import peers
+import torch
+import torchqat
+from common import paired, publish, table, verdict
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: torch.dtype
+    tokens: int
+    inputs: bool = False
+    limit: float = 1.03
+
+    @property
+    def name(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}-{self.tokens}" + "-int8" * self.inputs
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+CASES = [
+    Case(BF16, 512, limit=1.06), Case(BF16, 2048), Case(FP32, 512, limit=1.06), Case(FP32, 2048),
+    Case(BF16, 512, True, 1.10), Case(BF16, 2048, True, 1.10), Case(FP32, 512, True, 1.10),
+]  # fmt: skip
+if CUDA:
+    CASES = [Case(BF16, 4096), Case(BF16, 4096, True, 1.10)]
+MODES = ["plain", "none", "codes", "weights", "learned", "torchao"]
+
+
+def plain_model(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16}
+    if CUDA:
+        shape = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+    config = LlamaConfig(**shape, vocab_size=1024, max_position_embeddings=8192, attn_implementation="sdpa")
+    return LlamaForCausalLM(config).to(DEVICE, dtype).train()
+
+
+def recipe(inputs: bool, cache: str = "none", rest: str = "") -> torchqat._library.Recipe:
+    tail = ", input: {dtype: int8, granularity: token}" if inputs else ""
+    rule = f'{{match: "model.layers.*", weight: {{dtype: int4, group_size: 32{rest}}}{tail}}}'
+    return torchqat.parse_recipe(f"version: 1\nlayers: [{rule}]\ntrain: {{weight_cache: {cache}}}\n")
+
+
+def model_for(mode: str, case: Case) -> nn.Module | None:
+    model = plain_model(case.dtype)
+    if mode == "torchao":
+        return peers.torchao_model(model, case.inputs)
+    if mode == "learned":
+        return torchqat.prepare(model, recipe(case.inputs, rest=", grid: full, scale: learned"), method="rtn")
+    return model if mode == "plain" else torchqat.prepare(model, recipe(case.inputs, mode))
+
+
+def stepper(mode: str, case: Case):
+    """A function that takes one training step, or None where the peer is missing."""
+    model = model_for(mode, case)
+    if model is None:
+        return None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    tokens = torch.randint(0, 1024, (1, case.tokens), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+    def step() -> float:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def check_agreement() -> str:
+    """Logits against torchao's: symmetric INT4 in groups of 32, float32."""
+    model = plain_model(FP32)
+    peer = peers.torchao_model(copy.deepcopy(model), inputs=False)
+    if peer is None:
+        return "torchao is missing: nothing to compare with"
+    ours = torchqat.prepare(model, recipe(False, rest=", grid: full, scale_dtype: float32"))
+    tokens = torch.arange(64, device=DEVICE)[None] * 7
+    with torch.no_grad():
+        difference = (ours(input_ids=tokens).logits - peer(input_ids=tokens).logits).abs().max().item()
+    assert difference < 1e-4, difference  # a product's sums may be ordered otherwise; a wrong level would show at 1e-2
+    return f"logits of `full` with float32 scales against torchao, float32: at most {difference:.1e} apart"
+
+
+def measure_time(case: Case, rounds: int) -> dict:
+    steps = {mode: stepper(mode, case) for mode in MODES if not (case.inputs and mode == "weights")}
+    steps = {mode: step for mode, step in steps.items() if step is not None}
+    losses = {mode: step().item() for mode, step in steps.items()}
+    assert losses["none"] == losses["codes"] == losses.get("weights", losses["none"]), losses
+    return {mode: asdict(timing) | {"text": str(timing)} for mode, timing in paired(steps, "plain", rounds).items()}
+
+
+def peak_megabytes(mode: str, case: Case) -> float | None:
+    """Peak memory of a process that takes three steps."""
+    command = [sys.executable, __file__, "--probe", mode, "--case", case.name]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else None
+
+
+def probe(mode: str, case: Case) -> None:
+    step = stepper(mode, case)
+    if step is None:
+        sys.exit(1)
+    for _ in range(3):
+        step()
+    print(json.dumps((torch.cuda.max_memory_allocated() if CUDA else peak_resident()) / MEGABYTE))
+
+
+def peak_resident() -> int:
+    """Bytes; of this program alone, where getrusage would count what it was started from."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+def allowed_megabytes(mode: str, case: Case) -> float:
+    """What the mode may take beyond plain training: one layer's weight, scales while they live, and what is kept."""
+    model = plain_model(case.dtype)
+    layers = [m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    size = torch.finfo(case.dtype).bits // 8
+    one, scales, codes = max(layers) * size, max(layers) / 32 * 5, sum(layers) / 2 + sum(layers) / 32 * 5
+    if mode == "learned":
+        scales = sum(layers) / 32 * 4 * 4  # parameter, gradient and AdamW's two moments
+    kept = {"codes": codes, "weights": sum(layers) * size + sum(layers) / 32 * 5}.get(mode, 0.0)
+    inputs = case.tokens * 2816 * size if case.inputs else 0
+    return (one + scales + kept + inputs) / MEGABYTE
+
+
+def report_rows(figures: dict) -> tuple[list[list[str]], list[list[str]]]:
+    times, memories = [], []
+    for case in (case for case in CASES if case.name in figures):
+        found = figures[case.name]
+        cells = [found["time"][mode]["text"] if mode in found["time"] else "–" for mode in MODES[1:]]
+        ratio = found["time"].get("none", {}).get("ratio", 0.0)
+        times.append([case.name, f"{found['time']['plain']['milliseconds']:.0f} ms" if found["time"] else "", *cells,
+                      f"{case.limit}x: {verdict(ratio, case.limit)}"])  # fmt: skip
+        memory = found["memory"]
+        cells = []
+        for mode in MODES[1:]:
+            extra = memory[mode] - memory["plain"] if memory.get(mode) else None
+            bound = f" (bound {allowed_megabytes(mode, case):+.0f})" if mode != "torchao" else ""
+            cells.append("–" if extra is None else f"{memory[mode] / memory['plain']:.2f}x, {extra:+.0f} MB{bound}")
+        memories.append([case.name, f"{memory['plain']:.0f} MB", *cells])
+    return times, memories
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--case", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--probe", choices=MODES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    chosen = [case for case in CASES if not options.case or case.name in options.case]
+    if options.probe:
+        return probe(options.probe, chosen[0])
+    agreement = check_agreement()
+    figures = {}
+    for case in chosen:
+        rounds = options.rounds if case.tokens <= 512 or CUDA else max(3, options.rounds // 3)
+        figures[case.name] = {"time": measure_time(case, rounds)}
+        figures[case.name]["memory"] = {mode: peak_megabytes(mode, case) for mode in MODES}
+        print(case.name, {k: v["text"] for k, v in figures[case.name]["time"].items()}, figures[case.name]["memory"],
+              flush=True)  # fmt: skip
+    times, memories = report_rows(figures)
+    body = "Time of a step over a plain one, medians over rounds, quartiles in brackets; `none`, `codes` and `weights` are "
+    body += "`train.weight_cache`, `learned` has trained scales on the `full` grid.\n\n"
+    body += table(["dtype-tokens", *MODES, "limit of none"], times)
+    body += "\n\nPeak memory: that of plain training, and what each mode takes beyond it.\n\n"
+    body += table(["dtype-tokens", *MODES], memories) + f"\n\nCompared before timing: {agreement}; the losses of `none`, "
+    body += "`codes` and `weights` are equal bit for bit."
+    command = f"python benchmarks/training_step.py --rounds {options.rounds}"
+    publish("training_step", "A training step, against plain training", body, figures, command)
+
+
+if __name__ == "__main__":
+    main()
