@@ -1,5 +1,6 @@
 # make demo    the quickstart: train, quantize, fine-tune, export, verify; leaves build/quickstart/
 # make test    every test: C++, CUDA compilation where nvcc is, Python
+# make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
 
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 
-.PHONY: demo test test-cpp test-cuda test-python test-engines format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-engines bench format clean setup
 
 setup: $(SETUP)
 
@@ -51,6 +52,10 @@ test-python: $(SETUP)
 # Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
 test-engines: $(SETUP)
 	tools/test_engines.sh
+
+# About 40 minutes on two cores, and the figures are only as good as the machine is quiet.
+bench: $(SETUP)
+	tools/bench.sh
 
 format: $(SETUP)
 	python -m ruff check --fix python tests benchmarks examples setup.py

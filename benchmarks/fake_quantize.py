@@ -2,8 +2,8 @@
 
     python benchmarks/fake_quantize.py [--rounds 15] [--compiled]
 
-Ours, torchao, Brevitas, ATen and hand-written straight-through code, eager and compiled, in steady state and in turn within one
-run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the scale.
+Ours, torchao, Brevitas, ATen and hand-written straight-through code, eager and compiled, in steady state and in turn
+within one run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the scale.
 """
 
 import argparse

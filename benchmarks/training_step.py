@@ -1,11 +1,11 @@
 """What quantization-aware training costs a training step: time and peak memory against plain training and torchao.
 
-    python benchmarks/training_step.py [--rounds 9] [--case bfloat16-512 ...] [--memory-only]
+    python benchmarks/training_step.py [--rounds 9] [--case bfloat16-512 ...]
 
-A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW, INT4 weights in groups of 32, with
-and without INT8 inputs per token. Every mode has a model of its own and takes its step in turn, so that each round compares like
-with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens. First of all, logits
-are compared with torchao's on the grid that both have.
+A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW, INT4 weights in groups of 32,
+with and without INT8 inputs per token. Every mode has a model of its own and takes its step in turn, so that each round
+compares like with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens. First of
+all, logits are compared with torchao's on the grid that both have.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from common import paired, publish, table, verdict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+MODES = ["plain", "none", "codes", "weights", "learned", "torchao"]
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 MEGABYTE = 2**20
@@ -35,6 +36,15 @@ class Case:
     limit: float = 1.03
 
     @property
+    def modes(self) -> list[str]:
+        """The large cases leave out what shows as well in the small ones."""
+        return MODES if self.tokens == 512 and not self.inputs else ["plain", "none", "codes", "learned", "torchao"]
+
+    @property
+    def measures_memory(self) -> bool:
+        return CUDA or self.tokens == 512 or (self.dtype == torch.bfloat16 and not self.inputs)
+
+    @property
     def name(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')}-{self.tokens}" + "-int8" * self.inputs
 
@@ -46,7 +56,6 @@ CASES = [
 ]  # fmt: skip
 if CUDA:
     CASES = [Case(BF16, 4096), Case(BF16, 4096, True, 1.10)]
-MODES = ["plain", "none", "codes", "weights", "learned", "torchao"]
 
 
 def plain_model(dtype: torch.dtype) -> nn.Module:
@@ -106,7 +115,7 @@ def check_agreement() -> str:
 
 
 def measure_time(case: Case, rounds: int) -> dict:
-    steps = {mode: stepper(mode, case) for mode in MODES if not (case.inputs and mode == "weights")}
+    steps = {mode: stepper(mode, case) for mode in case.modes}
     steps = {mode: step for mode, step in steps.items() if step is not None}
     losses = {mode: step().item() for mode, step in steps.items()}
     assert losses["none"] == losses["codes"] == losses.get("weights", losses["none"]), losses
@@ -157,6 +166,8 @@ def report_rows(figures: dict) -> tuple[list[list[str]], list[list[str]]]:
         times.append([case.name, f"{found['time']['plain']['milliseconds']:.0f} ms" if found["time"] else "", *cells,
                       f"{case.limit}x: {verdict(ratio, case.limit)}"])  # fmt: skip
         memory = found["memory"]
+        if not memory:
+            continue
         cells = []
         for mode in MODES[1:]:
             extra = memory[mode] - memory["plain"] if memory.get(mode) else None
@@ -180,7 +191,8 @@ def main() -> None:
     for case in chosen:
         rounds = options.rounds if case.tokens <= 512 or CUDA else max(3, options.rounds // 3)
         figures[case.name] = {"time": measure_time(case, rounds)}
-        figures[case.name]["memory"] = {mode: peak_megabytes(mode, case) for mode in MODES}
+        modes = case.modes if case.measures_memory else []
+        figures[case.name]["memory"] = {mode: peak_megabytes(mode, case) for mode in modes}
         print(case.name, {k: v["text"] for k, v in figures[case.name]["time"].items()}, figures[case.name]["memory"],
               flush=True)  # fmt: skip
     times, memories = report_rows(figures)

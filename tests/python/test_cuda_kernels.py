@@ -1,7 +1,7 @@
 """The CUDA kernels give the CPU kernels' bits: on a GPU where there is one, else on a simulator of warps.
 
-The simulator (tests/cuda/simulator.h) runs the device code of the .cu files as it stands. It cannot show speed, races between
-warps, or the device's own arithmetic; a GPU shows those with the same tests.
+The simulator (tests/cuda/simulator.h) runs the device code of the .cu files as it stands. It cannot show speed, races
+between warps, or the device's own arithmetic; a GPU shows those with the same tests.
 """
 
 import os
