@@ -48,7 +48,9 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(candidates: dict[str, Callable[[], object]], baseline: str, rounds: int, warmup: int = 2) -> dict[str, Timing]:
+def paired(
+    candidates: dict[str, Callable[[], object]], baseline: str, rounds: int, warmup: int = 2
+) -> dict[str, Timing]:
     """Time every candidate once a round, in turn, so that what else the machine does meets all of them alike."""
     for run in candidates.values():
         for _ in range(warmup):
@@ -72,7 +74,9 @@ def machine() -> dict[str, str]:
     else:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        device = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, {ops.cpu_capability()}"
+        device = (
+            f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, {ops.cpu_capability()}"
+        )
     return {"device": device, "torch": torch.__version__, "torchqat": torchqat.__version__, **peer_versions()}
 
 

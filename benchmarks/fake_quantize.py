@@ -3,7 +3,8 @@
     python benchmarks/fake_quantize.py [--rounds 15] [--compiled]
 
 Ours, torchao, Brevitas, ATen and hand-written straight-through code, eager and compiled, in steady state and in turn
-within one run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the scale.
+within one run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the
+scale.
 """
 
 import argparse
@@ -115,7 +116,9 @@ def main() -> None:
     for candidate in dict.fromkeys(name for case in figures.values() for name in case):
         cells = [case[candidate]["text"] if candidate in case else "–" for case in figures.values()]
         limit = LIMITS.get(candidate.removeprefix("ours, "))
-        worst = max(case[candidate]["ratio"] for name, case in figures.items() if candidate in case and name[:4] != "1024")
+        worst = max(
+            case[candidate]["ratio"] for name, case in figures.items() if candidate in case and name[:4] != "1024"
+        )
         rows.append([candidate, *cells, f"{limit}x: {verdict(worst, limit)}" if limit else ""])
     copies = ", ".join(f"{name}: {case['copy_']['milliseconds']:.2f} ms" for name, case in figures.items())
     body = table(["forward + backward, copy passes", *figures, "limit"], rows)

@@ -4,8 +4,8 @@
 
 A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW, INT4 weights in groups of 32,
 with and without INT8 inputs per token. Every mode has a model of its own and takes its step in turn, so that each round
-compares like with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens. First of
-all, logits are compared with torchao's on the grid that both have.
+compares like with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens.
+First of all, logits are compared with torchao's on the grid that both have.
 """
 
 import argparse
@@ -119,7 +119,10 @@ def measure_time(case: Case, rounds: int) -> dict:
     steps = {mode: step for mode, step in steps.items() if step is not None}
     losses = {mode: step().item() for mode, step in steps.items()}
     assert losses["none"] == losses["codes"] == losses.get("weights", losses["none"]), losses
-    return {mode: asdict(timing) | {"text": str(timing)} for mode, timing in paired(steps, "plain", rounds).items()}
+    return {
+        mode: asdict(timing) | {"text": str(timing)}
+        for mode, timing in paired(steps, "plain", rounds, warmup=1).items()
+    }
 
 
 def peak_megabytes(mode: str, case: Case) -> float | None:
@@ -200,7 +203,9 @@ def main() -> None:
     body += "`train.weight_cache`, `learned` has trained scales on the `full` grid.\n\n"
     body += table(["dtype-tokens", *MODES, "limit of none"], times)
     body += "\n\nPeak memory: that of plain training, and what each mode takes beyond it.\n\n"
-    body += table(["dtype-tokens", *MODES], memories) + f"\n\nCompared before timing: {agreement}; the losses of `none`, "
+    body += (
+        table(["dtype-tokens", *MODES], memories) + f"\n\nCompared before timing: {agreement}; the losses of `none`, "
+    )
     body += "`codes` and `weights` are equal bit for bit."
     command = f"python benchmarks/training_step.py --rounds {options.rounds}"
     publish("training_step", "A training step, against plain training", body, figures, command)

@@ -85,4 +85,11 @@ QAT_HOST_DEVICE QParams qparams_of(float low, float high, Grid grid, int bits,
   return {stored_scale(sign * absmax / -range.min, dtype), 0.0f};
 }
 
+// Whether the parameters of (9) leave no level of their own block outside the grid, so that clamping
+// changes nothing and the straight-through gradient is the identity. On the narrow grid, unless the
+// scale was capped, which float16 may need.
+QAT_HOST_DEVICE bool never_clips(Grid grid, c10::ScalarType dtype) {
+  return grid == Grid::narrow && dtype != c10::ScalarType::Half;
+}
+
 }  // namespace qat

@@ -38,7 +38,7 @@ struct Quantizer {
 
   bool active() const { return mode != Mode::none; }
   // Whether the straight-through gradient is the identity: nothing is ever clipped.
-  bool never_clips() const { return mode == Mode::minmax && grid == Grid::narrow; }
+  bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_dtype); }
 
   // What its parameters are called with: learned zero points are float32, given ones int8.
   using Optional = std::optional<at::Tensor>;

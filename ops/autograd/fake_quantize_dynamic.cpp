@@ -25,7 +25,7 @@ class FakeQuantizeDynamic : public torch::autograd::Function<FakeQuantizeDynamic
     ctx->mark_non_differentiable({scale, zero_point});
     const Grid parsed = parse_grid("fake_quantize_dynamic", grid);
     ctx->saved_data["dtype"] = x.scalar_type();
-    if (parsed != Grid::narrow) {
+    if (!never_clips(parsed, scale_dtype)) {
       const QuantRange range = range_of(parsed, static_cast<int>(bits));
       ctx->save_for_backward({x, scale, zero_point});
       ctx->saved_data["block"] = block.vec();

@@ -22,7 +22,8 @@ void fake_quantize_rows(const at::Tensor& input, const BlockLayout& layout, int 
   out_t* out = y.mutable_data_ptr<out_t>();
   float* scale_at = scale.mutable_data_ptr<float>();
   int8_t* zero_at = zero_point.mutable_data_ptr<int8_t>();
-  const RoundTile round{range_of(grid, bits), grid != Grid::asymmetric, store_for(y)};
+  const RoundTile round{range_of(grid, bits), grid != Grid::asymmetric, store_for(y),
+                        never_clips(grid, scale_dtype)};
   for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
     TileParams params;
     const bool finite = find_params(in, tile, grid, bits, scale_dtype, params);

@@ -11,6 +11,7 @@ struct RoundTile {
   QuantRange range;
   bool symmetric;  // the zero points are all 0
   Store store;
+  bool never_clips = false;  // qparams.h
 
   // Writes (1) to (3) of every element. `finite`: no element of the tile needs to become NaN.
   template <typename scalar_t, typename out_t>
@@ -29,6 +30,10 @@ struct RoundTile {
     if (!finite)
       return write([=](float x, float s, float inverse, float z) QAT_BODY {
         return affine::fake_quantize(x, s, inverse, z, ends);
+      });
+    if (symmetric && never_clips)
+      return write([=](float x, float s, float inverse, float) QAT_BODY {
+        return affine::dequantize(affine::level_of(x, inverse, 0.0f), s, 0.0f);
       });
     if (symmetric)
       return write([=](float x, float s, float inverse, float) QAT_BODY {

@@ -31,6 +31,7 @@ TEST(Quantizer, OtherTextsAreRefused) {
 TEST(Quantizer, OnlyANarrowRangeNeverClips) {
   EXPECT_TRUE(Quantizer::parse("minmax int4 narrow 1x32 bfloat16").never_clips());
   EXPECT_FALSE(Quantizer::parse("minmax int4 full 1x32 bfloat16").never_clips());
+  EXPECT_FALSE(Quantizer::parse("minmax int4 narrow 1x32 float16").never_clips());
   EXPECT_FALSE(Quantizer::parse("fixed int4 narrow 1x32 bfloat16").never_clips());
 }
 

@@ -88,3 +88,12 @@ def test_a_group_that_does_not_divide_has_a_short_last_block(grid):
 
 def test_a_scalar_is_a_matrix_of_one():
     assert ops.fake_quantize_dynamic(torch.tensor(2.0), (-1, -1), 8)[0].shape == ()
+
+
+def test_a_capped_float16_scale_clips_and_masks(device):
+    """65504 * 7 is the most that float16 scales reach at 4 bits; beyond it even the narrow grid clips."""
+    x = torch.tensor([[1e6, -1e6, 1e5, 0.0]], device=device, requires_grad=True)
+    y, scale, _ = ops.fake_quantize_dynamic(x, (1, -1), 4, "narrow", torch.float16)
+    assert scale.item() == 65504.0 and y[0, 0].item() == 7 * 65504.0 and y[0, 1].item() == -7 * 65504.0
+    y.sum().backward()
+    assert x.grad.tolist() == [[0.0, 0.0, 1.0, 1.0]]

@@ -189,7 +189,9 @@ def test_all_layers_share_one_buffer(input):
 
     sizes = [512, 768, 768, 1024]
     layers = [nn.Linear(a, b, bias=False, dtype=BF16) for a, b in zip(sizes, sizes[1:], strict=False)]
-    net = torchqat.prepare(nn.Sequential(*layers), recipe_for("{dtype: int4, group_size: 32}", input * (input != "none")))
+    net = torchqat.prepare(
+        nn.Sequential(*layers), recipe_for("{dtype: int4, group_size: 32}", input * (input != "none"))
+    )
     ops.release_kept_memory()
     before = ops.kept_bytes()
     x = torch.randn(512, sizes[0], dtype=BF16, requires_grad=True)
