@@ -113,4 +113,4 @@ def publish(name: str, title: str, body: str, figures: object, command: str) -> 
 
 
 def verdict(value: float, limit: float) -> str:
-    return "met" if value <= limit else f"short by {100 * (value / limit - 1):.0f} %"
+    return "met" if value <= limit else f"short by {100 * (value / limit - 1):.1f} %"
