@@ -230,6 +230,10 @@ def main() -> None:
         table(["dtype-tokens", *MODES], memories) + f"\n\nCompared before timing: {agreement}; the losses of `none`, "
     )
     body += "`codes` and `weights` are equal bit for bit."
+    ratios = {case: figures.get(case.name, {}).get("time", {}).get("none", {}).get("ratio", 0.0) for case in CASES}
+    short = [case for case, ratio in ratios.items() if ratio > case.limit]
+    if short:
+        body += "\n\nWhere a limit is not met:\n\n" + "\n".join(f"- {reason(case)}" for case in short)
     command = (
         f"python benchmarks/training_step.py --rounds {options.rounds}" + ", then --memory-only" * options.memory_only
     )
