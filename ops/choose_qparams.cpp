@@ -10,13 +10,22 @@
 namespace qat {
 
 bool check_choose_qparams(const at::Tensor& x, at::IntArrayRef block, int64_t bits,
-                          std::string_view method, at::ScalarType scale_dtype) {
+                          std::string_view method, at::ScalarType scale_dtype,
+                          const std::optional<at::Tensor>& importance) {
   check_input("choose_qparams", x);
   check_block("choose_qparams", block);
   check_bits("choose_qparams", bits);
   check_scale_dtype("choose_qparams", scale_dtype);
   TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
                     "[choose_qparams] method must be minmax or mse, but is ", method, ".");
+  if (importance) {
+    TORCH_CHECK_TYPE(importance->scalar_type() == at::kFloat,
+                     "[choose_qparams] importance must be float32, but is ",
+                     importance->scalar_type(), ".");
+    TORCH_CHECK_VALUE(importance->dim() == 1 && importance->sym_size(0) == matrix_sizes(x).second,
+                      "[choose_qparams] importance must have one entry per column of x, ",
+                      matrix_sizes(x).second, ", but is ", importance->sym_sizes(), ".");
+  }
   return method == "mse";
 }
 
@@ -38,11 +47,12 @@ void check_round_qparams(const at::Tensor& scale, const std::optional<at::Tensor
 std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, at::IntArrayRef block,
                                                   int64_t bits, std::string_view grid,
                                                   std::string_view method,
-                                                  at::ScalarType scale_dtype) {
+                                                  at::ScalarType scale_dtype,
+                                                  const std::optional<at::Tensor>& importance) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::choose_qparams", "")
                              .typed<decltype(choose_qparams)>();
-  return op.call(x, block, bits, grid, method, scale_dtype);
+  return op.call(x, block, bits, grid, method, scale_dtype, importance);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
@@ -60,8 +70,9 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, at::IntArrayRef block,
                                                        int64_t bits, std::string_view grid,
                                                        std::string_view method,
-                                                       at::ScalarType scale_dtype) {
-  check_choose_qparams(x, block, bits, method, scale_dtype);
+                                                       at::ScalarType scale_dtype,
+                                                       const std::optional<at::Tensor>& importance) {
+  check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   parse_grid("choose_qparams", grid);
   const auto [rows, cols] = grid_sizes(x, block);
   return {at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
@@ -82,7 +93,7 @@ std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "choose_qparams(Tensor x, int[2] block, int bits, str grid, str method, "
-      "ScalarType scale_dtype) -> (Tensor, Tensor)");
+      "ScalarType scale_dtype, Tensor? importance=None) -> (Tensor, Tensor)");
   m.def(
       "round_qparams(Tensor scale, Tensor? zero_point, int quant_min, int quant_max, "
       "ScalarType scale_dtype) -> (Tensor, Tensor)");

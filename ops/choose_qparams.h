@@ -17,13 +17,16 @@ namespace qat {
 //                "mse": that range shrunk to the fraction 1, 0.99, ... 0.2 whose squared rounding
 //                error is smallest, the widest winning a tie, numerics.md (10)
 //   scale_dtype  float32, bfloat16 or float16, to which the scale is rounded before it is judged
+//   importance   float32 [cols] or none: weights of the columns in the squared error of "mse", such as
+//                their mean squared input; numerics.md (10)
 //
 // On return scale float32 and zero_point int8, both [grid_rows, grid_cols]; zero points are 0 on a
 // symmetric grid. Elements that are not finite are ignored. Not differentiable.
 std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, at::IntArrayRef block,
                                                   int64_t bits, std::string_view grid,
                                                   std::string_view method,
-                                                  at::ScalarType scale_dtype);
+                                                  at::ScalarType scale_dtype,
+                                                  const std::optional<at::Tensor>& importance = {});
 
 // Learned parameters as a checkpoint will store them: the scale rounded to `scale_dtype` and kept
 // invertible (7), the zero point rounded to a level of the grid (8), int8, 0 when there is none.
@@ -35,7 +38,8 @@ std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
 
 // Called by every backend before it computes. True for "mse".
 bool check_choose_qparams(const at::Tensor& x, at::IntArrayRef block, int64_t bits,
-                          std::string_view method, at::ScalarType scale_dtype);
+                          std::string_view method, at::ScalarType scale_dtype,
+                          const std::optional<at::Tensor>& importance);
 void check_round_qparams(const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
                          int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype);
 

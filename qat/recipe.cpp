@@ -80,13 +80,13 @@ DataSection read_data(YamlSection section) {
   return data;
 }
 
-Rule read_rule(YamlSection section) {
+Rule read_rule(YamlSection section, const Initialize& initialize) {
   Rule rule;
   rule.place = section.place();
   rule.match = section.text("match", "");
   if (rule.match.empty() && !section.has("match"))
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
-  rule.weight = read_choice(section, "weight", TensorRole::weight);
+  rule.weight = read_choice(section, "weight", TensorRole::weight, initialize.keeps_scales());
   rule.input = read_choice(section, "input", TensorRole::input);
   if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
   section.finish();
@@ -172,13 +172,13 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   if (!section.has("version")) section.reject("version", "must be 1");
   recipe.model = read_model(section.section("model"));
   recipe.data = read_data(section.section("data"));
+  YamlSection initialize = section.section("initialize");
+  recipe.initialize = read_initialize(initialize);
   for (const YAML::Node& node : section.list("layers"))
     recipe.layers.push_back(read_rule(
-        YamlSection(node, "layers[" + std::to_string(recipe.layers.size()) + "]", problems)));
+        YamlSection(node, "layers[" + std::to_string(recipe.layers.size()) + "]", problems),
+        recipe.initialize));
   if (recipe.layers.empty()) section.reject("layers", "must list at least one rule");
-  YamlSection initialize = section.section("initialize");
-  recipe.initialize.method = initialize.one_of("method", recipe.initialize.method, {"rtn", "mse"});
-  initialize.finish();
   recipe.schedule = read_schedule(section, problems);
   recipe.train = read_train(section.section("train"));
   recipe.distill = read_distill(section.section("distill"));

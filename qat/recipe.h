@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/initialize.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -97,10 +98,6 @@ struct DataSection {
   Samples evaluation;
 };
 
-struct InitializeSection {
-  std::string method = "mse";  // how searched and learned scales begin: rtn or mse
-};
-
 struct TrainSection {
   int64_t steps = 300;
   int64_t batch_size = 8;
@@ -141,7 +138,7 @@ struct Recipe {
   ModelSection model;
   DataSection data;
   std::vector<Rule> layers;
-  InitializeSection initialize;
+  Initialize initialize;
   std::vector<Stage> schedule;
   TrainSection train;
   DistillSection distill;

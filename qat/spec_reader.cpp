@@ -77,7 +77,7 @@ int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& 
   return 8;
 }
 
-Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role) {
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, bool keeps_scales) {
   const YAML::Node node = rule.child(key);
   if (!node.IsDefined()) return {};
   if (node.IsScalar()) {
@@ -92,7 +92,10 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role) {
   else
     section.reject("dtype", "must be " + join(kDtypes));
   read_grid(section, spec);
-  spec.range = parse_range(section.one_of("scale", "minmax", {"minmax", "mse", "learned"}));
+  spec.range = parse_range(
+      section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
+  if (keeps_scales && spec.range == Range::minmax)
+    section.reject("scale", "must be mse or learned, since initialize chooses codes for scales that stay");
   spec.scale_dtype =
       parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
                                  {"float32", "bfloat16", "float16"}));

@@ -6,8 +6,10 @@ namespace qat {
 
 enum class TensorRole { weight, input };
 
-// The value of `key` in a rule: a map that describes a QuantSpec, or the word float.
-Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role);
+// The value of `key` in a rule: a map that describes a QuantSpec, or the word float. `keeps_scales`:
+// scales are chosen before training together with codes, and stay.
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
+                   bool keeps_scales = false);
 
 // The width that a stage names: int2 to int8, or float; kTarget when the stage does not say.
 int read_stage_bits(YamlSection& stage, const std::string& key);

@@ -23,14 +23,17 @@ struct Block {
   int64_t rows;
   int64_t cols;
   int64_t stride;
+  const float* importance;  // of its columns; may be null
 };
 
 template <typename scalar_t>
-Block<scalar_t> block_at(const scalar_t* x, const BlockLayout& layout, int64_t index) {
+Block<scalar_t> block_at(const scalar_t* x, const float* importance, const BlockLayout& layout,
+                         int64_t index) {
   const int64_t first = index / layout.grid_cols * layout.block_rows;
   const int64_t col = index % layout.grid_cols;
   return {x + layout.offset_of(first, col), std::min(layout.block_rows, layout.rows - first),
-          layout.segment_length(col), layout.cols};
+          layout.segment_length(col), layout.cols,
+          importance ? importance + col * layout.block_cols : nullptr};
 }
 
 template <typename scalar_t>
@@ -41,7 +44,7 @@ QAT_HOST_DEVICE Span span_of_block(const Block<scalar_t>& block) {
   return span;
 }
 
-// Sum of squared rounding errors of the finite elements, in float32 within a segment and float64
+// Weighted sum of squared rounding errors of the finite elements, in float32 within a segment and float64
 // across segments.
 template <typename scalar_t>
 QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params,
@@ -61,6 +64,8 @@ QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams param
             value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
         terms[i] = is_finite(value) ? error * error : 0.0f;
       }
+      if (block.importance)
+        for (int64_t i = 0; i < count; ++i) terms[i] *= block.importance[from + i];
       sum.add(terms, count);
     }
     total += static_cast<double>(sum.total());
@@ -88,11 +93,14 @@ QAT_HOST_DEVICE QParams search(const Block<scalar_t>& block, Span span, Grid gri
 std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, at::IntArrayRef block,
                                                       int64_t bits, std::string_view grid_text,
                                                       std::string_view method,
-                                                      at::ScalarType scale_dtype) {
-  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype);
+                                                      at::ScalarType scale_dtype,
+                                                      const std::optional<at::Tensor>& importance) {
+  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   const Grid grid = parse_grid("choose_qparams", grid_text);
   const int width = static_cast<int>(bits);
   const at::Tensor input = x.contiguous();
+  const auto weights = contiguous(importance);
+  const float* columns = data_or_null<float>(weights);
   const BlockLayout layout = layout_of(x, block);
   const at::Tensor scale =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
@@ -107,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, at::I
     at::parallel_for(0, scale.numel(), grain, [&](int64_t begin, int64_t end) {
       vectorised([&]() QAT_BODY {
         for (int64_t index = begin; index < end; ++index) {
-          const Block<scalar_t> part = block_at(in, layout, index);
+          const Block<scalar_t> part = block_at(in, columns, layout, index);
           const Span span = span_of_block(part);
           const QParams found = searching && span.low <= span.high
                                     ? search(part, span, grid, width, scale_dtype)

@@ -16,6 +16,7 @@ struct WarpBlock {
   int64_t rows;
   int64_t cols;
   int64_t stride;
+  const float* importance;  // of its columns; may be null
   int lane;
 
   __device__ void see_all(Range& seen) const {
@@ -33,7 +34,8 @@ struct WarpBlock {
         const float value = static_cast<float>(x[row * stride + i]);
         const float error =
             value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
-        sum += is_finite(value) ? error * error : 0.0f;
+        const float term = is_finite(value) ? error * error : 0.0f;
+        sum += importance ? term * importance[i] : term;
       }
       total += static_cast<double>(warp_sum(sum));
     }
@@ -45,7 +47,8 @@ struct WarpBlock {
 template <typename scalar_t>
 __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
                                       c10::ScalarType scale_dtype, bool searching,
-                                      const scalar_t* x, float* scale, int8_t* zero_point) {
+                                      const scalar_t* x, const float* importance, float* scale,
+                                      int8_t* zero_point) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x / kWarp;
   const QuantRange range = range_of(grid, bits);
@@ -56,7 +59,9 @@ __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
     const int64_t left = layout.rows - first;
     const WarpBlock<scalar_t> block{x + layout.offset_of(first, col),
                                     left < layout.block_rows ? left : layout.block_rows,
-                                    layout.segment_length(col), layout.cols, lane};
+                                    layout.segment_length(col), layout.cols,
+                                    importance ? importance + col * layout.block_cols : nullptr,
+                                    lane};
     Range seen;
     block.see_all(seen);
     seen = seen.over_warp();
@@ -81,11 +86,13 @@ __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
 std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::IntArrayRef block,
                                                        int64_t bits, std::string_view grid_text,
                                                        std::string_view method,
-                                                       at::ScalarType scale_dtype) {
-  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype);
+                                                       at::ScalarType scale_dtype,
+                                                       const std::optional<at::Tensor>& importance) {
+  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   const Grid grid = parse_grid("choose_qparams", grid_text);
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous();
+  const auto weights = contiguous(importance);
   const BlockLayout layout = layout_of(x, block);
   const at::Tensor scale =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
@@ -95,7 +102,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::
   QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
     QAT_LAUNCH(choose_qparams_kernel<scalar_t>, blocks_for(scale.numel(), kThreads / kWarp), layout,
                grid, static_cast<int>(bits), scale_dtype, searching,
-               input.const_data_ptr<scalar_t>(), scale.mutable_data_ptr<float>(),
+               input.const_data_ptr<scalar_t>(), data_or_null<float>(weights), scale.mutable_data_ptr<float>(),
                zero_point.mutable_data_ptr<int8_t>());
   });
   return {scale, zero_point};

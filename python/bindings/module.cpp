@@ -12,4 +12,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   qat::bindings::def_safetensors(m);
   qat::bindings::def_formats(m);
   qat::bindings::def_weight_cache(m);
+  qat::bindings::def_calibration(m);
 }

@@ -5,6 +5,13 @@
 namespace qat::bindings {
 namespace {
 
+Initialize make_initialize(const std::string& method) {
+  Initialize initialize;
+  const std::string rule = parse_method(method, &initialize);
+  if (!rule.empty()) throw std::invalid_argument("method " + rule + ", but is " + method + ".");
+  return initialize;
+}
+
 void def_sections(py::module_& m) {
   py::class_<Bound>(m, "Bound")
       .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
@@ -33,8 +40,29 @@ void def_sections(py::module_& m) {
       .def_readwrite("evaluation_path", &DataSection::evaluation_path)
       .def_readonly("calibration", &DataSection::calibration)
       .def_readonly("evaluation", &DataSection::evaluation);
-  py::class_<InitializeSection>(m, "InitializeSection")
-      .def_readwrite("method", &InitializeSection::method);
+  py::class_<BlockTraining>(m, "BlockTraining")
+      .def_readwrite("steps", &BlockTraining::steps)
+      .def_readwrite("batch_size", &BlockTraining::batch_size)
+      .def_readwrite("learning_rate", &BlockTraining::learning_rate)
+      .def_readwrite("scale_learning_rate", &BlockTraining::scale_learning_rate)
+      .def_readwrite("rounding", &BlockTraining::rounding);
+  py::class_<Initialize>(m, "Initialize")
+      .def(py::init(&make_initialize), py::arg("method") = "mse")
+      .def_readonly("method", &Initialize::method)
+      .def_readonly("transforms", &Initialize::transforms)
+      .def_readonly("rounding", &Initialize::rounding)
+      .def_readwrite("damping", &Initialize::damping)
+      .def_readwrite("block_size", &Initialize::block_size)
+      .def_readwrite("order", &Initialize::order)
+      .def_readwrite("scale_search", &Initialize::scale_search)
+      .def_readwrite("correction", &Initialize::correction)
+      .def_readwrite("smoothing", &Initialize::smoothing)
+      .def_readwrite("sequential", &Initialize::sequential)
+      .def_readwrite("block_training", &Initialize::block_training)
+      .def_property_readonly("keeps_scales", &Initialize::keeps_scales)
+      .def_property_readonly("needs_data", &Initialize::needs_data)
+      .def("__copy__", [](const Initialize& self) { return self; })
+      .def("__deepcopy__", [](const Initialize& self, const py::dict&) { return self; });
   py::class_<DistillSection>(m, "DistillSection")
       .def_readwrite("teacher", &DistillSection::teacher)
       .def_readwrite("loss", &DistillSection::loss)

@@ -22,9 +22,12 @@ if _minor(_C.built_for_torch) != _minor(torch.__version__):
     )
 
 BitSchedule = _C.BitSchedule
+BlockTraining = _C.BlockTraining
 Bound = _C.Bound
 CompressedTensors = _C.CompressedTensors
 FileError = _C.FileError
+Initialize = _C.Initialize
+InputStatistics = _C.InputStatistics
 LayerInfo = _C.LayerInfo
 LayerPlan = _C.LayerPlan
 Plan = _C.Plan
@@ -37,15 +40,21 @@ RecipeError = _C.RecipeError
 WeightCache = _C.WeightCache
 FLOAT = _C.FLOAT
 
+awq_scale = _C.awq_scale
 check_safetensors = _C.check_safetensors
+clipped_qparams = _C.clipped_qparams
 fusion_problems = _C.fusion_problems
+gptq = _C.gptq
 load_recipe = _C.load_recipe
 load_safetensors = _C.load_safetensors
 make_plan = _C.make_plan
 naive_plan = _C.naive_plan
+output_error = _C.output_error
 parse_recipe = _C.parse_recipe
 quantize_weights = _C.quantize_weights
+random_rotation = _C.random_rotation
 save_safetensors = _C.save_safetensors
+smoothing_scale = _C.smoothing_scale
 to_compressed_tensors = _C.to_compressed_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

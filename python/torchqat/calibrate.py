@@ -1,4 +1,4 @@
-"""``calibrate``: find the ranges of inputs whose scales are fixed before training."""
+"""``calibrate``: what needs data before training: weights by GPTQ, AWQ and the like, and the ranges of inputs."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchqat.errors import UserError
 from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers, require_prepared
+from torchqat.ptq.initialize import Calibration, initialize
 
 # Elements kept per layer for a search of the least squared error.
 _SAMPLED = 1 << 16
@@ -17,11 +18,12 @@ _SAMPLED = 1 << 16
 @torch.no_grad()
 def calibrate(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
-) -> dict[str, tuple[float, float]]:
-    """Run ``batches`` through ``model`` and set the scale of every input that is not found per call.
+) -> Calibration:
+    """Round the weights as the recipe's ``initialize`` says, then set the scale of every input that is not found per call.
 
-    Weights are used as they are in force; inputs pass unquantized, so that a layer is calibrated on what the layers
-    before it really produce. Elements that are not finite are ignored.
+    Weights are calibrated block by block (``torchqat.ptq``), each layer on what the quantized layers before it give. For
+    the ranges of inputs, weights are used as they are in force and inputs pass unquantized, so that a layer is calibrated
+    on what the layers before it really produce. Elements that are not finite are ignored and counted.
 
     Args:
         model: A prepared model.
@@ -29,12 +31,32 @@ def calibrate(
         forward: How to run one batch; by default ``model(batch)``, ``model(*batch)`` or ``model(**batch)``.
 
     Returns:
-        The observed range of each calibrated layer's input.
+        Ranges, errors per layer, and warnings.
 
     Raises:
-        UserError: The model is not prepared, or there is no batch although a layer needs one.
+        UserError: The model is not prepared, or there is no batch although a method or a layer needs one.
     """
     require_prepared(model)
+    run = forward or _forward
+    settings = getattr(model, "qat_initialize", None)
+    result = Calibration()
+    if settings is not None and (settings.needs_data or settings.transforms):
+        batches = list(batches)
+        if not batches:
+            raise UserError(f"initialize.method {settings.method} needs at least one calibration batch, but there is none.")
+        training = model.training
+        model.eval()
+        try:
+            result = initialize(model, batches, run, settings)
+        finally:
+            model.train(training)
+    result.ranges = _calibrate_inputs(model, batches, run)
+    return result
+
+
+def _calibrate_inputs(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
+) -> dict[str, tuple[float, float]]:
     layers = [(n, m) for n, m in quant_layers(model) if m.input_spec is not None and not m.input_spec.dynamic]
     if not layers:
         return {}
@@ -44,7 +66,7 @@ def calibrate(
     try:
         for _, layer in layers:
             layer.calibrating = True
-        seen = sum(1 for batch in batches if (forward or _forward)(model, batch) is not None)
+        seen = sum(1 for batch in batches if forward(model, batch) is not None)
     finally:
         for name, layer in layers:
             layer.calibrating = False

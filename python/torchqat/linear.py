@@ -12,7 +12,7 @@ from torchqat.fake_quantizer import FakeQuantizer
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
-STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high")
+STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point")
 
 
 class QuantLinear(nn.Linear):
@@ -29,6 +29,8 @@ class QuantLinear(nn.Linear):
         method: How searched and learned scales begin: ``rtn`` (from the range) or ``mse``.
         weight_cache: What to keep of the quantized weight while it does not change: ``none`` (it is quantized in every
             forward and backward), ``codes`` or ``weights``. The results are the same bits.
+        keeps_scales: Scales are chosen before training together with codes (GPTQ, AWQ, block training), and a schedule
+            returns to them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class QuantLinear(nn.Linear):
         input: QuantSpec | None,
         method: str = "mse",
         weight_cache: str = "none",
+        keeps_scales: bool = False,
     ):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -49,6 +52,7 @@ class QuantLinear(nn.Linear):
         self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
         self._weight_quantizer = self._input_quantizer = FakeQuantizer()
         self._cache = WeightCache(weight_cache)
+        self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
         self._register_weight_parameters()
         self._register_input_parameters()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
@@ -60,6 +64,9 @@ class QuantLinear(nn.Linear):
         rows, cols = _grid(spec, self.out_features, self.in_features)
         scale = torch.ones(rows, cols, device=self.weight.device)
         zero_point = torch.zeros(rows, cols, device=self.weight.device)
+        if self.keeps_scales:
+            self.register_buffer("lattice_scale", torch.zeros_like(scale))
+            self.register_buffer("lattice_zero_point", zero_point.to(torch.int8))
         if spec.scale == "mse":
             self.register_buffer("weight_scale", scale)
             self.register_buffer("weight_zero_point", zero_point.to(torch.int8))
@@ -113,12 +120,34 @@ class QuantLinear(nn.Linear):
     def derive_weight_scale(self, method: str = "mse") -> None:
         """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
         spec = self.weight_spec
-        scale, zero_point = ops.choose_qparams(
-            self.weight, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
-        )
+        if self.keeps_scales and self.weight_bits == spec.bits and self.lattice_scale.any():
+            scale, zero_point = self.lattice_scale, self.lattice_zero_point
+        else:
+            scale, zero_point = ops.choose_qparams(
+                self.weight, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
+            )
         self.weight_scale.copy_(scale)
         if self.weight_zero_point is not None:
             self.weight_zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Scales and zero points that were chosen together with the weight, for the width in force.
+
+        At the exported width they are also kept as the layer's lattice, to which a schedule that passes through other
+        widths returns.
+
+        Args:
+            scale: float32, one per block, as it is stored.
+            zero_point: int8, shaped like ``scale``.
+        """
+        self.weight_scale.copy_(scale)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.copy_(zero_point)
+        if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
+            self.lattice_scale.copy_(scale)
+            self.lattice_zero_point.copy_(zero_point)
+        self.forget_weight()
 
     @torch.no_grad()
     def derive_input_scale(self, values: Tensor | None = None, method: str = "minmax") -> None:

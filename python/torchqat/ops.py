@@ -201,9 +201,39 @@ def choose_qparams(
     grid: str = "narrow",
     method: str = "minmax",
     scale_dtype: torch.dtype = torch.float32,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int8) of each block, by range or by least squared error. Equations (7) to (10)."""
-    return torch.ops.qat.choose_qparams(x, block, bits, grid, method, scale_dtype)
+    """Scale (float32) and zero point (int8) of each block, by range or by least squared error. Equations (7) to (10).
+
+    ``importance``, float32 ``[cols]``, weights the columns in that error.
+    """
+    return torch.ops.qat.choose_qparams(x, block, bits, grid, method, scale_dtype, importance)
+
+
+def quantize_with_feedback(
+    weight: Tensor,
+    offset: Tensor,
+    transfer: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round columns left to right, each making good the errors of those before it: the inner loop of GPTQ, (16).
+
+    Args:
+        weight: float32 ``[rows, cols]``, at most 1024 columns.
+        offset: float32 ``[rows, cols]``, what earlier columns ask for.
+        transfer: float32 ``[cols, cols]``; entry ``(i, j)``, ``i < j``, is what ``j`` gets of the error of ``i``.
+        scale: float32 ``[rows, 1]`` or ``[rows, cols]``.
+        zero_point: int8, shaped like ``scale``.
+        quant_min: Lowest level.
+        quant_max: Highest level.
+
+    Returns:
+        Codes int8; error, float32, ``weight`` less what it was rounded to; residual, what was rounded less the same.
+    """
+    return torch.ops.qat.quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max)
 
 
 def round_qparams(

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from torchqat._library import LayerInfo, Plan, Recipe
+from torchqat._library import Initialize, LayerInfo, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 from torchqat.linear import QuantLinear
@@ -39,7 +39,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def prepare(
-    model: nn.Module, recipe: Recipe | Plan, method: str | None = None, weight_cache: str | None = None
+    model: nn.Module,
+    recipe: Recipe | Plan,
+    method: str | Initialize | None = None,
+    weight_cache: str | None = None,
 ) -> nn.Module:
     """Replace the planned ``nn.Linear`` layers of ``model`` by ``QuantLinear``, in place, and return it.
 
@@ -49,8 +52,8 @@ def prepare(
     Args:
         model: Any module; weights finite.
         recipe: A recipe, or a plan made from one.
-        method: How searched and learned scales begin, ``rtn`` or ``mse``; the recipe's ``initialize.method`` when
-            ``None``, ``mse`` for a bare plan.
+        method: What ``calibrate`` will do to the weights, a method or all of a recipe's ``initialize``; the recipe's when
+            ``None``, ``mse`` for a bare plan. Until then scales are chosen by range for ``rtn``, else by search.
         weight_cache: What layers keep of their quantized weights over a step, ``none``, ``codes`` or ``weights``; the
             recipe's ``train.weight_cache`` when ``None``, ``none`` for a bare plan.
 
@@ -60,7 +63,9 @@ def prepare(
     """
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
-    method = method or (recipe.initialize.method if isinstance(recipe, Recipe) else "mse")
+    settings = method or (recipe.initialize if isinstance(recipe, Recipe) else "mse")
+    settings = Initialize(settings) if isinstance(settings, str) else settings
+    search = "rtn" if settings.rounding == "rtn" else "mse"
     if any(isinstance(module, QuantLinear) for module in model.modules()):
         raise UserError("The model must not be prepared already, but has QuantLinear layers.")
     modules = dict(model.named_modules())
@@ -68,8 +73,9 @@ def prepare(
         _check_finite(layer.name, modules[layer.name])
     for layer in plan.layers:
         parent, _, leaf = layer.name.rpartition(".")
-        linear = QuantLinear(modules[layer.name], layer.weight, layer.input, method, weight_cache)
+        linear = QuantLinear(modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
         setattr(modules[parent], leaf, linear)
+    model.qat_initialize = settings  # for calibrate
     return model
 
 

@@ -43,7 +43,7 @@ def trained_model(job: Run) -> nn.Module:
     steps = job.recipe.train.steps
     if state["step"] < steps:
         raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
-    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize.method, job.recipe.train.weight_cache)
+    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize, job.recipe.train.weight_cache)
     schedule = Schedule(model, job.recipe, steps)
     model.load_state_dict(state["model"])
     schedule.load_state_dict(state["schedule"])
@@ -60,7 +60,7 @@ def exported_model(folder: Path, run: str = "") -> nn.Module:
     job = open_run(root)
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
-        return job.prepared(naive_plan(job.plan, int(width)))
+        return job.prepared(naive_plan(job.plan, int(width)), "rtn")
     return trained_model(job)
 
 

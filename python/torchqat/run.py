@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torchqat
-from torchqat._library import BitSchedule, Plan, Recipe, naive_plan
+from torchqat._library import BitSchedule, Initialize, Plan, Recipe, naive_plan
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
 from torchqat.data import Corpus, Data, load_corpus, load_data
@@ -92,9 +92,10 @@ class Run:
     def fresh_model(self) -> nn.Module:
         return copy.deepcopy(self.original).requires_grad_(True)
 
-    def prepared(self, plan: Plan) -> nn.Module:
-        model = prepare(self.fresh_model(), plan, self.recipe.initialize.method, self.recipe.train.weight_cache)
-        calibrate(model, self.data.calibration)
+    def prepared(self, plan: Plan, method: str | Initialize | None = None) -> nn.Module:
+        model = prepare(self.fresh_model(), plan, method or self.recipe.initialize, self.recipe.train.weight_cache)
+        for warning in calibrate(model, self.data.calibration).warnings:
+            self.progress.say(f"Note: {warning}")
         return model
 
     # -- stages ------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class Run:
         if report.variant(name):
             return
         self.progress.say(f"Rounding to int{bits} without training")
-        model = self.prepared(naive_plan(self.plan, bits))
+        model = self.prepared(naive_plan(self.plan, bits), "rtn")
         report.put(
             self._variant(name, f"INT{bits} round to nearest", model, f"exports/{self.recipe.exports[0]}-{name}")
         )

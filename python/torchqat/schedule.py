@@ -38,7 +38,7 @@ class Schedule:
         if "qat_step" not in dict(model.named_buffers()):
             model.register_buffer("qat_step", torch.zeros((), dtype=torch.int64, device=device))
         self._hook = model.register_load_state_dict_post_hook(lambda *_: self._restore())
-        self._apply(method=recipe.initialize.method)
+        self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
 
     @property
     def current_step(self) -> int:

@@ -14,7 +14,7 @@ def prepared(extra=""):
 
 def test_minmax_takes_the_union_of_the_batches():
     net = prepared()
-    ranges = torchqat.calibrate(net, [torch.full((2, 64), 2.0), torch.full((2, 64), -254.0)])
+    ranges = torchqat.calibrate(net, [torch.full((2, 64), 2.0), torch.full((2, 64), -254.0)]).ranges
     assert ranges["first"] == (-254.0, 2.0)
     assert net.first.input_scale.item() == 2.0
 
@@ -23,7 +23,7 @@ def test_what_is_not_finite_is_ignored():
     net = prepared()
     batch = torch.ones(1, 64)
     batch[0, 0], batch[0, 1] = float("nan"), float("inf")
-    assert torchqat.calibrate(net, [batch])["first"] == (0.0, 1.0)
+    assert torchqat.calibrate(net, [batch]).ranges["first"] == (0.0, 1.0)
 
 
 def test_mse_clips_outliers():
@@ -58,7 +58,7 @@ def test_learned_inputs_start_from_the_search_and_train():
 
 def test_dynamic_inputs_need_no_calibration():
     net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", "{dtype: int8}"))
-    assert torchqat.calibrate(net, []) == {}
+    assert torchqat.calibrate(net, []).ranges == {}
 
 
 def test_no_batches_is_an_error():

@@ -1,0 +1,120 @@
+#include "ops/quantize_with_feedback.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "ops/checks.h"
+#include "ops/cpu/vectorised.h"
+
+namespace qat {
+namespace {
+
+// Rows that are treated side by side, one to a lane of a vector.
+constexpr int kRows = 16;
+typedef float Lanes __attribute__((vector_size(kRows * sizeof(float)), may_alias));
+
+struct Problem {
+  const float* weight;
+  const float* offset;
+  const float* transfer;  // transposed: what column j gets stands in its row
+  const float* scale;
+  const int8_t* zero_point;
+  int64_t rows;
+  int64_t cols;
+  bool scale_per_column;
+  QuantRange range;
+  int8_t* codes;
+  float* error;
+  float* residual;
+};
+
+// What the errors so far ask of one column. Four sums side by side hide the latency of the adder; a
+// GPU adds in the same order.
+QAT_HOST_DEVICE Lanes feedback(const Lanes* errors, const float* shares, int64_t count) {
+  Lanes sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int k = 0; k < 4; ++k) sums[k] += errors[i + k] * shares[i + k];
+  for (int k = 0; i < count; ++i, ++k) sums[k] += errors[i] * shares[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// `errors` is room for one vector a column.
+QAT_HOST_DEVICE void round_rows(const Problem& p, int64_t first, Lanes* errors) {
+  const int count = static_cast<int>(std::min<int64_t>(kRows, p.rows - first));
+  float scale[kRows], inverse[kRows], zero[kRows], target[kRows], wanted[kRows];
+  for (int64_t col = 0; col < p.cols; ++col) {
+    if (col == 0 || p.scale_per_column)
+      for (int r = 0; r < kRows; ++r) {
+        // Lanes beyond the last row repeat it.
+        const int64_t row = first + std::min(r, count - 1);
+        const int64_t at = p.scale_per_column ? row * p.cols + col : row;
+        scale[r] = p.scale[at];
+        inverse[r] = 1.0f / scale[r];
+        zero[r] = static_cast<float>(p.zero_point[at]);
+      }
+    const Lanes asked = feedback(errors, p.transfer + col * p.cols, col);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = (first + std::min(r, count - 1)) * p.cols + col;
+      wanted[r] = p.weight[at];
+      target[r] = wanted[r] + p.offset[at] + asked[r];
+    }
+    float level[kRows], rounded[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      level[r] = affine::quantize(target[r], inverse[r], zero[r], p.range);
+      rounded[r] = affine::dequantize(level[r], scale[r], zero[r]);
+    }
+    for (int r = 0; r < kRows; ++r) errors[col][r] = wanted[r] - rounded[r];
+    for (int r = 0; r < count; ++r) {
+      const int64_t at = (first + r) * p.cols + col;
+      p.codes[at] = static_cast<int8_t>(level[r]);
+      p.error[at] = wanted[r] - rounded[r];
+      p.residual[at] = target[r] - rounded[r];
+    }
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
+    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
+    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
+  check_quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max);
+  const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
+                   transposed = transfer.t().contiguous(), scales = scale.contiguous(),
+                   zeros = zero_point.contiguous();
+  const at::Tensor codes = at::empty_like(weights, weights.options().dtype(at::kChar)),
+                   error = at::empty_like(weights), residual = at::empty_like(weights);
+  const Problem problem{weights.const_data_ptr<float>(),
+                        offsets.const_data_ptr<float>(),
+                        transposed.const_data_ptr<float>(),
+                        scales.const_data_ptr<float>(),
+                        zeros.const_data_ptr<int8_t>(),
+                        weights.size(0),
+                        weights.size(1),
+                        scales.size(1) != 1,
+                        to_range(quant_min, quant_max),
+                        codes.mutable_data_ptr<int8_t>(),
+                        error.mutable_data_ptr<float>(),
+                        residual.mutable_data_ptr<float>()};
+  const int64_t tiles = (problem.rows + kRows - 1) / kRows;
+  at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    // ATen's memory is aligned as vectors want it, which a std::vector of them is not.
+    const at::Tensor room = at::empty({problem.cols, kRows}, at::kFloat);
+    auto* errors = reinterpret_cast<Lanes*>(room.mutable_data_ptr<float>());
+    vectorised([&]() QAT_BODY {
+      for (int64_t tile = begin; tile < end; ++tile) round_rows(problem, tile * kRows, errors);
+    });
+  });
+  return {codes, error, residual};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(qat, CPU, m) {
+  m.impl("quantize_with_feedback", &quantize_with_feedback_cpu);
+}
+
+}  // namespace qat

@@ -1,0 +1,72 @@
+#include <algorithm>
+
+#include "python/bindings/module.h"
+#include "qat/equalize.h"
+#include "qat/gptq.h"
+#include "qat/hadamard.h"
+#include "qat/input_statistics.h"
+
+namespace qat::bindings {
+namespace {
+
+using Optional = std::optional<at::Tensor>;
+using Released = py::call_guard<py::gil_scoped_release>;
+
+RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
+                        int bits, double damping, int64_t block_size, const std::string& order,
+                        const std::string& scale_search, double correction, const Optional& drift) {
+  const GptqOptions options{damping, block_size, parse_column_order(order), scale_search, correction};
+  return gptq(weight, hessian, spec, bits, options, drift);
+}
+
+ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, int>>& layers,
+                            const InputStatistics& inputs, int points) {
+  std::vector<Consumer> consumers;
+  consumers.reserve(layers.size());
+  std::transform(layers.begin(), layers.end(), std::back_inserter(consumers), [](const auto& layer) {
+    return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
+  });
+  return awq_scale(consumers, inputs, points);
+}
+
+}  // namespace
+
+void def_calibration(py::module_& m) {
+  py::class_<InputStatistics>(m, "InputStatistics")
+      .def(py::init<int64_t, bool>(), py::arg("features"), py::arg("drift") = false)
+      .def("add", &InputStatistics::add, py::arg("x"), py::arg("original") = std::nullopt, Released())
+      .def_property_readonly("hessian", &InputStatistics::hessian)
+      .def_property_readonly("drift", &InputStatistics::drift)
+      .def_property_readonly("mean_magnitude", &InputStatistics::mean_magnitude)
+      .def_property_readonly("max_magnitude", &InputStatistics::max_magnitude)
+      .def_property_readonly("features", &InputStatistics::features)
+      .def_property_readonly("tokens", &InputStatistics::tokens)
+      .def_property_readonly("ignored", &InputStatistics::ignored);
+  py::class_<RoundedWeight>(m, "RoundedWeight")
+      .def_readonly("weight", &RoundedWeight::weight)
+      .def_readonly("codes", &RoundedWeight::codes)
+      .def_readonly("scale", &RoundedWeight::scale)
+      .def_readonly("zero_point", &RoundedWeight::zero_point)
+      .def_readonly("loss", &RoundedWeight::loss)
+      .def_readonly("warning", &RoundedWeight::warning);
+  const GptqOptions defaults;
+  m.def("gptq", &call_gptq, py::arg("weight"), py::arg("hessian"), py::arg("spec"), py::arg("bits"),
+        py::arg("damping") = defaults.damping, py::arg("block_size") = defaults.block_size,
+        py::arg("order") = name_of(defaults.order), py::arg("scale_search") = defaults.scale_search,
+        py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt, Released());
+  py::class_<ChannelScale>(m, "ChannelScale")
+      .def_readonly("scale", &ChannelScale::scale)
+      .def_readonly("loss", &ChannelScale::loss)
+      .def_readonly("plain", &ChannelScale::plain);
+  m.def("awq_scale", &call_awq_scale, py::arg("layers"), py::arg("inputs"), py::arg("points") = 20,
+        Released());
+  m.def("smoothing_scale", &smoothing_scale, py::arg("weights"), py::arg("max_magnitude"),
+        py::arg("alpha"), Released());
+  m.def("clipped_qparams", &clipped_qparams, py::arg("weight"), py::arg("hessian"), py::arg("spec"),
+        py::arg("bits"), Released());
+  m.def("output_error", &output_error, py::arg("error"), py::arg("hessian"), Released());
+  m.def("random_rotation", &random_rotation, py::arg("size"), py::arg("seed"));
+  m.def("has_hadamard", &has_hadamard, py::arg("size"));
+}
+
+}  // namespace qat::bindings

@@ -1,0 +1,122 @@
+"""One block trained to give what the float block gives (EfficientQAT's Block-AP, AutoRound), in the memory of one block."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchqat._library import BlockTraining
+from torchqat.ptq.blocks import Block
+
+_SEED = 0
+
+
+def train_block(
+    block: Block, hidden: list, original: nn.Module, original_hidden: list, settings: BlockTraining
+) -> list[str]:
+    """Train weights, scales and zero points of ``block``; it never ends worse than it began.
+
+    Every fourth sequence is kept back to choose the best state by.
+
+    Args:
+        block: Rounded, its layers at the width in force.
+        hidden: What the quantized blocks before it give, per batch.
+        original: The float block.
+        original_hidden: What the float blocks before it give.
+        settings: Steps, batch size, rates.
+
+    Returns:
+        A warning where training did not help.
+    """
+    targets = _outputs(block, original, original_hidden)
+    inputs = _joined(hidden)
+    if inputs is None or not isinstance(targets[0], Tensor):
+        return [f"{block.name or 'the model'} cannot be trained as a block, since its inputs differ in shape."]
+    wanted = torch.cat(targets)
+    held = torch.arange(3, len(inputs), 4) if len(inputs) >= 8 else torch.arange(len(inputs))
+    taught = torch.tensor([i for i in range(len(inputs)) if i % 4 != 3]) if len(inputs) >= 8 else held
+    trainer = _Trainer(block, settings)
+    before = best = trainer.loss_on(inputs, wanted, held)
+    state = trainer.state()
+    generator = torch.Generator().manual_seed(_SEED)
+    checks = max(1, settings.steps // 10)
+    for step in range(settings.steps):
+        chosen = taught[torch.randperm(len(taught), generator=generator)[: settings.batch_size]]
+        trainer.step(inputs[chosen], wanted[chosen], step)
+        if (step + 1) % checks == 0 or step + 1 == settings.steps:
+            loss = trainer.loss_on(inputs, wanted, held)
+            if loss < best:
+                best, state = loss, trainer.state()
+    trainer.finish(state)
+    if best >= before:
+        return [f"Training {block.name} did not help: its error stayed at {before:.3g}, so it is as it was."]
+    return []
+
+
+class _Trainer:
+    def __init__(self, block: Block, settings: BlockTraining):
+        self.block, self.settings = block, settings
+        layers = [layer for _, layer in block.layers() if layer.weight_spec is not None]
+        self._required = [(p, p.requires_grad) for p in block.module.parameters()]
+        for parameter, _ in self._required:
+            parameter.requires_grad_(False)
+        groups = []
+        self._sizes: list[float] = []
+        for layer in layers:
+            groups.append(self._group(layer.weight, settings.learning_rate * _size(layer.weight)))
+            for name in ("weight_scale", "weight_zero_point"):
+                parameter = getattr(layer, name, None)
+                if isinstance(parameter, nn.Parameter):
+                    size = _size(parameter) if name == "weight_scale" else 1.0
+                    groups.append(self._group(parameter, settings.scale_learning_rate * size))
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        self.trained = [parameter for group in groups for parameter in group["params"]]
+
+    @staticmethod
+    def _group(parameter: nn.Parameter, rate: float) -> dict:
+        parameter.requires_grad_(True)
+        return {"params": [parameter], "lr": rate, "peak": rate}
+
+    def step(self, inputs: Tensor, wanted: Tensor, step: int) -> None:
+        progress = step / max(1, self.settings.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * progress))
+        loss = F.mse_loss(self.block.run(0, inputs).float(), wanted.float())
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def loss_on(self, inputs: Tensor, wanted: Tensor, places: Tensor) -> float:
+        total = 0.0
+        for chunk in places.split(self.settings.batch_size):
+            total += F.mse_loss(self.block.run(0, inputs[chunk]).float(), wanted[chunk].float(), reduction="sum").item()
+        return total / max(1, len(places) * wanted[0].numel())
+
+    def state(self) -> list[Tensor]:
+        return [copy.deepcopy(parameter.detach()) for parameter in self.trained]
+
+    @torch.no_grad()
+    def finish(self, state: list[Tensor]) -> None:
+        for parameter, best in zip(self.trained, state, strict=True):
+            parameter.copy_(best)
+        for parameter, required in self._required:
+            parameter.requires_grad_(required)
+
+
+@torch.no_grad()
+def _outputs(block: Block, original: nn.Module, hidden: list) -> list:
+    return [block.run(index, tokens, original) for index, tokens in enumerate(hidden)]
+
+
+def _joined(hidden: list) -> Tensor | None:
+    """All sequences in one tensor, if they have one shape."""
+    if not all(isinstance(tokens, Tensor) and tokens.shape[1:] == hidden[0].shape[1:] for tokens in hidden):
+        return None
+    return torch.cat(hidden)
+
+
+def _size(parameter: Tensor) -> float:
+    return max(parameter.detach().abs().mean().item(), 1e-8)

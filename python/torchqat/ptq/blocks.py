@@ -1,0 +1,137 @@
+"""A model as a row of blocks, so that only one of them, and the tokens between two, need be held at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchqat.linear import QuantLinear
+from torchqat.prepare import quant_layers
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class Stop(Exception):
+    """Raised in a hook once it has what the forward was run for."""
+
+
+@dataclass
+class Block:
+    """One block and what it is called with.
+
+    Attributes:
+        name: Its module name; empty when the whole model is the block.
+        module: The block.
+        calls: Per batch, the positional arguments after the hidden states, and the named ones.
+    """
+
+    name: str
+    module: nn.Module
+    calls: list[tuple[tuple, dict]] = field(default_factory=list)
+
+    def layers(self) -> list[tuple[str, QuantLinear]]:
+        """Its quantized layers with their full names."""
+        prefix = f"{self.name}." if self.name else ""
+        return [(prefix + name, layer) for name, layer in quant_layers(self.module)]
+
+    def run(self, batch: int, hidden: Any, module: nn.Module | None = None) -> Tensor:
+        """Its output for ``hidden``; of ``module`` in its place where one is given."""
+        args, kwargs = self.calls[batch]
+        output = (module or self.module)(hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+class WholeModel(Block):
+    """A model without blocks: ``hidden`` is the user's batch."""
+
+    def __init__(self, model: nn.Module, forward: Forward):
+        super().__init__("", model)
+        self.forward = forward
+
+    def run(self, batch: int, hidden: Any, module: nn.Module | None = None) -> Any:
+        return self.forward(module or self.module, hidden)
+
+
+def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The repeated blocks of ``model``: the elements of the list that holds most of its quantized layers; else none."""
+    best: list[tuple[str, nn.Module]] = []
+    most = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            held = sum(isinstance(child, QuantLinear) for child in module.modules())
+            if held > most:
+                most, best = held, [(f"{name}.{index}", child) for index, child in enumerate(module)]
+    return best
+
+
+def open_blocks(model: nn.Module, batches: list[Any], forward: Forward) -> tuple[list[Block], list[Any]]:
+    """The blocks of ``model``, ready to run, and what enters the first of them for each batch.
+
+    The arguments of every block are those that the model itself calls it with: each batch goes through the model once
+    with its blocks replaced by recorders.
+    """
+    blocks = [Block(name, module) for name, module in find_blocks(model)]
+    if not blocks:
+        return [WholeModel(model, forward)], list(batches)
+    hidden: list[Tensor] = []
+    for batch in batches:
+        with _recorders(blocks, hidden):
+            try:
+                forward(model, batch)
+            except Stop:
+                pass
+    return blocks, hidden
+
+
+@contextmanager
+def _recorders(blocks: list[Block], hidden: list[Tensor]) -> Iterator[None]:
+    def recorder(index: int):
+        def record(*args, **kwargs):
+            state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+            blocks[index].calls.append((rest, _without_cache(kwargs)))
+            if index == 0:
+                hidden.append(state.detach())
+            if index + 1 == len(blocks):
+                raise Stop
+            return state
+
+        return record
+
+    try:
+        for index, block in enumerate(blocks):
+            block.module.forward = recorder(index)
+        yield
+    finally:
+        for block in blocks:
+            del block.module.forward
+
+
+def _without_cache(kwargs: dict) -> dict:
+    """Blocks are run many times; a cache of keys and values would grow with each."""
+    off = {"past_key_values": None, "past_key_value": None, "use_cache": False}
+    return {name: off.get(name, value) for name, value in kwargs.items()}
+
+
+@contextmanager
+def in_floating_point(module: nn.Module) -> Iterator[None]:
+    """Its quantized layers as they would be without quantization."""
+    layers = [(layer, layer.weight_bits, layer.input_bits) for _, layer in quant_layers(module)]
+    try:
+        for layer, _, _ in layers:
+            layer.set_bits(0, 0, derive=False)
+        yield
+    finally:
+        for layer, weight_bits, input_bits in layers:
+            layer.set_bits(weight_bits, input_bits, derive=False)
+
+
+@contextmanager
+def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

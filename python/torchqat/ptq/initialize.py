@@ -1,0 +1,131 @@
+"""Block after block: transform, round, and hand the tokens on."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchqat._library import FLOAT, Initialize, InputStatistics
+from torchqat.prepare import quant_layers
+from torchqat.ptq.block_training import train_block
+from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
+from torchqat.ptq.equalize import equalize
+from torchqat.ptq.rotation import rotate
+from torchqat.ptq.rounding import round_layer
+from torchqat.ptq.stages import Stage, find_stages, gather
+
+
+@dataclass
+class Calibration:
+    """What calibration found.
+
+    Attributes:
+        ranges: Observed smallest and largest element of each input whose range is fixed.
+        losses: Squared error of each rounded layer's output per token, where it was measured.
+        tokens: Calibrated tokens per layer.
+        warnings: What had to be done differently, one sentence each.
+    """
+
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, batches: list[Any], forward: Forward, settings: Initialize) -> Calibration:
+    """Transform and round the weights of a prepared model as ``settings`` say, in place.
+
+    One block is at work at a time, on the tokens that the quantized blocks before it give; those of the float model are
+    kept beside them where the drift between the two is made good, or blocks are trained.
+    """
+    result = Calibration()
+    if "hadamard" in settings.transforms:
+        rotate(model, batches[0], forward)
+    blocks, hidden = open_blocks(model, batches, forward)
+    need_original = settings.correction > 0.0 or settings.block_training.steps > 0
+    original_hidden = list(hidden) if need_original else None
+    for block in blocks:
+        original = _float_copy(block) if need_original else None
+        _quantize(block, hidden, original, original_hidden, settings, result)
+        if len(blocks) > 1 or block.name:
+            hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+            if need_original:
+                original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
+        block.calls.clear()
+    _round_rest(model, blocks, batches, forward, settings, result)
+    return result
+
+
+def _float_copy(block: Block) -> nn.Module:
+    original = copy.deepcopy(block.module)
+    for _, layer in quant_layers(original):
+        layer.set_bits(FLOAT, FLOAT, derive=False)
+    return original
+
+
+def _quantize(
+    block: Block,
+    hidden: list,
+    original: nn.Module | None,
+    original_hidden: list | None,
+    settings: Initialize,
+    result: Calibration,
+) -> None:
+    stages, unreached = find_stages(block, hidden)
+    for transform in settings.transforms:
+        if transform == "hadamard":
+            continue
+        for name in equalize(block, stages, hidden, transform, settings):
+            result.warnings.append(f"{name} has nothing to fold {transform} scales into, so it goes without them.")
+    drift = (original, original_hidden) if settings.correction > 0.0 else (None, None)
+    # Together: the statistics of all stages in one go, each seeing the others in floating point.
+    for part in [[stage] for stage in stages] if settings.sequential else [stages]:
+        if not part:
+            continue
+        for stage, statistics in zip(part, gather(block, part, hidden, *drift), strict=True):
+            _round(stage, statistics, settings, result)
+    for name in unreached:
+        result.warnings.append(f"{name} was never reached by the calibration data, so it was rounded to nearest.")
+        round_layer(dict(block.layers())[name], None, settings)
+    if settings.block_training.steps > 0:
+        with torch.enable_grad():
+            result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
+
+
+def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration) -> None:
+    for name, layer in stage.layers:
+        loss, warning = round_layer(layer, statistics, settings)
+        result.losses[name], result.tokens[name] = loss, statistics.tokens
+        if warning:
+            result.warnings.append(f"{name}: {warning}.")
+        if not math.isfinite(loss):
+            result.warnings.append(f"{name}: the error of its output is not finite.")
+    first = stage.layers[0][0]
+    if statistics.ignored:
+        result.warnings.append(f"{first}: {statistics.ignored} tokens were ignored, since they are not finite.")
+    if settings.rounding == "gptq" and 0 < statistics.tokens < statistics.features:
+        result.warnings.append(
+            f"{first} has {statistics.features} features, but only {statistics.tokens} calibration tokens reached it; "
+            "raise data.calibration.samples."
+        )
+
+
+def _round_rest(
+    model: nn.Module, blocks: list[Block], batches: list, forward: Forward, settings: Initialize, result: Calibration
+) -> None:
+    """Layers outside the blocks, such as a head that a rule names: as one more block, on the finished ones."""
+    inside = {id(layer) for block in blocks for _, layer in block.layers()}
+    whole = WholeModel(model, forward)
+    rest = [(name, layer) for name, layer in whole.layers() if id(layer) not in inside]
+    if not rest:
+        return
+    stages, _ = find_stages(whole, batches)
+    names = {name for name, _ in rest}
+    for stage in stages:
+        stage.layers = [(name, layer) for name, layer in stage.layers if name in names]
+        if stage.layers:
+            _round(stage, gather(whole, [stage], batches)[0], settings, result)

@@ -1,0 +1,120 @@
+"""The layers of a block in the order in which they run, those that share an input together, and its statistics."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import InputStatistics
+from torchqat.linear import QuantLinear
+from torchqat.ptq.blocks import Block, Stop, hooks
+
+
+@dataclass
+class Stage:
+    """Layers that share an input.
+
+    Attributes:
+        layers: With their full names.
+        producer: The module whose result is that input, where it is one's; a norm as a rule.
+        consumers: Every linear layer that takes it, quantized or not.
+    """
+
+    layers: list[tuple[str, QuantLinear]]
+    producer: nn.Module | None
+    consumers: list[nn.Linear]
+
+
+@torch.no_grad()
+def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
+    """The stages of ``block`` in order, and the names of layers that no batch reaches."""
+    layers = dict(block.layers())
+    seen: list[tuple[str, Tensor]] = []
+    made: list[tuple[nn.Module, Tensor]] = []
+    taken: list[tuple[nn.Linear, Tensor]] = []
+    names = {id(layer): name for name, layer in layers.items()}
+
+    def watch(module: nn.Module, inputs: tuple, output) -> None:
+        made.append((module, output))
+        if isinstance(module, nn.Linear):
+            taken.append((module, inputs[0]))
+        if id(module) in names and all(name != names[id(module)] for name, _ in seen):
+            seen.append((names[id(module)], inputs[0]))
+
+    with hooks([m.register_forward_hook(watch) for m in block.module.modules() if m is not block.module]):
+        for index, batch in enumerate(hidden):
+            block.run(index, batch)
+            if len(seen) == len(layers):
+                break
+            made.clear()
+            taken.clear()
+    stages: list[tuple[Tensor, Stage]] = []
+    for name, tensor in seen:
+        stage = next((stage for given, stage in stages if given is tensor), None)
+        if stage is None:
+            producer = next((module for module, output in made if output is tensor), None)
+            stage = Stage([], producer, [module for module, given in taken if given is tensor])
+            stages.append((tensor, stage))
+        stage.layers.append((name, layers[name]))
+    reached = {name for name, _ in seen}
+    return [stage for _, stage in stages], [name for name in layers if name not in reached]
+
+
+@torch.no_grad()
+def gather(
+    block: Block,
+    stages: list[Stage],
+    hidden: list,
+    original: nn.Module | None = None,
+    original_hidden: list | None = None,
+) -> list[InputStatistics]:
+    """Statistics of the input of each stage, as its layers see it: rounded, where it is rounded in every call.
+
+    Args:
+        block: The block, its layers as they are in force.
+        stages: Some of its stages.
+        hidden: What enters the block, per batch.
+        original: The float block, to gather the drift of the quantized one; runs on ``original_hidden``.
+        original_hidden: What enters it.
+    """
+    drift = original is not None
+    gathered = [InputStatistics(stage.layers[0][1].in_features, drift) for stage in stages]
+    layers = [stage.layers[0][1] for stage in stages]
+    twins = _twins(block.module, original, layers) if drift else []
+    for index, batch in enumerate(hidden):
+        wanted = _inputs(twins, lambda i=index: block.run(i, original_hidden[i], original)) if drift else None
+        given = _inputs(layers, lambda i=index, b=batch: block.run(i, b))
+        for place, (statistics, layer) in enumerate(zip(gathered, layers, strict=True)):
+            if given[place] is not None:
+                statistics.add(_as_seen(layer, given[place]), wanted[place] if drift else None)
+    return gathered
+
+
+def _as_seen(layer: QuantLinear, x: Tensor) -> Tensor:
+    return layer.quantized_input(x) if layer.input_spec is not None and layer.input_spec.dynamic else x
+
+
+def _inputs(layers: list[nn.Module], run) -> list[Tensor | None]:
+    """The input of each layer in one forward, which ends as soon as all have theirs."""
+    found: list[Tensor | None] = [None] * len(layers)
+
+    def keep(place: int):
+        def hook(_module: nn.Module, inputs: tuple) -> None:
+            found[place] = inputs[0]
+            if all(tensor is not None for tensor in found):
+                raise Stop
+
+        return hook
+
+    with hooks([layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]):
+        try:
+            run()
+        except Stop:
+            pass
+    return found
+
+
+def _twins(module: nn.Module, copy: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    names = {id(child): name for name, child in module.named_modules()}
+    twins = dict(copy.named_modules())
+    return [twins[names[id(layer)]] for layer in layers]

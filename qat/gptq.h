@@ -1,0 +1,55 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "qat/spec.h"
+
+namespace qat {
+
+// In which order GPTQ rounds the columns. Codes are stored in the order of the weight either way.
+enum class ColumnOrder {
+  plain,   // as they stand
+  group,   // groups by their largest Hessian entry, and columns so within a group; scales as in plain
+  column,  // columns by their Hessian entry alone; scales chosen beforehand from the float weight
+};
+
+const char* name_of(ColumnOrder order);
+// Throws std::invalid_argument with the allowed names.
+ColumnOrder parse_column_order(const std::string& name);
+
+struct GptqOptions {
+  double damping = 0.01;     // share of the Hessian's mean diagonal that is added to the diagonal
+  int64_t block_size = 128;  // columns between two updates of the rest; changes no result but in rounding
+  ColumnOrder order = ColumnOrder::group;
+  std::string scale_search = "mse";  // or minmax
+  double correction = 0.0;  // share of the float model's drift that is made good, 0 to 1; (18)
+};
+
+// A weight on its grid: weight = (codes - zero_point) * scale, float32 [out, in].
+struct RoundedWeight {
+  at::Tensor weight;
+  at::Tensor codes;       // int8 [out, in]
+  at::Tensor scale;       // float32 [grid_rows, grid_cols], rounded to the spec's scale_dtype
+  at::Tensor zero_point;  // int8, shaped like `scale`
+  double loss = 0.0;      // tr(ΔW H ΔWᵀ) with the damped H: the mean squared error of the output
+  std::string warning;    // what the solver had to do differently, a sentence; empty as a rule
+};
+
+// Rounds `weight` [out, in] column by column, each time moving the columns that are left so as to
+// make good the error of the output. GPTQ, arXiv 2210.17323; numerics.md (15) to (18).
+//
+//   hessian  float32 [in, in], of InputStatistics
+//   drift    float32 [in, in], for options.correction > 0
+//
+// Columns that no input reaches are rounded to nearest. A Hessian that is not positive definite is
+// damped ten times more, up to four times; then, as for one that is not finite, all columns are
+// rounded to nearest and `warning` says so. Throws std::invalid_argument for shapes that do not
+// agree, and for a weight that is not finite.
+RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
+                   int bits, const GptqOptions& options = {},
+                   const std::optional<at::Tensor>& drift = std::nullopt);
+
+}  // namespace qat
