@@ -198,11 +198,30 @@ class Solver {
   }
 
   RoundedWeight finish() const {
-    const at::Tensor codes = codes_.index_select(1, at::argsort(order_));
-    const double loss =
-        (at::cat(residuals_, 1) * pivots_).square_().sum(at::kDouble).item<double>();
-    return {dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat), codes, scale_,
-            zero_point_, loss, ""};
+    const at::Tensor back = at::argsort(order_);
+    const at::Tensor codes = codes_.index_select(1, back);
+    const at::Tensor residual = at::cat(residuals_, 1);
+    const double loss = (residual * pivots_).square().sum(at::kDouble).item<double>();
+    const at::Tensor rounded =
+        dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
+    return {rounded, codes,  scale_, zero_point_, within_cell(rounded, residual.index_select(1, back)),
+            loss,    ""};
+  }
+
+  // What was rounded, moved to within its cell where it was clipped, and never quite to the border.
+  at::Tensor within_cell(const at::Tensor& rounded, const at::Tensor& residual) const {
+    const QuantRange range = quant_range(spec_, bits_);
+    const at::Tensor step = at::full_like(rounded, 0.49) *
+                            dequantize(at::ones_like(codes_), scale_.abs(), std::nullopt,
+                                       block_shape(spec_), at::kFloat);
+    const at::Tensor target = rounded + at::minimum(at::maximum(residual, -step), step);
+    // Rounded scales may move a border by the last bit.
+    const at::Tensor same =
+        quantize(target, scale_, zero_point_, block_shape(spec_), static_cast<int64_t>(range.min),
+                 static_cast<int64_t>(range.max)) ==
+        quantize(rounded, scale_, zero_point_, block_shape(spec_), static_cast<int64_t>(range.min),
+                 static_cast<int64_t>(range.max));
+    return at::where(same, target, rounded);
   }
 
   const QuantSpec& spec_;

@@ -34,6 +34,7 @@ struct RoundedWeight {
   at::Tensor codes;       // int8 [out, in]
   at::Tensor scale;       // float32 [grid_rows, grid_cols], rounded to the spec's scale_dtype
   at::Tensor zero_point;  // int8, shaped like `scale`
+  at::Tensor target;      // float32 [out, in]: what was rounded to `weight`; see below
   double loss = 0.0;      // tr(ΔW H ΔWᵀ) with the damped H: the mean squared error of the output
   std::string warning;    // what the solver had to do differently, a sentence; empty as a rule
 };
@@ -43,6 +44,10 @@ struct RoundedWeight {
 //
 //   hessian  float32 [in, in], of InputStatistics
 //   drift    float32 [in, in], for options.correction > 0
+//
+// `target` has the codes of `weight`, but lies anywhere in their cells: nearest to the border where the
+// choice was closest. It is what training should start from. A column that is clipped counts as one
+// that was rounded by half a step.
 //
 // Columns that no input reaches are rounded to nearest. A Hessian that is not positive definite is
 // damped ten times more, up to four times; then, as for one that is not finite, all columns are

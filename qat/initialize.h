@@ -26,7 +26,7 @@ struct Initialize {
   int64_t block_size = 128;
   std::string order = "group";
   std::string scale_search = "mse";
-  double correction = 0.0;
+  double correction = 0.5;
   double smoothing = 0.5;  // the power alpha of SmoothQuant
   bool sequential = true;  // each group of layers sees those before it in their block quantized
   BlockTraining block_training;

@@ -137,6 +137,7 @@ TrainSection read_train(YamlSection section) {
       section.boolean("gradient_checkpointing", train.gradient_checkpointing);
   train.weight_cache =
       section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
+  train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);
   train.control = section.boolean("control", train.control);
   section.finish();
   return train;

@@ -47,6 +47,7 @@ void def_calibration(py::module_& m) {
       .def_readonly("codes", &RoundedWeight::codes)
       .def_readonly("scale", &RoundedWeight::scale)
       .def_readonly("zero_point", &RoundedWeight::zero_point)
+      .def_readonly("target", &RoundedWeight::target)
       .def_readonly("loss", &RoundedWeight::loss)
       .def_readonly("warning", &RoundedWeight::warning);
   const GptqOptions defaults;

@@ -122,24 +122,35 @@ class Batches:
         return self.tokens[starts[:, None] + torch.arange(self.sequence_length)]
 
 
-def windows(tokens: Tensor, samples: int, sequence_length: int, batch_size: int = 8) -> list[Tensor]:
-    """Up to ``samples`` windows spread evenly over ``tokens``, in batches ``[<= batch_size, sequence_length]``."""
+def windows(
+    tokens: Tensor, samples: int, sequence_length: int, batch_size: int = 8, between: bool = False
+) -> list[Tensor]:
+    """Up to ``samples`` windows spread evenly over ``tokens``, in batches ``[<= batch_size, sequence_length]``.
+
+    ``between``: they lie halfway between those that would be taken otherwise.
+    """
     if tokens.numel() < 2:
         raise UserError(f"held-out data must have at least 2 tokens, but has {tokens.numel()}.")
     length = min(sequence_length, tokens.numel())
     count = min(samples, tokens.numel() // length)
     stride = (tokens.numel() - length) // max(1, count - 1) if count > 1 else 0
-    rows = torch.stack([tokens[i * stride : i * stride + length] for i in range(count)])
+    first = stride // 2 if between else 0
+    starts = [first + i * stride for i in range(count) if first + i * stride + length <= tokens.numel()]
+    rows = torch.stack([tokens[start : start + length] for start in starts])
     return list(rows.split(batch_size))
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads: training batches, calibration batches and held-out batches."""
+    """What a run reads: training batches, calibration batches and held-out batches.
+
+    Validation batches choose the best state of a training; they lie between those that are reported.
+    """
 
     train: Batches
     calibration: list[Tensor]
     evaluation: list[Tensor]
+    validation: list[Tensor]
 
 
 def tokenize(tokenizer, documents: list[str]) -> Tensor:
@@ -163,4 +174,5 @@ def load_data(recipe: Recipe, corpus: Corpus, tokenizer) -> Data:
         Batches(tokens, train.batch_size * train.gradient_accumulation, train.sequence_length, train.seed),
         windows(tokens, calibration.samples, calibration.sequence_length),
         windows(held_out, settings.evaluation.samples, settings.evaluation.sequence_length),
+        windows(held_out, settings.evaluation.samples, settings.evaluation.sequence_length, between=True),
     )

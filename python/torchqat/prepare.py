@@ -75,6 +75,8 @@ def prepare(
         parent, _, leaf = layer.name.rpartition(".")
         linear = QuantLinear(modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
         setattr(modules[parent], leaf, linear)
+    if "hadamard" in settings.transforms:
+        _untie_head(model)
     model.qat_initialize = settings  # for calibrate
     return model
 
@@ -93,3 +95,11 @@ def _check_finite(name: str, module: nn.Linear) -> None:
     bad = int((~module.weight.detach().isfinite()).sum())
     if bad:
         raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")
+
+
+def _untie_head(model: nn.Module) -> None:
+    """Give the output head a weight of its own where it shares the embedding's: only one of them is scaled by a norm."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        model.config.tie_word_embeddings = False

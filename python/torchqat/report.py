@@ -43,11 +43,23 @@ class Variant:
 
 @dataclass
 class Report:
-    """Everything a run measured; ``baseline`` has ``perplexity``, ``bytes`` and ``tokens``."""
+    """Everything a run measured.
+
+    Attributes:
+        baseline: ``perplexity``, ``bytes`` and ``tokens`` of the float model.
+        variants: Quantized models and controls.
+        accepted: Whether the recipe's limits are met; ``None`` without limits.
+        validation: KL on validation text before training (``start``) and of the state that was kept (``best``), which
+            was that of ``step``.
+        notes: What went differently than asked, one sentence each.
+        environment: Versions and device.
+    """
 
     baseline: dict[str, float] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
     accepted: bool | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
@@ -62,7 +74,7 @@ class Report:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
         variants = [Variant(**variant) for variant in value.get("variants", [])]
-        return cls(value.get("baseline", {}), variants, value.get("accepted"), value.get("environment", {}))
+        return cls(**{**value, "variants": variants})
 
 
 def recovered(baseline_perplexity: float, naive: Variant, trained: Variant) -> dict[str, float]:
@@ -119,6 +131,8 @@ def print_report(report: Report) -> None:
         if v.recovered:
             shares = ", ".join(f"{share:.0%} of the {metric} gap" for metric, share in v.recovered.items())
             console.print(f"{v.method} won back {shares} of plain rounding at its width.", highlight=False)
+    for note in report.notes:
+        console.print(f"Note: {note}", highlight=False)
     if report.accepted is not None:
         console.print("The recipe's accept limits are " + ("met." if report.accepted else "NOT met."), highlight=False)
 

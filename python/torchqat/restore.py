@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
+from torchqat.best_state import BestState
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
 from torchqat.models import load_model
@@ -47,6 +48,9 @@ def trained_model(job: Run) -> nn.Module:
     schedule = Schedule(model, job.recipe, steps)
     model.load_state_dict(state["model"])
     schedule.load_state_dict(state["schedule"])
+    best = path.with_name("best.pt")
+    if job.recipe.train.validate_every and best.is_file():
+        BestState(model, job.original, [], best, job.identity).restore()
     return model.eval()
 
 
@@ -61,6 +65,8 @@ def exported_model(folder: Path, run: str = "") -> nn.Module:
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
         return job.prepared(naive_plan(job.plan, int(width)), "rtn")
+    if folder.name.endswith("-" + job.recipe.initialize.method.replace("+", "-")):
+        return job.prepared(job.plan)
     return trained_model(job)
 
 

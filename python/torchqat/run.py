@@ -13,13 +13,14 @@ from torch import nn
 
 import torchqat
 from torchqat._library import BitSchedule, Initialize, Plan, Recipe, naive_plan
+from torchqat.best_state import BestState
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
 from torchqat.data import Corpus, Data, load_corpus, load_data
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export, float_tensors
-from torchqat.files import read_json, size_of, write_json, write_text
+from torchqat.files import load_state, read_json, save_state, size_of, write_json, write_text
 from torchqat.losses import cross_entropy, forward_kl
 from torchqat.models import load_model, load_tokenizer
 from torchqat.prepare import make_plan, prepare
@@ -93,9 +94,24 @@ class Run:
         return copy.deepcopy(self.original).requires_grad_(True)
 
     def prepared(self, plan: Plan, method: str | Initialize | None = None) -> nn.Module:
+        """A quantized model before training. The recipe's own is calibrated once and kept."""
         model = prepare(self.fresh_model(), plan, method or self.recipe.initialize, self.recipe.train.weight_cache)
-        for warning in calibrate(model, self.data.calibration).warnings:
+        kept = self.folder / "checkpoints" / "initialized.pt" if method is None else None
+        if kept is not None and kept.is_file():
+            state = load_state(kept)
+            if state["identity"] == self.identity:
+                model.load_state_dict(state["model"])
+                return model
+        if method is None and self.recipe.initialize.needs_data:
+            self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
+        warnings = calibrate(model, self.data.calibration).warnings
+        for warning in warnings:
             self.progress.say(f"Note: {warning}")
+        if kept is not None and self.recipe.initialize.needs_data:
+            save_state(kept, {"identity": self.identity, "model": model.state_dict()})
+            report = self.load_report()
+            report.notes = warnings
+            self.save_report(report)
         return model
 
     # -- stages ------------------------------------------------------------------------------------------------------
@@ -155,6 +171,25 @@ class Run:
         )
         self.save_report(report)
 
+    def initialized(self) -> None:
+        """What post-training quantization alone gives, exported."""
+        report = self.load_report()
+        name = f"{self._width_names()}-{self.recipe.initialize.method}".replace("+", "-")
+        if report.variant(name) or not (self.recipe.initialize.needs_data or self.recipe.train.steps == 0):
+            return
+        model = self.prepared(self.plan)
+        method = f"{self._width_names().upper().replace('-', '/')} {self.recipe.initialize.method}"
+        variant = self._variant(name, method, model, f"exports/{self.recipe.exports[0]}-{name}")
+        report = self.load_report()
+        report.put(variant)
+        if self.recipe.train.steps == 0:
+            report.accepted = self._accepted(report, variant)
+        self.save_report(report)
+
+    def _width_names(self) -> str:
+        bits = sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
+        return "-".join(f"int{b}" for b in bits)
+
     def control(self) -> None:
         """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
         report = self.load_report()
@@ -181,9 +216,14 @@ class Run:
         model = self.prepared(self.plan)
         metrics = self.folder / "metrics.jsonl"
         show = self.progress.steps("Fine-tuning with the schedule", self.recipe.train.steps)
+        best = self._best_state(model)
 
         def record(step: int, figures: dict[str, float]) -> None:
-            _append_metric(metrics, {"step": step, **figures, "weight_bits": self._widths(step - 1)})
+            line = {"step": step, **figures, "weight_bits": self._widths(step - 1)}
+            if best is not None and self._is_checked(step):
+                line["validation_kl"] = best.consider(step)
+                model.train(step < self.recipe.train.steps)
+            _append_metric(metrics, line)
             show(step, figures)
 
         loop = TrainingLoop(
@@ -198,7 +238,41 @@ class Run:
         )
         if self.recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return loop.run()
+        if best is not None and not best.history:
+            best.consider(0)  # at the exported widths, before the schedule begins
+        loop.run()
+        if best is not None:
+            self._keep_best(best)
+        return model.eval()
+
+    def _best_state(self, model: nn.Module) -> BestState | None:
+        if self.recipe.train.validate_every == 0:
+            return None
+        path = self.folder / "checkpoints" / "best.pt"
+        return BestState(model, self.original, self.data.validation, path, self.identity)
+
+    def _is_checked(self, step: int) -> bool:
+        """Whether the state after ``step`` steps is measured: it must be at the exported widths."""
+        total = self.recipe.train.steps
+        bits = BitSchedule(self.recipe, total)
+        exported = all(
+            (layer.weight is None or bits.weight_bits(step, layer.weight.bits) == layer.weight.bits)
+            and (layer.input is None or bits.input_bits(step, layer.input.bits) == layer.input.bits)
+            for layer in self.plan.layers
+        )
+        return exported and (step % self.recipe.train.validate_every == 0 or step == total)
+
+    def _keep_best(self, best: BestState) -> None:
+        step = best.restore()
+        report = self.load_report()
+        report.validation = {"start": best.start, "best": best.best, "step": step}
+        if step == 0:
+            report.notes.append(
+                f"Training did not help: KL on validation text was {best.start:.5f} before it and never lower, so what is "
+                "exported is the state before training."
+            )
+            self.progress.say(f"Note: {report.notes[-1]}")
+        self.save_report(report)
 
     def _widths(self, step: int) -> list[int]:
         """The weight widths in force while ``step`` was taken."""
@@ -226,10 +300,11 @@ class Run:
         """Train, export, verify and measure."""
         report = self.load_report()
         bits = sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
-        name = "-".join(f"int{b}" for b in bits) + "-qat"
-        if report.variant(name):
+        name = self._width_names() + "-qat"
+        if report.variant(name) or self.recipe.train.steps == 0:
             return
         model = self.train()
+        report = self.load_report()
         variant = self._variant(
             name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model,
             f"exports/{self.recipe.exports[0]}",
@@ -270,6 +345,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
     job.baseline()
     for bits in recipe.evaluate.compare:
         job.naive(bits)
+    job.initialized()
     if recipe.train.control:
         job.control()
     job.trained()

@@ -1,4 +1,4 @@
-"""``check``, ``run`` and ``train``: from a recipe to a run's folder."""
+"""``check``, ``run``, ``ptq`` and ``train``: from a recipe to a run's folder."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ _RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run s
 def register(app: typer.Typer) -> None:
     app.command()(check)
     app.command()(run)
+    app.command()(ptq)
     app.command()(train)
 
 
@@ -42,6 +43,20 @@ def run(
     from torchqat.run import run as run_flow
 
     job = _job(recipe, model, data, output)
+    report = run_flow(job.recipe, job.folder, job.progress, resume)
+    print_report(report)
+    typer.echo(f"The run is in {job.folder}.")
+
+
+def ptq(
+    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+) -> None:
+    """Post-training quantization alone: the recipe without its training."""
+    from torchqat.report import print_report
+    from torchqat.run import run as run_flow
+
+    job = _job(recipe, model, data, output)
+    job.recipe.train.steps, job.recipe.train.control = 0, False
     report = run_flow(job.recipe, job.folder, job.progress, resume)
     print_report(report)
     typer.echo(f"The run is in {job.folder}.")

@@ -23,10 +23,10 @@ _SEED = 0
 
 @torch.no_grad()
 def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
-    """Rotate ``model`` in place. Its float results stay as they were; a head tied to the embedding is untied.
+    """Rotate ``model`` in place. Its float results stay as they were.
 
     Args:
-        model: A causal language model with Llama's names (Llama, Mistral, Qwen2, Qwen3), prepared.
+        model: A causal language model with Llama's names (Llama, Mistral, Qwen2, Qwen3), prepared, its head untied.
         batch: Any batch: the results on it are compared before and after.
         forward: How to run it.
 
@@ -38,18 +38,11 @@ def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if head is None or embedding is None:
         raise UserError("hadamard needs a causal language model with an embedding and an output head, but has none.")
-    tied = head.weight is embedding.weight
     with in_floating_point(model):
         expected = _logits(forward(model, batch))
-        if tied:
-            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
         fits = _rotate_parts(model, embedding, head)
         if fits and _close(_logits(forward(model, batch)), expected):
-            if tied:
-                model.config.tie_word_embeddings = False
             return
-        if tied:
-            head.weight = embedding.weight
         for name, parameter in model.named_parameters():
             parameter.copy_(saved[name])
     raise UserError(

@@ -1,10 +1,11 @@
 """One layer onto its grid."""
 
 import torch
+from torch import Tensor
 
 from torchqat._library import DTYPES, FLOAT, Initialize, InputStatistics, clipped_qparams, gptq, output_error
 from torchqat.linear import QuantLinear
-from torchqat.ops import choose_qparams
+from torchqat.ops import choose_qparams, dequantize, quantize
 
 
 @torch.no_grad()
@@ -12,7 +13,7 @@ def round_layer(layer: QuantLinear, statistics: InputStatistics | None, settings
     """Choose codes and scales of ``layer`` at the width in force.
 
     Args:
-        layer: Its master weight becomes the rounded one under GPTQ, and stays as it is otherwise.
+        layer: Under GPTQ its master weight moves into the cells of the chosen codes; otherwise it stays as it is.
         statistics: Of its input; without them GPTQ and clipping fall back to the nearest level.
         settings: The recipe's ``initialize``.
 
@@ -53,10 +54,20 @@ def _gptq(layer: QuantLinear, statistics: InputStatistics, hessian, settings: In
         correction=settings.correction,
         drift=statistics.drift,
     )
-    before = layer.weight.detach().clone()
-    layer.weight.copy_(rounded.weight)
+    loss = output_error(layer.weight.float() - rounded.weight, hessian)
+    layer.weight.copy_(rounded.target)
     layer.set_qparams(rounded.scale, rounded.zero_point)
-    return output_error((before - layer.weight).float(), hessian), rounded.warning
+    _keep_codes(layer, rounded.codes)
+    return loss, rounded.warning
+
+
+def _keep_codes(layer: QuantLinear, codes: Tensor) -> None:
+    """A half-precision weight may have been rounded across a border: such elements go to the middle of their cell."""
+    spec = layer.weight_spec
+    scale, zero_point = layer.stored_qparams()
+    moved = quantize(layer.weight, scale, zero_point, spec.block, *spec.quant_range(layer.weight_bits)) != codes
+    if moved.any():
+        layer.weight.copy_(torch.where(moved, dequantize(codes, scale, zero_point, spec.block), layer.weight.float()))
 
 
 def _loss(layer: QuantLinear, hessian) -> float:
