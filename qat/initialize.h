@@ -12,9 +12,10 @@ class YamlSection;
 struct BlockTraining {
   int64_t steps = 0;  // optimizer steps per block; 0: none
   int64_t batch_size = 8;
-  double learning_rate = 1e-4;        // of weights, Adam
+  double learning_rate = 1e-2;        // of weights, in units of their layer's mean scale
   double scale_learning_rate = 1e-3;  // relative to the size of a layer's scales
-  std::string rounding = "weights";   // what moves: weights, or signed (AutoRound: rounding offsets)
+  std::string rounding = "weights";   // weights: they move freely, by Adam; signed: within half a step
+                                      // of where they are, by the sign of the gradient (AutoRound)
 };
 
 // The recipe's section `initialize`: what happens to weights before training, or instead of it.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
+from torchqat.linear import QuantLinear
 from torchqat.ptq.blocks import Block
 
 _SEED = 0
@@ -33,7 +34,7 @@ def train_block(
     targets = _outputs(block, original, original_hidden)
     inputs = _joined(hidden)
     if inputs is None or not isinstance(targets[0], Tensor):
-        return [f"{block.name or 'the model'} cannot be trained as a block, since its inputs differ in shape."]
+        return [f"{block.name or 'The model'} cannot be trained as a block, since its inputs differ in shape."]
     wanted = torch.cat(targets)
     held = torch.arange(3, len(inputs), 4) if len(inputs) >= 8 else torch.arange(len(inputs))
     taught = torch.tensor([i for i in range(len(inputs)) if i % 4 != 3]) if len(inputs) >= 8 else held
@@ -56,23 +57,30 @@ def train_block(
 
 
 class _Trainer:
+    """The optimizer of one block's layers: Adam, or sign descent within half a step of where a weight begins."""
+
     def __init__(self, block: Block, settings: BlockTraining):
         self.block, self.settings = block, settings
-        layers = [layer for _, layer in block.layers() if layer.weight_spec is not None]
         self._required = [(p, p.requires_grad) for p in block.module.parameters()]
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
-        groups = []
-        self._sizes: list[float] = []
+        layers = [layer for _, layer in block.layers() if layer.weight_spec is not None]
+        weights = [self._group(layer.weight, settings.learning_rate * _step_of(layer)) for layer in layers]
+        scales = []
         for layer in layers:
-            groups.append(self._group(layer.weight, settings.learning_rate * _size(layer.weight)))
             for name in ("weight_scale", "weight_zero_point"):
                 parameter = getattr(layer, name, None)
                 if isinstance(parameter, nn.Parameter):
                     size = _size(parameter) if name == "weight_scale" else 1.0
-                    groups.append(self._group(parameter, settings.scale_learning_rate * size))
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        self.trained = [parameter for group in groups for parameter in group["params"]]
+                    scales.append(self._group(parameter, settings.scale_learning_rate * size))
+        self.trained = [parameter for group in weights + scales for parameter in group["params"]]
+        self._limits = []
+        if settings.rounding == "signed":
+            self._limits = [(layer.weight, layer.weight.detach().clone(), 0.5 * _step_of(layer)) for layer in layers]
+            optimizers = [_SignDescent(weights)] + ([_adam(scales)] if scales else [])
+        else:
+            optimizers = [_adam(weights + scales)]
+        self.optimizers = optimizers
 
     @staticmethod
     def _group(parameter: nn.Parameter, rate: float) -> dict:
@@ -81,12 +89,15 @@ class _Trainer:
 
     def step(self, inputs: Tensor, wanted: Tensor, step: int) -> None:
         progress = step / max(1, self.settings.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * progress))
-        loss = F.mse_loss(self.block.run(0, inputs).float(), wanted.float())
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        F.mse_loss(self.block.run(0, inputs).float(), wanted.float()).backward()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * progress))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, begin, reach in self._limits:
+                weight.copy_(torch.clamp(weight, begin - reach, begin + reach))
 
     @torch.no_grad()
     def loss_on(self, inputs: Tensor, wanted: Tensor, places: Tensor) -> float:
@@ -116,6 +127,30 @@ def _joined(hidden: list) -> Tensor | None:
     if not all(isinstance(tokens, Tensor) and tokens.shape[1:] == hidden[0].shape[1:] for tokens in hidden):
         return None
     return torch.cat(hidden)
+
+
+class _SignDescent(torch.optim.Optimizer):
+    """Steps of one size against the sign of the gradient (SignRound, arXiv 2309.05516)."""
+
+    def __init__(self, groups: list[dict]):
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+
+
+def _adam(groups: list[dict]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, betas=(0.9, 0.95))
+
+
+@torch.no_grad()
+def _step_of(layer: QuantLinear) -> float:
+    """The mean distance between two levels of the layer's weight."""
+    return _size(layer.stored_qparams()[0])
 
 
 def _size(parameter: Tensor) -> float:

@@ -100,13 +100,16 @@ def _recorders(blocks: list[Block], hidden: list[Tensor]) -> Iterator[None]:
 
         return record
 
+    own = [vars(block.module).get("forward") for block in blocks]  # what others have put there already
     try:
         for index, block in enumerate(blocks):
             block.module.forward = recorder(index)
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             del block.module.forward
+            if forward is not None:
+                block.module.forward = forward
 
 
 def _without_cache(kwargs: dict) -> dict:

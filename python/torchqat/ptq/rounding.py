@@ -42,6 +42,7 @@ def round_layer(layer: QuantLinear, statistics: InputStatistics | None, settings
 
 
 def _gptq(layer: QuantLinear, statistics: InputStatistics, hessian, settings: Initialize) -> tuple[float, str]:
+    drift = statistics.drift
     rounded = gptq(
         layer.weight,
         hessian,
@@ -51,8 +52,8 @@ def _gptq(layer: QuantLinear, statistics: InputStatistics, hessian, settings: In
         block_size=settings.block_size,
         order=settings.order,
         scale_search=settings.scale_search,
-        correction=settings.correction,
-        drift=statistics.drift,
+        correction=settings.correction if drift is not None else 0.0,
+        drift=drift,
     )
     loss = output_error(layer.weight.float() - rounded.weight, hessian)
     layer.weight.copy_(rounded.target)

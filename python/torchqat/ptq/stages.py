@@ -86,8 +86,13 @@ def gather(
         given = _inputs(layers, lambda i=index, b=batch: block.run(i, b))
         for place, (statistics, layer) in enumerate(zip(gathered, layers, strict=True)):
             if given[place] is not None:
-                statistics.add(_as_seen(layer, given[place]), wanted[place] if drift else None)
+                statistics.add(_as_seen(layer, given[place]), _beside(given[place], wanted[place]) if drift else None)
     return gathered
+
+
+def _beside(given: Tensor, wanted: Tensor | None) -> Tensor:
+    """The float model's tokens, or, where it sent others to this layer (a router's choice), no drift at all."""
+    return wanted if wanted is not None and wanted.shape == given.shape else given
 
 
 def _as_seen(layer: QuantLinear, x: Tensor) -> Tensor:

@@ -1,0 +1,161 @@
+"""Quality at equal format: plain rounding, post-training methods, and training that starts from them, beside a peer's GPTQ.
+
+    python benchmarks/ptq.py [--model DIR] [--formats 4:128 3:128 2:32] [--seeds 3] [--write FILE]
+
+On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: KL to the float model
+on held-out text for each method, with the seconds that calibration took. Training starts from GPTQ with the float model's
+drift made good, with the scales that GPTQ chose. With llm-compressor importable (PYTHONPATH), its GPTQ runs on the same
+model, tokens and format. Finished rows are kept, so an interrupted benchmark goes on.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+import torchqat
+from torchqat._library import Initialize
+from torchqat.files import write_json
+from torchqat.progress import Progress
+from torchqat.report import environment
+from torchqat.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+# Learning rates and steps of the training that follows GPTQ, by width.
+TRAINING = {4: ("5.0e-5", 150), 3: ("1.0e-4", 150), 2: ("3.0e-4", 150)}
+GOALS = {4: 0.8, 3: 0.7, 2: 0.6}  # of plain GPTQ's KL
+METHODS = (
+    ("round to nearest", "rtn", {}),
+    ("least squared error", "mse", {}),
+    ("AWQ", "awq", {}),
+    ("GPTQ, plain order, scales by range", "gptq", {"order": "plain", "scale_search": "minmax", "correction": 0.0}),
+    ("GPTQ", "gptq", {"correction": 0.0}),
+    ("GPTQ, columns in order of their Hessian", "gptq", {"order": "column", "correction": 0.0}),
+    ("AWQ, then GPTQ", "awq+gptq", {"correction": 0.0}),
+    ("Hadamard, then GPTQ", "hadamard+gptq", {"correction": 0.0}),
+    ("GPTQ, half the drift made good (default)", "gptq", {"correction": 0.5}),
+    ("GPTQ, all of it", "gptq", {"correction": 1.0}),
+)
+
+
+class Bench:
+    def __init__(self, model: str, folder: Path):
+        self.folder = folder
+        self.first = self.job(4, 128, model, 0)
+        self.model = self.first.model_path
+        self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
+
+    def job(self, bits: int, group: int, model: str, seed: int) -> Run:
+        recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
+        rate, steps = TRAINING[bits]
+        text = f"""version: 1
+model: {{path: {model}}}
+data: {{train: python-stdlib, calibration: {{samples: 64, sequence_length: 256}}}}
+layers:
+  - match: "model.layers.*"
+    weight: {{dtype: int{bits}, group_size: {group}, grid: full, scale: mse}}
+initialize: {{method: gptq}}
+train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_every: 1000000}}
+"""
+        ours = torchqat.parse_recipe(text, "benchmarks/ptq.py")
+        if not model:
+            ours.model.scratch, ours.train.seed = recipe.model.scratch, seed
+        ours.train.seed = seed
+        job = Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True))
+        if hasattr(self, "first"):
+            for shared in ("corpus", "original", "tokenizer"):
+                job.__dict__[shared] = getattr(self.first, shared)
+        return job
+
+    def kept(self, name: str, make) -> dict:
+        path = self.folder / f"{name}.json"
+        signature = {"model": self.model, "training": str(TRAINING)}
+        if path.is_file() and json.loads(path.read_text())["signature"] == signature:
+            return json.loads(path.read_text())["figures"]
+        begun = time.monotonic()
+        model = make()
+        seconds = time.monotonic() - begun
+        figures = {**vars(self.first.measure(model)), "seconds": seconds}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"signature": signature, "figures": figures})
+        return figures
+
+    def method(self, bits: int, group: int, method: str, settings: dict) -> dict:
+        job = self.job(bits, group, self.model, 0)
+        asked = Initialize(method)
+        for name, value in settings.items():
+            setattr(asked, name, value)
+        label = "-".join([f"int{bits}-g{group}", method, *(f"{k}-{v}" for k, v in settings.items())])
+        return self.kept(label, lambda: job.prepared(job.plan, asked))
+
+    def trained(self, bits: int, group: int, seed: int) -> dict:
+        job = self.job(bits, group, self.model, seed)
+        return self.kept(f"int{bits}-g{group}-trained-{seed}", job.train)
+
+    def peer(self, bits: int, group: int) -> dict | None:
+        try:
+            from peers import llm_compressor_gptq
+        except ImportError:
+            return None
+        original, tokens = copy.deepcopy(self.first.original), self.first.data.calibration
+        return self.kept(f"int{bits}-g{group}-llm-compressor", lambda: llm_compressor_gptq(original, tokens, bits, group))
+
+
+def row(name: str, figures: list[dict], goal: float | None = None, plain: float | None = None) -> str:
+    kls = [f["kl"] for f in figures]
+    kl = f"{statistics.median(kls):.5f}"
+    if len(kls) > 1:
+        kl += f" ({min(kls):.5f} to {max(kls):.5f})"
+    share = f"{statistics.median(kls) / plain:.2f}" if plain else ""
+    if goal:
+        share += f", goal {goal}"
+    perplexity = statistics.median(f["perplexity"] for f in figures)
+    seconds = statistics.median(f["seconds"] for f in figures)
+    return f"| {name} | {perplexity:.3f} | {kl} | {share} | {seconds:.1f} |"
+
+
+def table(bench: Bench, bits: int, group: int, seeds: int) -> list[str]:
+    plain = bench.method(bits, group, "gptq", {"correction": 0.0})["kl"]
+    lines = [f"\n## INT{bits}, groups of {group}\n", "| method | perplexity | KL | of GPTQ's | seconds |", "|---|---|---|---|---|"]
+    lines += [row(name, [bench.method(bits, group, method, settings)], plain=plain) for name, method, settings in METHODS]
+    peer = bench.peer(bits, group)
+    if peer is not None:
+        lines.append(row("llm-compressor's GPTQ", [peer], plain=plain))
+    if seeds:
+        runs = [bench.trained(bits, group, seed) for seed in range(seeds)]
+        lines.append(row(f"trained from GPTQ, {TRAINING[bits][1]} steps", runs, GOALS[bits], plain))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="")
+    parser.add_argument("--formats", nargs="+", default=["4:128", "3:128", "2:32"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "ptq")
+    parser.add_argument("--write", type=Path, help="also write the tables to this file")
+    options = parser.parse_args()
+    bench = Bench(options.model, options.output)
+    lines = []
+    for text in options.formats:
+        bits, group = map(int, text.split(":"))
+        lines += table(bench, bits, group, options.seeds)
+    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
+    head = (
+        f"A Llama of {parameters:.1f} M parameters, float perplexity {bench.baseline.perplexity:.3f} over "
+        f"{bench.baseline.tokens} held-out tokens; 64 x 256 calibration tokens; {options.seeds} seeds of training."
+    )
+    text = f"{head}\n" + "\n".join(lines) + f"\n\n{where}\n"
+    print(text)
+    if options.write:
+        options.write.write_text(f"# Post-training quantization, and training from it\n\n`python benchmarks/ptq.py`\n\n{text}")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,61 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "qat/equalize.h"
+#include "qat/hadamard.h"
+
+namespace qat {
+namespace {
+
+QuantSpec int3_groups() {
+  QuantSpec spec;
+  spec.bits = 3;
+  spec.grid = Grid::full;
+  spec.granularity = Granularity::group;
+  spec.group_size = 16;
+  return spec;
+}
+
+TEST(Equalize, AwqIsNeverWorseThanNoScales) {
+  at::manual_seed(0);
+  at::Tensor x = at::randn({300, 64});
+  x.select(1, 5).mul_(40.0);
+  InputStatistics statistics(64);
+  statistics.add(x);
+  const ChannelScale found = awq_scale({{at::randn({32, 64}), int3_groups(), 3}}, statistics);
+  EXPECT_LT(found.loss, found.plain);
+  EXPECT_GT(found.scale[5].item<float>(), found.scale[6].item<float>());
+}
+
+TEST(Equalize, SmoothingHalvesTheOutliersInTheLogarithm) {
+  const at::Tensor weight = at::ones({3, 2});
+  const at::Tensor scale = smoothing_scale({weight}, at::tensor({16.0f, 1.0f}), 0.5);
+  EXPECT_FLOAT_EQ(scale[0].item<float>(), 4.0f);
+  EXPECT_FLOAT_EQ(scale[1].item<float>(), 1.0f);
+}
+
+TEST(Equalize, ClippingIsNeverWorseThanTheRange) {
+  at::manual_seed(0);
+  const at::Tensor weight = at::randn({8, 64}), x = at::randn({200, 64});
+  InputStatistics statistics(64);
+  statistics.add(x);
+  const auto [scale, zero_point] =
+      clipped_qparams(weight, statistics.hessian(), int3_groups(), 3);
+  EXPECT_EQ(scale.sizes(), (std::vector<int64_t>{8, 4}));
+  EXPECT_LT(scale.mean().item<float>(),
+            (weight.view({8, 4, 16}).abs().amax(2) / 3.5).mean().item<float>());
+}
+
+TEST(Hadamard, IsOrthogonalWithEntriesOfOneSize) {
+  for (const int64_t size : {1, 2, 12, 20, 28, 64, 384}) {
+    const at::Tensor rotation = random_rotation(size, 7);
+    EXPECT_TRUE(at::allclose(at::mm(rotation, rotation.t()), at::eye(size, at::kDouble), 0, 1e-12));
+    EXPECT_TRUE(at::allclose(rotation.abs() * std::sqrt(static_cast<double>(size)),
+                             at::ones({size, size}, at::kDouble)));
+    EXPECT_TRUE(has_hadamard(size));
+  }
+  EXPECT_FALSE(has_hadamard(3));
+}
+
+}  // namespace
+}  // namespace qat
