@@ -46,7 +46,10 @@ Grid parse_grid(const char* op, std::string_view name) {
   if (name == "full") return Grid::full;
   if (name == "signed") return Grid::extreme;
   if (name == "asymmetric") return Grid::asymmetric;
-  TORCH_CHECK_VALUE(false, "[", op, "] grid must be narrow, full, signed or asymmetric, but is ",
+  if (name == "fp8_e4m3") return Grid::e4m3;
+  if (name == "fp8_e5m2") return Grid::e5m2;
+  TORCH_CHECK_VALUE(false, "[", op,
+                    "] grid must be narrow, full, signed, asymmetric, fp8_e4m3 or fp8_e5m2, but is ",
                     name, ".");
 }
 
@@ -60,6 +63,10 @@ const char* grid_name(Grid grid) {
       return "signed";
     case Grid::asymmetric:
       return "asymmetric";
+    case Grid::e4m3:
+      return "fp8_e4m3";
+    case Grid::e5m2:
+      return "fp8_e5m2";
   }
   return "unknown";
 }
@@ -88,6 +95,16 @@ void check_range(const char* op, int64_t quant_min, int64_t quant_max) {
   TORCH_CHECK_VALUE(-128 <= quant_min && quant_min < quant_max && quant_max <= 127, "[", op,
                     "] quant_min must be below quant_max, both in [-128, 127], but they are ",
                     quant_min, " and ", quant_max, ".");
+}
+
+void check_range_or_float8(const char* op, int64_t quant_min, int64_t quant_max) {
+  if (quant_min == -quant_max && (quant_max == 448 || quant_max == 57344)) return;
+  check_range(op, quant_min, quant_max);
+}
+
+void check_integer_grid(const char* op, std::string_view grid) {
+  TORCH_CHECK_VALUE(!is_float8(parse_grid(op, grid)), "[", op,
+                    "] grid must be one of integers, but is ", grid, ".");
 }
 
 void check_scale_dtype(const char* op, at::ScalarType dtype) {

@@ -21,7 +21,7 @@ std::pair<c10::SymInt, c10::SymInt> grid_sizes(const at::Tensor& x, at::IntArray
 
 BlockLayout layout_of(const at::Tensor& x, at::IntArrayRef block);
 
-// "narrow", "full", "signed" or "asymmetric".
+// "narrow", "full", "signed", "asymmetric", "fp8_e4m3" or "fp8_e5m2".
 Grid parse_grid(const char* op, std::string_view name);
 const char* grid_name(Grid grid);
 
@@ -30,6 +30,9 @@ void check_input(const char* op, const at::Tensor& x);
 void check_block(const char* op, at::IntArrayRef block);
 void check_bits(const char* op, int64_t bits);
 void check_range(const char* op, int64_t quant_min, int64_t quant_max);
+// The ends of an integer grid, or those of an FP8 one.
+void check_range_or_float8(const char* op, int64_t quant_min, int64_t quant_max);
+void check_integer_grid(const char* op, std::string_view grid);
 void check_scale_dtype(const char* op, at::ScalarType dtype);
 // `scale` and, where given, `zero_point` have one entry per block of `x` and its device.
 void check_qparams(const char* op, const at::Tensor& x, const at::Tensor& scale,

@@ -84,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_meta(
     const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
     std::string_view grid, at::ScalarType scale_dtype) {
   check_encode(x, scale, zero_point, block, bits, scale_dtype);
-  parse_grid("encode", grid);
+  check_integer_grid("encode", grid);
   const auto [rows, cols] = matrix_sizes(x);
   const auto [grid_rows, grid_cols] = grid_sizes(x, block);
   const auto options = x.options();

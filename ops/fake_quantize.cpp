@@ -15,7 +15,7 @@ void check_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
   check_input("fake_quantize", x);
   check_result_dtype("fake_quantize", x, dtype);
   check_block("fake_quantize", block);
-  check_range("fake_quantize", quant_min, quant_max);
+  check_range_or_float8("fake_quantize", quant_min, quant_max);
   check_qparams("fake_quantize", x, scale, zero_point, at::kChar, block);
 }
 

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "ops/float8.h"
 #include "ops/quantize.h"
 
 namespace qat {
@@ -24,6 +25,10 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
         name_of(dtype) + " or export in " + name_of(spec.scale_dtype) + " or float32.");
   const QuantRange range = quant_range(spec, spec.bits);
   QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
+  if (spec.is_float8()) {
+    result.codes = float8_codes(master, scale.detach(), block_shape(spec), range);
+    return result;
+  }
   result.codes = quantize(master, scale.detach(), zero_point, block_shape(spec),
                           static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
   if (!spec.symmetric()) result.zero_point = zero_point.detach();
@@ -31,6 +36,9 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
 }
 
 at::Tensor dequantize_weights(const QuantizedWeights& weights) {
+  if (weights.weight.is_float8())
+    return float8_dequantize(weights.codes, weights.scale.to(at::kFloat),
+                             block_shape(weights.weight), weights.scale.scalar_type());
   return dequantize(weights.codes, weights.scale.to(at::kFloat), weights.zero_point,
                     block_shape(weights.weight), weights.scale.scalar_type());
 }

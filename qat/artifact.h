@@ -12,7 +12,7 @@ namespace qat {
 
 // What training hands to every exporter: one linear layer in the numbers that its forward used.
 //
-//   codes        int8 [out, in], in the range of the weight's grid
+//   codes        int8 [out, in], in the range of the weight's grid; for FP8 in torch's type of it
 //   scale        [grid_rows, grid_cols], in the dtype that the checkpoint stores
 //   zero_point   int8, shaped like `scale`; none on a symmetric grid
 //   input_scale  float32 [1] and input_zero_point int8 [1], for calibrated inputs only

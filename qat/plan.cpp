@@ -141,7 +141,7 @@ Plan naive_plan(const Plan& plan, int bits) {
   Plan naive = plan;
   naive.stages = {Stage{}};
   for (LayerPlan& layer : naive.layers) {
-    if (!layer.weight) continue;
+    if (!layer.weight || layer.weight->is_float8()) continue;
     layer.weight->bits = bits;
     layer.weight->range = Range::minmax;
   }

@@ -33,12 +33,16 @@ int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
 
 QuantRange quant_range(const QuantSpec& spec, int bits) { return range_of(spec.grid, bits); }
 
+std::string dtype_name(const QuantSpec& spec) {
+  return spec.is_float8() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
+}
+
 std::string describe(const QuantSpec& spec) {
-  std::string text = "int" + std::to_string(spec.bits) + " " + name_of(spec.granularity);
+  std::string text = dtype_name(spec) + " " + name_of(spec.granularity);
   if (spec.granularity == Granularity::group) text += " " + std::to_string(spec.group_size);
   if (spec.granularity == Granularity::block)
     text += " " + std::to_string(spec.block[0]) + "x" + std::to_string(spec.block[1]);
-  text += std::string(" ") + grid_name(spec.grid) + ", ";
+  text += spec.is_float8() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
   text += spec.dynamic ? "dynamic" : name_of(spec.range);
   return text + " scale in " + name_of(spec.scale_dtype);
 }

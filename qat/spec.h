@@ -33,6 +33,7 @@ struct QuantSpec {
   c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
   bool dynamic = false;  // inputs: a scale per call rather than a calibrated one
 
+  bool is_float8() const { return qat::is_float8(grid); }
   bool symmetric() const { return grid != Grid::asymmetric; }
   bool operator==(const QuantSpec& other) const = default;
 };
@@ -53,6 +54,9 @@ Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
 // The same for the weight of a layer, and for its input, of which a token's features count.
 Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);
 Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);
+
+// "int4", "fp8_e4m3" and the like.
+std::string dtype_name(const QuantSpec& spec);
 
 // One line, such as "int4 group 128 narrow, learned scale in bfloat16".
 std::string describe(const QuantSpec& spec);

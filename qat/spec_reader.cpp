@@ -1,9 +1,26 @@
 #include "qat/spec_reader.h"
 
+#include "ops/checks.h"
+
 namespace qat {
 namespace {
 
 const std::vector<std::string> kDtypes{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
+
+// The FP8 grid that a dtype names, if it does.
+std::optional<Grid> float8_of(const std::string& dtype) {
+  for (const Grid grid : {Grid::e4m3, Grid::e5m2})
+    if (dtype == grid_name(grid)) return grid;
+  return std::nullopt;
+}
+
+// What an FP8 tensor has no choice of.
+void reject_integer_keys(YamlSection& section) {
+  for (const auto* key : {"symmetric", "grid"})
+    if (section.has(key)) section.reject(key, "must not be given for an FP8 dtype");
+  if (section.one_of("scale", "minmax", {"minmax", "mse", "learned"}) != "minmax")
+    section.reject("scale", "must be minmax for an FP8 dtype");
+}
 
 int bits_of(const std::string& dtype) {
   for (const auto& known : kDtypes)
@@ -67,6 +84,22 @@ void read_input_granularity(YamlSection& section, QuantSpec& spec) {
     section.reject("scale", "must be minmax for a dynamic input");
 }
 
+void read_integer(YamlSection& section, const YAML::Node& dtype, bool keeps_scales,
+                  QuantSpec& spec) {
+  std::vector<std::string> allowed = kDtypes;
+  allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
+  const int bits = dtype.IsDefined() ? bits_of(text_of(dtype)) : kTarget;
+  if (bits == kTarget)
+    section.reject("dtype", "must be " + join(allowed));
+  else
+    spec.bits = bits;
+  read_grid(section, spec);
+  spec.range = parse_range(
+      section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
+  if (keeps_scales && spec.range == Range::minmax)
+    section.reject("scale", "must be mse or learned, since initialize chooses codes for scales that stay");
+}
+
 }  // namespace
 
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
@@ -87,15 +120,13 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   YamlSection section = rule.section(key);
   QuantSpec spec;
   const YAML::Node dtype = section.child("dtype");
-  if (dtype.IsDefined())
-    spec.bits = parse_bits(section, dtype, "dtype");
-  else
-    section.reject("dtype", "must be " + join(kDtypes));
-  read_grid(section, spec);
-  spec.range = parse_range(
-      section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
-  if (keeps_scales && spec.range == Range::minmax)
-    section.reject("scale", "must be mse or learned, since initialize chooses codes for scales that stay");
+  const auto float8 = dtype.IsDefined() ? float8_of(text_of(dtype)) : std::nullopt;
+  if (float8) {
+    spec.grid = *float8;
+    reject_integer_keys(section);
+  } else {
+    read_integer(section, dtype, keeps_scales, spec);
+  }
   spec.scale_dtype =
       parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
                                  {"float32", "bfloat16", "float16"}));

@@ -97,6 +97,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, at::I
                                                       const std::optional<at::Tensor>& importance) {
   const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   const Grid grid = parse_grid("choose_qparams", grid_text);
+  if (searching) check_integer_grid("choose_qparams", grid_text);
   const int width = static_cast<int>(bits);
   const at::Tensor input = x.contiguous();
   const auto weights = contiguous(importance);

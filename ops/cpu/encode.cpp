@@ -121,6 +121,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
     const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
     std::string_view grid_text, at::ScalarType scale_dtype) {
   check_encode(x, scale, zero_point, block, bits, scale_dtype);
+  check_integer_grid("encode", grid_text);
   const Grid grid = parse_grid("encode", grid_text);
   const BlockLayout layout = layout_of(x, block);
   if (!scale && layout.block_rows > 1) {

@@ -4,6 +4,7 @@
 
 #include "ops/arguments.h"
 #include "ops/checks.h"
+#include "ops/float8.h"
 #include "ops/cpu/round_tile.h"
 #include "ops/kept_memory.h"
 
@@ -15,6 +16,8 @@ at::Tensor fake_quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
                              int64_t quant_min, int64_t quant_max,
                              std::optional<at::ScalarType> dtype) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
+    return float8_fake_quantize(x, scale, block, range, dtype.value_or(x.scalar_type()));
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
   const at::Tensor y = kept_empty_like(input, dtype.value_or(x.scalar_type()));
@@ -67,6 +70,11 @@ at::Tensor fake_quantize_backward_cpu(const at::Tensor& grad, const at::Tensor& 
                                       at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient("fake_quantize", grad, x);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range)) {
+    const at::Tensor passed = grad.clone(at::MemoryFormat::Contiguous);
+    float8_straight_through_inplace(passed, x, scale, block, range);
+    return passed;
+  }
   const at::Tensor grad_x = kept_empty_like(x);
   straight_through_cpu(grad.contiguous(), x, scale, zero_point, block,
                        to_range(quant_min, quant_max), grad_x);
@@ -80,6 +88,8 @@ void fake_quantize_backward_inplace_cpu(at::Tensor& grad, const at::Tensor& x,
                                         int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient_inplace("fake_quantize", grad, x);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
+    return float8_straight_through_inplace(grad, x, scale, block, range);
   straight_through_cpu(grad, x, scale, zero_point, block, to_range(quant_min, quant_max), grad);
 }
 

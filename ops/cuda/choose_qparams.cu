@@ -90,6 +90,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::
                                                        const std::optional<at::Tensor>& importance) {
   const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   const Grid grid = parse_grid("choose_qparams", grid_text);
+  if (searching) check_integer_grid("choose_qparams", grid_text);
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous();
   const auto weights = contiguous(importance);

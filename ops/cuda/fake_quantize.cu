@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/float8.h"
 #include "ops/cuda/round.cuh"
 
 namespace qat {
@@ -44,6 +45,8 @@ at::Tensor fake_quantize_cuda(const at::Tensor& x, const at::Tensor& scale,
                               int64_t quant_min, int64_t quant_max,
                               std::optional<at::ScalarType> dtype) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
+    return float8_fake_quantize(x, scale, block, range, dtype.value_or(x.scalar_type()));
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
@@ -77,6 +80,11 @@ at::Tensor fake_quantize_backward_cuda(const at::Tensor& grad, const at::Tensor&
                                        int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient("fake_quantize", grad, x);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range)) {
+    const at::Tensor passed = grad.clone(at::MemoryFormat::Contiguous);
+    float8_straight_through_inplace(passed, x, scale, block, range);
+    return passed;
+  }
   const at::Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
   straight_through_cuda(grad.contiguous(), x, scale, zero_point, block,
                         to_range(quant_min, quant_max), grad_x);
@@ -90,6 +98,8 @@ void fake_quantize_backward_inplace_cuda(at::Tensor& grad, const at::Tensor& x,
                                          int64_t quant_max) {
   check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
   check_gradient_inplace("fake_quantize", grad, x);
+  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
+    return float8_straight_through_inplace(grad, x, scale, block, range);
   straight_through_cuda(grad, x, scale, zero_point, block, to_range(quant_min, quant_max), grad);
 }
 

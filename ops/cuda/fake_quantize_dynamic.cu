@@ -94,7 +94,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_cuda(
   const Grid grid = parse_grid("fake_quantize_dynamic", grid_text);
   const BlockLayout layout = layout_of(x, block);
   const c10::cuda::CUDAGuard on_device(x.device());
-  if (layout.block_rows > 1) {
+  if (layout.block_rows > 1 || is_float8(grid)) {
     auto [scale, zero_point] = choose_qparams(x, block, bits, grid_text, "minmax", scale_dtype);
     const QuantRange range = range_of(grid, static_cast<int>(bits));
     return {fake_quantize(x, scale, zero_point, block, static_cast<int64_t>(range.min),

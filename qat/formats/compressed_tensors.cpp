@@ -18,6 +18,11 @@ using nlohmann::json;
 }
 
 const char* format_of(const QuantizedWeights& layer) {
+  if (layer.weight.is_float8()) {
+    if (layer.weight.grid != Grid::e4m3 || (layer.input && layer.input->grid != Grid::e4m3))
+      refuse(layer, "FP8 weights and inputs must both be fp8_e4m3");
+    return "float-quantized";
+  }
   if (!layer.input) return "pack-quantized";
   if (layer.weight.bits != 8 || layer.input->bits != 8)
     refuse(layer, "quantized inputs need int8 weights and int8 inputs, but they are int" +
@@ -33,16 +38,17 @@ const char* format_of(const QuantizedWeights& layer) {
 
 json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
   json scheme = {{"num_bits", bits},
-                 {"type", "int"},
+                 {"type", spec.is_float8() ? "float" : "int"},
                  {"symmetric", spec.symmetric()},
                  {"strategy", strategy},
                  {"dynamic", spec.dynamic}};
   if (spec.granularity == Granularity::group) scheme["group_size"] = spec.group_size;
+  if (spec.granularity == Granularity::block) scheme["block_structure"] = spec.block;
   return scheme;
 }
 
 json group_json(const QuantizedWeights& layer) {
-  if (layer.weight.granularity == Granularity::block)
+  if (layer.weight.granularity == Granularity::block && !layer.weight.is_float8())
     refuse(layer, "integer weights must have granularity tensor, channel or group, but have block");
   json group = {{"weights", scheme_json(layer.weight, name_of(layer.weight.granularity),
                                         stored_bits(layer.weight))},
@@ -72,7 +78,7 @@ void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
   }
 }
 
-void add_int8(const QuantizedWeights& layer, NamedTensors& tensors) {
+void add_bytes(const QuantizedWeights& layer, NamedTensors& tensors) {
   tensors[layer.name + ".weight"] = layer.codes;
   tensors[layer.name + ".weight_scale"] = scale_of(layer);
   if (layer.input_scale) tensors[layer.name + ".input_scale"] = *layer.input_scale;
@@ -117,7 +123,8 @@ CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& lay
         "compressed-tensors needs at least one quantized layer, but there is none.");
   const json groups = config_groups(layers);
   for (const QuantizedWeights& layer : layers)
-    layer.input ? add_int8(layer, result.tensors) : add_packed(layer, result.tensors);
+    layer.input || layer.weight.is_float8() ? add_bytes(layer, result.tensors)
+                                            : add_packed(layer, result.tensors);
   const json config = {{"quant_method", "compressed-tensors"},
                        {"version", "0.15.0"},
                        {"format", global_format(groups)},

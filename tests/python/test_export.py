@@ -84,6 +84,9 @@ RECIPES = {
     "asymmetric": ("{dtype: int4, group_size: 32, symmetric: false}", ""),
     "int8": ("{dtype: int8}", ""),
     "w8a8": ("{dtype: int8}", "{dtype: int8}"),
+    "fp8": ("{dtype: fp8_e4m3}", "{dtype: fp8_e4m3}"),
+    "fp8 tensor": ("{dtype: fp8_e4m3, granularity: tensor}", "{dtype: fp8_e4m3, granularity: tensor}"),
+    "fp8 block": ("{dtype: fp8_e4m3, block: [16, 32]}", ""),
 }
 
 
