@@ -1,22 +1,22 @@
 """Quality at equal format: plain rounding, post-training methods, and training that starts from them, beside a peer's GPTQ.
 
-    python benchmarks/ptq.py [--model DIR] [--formats 4:128 3:128 2:32] [--seeds 3] [--write FILE]
+    python benchmarks/ptq.py [--model DIR] [--formats 4:128 3:128 2:32] [--seeds 3]
+        [--llm-compressor PYTHON] [--write FILE]
 
 On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: KL to the float model
 on held-out text for each method, with the seconds that calibration took. Training starts from GPTQ with the float model's
-drift made good, with the scales that GPTQ chose. With llm-compressor importable (PYTHONPATH), its GPTQ runs on the same
-model, tokens and format. Finished rows are kept, so an interrupted benchmark goes on.
+drift made good, with the scales that GPTQ chose. With --llm-compressor, the Python of an environment that has it, its GPTQ
+runs on the same model, tokens and format. Finished rows are kept, so an interrupted benchmark goes on.
 """
 
 import argparse
-import copy
 import json
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
 import torch
-
 import torchqat
 from torchqat._library import Initialize
 from torchqat.files import write_json
@@ -43,8 +43,9 @@ METHODS = (
 
 
 class Bench:
-    def __init__(self, model: str, folder: Path):
-        self.folder = folder
+    def __init__(self, model: str, folder: Path, python: str):
+        self.folder, self.python = folder, python
+        folder.mkdir(parents=True, exist_ok=True)
         self.first = self.job(4, 128, model, 0)
         self.model = self.first.model_path
         self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
@@ -53,7 +54,6 @@ class Bench:
         recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
         rate, steps = TRAINING[bits]
         text = f"""version: 1
-model: {{path: {model}}}
 data: {{train: python-stdlib, calibration: {{samples: 64, sequence_length: 256}}}}
 layers:
   - match: "model.layers.*"
@@ -62,9 +62,8 @@ initialize: {{method: gptq}}
 train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_every: 1000000}}
 """
         ours = torchqat.parse_recipe(text, "benchmarks/ptq.py")
-        if not model:
-            ours.model.scratch, ours.train.seed = recipe.model.scratch, seed
-        ours.train.seed = seed
+        ours.model.path, ours.model.scratch = model, None if model else recipe.model.scratch
+        ours.train.seed = seed if model else 0
         job = Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True))
         if hasattr(self, "first"):
             for shared in ("corpus", "original", "tokenizer"):
@@ -80,7 +79,6 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         model = make()
         seconds = time.monotonic() - begun
         figures = {**vars(self.first.measure(model)), "seconds": seconds}
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"signature": signature, "figures": figures})
         return figures
 
@@ -97,12 +95,21 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         return self.kept(f"int{bits}-g{group}-trained-{seed}", job.train)
 
     def peer(self, bits: int, group: int) -> dict | None:
-        try:
-            from peers import llm_compressor_gptq
-        except ImportError:
+        """llm-compressor's GPTQ, in its own environment."""
+        path = self.folder / f"int{bits}-g{group}-llm-compressor.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        if not self.python:
             return None
-        original, tokens = copy.deepcopy(self.first.original), self.first.data.calibration
-        return self.kept(f"int{bits}-g{group}-llm-compressor", lambda: llm_compressor_gptq(original, tokens, bits, group))
+        tokens = self.folder / "tokens.pt"
+        data = self.first.data
+        torch.save({"calibration": data.calibration, "evaluation": data.evaluation}, tokens)
+        script = ROOT / "benchmarks" / "llm_compressor_gptq.py"
+        command = [self.python, script, self.model, tokens, str(bits), str(group)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        figures = json.loads(printed.strip().splitlines()[-1])
+        write_json(path, figures)
+        return figures
 
 
 def row(name: str, figures: list[dict], goal: float | None = None, plain: float | None = None) -> str:
@@ -120,8 +127,14 @@ def row(name: str, figures: list[dict], goal: float | None = None, plain: float 
 
 def table(bench: Bench, bits: int, group: int, seeds: int) -> list[str]:
     plain = bench.method(bits, group, "gptq", {"correction": 0.0})["kl"]
-    lines = [f"\n## INT{bits}, groups of {group}\n", "| method | perplexity | KL | of GPTQ's | seconds |", "|---|---|---|---|---|"]
-    lines += [row(name, [bench.method(bits, group, method, settings)], plain=plain) for name, method, settings in METHODS]
+    lines = [
+        f"\n## INT{bits}, groups of {group}\n",
+        "| method | perplexity | KL | of GPTQ's | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        row(name, [bench.method(bits, group, method, settings)], plain=plain) for name, method, settings in METHODS
+    ]
     peer = bench.peer(bits, group)
     if peer is not None:
         lines.append(row("llm-compressor's GPTQ", [peer], plain=plain))
@@ -135,11 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="")
     parser.add_argument("--formats", nargs="+", default=["4:128", "3:128", "2:32"])
+    parser.add_argument("--llm-compressor", default="", help="Python of an environment with llm-compressor")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "ptq")
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
-    bench = Bench(options.model, options.output)
+    bench = Bench(options.model, options.output, options.llm_compressor)
     lines = []
     for text in options.formats:
         bits, group = map(int, text.split(":"))
@@ -153,7 +167,9 @@ def main() -> None:
     text = f"{head}\n" + "\n".join(lines) + f"\n\n{where}\n"
     print(text)
     if options.write:
-        options.write.write_text(f"# Post-training quantization, and training from it\n\n`python benchmarks/ptq.py`\n\n{text}")
+        options.write.write_text(
+            f"# Post-training quantization, and training from it\n\n`python benchmarks/ptq.py`\n\n{text}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "python/bindings/module.h"
+#include "qat/allocation.h"
 #include "qat/equalize.h"
 #include "qat/gptq.h"
 #include "qat/hadamard.h"
@@ -27,6 +28,19 @@ ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, 
     return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
   });
   return awq_scale(consumers, inputs, points);
+}
+
+std::vector<size_t> call_allocate(
+    const std::vector<std::vector<std::tuple<int, double, int64_t>>>& layers, int64_t budget) {
+  std::vector<std::vector<WidthOption>> options(layers.size());
+  std::transform(layers.begin(), layers.end(), options.begin(), [](const auto& layer) {
+    std::vector<WidthOption> widths(layer.size());
+    std::transform(layer.begin(), layer.end(), widths.begin(), [](const auto& width) {
+      return WidthOption{std::get<0>(width), std::get<1>(width), std::get<2>(width)};
+    });
+    return widths;
+  });
+  return allocate_widths(options, budget);
 }
 
 }  // namespace
@@ -66,6 +80,7 @@ void def_calibration(py::module_& m) {
   m.def("clipped_qparams", &clipped_qparams, py::arg("weight"), py::arg("hessian"), py::arg("spec"),
         py::arg("bits"), Released());
   m.def("output_error", &output_error, py::arg("error"), py::arg("hessian"), Released());
+  m.def("allocate_widths", &call_allocate, py::arg("layers"), py::arg("budget"));
   m.def("random_rotation", &random_rotation, py::arg("size"), py::arg("seed"));
   m.def("has_hadamard", &has_hadamard, py::arg("size"));
 }

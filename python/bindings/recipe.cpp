@@ -12,6 +12,32 @@ Initialize make_initialize(const std::string& method) {
   return initialize;
 }
 
+py::tuple state_of(const Initialize& self) {
+  const BlockTraining& blocks = self.block_training;
+  return py::make_tuple(self.method, self.damping, self.block_size, self.order, self.scale_search,
+                        self.correction, self.smoothing, self.sequential, blocks.steps,
+                        blocks.batch_size, blocks.learning_rate, blocks.scale_learning_rate,
+                        blocks.rounding);
+}
+
+Initialize initialize_from(const py::tuple& state) {
+  Initialize self = make_initialize(state[0].cast<std::string>());
+  BlockTraining& blocks = self.block_training;
+  self.damping = state[1].cast<double>();
+  self.block_size = state[2].cast<int64_t>();
+  self.order = state[3].cast<std::string>();
+  self.scale_search = state[4].cast<std::string>();
+  self.correction = state[5].cast<double>();
+  self.smoothing = state[6].cast<double>();
+  self.sequential = state[7].cast<bool>();
+  blocks.steps = state[8].cast<int64_t>();
+  blocks.batch_size = state[9].cast<int64_t>();
+  blocks.learning_rate = state[10].cast<double>();
+  blocks.scale_learning_rate = state[11].cast<double>();
+  blocks.rounding = state[12].cast<std::string>();
+  return self;
+}
+
 void def_sections(py::module_& m) {
   py::class_<Bound>(m, "Bound")
       .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
@@ -61,8 +87,7 @@ void def_sections(py::module_& m) {
       .def_readwrite("block_training", &Initialize::block_training)
       .def_property_readonly("keeps_scales", &Initialize::keeps_scales)
       .def_property_readonly("needs_data", &Initialize::needs_data)
-      .def("__copy__", [](const Initialize& self) { return self; })
-      .def("__deepcopy__", [](const Initialize& self, const py::dict&) { return self; });
+      .def(py::pickle(&state_of, &initialize_from));
   py::class_<DistillSection>(m, "DistillSection")
       .def_readwrite("teacher", &DistillSection::teacher)
       .def_readwrite("loss", &DistillSection::loss)

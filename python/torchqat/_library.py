@@ -40,6 +40,7 @@ RecipeError = _C.RecipeError
 WeightCache = _C.WeightCache
 FLOAT = _C.FLOAT
 
+allocate_widths = _C.allocate_widths
 awq_scale = _C.awq_scale
 check_safetensors = _C.check_safetensors
 clipped_qparams = _C.clipped_qparams

@@ -36,10 +36,8 @@ class BestState:
         self.history = [entry for entry in self.history if entry[0] < step] + [(step, kl)]
         if self._best is None or kl < self._best or step == 0:
             self._best = kl
-            save_state(
-                self.path,
-                {"identity": self.identity, "step": step, "kl": kl, "history": self.history, "model": self.model.state_dict()},
-            )  # fmt: skip
+            figures = {"identity": self.identity, "step": step, "kl": kl, "history": self.history}
+            save_state(self.path, {**figures, "model": self.model.state_dict()})
         return kl
 
     def restore(self) -> int:

@@ -43,7 +43,9 @@ def calibrate(
     if settings is not None and (settings.needs_data or settings.transforms):
         batches = list(batches)
         if not batches:
-            raise UserError(f"initialize.method {settings.method} needs at least one calibration batch, but there is none.")
+            raise UserError(
+                f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
+            )
         training = model.training
         model.eval()
         try:

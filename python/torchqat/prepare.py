@@ -73,7 +73,9 @@ def prepare(
         _check_finite(layer.name, modules[layer.name])
     for layer in plan.layers:
         parent, _, leaf = layer.name.rpartition(".")
-        linear = QuantLinear(modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
+        linear = QuantLinear(
+            modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales
+        )
         setattr(modules[parent], leaf, linear)
     if "hadamard" in settings.transforms:
         _untie_head(model)

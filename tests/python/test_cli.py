@@ -84,7 +84,7 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
 
 def test_verify_notices_a_changed_checkpoint(arguments, tmp_path, capsys):
     assert call(capsys, "run", *arguments)[0] == 0
-    state = tmp_path / "run" / "checkpoints" / "train.pt"
+    state = tmp_path / "run" / "checkpoints" / "best.pt"
     trained = load_state(state)
     trained["model"]["model.layers.0.mlp.up_proj.weight"][0, 0] += 1.0
     torch.save(trained, state)

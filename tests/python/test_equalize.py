@@ -29,9 +29,7 @@ def test_awq_finds_the_best_of_its_candidates(bits):
     found = awq_scale([(weight, spec, bits), (weight * 0.5, spec, bits)], statistics)
 
     def loss(scale):
-        return sum(
-            twin.output_error(w, rounded(w * scale, spec) / scale, x) for w in (weight, weight * 0.5)
-        )
+        return sum(twin.output_error(w, rounded(w * scale, spec) / scale, x) for w in (weight, weight * 0.5))
 
     magnitude = x.abs().mean(0).clamp_min(1e-4)
     losses = []
@@ -80,7 +78,8 @@ def test_clipping_takes_the_fraction_with_the_least_error_of_each_groups_output(
             s, z = ops.choose_qparams(part * (1 - 0.05 * step), (1, 32), bits, grid, "minmax", torch.bfloat16)
             y = ops.fake_quantize(part, s, z, (1, 32), *spec.quant_range(bits))
             errors.append((tokens @ (part - y).double().T).square().sum(0) / len(x))
-        own = ops.fake_quantize(part, scale[:, group : group + 1], zero[:, group : group + 1], (1, 32), *spec.quant_range(bits))  # fmt: skip
+        place = slice(group, group + 1)
+        own = ops.fake_quantize(part, scale[:, place], zero[:, place], (1, 32), *spec.quant_range(bits))
         found = (tokens @ (part - own).double().T).square().sum(0) / len(x)
         torch.testing.assert_close(found, torch.stack(errors).amin(0), rtol=1e-3, atol=1e-9)
 

@@ -102,8 +102,17 @@ def test_integer_operators_refuse_it():
         ops.fake_quantize(x, ONE, None, (-1, -1), -448, 449)
 
 
-@pytest.mark.parametrize("weight", ["{dtype: fp8_e4m3}", "{dtype: fp8_e5m2, granularity: tensor}", "{dtype: fp8_e4m3, block: [8, 32]}", "{dtype: int4, group_size: 32}"])  # fmt: skip
-@pytest.mark.parametrize("input", ["{dtype: fp8_e4m3}", "{dtype: fp8_e4m3, granularity: tensor}", "{dtype: fp8_e5m2}", "{dtype: int8}"])  # fmt: skip
+WEIGHTS = (
+    "{dtype: fp8_e4m3}",
+    "{dtype: fp8_e5m2, granularity: tensor}",
+    "{dtype: fp8_e4m3, block: [8, 32]}",
+    "{dtype: int4, group_size: 32}",
+)
+INPUTS = ("{dtype: fp8_e4m3}", "{dtype: fp8_e4m3, granularity: tensor}", "{dtype: fp8_e5m2}", "{dtype: int8}")
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("cache", ["none", "codes", "weights"])
 def test_layers(weight, input, cache):
     net = torchqat.prepare(Net(), recipe_for(weight, input), weight_cache=cache)

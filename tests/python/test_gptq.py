@@ -32,7 +32,9 @@ def nearest(weight, spec, method="mse"):
 
 
 @pytest.mark.parametrize("search", ["minmax", "mse"])
-@pytest.mark.parametrize(("bits", "group", "grid"), [(4, 64, "full"), (3, 32, "narrow"), (2, 32, "asymmetric"), (4, 192, "signed")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bits", "group", "grid"), [(4, 64, "full"), (3, 32, "narrow"), (2, 32, "asymmetric"), (4, 192, "signed")]
+)
 def test_equals_the_float64_twin(bits, group, grid, search):
     weight, x = problem()
     hessian = statistics_of(x).hessian

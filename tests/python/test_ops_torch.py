@@ -141,7 +141,7 @@ def test_a_weight_changed_before_backward_is_noticed(device):
         (
             lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "wide"),
             ValueError,
-            "grid must be narrow, full, signed or",
+            "grid must be narrow, full, signed, asymmetric, fp8_e4m3 or fp8_e5m2, but is",
         ),
         (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, "block sides must be positive, or -1"),
         (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8), ValueError, "scale_dtype must be"),

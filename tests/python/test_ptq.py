@@ -1,6 +1,7 @@
 """``calibrate`` on whole models: each method on each architecture, block by block."""
 
 import copy
+import pickle
 
 import architectures
 import pytest
@@ -65,10 +66,11 @@ def test_awq_folds_every_stage_and_helps(name):
 def test_what_cannot_be_folded_is_said():
     encoder = nn.ModuleDict({"first": nn.Linear(64, 64), "second": nn.Linear(64, 8)})
     encoder.forward = lambda x: encoder["second"](torch.tanh(encoder["first"](x)))
-    text = "version: 1\nlayers:\n  - match: \"*\"\n    weight: {dtype: int4}\ninitialize: {method: awq}\n"
+    text = 'version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4}\ninitialize: {method: awq}\n'
     torchqat.prepare(encoder, torchqat.parse_recipe(text, "recipe"))
     found = torchqat.calibrate(encoder, [torch.randn(32, 64)])
-    assert found.warnings == [f"{n} has nothing to fold awq scales into, so it goes without them." for n in ("first", "second")]  # fmt: skip
+    nowhere = "{} has nothing to fold awq scales into, so it goes without them."
+    assert found.warnings == [nowhere.format(name) for name in ("first", "second")]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq", "hadamard+gptq"])
@@ -204,7 +206,8 @@ def test_a_model_without_blocks_is_one_block():
     expected = model(x).detach()
     errors = {}
     for method in ("rtn", "gptq"):
-        text = f'version: 1\nlayers:\n  - match: "*"\n    weight: {{dtype: int3, grid: full, scale: mse}}\ninitialize: {{method: {method}}}\n'  # fmt: skip
+        rule = '  - match: "*"\n    weight: {dtype: int3, grid: full, scale: mse}\n'
+        text = f"version: 1\nlayers:\n{rule}initialize: {{method: {method}}}\n"
         prepared = torchqat.prepare(copy.deepcopy(model), torchqat.parse_recipe(text, "recipe"))
         assert find_blocks(prepared) == []
         torchqat.calibrate(prepared, [x])
@@ -213,8 +216,9 @@ def test_a_model_without_blocks_is_one_block():
 
 
 def test_a_head_that_a_rule_names_is_calibrated_last(llama):
-    text = architectures.RECIPE.format(weight="{dtype: int4, group_size: 32, scale: mse}", input="", initialize="{method: gptq}")  # fmt: skip
-    text = text.replace("initialize:", "  - match: lm_head\n    weight: {dtype: int4, group_size: 32, scale: mse}\ninitialize:")
+    weight = "{dtype: int4, group_size: 32, scale: mse}"
+    text = architectures.RECIPE.format(weight=weight, input="", initialize="{method: gptq}")
+    text = text.replace("initialize:", f"  - match: lm_head\n    weight: {weight}\ninitialize:")
     prepared = torchqat.prepare(copy.deepcopy(llama), torchqat.parse_recipe(text, "recipe"))
     found = torchqat.calibrate(prepared, tokens(), forward)
     assert found.losses["lm_head"] > 0 and list(found.losses)[-1] == "lm_head"
@@ -289,6 +293,11 @@ def test_block_training_that_does_not_help_is_undone(llama):
 
 def test_settings_of_initialize_are_checked():
     assert Initialize("awq+gptq").transforms == ["awq"]
+    settings = Initialize("awq+gptq")
+    settings.correction, settings.order, settings.block_training.rounding = 0.25, "column", "signed"
+    again = pickle.loads(pickle.dumps(copy.deepcopy(settings)))
+    assert (again.method, again.correction, again.order) == ("awq+gptq", 0.25, "column")
+    assert again.block_training.rounding == "signed"
     with pytest.raises(ValueError, match="method must be rtn, mse, gptq or awq, .* but is best"):
         Initialize("best")
 

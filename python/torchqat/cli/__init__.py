@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from torchqat.cli import checkpoints, doctor, flow
+from torchqat.cli import analyse, checkpoints, doctor, flow
 
 app = typer.Typer(
     name="torchqat",
@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (flow, checkpoints, doctor):
+for _module in (flow, analyse, checkpoints, doctor):
     _module.register(app)
 
 

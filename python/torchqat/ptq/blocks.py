@@ -1,7 +1,7 @@
 """A model as a row of blocks, so that only one of them, and the tokens between two, need be held at a time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,11 +78,8 @@ def open_blocks(model: nn.Module, batches: list[Any], forward: Forward) -> tuple
         return [WholeModel(model, forward)], list(batches)
     hidden: list[Tensor] = []
     for batch in batches:
-        with _recorders(blocks, hidden):
-            try:
-                forward(model, batch)
-            except Stop:
-                pass
+        with _recorders(blocks, hidden), suppress(Stop):
+            forward(model, batch)
     return blocks, hidden
 
 

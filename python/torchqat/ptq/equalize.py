@@ -40,13 +40,13 @@ def _concerns(layer, transform: str) -> bool:
     return (layer.input_spec if transform == "smoothquant" else layer.weight_spec) is not None
 
 
-def _fold(
-    block: Block, hidden: list, fold: Fold, seen: InputStatistics, transform: str, settings: Initialize
-) -> bool:
+def _fold(block: Block, hidden: list, fold: Fold, seen: InputStatistics, transform: str, settings: Initialize) -> bool:
     if transform == "smoothquant":
         if fold.norm is None:
             return False  # the paper smooths what norms produce, and leaves the rest to per-token scales
-        scale = smoothing_scale([layer.weight for layer in fold.stage.consumers], seen.max_magnitude, settings.smoothing)
+        scale = smoothing_scale(
+            [layer.weight for layer in fold.stage.consumers], seen.max_magnitude, settings.smoothing
+        )
     else:
         found = awq_scale(
             [

@@ -73,7 +73,8 @@ def find_fold(block: Block, stage: Stage) -> Fold | None:
 def apply_fold(block: Block, hidden: list, fold: Fold, scale: Tensor) -> bool:
     """Fold ``scale`` (float32 ``[in]``, positive) and say whether it held; if not, everything is as before."""
     touched = [fold.norm or fold.linear, *fold.stage.consumers]
-    saved = [(p, p.detach().clone()) for module in touched for p in (module.weight, getattr(module, "bias", None)) if p is not None]  # fmt: skip
+    parameters = [p for module in touched for p in (module.weight, getattr(module, "bias", None)) if p is not None]
+    saved = [(parameter, parameter.detach().clone()) for parameter in parameters]
     with in_floating_point(block.module):
         expected = block.run(0, hidden[0])
         for offset in (0.0, 1.0) if fold.norm is not None else (0.0,):

@@ -1,5 +1,6 @@
 """The layers of a block in the order in which they run, those that share an input together, and its statistics."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -111,11 +112,8 @@ def _inputs(layers: list[nn.Module], run) -> list[Tensor | None]:
 
         return hook
 
-    with hooks([layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]):
-        try:
-            run()
-        except Stop:
-            pass
+    with hooks([layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]), suppress(Stop):
+        run()
     return found
 
 

@@ -1,0 +1,95 @@
+"""``sensitivity``: which layers suffer from which width, and the best mix of widths under a budget."""
+
+from pathlib import Path
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(sensitivity)
+
+
+def sensitivity(
+    recipe: str = typer.Argument(..., metavar="RECIPE", help="A YAML recipe: which layers, grid and granularity."),
+    model: str = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's."),
+    data: str = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's."),
+    bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
+    budget: float = typer.Option(0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."),
+    write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
+    plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG; needs matplotlib."),
+) -> None:
+    """KL to the float model with one layer quantized at a time, by width."""
+    from torchqat.cli.flow import _job
+    from torchqat.errors import UserError
+    from torchqat.files import write_text
+    from torchqat.sensitivity import mixed_recipe, mixed_widths
+    from torchqat.sensitivity import sensitivity as measure
+
+    widths = _widths(bits)
+    if write and not budget:
+        raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
+    job = _job(recipe, model, data, "")
+    found = measure(job.original, job.plan, job.data.calibration, widths)
+    chosen = mixed_widths(found, budget) if budget else {}
+    _print(found, widths, chosen)
+    if chosen:
+        size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
+        typer.echo(f"{size:.3f} bits per weight, within {budget}.")
+    if write:
+        write_text(Path(write), mixed_recipe(job.recipe.text, found, chosen))
+        typer.echo(f"The recipe with these widths is {write}.")
+    if plot:
+        _plot(found, widths, Path(plot))
+        typer.echo(f"The figures are drawn in {plot}.")
+
+
+def _widths(text: str) -> list[int]:
+    from torchqat.errors import UserError
+
+    words = [word.strip() for word in text.split(",")]
+    if not words or not all(word.isdigit() and 2 <= int(word) <= 8 for word in words):
+        raise UserError(f"bits must be widths from 2 to 8, separated by commas, but is {text}.")
+    return sorted({int(word) for word in words})
+
+
+def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer")
+    for width in widths:
+        table.add_column(f"INT{width}", justify="right")
+    if chosen:
+        table.add_column("chosen", justify="right")
+    for layer in found:
+        row = [f"{layer.kl[width]:.6f}" for width in widths]
+        table.add_row(layer.name, *row, *([f"INT{chosen[layer.name]}"] if chosen else []))
+    Console(soft_wrap=True).print(table)
+
+
+def _plot(found, widths: list[int], path: Path) -> None:
+    from torchqat.errors import UserError
+    from torchqat.files import pending_file
+
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: run pip install matplotlib.") from error
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"plot must be a .png or .svg file, but is {path}.")
+    figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")
+    for width in widths:
+        axes.plot([max(layer.kl[width], 1e-9) for layer in found], range(len(found)), "o", label=f"INT{width}", ms=4)
+    axes.set_xscale("log")
+    axes.set_xlabel("KL to the float model with this layer alone quantized (nats per token)")
+    axes.set_yticks(range(len(found)), [layer.name for layer in found], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with pending_file(path) as pending:
+        figure.savefig(pending, format=path.suffix[1:], dpi=150)
+    pyplot.close(figure)

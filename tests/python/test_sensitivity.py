@@ -1,0 +1,125 @@
+"""Sensitivity of layers, and the mix of widths that follows from it."""
+
+import copy
+
+import architectures
+import pytest
+import torch
+import torchqat
+from architectures import recipe, tokens
+from torchqat._library import allocate_widths
+from torchqat.prepare import quant_layers
+from torchqat.ptq.blocks import in_floating_point
+from torchqat.sensitivity import mixed_recipe, mixed_widths, sensitivity
+
+WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return architectures.build("Llama")
+
+
+@pytest.fixture(scope="module")
+def measured(llama):
+    plan = torchqat.make_plan(llama, recipe("{method: mse}", WEIGHT))
+    return sensitivity(llama, plan, tokens(), (2, 4, 8))
+
+
+def test_it_is_the_kl_with_one_layer_quantized(llama, measured):
+    prepared = torchqat.prepare(copy.deepcopy(llama), recipe("{method: mse}", WEIGHT))
+    layers = dict(quant_layers(prepared))
+    assert [layer.name for layer in measured] and {layer.name for layer in measured} == set(layers)
+    for found in (measured[0], measured[-1]):
+        with in_floating_point(prepared), torch.no_grad():
+            layer = layers[found.name]
+            inputs = []
+            handle = layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1)))
+            expected = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
+            handle.remove()
+            x = torch.cat(inputs).double()
+            scale, zero = torchqat.ops.choose_qparams(
+                layer.weight, (1, 32), 2, "full", "mse", torch.bfloat16, x.square().mean(0).float()
+            )
+            kept = layer.weight.clone()
+            layer.weight.copy_(torchqat.ops.fake_quantize(kept, scale, zero, (1, 32), -2, 1))
+            rounded = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
+            layer.weight.copy_(kept)
+            kl = sum((p.exp() * (p - q)).sum().item() for p, q in zip(expected, rounded, strict=True))
+        assert found.kl[2] == pytest.approx(kl / sum(b.numel() for b in tokens()), rel=0.02)
+
+
+def test_more_bits_are_nearer_and_the_model_stays(llama, measured):
+    for layer in measured:
+        assert layer.kl[2] > layer.kl[4] > layer.kl[8] >= 0
+    assert not quant_layers(llama)
+
+
+def test_a_mix_within_the_budget(measured):
+    elements = sum(layer.elements for layer in measured)
+    losses = []
+    for budget in (2.5, 4.0, 4.6, 8.5):
+        widths = mixed_widths(measured, budget)
+        assert sum(layer.size(widths[layer.name]) for layer in measured) <= budget * elements
+        losses.append(sum(layer.kl[widths[layer.name]] for layer in measured))
+        for name, width in widths.items():
+            if name.endswith("q_proj"):
+                assert width == widths[name.replace("q_proj", "k_proj")] == widths[name.replace("q_proj", "v_proj")]
+    assert losses == sorted(losses, reverse=True)
+    assert set(mixed_widths(measured, 8.5).values()) == {8}
+    uniform = sum(layer.kl[4] for layer in measured)
+    assert sum(layer.kl[w] for layer, w in zip(measured, mixed_widths(measured, 4.5).values(), strict=True)) <= uniform
+
+
+def test_sizes_are_those_of_a_checkpoint(llama, measured):
+    prepared = torchqat.prepare(copy.deepcopy(llama), recipe("{method: rtn}", WEIGHT))
+    for found, weights in zip(
+        sorted(measured, key=lambda layer: layer.name),
+        sorted(torchqat.convert(prepared, torch.bfloat16), key=lambda w: w.name),
+        strict=True,
+    ):
+        assert found.size(4) == pytest.approx(weights.bits_per_weight * weights.codes.numel())
+
+
+def test_the_mix_is_a_recipe_that_gives_these_widths(llama, measured):
+    widths = mixed_widths(measured, 4.6)
+    text = mixed_recipe(recipe("{method: gptq}", WEIGHT).text, measured, widths)
+    plan = torchqat.make_plan(llama, torchqat.parse_recipe(text, "mixed"))
+    assert {layer.name: layer.weight.bits for layer in plan.layers} == widths
+    assert all(layer.weight.group_size == 32 and layer.weight.grid == "full" for layer in plan.layers)
+
+
+def test_bad_input_has_its_sentence(llama, measured):
+    plan = torchqat.make_plan(llama, recipe("{method: mse}", WEIGHT))
+    with pytest.raises(torchqat.UserError, match="needs at least one batch"):
+        sensitivity(llama, plan, [])
+    with pytest.raises(torchqat.UserError, match=r"budget must be at least 2.500 bits per weight, but is 2.1"):
+        mixed_widths(measured, 2.1)
+    with pytest.raises(ValueError, match="Every layer must have a width"):
+        allocate_widths([[]], 3)
+
+
+def test_the_command_prints_writes_and_draws(model_folder, data_folder, recipe_file, tmp_path, capsys):
+    from torchqat.cli import main
+
+    mixed, picture = tmp_path / "mixed.yaml", tmp_path / "picture.svg"
+    arguments = ["sensitivity", str(recipe_file), "--model", str(model_folder), "--data", str(data_folder)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--bits", "2,4,8", "--budget", "5", "--write", str(mixed)])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "model.layers.0.self_attn.q_proj" in printed and "bits per weight, within 5.0." in printed
+    torchqat.load_recipe(str(mixed))
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install matplotlib")
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--bits", "4", "--plot", str(picture)])
+    assert ended.value.code == 0 and picture.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(("options", "message"), [(["--bits", "1,4"], "bits must be widths from 2 to 8"), (["--write", "x"], "--write needs --budget")])  # fmt: skip
+def test_the_command_says_what_is_wrong(options, message, recipe_file, capsys):
+    from torchqat.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["sensitivity", str(recipe_file), *options])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
