@@ -48,9 +48,9 @@ Grid parse_grid(const char* op, std::string_view name) {
   if (name == "asymmetric") return Grid::asymmetric;
   if (name == "fp8_e4m3") return Grid::e4m3;
   if (name == "fp8_e5m2") return Grid::e5m2;
-  TORCH_CHECK_VALUE(false, "[", op,
-                    "] grid must be narrow, full, signed, asymmetric, fp8_e4m3 or fp8_e5m2, but is ",
-                    name, ".");
+  TORCH_CHECK_VALUE(
+      false, "[", op,
+      "] grid must be narrow, full, signed, asymmetric, fp8_e4m3 or fp8_e5m2, but is ", name, ".");
 }
 
 const char* grid_name(Grid grid) {
@@ -131,8 +131,7 @@ void check_gradient_inplace(const char* op, const at::Tensor& grad, const at::Te
   TORCH_CHECK_VALUE(grad.is_contiguous(), "[", op, "] grad must be contiguous to be written over.");
 }
 
-void check_result_dtype(const char* op, const at::Tensor& x,
-                        std::optional<at::ScalarType> dtype) {
+void check_result_dtype(const char* op, const at::Tensor& x, std::optional<at::ScalarType> dtype) {
   if (!dtype || *dtype == x.scalar_type()) return;
   const bool narrows =
       x.scalar_type() == at::kFloat && (*dtype == at::kHalf || *dtype == at::kBFloat16);

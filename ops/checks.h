@@ -39,8 +39,7 @@ void check_qparams(const char* op, const at::Tensor& x, const at::Tensor& scale,
                    const std::optional<at::Tensor>& zero_point, at::ScalarType zero_point_dtype,
                    at::IntArrayRef block);
 // What a forward returns: the dtype of `x`, or for float32 `x` a half one.
-void check_result_dtype(const char* op, const at::Tensor& x,
-                        std::optional<at::ScalarType> dtype);
+void check_result_dtype(const char* op, const at::Tensor& x, std::optional<at::ScalarType> dtype);
 void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x);
 void check_gradient_inplace(const char* op, const at::Tensor& grad, const at::Tensor& x);
 

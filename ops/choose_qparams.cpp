@@ -67,11 +67,10 @@ std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, at::IntArrayRef block,
-                                                       int64_t bits, std::string_view grid,
-                                                       std::string_view method,
-                                                       at::ScalarType scale_dtype,
-                                                       const std::optional<at::Tensor>& importance) {
+std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(
+    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
+    std::string_view method, at::ScalarType scale_dtype,
+    const std::optional<at::Tensor>& importance) {
   check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   parse_grid("choose_qparams", grid);
   const auto [rows, cols] = grid_sizes(x, block);

@@ -17,7 +17,8 @@ namespace qat {
 //                "mse": that range shrunk to the fraction 1, 0.99, ... 0.2 whose squared rounding
 //                error is smallest, the widest winning a tie, numerics.md (10)
 //   scale_dtype  float32, bfloat16 or float16, to which the scale is rounded before it is judged
-//   importance   float32 [cols] or none: weights of the columns in the squared error of "mse", such as
+//   importance   float32 [cols] or none: weights of the columns in the squared error of "mse", such
+//   as
 //                their mean squared input; numerics.md (10)
 //
 // On return scale float32 and zero_point int8, both [grid_rows, grid_cols]; zero points are 0 on a

@@ -54,18 +54,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
                                                       at::IntArrayRef block, int64_t bits,
                                                       std::string_view grid,
                                                       at::ScalarType scale_dtype) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::encode", "")
-                             .typed<decltype(encode)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("qat::encode", "").typed<decltype(encode)>();
   return op.call(x, scale, zero_point, block, bits, grid, scale_dtype);
 }
 
 at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
                   at::IntArrayRef block, int64_t bits, std::string_view grid, c10::SymInt cols,
                   at::ScalarType dtype) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::decode", "")
-                             .typed<decltype(decode)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("qat::decode", "").typed<decltype(decode)>();
   return op.call(codes, scale, zero_point, block, bits, grid, std::move(cols), dtype);
 }
 
@@ -74,7 +72,9 @@ namespace {
 // code_layout with symbolic sizes.
 c10::SymInt bytes_per_row(const c10::SymInt& cols, const c10::SymInt& grid_cols, int64_t block_cols,
                           int64_t bits) {
-  const auto bytes = [&](const c10::SymInt& length) { return bits <= 4 ? (length + 1) / 2 : length; };
+  const auto bytes = [&](const c10::SymInt& length) {
+    return bits <= 4 ? (length + 1) / 2 : length;
+  };
   const c10::SymInt whole = block_cols == -1 ? cols : c10::SymInt(block_cols);
   return (grid_cols - 1) * bytes(whole) + bytes(cols - (grid_cols - 1) * whole);
 }

@@ -9,10 +9,10 @@ namespace {
 
 // One entry per element of the matrix that x is seen as, or per row, or one for all.
 at::Tensor expanded(const at::Tensor& parameters, const BlockLayout& layout) {
-  at::Tensor rows = layout.grid_rows == layout.rows || layout.grid_rows == 1
-                        ? parameters
-                        : parameters.repeat_interleave(layout.block_rows, 0)
-                              .slice(0, 0, layout.rows);
+  at::Tensor rows =
+      layout.grid_rows == layout.rows || layout.grid_rows == 1
+          ? parameters
+          : parameters.repeat_interleave(layout.block_rows, 0).slice(0, 0, layout.rows);
   if (layout.grid_cols == 1) return rows;
   return rows.repeat_interleave(layout.block_cols, 1).slice(1, 0, layout.cols);
 }
@@ -48,8 +48,8 @@ at::Tensor float8_dequantize(const at::Tensor& codes, const at::Tensor& scale,
       .view(codes.sizes());
 }
 
-at::Tensor float8_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                                at::IntArrayRef block, QuantRange range, at::ScalarType dtype) {
+at::Tensor float8_fake_quantize(const at::Tensor& x, const at::Tensor& scale, at::IntArrayRef block,
+                                QuantRange range, at::ScalarType dtype) {
   const at::Tensor y = float8_dequantize(float8_codes(x, scale, block, range), scale, block, dtype);
   return y.masked_fill_(at::isfinite(x).logical_not_(), NAN);
 }

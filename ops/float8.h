@@ -1,8 +1,8 @@
 #pragma once
 
-// FP8: the grids fp8_e4m3 and fp8_e5m2, whose levels are the finite numbers of a float of 8 bits rather
-// than whole ones. numerics.md (23). Made of torch's own operators, whose conversions to these types
-// round to nearest, ties to even, so one implementation serves every backend.
+// FP8: the grids fp8_e4m3 and fp8_e5m2, whose levels are the finite numbers of a float of 8 bits
+// rather than whole ones. numerics.md (23). Made of torch's own operators, whose conversions to
+// these types round to nearest, ties to even, so one implementation serves every backend.
 
 #include <ATen/core/Tensor.h>
 
@@ -23,8 +23,8 @@ at::Tensor float8_dequantize(const at::Tensor& codes, const at::Tensor& scale,
                              at::IntArrayRef block, at::ScalarType dtype);
 
 // The two in one, with NaN for what is not finite, as on every grid.
-at::Tensor float8_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                                at::IntArrayRef block, QuantRange range, at::ScalarType dtype);
+at::Tensor float8_fake_quantize(const at::Tensor& x, const at::Tensor& scale, at::IntArrayRef block,
+                                QuantRange range, at::ScalarType dtype);
 
 // `grad` where the code did not saturate, else 0; written over `grad`.
 void float8_straight_through_inplace(const at::Tensor& grad, const at::Tensor& x,

@@ -18,8 +18,8 @@ enum class Grid : int8_t {
   narrow,   // a / (2^(b-1) - 1); the lowest level is unused, nothing is ever clipped
   full,     // a / ((2^b - 1) / 2)
   extreme,  // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
-  e4m3,  // a / 448; levels are the finite numbers of a float of 4 exponent and 3 mantissa bits
-  e5m2,  // a / 57344; of 5 and 2
+  e4m3,     // a / 448; levels are the finite numbers of a float of 4 exponent and 3 mantissa bits
+  e5m2,     // a / 57344; of 5 and 2
   asymmetric,  // (max - min) / (2^b - 1) over a range that contains 0, with an integer zero point
 };
 
@@ -28,8 +28,8 @@ struct QParams {
   float zero_point;
 };
 
-// The grids of ops/float8.h. Their ranges go beyond those of every integer grid, by which kernels that
-// are given only a range tell them apart.
+// The grids of ops/float8.h. Their ranges go beyond those of every integer grid, by which kernels
+// that are given only a range tell them apart.
 QAT_HOST_DEVICE bool is_float8(Grid grid) { return grid == Grid::e4m3 || grid == Grid::e5m2; }
 QAT_HOST_DEVICE bool is_float8(QuantRange range) { return range.max > 127.0f; }
 
@@ -95,9 +95,9 @@ QAT_HOST_DEVICE QParams qparams_of(float low, float high, Grid grid, int bits,
   return {stored_scale(sign * absmax / -range.min, dtype), 0.0f};
 }
 
-// Whether the parameters of (9) leave no level of their own block outside the grid, so that clamping
-// changes nothing and the straight-through gradient is the identity. On the narrow grid, unless the
-// scale was capped, which float16 may need.
+// Whether the parameters of (9) leave no level of their own block outside the grid, so that
+// clamping changes nothing and the straight-through gradient is the identity. On the narrow grid,
+// unless the scale was capped, which float16 may need.
 QAT_HOST_DEVICE bool never_clips(Grid grid, c10::ScalarType dtype) {
   return (grid == Grid::narrow || is_float8(grid)) && dtype != c10::ScalarType::Half;
 }

@@ -13,20 +13,22 @@ void check_quantize_with_feedback(const at::Tensor& weight, const at::Tensor& of
                                   const at::Tensor& zero_point, int64_t quant_min,
                                   int64_t quant_max) {
   check_range("quantize_with_feedback", quant_min, quant_max);
-  TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat && offset.scalar_type() == at::kFloat &&
-                       transfer.scalar_type() == at::kFloat && scale.scalar_type() == at::kFloat &&
-                       zero_point.scalar_type() == at::kChar,
-                   "[quantize_with_feedback] weight, offset, transfer and scale must be float32 and "
-                   "zero_point int8, but they are ",
-                   weight.scalar_type(), ", ", offset.scalar_type(), ", ", transfer.scalar_type(),
-                   ", ", scale.scalar_type(), " and ", zero_point.scalar_type(), ".");
+  TORCH_CHECK_TYPE(
+      weight.scalar_type() == at::kFloat && offset.scalar_type() == at::kFloat &&
+          transfer.scalar_type() == at::kFloat && scale.scalar_type() == at::kFloat &&
+          zero_point.scalar_type() == at::kChar,
+      "[quantize_with_feedback] weight, offset, transfer and scale must be float32 and "
+      "zero_point int8, but they are ",
+      weight.scalar_type(), ", ", offset.scalar_type(), ", ", transfer.scalar_type(), ", ",
+      scale.scalar_type(), " and ", zero_point.scalar_type(), ".");
   TORCH_CHECK_VALUE(weight.dim() == 2 && offset.sym_sizes() == weight.sym_sizes(),
                     "[quantize_with_feedback] weight and offset must be matrices of one shape, but "
                     "they are ",
                     weight.sym_sizes(), " and ", offset.sym_sizes(), ".");
   const c10::SymInt rows = weight.sym_size(0), cols = weight.sym_size(1);
-  TORCH_CHECK_VALUE(cols <= kMostFeedbackColumns, "[quantize_with_feedback] weight must have at most ",
-                    kMostFeedbackColumns, " columns, but has ", cols, ".");
+  TORCH_CHECK_VALUE(cols <= kMostFeedbackColumns,
+                    "[quantize_with_feedback] weight must have at most ", kMostFeedbackColumns,
+                    " columns, but has ", cols, ".");
   TORCH_CHECK_VALUE(
       transfer.dim() == 2 && transfer.sym_size(0) == cols && transfer.sym_size(1) == cols,
       "[quantize_with_feedback] transfer must be [", cols, ", ", cols, "], but is ",
@@ -34,8 +36,8 @@ void check_quantize_with_feedback(const at::Tensor& weight, const at::Tensor& of
   TORCH_CHECK_VALUE(scale.dim() == 2 && scale.sym_size(0) == rows &&
                         (scale.sym_size(1) == 1 || scale.sym_size(1) == cols) &&
                         zero_point.sym_sizes() == scale.sym_sizes(),
-                    "[quantize_with_feedback] scale and zero_point must be [", rows, ", 1] or [", rows,
-                    ", ", cols, "], but they are ", scale.sym_sizes(), " and ",
+                    "[quantize_with_feedback] scale and zero_point must be [", rows, ", 1] or [",
+                    rows, ", ", cols, "], but they are ", scale.sym_sizes(), " and ",
                     zero_point.sym_sizes(), ".");
 }
 
@@ -67,8 +69,6 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "Tensor zero_point, int quant_min, int quant_max) -> (Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(qat, Meta, m) {
-  m.impl("quantize_with_feedback", &quantize_with_feedback_meta);
-}
+TORCH_LIBRARY_IMPL(qat, Meta, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_meta); }
 
 }  // namespace qat

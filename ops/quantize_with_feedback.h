@@ -15,7 +15,8 @@ constexpr int64_t kMostFeedbackColumns = 1024;
 //
 //   weight      float32 [rows, cols]: what is to be represented
 //   offset      float32 [rows, cols]: what the columns before this matrix ask for
-//   transfer    float32 [cols, cols]: entry (i, j), i < j, is what column j gets of the error of i; the
+//   transfer    float32 [cols, cols]: entry (i, j), i < j, is what column j gets of the error of i;
+//   the
 //               rest is not read
 //   scale       float32 [rows, 1] or [rows, cols]
 //   zero_point  int8, shaped like `scale`

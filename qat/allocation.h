@@ -13,12 +13,12 @@ struct WidthOption {
   int64_t size;  // bits that a checkpoint would spend on it
 };
 
-// Of each layer one option, so that the losses are least in sum while the sizes stay within `budget`:
-// a multiple-choice knapsack, solved over sizes in `steps` equal parts of the budget, each rounded up,
-// so that the budget is never exceeded and the loss is the least there is but for that rounding.
-// Returns an index a layer. Throws std::invalid_argument when a layer has no option, or when the
-// smallest options together exceed the budget.
+// Of each layer one option, so that the losses are least in sum while the sizes stay within
+// `budget`: a multiple-choice knapsack, exact where the sizes have a common unit of which the
+// budget holds at most 65536; else solved over `steps` equal parts of the budget, each size rounded
+// up, so that the budget is never exceeded. Returns an index a layer. Throws std::invalid_argument
+// when a layer has no option, or when the smallest options together exceed the budget.
 std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOption>>& layers,
-                                    int64_t budget, int64_t steps = 4096);
+                                         int64_t budget, int64_t steps = 4096);
 
 }  // namespace qat

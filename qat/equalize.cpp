@@ -70,16 +70,16 @@ ChannelScale awq_scale(const std::vector<Consumer>& consumers, const InputStatis
   return best;
 }
 
-at::Tensor smoothing_scale(const std::vector<at::Tensor>& weights,
-                           const at::Tensor& max_magnitude, double alpha) {
+at::Tensor smoothing_scale(const std::vector<at::Tensor>& weights, const at::Tensor& max_magnitude,
+                           double alpha) {
   const at::NoGradGuard no_grad;
   if (!(alpha >= 0.0 && alpha <= 1.0))
     throw std::invalid_argument("alpha must be from 0 to 1, but is " + std::to_string(alpha) + ".");
   at::Tensor largest = at::zeros_like(max_magnitude);
   for (const at::Tensor& weight : weights)
     largest = at::maximum(largest, weight.to(at::kFloat).abs().amax(0));
-  const at::Tensor scale = max_magnitude.clamp_min(1e-5).pow(alpha) /
-                           largest.clamp_min(1e-5).pow(1.0 - alpha);
+  const at::Tensor scale =
+      max_magnitude.clamp_min(1e-5).pow(alpha) / largest.clamp_min(1e-5).pow(1.0 - alpha);
   // A feature that is never used, on either side, is left as it is.
   const at::Tensor used = (max_magnitude > 0).logical_and(largest > 0);
   return at::where(used, at::nan_to_num(scale, 1.0, 1.0, 1.0), at::ones_like(scale));
@@ -94,9 +94,9 @@ std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
   const auto block = block_shape(spec);
   const BlockLayout layout = make_layout(rows, cols, block[0], block[1]);
   const QuantRange range = quant_range(spec, bits);
-  const at::Tensor least = at::full({layout.grid_rows, layout.grid_cols},
-                                    std::numeric_limits<double>::infinity(),
-                                    master.options().dtype(at::kDouble));
+  const at::Tensor least =
+      at::full({layout.grid_rows, layout.grid_cols}, std::numeric_limits<double>::infinity(),
+               master.options().dtype(at::kDouble));
   at::Tensor best_scale, best_zero;
   for (int step = 0; step < kClipSteps; ++step) {
     const double fraction = 1.0 - step * kClipStep;

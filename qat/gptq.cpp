@@ -31,8 +31,8 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
     throw std::invalid_argument("GPTQ needs a drift for a correction, but none is given.");
 }
 
-// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. Undefined when H is
-// not positive definite.
+// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. Undefined when H
+// is not positive definite.
 at::Tensor factor_of(const at::Tensor& hessian) {
   const auto [lower, info] = at::linalg_cholesky_ex(at::flip(hessian, {0, 1}));
   if (info.item<int>() != 0 || !at::isfinite(lower).all().item<bool>()) return {};
@@ -57,9 +57,10 @@ Factor damped_factor(const at::Tensor& hessian, double damping) {
     damped.diagonal().add_(damping * mean).masked_fill_(dead, 1.0);
     const at::Tensor upper = factor_of(damped);
     if (upper.defined())
-      return {upper, attempt == 0 ? ""
-                                  : "its Hessian is not positive definite, so damping was raised to " +
-                                        std::to_string(damping)};
+      return {upper, attempt == 0
+                         ? ""
+                         : "its Hessian is not positive definite, so damping was raised to " +
+                               std::to_string(damping)};
     damping = std::max(damping, 1e-3) * 10.0;
   }
   return {diagonal.clamp_min(1e-12).sqrt().diag(),
@@ -130,7 +131,8 @@ class Solver {
   bool one_group() const { return layout_.grid_cols == 1; }
   int64_t step() const { return std::min({options_.block_size, group(), kMostFeedbackColumns}); }
 
-  // Columns between two products with all that came before: whole groups, if there is more than one.
+  // Columns between two products with all that came before: whole groups, if there is more than
+  // one.
   int64_t panel_width() const {
     const int64_t least = std::min(options_.block_size, layout_.cols);
     if (one_group()) return least;
@@ -204,16 +206,17 @@ class Solver {
     const double loss = (residual * pivots_).square().sum(at::kDouble).item<double>();
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
-    return {rounded, codes,  scale_, zero_point_, within_cell(rounded, residual.index_select(1, back)),
-            loss,    ""};
+    return {
+        rounded, codes, scale_, zero_point_, within_cell(rounded, residual.index_select(1, back)),
+        loss,    ""};
   }
 
   // What was rounded, moved to within its cell where it was clipped, and never quite to the border.
   at::Tensor within_cell(const at::Tensor& rounded, const at::Tensor& residual) const {
     const QuantRange range = quant_range(spec_, bits_);
-    const at::Tensor step = at::full_like(rounded, 0.49) *
-                            dequantize(at::ones_like(codes_), scale_.abs(), std::nullopt,
-                                       block_shape(spec_), at::kFloat);
+    const at::Tensor step =
+        at::full_like(rounded, 0.49) * dequantize(at::ones_like(codes_), scale_.abs(), std::nullopt,
+                                                  block_shape(spec_), at::kFloat);
     const at::Tensor target = rounded + at::minimum(at::maximum(residual, -step), step);
     // Rounded scales may move a border by the last bit.
     const at::Tensor same =
@@ -234,7 +237,7 @@ class Solver {
   at::Tensor transfer_;  // R_ij / R_jj
   at::Tensor groups_;    // group of each column
   at::Tensor codes_;
-  at::Tensor error_;     // weight - rounded
+  at::Tensor error_;  // weight - rounded
   at::Tensor scale_, zero_point_;
   std::vector<at::Tensor> residuals_;  // what was rounded less what it was rounded to
 };

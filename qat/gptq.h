@@ -12,7 +12,8 @@ namespace qat {
 // In which order GPTQ rounds the columns. Codes are stored in the order of the weight either way.
 enum class ColumnOrder {
   plain,   // as they stand
-  group,   // groups by their largest Hessian entry, and columns so within a group; scales as in plain
+  group,   // groups by their largest Hessian entry, and columns so within a group; scales as in
+           // plain
   column,  // columns by their Hessian entry alone; scales chosen beforehand from the float weight
 };
 
@@ -21,8 +22,9 @@ const char* name_of(ColumnOrder order);
 ColumnOrder parse_column_order(const std::string& name);
 
 struct GptqOptions {
-  double damping = 0.01;     // share of the Hessian's mean diagonal that is added to the diagonal
-  int64_t block_size = 128;  // columns between two updates of the rest; changes no result but in rounding
+  double damping = 0.01;  // share of the Hessian's mean diagonal that is added to the diagonal
+  int64_t block_size =
+      128;  // columns between two updates of the rest; changes no result but in rounding
   ColumnOrder order = ColumnOrder::group;
   std::string scale_search = "mse";  // or minmax
   double correction = 0.0;  // share of the float model's drift that is made good, 0 to 1; (18)
@@ -45,9 +47,9 @@ struct RoundedWeight {
 //   hessian  float32 [in, in], of InputStatistics
 //   drift    float32 [in, in], for options.correction > 0
 //
-// `target` has the codes of `weight`, but lies anywhere in their cells: nearest to the border where the
-// choice was closest. It is what training should start from. A column that is clipped counts as one
-// that was rounded by half a step.
+// `target` has the codes of `weight`, but lies anywhere in their cells: nearest to the border where
+// the choice was closest. It is what training should start from. A column that is clipped counts as
+// one that was rounded by half a step.
 //
 // Columns that no input reaches are rounded to nearest. A Hessian that is not positive definite is
 // damped ten times more, up to four times; then, as for one that is not finite, all columns are

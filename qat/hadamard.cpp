@@ -17,7 +17,8 @@ bool is_prime(int64_t n) {
   return true;
 }
 
-// Q_ij = 1 where i - j is a square of the field of q elements, -1 where it is none, 0 on the diagonal.
+// Q_ij = 1 where i - j is a square of the field of q elements, -1 where it is none, 0 on the
+// diagonal.
 at::Tensor jacobsthal(int64_t q) {
   std::vector<double> character(static_cast<size_t>(q), -1.0);
   character[0] = 0.0;
@@ -25,8 +26,7 @@ at::Tensor jacobsthal(int64_t q) {
   const at::Tensor matrix = at::empty({q, q}, at::kDouble);
   auto entries = matrix.accessor<double, 2>();
   for (int64_t i = 0; i < q; ++i)
-    for (int64_t j = 0; j < q; ++j)
-      entries[i][j] = character[static_cast<size_t>((i - j + q) % q)];
+    for (int64_t j = 0; j < q; ++j) entries[i][j] = character[static_cast<size_t>((i - j + q) % q)];
   return matrix;
 }
 
@@ -58,7 +58,8 @@ at::Tensor hadamard(int64_t size) {
   if (size == 1) return at::ones({1, 1}, at::kDouble);
   if (size % 2 != 0) return {};
   if (size % 4 == 0 && is_prime(size - 1)) return first_paley(size - 1);
-  if (size % 4 == 0 && size / 2 % 4 == 2 && is_prime(size / 2 - 1)) return second_paley(size / 2 - 1);
+  if (size % 4 == 0 && size / 2 % 4 == 2 && is_prime(size / 2 - 1))
+    return second_paley(size / 2 - 1);
   const at::Tensor half = hadamard(size / 2);
   if (!half.defined()) return {};
   const at::Tensor two = at::tensor({1.0, 1.0, 1.0, -1.0}, at::kDouble).view({2, 2});

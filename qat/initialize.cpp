@@ -56,8 +56,7 @@ std::string parse_method(const std::string& method, Initialize* into) {
       return rule;
   }
   if (parts.empty() || method.back() == '+') return rule;
-  if (into->rounding.empty())
-    into->rounding = into->transforms.back() == "awq" ? "clip" : "mse";
+  if (into->rounding.empty()) into->rounding = into->transforms.back() == "awq" ? "clip" : "mse";
   return "";
 }
 

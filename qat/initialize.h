@@ -14,16 +14,18 @@ struct BlockTraining {
   int64_t batch_size = 8;
   double learning_rate = 1e-2;        // of weights, in units of their layer's mean scale
   double scale_learning_rate = 1e-3;  // relative to the size of a layer's scales
-  std::string rounding = "weights";   // weights: they move freely, by Adam; signed: within half a step
-                                      // of where they are, by the sign of the gradient (AutoRound)
+  std::string rounding =
+      "weights";  // weights: they move freely, by Adam; signed: within half a step
+                  // of where they are, by the sign of the gradient (AutoRound)
 };
 
 // The recipe's section `initialize`: what happens to weights before training, or instead of it.
 struct Initialize {
-  std::string method = "mse";           // as the recipe spells it, such as "smoothquant+gptq"
-  std::vector<std::string> transforms;  // of hadamard, smoothquant and awq, in the order of the method
-  std::string rounding = "mse";         // rtn, mse, clip (AWQ's) or gptq
-  double damping = 0.01;                // gptq.h
+  std::string method = "mse";  // as the recipe spells it, such as "smoothquant+gptq"
+  std::vector<std::string>
+      transforms;                // of hadamard, smoothquant and awq, in the order of the method
+  std::string rounding = "mse";  // rtn, mse, clip (AWQ's) or gptq
+  double damping = 0.01;         // gptq.h
   int64_t block_size = 128;
   std::string order = "group";
   std::string scale_search = "mse";

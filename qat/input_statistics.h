@@ -14,9 +14,9 @@ class InputStatistics {
   // the tokens of the float model beside those of the quantized one.
   explicit InputStatistics(int64_t features, bool drift = false);
 
-  // `x` [..., features], any floating dtype; `original` the same tokens as the float model has them.
-  // Throws std::invalid_argument when the last axis is not `features`, or when `original` is missing
-  // or given against the constructor's word.
+  // `x` [..., features], any floating dtype; `original` the same tokens as the float model has
+  // them. Throws std::invalid_argument when the last axis is not `features`, or when `original` is
+  // missing or given against the constructor's word.
   void add(const at::Tensor& x, const std::optional<at::Tensor>& original = std::nullopt);
 
   // H = Σ x xᵀ / tokens, float32 [features, features], symmetric; zeros before the first token.

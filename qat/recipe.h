@@ -114,8 +114,8 @@ struct TrainSection {
   int64_t seed = 0;
   bool gradient_checkpointing = false;
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
-  int64_t validate_every = 25;  // steps between two measurements of held-out KL; 0: never
-  bool control = false;  // also fine-tune the float model for as long, and report it
+  int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never
+  bool control = false;               // also fine-tune the float model for as long, and report it
 };
 
 struct DistillSection {

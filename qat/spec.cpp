@@ -1,8 +1,8 @@
 #include "qat/spec.h"
 
-#include <cmath>
 #include <c10/core/ScalarType.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "ops/blocks.h"
@@ -99,7 +99,9 @@ Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
   Quantizer quantizer;
   using Mode = Quantizer::Mode;
   const bool found = spec.range == Range::minmax;
-  quantizer.mode = found ? Mode::minmax : spec.range == Range::learned ? Mode::learned : Mode::fixed;
+  quantizer.mode = found                          ? Mode::minmax
+                   : spec.range == Range::learned ? Mode::learned
+                                                  : Mode::fixed;
   quantizer.bits = bits;
   quantizer.grid = spec.grid;
   quantizer.block = block_shape(spec);

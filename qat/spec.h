@@ -47,8 +47,8 @@ int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 // Inclusive integer ends of the grid at `bits`, which a schedule may set above spec.bits.
 QuantRange quant_range(const QuantSpec& spec, int bits);
 
-// What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale, for
-// the factor on the gradients of learned ones, numerics.md (11).
+// What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale,
+// for the factor on the gradients of learned ones, numerics.md (11).
 Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
 
 // The same for the weight of a layer, and for its input, of which a token's features count.

@@ -97,7 +97,8 @@ void read_integer(YamlSection& section, const YAML::Node& dtype, bool keeps_scal
   spec.range = parse_range(
       section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
   if (keeps_scales && spec.range == Range::minmax)
-    section.reject("scale", "must be mse or learned, since initialize chooses codes for scales that stay");
+    section.reject("scale",
+                   "must be mse or learned, since initialize chooses codes for scales that stay");
 }
 
 }  // namespace

@@ -6,8 +6,8 @@ namespace qat {
 
 enum class TensorRole { weight, input };
 
-// The value of `key` in a rule: a map that describes a QuantSpec, or the word float. `keeps_scales`:
-// scales are chosen before training together with codes, and stay.
+// The value of `key` in a rule: a map that describes a QuantSpec, or the word float.
+// `keeps_scales`: scales are chosen before training together with codes, and stay.
 Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
                    bool keeps_scales = false);
 

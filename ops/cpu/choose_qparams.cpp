@@ -1,14 +1,14 @@
 #include "ops/choose_qparams.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "ops/checks.h"
 #include "ops/arguments.h"
+#include "ops/checks.h"
 #include "ops/cpu/lane_sum.h"
 #include "ops/cpu/span.h"
 #include "ops/cpu/vectorised.h"
@@ -44,8 +44,8 @@ QAT_HOST_DEVICE Span span_of_block(const Block<scalar_t>& block) {
   return span;
 }
 
-// Weighted sum of squared rounding errors of the finite elements, in float32 within a segment and float64
-// across segments.
+// Weighted sum of squared rounding errors of the finite elements, in float32 within a segment and
+// float64 across segments.
 template <typename scalar_t>
 QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params,
                                      QuantRange range) {

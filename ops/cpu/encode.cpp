@@ -131,11 +131,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
   const at::Tensor input = x.contiguous();
   const auto scales = contiguous(scale), zeros = contiguous(zero_point);
   const auto options = x.options();
-  const Encoded to{
-      kept_empty({layout.rows, code_layout(layout, bits).per_row}, options.dtype(at::kByte),
-                 Fit::tight),
-      at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat)),
-      at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar))};
+  const Encoded to{kept_empty({layout.rows, code_layout(layout, bits).per_row},
+                              options.dtype(at::kByte), Fit::tight),
+                   at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat)),
+                   at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar))};
   if (scales) {
     to.scale.copy_(*scales);
     zeros ? to.zero_point.copy_(*zeros) : to.zero_point.zero_();

@@ -4,8 +4,8 @@
 
 #include "ops/arguments.h"
 #include "ops/checks.h"
-#include "ops/float8.h"
 #include "ops/cpu/round_tile.h"
+#include "ops/float8.h"
 #include "ops/kept_memory.h"
 
 namespace qat {

@@ -113,8 +113,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CPU, m) {
-  m.impl("quantize_with_feedback", &quantize_with_feedback_cpu);
-}
+TORCH_LIBRARY_IMPL(qat, CPU, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_cpu); }
 
 }  // namespace qat

@@ -59,7 +59,8 @@ __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
     const int64_t left = layout.rows - first;
     const WarpBlock<scalar_t> block{x + layout.offset_of(first, col),
                                     left < layout.block_rows ? left : layout.block_rows,
-                                    layout.segment_length(col), layout.cols,
+                                    layout.segment_length(col),
+                                    layout.cols,
                                     importance ? importance + col * layout.block_cols : nullptr,
                                     lane};
     Range seen;
@@ -83,11 +84,10 @@ __global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::IntArrayRef block,
-                                                       int64_t bits, std::string_view grid_text,
-                                                       std::string_view method,
-                                                       at::ScalarType scale_dtype,
-                                                       const std::optional<at::Tensor>& importance) {
+std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(
+    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid_text,
+    std::string_view method, at::ScalarType scale_dtype,
+    const std::optional<at::Tensor>& importance) {
   const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
   const Grid grid = parse_grid("choose_qparams", grid_text);
   if (searching) check_integer_grid("choose_qparams", grid_text);
@@ -103,8 +103,8 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, at::
   QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
     QAT_LAUNCH(choose_qparams_kernel<scalar_t>, blocks_for(scale.numel(), kThreads / kWarp), layout,
                grid, static_cast<int>(bits), scale_dtype, searching,
-               input.const_data_ptr<scalar_t>(), data_or_null<float>(weights), scale.mutable_data_ptr<float>(),
-               zero_point.mutable_data_ptr<int8_t>());
+               input.const_data_ptr<scalar_t>(), data_or_null<float>(weights),
+               scale.mutable_data_ptr<float>(), zero_point.mutable_data_ptr<int8_t>());
   });
   return {scale, zero_point};
 }

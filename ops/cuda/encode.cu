@@ -1,11 +1,10 @@
-#include "ops/encode.h"
-
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
 #include "ops/cuda/segments.cuh"
+#include "ops/encode.h"
 
 namespace qat {
 namespace {
@@ -42,7 +41,8 @@ void launch_encode(const BlockLayout& layout, const CodeLayout& code, Grid grid,
       params.scale = given_scale[segment.block];
       params.zero_point = given_zero ? static_cast<float>(given_zero[segment.block]) : 0.0f;
     }
-    // Parameters that were given are there already: the rows of a block only add what is not finite.
+    // Parameters that were given are there already: the rows of a block only add what is not
+    // finite.
     if (segment.lane == 0 && !given_scale) {
       to.scale[segment.block] = params.scale;
       to.zero_point[segment.block] = static_cast<int8_t>(params.zero_point);
@@ -56,8 +56,8 @@ void launch_encode(const BlockLayout& layout, const CodeLayout& code, Grid grid,
       const int64_t i = segment.begin + (code.shared ? 2 * j : j);
       uint8_t byte = code_of(static_cast<float>(in[i]), inverse, z, range);
       if (code.shared && i + 1 < segment.end)
-        byte |= static_cast<uint8_t>(
-            code_of(static_cast<float>(in[i + 1]), inverse, z, range) << 4);
+        byte |=
+            static_cast<uint8_t>(code_of(static_cast<float>(in[i + 1]), inverse, z, range) << 4);
       codes[j] = byte;
     }
   });
@@ -65,16 +65,14 @@ void launch_encode(const BlockLayout& layout, const CodeLayout& code, Grid grid,
 
 template <typename scalar_t>
 void launch_decode(const BlockLayout& layout, const CodeLayout& code, QuantRange range,
-                   const uint8_t* in, const float* scale, const int8_t* zero_point,
-                   scalar_t* out) {
+                   const uint8_t* in, const float* scale, const int8_t* zero_point, scalar_t* out) {
   launch_segments(layout, [=] __device__(const WarpSegment& segment) {
     const float s = scale[segment.block], z = static_cast<float>(zero_point[segment.block]);
     const int64_t bytes = code.bytes_of(segment.end - segment.begin);
     const int64_t row = segment.index / layout.grid_cols, col = segment.index % layout.grid_cols;
     const uint8_t* codes = in + row * code.per_row + col * code.per_block;
     const auto value = [&](int level) {
-      return static_cast<scalar_t>(
-          affine::dequantize(static_cast<float>(level) + range.min, s, z));
+      return static_cast<scalar_t>(affine::dequantize(static_cast<float>(level) + range.min, s, z));
     };
     for (int64_t j = segment.lane; j < bytes; j += kWarp) {
       const int byte = codes[j];

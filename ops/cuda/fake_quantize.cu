@@ -1,11 +1,10 @@
-#include "ops/fake_quantize.h"
-
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
-#include "ops/float8.h"
 #include "ops/cuda/round.cuh"
+#include "ops/fake_quantize.h"
+#include "ops/float8.h"
 
 namespace qat {
 namespace {
@@ -50,7 +49,8 @@ at::Tensor fake_quantize_cuda(const at::Tensor& x, const at::Tensor& scale,
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
-  const at::Tensor y = at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
+  const at::Tensor y =
+      at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
   dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
     launch_round(layout_of(x, block), to_range(quant_min, quant_max),
                  input.const_data_ptr<decltype(in_type)>(),

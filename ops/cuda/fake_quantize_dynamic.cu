@@ -40,8 +40,8 @@ void launch_groups(const VectorLayout& vectors, Grid grid, int bits, at::ScalarT
     const float inverse = 1.0f / params.scale;
     Vector<out_t, kSize> y;
     for (int j = 0; j < kSize; ++j)
-      y.at[j] = static_cast<out_t>(affine::fake_quantize(
-          static_cast<float>(x.at[j]), params.scale, inverse, params.zero_point, range));
+      y.at[j] = static_cast<out_t>(affine::fake_quantize(static_cast<float>(x.at[j]), params.scale,
+                                                         inverse, params.zero_point, range));
     reinterpret_cast<Vector<out_t, kSize>*>(out)[vector] = y;
   });
 }
@@ -102,7 +102,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_cuda(
             scale, zero_point};
   }
   const at::Tensor input = x.contiguous();
-  const at::Tensor y = at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
+  const at::Tensor y =
+      at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
   const at::Tensor scale =
       at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
   const at::Tensor zero_point =

@@ -1,10 +1,9 @@
-#include "ops/quantize_with_feedback.h"
-
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
 #include "ops/cuda/segments.cuh"
+#include "ops/quantize_with_feedback.h"
 
 namespace qat {
 namespace {
@@ -25,8 +24,7 @@ __global__ void quantize_with_feedback_kernel(const float* weight, const float* 
         sums[i % 4] += error[row * cols + i] * transfer[i * cols + col];
       const int64_t at = row * cols + col, place = scale_per_column ? at : row;
       const float zero = static_cast<float>(zero_point[place]);
-      const float target =
-          weight[at] + offset[at] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+      const float target = weight[at] + offset[at] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
       const float level = affine::quantize(target, 1.0f / scale[place], zero, range);
       const float rounded = affine::dequantize(level, scale[place], zero);
       codes[at] = static_cast<int8_t>(level);
@@ -58,8 +56,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cuda(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("quantize_with_feedback", &quantize_with_feedback_cuda);
-}
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_cuda); }
 
 }  // namespace qat

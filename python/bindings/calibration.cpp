@@ -16,7 +16,8 @@ using Released = py::call_guard<py::gil_scoped_release>;
 RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                         int bits, double damping, int64_t block_size, const std::string& order,
                         const std::string& scale_search, double correction, const Optional& drift) {
-  const GptqOptions options{damping, block_size, parse_column_order(order), scale_search, correction};
+  const GptqOptions options{damping, block_size, parse_column_order(order), scale_search,
+                            correction};
   return gptq(weight, hessian, spec, bits, options, drift);
 }
 
@@ -24,9 +25,10 @@ ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, 
                             const InputStatistics& inputs, int points) {
   std::vector<Consumer> consumers;
   consumers.reserve(layers.size());
-  std::transform(layers.begin(), layers.end(), std::back_inserter(consumers), [](const auto& layer) {
-    return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
-  });
+  std::transform(layers.begin(), layers.end(), std::back_inserter(consumers),
+                 [](const auto& layer) {
+                   return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
+                 });
   return awq_scale(consumers, inputs, points);
 }
 
@@ -48,7 +50,8 @@ std::vector<size_t> call_allocate(
 void def_calibration(py::module_& m) {
   py::class_<InputStatistics>(m, "InputStatistics")
       .def(py::init<int64_t, bool>(), py::arg("features"), py::arg("drift") = false)
-      .def("add", &InputStatistics::add, py::arg("x"), py::arg("original") = std::nullopt, Released())
+      .def("add", &InputStatistics::add, py::arg("x"), py::arg("original") = std::nullopt,
+           Released())
       .def_property_readonly("hessian", &InputStatistics::hessian)
       .def_property_readonly("drift", &InputStatistics::drift)
       .def_property_readonly("mean_magnitude", &InputStatistics::mean_magnitude)

@@ -1,4 +1,4 @@
-"""How much the model's output changes when one layer alone is quantized, width by width; and the best mix under a size budget."""
+"""How the model's output changes when one layer alone is quantized, by width; and the best mix under a size budget."""
 
 import copy
 import re
@@ -115,9 +115,7 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     if least > budget:
         raise UserError(f"budget must be at least {least / elements:.3f} bits per weight, but is {bits_per_weight}.")
     chosen = allocate_widths(options, budget)
-    return {
-        layer.name: widths[index] for group, index in zip(groups.values(), chosen, strict=True) for layer in group
-    }
+    return {layer.name: widths[index] for group, index in zip(groups.values(), chosen, strict=True) for layer in group}
 
 
 def mixed_recipe(text: str, layers: Sequence[LayerSensitivity], widths: dict[str, int]) -> str:
@@ -129,7 +127,9 @@ def mixed_recipe(text: str, layers: Sequence[LayerSensitivity], widths: dict[str
     lines = text.splitlines(keepends=True)
     begin = next(i for i, line in enumerate(lines) if re.match(r"layers\s*:", line))
     if lines[begin].split("#")[0].strip() != "layers:":
-        raise UserError("To write a mixed recipe, its layers must be a list in lines of its own, but it is in one line.")
+        raise UserError(
+            "To write a mixed recipe, its layers must be a list in lines of its own, but it is in one line."
+        )
     last = next((i for i in range(begin + 1, len(lines)) if re.match(r"[A-Za-z_]", lines[i])), len(lines))
     while last > begin + 1 and not lines[last - 1].strip():
         last -= 1

@@ -92,8 +92,7 @@ static const torch::detail::TorchLibraryInit simulated_schemas(
            {"fake_quantize", "_fake_quantize_backward", "_fake_quantize_backward_",
             "fake_quantize_dynamic", "fake_quantize_learned", "_fake_quantize_learned_backward",
             "_fake_quantize_learned_backward_", "choose_qparams", "round_qparams", "quantize",
-            "quantize_with_feedback",
-            "dequantize", "encode", "decode"}) {
+            "quantize_with_feedback", "dequantize", "encode", "decode"}) {
         const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(
             (std::string("qat::") + name).c_str(), "");
         const auto& schema = op.schema();

@@ -38,6 +38,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             add(codes, kept_scale, kept_zero, ops.decode(codes, kept_scale, kept_zero, block, bits, grid, cols, dtype))
             add(*ops.choose_qparams(x[:8, :256], block, bits, grid, "mse", torch.bfloat16))
             if dtype == torch.float32:
+                part = x[:, :200].nan_to_num(1.0, 1.0, 1.0)
+                transfer = torch.randn(part.shape[1], part.shape[1]) * 0.1
+                one = torch.full((rows, 1), 0.3), torch.ones(rows, 1, dtype=torch.int8)
+                add(*ops.quantize_with_feedback(part, part, transfer, *one, *ends))
                 add(ops.fake_quantize_dynamic(x, block, bits, grid, dtype=torch.bfloat16)[0].nan_to_num(7.0))
 print(ops.cpu_capability(), digest.hexdigest())
 """

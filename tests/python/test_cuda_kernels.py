@@ -141,5 +141,34 @@ def test_parameters(rows, cols, block, method, device_op):
         args = (x, block, bits, grid, method, BF16)
         scale, zero = expected = torch.ops.qat.choose_qparams(*args)
         same(device_op("choose_qparams", *args), expected)
+        weighted = (*args, torch.rand(cols))
+        same(device_op("choose_qparams", *weighted), torch.ops.qat.choose_qparams(*weighted))
         args = (scale * 0.7, zero.float() + 0.4, *ends(bits), FP16)
         same(device_op("round_qparams", *args), torch.ops.qat.round_qparams(*args))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 5), (40, 128), (3, 130)])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_feedback(rows, cols, per_column, device_op):
+    shape = (rows, cols if per_column else 1)
+    scale, zero = torch.rand(shape) * 0.3 + 0.1, torch.randint(-3, 4, shape, dtype=torch.int8)
+    transfer = torch.randn(cols, cols) * 0.1
+    args = (torch.randn(rows, cols), torch.randn(rows, cols) * 0.1, transfer, scale, zero, -8, 7)
+    same(device_op("quantize_with_feedback", *args), torch.ops.qat.quantize_with_feedback(*args))
+
+
+@pytest.mark.parametrize("grid", ["fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("block", [(1, -1), (-1, -1), (4, 32)])
+def test_float8(grid, block, device_op):
+    x, grad = tensors(12, 96, BF16)
+    args = (x, block, 8, grid, FP32)
+    y, scale, zero = expected = torch.ops.qat.fake_quantize_dynamic(*args)
+    same(device_op("fake_quantize_dynamic", *args), expected)
+    most = 448 if grid == "fp8_e4m3" else 57344
+    args = (x, scale * 0.5, None, block, -most, most)
+    same([device_op("fake_quantize", *args)], [torch.ops.qat.fake_quantize(*args)])
+    expected = torch.ops.qat._fake_quantize_backward(grad, *args)
+    same([device_op("_fake_quantize_backward", grad, *args)], [expected])
+    inplace = grad.clone()
+    device_op("_fake_quantize_backward_", inplace, *args)
+    same([inplace], [expected])

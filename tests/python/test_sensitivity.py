@@ -34,7 +34,7 @@ def test_it_is_the_kl_with_one_layer_quantized(llama, measured):
         with in_floating_point(prepared), torch.no_grad():
             layer = layers[found.name]
             inputs = []
-            handle = layer.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1)))
+            handle = layer.register_forward_pre_hook(lambda _, x, seen=inputs: seen.append(x[0].flatten(0, 1)))
             expected = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
             handle.remove()
             x = torch.cat(inputs).double()
@@ -116,7 +116,10 @@ def test_the_command_prints_writes_and_draws(model_folder, data_folder, recipe_f
     assert ended.value.code == 0 and picture.read_text().lstrip().startswith("<?xml")
 
 
-@pytest.mark.parametrize(("options", "message"), [(["--bits", "1,4"], "bits must be widths from 2 to 8"), (["--write", "x"], "--write needs --budget")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--bits", "1,4"], "bits must be widths from 2 to 8"), (["--write", "x"], "--write needs --budget")],
+)
 def test_the_command_says_what_is_wrong(options, message, recipe_file, capsys):
     from torchqat.cli import main
 

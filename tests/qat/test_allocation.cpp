@@ -44,7 +44,7 @@ TEST(AllocateWidths, FindsTheBestOfAllCombinations) {
     for (auto& options : layers)
       for (const int bits : {2, 3, 4, 8}) options.push_back({bits, loss(random) / bits, bits * 10});
     for (const int64_t budget : {120, 200, 300, 480}) {
-      const auto choice = allocate_widths(layers, budget, budget - 120 > 0 ? budget - 120 : 1);
+      const auto choice = allocate_widths(layers, budget);
       const Total total = total_of(layers, choice);
       EXPECT_LE(total.size, budget);
       EXPECT_NEAR(total.loss, best_by_trying(layers, budget), 1e-12);

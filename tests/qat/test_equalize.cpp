@@ -39,8 +39,7 @@ TEST(Equalize, ClippingIsNeverWorseThanTheRange) {
   const at::Tensor weight = at::randn({8, 64}), x = at::randn({200, 64});
   InputStatistics statistics(64);
   statistics.add(x);
-  const auto [scale, zero_point] =
-      clipped_qparams(weight, statistics.hessian(), int3_groups(), 3);
+  const auto [scale, zero_point] = clipped_qparams(weight, statistics.hessian(), int3_groups(), 3);
   EXPECT_EQ(scale.sizes(), (std::vector<int64_t>{8, 4}));
   EXPECT_LT(scale.mean().item<float>(),
             (weight.view({8, 4, 16}).abs().amax(2) / 3.5).mean().item<float>());

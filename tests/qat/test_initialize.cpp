@@ -67,15 +67,17 @@ TEST(Initialize, BlockTrainingKeepsScales) {
 
 TEST(Initialize, BadValuesHaveTheirSentence) {
   try {
-    parse_recipe(kHead + "initialize: {method: gptqq, order: best, damping: -1, correction: 2}\n", "r");
+    parse_recipe(kHead + "initialize: {method: gptqq, order: best, damping: -1, correction: 2}\n",
+                 "r");
     FAIL();
   } catch (const RecipeError& error) {
-    EXPECT_EQ(std::string(error.what()),
-              "r:5:22: initialize.method must be rtn, mse, gptq or awq, or one of them after hadamard+, "
-              "smoothquant+ or awq+, but is gptqq\n"
-              "r:5:36: initialize.order must be plain, group or column, but is best\n"
-              "r:5:51: initialize.damping must be a number from 0 to 10, but is -1\n"
-              "r:5:67: initialize.correction must be a number from 0 to 1, but is 2");
+    EXPECT_EQ(
+        std::string(error.what()),
+        "r:5:22: initialize.method must be rtn, mse, gptq or awq, or one of them after hadamard+, "
+        "smoothquant+ or awq+, but is gptqq\n"
+        "r:5:36: initialize.order must be plain, group or column, but is best\n"
+        "r:5:51: initialize.damping must be a number from 0 to 10, but is -1\n"
+        "r:5:67: initialize.correction must be a number from 0 to 1, but is 2");
   }
 }
 

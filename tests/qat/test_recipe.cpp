@@ -65,8 +65,8 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
                   "train: {steps: many, steps: 3}\n"
                   "trian: {}\n"),
       "r.yaml:1:10: version must be a whole number from 1 to 1, but is 2\n"
-      "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or int8, but "
-      "is int9\n"
+      "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
+      "fp8_e4m3 or fp8_e5m2, but is int9\n"
       "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
       "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
       "r.yaml:5:22: train.steps is given twice\n"
@@ -100,9 +100,10 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:3:5: layers[0].weight must be given, or input, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: int4\n",
               "r.yaml:4:13: layers[0].weight must be a map with a dtype, or float, but is int4"},
-        Fault{"version: 1\nlayers:\n  - match: a\n    weight: {group_size: 32}\n",
-              "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7 or "
-              "int8, but is empty"},
+        Fault{
+            "version: 1\nlayers:\n  - match: a\n    weight: {group_size: 32}\n",
+            "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
+            "fp8_e4m3 or fp8_e5m2, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: group}\n",
               "r.yaml:4:13: layers[0].weight.group_size must be given for granularity group, but "
               "is empty"},

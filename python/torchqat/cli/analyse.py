@@ -14,7 +14,9 @@ def sensitivity(
     model: str = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's."),
     data: str = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's."),
     bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
-    budget: float = typer.Option(0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."),
+    budget: float = typer.Option(
+        0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."
+    ),
     write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG; needs matplotlib."),
 ) -> None:
