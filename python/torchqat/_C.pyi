@@ -146,3 +146,88 @@ class WeightCache:
         self, quantizer: str, weight: Tensor, scale: Tensor | None, zero_point: Tensor | None, dtype: dtype
     ) -> list[Tensor]: ...
     def clear(self) -> None: ...
+
+class BlockTraining:
+    """Training of one block after the other (``initialize.block_training``)."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    scale_learning_rate: float
+    rounding: str
+
+class Initialize:
+    """What happens to weights before training, or instead of it: the recipe's ``initialize``.
+
+    Raises:
+        ValueError: ``method`` is not one of those that a recipe may name.
+    """
+
+    def __init__(self, method: str = "mse") -> None: ...
+    method: str
+    transforms: list[str]
+    rounding: str
+    damping: float
+    block_size: int
+    order: str
+    scale_search: str
+    correction: float
+    smoothing: float
+    sequential: bool
+    block_training: BlockTraining
+    keeps_scales: bool
+    needs_data: bool
+
+class InputStatistics:
+    """Second moments and magnitudes of a layer's inputs, numerics.md (14). Tokens that are not finite are counted apart."""
+
+    def __init__(self, features: int, drift: bool = False) -> None: ...
+    def add(self, x: Tensor, original: Tensor | None = None) -> None: ...
+    hessian: Tensor
+    drift: Tensor | None
+    mean_magnitude: Tensor
+    max_magnitude: Tensor
+    features: int
+    tokens: int
+    ignored: int
+
+class RoundedWeight:
+    """A weight on its grid; ``target`` has the same codes and is what training starts from (numerics.md 18)."""
+
+    weight: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    target: Tensor
+    loss: float
+    warning: str
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    spec: QuantSpec,
+    bits: int,
+    damping: float = 0.01,
+    block_size: int = 128,
+    order: str = "group",
+    scale_search: str = "mse",
+    correction: float = 0.0,
+    drift: Tensor | None = None,
+) -> RoundedWeight: ...
+
+class ChannelScale:
+    """Scales of channels float32 ``[in]``, the output's error with them, and without."""
+
+    scale: Tensor
+    loss: float
+    plain: float
+
+def awq_scale(
+    layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20
+) -> ChannelScale: ...
+def smoothing_scale(weights: list[Tensor], max_magnitude: Tensor, alpha: float) -> Tensor: ...
+def clipped_qparams(weight: Tensor, hessian: Tensor, spec: QuantSpec, bits: int) -> tuple[Tensor, Tensor]: ...
+def output_error(error: Tensor, hessian: Tensor) -> float: ...
+def random_rotation(size: int, seed: int) -> Tensor: ...
+def has_hadamard(size: int) -> bool: ...
+def allocate_widths(layers: list[list[tuple[int, float, int]]], budget: int) -> list[int]: ...
