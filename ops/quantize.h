@@ -15,7 +15,7 @@ at::Tensor quantize(const at::Tensor& x, const at::Tensor& scale,
 
 // (3): (codes - zero_point) * scale in float32, rounded once to `dtype` (float32, float16 or
 // bfloat16). `codes` is int8. For finite x, dequantize(quantize(x)) equals fake_quantize(x) bit for
-// bit.
+// bit. Differentiable in `scale`, numerics.md (29).
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype);

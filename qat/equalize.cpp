@@ -10,6 +10,7 @@
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
 #include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {
@@ -18,11 +19,8 @@ constexpr int kClipSteps = 11;
 constexpr double kClipStep = 0.05;
 
 at::Tensor rounded(const at::Tensor& weight, const QuantSpec& spec, int bits) {
-  const QuantRange range = quant_range(spec, bits);
-  const auto [scale, zero_point] = choose_qparams(weight, block_shape(spec), bits,
-                                                  grid_name(spec.grid), "minmax", spec.scale_dtype);
-  return fake_quantize(weight, scale, zero_point, block_shape(spec),
-                       static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+  return std::get<0>(fake_quantize_dynamic(weight, block_shape(spec), bits, grid_name(spec.grid),
+                                           spec.scale_dtype));
 }
 
 double loss_of(const std::vector<Consumer>& consumers, const at::Tensor& hessian,

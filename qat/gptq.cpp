@@ -206,13 +206,18 @@ class Solver {
     const double loss = (residual * pivots_).square().sum(at::kDouble).item<double>();
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
-    return {
-        rounded, codes, scale_, zero_point_, within_cell(rounded, residual.index_select(1, back)),
-        loss,    ""};
+    return {rounded,
+            codes,
+            scale_,
+            zero_point_,
+            within_cell(codes, rounded, residual.index_select(1, back)),
+            loss,
+            ""};
   }
 
   // What was rounded, moved to within its cell where it was clipped, and never quite to the border.
-  at::Tensor within_cell(const at::Tensor& rounded, const at::Tensor& residual) const {
+  at::Tensor within_cell(const at::Tensor& codes, const at::Tensor& rounded,
+                         const at::Tensor& residual) const {
     const QuantRange range = quant_range(spec_, bits_);
     const at::Tensor step =
         at::full_like(rounded, 0.49) * dequantize(at::ones_like(codes_), scale_.abs(), std::nullopt,
@@ -220,10 +225,8 @@ class Solver {
     const at::Tensor target = rounded + at::minimum(at::maximum(residual, -step), step);
     // Rounded scales may move a border by the last bit.
     const at::Tensor same =
-        quantize(target, scale_, zero_point_, block_shape(spec_), static_cast<int64_t>(range.min),
-                 static_cast<int64_t>(range.max)) ==
-        quantize(rounded, scale_, zero_point_, block_shape(spec_), static_cast<int64_t>(range.min),
-                 static_cast<int64_t>(range.max));
+        codes == quantize(target, scale_, zero_point_, block_shape(spec_),
+                          static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
     return at::where(same, target, rounded);
   }
 

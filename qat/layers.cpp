@@ -68,10 +68,14 @@ std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& we
 }
 
 at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
-  if (observing && input_ && !input_->dynamic) observer_.observe(x);
+  if (input_ && !input_->dynamic &&
+      (calibrating || (observing && follows(input_->observer.kind))))
+    observer_.observe(x);
   const Quantizer weights = weight_ ? weight_->quantizer(weight) : Quantizer();
   Quantizer inputs =
-      input_ ? input_quantizer_of(*input_, input_bits_, options.in_features()) : Quantizer();
+      input_ && !calibrating
+          ? input_quantizer_of(*input_, input_bits_, options.in_features())
+          : Quantizer();
   // Inputs whose scale is not found per call have the observer's.
   if (inputs.mode == Quantizer::Mode::learned) inputs.mode = Quantizer::Mode::fixed;
   if (!weights.active() && !inputs.active()) return at::linear(x, weight, bias);
@@ -95,6 +99,7 @@ void QuantLinearImpl::prepare(const LayerPlan& plan, const std::string& method, 
   if (plan.weight) weight_.emplace(*plan.weight);
   cache_ = WeightCache(cache);
   input_ = plan.input;
+  if (input_) observer_ = Observer(input_->observer);
   set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
            method);
   if (!plan.weight || plan.weight->range != Range::learned) return;

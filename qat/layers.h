@@ -56,14 +56,15 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
 
   const std::optional<WeightQuantizer>& weight_quantizer() const { return weight_; }
   const std::optional<QuantSpec>& input_spec() const { return input_; }
-  MinMaxObserver& observer() { return observer_; }
-  bool observing = false;
+  Observer& observer() { return observer_; }
+  bool observing = false;    // follow the input's range while training, where its observer does
+  bool calibrating = false;  // observe the input whatever the observer, and let it pass as it is
 
  private:
   std::optional<WeightQuantizer> weight_;
   std::optional<QuantSpec> input_;
   int input_bits_ = kFloat;
-  MinMaxObserver observer_;
+  Observer observer_;
   WeightCache cache_;
 };
 TORCH_MODULE(QuantLinear);

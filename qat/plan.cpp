@@ -130,6 +130,7 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
                              weights[i].spec, inputs[i].spec});
   }
   plan.untouched = static_cast<int64_t>(layers.size() - plan.layers.size());
+  plan.kv_cache = recipe.kv_cache;
   plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
   check_bounds(recipe, &problems);
   check_last_stage(recipe, plan, &problems);
@@ -161,6 +162,7 @@ std::string to_text(const Plan& plan) {
   }
   out << plan.layers.size() << " layers quantized, " << plan.untouched
       << " linear layers left alone\n";
+  if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
   const auto width_name = [](int bits) {
     return bits == kTarget  ? std::string("as exported")
            : bits == kFloat ? std::string("float")

@@ -32,6 +32,7 @@ struct Plan {
   std::vector<LayerPlan> layers;  // those with a weight or an input to quantize, in model order
   std::vector<Stage> stages;  // never empty; the last one ends the run at the layers' own widths
   int64_t untouched = 0;      // linear layers that stay in floating point
+  std::optional<KvCacheSpec> kv_cache;  // of every attention layer
 };
 
 // Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer, a group

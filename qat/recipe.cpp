@@ -133,6 +133,7 @@ TrainSection read_train(YamlSection section) {
   train.freeze_observers = section.bound("freeze_observers", train.freeze_observers);
   train.checkpoint_every = section.integer("checkpoint_every", train.checkpoint_every, 1, kMany);
   train.seed = section.integer("seed", train.seed, 0, std::numeric_limits<int32_t>::max());
+  train.parameters = section.one_of("parameters", train.parameters, {"all", "scales"});
   train.gradient_checkpointing =
       section.boolean("gradient_checkpointing", train.gradient_checkpointing);
   train.weight_cache =
@@ -167,6 +168,19 @@ EvaluateSection read_evaluate(YamlSection section) {
   return evaluate;
 }
 
+// Codes that stay as they are need scales to train, and a width that does not change.
+void check_frozen_codes(YamlSection& section, const Recipe& recipe) {
+  if (recipe.train.parameters != "scales") return;
+  YamlSection train = section.section("train");
+  const bool learned = std::all_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
+    return !rule.weight.spec || rule.weight.spec->range == Range::learned;
+  });
+  if (!learned)
+    train.reject("parameters", "must be all unless every weight has a learned scale");
+  else if (!recipe.schedule.empty())
+    train.reject("parameters", "must be all where a schedule changes widths, and so codes");
+}
+
 Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   Recipe recipe;
   recipe.version = section.integer("version", recipe.version, 1, 1);
@@ -180,8 +194,13 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
         YamlSection(node, "layers[" + std::to_string(recipe.layers.size()) + "]", problems),
         recipe.initialize));
   if (recipe.layers.empty()) section.reject("layers", "must list at least one rule");
+  if (section.has("kv_cache")) {
+    YamlSection cache = section.section("kv_cache");
+    recipe.kv_cache = read_kv_cache(cache);
+  }
   recipe.schedule = read_schedule(section, problems);
   recipe.train = read_train(section.section("train"));
+  check_frozen_codes(section, recipe);
   recipe.distill = read_distill(section.section("distill"));
   recipe.evaluate = read_evaluate(section.section("evaluate"));
   recipe.exports = section.words("export", {"compressed-tensors"}, {"compressed-tensors"});

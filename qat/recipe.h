@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qat/initialize.h"
+#include "qat/kv_cache.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -112,6 +113,7 @@ struct TrainSection {
   Bound freeze_observers{true, 80.0};
   int64_t checkpoint_every = 50;
   int64_t seed = 0;
+  std::string parameters = "all";  // or scales: the codes stay as they are
   bool gradient_checkpointing = false;
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never
@@ -139,6 +141,7 @@ struct Recipe {
   ModelSection model;
   DataSection data;
   std::vector<Rule> layers;
+  std::optional<KvCacheSpec> kv_cache;
   Initialize initialize;
   std::vector<Stage> schedule;
   TrainSection train;

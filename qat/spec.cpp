@@ -14,6 +14,7 @@ std::array<int64_t, 2> block_shape(const QuantSpec& spec) {
   switch (spec.granularity) {
     case Granularity::tensor:
       return {-1, -1};
+    case Granularity::head:
     case Granularity::channel:
     case Granularity::token:
       return {1, -1};
@@ -43,7 +44,8 @@ std::string describe(const QuantSpec& spec) {
   if (spec.granularity == Granularity::block)
     text += " " + std::to_string(spec.block[0]) + "x" + std::to_string(spec.block[1]);
   text += spec.is_float8() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
-  text += spec.dynamic ? "dynamic" : name_of(spec.range);
+  const bool observed = spec.range != Range::learned && spec.observer.kind != ObserverKind::minmax;
+  text += spec.dynamic ? "dynamic" : observed ? name_of(spec.observer.kind) : name_of(spec.range);
   return text + " scale in " + name_of(spec.scale_dtype);
 }
 
@@ -59,6 +61,8 @@ const char* name_of(Granularity granularity) {
       return "group";
     case Granularity::block:
       return "block";
+    case Granularity::head:
+      return "head";
   }
   return "unknown";
 }
@@ -73,6 +77,34 @@ const char* name_of(Range range) {
       return "learned";
   }
   return "unknown";
+}
+
+const char* name_of(ObserverKind kind) {
+  switch (kind) {
+    case ObserverKind::minmax:
+      return "minmax";
+    case ObserverKind::moving_average:
+      return "moving_average";
+    case ObserverKind::percentile:
+      return "percentile";
+    case ObserverKind::mse:
+      return "mse";
+    case ObserverKind::entropy:
+      return "entropy";
+  }
+  return "unknown";
+}
+
+ObserverKind parse_observer(const std::string& name) {
+  for (const auto kind : {ObserverKind::minmax, ObserverKind::moving_average,
+                          ObserverKind::percentile, ObserverKind::mse, ObserverKind::entropy})
+    if (name == name_of(kind)) return kind;
+  throw std::invalid_argument(
+      "observer must be minmax, moving_average, percentile, mse or entropy, but is " + name + ".");
+}
+
+bool follows(ObserverKind kind) {
+  return kind == ObserverKind::minmax || kind == ObserverKind::moving_average;
 }
 
 const char* name_of(c10::ScalarType dtype) {

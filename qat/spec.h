@@ -12,13 +12,33 @@
 
 namespace qat {
 
-enum class Granularity { tensor, channel, token, group, block };
+enum class Granularity { tensor, channel, token, group, block, head };
 
 // Where the scale of a block comes from.
 enum class Range {
   minmax,   // the block's smallest and largest element, found anew in every forward
   mse,      // a search for the least squared error, when bits change; fixed in between
   learned,  // a parameter, trained with the weights (LSQ)
+};
+
+// Where the range of an input whose scale is fixed comes from; numerics.md (24) to (27).
+enum class ObserverKind {
+  minmax,          // everything that was seen
+  moving_average,  // the ends of the batches, averaged
+  percentile,      // all but a share of what was seen
+  mse,             // what is rounded with the least squared error
+  entropy,         // what is rounded with the least KL between the distributions
+};
+
+// Whether a range of this kind goes on following the inputs while training; the others are searched
+// once, on calibration data.
+bool follows(ObserverKind kind);
+
+struct ObserverSpec {
+  ObserverKind kind = ObserverKind::minmax;
+  double percentile = 99.99;         // of magnitudes, or of each side on an asymmetric grid
+  double averaging_constant = 0.01;  // share of a batch in the moving average
+  bool operator==(const ObserverSpec& other) const = default;
 };
 
 // How one tensor of a layer is quantized: a plain value. `bits` is the width that is exported; a
@@ -32,6 +52,7 @@ struct QuantSpec {
   Range range = Range::minmax;
   c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
   bool dynamic = false;  // inputs: a scale per call rather than a calibrated one
+  ObserverSpec observer;  // inputs that are not dynamic
 
   bool is_float8() const { return qat::is_float8(grid); }
   bool symmetric() const { return grid != Grid::asymmetric; }
@@ -64,6 +85,9 @@ std::string describe(const QuantSpec& spec);
 // Names as recipes spell them; the parsers throw std::invalid_argument with the allowed ones.
 const char* name_of(Granularity granularity);
 const char* name_of(Range range);
+const char* name_of(ObserverKind kind);
+// Throws std::invalid_argument with the allowed names.
+ObserverKind parse_observer(const std::string& name);
 const char* name_of(c10::ScalarType dtype);
 c10::ScalarType parse_dtype(const std::string& name);
 

@@ -82,17 +82,10 @@ void read_input_granularity(YamlSection& section, QuantSpec& spec) {
   if (token && !spec.dynamic) section.reject("dynamic", "must be true for granularity token");
   if (spec.dynamic && spec.range != Range::minmax)
     section.reject("scale", "must be minmax for a dynamic input");
+  read_observer(section, spec);
 }
 
-void read_integer(YamlSection& section, const YAML::Node& dtype, bool keeps_scales,
-                  QuantSpec& spec) {
-  std::vector<std::string> allowed = kDtypes;
-  allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
-  const int bits = dtype.IsDefined() ? bits_of(text_of(dtype)) : kTarget;
-  if (bits == kTarget)
-    section.reject("dtype", "must be " + join(allowed));
-  else
-    spec.bits = bits;
+void read_integer(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
   read_grid(section, spec);
   spec.range = parse_range(
       section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
@@ -102,6 +95,52 @@ void read_integer(YamlSection& section, const YAML::Node& dtype, bool keeps_scal
 }
 
 }  // namespace
+
+bool read_dtype(YamlSection& section, QuantSpec& spec) {
+  const YAML::Node dtype = section.child("dtype");
+  const std::string name = dtype.IsDefined() ? text_of(dtype) : "";
+  if (const auto float8 = float8_of(name)) {
+    spec.grid = *float8;
+    return true;
+  }
+  std::vector<std::string> allowed = kDtypes;
+  allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
+  const int bits = bits_of(name);
+  if (bits == kTarget)
+    section.reject("dtype", "must be " + join(allowed));
+  else
+    spec.bits = bits;
+  return false;
+}
+
+// A range that is searched once counts as Range::mse, whatever is searched for, unless it is
+// learned from there.
+void read_observer(YamlSection& section, QuantSpec& spec) {
+  ObserverSpec& observer = spec.observer;
+  if (spec.dynamic) {
+    for (const auto* key : {"observer", "percentile", "averaging_constant"})
+      if (section.has(key)) section.reject(key, "must not be given for a dynamic input");
+    return;
+  }
+  std::vector<std::string> allowed{"minmax", "moving_average", "percentile"};
+  if (!spec.is_float8()) allowed.insert(allowed.end(), {"mse", "entropy"});
+  const bool searched = spec.range != Range::minmax;
+  observer.kind =
+      parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
+  observer.percentile = section.number("percentile", observer.percentile, 50.0, 100.0);
+  observer.averaging_constant =
+      section.number("averaging_constant", observer.averaging_constant, 1e-6, 1.0);
+  for (const auto& [key, kind] : {std::pair("percentile", ObserverKind::percentile),
+                                  std::pair("averaging_constant", ObserverKind::moving_average)})
+    if (section.has(key) && observer.kind != kind)
+      section.reject(key, std::string("must not be given for observer ") + name_of(observer.kind));
+  if (observer.kind == ObserverKind::entropy && (!spec.symmetric() || spec.bits != 8))
+    section.reject("observer", "must not be entropy unless the input is a symmetric int8");
+  if (section.has("scale") && spec.range == (follows(observer.kind) ? Range::mse : Range::minmax))
+    section.reject("scale", std::string("must not be ") + name_of(spec.range) + " for observer " +
+                                name_of(observer.kind));
+  if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::mse;
+}
 
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
   const int bits = bits_of(text_of(node));
@@ -120,14 +159,10 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   }
   YamlSection section = rule.section(key);
   QuantSpec spec;
-  const YAML::Node dtype = section.child("dtype");
-  const auto float8 = dtype.IsDefined() ? float8_of(text_of(dtype)) : std::nullopt;
-  if (float8) {
-    spec.grid = *float8;
+  if (read_dtype(section, spec))
     reject_integer_keys(section);
-  } else {
-    read_integer(section, dtype, keeps_scales, spec);
-  }
+  else
+    read_integer(section, keeps_scales, spec);
   spec.scale_dtype =
       parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
                                  {"float32", "bfloat16", "float16"}));

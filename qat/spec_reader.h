@@ -11,6 +11,13 @@ enum class TensorRole { weight, input };
 Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
                    bool keeps_scales = false);
 
+// The key `dtype`, int2 to int8 or FP8: sets bits or grid of `spec` and returns whether it is FP8.
+bool read_dtype(YamlSection& section, QuantSpec& spec);
+
+// The keys `observer`, `percentile` and `averaging_constant` of a tensor whose scale is found on
+// calibration data, and rejects them for a dynamic one.
+void read_observer(YamlSection& section, QuantSpec& spec);
+
 // The width that a stage names: int2 to int8, or float; kTarget when the stage does not say.
 int read_stage_bits(YamlSection& stage, const std::string& key);
 

@@ -9,7 +9,6 @@ TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("decode", torch::CppFunction::makeFallthrough());
   m.impl("quantize_with_feedback", torch::CppFunction::makeFallthrough());
   m.impl("quantize", torch::CppFunction::makeFallthrough());
-  m.impl("dequantize", torch::CppFunction::makeFallthrough());
   m.impl("pack", torch::CppFunction::makeFallthrough());
   m.impl("unpack", torch::CppFunction::makeFallthrough());
 }

@@ -6,6 +6,7 @@
 #include "qat/gptq.h"
 #include "qat/hadamard.h"
 #include "qat/input_statistics.h"
+#include "qat/observer.h"
 
 namespace qat::bindings {
 namespace {
@@ -48,6 +49,18 @@ std::vector<size_t> call_allocate(
 }  // namespace
 
 void def_calibration(py::module_& m) {
+  py::class_<Observer>(m, "Observer")
+      .def(py::init([](const QuantSpec& spec) { return Observer(spec.observer); }),
+           py::arg("spec"))
+      .def("observe", &Observer::observe, py::arg("x"), Released())
+      .def("restore", &Observer::restore, py::arg("low"), py::arg("high"))
+      .def("reset", &Observer::reset)
+      .def("__deepcopy__", [](const Observer& self, const py::dict&) { return Observer(self); })
+      .def("qparams", &Observer::qparams, py::arg("spec"), py::arg("bits"), Released())
+      .def_property_readonly("empty", &Observer::empty)
+      .def_property_readonly("low", &Observer::low)
+      .def_property_readonly("high", &Observer::high)
+      .def_property_readonly("ignored", &Observer::ignored);
   py::class_<InputStatistics>(m, "InputStatistics")
       .def(py::init<int64_t, bool>(), py::arg("features"), py::arg("drift") = false)
       .def("add", &InputStatistics::add, py::arg("x"), py::arg("original") = std::nullopt,

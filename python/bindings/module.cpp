@@ -6,6 +6,7 @@
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("built_for_torch") = QAT_TORCH_VERSION;
   qat::bindings::def_spec(m);
+  qat::bindings::def_kv_cache(m);
   qat::bindings::def_recipe(m);
   qat::bindings::def_plan(m);
   qat::bindings::def_artifact(m);

@@ -13,5 +13,6 @@ void def_safetensors(py::module_& m);
 void def_formats(py::module_& m);
 void def_weight_cache(py::module_& m);
 void def_calibration(py::module_& m);
+void def_kv_cache(py::module_& m);
 
 }  // namespace qat::bindings

@@ -30,6 +30,7 @@ void def_plan(py::module_& m) {
       .def_readonly("layers", &Plan::layers)
       .def_readonly("stages", &Plan::stages)
       .def_readonly("untouched", &Plan::untouched)
+      .def_readonly("kv_cache", &Plan::kv_cache)
       .def("__str__", &to_text);
   py::class_<Schedule>(m, "BitSchedule")
       .def(py::init([](const Recipe& recipe, int64_t total_steps) {

@@ -8,10 +8,10 @@ namespace {
 
 Granularity granularity_of(const std::string& name) {
   for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
-                           Granularity::group, Granularity::block})
+                           Granularity::group, Granularity::block, Granularity::head})
     if (name == name_of(value)) return value;
   throw std::invalid_argument(
-      "granularity must be tensor, channel, token, group or block, but is " + name + ".");
+      "granularity must be tensor, channel, token, group, block or head, but is " + name + ".");
 }
 
 Range range_mode_of(const std::string& name) {
@@ -22,10 +22,18 @@ Range range_mode_of(const std::string& name) {
 
 QuantSpec make_spec(int bits, const std::string& grid, const std::string& granularity,
                     int64_t group_size, std::array<int64_t, 2> block, const std::string& scale,
-                    const std::string& scale_dtype, bool dynamic) {
+                    const std::string& scale_dtype, bool dynamic, const std::string& observer,
+                    double percentile, double averaging_constant) {
   check_bits("QuantSpec", bits);
-  QuantSpec spec{bits,  parse_grid("QuantSpec", grid), granularity_of(granularity), group_size,
-                 block, range_mode_of(scale),          parse_dtype(scale_dtype),    dynamic};
+  QuantSpec spec{bits,
+                 parse_grid("QuantSpec", grid),
+                 granularity_of(granularity),
+                 group_size,
+                 block,
+                 range_mode_of(scale),
+                 parse_dtype(scale_dtype),
+                 dynamic,
+                 {parse_observer(observer), percentile, averaging_constant}};
   if (spec.granularity == Granularity::group && group_size < 1)
     throw std::invalid_argument("group_size must be positive for granularity group, but is " +
                                 std::to_string(group_size) + ".");
@@ -35,14 +43,16 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
 py::tuple state_of(const QuantSpec& spec) {
   return py::make_tuple(spec.bits, grid_name(spec.grid), name_of(spec.granularity), spec.group_size,
                         spec.block[0], spec.block[1], name_of(spec.range),
-                        name_of(spec.scale_dtype), spec.dynamic);
+                        name_of(spec.scale_dtype), spec.dynamic, name_of(spec.observer.kind),
+                        spec.observer.percentile, spec.observer.averaging_constant);
 }
 
 QuantSpec from_state(const py::tuple& state) {
   return make_spec(state[0].cast<int>(), state[1].cast<std::string>(), state[2].cast<std::string>(),
                    state[3].cast<int64_t>(), {state[4].cast<int64_t>(), state[5].cast<int64_t>()},
                    state[6].cast<std::string>(), state[7].cast<std::string>(),
-                   state[8].cast<bool>());
+                   state[8].cast<bool>(), state[9].cast<std::string>(), state[10].cast<double>(),
+                   state[11].cast<double>());
 }
 
 std::pair<int, int> integer_range(const QuantSpec& spec, int bits) {
@@ -57,7 +67,9 @@ void def_spec(py::module_& m) {
       .def(py::init(&make_spec), py::arg("bits"), py::kw_only(), py::arg("grid") = "narrow",
            py::arg("granularity") = "channel", py::arg("group_size") = 0,
            py::arg("block") = std::array<int64_t, 2>{0, 0}, py::arg("scale") = "minmax",
-           py::arg("scale_dtype") = "bfloat16", py::arg("dynamic") = false)
+           py::arg("scale_dtype") = "bfloat16", py::arg("dynamic") = false,
+           py::arg("observer") = "minmax", py::arg("percentile") = ObserverSpec().percentile,
+           py::arg("averaging_constant") = ObserverSpec().averaging_constant)
       .def_readonly("bits", &QuantSpec::bits)
       .def_readonly("group_size", &QuantSpec::group_size)
       .def_readonly("dynamic", &QuantSpec::dynamic)
@@ -67,6 +79,10 @@ void def_spec(py::module_& m) {
       .def_property_readonly("scale", [](const QuantSpec& spec) { return name_of(spec.range); })
       .def_property_readonly("scale_dtype",
                              [](const QuantSpec& spec) { return name_of(spec.scale_dtype); })
+      .def_property_readonly("observer",
+                             [](const QuantSpec& spec) { return name_of(spec.observer.kind); })
+      .def_property_readonly("follows",
+                             [](const QuantSpec& spec) { return follows(spec.observer.kind); })
       .def_property_readonly("symmetric", &QuantSpec::symmetric)
       .def_property_readonly("block", &block_shape)
       .def(

@@ -4,22 +4,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat.errors import UserError
-from torchqat.linear import QuantLinear
+from torchqat.kv_cache import caches
 from torchqat.prepare import quant_layers, require_prepared
+from torchqat.ptq.blocks import Forward
 from torchqat.ptq.initialize import Calibration, initialize
-
-# Elements kept per layer for a search of the least squared error.
-_SAMPLED = 1 << 16
 
 
 @torch.no_grad()
 def calibrate(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Calibration:
-    """Round the weights as the recipe's ``initialize`` says, then set the scale of every input that is not found per call.
+    """Round the weights as the recipe's ``initialize`` says, then set every scale of inputs and caches that is fixed beforehand.
 
     Weights are calibrated block by block (``torchqat.ptq``), each layer on what the quantized layers before it give. For
     the ranges of inputs, weights are used as they are in force and inputs pass unquantized, so that a layer is calibrated
@@ -40,67 +38,63 @@ def calibrate(
     run = forward or _forward
     settings = getattr(model, "qat_initialize", None)
     result = Calibration()
-    if settings is not None and (settings.needs_data or settings.transforms):
-        batches = list(batches)
-        if not batches:
-            raise UserError(
-                f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
-            )
-        training = model.training
-        model.eval()
-        try:
+    training = model.training
+    model.eval()
+    if any(cache.spec.calibrated for _, cache in caches(model)):
+        batches = list(batches)  # they are gone through more than once
+    try:
+        if settings is not None and (settings.needs_data or settings.transforms):
+            batches = list(batches)
+            if not batches:
+                raise UserError(
+                    f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
+                )
             result = initialize(model, batches, run, settings)
-        finally:
-            model.train(training)
-    result.ranges = _calibrate_inputs(model, batches, run)
+        _calibrate_caches(model, batches, run, result)
+        _calibrate_inputs(model, batches, run, result)
+    finally:
+        model.train(training)
     return result
 
 
-def _calibrate_inputs(
-    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
-) -> dict[str, tuple[float, float]]:
+def _calibrate_caches(model: nn.Module, batches: Iterable[Any], forward: Forward, result: Calibration) -> None:
+    found = [(name, cache) for name, cache in caches(model) if cache.spec.calibrated]
+    if not found:
+        return
+    try:
+        for _, cache in found:
+            cache.start()
+        _run(model, batches, forward)
+    finally:
+        ignored = {name: cache.finish() for name, cache in found}
+    for name, cache in found:
+        result.cache_scales[name] = (cache.k_scale, cache.v_scale)
+        _note_ignored(result, f"{name}: keys and values", ignored[name])
+
+
+def _calibrate_inputs(model: nn.Module, batches: Iterable[Any], forward: Forward, result: Calibration) -> None:
     layers = [(n, m) for n, m in quant_layers(model) if m.input_spec is not None and not m.input_spec.dynamic]
     if not layers:
-        return {}
-    samplers = {name: _Sampler(layer) for name, layer in layers}
-    training = model.training
-    model.eval()
+        return
     try:
         for _, layer in layers:
-            layer.calibrating = True
-        seen = sum(1 for batch in batches if forward(model, batch) is not None)
+            layer.start_calibration()
+        _run(model, batches, forward)
     finally:
-        for name, layer in layers:
-            layer.calibrating = False
-            samplers[name].remove()
-        model.train(training)
-    if seen == 0:
-        raise UserError("Calibration needs at least one batch, but there is none.")
+        ignored = {name: layer.finish_calibration() for name, layer in layers}
     for name, layer in layers:
-        if layer.input_spec.scale != "minmax":
-            layer.derive_input_scale(samplers[name].samples(), "mse")
-    return {name: (layer.input_low.item(), layer.input_high.item()) for name, layer in layers}
+        result.ranges[name] = (layer.input_low.item(), layer.input_high.item())
+        _note_ignored(result, f"{name}: inputs", ignored[name])
 
 
-class _Sampler:
-    """Keeps evenly spaced elements of what enters a layer, for ranges that are searched."""
+def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:
+    if sum(1 for batch in batches if forward(model, batch) is not None) == 0:
+        raise UserError("Calibration needs at least one batch, but there is none.")
 
-    def __init__(self, layer: QuantLinear):
-        self._kept: list[Tensor] = []
-        self._handle = None
-        if layer.input_spec.scale != "minmax":
-            self._handle = layer.register_forward_pre_hook(self._keep)
 
-    def _keep(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].detach().flatten()
-        self._kept.append(flat[:: max(1, flat.numel() // _SAMPLED)].float())
-
-    def samples(self) -> Tensor:
-        return torch.cat(self._kept)
-
-    def remove(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+def _note_ignored(result: Calibration, what: str, count: int) -> None:
+    if count:
+        result.warnings.append(f"{what} had {count} elements that are not finite, which were ignored.")
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

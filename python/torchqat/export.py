@@ -6,17 +6,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FileError, fusion_problems, save_safetensors, to_compressed_tensors
+from torchqat._library import (
+    FileError,
+    KvCacheSpec,
+    fusion_problems,
+    holds_kv_cache,
+    save_safetensors,
+    to_compressed_tensors,
+)
 from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
+from torchqat.kv_cache import SCALE_NAMES, caches
 from torchqat.linear import STATE_NAMES
 from torchqat.prepare import quant_layers
 
 FORMATS = ("compressed-tensors",)
 
 # State that prepare and Schedule add, and that no reader expects.
-_TRAINING_STATE = (*STATE_NAMES, "qat_step")
+_TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
 
 
 def export(
@@ -50,10 +58,10 @@ def export(
         problems = fusion_problems(weights, ignore)
         if problems:
             raise UserError(problems[0])
-        checkpoint = to_compressed_tensors(weights, ignore)
+        checkpoint = to_compressed_tensors(weights, ignore, cache_spec(model))
     except ValueError as error:
         raise UserError(str(error)) from error
-    tensors = {**float_tensors(model, weights, dtype), **checkpoint.tensors}
+    tensors = {**float_tensors(model, weights, dtype), **checkpoint.tensors, **cache_scales(model)}
     output = Path(output)
     with pending_folder(output) as folder:
         _write_config(model, folder, json.loads(checkpoint.quantization_config), weights, dtype)
@@ -64,6 +72,22 @@ def export(
         except FileError as error:
             raise UserError(str(error).replace(str(folder), str(output))) from error
     return output
+
+
+def cache_spec(model: nn.Module) -> KvCacheSpec | None:
+    """How the model's cache of keys and values is quantized."""
+    return next((cache.spec for _, cache in caches(model)), None)
+
+
+def cache_scales(model: nn.Module) -> dict[str, Tensor]:
+    """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up."""
+    tensors = {}
+    for name, cache in caches(model):
+        if holds_kv_cache(cache.spec):
+            shape = (-1, 1, 1) if cache.spec.key.granularity == "head" else (1,)
+            for leaf in SCALE_NAMES:
+                tensors[f"{name}.{leaf}"] = getattr(cache, leaf).reshape(shape)
+    return tensors
 
 
 def float_tensors(

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat._library import DTYPES, FLOAT, Observer, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.fake_quantizer import FakeQuantizer
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
-STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point")
+STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point", "frozen_codes")
 
 
 class QuantLinear(nn.Linear):
@@ -50,9 +50,11 @@ class QuantLinear(nn.Linear):
         self.weight_bits, self.input_bits = FLOAT, FLOAT
         self.observing = False  # follow the input's range while training
         self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
+        self._observer: Observer | None = None
         self._weight_quantizer = self._input_quantizer = FakeQuantizer()
         self._cache = WeightCache(weight_cache)
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
+        self.register_buffer("frozen_codes", None)
         self._register_weight_parameters()
         self._register_input_parameters()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
@@ -149,36 +151,30 @@ class QuantLinear(nn.Linear):
             self.lattice_zero_point.copy_(zero_point)
         self.forget_weight()
 
-    @torch.no_grad()
-    def derive_input_scale(self, values: Tensor | None = None, method: str = "minmax") -> None:
-        """Choose the input's scale from ``values``, by default the ends of the range observed so far."""
-        spec = self.input_spec
-        if values is None:
-            values = torch.cat([self.input_low, self.input_high], dim=1)
-        dtype = DTYPES[spec.scale_dtype]
-        scale, zero_point = ops.choose_qparams(values, (-1, -1), self._input_scale_bits, spec.grid, method, dtype)
-        self.input_scale.copy_(scale)
-        if self.input_zero_point is not None:
-            self.input_zero_point.copy_(zero_point)
-
     def _change_input_width(self, bits: int, derive: bool) -> None:
         """A range that is observed gives the new scale; one that was searched or learned is kept as it is."""
         before, self._input_scale_bits = self._input_scale_bits, bits
         if not derive or before == bits:
             return
-        quant_min, quant_max = self.input_spec.quant_range(before)
-        zero = 0 if self.input_zero_point is None else self.input_zero_point
-        ends = [(end - zero) * self.input_scale for end in (quant_min, quant_max)]
-        self.derive_input_scale(None if self.input_spec.scale == "minmax" else torch.cat(ends, dim=1))
+        range = Observer(QuantSpec(8))
+        if self.input_spec.scale == "minmax":
+            range.restore(self.input_low.item(), self.input_high.item())
+        else:
+            zero = 0 if self.input_zero_point is None else self.input_zero_point
+            ends = [((end - zero) * self.input_scale).item() for end in self.input_spec.quant_range(before)]
+            range.restore(min(ends), max(ends))
+        self.input_scale_from(range)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.calibrating or (self.observing and self.training):
+        if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
             self.observe(x)
         weight, input = self._weight_quantizer.text, "" if self.calibrating else self._input_quantizer.text
         if not weight and not input:
             return F.linear(x, self.weight, self.bias)
+        if self.frozen_codes is not None:
+            return F.linear(self.quantized_input(x), self._frozen_weight(x.dtype), self.bias)
         weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
         kept = self._kept_weight(x, *weight_parameters)
         return ops.quant_linear(
@@ -197,11 +193,31 @@ class QuantLinear(nn.Linear):
 
     def quantized_weight(self) -> Tensor:
         """The weight that the forward uses, ``[out, in]``, in the dtype of the master weight."""
+        if self.frozen_codes is not None:
+            return self._frozen_weight(self.weight.dtype)
         return self._weight_quantizer(self.weight, *self._weight_parameters())
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The input that the forward uses, in the shape and dtype of ``x``."""
         return self._input_quantizer(x, *self._input_parameters())
+
+    @torch.no_grad()
+    def freeze_codes(self) -> None:
+        """Keep the codes of the weight as they are, so that its scales alone are left to train (EfficientQAT's E2E-QP).
+
+        Needs a learned scale and an integer grid; zero points stay as they are, too. numerics.md (29).
+        """
+        scale, zero_point = self.stored_qparams()
+        ends = self.weight_spec.quant_range(self.weight_bits)
+        self.frozen_codes = ops.quantize(self.weight, scale, zero_point, self.weight_spec.block, *ends)
+        self.weight.requires_grad_(False)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.requires_grad_(False)
+
+    def _frozen_weight(self, dtype: torch.dtype) -> Tensor:
+        stored, zero_point = self.stored_qparams()
+        scale = self.weight_scale + (stored - self.weight_scale).detach()  # exactly the stored one
+        return ops.dequantize(self.frozen_codes, scale, zero_point, self.weight_spec.block, dtype)
 
     def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
@@ -211,17 +227,45 @@ class QuantLinear(nn.Linear):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Widen the observed input range to ``x``, ignoring what is not finite, and follow it unless it is learned."""
-        if self.input_spec is None or self.input_spec.dynamic:
+        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned."""
+        spec = self.input_spec
+        if spec is None or spec.dynamic:
             return
-        finite = x.detach()[torch.isfinite(x)]
-        if finite.numel() == 0:
+        self.observer.observe(x)
+        if self.observer.empty:
             return
-        low, high = torch.aminmax(finite.float())
-        self.input_low.copy_(torch.minimum(self.input_low, low))
-        self.input_high.copy_(torch.maximum(self.input_high, high))
-        if self.input_spec.scale == "minmax":
-            self.derive_input_scale()
+        self.input_low.fill_(self.observer.low)
+        self.input_high.fill_(self.observer.high)
+        if spec.scale == "minmax" and not self.calibrating:
+            self.input_scale_from(self.observer)
+
+    @property
+    def observer(self) -> Observer:
+        """The observer of the input, which goes on from the range that is in the state."""
+        if self._observer is None:
+            self._observer = Observer(self.input_spec)
+            if self.input_low.item() != 0.0 or self.input_high.item() != 0.0:
+                self._observer.restore(self.input_low.item(), self.input_high.item())
+        return self._observer
+
+    def start_calibration(self) -> None:
+        """Forget the range that was observed, and observe from now on, the input passing as it is."""
+        self._observer, self.calibrating = Observer(self.input_spec), True
+
+    def finish_calibration(self) -> int:
+        """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
+        observer, self.calibrating = self.observer, False
+        self.input_scale_from(observer)
+        if not self.input_spec.follows:
+            self._observer = None  # its histogram is not needed any more
+        return observer.ignored
+
+    @torch.no_grad()
+    def input_scale_from(self, observer: Observer) -> None:
+        scale, zero_point = observer.qparams(self.input_spec, self._input_scale_bits)
+        self.input_scale.copy_(scale)
+        if self.input_zero_point is not None:
+            self.input_zero_point.copy_(zero_point)
 
     # -- convert -----------------------------------------------------------------------------------------------------
 
@@ -248,6 +292,8 @@ class QuantLinear(nn.Linear):
                 f"{name} must be at its exported width, int{self.weight_spec.bits}, but its schedule has it at "
                 f"{'float' if self.weight_bits == FLOAT else f'int{self.weight_bits}'}; finish the schedule first."
             )
+        if self.frozen_codes is not None:
+            self.weight.copy_(self._frozen_weight(self.weight.dtype))
         weights = quantize_weights(name, self.weight_spec, self.weight, *self.stored_qparams(), dtype)
         spec = weights.input = self.input_spec
         if spec is not None and not spec.dynamic:
@@ -264,6 +310,7 @@ class QuantLinear(nn.Linear):
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        self._observer = None  # it goes on from the range that was loaded
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         if prefix + "weight_scale" in own and self.weight_bits != FLOAT:

@@ -5,6 +5,7 @@ from torch import nn
 from torchqat._library import Initialize, LayerInfo, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
+from torchqat.kv_cache import attach
 from torchqat.linear import QuantLinear
 
 
@@ -77,6 +78,8 @@ def prepare(
             modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales
         )
         setattr(modules[parent], leaf, linear)
+    if plan.kv_cache is not None:
+        attach(model, plan.kv_cache)
     if "hadamard" in settings.transforms:
         _untie_head(model)
     model.qat_initialize = settings  # for calibrate

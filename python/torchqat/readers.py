@@ -18,19 +18,28 @@ def read_compressed_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The folder is no compressed-tensors checkpoint, or a file of it is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config") or {}
     if config.get("quant_method") != "compressed-tensors":
         raise UserError(f"{folder} must be a compressed-tensors checkpoint, but its config.json names no such method.")
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{folder / 'model.safetensors'} must be a safetensors file, but does not load: {error}."
-        ) from error
-    return decompress(tensors, config)
+    return decompress(read_tensors(folder), config)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, of one file or of several.
+
+    Raises:
+        UserError: There is no safetensors file, or one is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]:
+        try:
+            tensors.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} must be a safetensors file, but does not load: {error}.") from error
+    return tensors
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import BestState
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
+from torchqat.frozen import freeze_codes
 from torchqat.models import load_model
 from torchqat.prepare import prepare
 from torchqat.progress import Progress
@@ -45,6 +46,8 @@ def trained_model(job: Run) -> nn.Module:
     if state["step"] < steps:
         raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
     model = prepare(job.fresh_model(), job.plan, job.recipe.initialize, job.recipe.train.weight_cache)
+    if job.recipe.train.parameters == "scales":
+        freeze_codes(model)
     schedule = Schedule(model, job.recipe, steps)
     model.load_state_dict(state["model"])
     schedule.load_state_dict(state["schedule"])

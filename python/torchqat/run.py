@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 import torchqat
-from torchqat._library import BitSchedule, Initialize, Plan, Recipe, naive_plan
+from torchqat._library import BitSchedule, Initialize, Plan, Recipe, holds_kv_cache, naive_plan
 from torchqat.best_state import BestState
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
 from torchqat.data import Corpus, Data, load_corpus, load_data
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.export import export, float_tensors
+from torchqat.export import cache_spec, export, float_tensors
+from torchqat.frozen import freeze_codes
 from torchqat.files import load_state, read_json, save_state, size_of, write_json, write_text
 from torchqat.losses import cross_entropy, forward_kl
 from torchqat.models import load_model, load_tokenizer
@@ -105,9 +106,12 @@ class Run:
         if method is None and self.recipe.initialize.needs_data:
             self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
         warnings = calibrate(model, self.data.calibration).warnings
+        cache = cache_spec(model)
+        if method is None and cache is not None and not holds_kv_cache(cache):
+            warnings.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if kept is not None and self.recipe.initialize.needs_data:
+        if kept is not None and (self.recipe.initialize.needs_data or cache is not None):
             save_state(kept, {"identity": self.identity, "model": model.state_dict()})
             report = self.load_report()
             report.notes = warnings
@@ -186,9 +190,12 @@ class Run:
             report.accepted = self._accepted(report, variant)
         self.save_report(report)
 
+    @cached_property
+    def exported_widths(self) -> list[int]:
+        return sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
+
     def _width_names(self) -> str:
-        bits = sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
-        return "-".join(f"int{b}" for b in bits)
+        return "-".join(f"int{bits}" for bits in self.exported_widths)
 
     def control(self) -> None:
         """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
@@ -214,6 +221,8 @@ class Run:
     def train(self) -> nn.Module:
         """Fine-tune along the schedule; returns the trained model at its exported widths."""
         model = self.prepared(self.plan)
+        if self.recipe.train.parameters == "scales":
+            freeze_codes(model)
         metrics = self.folder / "metrics.jsonl"
         show = self.progress.steps("Fine-tuning with the schedule", self.recipe.train.steps)
         best = self._best_state(model)
@@ -299,7 +308,7 @@ class Run:
     def trained(self) -> None:
         """Train, export, verify and measure."""
         report = self.load_report()
-        bits = sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
+        bits = self.exported_widths
         name = self._width_names() + "-qat"
         if report.variant(name) or self.recipe.train.steps == 0:
             return

@@ -31,17 +31,19 @@ class LayerSensitivity:
 
     Attributes:
         name: Its module name.
-        elements: Of its weight.
         spec: How its weight is quantized, but for the width.
         kl: Mean KL to the float model per token, in nats, with this layer alone quantized, by width.
         shape: ``(out_features, in_features)``.
     """
 
     name: str
-    elements: int
     spec: QuantSpec
     kl: dict[int, float]
     shape: tuple[int, int]
+
+    @property
+    def elements(self) -> int:
+        return self.shape[0] * self.shape[1]
 
     def size(self, bits: int) -> int:
         """Bits that a checkpoint spends on the weight at ``bits``, scales and zero points included."""
@@ -86,7 +88,7 @@ def sensitivity(
                         run = _Rest(prepared, blocks[place:], hidden, wanted)
                         kl = {width: _at_width(layer, width, statistics, run) for width in bits}
                         shape = (layer.out_features, layer.in_features)
-                        found.append(LayerSensitivity(name, layer.weight.numel(), layer.weight_spec, kl, shape))
+                        found.append(LayerSensitivity(name, layer.weight_spec, kl, shape))
             hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
     if not found:
         raise UserError("Sensitivity needs at least one layer with an integer weight, but the plan has none.")

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from torchqat.export import cache_scales
+from torchqat.kv_cache import caches
 from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
-from torchqat.readers import load_in_transformers, read_compressed_tensors
+from torchqat.readers import load_in_transformers, read_compressed_tensors, read_tensors
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def verify(folder: str | Path, model: nn.Module, tokens: Tensor | None = None) -
     """Compare the checkpoint in ``folder`` with the model that was exported to it.
 
     Weights are read by the compressed-tensors library and compared, bit for bit, with those that the training forward
-    uses, rounded once to the dtype of the checkpoint. For a transformers model whose inputs are not quantized, the
-    checkpoint is also loaded by transformers and run on fixed prompts. (With quantized inputs its logits say little:
+    uses, rounded once to the dtype of the checkpoint; so are the scales of a quantized cache. For a transformers model
+    whose inputs and cache are not quantized, the checkpoint is also loaded by transformers and run on fixed prompts. (With quantized inputs its logits say little:
     transformers simulates absmax / 127.5 per token, where engines and the narrow grid use absmax / 127.)
 
     Args:
@@ -68,9 +70,11 @@ def verify(folder: str | Path, model: nn.Module, tokens: Tensor | None = None) -
         count = _differing(read.get(name), layer)
         if count:
             differing[name] = count
+    differing.update(_differing_caches(folder, model))
     for name in read.keys() - trained.keys():
         differing[name] = read[name].numel()
-    if not hasattr(model, "config") or any(layer.input_spec is not None for layer in trained.values()):
+    plain = all(layer.input_spec is None for layer in trained.values()) and not caches(model)
+    if not hasattr(model, "config") or not plain:
         return Verification(len(trained), differing)
     difference, bound = _compare_logits(load_in_transformers(folder), model, tokens)
     return Verification(len(trained), differing, difference, bound)
@@ -81,6 +85,17 @@ def _differing(read: Tensor | None, layer: QuantLinear) -> int:
     if read is None or read.shape != expected.shape:
         return expected.numel()
     return int((read != expected.to(read.dtype).to(read.device)).sum())
+
+
+def _differing_caches(folder: Path, model: nn.Module) -> dict[str, int]:
+    """Scales of the cache of keys and values that are not those of training."""
+    expected = cache_scales(model)
+    found = read_tensors(folder) if expected else {}
+    return {
+        name: scale.numel()
+        for name, scale in expected.items()
+        if name not in found or not torch.equal(found[name], scale.cpu())
+    }
 
 
 def _compare_logits(served: nn.Module, model: nn.Module, tokens: Tensor | None) -> tuple[float, float]:

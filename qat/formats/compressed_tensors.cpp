@@ -61,6 +61,11 @@ json group_json(const QuantizedWeights& layer) {
   return group;
 }
 
+json cache_json(const QuantSpec& spec) {
+  const char* strategy = spec.granularity == Granularity::head ? "attn_head" : "tensor";
+  return scheme_json(spec, strategy, 8);
+}
+
 // Scales [out, groups] or [out, 1]; a single one is [1].
 at::Tensor scale_of(const QuantizedWeights& layer) {
   return layer.weight.granularity == Granularity::tensor ? layer.scale.reshape({1}) : layer.scale;
@@ -115,25 +120,45 @@ std::string global_format(const json& groups) {
 
 }  // namespace
 
-CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& layers,
-                                        const std::vector<std::string>& ignore) {
-  CompressedTensors result;
+bool holds_kv_cache(const KvCacheSpec& spec) {
+  return spec.key == spec.value && spec.key.grid == Grid::e4m3 && !spec.key.dynamic &&
+         spec.recent == 0 && spec.first == 0;
+}
+
+NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
+  NamedTensors tensors;
+  if (layer.input || layer.weight.is_float8())
+    add_bytes(layer, tensors);
+  else
+    add_packed(layer, tensors);
+  return tensors;
+}
+
+std::string compressed_tensors_config(const std::vector<QuantizedWeights>& layers,
+                                      const std::vector<std::string>& ignore,
+                                      const std::optional<KvCacheSpec>& kv_cache) {
   if (layers.empty())
     throw std::invalid_argument(
         "compressed-tensors needs at least one quantized layer, but there is none.");
   const json groups = config_groups(layers);
-  for (const QuantizedWeights& layer : layers)
-    layer.input || layer.weight.is_float8() ? add_bytes(layer, result.tensors)
-                                            : add_packed(layer, result.tensors);
-  const json config = {{"quant_method", "compressed-tensors"},
-                       {"version", "0.15.0"},
-                       {"format", global_format(groups)},
-                       {"quantization_status", "compressed"},
-                       {"global_compression_ratio", nullptr},
-                       {"config_groups", groups},
-                       {"ignore", ignore},
-                       {"kv_cache_scheme", nullptr}};
-  result.quantization_config = config.dump(2);
+  const bool cached = kv_cache && holds_kv_cache(*kv_cache);
+  const json config = {
+      {"quant_method", "compressed-tensors"},
+      {"version", "0.15.0"},
+      {"format", global_format(groups)},
+      {"quantization_status", "compressed"},
+      {"global_compression_ratio", nullptr},
+      {"config_groups", groups},
+      {"ignore", ignore},
+      {"kv_cache_scheme", cached ? cache_json(kv_cache->key) : json(nullptr)}};
+  return config.dump(2);
+}
+
+CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& layers,
+                                        const std::vector<std::string>& ignore,
+                                        const std::optional<KvCacheSpec>& kv_cache) {
+  CompressedTensors result{{}, compressed_tensors_config(layers, ignore, kv_cache)};
+  for (const QuantizedWeights& layer : layers) result.tensors.merge(compressed_tensors_of(layer));
   return result;
 }
 

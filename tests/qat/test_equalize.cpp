@@ -3,18 +3,10 @@
 
 #include "qat/equalize.h"
 #include "qat/hadamard.h"
+#include "tests/qat/group_spec.h"
 
 namespace qat {
 namespace {
-
-QuantSpec int3_groups() {
-  QuantSpec spec;
-  spec.bits = 3;
-  spec.grid = Grid::full;
-  spec.granularity = Granularity::group;
-  spec.group_size = 16;
-  return spec;
-}
 
 TEST(Equalize, AwqIsNeverWorseThanNoScales) {
   at::manual_seed(0);
@@ -22,7 +14,7 @@ TEST(Equalize, AwqIsNeverWorseThanNoScales) {
   x.select(1, 5).mul_(40.0);
   InputStatistics statistics(64);
   statistics.add(x);
-  const ChannelScale found = awq_scale({{at::randn({32, 64}), int3_groups(), 3}}, statistics);
+  const ChannelScale found = awq_scale({{at::randn({32, 64}), group_spec(3, 16), 3}}, statistics);
   EXPECT_LT(found.loss, found.plain);
   EXPECT_GT(found.scale[5].item<float>(), found.scale[6].item<float>());
 }
@@ -39,7 +31,8 @@ TEST(Equalize, ClippingIsNeverWorseThanTheRange) {
   const at::Tensor weight = at::randn({8, 64}), x = at::randn({200, 64});
   InputStatistics statistics(64);
   statistics.add(x);
-  const auto [scale, zero_point] = clipped_qparams(weight, statistics.hessian(), int3_groups(), 3);
+  const auto [scale, zero_point] =
+      clipped_qparams(weight, statistics.hessian(), group_spec(3, 16), 3);
   EXPECT_EQ(scale.sizes(), (std::vector<int64_t>{8, 4}));
   EXPECT_LT(scale.mean().item<float>(),
             (weight.view({8, 4, 16}).abs().amax(2) / 3.5).mean().item<float>());

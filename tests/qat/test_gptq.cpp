@@ -4,18 +4,10 @@
 #include "ops/fake_quantize.h"
 #include "qat/gptq.h"
 #include "qat/input_statistics.h"
+#include "tests/qat/group_spec.h"
 
 namespace qat {
 namespace {
-
-QuantSpec int4_groups() {
-  QuantSpec spec;
-  spec.bits = 4;
-  spec.grid = Grid::full;
-  spec.granularity = Granularity::group;
-  spec.group_size = 32;
-  return spec;
-}
 
 // Inputs whose features are correlated and of different size.
 at::Tensor tokens() {
@@ -35,11 +27,11 @@ TEST(Gptq, WorksWithoutPythonAndBeatsRoundingToNearest) {
   const at::Tensor hessian = statistics.hessian();
   GptqOptions off;
   off.order = ColumnOrder::plain;
-  const RoundedWeight nearest = gptq(weight, at::eye(96), int4_groups(), 4, off);
+  const RoundedWeight nearest = gptq(weight, at::eye(96), group_spec(4, 32), 4, off);
   for (const auto order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column}) {
     GptqOptions options;
     options.order = order;
-    const RoundedWeight found = gptq(weight, hessian, int4_groups(), 4, options);
+    const RoundedWeight found = gptq(weight, hessian, group_spec(4, 32), 4, options);
     EXPECT_LT(objective(weight - found.weight, hessian),
               0.8 * objective(weight - nearest.weight, hessian));
     EXPECT_TRUE(at::equal(
@@ -54,7 +46,7 @@ TEST(Gptq, TheSumOfSquaredErrorsIsTheErrorOfTheOutput) {
   statistics.add(tokens());
   at::Tensor damped = statistics.hessian();
   damped.diagonal().add_(0.01 * damped.diagonal().mean());
-  const RoundedWeight found = gptq(weight, statistics.hessian(), int4_groups(), 4);
+  const RoundedWeight found = gptq(weight, statistics.hessian(), group_spec(4, 32), 4);
   EXPECT_NEAR(found.loss / objective(weight - found.weight, damped), 1.0, 1e-5);
 }
 

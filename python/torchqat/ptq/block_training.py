@@ -1,6 +1,5 @@
 """One block trained to give what the float block gives (EfficientQAT's Block-AP, AutoRound), in the memory of one block."""
 
-import copy
 import math
 
 import torch
@@ -107,7 +106,7 @@ class _Trainer:
         return total / max(1, len(places) * wanted[0].numel())
 
     def state(self) -> list[Tensor]:
-        return [copy.deepcopy(parameter.detach()) for parameter in self.trained]
+        return [parameter.detach().clone() for parameter in self.trained]
 
     @torch.no_grad()
     def finish(self, state: list[Tensor]) -> None:

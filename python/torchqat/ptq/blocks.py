@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchqat.kv_cache import without_quantization
 from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
 
@@ -117,12 +118,13 @@ def _without_cache(kwargs: dict) -> dict:
 
 @contextmanager
 def in_floating_point(module: nn.Module) -> Iterator[None]:
-    """Its quantized layers as they would be without quantization."""
+    """Its quantized layers and caches as they would be without quantization."""
     layers = [(layer, layer.weight_bits, layer.input_bits) for _, layer in quant_layers(module)]
     try:
         for layer, _, _ in layers:
             layer.set_bits(0, 0, derive=False)
-        yield
+        with without_quantization(module):
+            yield
     finally:
         for layer, weight_bits, input_bits in layers:
             layer.set_bits(weight_bits, input_bits, derive=False)

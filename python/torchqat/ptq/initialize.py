@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
+from torchqat.kv_cache import caches
 from torchqat.prepare import quant_layers
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
@@ -26,12 +27,14 @@ class Calibration:
         ranges: Observed smallest and largest element of each input whose range is fixed.
         losses: Squared error of each rounded layer's output per token, where it was measured.
         tokens: Calibrated tokens per layer.
+        cache_scales: Calibrated scales of keys and values, ``None`` where they are found in every call, by attention layer.
         warnings: What had to be done differently, one sentence each.
     """
 
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    cache_scales: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -46,7 +49,7 @@ def initialize(model: nn.Module, batches: list[Any], forward: Forward, settings:
     if "hadamard" in settings.transforms:
         rotate(model, batches[0], forward)
     blocks, hidden = open_blocks(model, batches, forward)
-    need_original = settings.correction > 0.0 or settings.block_training.steps > 0
+    need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
     for block in blocks:
         original = _float_copy(block) if need_original else None
@@ -60,10 +63,17 @@ def initialize(model: nn.Module, batches: list[Any], forward: Forward, settings:
     return result
 
 
+def _uses_drift(settings: Initialize) -> bool:
+    """Only GPTQ makes the drift good; for other methods the float model need not be run beside."""
+    return settings.rounding == "gptq" and settings.correction > 0.0
+
+
 def _float_copy(block: Block) -> nn.Module:
     original = copy.deepcopy(block.module)
     for _, layer in quant_layers(original):
         layer.set_bits(FLOAT, FLOAT, derive=False)
+    for _, cache in caches(original):
+        cache.enabled = False
     return original
 
 
@@ -81,7 +91,7 @@ def _quantize(
             continue
         for name in equalize(block, stages, hidden, transform, settings):
             result.warnings.append(f"{name} has nothing to fold {transform} scales into, so it goes without them.")
-    drift = (original, original_hidden) if settings.correction > 0.0 else (None, None)
+    drift = (original, original_hidden) if _uses_drift(settings) else (None, None)
     # Together: the statistics of all stages in one go, each seeing the others in floating point.
     for part in [[stage] for stage in stages] if settings.sequential else [stages]:
         if not part:

@@ -16,8 +16,8 @@ from torchqat.ptq.blocks import Forward, find_blocks, in_floating_point
 # Layers that write to the residual stream; the rest of a block's linear layers read it through a norm, or, as in
 # o_proj and down_proj, something of the block's own.
 _WRITERS = ("o_proj", "down_proj")
-_READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _NORMS = {"input_layernorm": ("q_proj", "k_proj", "v_proj"), "post_attention_layernorm": ("gate_proj", "up_proj")}
+_READERS = tuple(name for readers in _NORMS.values() for name in readers)
 _SEED = 0
 
 

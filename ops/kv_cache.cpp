@@ -1,0 +1,134 @@
+#include "ops/kv_cache.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "ops/checks.h"
+#include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+
+namespace qat {
+namespace {
+
+using Optional = std::optional<at::Tensor>;
+
+void check_cache(const at::Tensor& x, const Optional& scale, std::string_view granularity,
+                 int64_t group_size, int64_t first) {
+  check_input("fake_quantize_cache", x);
+  TORCH_CHECK_VALUE(x.dim() == 4,
+                    "[fake_quantize_cache] x must be [batch, heads, tokens, head_size], but is ",
+                    x.sym_sizes(), ".");
+  TORCH_CHECK_VALUE(first >= 0, "[fake_quantize_cache] first must not be negative, but is ", first,
+                    ".");
+  const bool grouped = granularity == "group" || granularity == "channel";
+  TORCH_CHECK_VALUE(
+      grouped || granularity == "tensor" || granularity == "head" || granularity == "token",
+      "[fake_quantize_cache] granularity must be tensor, head, token, group or channel, but is ",
+      granularity, ".");
+  TORCH_CHECK_VALUE(!grouped || group_size > 0,
+                    "[fake_quantize_cache] group_size must be positive for granularity ",
+                    granularity, ", but is ", group_size, ".");
+  TORCH_CHECK_VALUE(granularity != "group" || x.size(3) % group_size == 0,
+                    "[fake_quantize_cache] group_size must divide the head size, ", x.size(3),
+                    ", but is ", group_size, ".");
+  const bool given = granularity == "tensor" || granularity == "head";
+  const int64_t wanted = granularity == "head" ? x.size(1) : 1;
+  TORCH_CHECK_VALUE(given == scale.has_value() && (!given || scale->numel() == wanted),
+                    "[fake_quantize_cache] scale must be given for granularity tensor and head, "
+                    "with 1 entry or one a head, and for no other.");
+}
+
+// Each row a block, with a scale of its own found from it.
+at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) {
+  const auto rounded = [&](const at::Tensor& values) {
+    return std::get<0>(fake_quantize_dynamic(values, {1, -1}, bits, grid, at::kFloat));
+  };
+  if (grid != "asymmetric" || rows.numel() == 0) return rounded(rows);
+  // In float32, so that the offset comes off exactly enough: x is rounded once, at the end.
+  const at::Tensor wide = rows.to(at::kFloat);
+  const at::Tensor low = wide.detach().amin(-1, /*keepdim=*/true);
+  return (rounded(wide - low) + low).to(rows.scalar_type());
+}
+
+at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t bits,
+                          std::string_view grid) {
+  const QuantRange range =
+      range_of(parse_grid("fake_quantize_cache", grid), static_cast<int>(bits));
+  // A row a head, or one in all.
+  const bool one = scale.numel() == 1;
+  const at::Tensor rows = one ? x : x.transpose(0, 1).reshape({x.size(1), -1});
+  const at::Tensor scales = one ? scale.view({1, 1}) : scale.view({-1, 1});
+  const at::Tensor y =
+      fake_quantize(rows, scales, std::nullopt, {one ? -1 : 1, -1},
+                    static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+  if (one) return y;
+  return y.view({x.size(1), x.size(0), x.size(2), x.size(3)}).transpose(0, 1);
+}
+
+at::Tensor by_channel(const at::Tensor& x, int64_t tokens, int64_t bits, std::string_view grid) {
+  const int64_t complete = x.size(2) / tokens * tokens;
+  if (complete == 0) return x;
+  const at::Tensor columns = x.slice(2, 0, complete).transpose(2, 3).contiguous();
+  const at::Tensor rounded =
+      by_rows(columns.view({-1, tokens}), bits, grid).view(columns.sizes()).transpose(2, 3);
+  return at::cat({rounded, x.slice(2, complete)}, 2);
+}
+
+at::Tensor fake_quantize_cache_composed(const at::Tensor& x, const Optional& scale,
+                                        std::string_view granularity, int64_t group_size,
+                                        int64_t bits, std::string_view grid, int64_t first) {
+  check_cache(x, scale, granularity, group_size, first);
+  if (first > 0) {
+    const int64_t kept = std::min(first, x.size(2));
+    return at::cat({x.slice(2, 0, kept),
+                    fake_quantize_cache(x.slice(2, kept), scale, granularity, group_size, bits,
+                                        grid, 0)},
+                   2);
+  }
+  if (x.numel() == 0) return x;
+  if (scale) return by_given_scale(x, *scale, bits, grid);
+  if (granularity == "channel") return by_channel(x, group_size, bits, grid);
+  const int64_t width = granularity == "group" ? group_size : x.size(3);
+  return by_rows(x.reshape({-1, width}), bits, grid).view(x.sizes());
+}
+
+}  // namespace
+
+at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
+                               std::string_view granularity, int64_t group_size, int64_t bits,
+                               std::string_view grid, int64_t first) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::fake_quantize_cache", "")
+                             .typed<decltype(fake_quantize_cache)>();
+  return op.call(x, scale, granularity, group_size, bits, grid, first);
+}
+
+at::Tensor quantized_pairs(const at::Tensor& like, int64_t queries, int64_t keys,
+                           int64_t group_size, int64_t recent, int64_t first) {
+  const auto options = like.options().dtype(at::kLong);
+  const at::Tensor query = at::arange(keys - queries, keys, options).unsqueeze(1);
+  const at::Tensor group =
+      at::floor_divide(at::arange(keys, options) - first, group_size) + 1;
+  const at::Tensor end = (group * group_size + (first - 1)).unsqueeze(0);
+  return end <= query - recent;
+}
+
+TORCH_LIBRARY_FRAGMENT(qat, m) {
+  m.def(
+      "fake_quantize_cache(Tensor x, Tensor? scale, str granularity, int group_size, int bits, "
+      "str grid, int first) -> Tensor");
+  m.def(
+      "quantized_pairs(Tensor like, int queries, int keys, int group_size, int recent, int first) "
+      "-> Tensor");
+}
+
+// Made of operators that have their own gradients.
+TORCH_LIBRARY_IMPL(qat, CompositeImplicitAutograd, m) {
+  m.impl("fake_quantize_cache", &fake_quantize_cache_composed);
+  m.impl("quantized_pairs", &quantized_pairs);
+}
+
+}  // namespace qat

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+namespace qat {
+
+// What a cache of keys or values gives back of what was put in; numerics.md (28).
+//
+//   x            [batch, heads, tokens, head_size], float32, float16 or bfloat16: keys (after the
+//                rotary embedding) or values
+//   scale        float32 [1] for granularity "tensor", [heads] for "head", given beforehand; none
+//                for the others, which find theirs in the call
+//   granularity  "tensor", "head", "token" (a head of a token), "group" (group_size channels of it)
+//                or "channel" (a channel over group_size tokens in turn)
+//   group_size   for "group", which must divide head_size, and "channel"; else not read
+//   bits         2 to 8; not read for FP8
+//   grid         "narrow", "full", "signed", "fp8_e4m3", "fp8_e5m2"; or "asymmetric", whose lowest
+//                level is the smallest element of the block itself rather than a multiple of the
+//                scale, as engines store caches
+//   first        tokens at the beginning that stay as they are (attention sinks)
+//
+// On return a tensor like x. Tokens of a group of "channel" that is not complete stay as they are.
+// Differentiable in x, straight through.
+at::Tensor fake_quantize_cache(const at::Tensor& x, const std::optional<at::Tensor>& scale,
+                               std::string_view granularity, int64_t group_size, int64_t bits,
+                               std::string_view grid, int64_t first);
+
+// Which tokens each query finds quantized: bool [queries, keys], on the device of `like`. The
+// queries are the last of the tokens. A token is quantized once the last of its group of
+// `group_size` (counted after the first ones) is more than `recent` tokens back; a query's own token
+// is 0 back.
+at::Tensor quantized_pairs(const at::Tensor& like, int64_t queries, int64_t keys,
+                           int64_t group_size, int64_t recent, int64_t first);
+
+}  // namespace qat

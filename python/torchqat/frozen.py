@@ -1,0 +1,30 @@
+"""Training of scales alone, the codes staying as they are (EfficientQAT's E2E-QP, arXiv 2407.11062)."""
+
+from torch import nn
+
+from torchqat.errors import UserError
+from torchqat.linear import SCALE_NAMES
+from torchqat.prepare import quant_layers, require_prepared
+
+
+def freeze_codes(model: nn.Module) -> nn.Module:
+    """Leave the learned scales of a prepared ``model`` as all that trains, in place, and return it.
+
+    The weights keep the codes that they have: GPTQ's, say. What an optimizer holds shrinks to one number a group.
+
+    Raises:
+        UserError: The model is not prepared, or a weight has no learned scale (the layer is named).
+    """
+    require_prepared(model)
+    layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
+    for name, layer in layers:
+        if layer.weight_spec.scale != "learned":
+            raise UserError(
+                f"To train scales alone, every weight must have a learned scale, but that of {name} is {layer.weight_spec}."
+            )
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in SCALE_NAMES:
+            parameter.requires_grad_(False)
+    for _, layer in layers:
+        layer.freeze_codes()
+    return model

@@ -1,0 +1,323 @@
+"""The quantized cache of keys and values: its rounding against a twin, and attention in transformers' models."""
+
+import copy
+
+import architectures
+import pytest
+import torch
+import torchqat
+from architectures import tokens
+from torchqat import ops
+from torchqat.kv_cache import attach, caches, without_quantization
+from torchqat.ptq.blocks import in_floating_point
+
+FORMS = {
+    "fp8": "{dtype: fp8_e4m3}",
+    "fp8 per head": "{dtype: fp8_e5m2, keys: head, values: head}",
+    "fp8 per token": "{dtype: fp8_e4m3, keys: token, values: token}",
+    "int8": "{dtype: int8, keys: token}",
+    "int4": "{dtype: int4, group_size: 8}",
+    "int4, recent and first": "{dtype: int4, group_size: 8, recent: 5, first: 3}",
+    "int8 blocks": "{dtype: int8, keys: group, values: group, group_size: 8, symmetric: true}",
+}
+WEIGHT = "{dtype: int8}"
+
+
+def recipe(cache, weight=WEIGHT, extra=""):
+    rule = f'version: 1\nlayers:\n  - match: "model.layers.*"\n    weight: {weight}\n'
+    return torchqat.parse_recipe(f"{rule}kv_cache: {cache}\n{extra}", "recipe")
+
+
+def prepared(model, cache, **settings):
+    model = torchqat.prepare(copy.deepcopy(model), recipe(cache, **settings)).eval()
+    torchqat.calibrate(model, tokens(), forward)
+    return model
+
+
+def forward(model, batch):
+    return model(input_ids=batch, use_cache=False)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return architectures.build("Llama")
+
+
+# -- rounding --------------------------------------------------------------------------------------------------------
+
+
+def twin(x, granularity, group, bits, grid):
+    """As docs/numerics.md (28) has it, block by block, in float64."""
+    x = x.double()
+    batch, heads, count, size = x.shape
+    y = x.clone()
+    if granularity == "channel":
+        whole = count // group * group
+        blocks = y[:, :, :whole].reshape(batch, heads, whole // group, group, size).transpose(3, 4)
+    else:
+        whole = count
+        blocks = y.view(batch, heads, count, -1, group if granularity == "group" else size)
+    if grid == "asymmetric":
+        low = blocks.amin(-1, keepdim=True)
+        step = ((blocks.amax(-1, keepdim=True) - low) / (2**bits - 1)).float().double()
+        step = torch.where(step == 0, torch.ones_like(step), step)
+        found = torch.round((blocks - low) / step) * step + low
+    else:
+        step = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+        found = torch.round(blocks / step) * step
+    if granularity == "channel":
+        y[:, :, :whole] = found.transpose(3, 4).reshape(batch, heads, whole, size)
+        return y
+    return found.reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("grid", ["narrow", "asymmetric"])
+@pytest.mark.parametrize(("granularity", "group"), [("token", 0), ("group", 8), ("channel", 4)])
+def test_equals_the_twin(granularity, group, grid, bits, dtype, device):
+    x = (torch.randn(2, 3, 11, 16) + torch.linspace(-2, 5, 16)).to(dtype)
+    found = ops.fake_quantize_cache(x.to(device), None, granularity, group, bits, grid).cpu()
+    expected = twin(x, granularity, group, bits, grid)
+    # The offset goes off and on again: three roundings of the size of the block. Near the middle between two levels
+    # float32 may take the other one.
+    close = (found.double() - expected).abs() <= 3 * torch.finfo(dtype).eps * x.double().abs().max()
+    assert close.float().mean() > 0.995
+    if granularity == "channel":
+        assert torch.equal(found[:, :, 8:], x[:, :, 8:])
+
+
+@pytest.mark.parametrize("grid", ["fp8_e4m3", "narrow"])
+def test_given_scales_are_used(grid, device):
+    x = torch.randn(2, 3, 5, 16, device=device) * 40
+    one = torch.tensor([0.25], device=device)
+    ends = (-448, 448) if grid == "fp8_e4m3" else (-127, 127)
+    expected = ops.fake_quantize(x, one.view(1, 1), None, (-1, -1), *ends)
+    assert torch.equal(ops.fake_quantize_cache(x, one, "tensor", grid=grid), expected)
+    heads = torch.tensor([0.25, 0.5, 1.0], device=device)
+    found = ops.fake_quantize_cache(x, heads, "head", grid=grid)
+    for head in range(3):
+        expected = ops.fake_quantize(x[:, head], heads[head].view(1, 1), None, (-1, -1), *ends)
+        assert torch.equal(found[:, head], expected)
+
+
+def test_the_first_tokens_stay_and_gradients_pass(device):
+    x = torch.randn(1, 2, 9, 16, device=device, requires_grad=True)
+    y = ops.fake_quantize_cache(x, None, "channel", 4, 4, "asymmetric", 3)
+    assert torch.equal(y[:, :, :3], x[:, :, :3]) and torch.equal(y[:, :, 7:], x[:, :, 7:])
+    assert not torch.equal(y[:, :, 3:7], x[:, :, 3:7])
+    weights = torch.randn_like(y)
+    (y * weights).sum().backward()
+    assert torch.equal(x.grad, weights)
+
+
+def test_a_block_of_one_value_comes_back(device):
+    for grid in ("narrow", "asymmetric"):
+        x = torch.full((1, 1, 4, 8), 0.7, device=device)
+        torch.testing.assert_close(ops.fake_quantize_cache(x, None, "token", 0, 4, grid), x, rtol=1e-6, atol=0)
+        zeros = torch.zeros_like(x)
+        assert torch.equal(ops.fake_quantize_cache(zeros, None, "token", 0, 4, grid), zeros)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2, 3), None, "token"), r"x must be \[batch, heads, tokens, head_size\]"),
+        ((torch.ones(1, 1, 1, 8), None, "row"), "granularity must be tensor, head, token, group or channel, but is row"),
+        ((torch.ones(1, 1, 1, 8), None, "group", 3), "group_size must divide the head size, 8, but is 3"),
+        ((torch.ones(1, 1, 1, 8), None, "tensor"), "scale must be given for granularity tensor and head"),
+        ((torch.ones(1, 2, 1, 8), torch.ones(3), "head"), "with 1 entry or one a head"),
+    ],
+)
+def test_bad_input_has_its_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ops.fake_quantize_cache(*arguments)
+
+
+def test_it_compiles(device):
+    x = torch.randn(1, 2, 8, 16, device=device)
+
+    def run(x):
+        return ops.fake_quantize_cache(x, None, "channel", 4, 4, "asymmetric")
+
+    assert torch.equal(torch.compile(run, fullgraph=True)(x), run(x))
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+@pytest.mark.parametrize("form", ["fp8", "int4, recent and first"])
+def test_every_architecture_reads_the_quantized_cache(name, form):
+    model = architectures.build(name)
+    quantized = prepared(model, FORMS[form])
+    assert len(caches(quantized)) == 2
+    with torch.no_grad():
+        changed = forward(quantized, tokens()[0]).logits
+        with without_quantization(quantized):
+            plain = forward(quantized, tokens()[0]).logits
+    assert not torch.equal(changed, plain)
+    assert (changed - plain).square().sum() < 0.25 * plain.square().sum()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sequence_gives_what_a_growing_cache_gives(form, attention):
+    """Training sees the whole sequence at once; serving, one token after the other. No token may look ahead."""
+    model = prepared(architectures.build("Llama", attn_implementation=attention), FORMS[form])
+    batch = tokens(1, 30)[0]
+    with torch.no_grad():
+        at_once = forward(model, batch).logits
+        past, steps = None, []
+        for position in range(batch.shape[1]):
+            output = model(input_ids=batch[:, position : position + 1], past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            steps.append(output.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), at_once, rtol=1e-3, atol=1e-3 * at_once.abs().max().item())
+
+
+def test_scales_are_those_of_the_keys_after_the_rotary_embedding(llama):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = copy.deepcopy(llama)
+    seen = []
+
+    def record(module, query, key, value, mask, **kwargs):
+        seen.append((key.abs().max(), value.abs().max()))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("recording", record)
+    model.config._attn_implementation = "recording"
+    with torch.no_grad():
+        for batch in tokens():
+            forward(model, batch)
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"]))
+    with in_floating_point(quantized):
+        found = torchqat.calibrate(quantized, tokens(), forward)
+    assert list(found.cache_scales) == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    for layer, (_, cache) in enumerate(caches(quantized)):
+        keys, values = zip(*seen[layer::2], strict=True)
+        torch.testing.assert_close(cache.k_scale, (max(keys) / 448).reshape(1), rtol=1e-5, atol=0)
+        torch.testing.assert_close(cache.v_scale, (max(values) / 448).reshape(1), rtol=1e-5, atol=0)
+
+
+def test_fewer_bits_are_further_away(llama):
+    def error(form):
+        quantized = prepared(llama, form)
+        with torch.no_grad():
+            return sum((forward(quantized, b).logits - forward(llama, b).logits).square().mean().item() for b in tokens())
+
+    errors = [error(f"{{dtype: int{bits}, group_size: 8}}") for bits in (8, 4, 2)]
+    assert errors == sorted(errors)
+    assert error("{dtype: int2, group_size: 8, recent: 8}") < errors[2]
+
+
+def test_a_model_that_is_not_calibrated_rounds_nothing(llama):
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"])).eval()
+    with torch.no_grad():
+        before = forward(quantized, tokens()[0]).logits
+        with without_quantization(quantized):
+            assert torch.equal(forward(quantized, tokens()[0]).logits, before)
+
+
+def test_the_state_brings_the_scales(llama):
+    first = prepared(llama, FORMS["fp8"])
+    second = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"])).eval()
+    second.load_state_dict(copy.deepcopy(first).state_dict())
+    with torch.no_grad():
+        assert torch.equal(forward(first, tokens()[0]).logits, forward(second, tokens()[0]).logits)
+
+
+def test_what_is_not_finite_is_ignored_and_said(llama):
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"])).eval()
+    with torch.no_grad():
+        quantized.model.layers[1].self_attn.v_proj.weight[0, 0] = float("inf")
+    found = torchqat.calibrate(quantized, tokens(), forward)
+    assert any("model.layers.1.self_attn: keys and values had" in w and "which were ignored" in w for w in found.warnings)
+    assert all(cache.v_scale.isfinite().all() for _, cache in caches(quantized))
+
+
+def test_training_sees_it(llama):
+    quantized = prepared(llama, FORMS["int4"])
+    forward(quantized.train(), tokens()[0]).logits.square().mean().backward()
+    gradients = {n: p.grad for n, p in quantized.named_parameters()}
+    assert all(gradients[f"model.layers.0.self_attn.{leaf}.weight"].abs().sum() > 0 for leaf in ("k_proj", "v_proj"))
+    with without_quantization(quantized):
+        plain = copy.deepcopy(quantized)
+        plain.zero_grad()
+        forward(plain, tokens()[0]).logits.square().mean().backward()
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert not torch.equal(gradients[name], plain.get_parameter(name).grad)
+
+
+def test_gptq_calibrates_on_what_the_cache_gives_back(llama):
+    weight = "{dtype: int4, group_size: 32, scale: mse}"
+    extra = "initialize: {method: gptq, correction: 0}\n"
+    plain = torchqat.prepare(copy.deepcopy(llama), architectures.recipe("{method: gptq, correction: 0}", weight))
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe("{dtype: int2, keys: token}", weight, extra))
+    one, two = (torchqat.calibrate(model, tokens(), forward).losses for model in (plain, quantized))
+    assert one["model.layers.0.self_attn.q_proj"] == two["model.layers.0.self_attn.q_proj"]
+    assert one["model.layers.0.self_attn.o_proj"] != two["model.layers.0.self_attn.o_proj"]
+
+
+def test_an_encoder_has_no_cache():
+    import transformers
+
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    )
+    with pytest.raises(torchqat.UserError, match="kv_cache needs a model with causal attention .* BertModel has none"):
+        attach(transformers.BertModel(config), recipe(FORMS["int8"]).kv_cache)
+
+
+def test_a_group_that_does_not_divide_the_head_is_refused(llama):
+    with pytest.raises(torchqat.UserError, match="kv_cache.group_size must divide the head size, 16, but is 32"):
+        torchqat.prepare(copy.deepcopy(llama), recipe("{dtype: int8, keys: group, symmetric: true}"))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["fp8", "fp8_e4m3 per head"])
+def test_a_checkpoint_holds_fp8_scales(form, llama, tmp_path):
+    import json
+
+    from safetensors.torch import load_file
+
+    cache = FORMS.get(form, "{dtype: fp8_e4m3, keys: head, values: head}")
+    quantized = prepared(llama, cache)
+    folder = torchqat.export(quantized, tmp_path / "out")
+    scheme = json.loads((folder / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    strategy = "tensor" if form == "fp8" else "attn_head"
+    assert scheme == {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy}
+    stored = load_file(folder / "model.safetensors")
+    for name, layer in caches(quantized):
+        for leaf in ("k_scale", "v_scale"):
+            assert torch.equal(stored[f"{name}.{leaf}"].flatten(), getattr(layer, leaf))
+    assert stored["model.layers.0.self_attn.k_scale"].shape == ((1,) if form == "fp8" else (2, 1, 1))
+    assert torchqat.verify(folder, quantized).ok
+    caches(quantized)[1][1].v_scale.mul_(2)
+    assert torchqat.verify(folder, quantized).differing == {
+        "model.layers.1.self_attn.v_scale": 1 if form == "fp8" else 2
+    }
+
+
+def test_the_scheme_is_what_compressed_tensors_reads(llama, tmp_path):
+    import json
+
+    from compressed_tensors.quantization import QuantizationConfig
+
+    folder = torchqat.export(prepared(llama, FORMS["fp8"]), tmp_path / "out")
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    fields = QuantizationConfig.model_fields
+    parsed = QuantizationConfig.model_validate({k: v for k, v in settings.items() if k in fields})
+    assert parsed.kv_cache_scheme.num_bits == 8 and parsed.kv_cache_scheme.type == "float"
+
+
+def test_other_caches_are_settings_of_the_engine(llama, tmp_path):
+    import json
+
+    folder = torchqat.export(prepared(llama, FORMS["int4"]), tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["quantization_config"]["kv_cache_scheme"] is None
+    assert "attn_implementation" not in config
