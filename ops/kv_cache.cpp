@@ -4,8 +4,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "ops/checks.h"
 #include "ops/fake_quantize.h"
 #include "ops/fake_quantize_dynamic.h"
@@ -31,12 +29,12 @@ void check_cache(const at::Tensor& x, const Optional& scale, std::string_view gr
   TORCH_CHECK_VALUE(!grouped || group_size > 0,
                     "[fake_quantize_cache] group_size must be positive for granularity ",
                     granularity, ", but is ", group_size, ".");
-  TORCH_CHECK_VALUE(granularity != "group" || x.size(3) % group_size == 0,
-                    "[fake_quantize_cache] group_size must divide the head size, ", x.size(3),
+  TORCH_CHECK_VALUE(granularity != "group" || x.sym_size(3) % group_size == 0,
+                    "[fake_quantize_cache] group_size must divide the head size, ", x.sym_size(3),
                     ", but is ", group_size, ".");
   const bool given = granularity == "tensor" || granularity == "head";
-  const int64_t wanted = granularity == "head" ? x.size(1) : 1;
-  TORCH_CHECK_VALUE(given == scale.has_value() && (!given || scale->numel() == wanted),
+  const c10::SymInt wanted = granularity == "head" ? x.sym_size(1) : c10::SymInt(1);
+  TORCH_CHECK_VALUE(given == scale.has_value() && (!given || scale->sym_numel() == wanted),
                     "[fake_quantize_cache] scale must be given for granularity tensor and head, "
                     "with 1 entry or one a head, and for no other.");
 }
@@ -46,7 +44,7 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
   const auto rounded = [&](const at::Tensor& values) {
     return std::get<0>(fake_quantize_dynamic(values, {1, -1}, bits, grid, at::kFloat));
   };
-  if (grid != "asymmetric" || rows.numel() == 0) return rounded(rows);
+  if (grid != "asymmetric" || rows.sym_numel() == 0) return rounded(rows);
   // In float32, so that the offset comes off exactly enough: x is rounded once, at the end.
   const at::Tensor wide = rows.to(at::kFloat);
   const at::Tensor low = wide.detach().amin(-1, /*keepdim=*/true);
@@ -58,23 +56,24 @@ at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t 
   const QuantRange range =
       range_of(parse_grid("fake_quantize_cache", grid), static_cast<int>(bits));
   // A row a head, or one in all.
-  const bool one = scale.numel() == 1;
-  const at::Tensor rows = one ? x : x.transpose(0, 1).reshape({x.size(1), -1});
+  const bool one = scale.sym_numel() == 1;
+  const at::Tensor rows = one ? x : x.transpose(0, 1).flatten(1);
   const at::Tensor scales = one ? scale.view({1, 1}) : scale.view({-1, 1});
   const at::Tensor y =
       fake_quantize(rows, scales, std::nullopt, {one ? -1 : 1, -1},
                     static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
   if (one) return y;
-  return y.view({x.size(1), x.size(0), x.size(2), x.size(3)}).transpose(0, 1);
+  return y.view_symint(x.transpose(0, 1).sym_sizes()).transpose(0, 1);
 }
 
 at::Tensor by_channel(const at::Tensor& x, int64_t tokens, int64_t bits, std::string_view grid) {
-  const int64_t complete = x.size(2) / tokens * tokens;
+  const c10::SymInt complete = x.sym_size(2) / tokens * tokens;
   if (complete == 0) return x;
-  const at::Tensor columns = x.slice(2, 0, complete).transpose(2, 3).contiguous();
-  const at::Tensor rounded =
-      by_rows(columns.view({-1, tokens}), bits, grid).view(columns.sizes()).transpose(2, 3);
-  return at::cat({rounded, x.slice(2, complete)}, 2);
+  const at::Tensor columns = x.slice_symint(2, 0, complete).transpose(2, 3).contiguous();
+  const at::Tensor rounded = by_rows(columns.view({-1, tokens}), bits, grid)
+                                 .view_symint(columns.sym_sizes())
+                                 .transpose(2, 3);
+  return at::cat({rounded, x.slice_symint(2, complete)}, 2);
 }
 
 at::Tensor fake_quantize_cache_composed(const at::Tensor& x, const Optional& scale,
@@ -82,17 +81,16 @@ at::Tensor fake_quantize_cache_composed(const at::Tensor& x, const Optional& sca
                                         int64_t bits, std::string_view grid, int64_t first) {
   check_cache(x, scale, granularity, group_size, first);
   if (first > 0) {
-    const int64_t kept = std::min(first, x.size(2));
-    return at::cat({x.slice(2, 0, kept),
-                    fake_quantize_cache(x.slice(2, kept), scale, granularity, group_size, bits,
-                                        grid, 0)},
+    // A slice ends where the tokens do.
+    return at::cat({x.slice(2, 0, first), fake_quantize_cache(x.slice(2, first), scale, granularity,
+                                                              group_size, bits, grid, 0)},
                    2);
   }
-  if (x.numel() == 0) return x;
+  if (x.sym_numel() == 0) return x;
   if (scale) return by_given_scale(x, *scale, bits, grid);
   if (granularity == "channel") return by_channel(x, group_size, bits, grid);
-  const int64_t width = granularity == "group" ? group_size : x.size(3);
-  return by_rows(x.reshape({-1, width}), bits, grid).view(x.sizes());
+  const c10::SymInt width = granularity == "group" ? c10::SymInt(group_size) : x.sym_size(3);
+  return by_rows(x.reshape_symint({-1, width}), bits, grid).view_symint(x.sym_sizes());
 }
 
 }  // namespace
@@ -106,7 +104,7 @@ at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
   return op.call(x, scale, granularity, group_size, bits, grid, first);
 }
 
-at::Tensor quantized_pairs(const at::Tensor& like, int64_t queries, int64_t keys,
+at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
                            int64_t group_size, int64_t recent, int64_t first) {
   const auto options = like.options().dtype(at::kLong);
   const at::Tensor query = at::arange(keys - queries, keys, options).unsqueeze(1);
@@ -121,7 +119,7 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "fake_quantize_cache(Tensor x, Tensor? scale, str granularity, int group_size, int bits, "
       "str grid, int first) -> Tensor");
   m.def(
-      "quantized_pairs(Tensor like, int queries, int keys, int group_size, int recent, int first) "
+      "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, int first) "
       "-> Tensor");
 }
 

@@ -1,7 +1,10 @@
 #include "ops/quantize.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
@@ -46,7 +49,37 @@ at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
   return op.call(codes, scale, zero_point, block, dtype);
 }
 
+at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
+                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
+                               at::IntArrayRef block) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::_dequantize_backward", "")
+                             .typed<decltype(dequantize_backward)>();
+  return op.call(grad, codes, scale, zero_point, block);
+}
+
 namespace {
+
+// Made of other operators, so one kernel serves every backend.
+at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& codes,
+                                      const at::Tensor& scale,
+                                      const std::optional<at::Tensor>& zero_point,
+                                      at::IntArrayRef block) {
+  const BlockLayout layout = layout_of(codes, block);
+  const at::Tensor levels = dequantize(codes, at::ones_like(scale), zero_point, block, at::kFloat);
+  const at::Tensor products =
+      at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
+  const int64_t rows = layout.grid_rows * layout.block_rows,
+                cols = layout.grid_cols * layout.block_cols;
+  return at::constant_pad_nd(products, {0, cols - layout.cols, 0, rows - layout.rows})
+      .view({layout.grid_rows, layout.block_rows, layout.grid_cols, layout.block_cols})
+      .sum({1, 3});
+}
+
+at::Tensor dequantize_backward_meta(const at::Tensor&, const at::Tensor&, const at::Tensor& scale,
+                                    const std::optional<at::Tensor>&, at::IntArrayRef) {
+  return at::empty_like(scale);
+}
 
 at::Tensor quantize_meta(const at::Tensor& x, const at::Tensor& scale,
                          const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
@@ -71,9 +104,17 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, int[2] block, ScalarType dtype) "
       "-> Tensor");
+  m.def(
+      "_dequantize_backward(Tensor grad, Tensor codes, Tensor scale, Tensor? zero_point, "
+      "int[2] block) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
+  m.impl("_dequantize_backward", &dequantize_backward_kernel);
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {
+  m.impl("_dequantize_backward", &dequantize_backward_meta);
   m.impl("quantize", &quantize_meta);
   m.impl("dequantize", &dequantize_meta);
 }

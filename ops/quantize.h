@@ -20,6 +20,11 @@ at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype);
 
+// The gradient of the scale, numerics.md (29), float32 and shaped like it.
+at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
+                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
+                               at::IntArrayRef block);
+
 // Called by every backend before it computes.
 void check_quantize(const at::Tensor& x, const at::Tensor& scale,
                     const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,

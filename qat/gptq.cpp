@@ -1,9 +1,11 @@
 #include "qat/gptq.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <vector>
 
@@ -15,6 +17,11 @@
 namespace qat {
 namespace {
 
+// Whether all elements are finite. One pass as a rule: a sum is not finite where one of them is not.
+bool all_finite(const at::Tensor& x) {
+  return std::isfinite(x.sum().item<double>()) || at::isfinite(x).all().item<bool>();
+}
+
 void check(const at::Tensor& weight, const at::Tensor& hessian,
            const std::optional<at::Tensor>& drift, const GptqOptions& options) {
   if (weight.dim() != 2 || hessian.dim() != 2 || hessian.size(0) != weight.size(1) ||
@@ -22,7 +29,7 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
     throw std::invalid_argument(
         "GPTQ needs a Hessian, and a drift where one is given, of [in, in] for a weight [out, in], "
         "but their shapes do not agree.");
-  if (!at::isfinite(weight).all().item<bool>())
+  if (!all_finite(weight))
     throw std::invalid_argument("GPTQ needs a finite weight, but it has NaN or infinite elements.");
   if (options.damping < 0.0 || options.block_size < 1)
     throw std::invalid_argument(
@@ -31,11 +38,35 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
     throw std::invalid_argument("GPTQ needs a drift for a correction, but none is given.");
 }
 
-// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. Undefined when H
-// is not positive definite.
-at::Tensor factor_of(const at::Tensor& hessian) {
-  const auto [lower, info] = at::linalg_cholesky_ex(at::flip(hessian, {0, 1}));
-  if (info.item<int>() != 0 || !at::isfinite(lower).all().item<bool>()) return {};
+// The columns of `matrix` in `order`. torch's index_select takes them one element at a time.
+at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
+  if (!matrix.is_cpu() || matrix.scalar_type() != at::kFloat) return matrix.index_select(1, order);
+  const at::Tensor from = matrix.contiguous(), places = order.contiguous();
+  const at::Tensor moved = at::empty({from.size(0), places.numel()}, from.options());
+  const float* in = from.const_data_ptr<float>();
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  float* out = moved.mutable_data_ptr<float>();
+  const int64_t width = from.size(1), count = places.numel();
+  at::parallel_for(0, from.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t col = 0; col < count; ++col)
+        out[row * count + col] = in[row * width + place[col]];
+  });
+  return moved;
+}
+
+// A symmetric matrix with rows and columns in `order`.
+at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {
+  return columns_in_order(square.index_select(0, order), order);
+}
+
+// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. `reversed` is H
+// with rows and columns back to front, and is overwritten. Undefined when H is not positive
+// definite.
+at::Tensor factor_of(const at::Tensor& reversed) {
+  const auto [lower, info] = at::linalg_cholesky_ex(reversed);
+  // What is not finite shows in a pivot.
+  if (info.item<int>() != 0 || !at::isfinite(lower.diagonal()).all().item<bool>()) return {};
   return at::flip(lower, {0, 1});
 }
 
@@ -44,18 +75,18 @@ struct Factor {
   std::string warning;
 };
 
-// (15). Damps more where the Hessian asks for it; at last falls back to no feedback at all.
-Factor damped_factor(const at::Tensor& hessian, double damping) {
-  const at::Tensor diagonal = hessian.diagonal();
-  if (!at::isfinite(hessian).all().item<bool>())
+// (15), of the Hessian with rows and columns in `order`. Damps more where the Hessian asks for it; at
+// last falls back to no feedback at all.
+Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping) {
+  if (!all_finite(hessian))
     return {at::eye(hessian.size(0), hessian.options()),
             "its Hessian is not finite, so it was rounded to nearest"};
-  const at::Tensor dead = diagonal <= 0;
-  const double mean = diagonal.mean().item<double>();
+  const at::Tensor reversed = square_in_order(hessian, at::flip(order, {0}));
+  const at::Tensor undamped = reversed.diagonal().clone(), dead = undamped <= 0;
+  const double mean = undamped.mean().item<double>();
   for (int attempt = 0; attempt < 5; ++attempt) {
-    at::Tensor damped = hessian.clone();
-    damped.diagonal().add_(damping * mean).masked_fill_(dead, 1.0);
-    const at::Tensor upper = factor_of(damped);
+    reversed.diagonal().copy_((undamped + damping * mean).masked_fill_(dead, 1.0));
+    const at::Tensor upper = factor_of(reversed);
     if (upper.defined())
       return {upper, attempt == 0
                          ? ""
@@ -63,7 +94,7 @@ Factor damped_factor(const at::Tensor& hessian, double damping) {
                                std::to_string(damping)};
     damping = std::max(damping, 1e-3) * 10.0;
   }
-  return {diagonal.clamp_min(1e-12).sqrt().diag(),
+  return {at::flip(undamped, {0}).clamp_min(1e-12).sqrt().diag(),
           "its Hessian is not positive definite, so it was rounded to nearest"};
 }
 
@@ -201,33 +232,52 @@ class Solver {
 
   RoundedWeight finish() const {
     const at::Tensor back = at::argsort(order_);
-    const at::Tensor codes = codes_.index_select(1, back);
     const at::Tensor residual = at::cat(residuals_, 1);
-    const double loss = (residual * pivots_).square().sum(at::kDouble).item<double>();
+    const double loss =
+        (residual.square().sum(0) * pivots_.square()).sum(at::kDouble).item<double>();
+    const bool moved = options_.order != ColumnOrder::plain;
+    const at::Tensor codes = moved ? codes_in_order(back) : codes_;
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
-    return {rounded,
-            codes,
-            scale_,
-            zero_point_,
-            within_cell(codes, rounded, residual.index_select(1, back)),
-            loss,
-            ""};
+    const at::Tensor target =
+        within_cell(codes, rounded, moved ? columns_in_order(residual, back) : residual);
+    return {rounded, codes, scale_, zero_point_, target, loss, ""};
+  }
+
+  // Codes are small whole numbers, which float32 holds.
+  at::Tensor codes_in_order(const at::Tensor& order) const {
+    return columns_in_order(codes_.to(at::kFloat), order).to(at::kChar);
   }
 
   // What was rounded, moved to within its cell where it was clipped, and never quite to the border.
   at::Tensor within_cell(const at::Tensor& codes, const at::Tensor& rounded,
                          const at::Tensor& residual) const {
     const QuantRange range = quant_range(spec_, bits_);
-    const at::Tensor step =
-        at::full_like(rounded, 0.49) * dequantize(at::ones_like(codes_), scale_.abs(), std::nullopt,
-                                                  block_shape(spec_), at::kFloat);
-    const at::Tensor target = rounded + at::minimum(at::maximum(residual, -step), step);
+    const at::Tensor reach = expanded_scale().abs() * 0.49;
+    const at::Tensor offset =
+        layout_.cols % layout_.block_cols == 0
+            ? at::clamp(residual.view({layout_.rows, layout_.grid_cols, layout_.block_cols}), -reach,
+                        reach)
+                  .view_as(residual)
+            : at::clamp(residual, -by_column(reach), by_column(reach));
+    const at::Tensor target = rounded + offset;
     // Rounded scales may move a border by the last bit.
     const at::Tensor same =
         codes == quantize(target, scale_, zero_point_, block_shape(spec_),
                           static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
     return at::where(same, target, rounded);
+  }
+
+  // The scale of each group of each row, [rows, groups, 1].
+  at::Tensor expanded_scale() const {
+    at::Tensor rows = scale_;
+    if (layout_.grid_rows != layout_.rows)
+      rows = rows.repeat_interleave(layout_.block_rows, 0).slice(0, 0, layout_.rows);
+    return rows.unsqueeze(2);
+  }
+
+  at::Tensor by_column(const at::Tensor& groups) const {
+    return groups.expand({-1, -1, layout_.block_cols}).flatten(1).slice(1, 0, layout_.cols);
   }
 
   const QuantSpec& spec_;
@@ -266,13 +316,10 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
   const int64_t group = make_layout(master.size(0), master.size(1), block[0], block[1]).block_cols;
   const at::Tensor order = column_order(hessian, options.order, group).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
-  const auto in_order = [&](const at::Tensor& square) {
-    return moved ? square.index_select(0, order).index_select(1, order) : square;
-  };
-  const Factor factor = damped_factor(in_order(hessian.to(at::kFloat)), options.damping);
-  at::Tensor wanted = moved ? master.index_select(1, order) : master;
+  const Factor factor = damped_factor(hessian.to(at::kFloat), order, options.damping);
+  at::Tensor wanted = moved ? columns_in_order(master, order) : master;
   if (options.correction != 0.0)
-    wanted = corrected(wanted, factor.upper, in_order(*drift), options.correction);
+    wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
   RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order)
                              .solve(master, hessian.diagonal().to(at::kFloat).contiguous());
   result.warning = factor.warning;

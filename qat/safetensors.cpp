@@ -189,18 +189,52 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
   file.commit();
 }
 
-NamedTensors load_safetensors(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  const Header header = parse_header(path, in);
-  NamedTensors tensors;
-  for (const Entry& entry : header.entries) {
-    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
-    in.seekg(static_cast<std::streamoff>(header.data_at + entry.begin));
-    in.read(static_cast<char*>(tensor.mutable_data_ptr()),
-            static_cast<std::streamsize>(entry.end - entry.begin));
-    if (!in) refuse(path, "it ended while " + entry.name + " was read");
-    tensors.emplace(entry.name, std::move(tensor));
+struct SafetensorsReader::Content {
+  explicit Content(const std::string& file)
+      : path(file), in(file, std::ios::binary), header(parse_header(file, in)) {}
+
+  const Entry& entry(const std::string& name) const {
+    for (const Entry& one : header.entries)
+      if (one.name == name) return one;
+    throw FileError(path + " must hold " + name + ", but does not.");
   }
+
+  std::string path;
+  std::ifstream in;
+  Header header;
+};
+
+SafetensorsReader::SafetensorsReader(const std::string& path)
+    : content_(std::make_unique<Content>(path)) {}
+
+SafetensorsReader::~SafetensorsReader() = default;
+
+std::vector<std::string> SafetensorsReader::names() const {
+  std::vector<std::string> names;
+  for (const Entry& entry : content_->header.entries) names.push_back(entry.name);
+  return names;
+}
+
+at::Tensor SafetensorsReader::read(const std::string& name) {
+  const Entry& entry = content_->entry(name);
+  at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
+  std::ifstream& in = content_->in;
+  in.clear();
+  in.seekg(static_cast<std::streamoff>(content_->header.data_at + entry.begin));
+  in.read(static_cast<char*>(tensor.mutable_data_ptr()),
+          static_cast<std::streamsize>(entry.end - entry.begin));
+  if (!in) refuse(content_->path, "it ended while " + name + " was read");
+  return tensor;
+}
+
+std::vector<int64_t> SafetensorsReader::shape_of(const std::string& name) const {
+  return content_->entry(name).shape;
+}
+
+NamedTensors load_safetensors(const std::string& path) {
+  SafetensorsReader reader(path);
+  NamedTensors tensors;
+  for (const std::string& name : reader.names()) tensors.emplace(name, reader.read(name));
   return tensors;
 }
 

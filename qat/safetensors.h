@@ -2,9 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace qat {
 
@@ -26,6 +29,27 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 // Reads every tensor. Throws FileError when the header is truncated, larger than the file, not
 // JSON, or describes tensors that overlap, leave gaps or do not fill the file.
 NamedTensors load_safetensors(const std::string& path);
+
+// A file whose tensors are read one at a time, by copying rather than by mapping, so that what is
+// held is what was asked for. Its header is checked when it is opened; throws as load_safetensors
+// does.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::string& path);
+  ~SafetensorsReader();
+  SafetensorsReader(const SafetensorsReader&) = delete;
+  SafetensorsReader& operator=(const SafetensorsReader&) = delete;
+
+  // In the order of their bytes.
+  std::vector<std::string> names() const;
+  // Throws FileError when there is no such tensor.
+  at::Tensor read(const std::string& name);
+  std::vector<int64_t> shape_of(const std::string& name) const;
+
+ private:
+  struct Content;
+  std::unique_ptr<Content> content_;
+};
 
 // Checks the header and the file size without reading tensors; throws as load_safetensors does.
 void check_safetensors(const std::string& path);

@@ -1,10 +1,8 @@
-#include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "ops/autograd/no_double_backward.h"
-#include "ops/checks.h"
 #include "ops/quantize.h"
 
 namespace qat {
@@ -12,15 +10,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// One sum a block of a matrix.
-at::Tensor block_sums(const at::Tensor& matrix, const BlockLayout& layout) {
-  const int64_t rows = layout.grid_rows * layout.block_rows,
-                cols = layout.grid_cols * layout.block_cols;
-  return at::constant_pad_nd(matrix, {0, cols - layout.cols, 0, rows - layout.rows})
-      .view({layout.grid_rows, layout.block_rows, layout.grid_cols, layout.block_cols})
-      .sum({1, 3});
-}
 
 // Codes that stay as they are: the result is linear in the scale, numerics.md (29).
 class Dequantize : public torch::autograd::Function<Dequantize> {
@@ -36,15 +25,11 @@ class Dequantize : public torch::autograd::Function<Dequantize> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor &codes = saved[0], &scale = saved[1];
-    refuse_double_backward("dequantize", grads[0], codes, scale);
-    const auto block = ctx->saved_data["block"].toIntVector();
-    const BlockLayout layout = layout_of(codes, block);
     const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
-    const at::Tensor levels =
-        dequantize(codes, at::ones_like(scale), zero_point, block, at::kFloat);
-    const at::Tensor products = (grads[0].to(at::kFloat) * levels).view({layout.rows, layout.cols});
-    return {at::Tensor(), block_sums(products, layout), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {at::Tensor(),
+            dequantize_backward(grads[0], saved[0], saved[1], zero_point,
+                                ctx->saved_data["block"].toIntVector()),
+            at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -54,8 +39,20 @@ at::Tensor dequantize_autograd(const at::Tensor& codes, const at::Tensor& scale,
   return Dequantize::apply(codes, scale, zero_point, block, dtype);
 }
 
+at::Tensor dequantize_backward_autograd(const at::Tensor& grad, const at::Tensor& codes,
+                                        const at::Tensor& scale,
+                                        const std::optional<at::Tensor>& zero_point,
+                                        at::IntArrayRef block) {
+  refuse_double_backward("dequantize", grad, scale);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return dequantize_backward(grad, codes, scale, zero_point, block);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, Autograd, m) { m.impl("dequantize", &dequantize_autograd); }
+TORCH_LIBRARY_IMPL(qat, Autograd, m) {
+  m.impl("dequantize", &dequantize_autograd);
+  m.impl("_dequantize_backward", &dequantize_backward_autograd);
+}
 
 }  // namespace qat

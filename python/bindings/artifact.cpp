@@ -15,6 +15,14 @@ QuantizedWeights make_quantized_weights(const std::string& name, const QuantSpec
 
 void def_artifact(py::module_& m) {
   py::class_<QuantizedWeights>(m, "QuantizedWeights")
+      // Of a name and its specs alone, as a configuration is made from.
+      .def(py::init([](const std::string& name, const QuantSpec& weight,
+                       const std::optional<QuantSpec>& input) {
+             QuantizedWeights layer;
+             layer.name = name, layer.weight = weight, layer.input = input;
+             return layer;
+           }),
+           py::arg("name"), py::arg("weight"), py::arg("input") = std::nullopt)
       .def_readonly("name", &QuantizedWeights::name)
       .def_readonly("weight", &QuantizedWeights::weight)
       .def_readwrite("input", &QuantizedWeights::input)

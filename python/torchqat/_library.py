@@ -37,6 +37,7 @@ Plan = _C.Plan
 QuantSpec = _C.QuantSpec
 QuantizedWeights = _C.QuantizedWeights
 Recipe = _C.Recipe
+SafetensorsReader = _C.SafetensorsReader
 ScratchModel = _C.ScratchModel
 TrainSection = _C.TrainSection
 RecipeError = _C.RecipeError

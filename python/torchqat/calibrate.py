@@ -1,6 +1,7 @@
 """``calibrate``: what needs data before training: weights by GPTQ, AWQ and the like, and the ranges of inputs."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torch import nn
 
 from torchqat.errors import UserError
 from torchqat.kv_cache import caches
-from torchqat.prepare import quant_layers, require_prepared
+from torchqat.prepare import require_prepared
 from torchqat.ptq.blocks import Forward
-from torchqat.ptq.initialize import Calibration, initialize
+from torchqat.ptq.calibration import Calibration
+from torchqat.ptq.initialize import initialize
+from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 
 
 @torch.no_grad()
@@ -40,6 +43,7 @@ def calibrate(
     result = Calibration()
     training = model.training
     model.eval()
+    forget_ranges(model)
     if any(cache.spec.calibrated for _, cache in caches(model)):
         batches = list(batches)  # they are gone through more than once
     try:
@@ -50,51 +54,15 @@ def calibrate(
                     f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
                 )
             result = initialize(model, batches, run, settings)
-        _calibrate_caches(model, batches, run, result)
-        _calibrate_inputs(model, batches, run, result)
+        calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:
         model.train(training)
     return result
 
 
-def _calibrate_caches(model: nn.Module, batches: Iterable[Any], forward: Forward, result: Calibration) -> None:
-    found = [(name, cache) for name, cache in caches(model) if cache.spec.calibrated]
-    if not found:
-        return
-    try:
-        for _, cache in found:
-            cache.start()
-        _run(model, batches, forward)
-    finally:
-        ignored = {name: cache.finish() for name, cache in found}
-    for name, cache in found:
-        result.cache_scales[name] = (cache.k_scale, cache.v_scale)
-        _note_ignored(result, f"{name}: keys and values", ignored[name])
-
-
-def _calibrate_inputs(model: nn.Module, batches: Iterable[Any], forward: Forward, result: Calibration) -> None:
-    layers = [(n, m) for n, m in quant_layers(model) if m.input_spec is not None and not m.input_spec.dynamic]
-    if not layers:
-        return
-    try:
-        for _, layer in layers:
-            layer.start_calibration()
-        _run(model, batches, forward)
-    finally:
-        ignored = {name: layer.finish_calibration() for name, layer in layers}
-    for name, layer in layers:
-        result.ranges[name] = (layer.input_low.item(), layer.input_high.item())
-        _note_ignored(result, f"{name}: inputs", ignored[name])
-
-
 def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:
     if sum(1 for batch in batches if forward(model, batch) is not None) == 0:
         raise UserError("Calibration needs at least one batch, but there is none.")
-
-
-def _note_ignored(result: Calibration, what: str, count: int) -> None:
-    if count:
-        result.warnings.append(f"{what} had {count} elements that are not finite, which were ignored.")
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

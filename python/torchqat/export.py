@@ -64,7 +64,7 @@ def export(
     tensors = {**float_tensors(model, weights, dtype), **checkpoint.tensors, **cache_scales(model)}
     output = Path(output)
     with pending_folder(output) as folder:
-        _write_config(model, folder, json.loads(checkpoint.quantization_config), weights, dtype)
+        write_config(model, folder, json.loads(checkpoint.quantization_config), weights, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         try:
@@ -113,7 +113,7 @@ def _float_linears(model: nn.Module) -> list[str]:
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in quantized]
 
 
-def _write_config(
+def write_config(
     model: nn.Module, folder: Path, quantization: dict, weights: list[QuantizedWeights], dtype: torch.dtype | None
 ) -> None:
     config: dict = {}

@@ -65,7 +65,7 @@ class QuantKvCache(nn.Module):
 
     # -- calibration -------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start_calibration(self) -> None:
         """Observe keys and values, and let them pass as they are."""
         self._observer = KvCache(self.spec, self.heads, self.head_size)
 
@@ -74,7 +74,7 @@ class QuantKvCache(nn.Module):
             self._observer.observe(key.detach(), value.detach())
 
     @torch.no_grad()
-    def finish(self) -> int:
+    def finish_calibration(self) -> int:
         """Take the scales of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self._observer = self._observer, None
         for buffer, scale in ((self.k_scale, observer.key_scale), (self.v_scale, observer.value_scale)):
@@ -106,7 +106,9 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
         )
     for layer in layers:
         heads = layer.config.num_key_value_heads
-        layer.kv_cache = QuantKvCache(spec, heads, layer.head_dim).to(layer.k_proj.weight.device)
+        layer.kv_cache = QuantKvCache(spec, heads, layer.head_dim)
+        if not layer.k_proj.weight.is_meta:  # weights that will be loaded later
+            layer.kv_cache.to(layer.k_proj.weight.device)
         _redirect(layer.config)
 
 

@@ -51,6 +51,7 @@ class QuantLinear(nn.Linear):
         self.observing = False  # follow the input's range while training
         self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
         self._observer: Observer | None = None
+        self._observed = False  # a calibrated input has a range; before, it passes as it is
         self._weight_quantizer = self._input_quantizer = FakeQuantizer()
         self._cache = WeightCache(weight_cache)
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
@@ -170,11 +171,12 @@ class QuantLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
             self.observe(x)
-        weight, input = self._weight_quantizer.text, "" if self.calibrating else self._input_quantizer.text
+        weight, input = self._weight_quantizer.text, self._input_quantizer.text if self.input_ready else ""
         if not weight and not input:
             return F.linear(x, self.weight, self.bias)
         if self.frozen_codes is not None:
-            return F.linear(self.quantized_input(x), self._frozen_weight(x.dtype), self.bias)
+            inputs = self.quantized_input(x) if self.input_ready else x
+            return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
         weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
         kept = self._kept_weight(x, *weight_parameters)
         return ops.quant_linear(
@@ -234,10 +236,16 @@ class QuantLinear(nn.Linear):
         self.observer.observe(x)
         if self.observer.empty:
             return
+        self._observed = True
         self.input_low.fill_(self.observer.low)
         self.input_high.fill_(self.observer.high)
         if spec.scale == "minmax" and not self.calibrating:
             self.input_scale_from(self.observer)
+
+    @property
+    def input_ready(self) -> bool:
+        """Whether the input is rounded, where its width says so: its scale is found in every call, or was calibrated."""
+        return not self.calibrating and (self.input_spec is None or self.input_spec.dynamic or self._observed)
 
     @property
     def observer(self) -> Observer:
@@ -248,9 +256,18 @@ class QuantLinear(nn.Linear):
                 self._observer.restore(self.input_low.item(), self.input_high.item())
         return self._observer
 
+    @torch.no_grad()
+    def forget_input_range(self) -> None:
+        """Let an input whose scale is fixed beforehand pass as it is, until it is calibrated anew."""
+        if self.input_spec is not None and not self.input_spec.dynamic:
+            self._observer, self._observed = None, False
+            self.input_low.zero_()
+            self.input_high.zero_()
+
     def start_calibration(self) -> None:
-        """Forget the range that was observed, and observe from now on, the input passing as it is."""
-        self._observer, self.calibrating = Observer(self.input_spec), True
+        """Observe the input from now on, which passes as it is."""
+        self.forget_input_range()
+        self.calibrating = True
 
     def finish_calibration(self) -> int:
         """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
@@ -311,6 +328,8 @@ class QuantLinear(nn.Linear):
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
         self._observer = None  # it goes on from the range that was loaded
+        if self.input_spec is not None and not self.input_spec.dynamic:
+            self._observed = bool(self.input_low.any() or self.input_high.any())
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         if prefix + "weight_scale" in own and self.weight_bits != FLOAT:

@@ -1,8 +1,10 @@
 """``prepare``: put a plan into a model. It decides nothing; the plan does."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
-from torchqat._library import Initialize, LayerInfo, Plan, Recipe
+from torchqat._library import Initialize, LayerInfo, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 from torchqat.kv_cache import attach
@@ -66,24 +68,35 @@ def prepare(
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
     settings = method or (recipe.initialize if isinstance(recipe, Recipe) else "mse")
     settings = Initialize(settings) if isinstance(settings, str) else settings
-    search = "rtn" if settings.rounding == "rtn" else "mse"
     if any(isinstance(module, QuantLinear) for module in model.modules()):
         raise UserError("The model must not be prepared already, but has QuantLinear layers.")
-    modules = dict(model.named_modules())
-    for layer in plan.layers:
-        _check_finite(layer.name, modules[layer.name])
-    for layer in plan.layers:
-        parent, _, leaf = layer.name.rpartition(".")
-        linear = QuantLinear(
-            modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales
-        )
-        setattr(modules[parent], leaf, linear)
+    replace_layers(model, plan.layers, settings, weight_cache)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     if "hadamard" in settings.transforms:
         _untie_head(model)
     model.qat_initialize = settings  # for calibrate
     return model
+
+
+def replace_layers(
+    model: nn.Module, layers: Iterable[LayerPlan], settings: Initialize, weight_cache: str = "none"
+) -> None:
+    """Put a ``QuantLinear`` in the place of each planned linear layer.
+
+    Raises:
+        UserError: A weight is not finite (the layer is named); nothing is replaced then.
+    """
+    search = "rtn" if settings.rounding == "rtn" else "mse"
+    modules = dict(model.named_modules())
+    for layer in layers:
+        _check_finite(layer.name, modules[layer.name])
+    for layer in layers:
+        parent, _, leaf = layer.name.rpartition(".")
+        linear = QuantLinear(
+            modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales
+        )
+        setattr(modules[parent], leaf, linear)
 
 
 def quant_layers(model: nn.Module) -> list[tuple[str, QuantLinear]]:

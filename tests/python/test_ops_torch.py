@@ -15,6 +15,8 @@ def _cases(device):
     learned_zero = zero_point.float().requires_grad_()
     codes = ops.quantize(x, scale, zero_point, (1, 32), -8, 7)
     leaf = x.clone().requires_grad_()
+    cache = torch.randn(2, 3, 17, 16, device=device, requires_grad=True)
+    one, heads = torch.full((1,), 0.5, device=device), torch.rand(3, device=device) + 0.1
     q = torch.ops.qat
     return {
         "fake_quantize": (q.fake_quantize, (leaf, scale, zero_point, (1, 32), -8, 7)),
@@ -36,6 +38,19 @@ def _cases(device):
         "round_qparams": (q.round_qparams, (scale, zero_point.float(), -8, 7, BF16)),
         "quantize": (q.quantize, (x, scale, zero_point, (1, 32), -8, 7)),
         "dequantize": (q.dequantize, (codes, scale, zero_point, (1, 32), BF16)),
+        "dequantize learned": (q.dequantize, (codes, scale.clone().requires_grad_(), zero_point, (1, 32), BF16)),
+        "dequantize backward": (q._dequantize_backward, (x, codes, scale, zero_point, (1, 32))),
+        **{
+            f"cache {granularity} {grid}": (q.fake_quantize_cache, (cache, given, granularity, 8, 4, grid, first))
+            for granularity, grid, given, first in (
+                ("tensor", "fp8_e4m3", one, 0),
+                ("head", "narrow", heads, 1),
+                ("token", "asymmetric", None, 0),
+                ("group", "narrow", None, 2),
+                ("channel", "asymmetric", None, 1),
+            )
+        },
+        "quantized pairs": (q.quantized_pairs, (x, 3, 17, 4, 2, 1)),
         "pack": (q.pack, (codes, 4)),
         "unpack": (q.unpack, (ops.pack(codes, 4), 4, 64)),
     }

@@ -16,14 +16,14 @@ def test_shipped_recipes_are_valid_and_fit_their_model(path):
     model = new_model(recipe.model.scratch, recipe.model.scratch.vocabulary, 0)
     plan = torchqat.make_plan(model, recipe)
     assert len(plan.layers) == 7 * recipe.model.scratch.layers
-    assert str(plan).count("\n") == len(plan.layers) + 1 + len(plan.stages)
+    assert str(plan).count("\n") == len(plan.layers) + 1 + len(plan.stages) + (plan.kv_cache is not None)
 
 
 def test_the_quickstart_comments_every_key():
     import re
 
     text = (Path(__file__).parents[2] / "recipes" / "quickstart.yaml").read_text()
-    files = ("recipe.cpp", "spec_reader.cpp", "initialize.cpp")
+    files = ("recipe.cpp", "spec_reader.cpp", "initialize.cpp", "kv_cache.cpp")
     source = "".join((Path(__file__).parents[2] / "qat" / f).read_text() for f in files)
     keys = set(re.findall(r'\.(?:integer|number|boolean|text|one_of|bound|section|words|child|has)\("(\w+)"', source))
     keys |= set(re.findall(r'list\("(\w+)"\)', source))

@@ -49,17 +49,45 @@ def run(
 
 
 def ptq(
-    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+    recipe: str = _RECIPE,
+    model: str = _MODEL,
+    data: str = _DATA,
+    output: str = _OUTPUT,
+    resume: bool = _RESUME,
+    stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.report import print_report
     from torchqat.run import run as run_flow
 
     job = _job(recipe, model, data, output)
+    if stream:
+        _stream(job)
+        return
     job.recipe.train.steps, job.recipe.train.control = 0, False
     report = run_flow(job.recipe, job.folder, job.progress, resume)
     print_report(report)
     typer.echo(f"The run is in {job.folder}.")
+
+
+def _stream(job) -> None:
+    from torchqat.ptq.stream import quantize_folder
+
+    say = job.progress.say
+    found = quantize_folder(
+        job.model_path,
+        job.folder / "exports" / job.recipe.exports[0],
+        job.recipe,
+        job.data.calibration,
+        job.tokenizer,
+        lambda done, total: say(f"Block {done} of {total}"),
+    )
+    for warning in found.calibration.warnings:
+        say(f"Note: {warning}")
+    typer.echo(
+        f"{found.folder}: {found.layers} layers equal bit for bit; {found.bits_per_weight:.3f} bits per weight, "
+        f"{found.bytes / 1e6:.2f} MB in all."
+    )
 
 
 def train(

@@ -8,7 +8,10 @@
 ``equalize``            AWQ and SmoothQuant on a block
 ``rotation``            Hadamard rotation of the residual stream and of value heads
 ``block_training``      a block trained to give what the float block gives
+``ranges``              scales of inputs and caches that are fixed beforehand
 ``initialize``          all of it, block after block
+``calibration``         what it found
+``stream``              the same from a folder into a folder, in the memory of one block
 ======================  ==========================================================================
 
 What computes is C++ (``qat/gptq.h``, ``qat/equalize.h``, ``qat/hadamard.h``); here is what needs a model.

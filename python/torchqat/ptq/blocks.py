@@ -56,25 +56,27 @@ class WholeModel(Block):
         return self.forward(module or self.module, hidden)
 
 
-def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The repeated blocks of ``model``: the elements of the list that holds most of its quantized layers; else none."""
+def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLinear) -> list[tuple[str, nn.Module]]:
+    """The repeated blocks of ``model``: the elements of the list that holds most of its layers of ``kind``; else none."""
     best: list[tuple[str, nn.Module]] = []
     most = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            held = sum(isinstance(child, QuantLinear) for child in module.modules())
+            held = sum(isinstance(child, kind) for child in module.modules())
             if held > most:
                 most, best = held, [(f"{name}.{index}", child) for index, child in enumerate(module)]
     return best
 
 
-def open_blocks(model: nn.Module, batches: list[Any], forward: Forward) -> tuple[list[Block], list[Any]]:
+def open_blocks(
+    model: nn.Module, batches: list[Any], forward: Forward, kind: type[nn.Module] = QuantLinear
+) -> tuple[list[Block], list[Any]]:
     """The blocks of ``model``, ready to run, and what enters the first of them for each batch.
 
     The arguments of every block are those that the model itself calls it with: each batch goes through the model once
     with its blocks replaced by recorders.
     """
-    blocks = [Block(name, module) for name, module in find_blocks(model)]
+    blocks = [Block(name, module) for name, module in find_blocks(model, kind)]
     if not blocks:
         return [WholeModel(model, forward)], list(batches)
     hidden: list[Tensor] = []

@@ -2,65 +2,72 @@
 
 import copy
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.kv_cache import caches
+from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
+from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.equalize import equalize
+from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import Stage, find_stages, gather
 
 
-@dataclass
-class Calibration:
-    """What calibration found.
-
-    Attributes:
-        ranges: Observed smallest and largest element of each input whose range is fixed.
-        losses: Squared error of each rounded layer's output per token, where it was measured.
-        tokens: Calibrated tokens per layer.
-        cache_scales: Calibrated scales of keys and values, ``None`` where they are found in every call, by attention layer.
-        warnings: What had to be done differently, one sentence each.
-    """
-
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    losses: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    cache_scales: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+AtWork = Callable[[Block], AbstractContextManager]
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, batches: list[Any], forward: Forward, settings: Initialize) -> Calibration:
+def initialize(
+    model: nn.Module, batches: list[Any], forward: Forward, settings: Initialize, at_work: AtWork | None = None
+) -> Calibration:
     """Transform and round the weights of a prepared model as ``settings`` say, in place.
 
     One block is at work at a time, on the tokens that the quantized blocks before it give; those of the float model are
-    kept beside them where the drift between the two is made good, or blocks are trained.
+    kept beside them where the drift between the two is made good, or blocks are trained. The scales of inputs and caches
+    that are fixed beforehand follow once a block's weights are rounded.
+
+    Args:
+        model: Prepared; or, with ``at_work``, one that it prepares block by block.
+        batches: What ``forward`` takes.
+        forward: How to run one batch.
+        settings: The recipe's ``initialize``.
+        at_work: Holds a block, its weights there and its layers replaced, while it is calibrated and run.
     """
     result = Calibration()
     if "hadamard" in settings.transforms:
         rotate(model, batches[0], forward)
-    blocks, hidden = open_blocks(model, batches, forward)
+    blocks, hidden = open_blocks(model, batches, forward, QuantLinear if at_work is None else nn.Linear)
     need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
     for block in blocks:
-        original = _float_copy(block) if need_original else None
-        _quantize(block, hidden, original, original_hidden, settings, result)
-        if len(blocks) > 1 or block.name:
-            hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
-            if need_original:
-                original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
+        with nullcontext() if at_work is None else at_work(block):
+            original = _float_copy(block) if need_original else None
+            _quantize(block, hidden, original, original_hidden, settings, result)
+            calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
+            if len(blocks) > 1 or block.name:
+                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+                if need_original:
+                    original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
         block.calls.clear()
-    _round_rest(model, blocks, batches, forward, settings, result)
+    if at_work is None:
+        _round_rest(model, blocks, batches, forward, settings, result)
     return result
+
+
+def _run_all(block: Block, hidden: list) -> None:
+    for index, tokens in enumerate(hidden):
+        block.run(index, tokens)
 
 
 def _uses_drift(settings: Initialize) -> bool:

@@ -1,0 +1,24 @@
+"""What calibration found."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Calibration:
+    """What calibration found.
+
+    Attributes:
+        ranges: Observed smallest and largest element of each input whose range is fixed.
+        losses: Squared error of each rounded layer's output per token, where it was measured.
+        tokens: Calibrated tokens per layer.
+        cache_scales: Calibrated scales of keys and values, ``None`` where they are found in every call, by attention layer.
+        warnings: What had to be done differently, one sentence each.
+    """
+
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    cache_scales: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)

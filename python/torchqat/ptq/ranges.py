@@ -1,0 +1,56 @@
+"""Scales that are fixed beforehand: of inputs, and of caches of keys and values."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from torchqat.kv_cache import caches
+from torchqat.prepare import quant_layers
+from torchqat.ptq.calibration import Calibration
+
+
+def forget_ranges(model: nn.Module) -> None:
+    """Let every input and cache whose scale is fixed beforehand pass as it is, until it is calibrated anew."""
+    for _, cache in caches(model):
+        cache.calibrated = not cache.spec.calibrated
+    for _, layer in quant_layers(model):
+        layer.forget_input_range()
+
+
+def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], result: Calibration) -> None:
+    """Calibrate what in ``module`` is not calibrated yet: caches first, since they change what layers are given.
+
+    Args:
+        module: A model or one of its blocks, its weights as they will be used.
+        prefix: Its name in the model.
+        run: Runs it on all calibration data.
+        result: Where ranges, scales and warnings go.
+    """
+    dot = f"{prefix}." if prefix else ""
+    open_caches = [(dot + name, cache) for name, cache in caches(module) if not cache.calibrated]
+    if open_caches:
+        ignored = _observed([cache for _, cache in open_caches], run)
+        for (name, cache), count in zip(open_caches, ignored, strict=True):
+            result.cache_scales[name] = (cache.k_scale, cache.v_scale)
+            _note_ignored(result, f"{name}: keys and values", count)
+    layers = [(dot + name, layer) for name, layer in quant_layers(module) if not layer.input_ready]
+    if layers:
+        ignored = _observed([layer for _, layer in layers], run)
+        for (name, layer), count in zip(layers, ignored, strict=True):
+            result.ranges[name] = (layer.input_low.item(), layer.input_high.item())
+            _note_ignored(result, f"{name}: inputs", count)
+
+
+def _observed(observers: list, run: Callable[[], None]) -> list[int]:
+    try:
+        for observer in observers:
+            observer.start_calibration()
+        run()
+    finally:
+        ignored = [observer.finish_calibration() for observer in observers]
+    return ignored
+
+
+def _note_ignored(result: Calibration, what: str, count: int) -> None:
+    if count:
+        result.warnings.append(f"{what} had {count} elements that are not finite, which were ignored.")

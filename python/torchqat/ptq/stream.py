@@ -1,0 +1,247 @@
+"""Post-training quantization of a folder into a folder, in the memory of one block however deep the model is.
+
+Weights are read from safetensors when their block is at work, and written as soon as it is rounded. What stays between two
+blocks are the tokens.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import (
+    Plan,
+    QuantizedWeights,
+    Recipe,
+    compressed_tensors_config,
+    compressed_tensors_of,
+    fusion_problems,
+    save_safetensors,
+)
+from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
+from torchqat.errors import UserError
+from torchqat.export import cache_scales, float_tensors, write_config
+from torchqat.files import pending_folder, write_json
+from torchqat.kv_cache import attach
+from torchqat.prepare import linear_layers, make_plan, replace_layers
+from torchqat.ptq.blocks import Block, find_blocks
+from torchqat.ptq.initialize import Calibration, initialize
+from torchqat.readers import decompress
+
+# Tensors outside the blocks share a file up to this size.
+_SHARD_BYTES = 1 << 28
+
+
+@dataclass
+class Streamed:
+    """What was written.
+
+    Attributes:
+        folder: The checkpoint.
+        calibration: Errors, ranges and warnings.
+        layers: Number of quantized layers, each read back and equal bit for bit.
+        bits_per_weight: Of the quantized layers, scales and zero points included.
+        bytes: Of all tensors.
+    """
+
+    folder: Path
+    calibration: Calibration
+    layers: int = 0
+    bits_per_weight: float = 0.0
+    bytes: int = 0
+
+
+def quantize_folder(
+    source: str | Path,
+    output: str | Path,
+    recipe: Recipe,
+    batches: list[Tensor],
+    tokenizer=None,
+    on_block: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Streamed:
+    """Quantize the model in ``source`` as the recipe's ``initialize`` says and write it to ``output``, whole or not at all.
+
+    Args:
+        source: A Hugging Face folder of a causal language model, in safetensors.
+        output: A folder; replaced if it exists.
+        recipe: Its rules may name layers of the blocks; ``hadamard`` needs the whole model and is refused.
+        batches: Calibration tokens, int64 ``[batch, sequence]``.
+        tokenizer: Saved beside the model when given.
+        on_block: Called with the number of finished blocks and of all.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        UserError: The recipe needs the whole model, or there is no batch, or a file is missing or damaged.
+    """
+    if not batches:
+        raise UserError(f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none.")
+    reader = CheckpointReader(source)
+    model = skeleton(source, recipe.model.dtype)
+    plan = make_plan(model, recipe)
+    blocks = find_blocks(model, nn.Linear)
+    _check(model, plan, recipe, blocks)
+    if plan.kv_cache is not None:
+        attach(model, plan.kv_cache)
+    with pending_folder(Path(output)) as folder:
+        writer = _Writer(model, plan, folder)
+        at_work = _AtWork(model, plan, recipe, reader, writer, blocks, on_block)
+        with at_work.loads_what_runs():
+            calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
+        writer.add_rest(reader, [name for name, _ in blocks])
+        result = writer.finish(tokenizer)
+        result.calibration, result.folder = calibration, Path(output)
+    return result
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(input_ids=batch, use_cache=False)
+
+
+def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[tuple[str, nn.Module]]) -> None:
+    if "hadamard" in recipe.initialize.transforms:
+        raise UserError("hadamard rotates the whole model, so it cannot be streamed; run the recipe without streaming.")
+    if not blocks:
+        raise UserError("To be streamed, a model must be a row of blocks, such as model.layers, but this one is not.")
+    inside = tuple(name + "." for name, _ in blocks)
+    outside = next((layer.name for layer in plan.layers if not layer.name.startswith(inside)), None)
+    if outside is not None:
+        raise UserError(f"To be streamed, a recipe must quantize layers of blocks alone, but a rule names {outside}.")
+    weightless = next((layer.name for layer in plan.layers if layer.weight is None), None)
+    if weightless is not None:
+        raise UserError(f"To be written, every planned layer must have a quantized weight, but {weightless} has not.")
+
+
+class _AtWork:
+    """Loads what runs when it runs: layers outside the blocks on demand, a block while it is calibrated."""
+
+    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, blocks, on_block):
+        self.model, self.plan, self.recipe, self.reader, self.writer = model, plan, recipe, reader, writer
+        self.names = [name for name, _ in blocks]
+        self.on_block, self.done = on_block, 0
+
+    @contextmanager
+    def loads_what_runs(self) -> Iterator[None]:
+        inside = {id(m) for name in self.names for m in self.model.get_submodule(name).modules()}
+        outside = [(n, m) for n, m in self.model.named_modules() if id(m) not in inside and m._parameters]
+
+        def load(name: str, module: nn.Module) -> None:
+            if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
+                self.reader.fill(module, name, recurse=False)
+
+        handles = [m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def __call__(self, block: Block) -> Iterator[None]:
+        if self.done == 0:
+            for name, module in self.model.named_children():
+                if name not in self.names:
+                    empty(module)  # the embedding has done its part
+        self.reader.fill(block.module, block.name)
+        planned = [layer for layer in self.plan.layers if layer.name.startswith(block.name + ".")]
+        replace_layers(self.model, planned, self.recipe.initialize, "none")
+        yield
+        self.writer.add_block(block)
+        empty(block.module)
+        for _, layer in block.layers():
+            layer.forget_weight()
+        self.done += 1
+        self.on_block(self.done, len(self.names))
+
+
+class _Writer:
+    """Shards of a checkpoint, one a block, and what ties them together."""
+
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path):
+        self.model, self.folder = model, folder
+        self.shards: list[list[str]] = []
+        self.bytes = self.elements = 0
+        self.bits = 0.0
+        specs = [QuantizedWeights(layer.name, layer.weight, layer.input) for layer in plan.layers]
+        planned = {layer.name for layer in plan.layers}
+        ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
+        try:
+            problems = fusion_problems(specs, ignore)
+            self.config = compressed_tensors_config(specs, ignore, plan.kv_cache)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if problems:
+            raise UserError(problems[0])
+        self.layers = specs
+
+    @torch.no_grad()
+    def add_block(self, block: Block) -> None:
+        prefix = block.name + "."
+        weights = self._converted(block)
+        tensors = {prefix + name: tensor for name, tensor in float_tensors(block.module, []).items()}
+        for layer in weights:
+            tensors.pop(f"{layer.name}.weight")
+            tensors.update(compressed_tensors_of(layer))
+            self.elements += layer.codes.numel()
+            self.bits += layer.bits_per_weight * layer.codes.numel()
+        tensors.update({prefix + name: scale for name, scale in cache_scales(block.module).items()})
+        path = self._save(tensors)
+        read = decompress(_read(path), self.config)
+        for name, layer in block.layers():
+            expected = layer.quantized_weight()
+            if name in read and torch.equal(read[name], expected.to(read[name].dtype)):
+                continue
+            raise UserError(f"{name} does not read back as it was rounded.")
+
+    def _converted(self, block: Block) -> list[QuantizedWeights]:
+        try:
+            return [layer.convert(name, layer.weight.dtype) for name, layer in block.layers()]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def add_rest(self, reader: CheckpointReader, blocks: list[str]) -> None:
+        """What lies outside the blocks, as it is."""
+        inside = tuple(name + "." for name in blocks)
+        shard: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith(inside) or name not in reader:
+                continue
+            shard[name] = reader[name].to(tensor.dtype)
+            if sum(t.nbytes for t in shard.values()) >= _SHARD_BYTES:
+                self._save(shard)
+                shard = {}
+        if shard:
+            self._save(shard)
+
+    def _save(self, tensors: dict[str, Tensor]) -> Path:
+        path = self.folder / f"shard-{len(self.shards)}.safetensors"
+        save_safetensors(str(path), tensors)
+        self.shards.append(sorted(tensors))
+        self.bytes += sum(tensor.nbytes for tensor in tensors.values())
+        return path
+
+    def finish(self, tokenizer) -> Streamed:
+        total = len(self.shards)
+        index = {}
+        for number, names in enumerate(self.shards):
+            file = f"model-{number + 1:05}-of-{total:05}.safetensors"
+            (self.folder / f"shard-{number}.safetensors").rename(self.folder / file)
+            index.update(dict.fromkeys(names, file))
+        write_json(
+            self.folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(index.items()))},
+        )
+        write_config(self.model, self.folder, json.loads(self.config), self.layers, None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.folder)
+        return Streamed(self.folder, Calibration(), len(self.layers), self.bits / self.elements, self.bytes)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)

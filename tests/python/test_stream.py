@@ -1,0 +1,170 @@
+"""Quantization of a folder into a folder, block by block."""
+
+import copy
+import json
+
+import architectures
+import pytest
+import torch
+import torchqat
+from architectures import recipe, tokens
+from safetensors.torch import load_file, save_file
+from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
+from torchqat.ptq.stream import quantize_folder
+from torchqat.readers import load_in_transformers, read_tensors
+
+WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
+
+
+def forward(model, batch):
+    return model(input_ids=batch, use_cache=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "llama"
+    architectures.build("Llama").save_pretrained(path)
+    return path
+
+
+def whole(folder, settings):
+    """The same with the whole model in memory."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prepared = torchqat.prepare(model, settings)
+    return prepared, torchqat.calibrate(prepared, tokens(), forward)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3", "Gemma", "Gemma3Text"])
+@pytest.mark.parametrize(
+    "initialize",
+    ["{method: gptq}", "{method: awq+gptq, correction: 0}", "{method: gptq, block_training: {steps: 4}}"],
+)
+def test_it_writes_what_the_whole_model_would_be(name, initialize, tmp_path):
+    architectures.build(name).save_pretrained(tmp_path / "model")
+    settings = recipe(initialize, WEIGHT)
+    streamed = quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
+    prepared, found = whole(tmp_path / "model", settings)
+    expected = torchqat.export(prepared, tmp_path / "expected")
+    ours, theirs = read_tensors(tmp_path / "out"), read_tensors(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    configs = [json.loads((path / "config.json").read_text()) for path in (tmp_path / "out", expected)]
+    assert configs[0] == configs[1]
+    assert streamed.calibration.losses == found.losses and streamed.calibration.warnings == found.warnings
+    assert streamed.layers == 14 and streamed.bits_per_weight == pytest.approx(4.5, abs=0.6)
+
+
+def test_inputs_and_caches_are_calibrated_on_the_way(folder, tmp_path):
+    text = architectures.RECIPE.format(
+        weight="{dtype: int8}", input="input: {dtype: int8, granularity: tensor}", initialize="{method: mse}"
+    )
+    settings = torchqat.parse_recipe(text + "kv_cache: {dtype: fp8_e4m3}\n", "recipe")
+    streamed = quantize_folder(folder, tmp_path / "out", settings, tokens())
+    stored = read_tensors(tmp_path / "out")
+    assert stored["model.layers.1.self_attn.k_scale"] > 0
+    # Block by block each sees what the rounded blocks before it give, so the ranges are near those of the whole model.
+    _, found = whole(folder, settings)
+    assert streamed.calibration.ranges.keys() == found.ranges.keys()
+    first = "model.layers.0.self_attn.q_proj"
+    assert streamed.calibration.ranges[first] == found.ranges[first]
+    for name, (low, high) in found.ranges.items():
+        assert streamed.calibration.ranges[name] == pytest.approx((low, high), rel=0.2)
+        assert stored[f"{name}.input_scale"].item() > 0
+
+
+def test_transformers_loads_the_shards(folder, tmp_path):
+    settings = recipe("{method: gptq}", WEIGHT)
+    quantize_folder(folder, tmp_path / "out", settings, tokens())
+    prepared, _ = whole(folder, settings)
+    served = load_in_transformers(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            served(input_ids=tokens()[0]).logits, forward(prepared, tokens()[0]).logits, rtol=1e-4, atol=1e-4
+        )
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == set(index["weight_map"].values())
+
+
+def test_weights_are_held_only_while_their_block_is_at_work(folder, tmp_path, monkeypatch):
+    from torchqat.ptq import stream
+
+    held = []
+    add_block = stream._Writer.add_block
+
+    def count(writer, block):
+        held.append([n for n, p in writer.model.named_parameters() if not p.is_meta])
+        add_block(writer, block)
+
+    monkeypatch.setattr(stream._Writer, "add_block", count)
+    quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+    for index, names in enumerate(held):
+        assert names and all(name.startswith(f"model.layers.{index}.") for name in names)
+
+
+def test_a_skeleton_has_real_buffers_and_no_weights(folder):
+    model = skeleton(folder)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    CheckpointReader(folder).fill(model, "")
+    expected = architectures.build("Llama")
+    with torch.no_grad():
+        assert torch.equal(forward(model, tokens()[0]).logits, forward(expected, tokens()[0]).logits)
+    empty(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_folder_in_shards_is_read(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"{number}.safetensors")
+    reader = CheckpointReader(tmp_path)
+    assert all(torch.equal(reader[name], tensors[name]) for name in names)
+    assert reader.shape_of(names[0]) == tuple(tensors[names[0]].shape)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{method: hadamard+gptq}", "hadamard rotates the whole model"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(settings, message, folder, tmp_path):
+    with pytest.raises(torchqat.UserError, match=message):
+        quantize_folder(folder, tmp_path / "out", recipe(settings, WEIGHT), tokens())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_is_refused(folder, tmp_path):
+    text = recipe("{method: gptq}", WEIGHT).text.replace(
+        "initialize:", f"  - match: lm_head\n    weight: {WEIGHT}\ninitialize:"
+    )
+    with pytest.raises(torchqat.UserError, match="layers of blocks alone, but a rule names lm_head"):
+        quantize_folder(folder, tmp_path / "out", torchqat.parse_recipe(text, "recipe"), tokens())
+
+
+def test_a_missing_tensor_is_named_and_nothing_is_left(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    broken = tmp_path / "model"
+    broken.mkdir()
+    save_file(tensors, broken / "model.safetensors")
+    (broken / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(torchqat.UserError, match="must hold the tensor model.layers.1.mlp.up_proj.weight, but does not"):
+        quantize_folder(broken, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    with pytest.raises(torchqat.UserError, match="must have safetensors files, but has none"):
+        CheckpointReader(tmp_path)
+
+
+def test_a_wrong_shape_is_named(folder, tmp_path):
+    model = skeleton(folder)
+    with pytest.raises(torchqat.UserError, match=r"must be \(64, 64\) for this model, but .* has \(32, 64\)"):
+        CheckpointReader(folder).fill(copy.copy(model.model.layers[0].self_attn.q_proj), "model.layers.0.self_attn.k_proj")
+
+
+def test_no_batches_have_their_sentence(folder, tmp_path):
+    with pytest.raises(torchqat.UserError, match="needs at least one calibration batch"):
+        quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), [])
