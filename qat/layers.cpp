@@ -6,6 +6,7 @@
 
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
+#include "ops/fake_quantize.h"
 #include "ops/quant_linear.h"
 
 namespace qat {
@@ -52,6 +53,12 @@ void WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::st
   if (learned && !spec_.symmetric()) zero_point_.requires_grad_(true);
 }
 
+void WeightQuantizer::set_qparams(const at::Tensor& scale, const at::Tensor& zero_point) {
+  const at::NoGradGuard no_grad;
+  scale_.copy_(scale);
+  zero_point_.copy_(zero_point);
+}
+
 Quantizer WeightQuantizer::quantizer(const at::Tensor& weight) const {
   return weight_quantizer_of(spec_, bits_, weight.size(0), weight.size(1));
 }
@@ -67,7 +74,24 @@ std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& we
                        ends.min, ends.max, spec_.scale_dtype);
 }
 
+void QuantLinearImpl::set_rounded(const at::Tensor& master, const at::Tensor& scale,
+                                  const at::Tensor& zero_point) {
+  const at::NoGradGuard no_grad;
+  weight.copy_(master);
+  weight_->set_qparams(scale, zero_point);
+}
+
+at::Tensor QuantLinearImpl::rounded_weight() const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor master = weight.detach().to(at::kFloat);
+  if (!weight_ || weight_->bits() == kFloat) return master;
+  const auto [scale, zero_point] = weight_->qparams(weight);
+  const Ends ends = integer_ends(weight_->spec(), weight_->bits());
+  return fake_quantize(master, scale, zero_point, block_shape(weight_->spec()), ends.min, ends.max);
+}
+
 at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
+  if (on_input_) on_input_(x);
   if (input_ && !input_->dynamic &&
       (calibrating || (observing && follows(input_->observer.kind))))
     observer_.observe(x);

@@ -2,6 +2,7 @@
 
 #include <torch/nn/modules/linear.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ class WeightQuantizer {
   // Derives scale and zero point from the master weight at `bits`; kFloat switches off. `method` is
   // "minmax" or "mse". Learned parameters keep their tensors, so an optimizer goes on with them.
   void set_bits(int bits, const at::Tensor& weight, const std::string& method);
+  void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
   // How the operators round `weight` at the width in force.
   Quantizer quantizer(const at::Tensor& weight) const;
   // Scale and zero point in force, as they are stored.
@@ -54,6 +56,14 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
   void set_bits(int weight_bits, int input_bits, const std::string& method);
   QuantizedWeights convert(const std::string& name, at::ScalarType dtype) const;
 
+  // Scales and zero points that were chosen together with the weight, for the width in force; the
+  // weight moves to `master`, whose codes they have. For searched and learned scales.
+  void set_rounded(const at::Tensor& master, const at::Tensor& scale, const at::Tensor& zero_point);
+  // The weight that the forward uses, float32 [out, in].
+  at::Tensor rounded_weight() const;
+  // Called with every input, as the layer is given it; empty to stop.
+  void on_input(std::function<void(const at::Tensor&)> callback) { on_input_ = std::move(callback); }
+
   const std::optional<WeightQuantizer>& weight_quantizer() const { return weight_; }
   const std::optional<QuantSpec>& input_spec() const { return input_; }
   Observer& observer() { return observer_; }
@@ -66,6 +76,7 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
   int input_bits_ = kFloat;
   Observer observer_;
   WeightCache cache_;
+  std::function<void(const at::Tensor&)> on_input_;
 };
 TORCH_MODULE(QuantLinear);
 

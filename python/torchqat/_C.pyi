@@ -17,12 +17,15 @@ class QuantSpec:
     Args:
         bits: 2 to 8; the width that is exported.
         grid: ``narrow``, ``full``, ``signed`` or ``asymmetric``.
-        granularity: ``tensor``, ``channel``, ``token``, ``group`` or ``block``.
+        granularity: ``tensor``, ``channel``, ``token``, ``group``, ``block`` or, for caches, ``head``.
         group_size: Columns, for ``group``.
         block: Rows and columns, for ``block``.
         scale: ``minmax``, ``mse`` or ``learned``.
         scale_dtype: ``float32``, ``bfloat16`` or ``float16``; the scale is rounded to it before it is used.
         dynamic: For inputs: a scale per call.
+        observer: For inputs that are not dynamic: ``minmax``, ``moving_average``, ``percentile``, ``mse`` or ``entropy``.
+        percentile: Of the ``percentile`` observer.
+        averaging_constant: Of the ``moving_average`` observer.
 
     Raises:
         ValueError: A value is not among the allowed ones.
@@ -39,6 +42,9 @@ class QuantSpec:
         scale: str = "minmax",
         scale_dtype: str = "bfloat16",
         dynamic: bool = False,
+        observer: str = "minmax",
+        percentile: float = 99.99,
+        averaging_constant: float = 0.01,
     ) -> None: ...
     bits: int
     grid: str
@@ -47,6 +53,8 @@ class QuantSpec:
     scale: str
     scale_dtype: str
     dynamic: bool
+    observer: str
+    follows: bool
     symmetric: bool
     block: tuple[int, int]
     def quant_range(self, bits: int) -> tuple[int, int]: ...
@@ -65,6 +73,7 @@ class Recipe:
 
     file: str
     text: str
+    kv_cache: KvCacheSpec | None
 
 def load_recipe(path: str) -> Recipe: ...
 def parse_recipe(text: str, file: str = "recipe") -> Recipe: ...
@@ -93,6 +102,7 @@ class Plan:
     layers: list[LayerPlan]
     stages: list[Stage]
     untouched: int
+    kv_cache: KvCacheSpec | None
 
 def make_plan(recipe: Recipe, layers: list[LayerInfo]) -> Plan: ...
 def naive_plan(plan: Plan, bits: int) -> Plan: ...
@@ -108,9 +118,38 @@ class BitSchedule:
     def observing(self, step: int) -> bool: ...
     def boundaries(self) -> list[int]: ...
 
-class QuantizedWeights:
-    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``."""
+class KvCacheSpec:
+    """How the cache of keys and values is quantized (numerics.md 28)."""
 
+    def __init__(self, key: QuantSpec, value: QuantSpec, *, recent: int = 0, first: int = 0) -> None: ...
+    key: QuantSpec
+    value: QuantSpec
+    recent: int
+    first: int
+    calibrated: bool
+    mixes: bool
+
+class KvCache:
+    """The cache of one attention layer. Keys and values are ``[batch, heads, tokens, head_size]``.
+
+    Raises:
+        ValueError: A group does not divide ``head_size``.
+    """
+
+    def __init__(self, spec: KvCacheSpec, heads: int, head_size: int) -> None: ...
+    def observe(self, key: Tensor, value: Tensor) -> None: ...
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor: ...
+    key_scale: Tensor | None
+    value_scale: Tensor | None
+    ignored: int
+
+class QuantizedWeights:
+    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``.
+
+    Made of a name and specs alone, it serves ``compressed_tensors_config``.
+    """
+
+    def __init__(self, name: str, weight: QuantSpec, input: QuantSpec | None = None) -> None: ...
     name: str
     weight: QuantSpec
     input: QuantSpec | None
@@ -130,11 +169,26 @@ class CompressedTensors:
     tensors: dict[str, Tensor]
     quantization_config: str
 
-def to_compressed_tensors(layers: list[QuantizedWeights], ignore: list[str]) -> CompressedTensors: ...
+def to_compressed_tensors(
+    layers: list[QuantizedWeights], ignore: list[str], kv_cache: KvCacheSpec | None = None
+) -> CompressedTensors: ...
+def compressed_tensors_of(layer: QuantizedWeights) -> dict[str, Tensor]: ...
+def compressed_tensors_config(
+    layers: list[QuantizedWeights], ignore: list[str], kv_cache: KvCacheSpec | None = None
+) -> str: ...
+def holds_kv_cache(spec: KvCacheSpec) -> bool: ...
 def fusion_problems(layers: list[QuantizedWeights], ignore: list[str]) -> list[str]: ...
 def save_safetensors(path: str, tensors: dict[str, Tensor], metadata: dict[str, str] = ...) -> None: ...
 def load_safetensors(path: str) -> dict[str, Tensor]: ...
 def check_safetensors(path: str) -> None: ...
+
+class SafetensorsReader:
+    """A file whose tensors are read one at a time, by copying."""
+
+    def __init__(self, path: str) -> None: ...
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> Tensor: ...
+    def shape_of(self, name: str) -> list[int]: ...
 
 class WeightCache:
     """What a layer keeps of its quantized weight while the weight stays as it is: ``none``, ``codes`` or ``weights``."""
@@ -177,6 +231,19 @@ class Initialize:
     block_training: BlockTraining
     keeps_scales: bool
     needs_data: bool
+
+class Observer:
+    """The range of everything that passed, or as much of it as the spec's observer keeps (numerics.md 24 to 27)."""
+
+    def __init__(self, spec: QuantSpec) -> None: ...
+    def observe(self, x: Tensor) -> None: ...
+    def restore(self, low: float, high: float) -> None: ...
+    def reset(self) -> None: ...
+    def qparams(self, spec: QuantSpec, bits: int) -> tuple[Tensor, Tensor]: ...
+    empty: bool
+    low: float
+    high: float
+    ignored: int
 
 class InputStatistics:
     """Second moments and magnitudes of a layer's inputs, numerics.md (14). Tokens that are not finite are counted apart."""
