@@ -1,16 +1,18 @@
-"""Quality at equal format: plain rounding, post-training methods, and training that starts from them, beside a peer's GPTQ.
+"""Quality at equal format: plain rounding, post-training methods, and training that starts from them, beside peers.
 
-    python benchmarks/ptq.py [--model DIR] [--formats 4:128 3:128 2:32] [--seeds 3]
-        [--llm-compressor PYTHON] [--write FILE]
+    python benchmarks/ptq.py [--model DIR] [--formats 4:128 4:32 3:128 2:32] [--seeds 3]
+        [--peer llm_compressor=PYTHON] [--peer gptqmodel=PYTHON] [--peer auto_round=PYTHON] [--write FILE]
 
 On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: KL to the float model
 on held-out text for each method, with the seconds that calibration took. Training starts from GPTQ with the float model's
-drift made good, with the scales that GPTQ chose. With --llm-compressor, the Python of an environment that has it, its GPTQ
-runs on the same model, tokens and format. Finished rows are kept, so an interrupted benchmark goes on.
+drift made good, with the scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the same
+model on the same tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished rows
+are kept, so an interrupted benchmark goes on.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -42,9 +44,18 @@ METHODS = (
 )
 
 
+# What each peer can do on a CPU, and how its row is called.
+PEERS = {
+    "llm_compressor": {"gptq": "llm-compressor, GPTQ"},
+    "gptqmodel": {"gptq": "gptqmodel, GPTQ", "awq": "gptqmodel, AWQ"},
+    "auto_round": {"signround": "auto-round, 200 iterations"},
+}
+TRAINED_FORMATS = ((4, 128), (3, 128), (2, 32))
+
+
 class Bench:
-    def __init__(self, model: str, folder: Path, python: str):
-        self.folder, self.python = folder, python
+    def __init__(self, model: str, folder: Path, pythons: dict[str, str]):
+        self.folder, self.pythons = folder, pythons
         folder.mkdir(parents=True, exist_ok=True)
         self.first = self.job(4, 128, model, 0)
         self.model = self.first.model_path
@@ -94,21 +105,27 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         job = self.job(bits, group, self.model, seed)
         return self.kept(f"int{bits}-g{group}-trained-{seed}", job.train)
 
-    def peer(self, bits: int, group: int) -> dict | None:
-        """llm-compressor's GPTQ, in its own environment."""
-        path = self.folder / f"int{bits}-g{group}-llm-compressor.json"
+    def peer(self, name: str, method: str, bits: int, group: int) -> dict | None:
+        """What a peer gives, in its own environment; ``None`` where it cannot."""
+        path = self.folder / f"int{bits}-g{group}-{name}-{method}.json"
         if path.is_file():
             return json.loads(path.read_text())
-        if not self.python:
+        if name not in self.pythons or (method == "awq" and bits != 4):
             return None
-        tokens = self.folder / "tokens.pt"
-        data = self.first.data
-        torch.save({"calibration": data.calibration, "evaluation": data.evaluation}, tokens)
-        script = ROOT / "benchmarks" / "llm_compressor_gptq.py"
-        command = [self.python, script, self.model, tokens, str(bits), str(group)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        figures = json.loads(printed.strip().splitlines()[-1])
+        tokens, state = self.folder / "tokens.pt", path.with_suffix(".pt")
+        torch.save({"calibration": self.first.data.calibration}, tokens)
+        script = ROOT / "benchmarks" / "workers" / f"{name}.py"
+        command = [self.pythons[name], script, self.model, tokens, bits, group, method, state]
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, cwd=self.folder)
+        if done.returncode != 0:
+            print(f"{name} {method} INT{bits} failed: {done.stderr.strip().splitlines()[-1]}")
+            return None
+        model = self.first.fresh_model().eval()
+        model.load_state_dict(torch.load(state), strict=False)  # a tied head is not repeated
+        figures = {**vars(self.first.measure(model)), **json.loads(done.stdout.strip().splitlines()[-1])}
         write_json(path, figures)
+        state.unlink()
         return figures
 
 
@@ -135,10 +152,12 @@ def table(bench: Bench, bits: int, group: int, seeds: int) -> list[str]:
     lines += [
         row(name, [bench.method(bits, group, method, settings)], plain=plain) for name, method, settings in METHODS
     ]
-    peer = bench.peer(bits, group)
-    if peer is not None:
-        lines.append(row("llm-compressor's GPTQ", [peer], plain=plain))
-    if seeds:
+    for name, methods in PEERS.items():
+        for method, label in methods.items():
+            figures = bench.peer(name, method, bits, group)
+            if figures is not None:
+                lines.append(row(label, [figures], plain=plain))
+    if seeds and (bits, group) in TRAINED_FORMATS:
         runs = [bench.trained(bits, group, seed) for seed in range(seeds)]
         lines.append(row(f"trained from GPTQ, {TRAINING[bits][1]} steps", runs, GOALS[bits], plain))
     return lines
@@ -147,13 +166,13 @@ def table(bench: Bench, bits: int, group: int, seeds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="")
-    parser.add_argument("--formats", nargs="+", default=["4:128", "3:128", "2:32"])
-    parser.add_argument("--llm-compressor", default="", help="Python of an environment with llm-compressor")
+    parser.add_argument("--formats", nargs="+", default=["4:128", "4:32", "3:128", "2:32"])
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "ptq")
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
-    bench = Bench(options.model, options.output, options.llm_compressor)
+    bench = Bench(options.model, options.output, dict(peer.split("=", 1) for peer in options.peer))
     lines = []
     for text in options.formats:
         bits, group = map(int, text.split(":"))

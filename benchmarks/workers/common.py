@@ -1,0 +1,40 @@
+"""How a peer is called, in an environment that has it:
+
+    PYTHON benchmarks/workers/PEER.py MODEL TOKENS BITS GROUP METHOD OUTPUT
+
+MODEL is the folder of a causal language model or of an encoder. TOKENS holds ``calibration``, a list of int64
+``[batch, sequence]``, as ``torch.save`` writes it. OUTPUT becomes the state of the float model with the rounded weights in it,
+dense and in float32; the last line that is printed is JSON with the ``seconds`` that calibration took, loading and writing
+apart.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+
+def is_encoder(folder: str) -> bool:
+    architectures = json.loads((Path(folder) / "config.json").read_text())["architectures"]
+    return not architectures[0].endswith("ForCausalLM")
+
+
+def load(folder: str):
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    kind = AutoModel if is_encoder(folder) else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def main(quantize) -> None:
+    folder, tokens, bits, group, method, output = sys.argv[1:7]
+    torch.manual_seed(0)
+    rows = [row.tolist() for batch in torch.load(tokens)["calibration"] for row in batch]
+    state, seconds = quantize(folder, rows, int(bits), int(group), method)
+    torch.save({name: tensor.detach().float().cpu() for name, tensor in state.items()}, output)
+    print(json.dumps({"seconds": seconds}))
