@@ -12,6 +12,9 @@
 #include <mutex>
 #include <unordered_map>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -151,6 +154,9 @@ int64_t most_kept_bytes() { return brief().most_bytes() + tight().most_bytes(); 
 void release_kept_memory() {
   brief().release();
   tight().release();
+#ifdef __GLIBC__
+  ::malloc_trim(0);  // what others gave back, and the allocator holds for the next to ask
+#endif
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

@@ -39,13 +39,14 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
 }
 
 // The columns of `matrix` in `order`. torch's index_select takes them one element at a time.
+template <typename scalar_t>
 at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
-  if (!matrix.is_cpu() || matrix.scalar_type() != at::kFloat) return matrix.index_select(1, order);
+  if (!matrix.is_cpu()) return matrix.index_select(1, order);
   const at::Tensor from = matrix.contiguous(), places = order.contiguous();
   const at::Tensor moved = at::empty({from.size(0), places.numel()}, from.options());
-  const float* in = from.const_data_ptr<float>();
+  const scalar_t* in = from.const_data_ptr<scalar_t>();
   const int64_t* place = places.const_data_ptr<int64_t>();
-  float* out = moved.mutable_data_ptr<float>();
+  scalar_t* out = moved.mutable_data_ptr<scalar_t>();
   const int64_t width = from.size(1), count = places.numel();
   at::parallel_for(0, from.size(0), 16, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
@@ -57,14 +58,15 @@ at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
 
 // A symmetric matrix with rows and columns in `order`.
 at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {
-  return columns_in_order(square.index_select(0, order), order);
+  return columns_in_order<float>(square.index_select(0, order), order);
 }
 
 // R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. `reversed` is H
 // with rows and columns back to front, and is overwritten. Undefined when H is not positive
 // definite.
 at::Tensor factor_of(const at::Tensor& reversed) {
-  const auto [lower, info] = at::linalg_cholesky_ex(reversed);
+  // Seen transposed, which it equals, it lies as LAPACK wants it and is not rearranged.
+  const auto [lower, info] = at::linalg_cholesky_ex(reversed.t());
   // What is not finite shows in a pivot.
   if (info.item<int>() != 0 || !at::isfinite(lower.diagonal()).all().item<bool>()) return {};
   return at::flip(lower, {0, 1});
@@ -130,16 +132,18 @@ at::Tensor column_order(const at::Tensor& hessian, ColumnOrder order, int64_t gr
 // The state of one solve. Columns stand in the order in which they are rounded.
 class Solver {
  public:
-  Solver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec, int bits,
+  // `upper` is overwritten.
+  Solver(const at::Tensor& weight, at::Tensor upper, const QuantSpec& spec, int bits,
          const GptqOptions& options, const at::Tensor& order)
       : spec_(spec), bits_(bits), options_(options), order_(order), weight_(weight) {
     const int64_t rows = weight.size(0), cols = weight.size(1);
     const auto block = block_shape(spec);
     layout_ = make_layout(rows, cols, block[0], block[1]);
-    pivots_ = upper.diagonal().contiguous();
-    transfer_ = upper / pivots_;
+    pivots_ = upper.diagonal().clone();
+    transfer_ = upper.div_(pivots_);
     codes_ = at::empty({rows, cols}, weight.options().dtype(at::kChar));
     error_ = at::empty({rows, cols}, weight.options());
+    residual_ = at::empty({rows, cols}, weight.options());
     scale_ = at::ones({layout_.grid_rows, layout_.grid_cols}, weight.options());
     zero_point_ = at::zeros_like(scale_, weight.options().dtype(at::kChar));
     groups_ = at::floor_divide(order, layout_.block_cols);
@@ -227,45 +231,40 @@ class Solver {
         static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
     codes_.slice(1, from, to).copy_(codes);
     error_.slice(1, from, to).copy_(error);
-    residuals_.push_back(residual);
+    residual_.slice(1, from, to).copy_(residual);
   }
 
   RoundedWeight finish() const {
     const at::Tensor back = at::argsort(order_);
-    const at::Tensor residual = at::cat(residuals_, 1);
-    const double loss =
-        (residual.square().sum(0) * pivots_.square()).sum(at::kDouble).item<double>();
+    const double loss = (at::linalg_vector_norm(residual_, 2, at::IntArrayRef{0}) * pivots_)
+                            .square()
+                            .sum(at::kDouble)
+                            .item<double>();
     const bool moved = options_.order != ColumnOrder::plain;
-    const at::Tensor codes = moved ? codes_in_order(back) : codes_;
+    const at::Tensor codes = moved ? columns_in_order<int8_t>(codes_, back) : codes_;
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
-    const at::Tensor target =
-        within_cell(codes, rounded, moved ? columns_in_order(residual, back) : residual);
+    const at::Tensor target = within_cell(
+        codes, rounded, moved ? columns_in_order<float>(residual_, back) : residual_);
     return {rounded, codes, scale_, zero_point_, target, loss, ""};
   }
 
-  // Codes are small whole numbers, which float32 holds.
-  at::Tensor codes_in_order(const at::Tensor& order) const {
-    return columns_in_order(codes_.to(at::kFloat), order).to(at::kChar);
-  }
-
   // What was rounded, moved to within its cell where it was clipped, and never quite to the border.
+  // `residual` is overwritten: fresh memory costs more than all that is computed here.
   at::Tensor within_cell(const at::Tensor& codes, const at::Tensor& rounded,
                          const at::Tensor& residual) const {
     const QuantRange range = quant_range(spec_, bits_);
     const at::Tensor reach = expanded_scale().abs() * 0.49;
-    const at::Tensor offset =
-        layout_.cols % layout_.block_cols == 0
-            ? at::clamp(residual.view({layout_.rows, layout_.grid_cols, layout_.block_cols}), -reach,
-                        reach)
-                  .view_as(residual)
-            : at::clamp(residual, -by_column(reach), by_column(reach));
-    const at::Tensor target = rounded + offset;
+    if (layout_.cols % layout_.block_cols == 0)
+      residual.view({layout_.rows, layout_.grid_cols, layout_.block_cols}).clamp_(-reach, reach);
+    else
+      residual.clamp_(-by_column(reach), by_column(reach));
+    const at::Tensor target = residual.add_(rounded);
     // Rounded scales may move a border by the last bit.
-    const at::Tensor same =
-        codes == quantize(target, scale_, zero_point_, block_shape(spec_),
+    const at::Tensor other =
+        codes != quantize(target, scale_, zero_point_, block_shape(spec_),
                           static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
-    return at::where(same, target, rounded);
+    return other.any().item<bool>() ? at::where(other, rounded, target) : target;
   }
 
   // The scale of each group of each row, [rows, groups, 1].
@@ -292,7 +291,7 @@ class Solver {
   at::Tensor codes_;
   at::Tensor error_;  // weight - rounded
   at::Tensor scale_, zero_point_;
-  std::vector<at::Tensor> residuals_;  // what was rounded less what it was rounded to
+  at::Tensor residual_;  // what was rounded less what it was rounded to
 };
 
 }  // namespace
@@ -317,7 +316,7 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
   const at::Tensor order = column_order(hessian, options.order, group).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
   const Factor factor = damped_factor(hessian.to(at::kFloat), order, options.damping);
-  at::Tensor wanted = moved ? columns_in_order(master, order) : master;
+  at::Tensor wanted = moved ? columns_in_order<float>(master, order) : master;
   if (options.correction != 0.0)
     wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
   RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order)

@@ -79,9 +79,11 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
     return model.eval()
 
 
-def empty(module: nn.Module) -> None:
-    """Give the memory of the parameters back."""
+def empty(module: nn.Module, buffers: bool = False) -> None:
+    """Give the memory of the parameters back, and that of the buffers where asked."""
     for holder in module.modules():
+        if buffers:
+            holder._buffers.update({n: b.to("meta") for n, b in holder._buffers.items() if b is not None})
         for leaf, parameter in holder._parameters.items():
             if parameter is not None:
                 holder._parameters[leaf] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)

@@ -140,6 +140,18 @@ def windows(
     return list(rows.split(batch_size))
 
 
+def shortfall(batches: list[Tensor], samples: int, sequence_length: int) -> str:
+    """A sentence where calibration data are fewer or shorter than asked; else empty."""
+    count = sum(len(batch) for batch in batches)
+    length = batches[0].shape[1] if batches else 0
+    if count >= samples and length >= sequence_length:
+        return ""
+    return (
+        f"Calibration data give {count} sequences of {length} tokens, less than the {samples} of {sequence_length} that "
+        "data.calibration asks for."
+    )
+
+
 @dataclass(frozen=True)
 class Data:
     """What a run reads: training batches, calibration batches and held-out batches.

@@ -190,7 +190,7 @@ def most_kept_bytes() -> int:
 
 
 def release_kept_memory() -> None:
-    """Give the kept memory that is not in use back to the system."""
+    """Give the kept memory that is not in use back to the system, and what the allocator keeps of memory that was freed."""
     torch.ops.qat.release_kept_memory()
 
 

@@ -16,7 +16,7 @@ from torchqat._library import BitSchedule, Initialize, Plan, Recipe, holds_kv_ca
 from torchqat.best_state import BestState
 from torchqat.calibrate import calibrate
 from torchqat.convert import convert
-from torchqat.data import Corpus, Data, load_corpus, load_data
+from torchqat.data import Corpus, Data, load_corpus, load_data, shortfall
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import cache_spec, export, float_tensors
@@ -107,6 +107,10 @@ class Run:
             self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
         warnings = calibrate(model, self.data.calibration).warnings
         cache = cache_spec(model)
+        asked = self.recipe.data.calibration
+        short = shortfall(self.data.calibration, asked.samples, asked.sequence_length)
+        if method is None and short and self.recipe.initialize.needs_data:
+            warnings.append(short)
         if method is None and cache is not None and not holds_kv_cache(cache):
             warnings.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         for warning in warnings:

@@ -42,15 +42,21 @@ RECIPES = {
     "int4 g128": "weight: {dtype: int4, group_size: 128, scale: mse}",
     "int4 asymmetric": "weight: {dtype: int4, group_size: 32, symmetric: false}",
     "int8 weights and inputs": "weight: {dtype: int8}, input: {dtype: int8}",
+    "gptq, fp8 cache": "weight: {dtype: int4, group_size: 32, grid: full}",
 }
+# What the recipe says beside its layers.
+SECTIONS = {"gptq, fp8 cache": "initialize: {method: gptq}\nkv_cache: {dtype: fp8_e4m3}\n"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_vllm_agrees_with_the_training_forward(name, model, tmp_path):
     import copy
 
-    recipe = torchqat.parse_recipe(f'version: 1\nlayers:\n  - {{match: "model.layers.*", {RECIPES[name]}}}\n')
+    rule = f'version: 1\nlayers:\n  - {{match: "model.layers.*", {RECIPES[name]}}}\n'
+    recipe = torchqat.parse_recipe(rule + SECTIONS.get(name, ""))
     prepared = torchqat.prepare(copy.deepcopy(model), recipe).eval()
+    batches = [torch.arange(start, start + 256).view(4, 64) % 128 for start in range(0, 128, 16)]
+    torchqat.calibrate(prepared, batches, lambda m, batch: m(input_ids=batch, use_cache=False))
     folder = torchqat.export(prepared, tmp_path / "checkpoint")
     prompts = [[(start + step) % 128 for step in range(24)] for start in (3, 40, 77, 100)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))

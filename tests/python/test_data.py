@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torchqat import UserError
-from torchqat.data import STDLIB, Batches, load_corpus, tokenize, windows
+from torchqat.data import Batches, STDLIB, load_corpus, shortfall, tokenize, windows
 
 
 def test_the_standard_library_is_a_corpus():
@@ -73,6 +73,16 @@ def test_too_little_text_for_a_sequence():
         Batches(torch.arange(10), 1, 16, 0)
     with pytest.raises(UserError, match="held-out data must have at least 2 tokens, but has 1"):
         windows(torch.arange(1), 4, 8)
+
+
+def test_too_little_calibration_data_is_said():
+    few = windows(torch.arange(25), 64, 10)
+    assert shortfall(few, 64, 10) == (
+        "Calibration data give 2 sequences of 10 tokens, less than the 64 of 10 that data.calibration asks for."
+    )
+    short = windows(torch.arange(7), 1, 10)
+    assert shortfall(short, 1, 10).startswith("Calibration data give 1 sequences of 7 tokens, less than the 1 of 10")
+    assert shortfall(few, 2, 10) == ""
 
 
 def test_windows_are_spread_evenly():

@@ -68,17 +68,21 @@ def test_narrow_is_odd(device):
 
 # SQNR in dB on N(0,1), from the literature's noise floors; 0.2 dB is their rounding and the sample's spread.
 @pytest.mark.parametrize(
-    ("group", "bits", "narrow", "full", "signed", "asymmetric", "mse"),
+    ("group", "bits", "narrow", "full", "signed", "asymmetric", "mse", "asymmetric_mse"),
     [
-        (32, 2, 3.6, 6.5, 8.8, 7.8, 8.6),
-        (32, 4, 20.2, 20.4, 21.3, 21.9, 21.3),
-        (128, 3, 11.3, 12.5, 13.7, 13.3, 14.2),
-        (128, 4, 18.6, 19.1, 19.7, 20.0, 20.0),
-        (128, 8, 43.8, 43.7, 43.9, 44.6, 43.9),
+        (32, 2, 3.6, 6.5, 8.8, 7.8, 8.6, 9.5),
+        (32, 3, 12.9, 13.8, 15.2, 15.2, 15.0, 15.9),
+        (32, 4, 20.2, 20.4, 21.3, 21.9, 21.3, 22.2),
+        (128, 2, 2.3, 5.2, 7.5, 6.0, 8.4, 8.7),
+        (128, 3, 11.3, 12.5, 13.7, 13.3, 14.2, 14.6),
+        (128, 4, 18.6, 19.1, 19.7, 20.0, 20.0, 20.5),
+        (128, 8, 43.8, 43.7, 43.9, 44.6, 43.9, 44.6),
+        (4096, 4, 15.9, 16.5, 17.1, 17.0, 19.3, 19.3),
+        (4096, 8, 41.1, 41.2, 41.2, 41.6, 41.3, 41.7),
     ],
 )
-def test_noise_floor(group, bits, narrow, full, signed, asymmetric, mse, device):
-    x = torch.randn(4096, group * 4, device=device)
+def test_noise_floor(group, bits, narrow, full, signed, asymmetric, mse, asymmetric_mse, device):
+    x = torch.randn(max(128, 1 << 20 >> group.bit_length() - 1), group * 4, device=device)
 
     def sqnr(grid, method):
         scale, zero_point = ops.choose_qparams(x, (1, group), bits, grid, method)
@@ -88,6 +92,7 @@ def test_noise_floor(group, bits, narrow, full, signed, asymmetric, mse, device)
     for grid, expected in (("narrow", narrow), ("full", full), ("signed", signed), ("asymmetric", asymmetric)):
         assert sqnr(grid, "minmax") == pytest.approx(expected, abs=0.2)
     assert sqnr("full", "mse") == pytest.approx(mse, abs=0.2)
+    assert sqnr("asymmetric", "mse") == pytest.approx(asymmetric_mse, abs=0.2)
 
 
 def test_three_dimensional_inputs_are_tokens(device):

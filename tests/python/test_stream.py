@@ -168,3 +168,16 @@ def test_a_wrong_shape_is_named(folder, tmp_path):
 def test_no_batches_have_their_sentence(folder, tmp_path):
     with pytest.raises(torchqat.UserError, match="needs at least one calibration batch"):
         quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), [])
+
+
+def test_the_command_streams(model_folder, data_folder, recipe_file, tmp_path, capsys):
+    from torchqat.cli import main
+
+    recipe_file.write_text(recipe_file.read_text().replace("schedule:", "initialize: {method: gptq}\nschedule:"))
+    arguments = [str(recipe_file), "--model", str(model_folder), "--data", str(data_folder), "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        main(["ptq", *arguments, "--stream"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    assert "14 layers equal bit for bit; 4.750 bits per weight" in printed.out
+    assert load_in_transformers(tmp_path / "run" / "exports" / "compressed-tensors").config.vocab_size

@@ -18,7 +18,7 @@ def sensitivity(
         0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."
     ),
     write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
-    plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG; needs matplotlib."),
+    plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
 ) -> None:
     """KL to the float model with one layer quantized at a time, by width."""
     from torchqat.cli.flow import _job
@@ -74,13 +74,11 @@ def _plot(found, widths: list[int], path: Path) -> None:
     from torchqat.errors import UserError
     from torchqat.files import pending_file
 
-    try:
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: run pip install matplotlib.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {path}.")
     figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")

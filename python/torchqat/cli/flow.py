@@ -71,6 +71,7 @@ def ptq(
 
 
 def _stream(job) -> None:
+    from torchqat.data import shortfall
     from torchqat.ptq.stream import quantize_folder
 
     say = job.progress.say
@@ -82,7 +83,9 @@ def _stream(job) -> None:
         job.tokenizer,
         lambda done, total: say(f"Block {done} of {total}"),
     )
-    for warning in found.calibration.warnings:
+    asked = job.recipe.data.calibration
+    short = shortfall(job.data.calibration, asked.samples, asked.sequence_length)
+    for warning in [*([short] if short else []), *found.calibration.warnings]:
         say(f"Note: {warning}")
     typer.echo(
         f"{found.folder}: {found.layers} layers equal bit for bit; {found.bits_per_weight:.3f} bits per weight, "

@@ -59,6 +59,7 @@ def initialize(
                 hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
                 if need_original:
                     original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
+            original = None  # it is not held while the next block comes
         block.calls.clear()
     if at_work is None:
         _round_rest(model, blocks, batches, forward, settings, result)

@@ -4,6 +4,7 @@ Weights are read from safetensors when their block is at work, and written as so
 blocks are the tokens.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torchqat.errors import UserError
 from torchqat.export import cache_scales, float_tensors, write_config
 from torchqat.files import pending_folder, write_json
 from torchqat.kv_cache import attach
+from torchqat.ops import release_kept_memory
 from torchqat.prepare import linear_layers, make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
@@ -154,6 +156,9 @@ class _AtWork:
         empty(block.module)
         for _, layer in block.layers():
             layer.forget_weight()
+            empty(layer, buffers=True)
+        gc.collect()  # what tracebacks of hooks that ended a forward early still hold
+        release_kept_memory()
         self.done += 1
         self.on_block(self.done, len(self.names))
 

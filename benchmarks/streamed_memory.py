@@ -1,0 +1,118 @@
+"""Peak memory of GPTQ from a folder into a folder, against the depth of the model.
+
+    python benchmarks/streamed_memory.py [--depths 4 16] [--write FILE]
+
+Llamas of 1024 features with random weights, INT4 in groups of 128, 16 x 256 calibration tokens, the drift made good (two streams
+of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident before the
+model's folder was opened is shown apart. Beside it the same with the whole model in memory.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+CONFIG = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}
+RECIPE = """version: 1
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int4, group_size: 128, grid: full, scale: mse}
+initialize: {method: gptq}
+"""
+
+
+def write_model(folder: Path, depth: int) -> None:
+    """A shard a block, so that writing takes no more memory than reading."""
+    import transformers
+    from safetensors.torch import save_file
+    from torchqat.checkpoint_reader import skeleton
+
+    config = transformers.LlamaConfig(**CONFIG, num_hidden_layers=depth, vocab_size=2048, architectures=["LlamaForCausalLM"])
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(depth)
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for name, parameter in skeleton(folder).named_parameters():
+        shard = ".".join(name.split(".")[:3]) if ".layers." in name else "rest"
+        weight = torch.randn(parameter.shape, generator=generator) * 0.03
+        shards.setdefault(shard, {})[name] = torch.ones(parameter.shape) if parameter.dim() == 1 else weight
+    for name, tensors in shards.items():
+        save_file(tensors, folder / f"{name}.safetensors", {"format": "pt"})
+    index = {key: f"{name}.safetensors" for name, tensors in shards.items() for key in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def resident() -> float:
+    """The highest so far, in MB; unlike getrusage's it does not count what the process was before it began."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def child(folder: str, whole: bool) -> None:
+    import torchqat
+    from torchqat.models import load_model
+    from torchqat.ptq.stream import quantize_folder
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randint(0, 2048, (4, 256), generator=generator) for _ in range(4)]
+    recipe = torchqat.parse_recipe(RECIPE, "benchmark")
+    _warm_up(batches)
+    before = resident()
+    output = Path(folder) / "out"
+    if whole:
+        model = torchqat.prepare(load_model(folder), recipe)
+        torchqat.calibrate(model, batches, lambda m, batch: m(input_ids=batch, use_cache=False))
+        torchqat.export(model, output)
+    else:
+        quantize_folder(folder, output, recipe, batches)
+    print(json.dumps({"before": before, "peak": resident()}))
+
+
+def _warm_up(batches) -> None:
+    """What the libraries take the first time is not the model's."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1, vocab_size=2048
+    )
+    transformers.AutoModelForCausalLM.from_config(config)(input_ids=batches[0][:1, :8])
+
+
+def measure(depth: int, whole: bool) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), depth)
+        command = [sys.executable, __file__, "--child", folder, *(["--whole"] if whole else [])]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(printed.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.whole)
+        return
+    from common import publish, table
+
+    kinds = {"streamed": False, "whole": True}
+    figures = {f"{kind} {depth}": measure(depth, kinds[kind]) for depth in options.depths for kind in kinds}
+    rows, first = [], figures[f"streamed {options.depths[0]}"]
+    for depth in options.depths:
+        for kind in ("streamed", "whole"):
+            found = figures[f"{kind} {depth}"]
+            own = found["peak"] - found["before"]
+            row = [str(depth), kind, f"{found['peak']:.0f} MB", f"{own:.0f} MB"]
+            rows.append([*row, f"{found['peak'] / first['peak']:.2f}x", f"{own / (first['peak'] - first['before']):.2f}x"])
+    header = ["blocks", "", "peak", "of which after the libraries", "peak, of the first", "after the libraries"]
+    note = "A block has 51 MB of float32 weights."
+    publish("streamed_memory", "Peak memory of GPTQ", f"{table(header, rows)}\n\n{note}", figures, "python benchmarks/streamed_memory.py")
+
+
+if __name__ == "__main__":
+    main()
