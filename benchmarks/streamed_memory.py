@@ -2,9 +2,9 @@
 
     python benchmarks/streamed_memory.py [--depths 4 16] [--write FILE]
 
-Llamas of 1024 features with random weights, INT4 in groups of 128, 16 x 256 calibration tokens, the drift made good (two streams
-of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident before the
-model's folder was opened is shown apart. Beside it the same with the whole model in memory.
+Llamas of 1024 features with random weights, INT4 in groups of 128, 16 x 256 calibration tokens, the drift made good (two
+streams of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident before
+the model's folder was opened is shown apart. Beside it the same with the whole model in memory.
 """
 
 import argparse
@@ -31,7 +31,9 @@ def write_model(folder: Path, depth: int) -> None:
     from safetensors.torch import save_file
     from torchqat.checkpoint_reader import skeleton
 
-    config = transformers.LlamaConfig(**CONFIG, num_hidden_layers=depth, vocab_size=2048, architectures=["LlamaForCausalLM"])
+    config = transformers.LlamaConfig(
+        **CONFIG, num_hidden_layers=depth, vocab_size=2048, architectures=["LlamaForCausalLM"]
+    )
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(depth)
     shards: dict[str, dict[str, torch.Tensor]] = {}
@@ -108,10 +110,18 @@ def main() -> None:
             found = figures[f"{kind} {depth}"]
             own = found["peak"] - found["before"]
             row = [str(depth), kind, f"{found['peak']:.0f} MB", f"{own:.0f} MB"]
-            rows.append([*row, f"{found['peak'] / first['peak']:.2f}x", f"{own / (first['peak'] - first['before']):.2f}x"])
+            rows.append(
+                [*row, f"{found['peak'] / first['peak']:.2f}x", f"{own / (first['peak'] - first['before']):.2f}x"]
+            )
     header = ["blocks", "", "peak", "of which after the libraries", "peak, of the first", "after the libraries"]
     note = "A block has 51 MB of float32 weights."
-    publish("streamed_memory", "Peak memory of GPTQ", f"{table(header, rows)}\n\n{note}", figures, "python benchmarks/streamed_memory.py")
+    publish(
+        "streamed_memory",
+        "Peak memory of GPTQ",
+        f"{table(header, rows)}\n\n{note}",
+        figures,
+        "python benchmarks/streamed_memory.py",
+    )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class KeptMemory final : public c10::Allocator {
   }
 
   mutable std::mutex mutex_;
-  FreeList free_;                          // by size
+  FreeList free_;                           // by size
   std::unordered_map<void*, size_t> used_;  // sizes
   int64_t bytes_ = 0;
   int64_t most_bytes_ = 0;

@@ -27,8 +27,8 @@ inline at::Tensor kept_empty_like(const at::Tensor& like) {
 int64_t kept_bytes();
 int64_t most_kept_bytes();
 
-// Gives the buffers that nothing uses back to the system, and, under glibc, what the allocator keeps
-// of memory that was freed.
+// Gives the buffers that nothing uses back to the system, and, under glibc, what the allocator
+// keeps of memory that was freed.
 void release_kept_memory();
 
 }  // namespace qat

@@ -60,8 +60,8 @@ at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t 
   const at::Tensor rows = one ? x : x.transpose(0, 1).flatten(1);
   const at::Tensor scales = one ? scale.view({1, 1}) : scale.view({-1, 1});
   const at::Tensor y =
-      fake_quantize(rows, scales, std::nullopt, {one ? -1 : 1, -1},
-                    static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+      fake_quantize(rows, scales, std::nullopt, {one ? -1 : 1, -1}, static_cast<int64_t>(range.min),
+                    static_cast<int64_t>(range.max));
   if (one) return y;
   return y.view_symint(x.transpose(0, 1).sym_sizes()).transpose(0, 1);
 }
@@ -108,8 +108,7 @@ at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::Sym
                            int64_t group_size, int64_t recent, int64_t first) {
   const auto options = like.options().dtype(at::kLong);
   const at::Tensor query = at::arange(keys - queries, keys, options).unsqueeze(1);
-  const at::Tensor group =
-      at::floor_divide(at::arange(keys, options) - first, group_size) + 1;
+  const at::Tensor group = at::floor_divide(at::arange(keys, options) - first, group_size) + 1;
   const at::Tensor end = (group * group_size + (first - 1)).unsqueeze(0);
   return end <= query - recent;
 }
@@ -119,7 +118,8 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "fake_quantize_cache(Tensor x, Tensor? scale, str granularity, int group_size, int bits, "
       "str grid, int first) -> Tensor");
   m.def(
-      "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, int first) "
+      "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, int "
+      "first) "
       "-> Tensor");
 }
 

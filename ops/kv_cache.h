@@ -30,8 +30,8 @@ at::Tensor fake_quantize_cache(const at::Tensor& x, const std::optional<at::Tens
 
 // Which tokens each query finds quantized: bool [queries, keys], on the device of `like`. The
 // queries are the last of the tokens. A token is quantized once the last of its group of
-// `group_size` (counted after the first ones) is more than `recent` tokens back; a query's own token
-// is 0 back.
+// `group_size` (counted after the first ones) is more than `recent` tokens back; a query's own
+// token is 0 back.
 at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
                            int64_t group_size, int64_t recent, int64_t first);
 

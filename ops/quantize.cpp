@@ -67,8 +67,7 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
                                       at::IntArrayRef block) {
   const BlockLayout layout = layout_of(codes, block);
   const at::Tensor levels = dequantize(codes, at::ones_like(scale), zero_point, block, at::kFloat);
-  const at::Tensor products =
-      at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
+  const at::Tensor products = at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
   const int64_t rows = layout.grid_rows * layout.block_rows,
                 cols = layout.grid_cols * layout.block_cols;
   return at::constant_pad_nd(products, {0, cols - layout.cols, 0, rows - layout.rows})

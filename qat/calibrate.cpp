@@ -121,8 +121,7 @@ std::string round_layer(QuantLinearImpl& layer, const std::optional<at::Tensor>&
 
 void round_stage(const Stage& stage, const InputStatistics& statistics, const Initialize& settings,
                  Calibration& found) {
-  const auto hessian =
-      statistics.tokens() > 0 ? std::optional(statistics.hessian()) : std::nullopt;
+  const auto hessian = statistics.tokens() > 0 ? std::optional(statistics.hessian()) : std::nullopt;
   for (const Layer& layer : stage) {
     if (!layer.module->weight_quantizer()) continue;
     double loss = 0.0;
@@ -136,16 +135,16 @@ void round_stage(const Stage& stage, const InputStatistics& statistics, const In
                              " tokens were ignored, since they are not finite.");
   if (settings.rounding == "gptq" && statistics.tokens() > 0 &&
       statistics.tokens() < statistics.features())
-    found.warnings.push_back(stage.front().name + " has " +
-                             std::to_string(statistics.features()) + " features, but only " +
-                             std::to_string(statistics.tokens()) +
+    found.warnings.push_back(stage.front().name + " has " + std::to_string(statistics.features()) +
+                             " features, but only " + std::to_string(statistics.tokens()) +
                              " calibration tokens reached it.");
 }
 
 void round_weights(const std::vector<Layer>& layers, const std::vector<at::Tensor>& batches,
                    const Forward& forward, const Initialize& settings, Calibration& found) {
   for (const std::string& transform : settings.transforms)
-    found.warnings.push_back(transform + " has nothing to fold scales into in a LibTorch program, so it was left out.");
+    found.warnings.push_back(
+        transform + " has nothing to fold scales into in a LibTorch program, so it was left out.");
   if (settings.block_training.steps > 0)
     found.warnings.push_back("block_training was left out: a LibTorch program has no blocks.");
   std::vector<Layer> unreached;
@@ -159,11 +158,10 @@ void round_weights(const std::vector<Layer>& layers, const std::vector<at::Tenso
       round_stage(stages[place], statistics[place], settings, found);
   }
   for (const Layer& layer : unreached) {
-    found.warnings.push_back(layer.name +
-                             " was never reached by the calibration data, so it was rounded to nearest.");
+    found.warnings.push_back(
+        layer.name + " was never reached by the calibration data, so it was rounded to nearest.");
     double loss = 0.0;
-    if (layer.module->weight_quantizer())
-      round_layer(*layer.module, std::nullopt, settings, &loss);
+    if (layer.module->weight_quantizer()) round_layer(*layer.module, std::nullopt, settings, &loss);
   }
 }
 

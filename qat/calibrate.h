@@ -14,7 +14,7 @@ namespace qat {
 
 // What calibration found.
 struct Calibration {
-  std::map<std::string, double> losses;  // squared error of each rounded layer's output, per token
+  std::map<std::string, double> losses;   // squared error of each rounded layer's output, per token
   std::map<std::string, int64_t> tokens;  // calibrated tokens of each layer
   std::vector<std::string> warnings;      // what had to be done differently, one sentence each
 };
@@ -22,9 +22,9 @@ struct Calibration {
 // Runs the module on one batch.
 using Forward = std::function<void(const at::Tensor& batch)>;
 
-// Rounds the weights of a prepared module as `settings` say, layer after layer in the order in which
-// they run, each on what the rounded layers before it give; then finds the scales of inputs that
-// are fixed beforehand. Layers that are given the same tensor share one pass, or, unless
+// Rounds the weights of a prepared module as `settings` say, layer after layer in the order in
+// which they run, each on what the rounded layers before it give; then finds the scales of inputs
+// that are fixed beforehand. Layers that are given the same tensor share one pass, or, unless
 // settings.sequential, all of them do.
 //
 // In a LibTorch program nothing tells which module produced an input, so scales of AWQ and

@@ -1,26 +1,19 @@
 #include "qat/gptq.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
-#include <vector>
 
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
 #include "ops/quantize.h"
 #include "ops/quantize_with_feedback.h"
+#include "qat/damped_factor.h"
 
 namespace qat {
 namespace {
-
-// Whether all elements are finite. One pass as a rule: a sum is not finite where one of them is not.
-bool all_finite(const at::Tensor& x) {
-  return std::isfinite(x.sum().item<double>()) || at::isfinite(x).all().item<bool>();
-}
 
 void check(const at::Tensor& weight, const at::Tensor& hessian,
            const std::optional<at::Tensor>& drift, const GptqOptions& options) {
@@ -36,68 +29,6 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
         "GPTQ needs a damping of at least 0 and a block_size of at least 1.");
   if (options.correction != 0.0 && !drift)
     throw std::invalid_argument("GPTQ needs a drift for a correction, but none is given.");
-}
-
-// The columns of `matrix` in `order`. torch's index_select takes them one element at a time.
-template <typename scalar_t>
-at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
-  if (!matrix.is_cpu()) return matrix.index_select(1, order);
-  const at::Tensor from = matrix.contiguous(), places = order.contiguous();
-  const at::Tensor moved = at::empty({from.size(0), places.numel()}, from.options());
-  const scalar_t* in = from.const_data_ptr<scalar_t>();
-  const int64_t* place = places.const_data_ptr<int64_t>();
-  scalar_t* out = moved.mutable_data_ptr<scalar_t>();
-  const int64_t width = from.size(1), count = places.numel();
-  at::parallel_for(0, from.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t col = 0; col < count; ++col)
-        out[row * count + col] = in[row * width + place[col]];
-  });
-  return moved;
-}
-
-// A symmetric matrix with rows and columns in `order`.
-at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {
-  return columns_in_order<float>(square.index_select(0, order), order);
-}
-
-// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. `reversed` is H
-// with rows and columns back to front, and is overwritten. Undefined when H is not positive
-// definite.
-at::Tensor factor_of(const at::Tensor& reversed) {
-  // Seen transposed, which it equals, it lies as LAPACK wants it and is not rearranged.
-  const auto [lower, info] = at::linalg_cholesky_ex(reversed.t());
-  // What is not finite shows in a pivot.
-  if (info.item<int>() != 0 || !at::isfinite(lower.diagonal()).all().item<bool>()) return {};
-  return at::flip(lower, {0, 1});
-}
-
-struct Factor {
-  at::Tensor upper;  // R of the damped Hessian
-  std::string warning;
-};
-
-// (15), of the Hessian with rows and columns in `order`. Damps more where the Hessian asks for it; at
-// last falls back to no feedback at all.
-Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping) {
-  if (!all_finite(hessian))
-    return {at::eye(hessian.size(0), hessian.options()),
-            "its Hessian is not finite, so it was rounded to nearest"};
-  const at::Tensor reversed = square_in_order(hessian, at::flip(order, {0}));
-  const at::Tensor undamped = reversed.diagonal().clone(), dead = undamped <= 0;
-  const double mean = undamped.mean().item<double>();
-  for (int attempt = 0; attempt < 5; ++attempt) {
-    reversed.diagonal().copy_((undamped + damping * mean).masked_fill_(dead, 1.0));
-    const at::Tensor upper = factor_of(reversed);
-    if (upper.defined())
-      return {upper, attempt == 0
-                         ? ""
-                         : "its Hessian is not positive definite, so damping was raised to " +
-                               std::to_string(damping)};
-    damping = std::max(damping, 1e-3) * 10.0;
-  }
-  return {at::flip(undamped, {0}).clamp_min(1e-12).sqrt().diag(),
-          "its Hessian is not positive definite, so it was rounded to nearest"};
 }
 
 // (18) The weight whose output on the quantized model's inputs is nearest to that of the float
@@ -241,11 +172,11 @@ class Solver {
                             .sum(at::kDouble)
                             .item<double>();
     const bool moved = options_.order != ColumnOrder::plain;
-    const at::Tensor codes = moved ? columns_in_order<int8_t>(codes_, back) : codes_;
+    const at::Tensor codes = moved ? columns_in_order(codes_, back) : codes_;
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
-    const at::Tensor target = within_cell(
-        codes, rounded, moved ? columns_in_order<float>(residual_, back) : residual_);
+    const at::Tensor target =
+        within_cell(codes, rounded, moved ? columns_in_order(residual_, back) : residual_);
     return {rounded, codes, scale_, zero_point_, target, loss, ""};
   }
 
@@ -316,7 +247,7 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
   const at::Tensor order = column_order(hessian, options.order, group).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
   const Factor factor = damped_factor(hessian.to(at::kFloat), order, options.damping);
-  at::Tensor wanted = moved ? columns_in_order<float>(master, order) : master;
+  at::Tensor wanted = moved ? columns_in_order(master, order) : master;
   if (options.correction != 0.0)
     wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
   RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order)

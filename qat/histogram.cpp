@@ -45,10 +45,11 @@ void Histogram::add(const at::Tensor& values) {
     first_ = bin_of(low, width_);
   }
   const double least = counts_.empty() ? low : std::min(low, static_cast<double>(first_) * width_);
-  while ((std::max(high, static_cast<double>(first_ + static_cast<int64_t>(counts_.size())) * width_) -
-          least) /
-             width_ >
-         static_cast<double>(kMostBins - 2))
+  while (
+      (std::max(high, static_cast<double>(first_ + static_cast<int64_t>(counts_.size())) * width_) -
+       least) /
+          width_ >
+      static_cast<double>(kMostBins - 2))
     merge_pairs();
   cover(bin_of(low, width_), bin_of(high, width_));
   const at::Tensor bins = flat.div(width_).floor_().to(at::kLong).sub_(first_);

@@ -74,8 +74,7 @@ at::Tensor repeated(const at::Tensor& x, int64_t heads) {
 }  // namespace
 
 std::string describe(const KvCacheSpec& spec) {
-  std::string text =
-      describe_side(spec.key) + " keys, " + describe_side(spec.value) + " values";
+  std::string text = describe_side(spec.key) + " keys, " + describe_side(spec.value) + " values";
   if (spec.recent > 0)
     text += ", the latest " + std::to_string(spec.recent) + " tokens as they are";
   if (spec.first > 0) text += ", the first " + std::to_string(spec.first) + " as they are";
@@ -114,9 +113,7 @@ KvCache::KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size) : sp
                                   std::to_string(head_size) + ", but is " +
                                   std::to_string(side->group_size) + ".");
   const auto observers = [&](const QuantSpec& side) {
-    const int64_t count = side.dynamic                                ? 0
-                          : side.granularity == Granularity::head ? heads
-                                                                  : 1;
+    const int64_t count = side.dynamic ? 0 : side.granularity == Granularity::head ? heads : 1;
     return Observers(static_cast<size_t>(count), Observer(side.observer));
   };
   key_observers_ = observers(spec.key);
@@ -173,18 +170,17 @@ at::Tensor KvCache::attend(const at::Tensor& query, const at::Tensor& key, const
   at::Tensor added = mask.value_or(at::Tensor());
   if (!added.defined()) {
     const auto order = query.options().dtype(at::kLong);
-    const at::Tensor later = at::arange(keys, order).unsqueeze(0) >
-                             at::arange(keys - queries, keys, order).unsqueeze(1);
+    const at::Tensor later =
+        at::arange(keys, order).unsqueeze(0) > at::arange(keys - queries, keys, order).unsqueeze(1);
     added = at::zeros({queries, keys}, query.options()).masked_fill(later, never);
   }
   if (spec_.mixes()) {
-    const int64_t group =
-        spec_.key.granularity == Granularity::channel ? spec_.key.group_size : 1;
+    const int64_t group = spec_.key.granularity == Granularity::channel ? spec_.key.group_size : 1;
     const at::Tensor quantized =
         quantized_pairs(query, queries, keys, group, spec_.recent, spec_.first);
-    added = at::cat({added.masked_fill(quantized.logical_not(), never),
-                     added.masked_fill(quantized, never)},
-                    -1);
+    added = at::cat(
+        {added.masked_fill(quantized.logical_not(), never), added.masked_fill(quantized, never)},
+        -1);
     seen_key = at::cat({seen_key, key}, 2);
     seen_value = at::cat({seen_value, value}, 2);
   }

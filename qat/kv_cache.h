@@ -17,10 +17,10 @@ class YamlSection;
 // The recipe's section `kv_cache`: how the cache of attention's keys (after the rotary embedding)
 // and values is quantized.
 struct KvCacheSpec {
-  QuantSpec key;         // granularity tensor, head, token, group or channel
-  QuantSpec value;       // tensor, head, token or group
-  int64_t recent = 0;    // latest tokens that a query finds as they are
-  int64_t first = 0;     // tokens at the beginning that stay as they are
+  QuantSpec key;       // granularity tensor, head, token, group or channel
+  QuantSpec value;     // tensor, head, token or group
+  int64_t recent = 0;  // latest tokens that a query finds as they are
+  int64_t first = 0;   // tokens at the beginning that stay as they are
   bool operator==(const KvCacheSpec& other) const = default;
 
   // Whether scales are found beforehand, on calibration data.

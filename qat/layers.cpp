@@ -92,14 +92,12 @@ at::Tensor QuantLinearImpl::rounded_weight() const {
 
 at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
   if (on_input_) on_input_(x);
-  if (input_ && !input_->dynamic &&
-      (calibrating || (observing && follows(input_->observer.kind))))
+  if (input_ && !input_->dynamic && (calibrating || (observing && follows(input_->observer.kind))))
     observer_.observe(x);
   const Quantizer weights = weight_ ? weight_->quantizer(weight) : Quantizer();
-  Quantizer inputs =
-      input_ && !calibrating
-          ? input_quantizer_of(*input_, input_bits_, options.in_features())
-          : Quantizer();
+  Quantizer inputs = input_ && !calibrating
+                         ? input_quantizer_of(*input_, input_bits_, options.in_features())
+                         : Quantizer();
   // Inputs whose scale is not found per call have the observer's.
   if (inputs.mode == Quantizer::Mode::learned) inputs.mode = Quantizer::Mode::fixed;
   if (!weights.active() && !inputs.active()) return at::linear(x, weight, bias);

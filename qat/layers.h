@@ -62,7 +62,9 @@ class QuantLinearImpl : public torch::nn::LinearImpl {
   // The weight that the forward uses, float32 [out, in].
   at::Tensor rounded_weight() const;
   // Called with every input, as the layer is given it; empty to stop.
-  void on_input(std::function<void(const at::Tensor&)> callback) { on_input_ = std::move(callback); }
+  void on_input(std::function<void(const at::Tensor&)> callback) {
+    on_input_ = std::move(callback);
+  }
 
   const std::optional<WeightQuantizer>& weight_quantizer() const { return weight_; }
   const std::optional<QuantSpec>& input_spec() const { return input_; }

@@ -20,8 +20,8 @@ at::Tensor row_of(const std::vector<double>& values) {
   return at::tensor(values).to(at::kFloat).view({1, static_cast<int64_t>(values.size())});
 }
 
-// KL(P || Q) where P is the first `kept` bins with all that lies beyond added to the last, and Q the
-// same bins without it, merged into `levels` chunks and spread evenly over the bins that count
+// KL(P || Q) where P is the first `kept` bins with all that lies beyond added to the last, and Q
+// the same bins without it, merged into `levels` chunks and spread evenly over the bins that count
 // something.
 double clipped_divergence(const std::vector<double>& bins, size_t kept, size_t levels,
                           double beyond) {

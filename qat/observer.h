@@ -48,7 +48,7 @@ class Observer {
   double low_ = 1.0;
   double high_ = -1.0;
   int64_t ignored_ = 0;
-  Histogram histogram_;  // for the kinds that search a range
+  Histogram histogram_;                 // for the kinds that search a range
   mutable std::optional<Found> found_;  // what was asked last, since a search takes a while
 };
 

@@ -172,9 +172,10 @@ EvaluateSection read_evaluate(YamlSection section) {
 void check_frozen_codes(YamlSection& section, const Recipe& recipe) {
   if (recipe.train.parameters != "scales") return;
   YamlSection train = section.section("train");
-  const bool learned = std::all_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
-    return !rule.weight.spec || rule.weight.spec->range == Range::learned;
-  });
+  const bool learned =
+      std::all_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
+        return !rule.weight.spec || rule.weight.spec->range == Range::learned;
+      });
   if (!learned)
     train.reject("parameters", "must be all unless every weight has a learned scale");
   else if (!recipe.schedule.empty())

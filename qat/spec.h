@@ -51,7 +51,7 @@ struct QuantSpec {
   std::array<int64_t, 2> block{0, 0};  // rows and columns, for Granularity::block
   Range range = Range::minmax;
   c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
-  bool dynamic = false;  // inputs: a scale per call rather than a calibrated one
+  bool dynamic = false;   // inputs: a scale per call rather than a calibrated one
   ObserverSpec observer;  // inputs that are not dynamic
 
   bool is_float8() const { return qat::is_float8(grid); }

@@ -125,8 +125,7 @@ void read_observer(YamlSection& section, QuantSpec& spec) {
   std::vector<std::string> allowed{"minmax", "moving_average", "percentile"};
   if (!spec.is_float8()) allowed.insert(allowed.end(), {"mse", "entropy"});
   const bool searched = spec.range != Range::minmax;
-  observer.kind =
-      parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
+  observer.kind = parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
   observer.percentile = section.number("percentile", observer.percentile, 50.0, 100.0);
   observer.averaging_constant =
       section.number("averaging_constant", observer.averaging_constant, 1e-6, 1.0);

@@ -1,6 +1,5 @@
 """auto-round on a model, in an environment of its own. See ``common.py`` beside this file."""
 
-import os
 import sys
 import time
 

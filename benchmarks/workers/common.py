@@ -3,9 +3,9 @@
     PYTHON benchmarks/workers/PEER.py MODEL TOKENS BITS GROUP METHOD OUTPUT
 
 MODEL is the folder of a causal language model or of an encoder. TOKENS holds ``calibration``, a list of int64
-``[batch, sequence]``, as ``torch.save`` writes it. OUTPUT becomes the state of the float model with the rounded weights in it,
-dense and in float32; the last line that is printed is JSON with the ``seconds`` that calibration took, loading and writing
-apart.
+``[batch, sequence]``, as ``torch.save`` writes it. OUTPUT becomes the state of the float model with the rounded weights in
+it, dense and in float32; the last line that is printed is JSON with the ``seconds`` that calibration took, loading and
+writing apart.
 """
 
 import json

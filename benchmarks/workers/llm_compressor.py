@@ -20,13 +20,16 @@ def quantize(folder: str, rows: list[list[int]], bits: int, group: int, method: 
     model = load(folder)
     weights = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group)
     recipe = GPTQModifier(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head", "re:.*pooler.*"]
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        ignore=["lm_head", "re:.*pooler.*"],
     )
     data = dataset(rows)
     begun = time.monotonic()
     oneshot(model=model, dataset=data, recipe=recipe, num_calibration_samples=len(data), max_seq_length=len(rows[0]))
     seconds = time.monotonic() - begun
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(("_scale", "_zero_point"))}, seconds
+    return {
+        name: tensor for name, tensor in model.state_dict().items() if not name.endswith(("_scale", "_zero_point"))
+    }, seconds
 
 
 if __name__ == "__main__":

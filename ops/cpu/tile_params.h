@@ -27,8 +27,7 @@ QAT_HOST_DEVICE void with_constants(Grid grid, c10::ScalarType dtype, const Body
   const auto with_dtype = [&](auto constant_grid) QAT_BODY {
     using c10::ScalarType;
     if (dtype == ScalarType::BFloat16)
-      return body(constant_grid,
-                  std::integral_constant<ScalarType, ScalarType::BFloat16>());
+      return body(constant_grid, std::integral_constant<ScalarType, ScalarType::BFloat16>());
     if (dtype == ScalarType::Half)
       return body(constant_grid, std::integral_constant<ScalarType, ScalarType::Half>());
     body(constant_grid, std::integral_constant<ScalarType, ScalarType::Float>());
@@ -55,7 +54,8 @@ QAT_HOST_DEVICE bool find_params(const scalar_t* x, const Tile& tile, Grid grid,
   const TileSpan spans = span_of(grid, x, tile);
   with_constants(grid, dtype, [&](auto constant_grid, auto constant_dtype) QAT_BODY {
     for (int k = 0; k < kTile; ++k) {
-      const QParams found = qparams_of(spans.low[k], spans.high[k], constant_grid(), bits, constant_dtype());
+      const QParams found =
+          qparams_of(spans.low[k], spans.high[k], constant_grid(), bits, constant_dtype());
       params.scale[k] = found.scale;
       params.zero_point[k] = found.zero_point;
     }
@@ -69,8 +69,7 @@ QAT_HOST_DEVICE void load_params(const Tile& tile, const float* scale, const int
                                  TileParams& params) {
   for (int k = 0; k < tile.count; ++k) {
     params.scale[k] = scale[tile.first_block + k];
-    params.zero_point[k] =
-        zero_point ? static_cast<float>(zero_point[tile.first_block + k]) : 0.0f;
+    params.zero_point[k] = zero_point ? static_cast<float>(zero_point[tile.first_block + k]) : 0.0f;
   }
   for (int k = tile.count; k < kTile; ++k) params.scale[k] = 1.0f, params.zero_point[k] = 0.0f;
   invert(params);

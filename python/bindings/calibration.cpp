@@ -50,8 +50,7 @@ std::vector<size_t> call_allocate(
 
 void def_calibration(py::module_& m) {
   py::class_<Observer>(m, "Observer")
-      .def(py::init([](const QuantSpec& spec) { return Observer(spec.observer); }),
-           py::arg("spec"))
+      .def(py::init([](const QuantSpec& spec) { return Observer(spec.observer); }), py::arg("spec"))
       .def("observe", &Observer::observe, py::arg("x"), Released())
       .def("restore", &Observer::restore, py::arg("low"), py::arg("high"))
       .def("reset", &Observer::reset)

@@ -15,9 +15,7 @@ void def_kv_cache(py::module_& m) {
   using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<KvCacheSpec>(m, "KvCacheSpec")
       .def(py::init([](const QuantSpec& key, const QuantSpec& value, int64_t recent,
-                       int64_t first) {
-             return KvCacheSpec{key, value, recent, first};
-           }),
+                       int64_t first) { return KvCacheSpec{key, value, recent, first}; }),
            py::arg("key"), py::arg("value"), py::kw_only(), py::arg("recent") = 0,
            py::arg("first") = 0)
       .def_readonly("key", &KvCacheSpec::key)

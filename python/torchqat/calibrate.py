@@ -20,7 +20,7 @@ from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 def calibrate(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> Calibration:
-    """Round the weights as the recipe's ``initialize`` says, then set every scale of inputs and caches that is fixed beforehand.
+    """Round the weights as the recipe's ``initialize`` says, then fix the scales of inputs and caches that need it.
 
     Weights are calibrated block by block (``torchqat.ptq``), each layer on what the quantized layers before it give. For
     the ranges of inputs, weights are used as they are in force and inputs pass unquantized, so that a layer is calibrated

@@ -53,7 +53,8 @@ class CheckpointReader:
                     tensor = self[name].to(empty.dtype)
                     if tensor.shape != empty.shape:
                         raise UserError(
-                            f"{name} must be {tuple(empty.shape)} for this model, but {self.folder} has {tuple(tensor.shape)}."
+                            f"{name} must be {tuple(empty.shape)} for this model, but {self.folder} has "
+                            f"{tuple(tensor.shape)}."
                         )
                     is_parameter = kind is holder._parameters
                     kind[leaf] = nn.Parameter(tensor, empty.requires_grad) if is_parameter else tensor

@@ -51,7 +51,9 @@ class QuantKvCache(nn.Module):
         return self._rounded(key, self.spec.key, self.k_scale), self._rounded(value, self.spec.value, self.v_scale)
 
     def _rounded(self, x: Tensor, side: Any, scale: Tensor | None) -> Tensor:
-        return ops.fake_quantize_cache(x, scale, side.granularity, side.group_size, side.bits, side.grid, self.spec.first)
+        return ops.fake_quantize_cache(
+            x, scale, side.granularity, side.group_size, side.bits, side.grid, self.spec.first
+        )
 
     @property
     def ready(self) -> bool:
@@ -133,7 +135,11 @@ def without_quantization(module: nn.Module):
 
 def _is_attention(module: nn.Module) -> bool:
     known = hasattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS")
-    return known and getattr(module, "is_causal", False) and all(hasattr(module, n) for n in ("k_proj", "v_proj", "config"))
+    return (
+        known
+        and getattr(module, "is_causal", False)
+        and all(hasattr(module, n) for n in ("k_proj", "v_proj", "config"))
+    )
 
 
 def _redirect(config: Any) -> None:

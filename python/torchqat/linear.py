@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, FLOAT, Observer, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.fake_quantizer import FakeQuantizer
+from torchqat.quant_input import QuantInput
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
 STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point", "frozen_codes")
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(QuantInput, nn.Linear):
     """``nn.Linear`` with fake quantization of its weight and input.
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
@@ -46,18 +47,13 @@ class QuantLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.training = linear.training
-        self.weight_spec, self.input_spec = weight, input
-        self.weight_bits, self.input_bits = FLOAT, FLOAT
-        self.observing = False  # follow the input's range while training
-        self.calibrating = False  # follow it now, whatever the mode, and let the input pass as it is
-        self._observer: Observer | None = None
-        self._observed = False  # a calibrated input has a range; before, it passes as it is
-        self._weight_quantizer = self._input_quantizer = FakeQuantizer()
+        self.weight_spec, self.weight_bits = weight, FLOAT
+        self._weight_quantizer = FakeQuantizer()
         self._cache = WeightCache(weight_cache)
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
         self.register_buffer("frozen_codes", None)
         self._register_weight_parameters()
-        self._register_input_parameters()
+        self._init_input(input, FLOAT, self.weight.device)
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
 
     def _register_weight_parameters(self) -> None:
@@ -76,21 +72,6 @@ class QuantLinear(nn.Linear):
             return
         self.weight_scale = nn.Parameter(scale)
         self.weight_zero_point = None if spec.symmetric else nn.Parameter(zero_point)
-
-    def _register_input_parameters(self) -> None:
-        spec = self.input_spec
-        if spec is None or spec.dynamic:
-            return
-        self._input_scale_bits = spec.bits  # the width that input_scale was chosen for
-        device = self.weight.device
-        self.register_buffer("input_low", torch.zeros(1, 1, device=device))
-        self.register_buffer("input_high", torch.zeros(1, 1, device=device))
-        if spec.scale == "learned":
-            self.input_scale = nn.Parameter(torch.ones(1, 1, device=device))
-            self.input_zero_point = None if spec.symmetric else nn.Parameter(torch.zeros(1, 1, device=device))
-        else:
-            self.register_buffer("input_scale", torch.ones(1, 1, device=device))
-            self.register_buffer("input_zero_point", torch.zeros(1, 1, dtype=torch.int8, device=device))
 
     # -- widths ------------------------------------------------------------------------------------------------------
 
@@ -152,20 +133,6 @@ class QuantLinear(nn.Linear):
             self.lattice_zero_point.copy_(zero_point)
         self.forget_weight()
 
-    def _change_input_width(self, bits: int, derive: bool) -> None:
-        """A range that is observed gives the new scale; one that was searched or learned is kept as it is."""
-        before, self._input_scale_bits = self._input_scale_bits, bits
-        if not derive or before == bits:
-            return
-        range = Observer(QuantSpec(8))
-        if self.input_spec.scale == "minmax":
-            range.restore(self.input_low.item(), self.input_high.item())
-        else:
-            zero = 0 if self.input_zero_point is None else self.input_zero_point
-            ends = [((end - zero) * self.input_scale).item() for end in self.input_spec.quant_range(before)]
-            range.restore(min(ends), max(ends))
-        self.input_scale_from(range)
-
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,10 +166,6 @@ class QuantLinear(nn.Linear):
             return self._frozen_weight(self.weight.dtype)
         return self._weight_quantizer(self.weight, *self._weight_parameters())
 
-    def quantized_input(self, x: Tensor) -> Tensor:
-        """The input that the forward uses, in the shape and dtype of ``x``."""
-        return self._input_quantizer(x, *self._input_parameters())
-
     @torch.no_grad()
     def freeze_codes(self) -> None:
         """Keep the codes of the weight as they are, so that its scales alone are left to train (EfficientQAT's E2E-QP).
@@ -223,66 +186,6 @@ class QuantLinear(nn.Linear):
 
     def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
-
-    def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned."""
-        spec = self.input_spec
-        if spec is None or spec.dynamic:
-            return
-        self.observer.observe(x)
-        if self.observer.empty:
-            return
-        self._observed = True
-        self.input_low.fill_(self.observer.low)
-        self.input_high.fill_(self.observer.high)
-        if spec.scale == "minmax" and not self.calibrating:
-            self.input_scale_from(self.observer)
-
-    @property
-    def input_ready(self) -> bool:
-        """Whether the input is rounded, where its width says so: its scale is found in every call, or was calibrated."""
-        return not self.calibrating and (self.input_spec is None or self.input_spec.dynamic or self._observed)
-
-    @property
-    def observer(self) -> Observer:
-        """The observer of the input, which goes on from the range that is in the state."""
-        if self._observer is None:
-            self._observer = Observer(self.input_spec)
-            if self.input_low.item() != 0.0 or self.input_high.item() != 0.0:
-                self._observer.restore(self.input_low.item(), self.input_high.item())
-        return self._observer
-
-    @torch.no_grad()
-    def forget_input_range(self) -> None:
-        """Let an input whose scale is fixed beforehand pass as it is, until it is calibrated anew."""
-        if self.input_spec is not None and not self.input_spec.dynamic:
-            self._observer, self._observed = None, False
-            self.input_low.zero_()
-            self.input_high.zero_()
-
-    def start_calibration(self) -> None:
-        """Observe the input from now on, which passes as it is."""
-        self.forget_input_range()
-        self.calibrating = True
-
-    def finish_calibration(self) -> int:
-        """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
-        observer, self.calibrating = self.observer, False
-        self.input_scale_from(observer)
-        if not self.input_spec.follows:
-            self._observer = None  # its histogram is not needed any more
-        return observer.ignored
-
-    @torch.no_grad()
-    def input_scale_from(self, observer: Observer) -> None:
-        scale, zero_point = observer.qparams(self.input_spec, self._input_scale_bits)
-        self.input_scale.copy_(scale)
-        if self.input_zero_point is not None:
-            self.input_zero_point.copy_(zero_point)
 
     # -- convert -----------------------------------------------------------------------------------------------------
 
@@ -327,9 +230,7 @@ class QuantLinear(nn.Linear):
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
-        self._observer = None  # it goes on from the range that was loaded
-        if self.input_spec is not None and not self.input_spec.dynamic:
-            self._observed = bool(self.input_low.any() or self.input_high.any())
+        self._load_input_range()
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         if prefix + "weight_scale" in own and self.weight_bits != FLOAT:

@@ -20,8 +20,8 @@ from torchqat.data import Corpus, Data, load_corpus, load_data, shortfall
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import cache_spec, export, float_tensors
-from torchqat.frozen import freeze_codes
 from torchqat.files import load_state, read_json, save_state, size_of, write_json, write_text
+from torchqat.frozen import freeze_codes
 from torchqat.losses import cross_entropy, forward_kl
 from torchqat.models import load_model, load_tokenizer
 from torchqat.prepare import make_plan, prepare

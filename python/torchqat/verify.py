@@ -51,8 +51,9 @@ def verify(folder: str | Path, model: nn.Module, tokens: Tensor | None = None) -
 
     Weights are read by the compressed-tensors library and compared, bit for bit, with those that the training forward
     uses, rounded once to the dtype of the checkpoint; so are the scales of a quantized cache. For a transformers model
-    whose inputs and cache are not quantized, the checkpoint is also loaded by transformers and run on fixed prompts. (With quantized inputs its logits say little:
-    transformers simulates absmax / 127.5 per token, where engines and the narrow grid use absmax / 127.)
+    whose inputs and cache are not quantized, the checkpoint is also loaded by transformers and run on fixed prompts. (With
+    quantized inputs its logits say little: transformers simulates absmax / 127.5 per token, where engines and the narrow
+    grid use absmax / 127.)
 
     Args:
         folder: What ``export`` wrote.

@@ -142,15 +142,14 @@ std::string compressed_tensors_config(const std::vector<QuantizedWeights>& layer
         "compressed-tensors needs at least one quantized layer, but there is none.");
   const json groups = config_groups(layers);
   const bool cached = kv_cache && holds_kv_cache(*kv_cache);
-  const json config = {
-      {"quant_method", "compressed-tensors"},
-      {"version", "0.15.0"},
-      {"format", global_format(groups)},
-      {"quantization_status", "compressed"},
-      {"global_compression_ratio", nullptr},
-      {"config_groups", groups},
-      {"ignore", ignore},
-      {"kv_cache_scheme", cached ? cache_json(kv_cache->key) : json(nullptr)}};
+  const json config = {{"quant_method", "compressed-tensors"},
+                       {"version", "0.15.0"},
+                       {"format", global_format(groups)},
+                       {"quantization_status", "compressed"},
+                       {"global_compression_ratio", nullptr},
+                       {"config_groups", groups},
+                       {"ignore", ignore},
+                       {"kv_cache_scheme", cached ? cache_json(kv_cache->key) : json(nullptr)}};
   return config.dump(2);
 }
 

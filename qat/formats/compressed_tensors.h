@@ -41,8 +41,8 @@ std::string compressed_tensors_config(const std::vector<QuantizedWeights>& layer
                                       const std::vector<std::string>& ignore,
                                       const std::optional<KvCacheSpec>& kv_cache = {});
 
-// Whether a checkpoint can tell engines of this cache: FP8 E4M3 with a scale per tensor or per head,
-// k_scale and v_scale beside each attention layer. Others are settings of the engine.
+// Whether a checkpoint can tell engines of this cache: FP8 E4M3 with a scale per tensor or per
+// head, k_scale and v_scale beside each attention layer. Others are settings of the engine.
 bool holds_kv_cache(const KvCacheSpec& spec);
 
 // Problems that engines would meet: layers that they fuse (q, k and v; gate and up) but whose

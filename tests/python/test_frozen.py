@@ -128,7 +128,15 @@ def test_a_run_trains_scales_and_resumes(model_folder, data_folder, recipe_file,
         "train: {steps: 6, batch_size: 2, sequence_length: 32, checkpoint_every: 3, parameters: scales, validate_every: 3}\n"
     )
     recipe_file.write_text(text)
-    arguments = [str(recipe_file), "--model", str(model_folder), "--data", str(data_folder), "--output", str(tmp_path / "run")]
+    arguments = [
+        str(recipe_file),
+        "--model",
+        str(model_folder),
+        "--data",
+        str(data_folder),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit) as ended:
         main(["run", *arguments])
     assert ended.value.code == 0

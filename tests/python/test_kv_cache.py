@@ -123,7 +123,10 @@ def test_a_block_of_one_value_comes_back(device):
     ("arguments", "message"),
     [
         ((torch.ones(2, 3), None, "token"), r"x must be \[batch, heads, tokens, head_size\]"),
-        ((torch.ones(1, 1, 1, 8), None, "row"), "granularity must be tensor, head, token, group or channel, but is row"),
+        (
+            (torch.ones(1, 1, 1, 8), None, "row"),
+            "granularity must be tensor, head, token, group or channel, but is row",
+        ),
         ((torch.ones(1, 1, 1, 8), None, "group", 3), "group_size must divide the head size, 8, but is 3"),
         ((torch.ones(1, 1, 1, 8), None, "tensor"), "scale must be given for granularity tensor and head"),
         ((torch.ones(1, 2, 1, 8), torch.ones(3), "head"), "with 1 entry or one a head"),
@@ -205,7 +208,9 @@ def test_fewer_bits_are_further_away(llama):
     def error(form):
         quantized = prepared(llama, form)
         with torch.no_grad():
-            return sum((forward(quantized, b).logits - forward(llama, b).logits).square().mean().item() for b in tokens())
+            return sum(
+                (forward(quantized, b).logits - forward(llama, b).logits).square().mean().item() for b in tokens()
+            )
 
     errors = [error(f"{{dtype: int{bits}, group_size: 8}}") for bits in (8, 4, 2)]
     assert errors == sorted(errors)
@@ -233,7 +238,9 @@ def test_what_is_not_finite_is_ignored_and_said(llama):
     with torch.no_grad():
         quantized.model.layers[1].self_attn.v_proj.weight[0, 0] = float("inf")
     found = torchqat.calibrate(quantized, tokens(), forward)
-    assert any("model.layers.1.self_attn: keys and values had" in w and "which were ignored" in w for w in found.warnings)
+    assert any(
+        "model.layers.1.self_attn: keys and values had" in w and "which were ignored" in w for w in found.warnings
+    )
     assert all(cache.v_scale.isfinite().all() for _, cache in caches(quantized))
 
 

@@ -14,9 +14,7 @@ KINDS = ("minmax", "moving_average", "percentile", "mse", "entropy")
 
 
 def spec_of(observer, bits=8, grid="narrow", **settings):
-    return QuantSpec(
-        bits, grid=grid, granularity="tensor", scale_dtype="float32", observer=observer, **settings
-    )
+    return QuantSpec(bits, grid=grid, granularity="tensor", scale_dtype="float32", observer=observer, **settings)
 
 
 def batches(device="cpu"):
@@ -137,7 +135,9 @@ def test_what_is_not_finite_is_ignored_and_counted(kind, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibration_takes_the_observer_of_the_recipe(kind):
-    net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", f"{{dtype: int8, granularity: tensor, observer: {kind}}}"))
+    net = torchqat.prepare(
+        Net(), recipe_for("{dtype: int8}", f"{{dtype: int8, granularity: tensor, observer: {kind}}}")
+    )
     x = [torch.randn(8, 64) * 2, torch.randn(8, 64)]
     torchqat.calibrate(net, x)
     spec = net.first.input_spec
@@ -146,7 +146,7 @@ def test_calibration_takes_the_observer_of_the_recipe(kind):
 
 
 def test_an_input_passes_as_it_is_until_it_is_calibrated():
-    net = torchqat.prepare(Net(), recipe_for("float, input: {dtype: int8}" if False else "{dtype: int8}", "{dtype: int8, granularity: tensor}"))
+    net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", "{dtype: int8, granularity: tensor}"))
     assert not net.first.input_ready
     torchqat.calibrate(net, [torch.randn(4, 64)])
     assert net.first.input_ready
@@ -176,15 +176,21 @@ def test_calibrating_again_forgets_the_first_time():
     ("settings", "message"),
     [
         ("{dtype: int8, observer: minmax}", "input.observer must not be given for a dynamic input"),
-        ("{dtype: int8, granularity: tensor, observer: best}", "observer must be minmax, moving_average, percentile, mse or entropy"),
-        ("{dtype: fp8_e4m3, granularity: tensor, observer: mse}", "observer must be minmax, moving_average or percentile"),
-        ("{dtype: int8, granularity: tensor, percentile: 99}", "percentile must not be given for observer minmax"),
-        ("{dtype: int8, granularity: tensor, observer: percentile, percentile: 20}", "percentile must be a number from 50 to 100"),
-        ("{dtype: int4, granularity: tensor, observer: entropy}", "must not be entropy unless the input is a symmetric int8"),
-        ("{dtype: int8, granularity: tensor, observer: percentile, scale: minmax}", "scale must not be minmax for observer percentile"),
-        ("{dtype: int8, granularity: tensor, observer: minmax, scale: mse}", "scale must not be mse for observer minmax"),
+        ("{%s, observer: best}", "observer must be minmax, moving_average, percentile, mse or entropy"),
+        (
+            "{dtype: fp8_e4m3, granularity: tensor, observer: mse}",
+            "observer must be minmax, moving_average or percentile",
+        ),
+        ("{%s, percentile: 99}", "percentile must not be given for observer minmax"),
+        ("{%s, observer: percentile, percentile: 20}", "percentile must be a number from 50 to 100"),
+        (
+            "{dtype: int4, granularity: tensor, observer: entropy}",
+            "must not be entropy unless the input is a symmetric int8",
+        ),
+        ("{%s, observer: percentile, scale: minmax}", "scale must not be minmax for observer percentile"),
+        ("{%s, observer: minmax, scale: mse}", "scale must not be mse for observer minmax"),
     ],
-)  # fmt: skip
+)
 def test_recipe_faults_have_their_sentence(settings, message):
     with pytest.raises(torchqat.RecipeError, match=message):
-        recipe_for("{dtype: int8}", settings)
+        recipe_for("{dtype: int8}", settings.replace("%s", "dtype: int8, granularity: tensor"))

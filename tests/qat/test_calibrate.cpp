@@ -25,12 +25,14 @@ struct Prepared {
   Recipe recipe;
   std::vector<at::Tensor> batches;
 
-  explicit Prepared(const std::string& initialize, const std::string& specs = "weight: {dtype: int3, scale: mse}") {
+  explicit Prepared(const std::string& initialize,
+                    const std::string& specs = "weight: {dtype: int3, scale: mse}") {
     at::manual_seed(0);
     net = Net();
     const at::Tensor mix = at::randn({48, 48}) / 7.0;
     for (int i = 0; i < 4; ++i) batches.push_back(at::mm(at::randn({64, 48}), mix));
-    recipe = parse_recipe("version: 1\nlayers: [{match: \"*\", " + specs + "}]\ninitialize: " + initialize, "r");
+    recipe = parse_recipe(
+        "version: 1\nlayers: [{match: \"*\", " + specs + "}]\ninitialize: " + initialize, "r");
     prepare(net, make_plan(recipe, linear_layers(net)), "mse");
   }
   Calibration run() {
@@ -87,8 +89,10 @@ TEST(Calibrate, WhatIsNeverReachedIsRoundedToNearestAndSaid) {
 
 TEST(Calibrate, RangesOfInputsComeFromTheirObservers) {
   for (const std::string observer : {"minmax", "percentile", "mse", "entropy"}) {
-    Prepared prepared("{method: rtn}",
-                      "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor, observer: " + observer + "}");
+    Prepared prepared(
+        "{method: rtn}",
+        "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor, observer: " + observer +
+            "}");
     prepared.run();
     Observer expected(prepared.net.left->input_spec()->observer);
     for (const at::Tensor& x : prepared.batches) expected.observe(x);
@@ -102,7 +106,9 @@ TEST(Calibrate, RangesOfInputsComeFromTheirObservers) {
 TEST(Calibrate, WhatHasNoPlaceHereIsSaid) {
   Prepared prepared("{method: smoothquant+awq+gptq, block_training: {steps: 3}}");
   const auto warnings = prepared.run().warnings;
-  EXPECT_EQ(warnings[0], "smoothquant has nothing to fold scales into in a LibTorch program, so it was left out.");
+  EXPECT_EQ(
+      warnings[0],
+      "smoothquant has nothing to fold scales into in a LibTorch program, so it was left out.");
   EXPECT_EQ(warnings[2], "block_training was left out: a LibTorch program has no blocks.");
 }
 

@@ -25,7 +25,8 @@ TEST(Histogram, CountsEveryValueInItsBin) {
   for (const at::Tensor& part : {x, y, z}) histogram.add(part);
   const at::Tensor all = at::cat({x, y, z});
   EXPECT_EQ(histogram.total(), 10503);
-  EXPECT_EQ(std::accumulate(histogram.counts().begin(), histogram.counts().end(), int64_t{0}), 10503);
+  EXPECT_EQ(std::accumulate(histogram.counts().begin(), histogram.counts().end(), int64_t{0}),
+            10503);
   EXPECT_LE(static_cast<int64_t>(histogram.counts().size()), Histogram::kMostBins);
   EXPECT_EQ(below(histogram, 0.0), all.lt(0).sum().item<int64_t>());
   const double border = 64.0 * histogram.width();

@@ -75,7 +75,8 @@ TEST(Observer, TheSquaredErrorOfItsScaleIsLeast) {
   };
   const double found = scale_of(observer, 4);
   double least = error(30.0 / 7.0);
-  for (int step = 1; step <= 80; ++step) least = std::min(least, error(30.0 / 7.0 * (1.0 - 0.01 * step)));
+  for (int step = 1; step <= 80; ++step)
+    least = std::min(least, error(30.0 / 7.0 * (1.0 - 0.01 * step)));
   EXPECT_LE(error(found), 1.01 * least);
   EXPECT_LT(found, 0.5 * 30.0 / 7.0);
 }

@@ -71,10 +71,10 @@ def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
 
 
 def _plot(found, widths: list[int], path: Path) -> None:
+    import matplotlib
+
     from torchqat.errors import UserError
     from torchqat.files import pending_file
-
-    import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -23,7 +23,6 @@ from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import Stage, find_stages, gather
 
-
 AtWork = Callable[[Block], AbstractContextManager]
 
 

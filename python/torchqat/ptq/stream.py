@@ -8,7 +8,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,9 @@ def quantize_folder(
         UserError: The recipe needs the whole model, or there is no batch, or a file is missing or damaged.
     """
     if not batches:
-        raise UserError(f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none.")
+        raise UserError(
+            f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
+        )
     reader = CheckpointReader(source)
     model = skeleton(source, recipe.model.dtype)
     plan = make_plan(model, recipe)

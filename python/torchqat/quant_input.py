@@ -1,0 +1,125 @@
+"""The input of a quantized layer: found in every call, or fixed beforehand on calibration data."""
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import Observer, QuantSpec
+from torchqat.fake_quantizer import FakeQuantizer
+
+
+class QuantInput(nn.Module):
+    """What a layer needs to quantize its input; to be mixed into it.
+
+    Attributes:
+        input_spec: How, or ``None``.
+        input_bits: The width in force.
+        observing: Follow the input's range while training, where its observer does.
+        calibrating: Observe the input now, whatever the mode, and let it pass as it is.
+    """
+
+    def _init_input(self, spec: QuantSpec | None, bits: int, device: torch.device) -> None:
+        self.input_spec, self.input_bits = spec, bits
+        self.observing = False
+        self.calibrating = False
+        self._observer: Observer | None = None
+        self._observed = False  # a calibrated input has a range; before, it passes as it is
+        self._input_quantizer = FakeQuantizer()
+        self._register_input_parameters(device)
+
+    def _register_input_parameters(self, device: torch.device) -> None:
+        spec = self.input_spec
+        if spec is None or spec.dynamic:
+            return
+        self._input_scale_bits = spec.bits  # the width that input_scale was chosen for
+        self.register_buffer("input_low", torch.zeros(1, 1, device=device))
+        self.register_buffer("input_high", torch.zeros(1, 1, device=device))
+        if spec.scale == "learned":
+            self.input_scale = nn.Parameter(torch.ones(1, 1, device=device))
+            self.input_zero_point = None if spec.symmetric else nn.Parameter(torch.zeros(1, 1, device=device))
+        else:
+            self.register_buffer("input_scale", torch.ones(1, 1, device=device))
+            self.register_buffer("input_zero_point", torch.zeros(1, 1, dtype=torch.int8, device=device))
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """The input that the forward uses, in the shape and dtype of ``x``."""
+        return self._input_quantizer(x, *self._input_parameters())
+
+    def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+
+    def _change_input_width(self, bits: int, derive: bool) -> None:
+        """A range that is observed gives the new scale; one that was searched or learned is kept as it is."""
+        before, self._input_scale_bits = self._input_scale_bits, bits
+        if not derive or before == bits:
+            return
+        range = Observer(QuantSpec(8))
+        if self.input_spec.scale == "minmax":
+            range.restore(self.input_low.item(), self.input_high.item())
+        else:
+            zero = 0 if self.input_zero_point is None else self.input_zero_point
+            ends = [((end - zero) * self.input_scale).item() for end in self.input_spec.quant_range(before)]
+            range.restore(min(ends), max(ends))
+        self.input_scale_from(range)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned."""
+        spec = self.input_spec
+        if spec is None or spec.dynamic:
+            return
+        self.observer.observe(x)
+        if self.observer.empty:
+            return
+        self._observed = True
+        self.input_low.fill_(self.observer.low)
+        self.input_high.fill_(self.observer.high)
+        if spec.scale == "minmax" and not self.calibrating:
+            self.input_scale_from(self.observer)
+
+    @property
+    def input_ready(self) -> bool:
+        """Whether the input is rounded, where its width says so: its scale is found in every call, or was calibrated."""
+        return not self.calibrating and (self.input_spec is None or self.input_spec.dynamic or self._observed)
+
+    @property
+    def observer(self) -> Observer:
+        """The observer of the input, which goes on from the range that is in the state."""
+        if self._observer is None:
+            self._observer = Observer(self.input_spec)
+            if self.input_low.item() != 0.0 or self.input_high.item() != 0.0:
+                self._observer.restore(self.input_low.item(), self.input_high.item())
+        return self._observer
+
+    @torch.no_grad()
+    def forget_input_range(self) -> None:
+        """Let an input whose scale is fixed beforehand pass as it is, until it is calibrated anew."""
+        if self.input_spec is not None and not self.input_spec.dynamic:
+            self._observer, self._observed = None, False
+            self.input_low.zero_()
+            self.input_high.zero_()
+
+    def start_calibration(self) -> None:
+        """Observe the input from now on, which passes as it is."""
+        self.forget_input_range()
+        self.calibrating = True
+
+    def finish_calibration(self) -> int:
+        """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
+        observer, self.calibrating = self.observer, False
+        self.input_scale_from(observer)
+        if not self.input_spec.follows:
+            self._observer = None  # its histogram is not needed any more
+        return observer.ignored
+
+    @torch.no_grad()
+    def input_scale_from(self, observer: Observer) -> None:
+        scale, zero_point = observer.qparams(self.input_spec, self._input_scale_bits)
+        self.input_scale.copy_(scale)
+        if self.input_zero_point is not None:
+            self.input_zero_point.copy_(zero_point)
+
+    def _load_input_range(self) -> None:
+        """Go on from the range that was loaded."""
+        self._observer = None
+        if self.input_spec is not None and not self.input_spec.dynamic:
+            self._observed = bool(self.input_low.any() or self.input_high.any())

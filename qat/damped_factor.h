@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+namespace qat {
+
+// R, upper triangular, of H + λI = R Rᵀ; numerics.md (15).
+struct Factor {
+  at::Tensor upper;
+  std::string warning;  // what had to be done differently, a sentence's end; empty as a rule
+};
+
+// Of the Hessian float32 [in, in] with rows and columns in `order`, int64 [in]. Rows that are zero
+// get a 1 on the diagonal. Damps ten times more where H is not positive definite, up to four times;
+// then, as for one that is not finite, gives a diagonal, under which nothing is made good.
+Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping);
+
+// Whether all elements are finite.
+bool all_finite(const at::Tensor& x);
+
+// The columns of a float32 or int8 matrix in `order`. torch's index_select takes them one element
+// at a time.
+at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order);
+// A square float32 matrix with rows and columns in `order`.
+at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order);
+
+}  // namespace qat
