@@ -3,8 +3,8 @@
     python benchmarks/streamed_memory.py [--depths 4 16] [--write FILE]
 
 Llamas of 1024 features with random weights, INT4 in groups of 128, 16 x 256 calibration tokens, the drift made good (two
-streams of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident before
-the model's folder was opened is shown apart. Beside it the same with the whole model in memory.
+streams of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident
+before the model's folder was opened is shown apart. Beside it the same with the whole model in memory.
 """
 
 import argparse
