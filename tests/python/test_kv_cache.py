@@ -328,3 +328,31 @@ def test_other_caches_are_settings_of_the_engine(llama, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["quantization_config"]["kv_cache_scheme"] is None
     assert "attn_implementation" not in config
+
+
+def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, recipe_file, tmp_path, capsys):
+    import json
+
+    from torchqat.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code, capsys.readouterr()
+
+    recipe_file.write_text(recipe_file.read_text() + "kv_cache: {dtype: fp8_e4m3}\n")
+    folder = tmp_path / "run"
+    arguments = [str(recipe_file), "--model", str(model_folder), "--data", str(data_folder), "--output", str(folder)]
+    code, printed = run("run", *arguments)
+    assert code == 0, printed.err
+    assert "cache of keys and values: fp8_e4m3 tensor keys, fp8_e4m3 tensor values" in (folder / "plan.txt").read_text()
+    export = folder / "exports" / "compressed-tensors"
+    assert json.loads((export / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    code, printed = run("verify", str(export))
+    assert code == 0 and "14 layers equal bit for bit" in printed.out
+    code, printed = run("evaluate", str(export), "--data", str(data_folder), "--samples", "2", "--sequence-length", "32")
+    assert code == 0, printed.err
+    recipe_file.write_text(recipe_file.read_text().replace("fp8_e4m3", "int4"))
+    code, printed = run("ptq", *arguments[:-1], str(tmp_path / "second"))
+    assert code == 0, printed.err
+    assert "is a setting of the engine; the checkpoint does not hold it" in printed.out + printed.err
