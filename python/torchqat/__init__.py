@@ -18,6 +18,7 @@ from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export
+from torchqat.frozen import freeze_codes
 from torchqat.linear import QuantLinear
 from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
@@ -50,6 +51,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "freeze_codes",
     "load_recipe",
     "make_plan",
     "ops",

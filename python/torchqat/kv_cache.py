@@ -85,8 +85,11 @@ class QuantKvCache(nn.Module):
                 self.calibrated = True
         return observer.ignored
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """A float checkpoint has no scales; it is not incomplete for that."""
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        missing.extend(key for key in own if key.removeprefix(prefix) not in SCALE_NAMES)
         scales = [scale for scale in (self.k_scale, self.v_scale) if scale is not None]
         self.calibrated = all(bool((scale > 0).all()) for scale in scales)
 

@@ -233,6 +233,12 @@ def test_the_state_brings_the_scales(llama):
         assert torch.equal(forward(first, tokens()[0]).logits, forward(second, tokens()[0]).logits)
 
 
+def test_a_float_checkpoint_loads_into_a_prepared_model(llama):
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"]))
+    quantized.load_state_dict(llama.state_dict())
+    assert not any(cache.calibrated for _, cache in caches(quantized))
+
+
 def test_what_is_not_finite_is_ignored_and_said(llama):
     quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["fp8"])).eval()
     with torch.no_grad():
