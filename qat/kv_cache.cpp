@@ -16,13 +16,6 @@ namespace {
 // As KIVI (arXiv 2402.02750) and llama.cpp have them.
 constexpr int64_t kGroup = 32;
 
-Granularity granularity_of(const std::string& name) {
-  for (const auto value : {Granularity::tensor, Granularity::head, Granularity::token,
-                           Granularity::group, Granularity::channel})
-    if (name == name_of(value)) return value;
-  return Granularity::token;
-}
-
 bool given_beforehand(const QuantSpec& spec) {
   return spec.granularity == Granularity::tensor || spec.granularity == Granularity::head;
 }
@@ -33,7 +26,7 @@ bool grouped(const QuantSpec& spec) {
 
 void read_side(YamlSection& section, const char* key, const char* fallback,
                const std::vector<std::string>& allowed, QuantSpec& spec) {
-  spec.granularity = granularity_of(section.one_of(key, fallback, allowed));
+  spec.granularity = parse_granularity(section.one_of(key, fallback, allowed));
   spec.dynamic = !given_beforehand(spec);
   if (grouped(spec)) spec.group_size = section.integer("group_size", kGroup, 1, 1 << 20);
   if (!spec.dynamic && spec.grid == Grid::asymmetric)

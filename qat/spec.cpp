@@ -103,6 +103,14 @@ ObserverKind parse_observer(const std::string& name) {
       "observer must be minmax, moving_average, percentile, mse or entropy, but is " + name + ".");
 }
 
+Granularity parse_granularity(const std::string& name) {
+  for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
+                           Granularity::group, Granularity::block, Granularity::head})
+    if (name == name_of(value)) return value;
+  throw std::invalid_argument(
+      "granularity must be tensor, channel, token, group, block or head, but is " + name + ".");
+}
+
 bool follows(ObserverKind kind) {
   return kind == ObserverKind::minmax || kind == ObserverKind::moving_average;
 }

@@ -88,6 +88,7 @@ const char* name_of(Range range);
 const char* name_of(ObserverKind kind);
 // Throws std::invalid_argument with the allowed names.
 ObserverKind parse_observer(const std::string& name);
+Granularity parse_granularity(const std::string& name);
 const char* name_of(c10::ScalarType dtype);
 c10::ScalarType parse_dtype(const std::string& name);
 

@@ -28,13 +28,6 @@ int bits_of(const std::string& dtype) {
   return kTarget;
 }
 
-Granularity parse_granularity(const std::string& name) {
-  for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
-                           Granularity::group, Granularity::block})
-    if (name == name_of(value)) return value;
-  return Granularity::tensor;
-}
-
 Range parse_range(const std::string& name) {
   return name == "learned" ? Range::learned : name == "mse" ? Range::mse : Range::minmax;
 }

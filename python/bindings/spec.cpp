@@ -6,14 +6,6 @@
 namespace qat::bindings {
 namespace {
 
-Granularity granularity_of(const std::string& name) {
-  for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
-                           Granularity::group, Granularity::block, Granularity::head})
-    if (name == name_of(value)) return value;
-  throw std::invalid_argument(
-      "granularity must be tensor, channel, token, group, block or head, but is " + name + ".");
-}
-
 Range range_mode_of(const std::string& name) {
   for (const auto value : {Range::minmax, Range::mse, Range::learned})
     if (name == name_of(value)) return value;
@@ -27,7 +19,7 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
   check_bits("QuantSpec", bits);
   QuantSpec spec{bits,
                  parse_grid("QuantSpec", grid),
-                 granularity_of(granularity),
+                 parse_granularity(granularity),
                  group_size,
                  block,
                  range_mode_of(scale),
