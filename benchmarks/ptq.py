@@ -12,9 +12,7 @@ rows are kept, so an interrupted benchmark goes on.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torchqat.files import write_json
 from torchqat.progress import Progress
 from torchqat.report import environment
 from torchqat.run import Run
+from worker import rounded_by
 
 ROOT = Path(__file__).resolve().parents[1]
 # Learning rates and steps of the training that follows GPTQ, by width.
@@ -116,22 +115,14 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
             return json.loads(path.read_text())
         if name not in self.pythons or (method == "awq" and bits != 4):
             return None
-        tokens, state = self.folder / "tokens.pt", path.with_suffix(".pt")
-        torch.save({"calibration": self.first.data.calibration}, tokens)
-        script = ROOT / "benchmarks" / "workers" / f"{name}.py"
-        command = [self.pythons[name], script, self.model, tokens, bits, group, method, state]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        done = subprocess.run(
-            [str(word) for word in command], capture_output=True, text=True, env=environment, cwd=self.folder
-        )
-        if done.returncode != 0:
-            print(f"{name} {method} INT{bits} failed: {done.stderr.strip().splitlines()[-1]}")
+        python, calibration = self.pythons[name], self.first.data.calibration
+        found = rounded_by(python, name, self.model, calibration, bits, group, method, self.folder)
+        if found is None:
             return None
         model = self.first.fresh_model().eval()
-        model.load_state_dict(torch.load(state), strict=False)  # a tied head is not repeated
-        figures = {**vars(self.first.measure(model)), **json.loads(done.stdout.strip().splitlines()[-1])}
+        model.load_state_dict(found[0], strict=False)  # a tied head is not repeated
+        figures = {**vars(self.first.measure(model)), "seconds": found[1]}
         write_json(path, figures)
-        state.unlink()
         return figures
 
 

