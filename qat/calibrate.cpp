@@ -174,10 +174,7 @@ void calibrate_inputs(const std::vector<Layer>& layers, const std::vector<at::Te
   if (fixed.empty()) return;
   if (batches.empty())
     throw std::invalid_argument("Calibration needs at least one batch, but there is none.");
-  for (const Layer& layer : fixed) {
-    layer.module->observer().reset();
-    layer.module->calibrating = true;
-  }
+  for (const Layer& layer : fixed) layer.module->calibrating = true;
   for (const at::Tensor& batch : batches) forward(batch);
   for (const Layer& layer : fixed) {
     layer.module->calibrating = false;
@@ -193,6 +190,7 @@ Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& 
                       const Forward& forward, const Initialize& settings) {
   const at::NoGradGuard no_grad;
   const std::vector<Layer> layers = quantized_layers(module);
+  for (const Layer& layer : layers) layer.module->observer().reset();
   Calibration found;
   if (settings.needs_data()) {
     if (batches.empty())

@@ -95,9 +95,10 @@ at::Tensor QuantLinearImpl::forward(const at::Tensor& x) {
   if (input_ && !input_->dynamic && (calibrating || (observing && follows(input_->observer.kind))))
     observer_.observe(x);
   const Quantizer weights = weight_ ? weight_->quantizer(weight) : Quantizer();
-  Quantizer inputs = input_ && !calibrating
-                         ? input_quantizer_of(*input_, input_bits_, options.in_features())
-                         : Quantizer();
+  // Before its range is known, an input whose scale is fixed beforehand passes as it is.
+  const bool ready = input_ && !calibrating && (input_->dynamic || !observer_.empty());
+  Quantizer inputs =
+      ready ? input_quantizer_of(*input_, input_bits_, options.in_features()) : Quantizer();
   // Inputs whose scale is not found per call have the observer's.
   if (inputs.mode == Quantizer::Mode::learned) inputs.mode = Quantizer::Mode::fixed;
   if (!weights.active() && !inputs.active()) return at::linear(x, weight, bias);

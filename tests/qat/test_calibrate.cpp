@@ -103,6 +103,14 @@ TEST(Calibrate, RangesOfInputsComeFromTheirObservers) {
   }
 }
 
+TEST(Calibrate, WeightsDoNotSeeInputsThatAreNotCalibratedYet) {
+  const std::string weight = "weight: {dtype: int3, scale: mse}";
+  Prepared plain("{method: gptq}", weight);
+  Prepared fixed("{method: gptq}", weight + ", input: {dtype: int8, granularity: tensor}");
+  EXPECT_EQ(plain.run().losses, fixed.run().losses);
+  EXPECT_FALSE(fixed.net.left->observer().empty());
+}
+
 TEST(Calibrate, WhatHasNoPlaceHereIsSaid) {
   Prepared prepared("{method: smoothquant+awq+gptq, block_training: {steps: 3}}");
   const auto warnings = prepared.run().warnings;
