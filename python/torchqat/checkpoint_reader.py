@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import DTYPES, FileError, SafetensorsReader
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 
 class CheckpointReader:
@@ -73,9 +73,9 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
         with _meta_parameters():
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model must be a folder with a causal language model that transformers can load, but {folder} is not: {first}"
+            f"model must be a folder with a causal language model that transformers can load, but {folder} is not: "
+            f"{first_line(error)}"
         ) from error
     return model.eval()
 

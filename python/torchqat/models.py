@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torchqat._library import DTYPES, FileError, check_safetensors
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 
 def load_model(path: str, dtype: str = "float32") -> nn.Module:
@@ -40,7 +40,7 @@ def load_tokenizer(path: str):
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:
-        raise UserError(f"{path} must have a tokenizer that transformers can load, but {_first_line(error)}") from error
+        raise UserError(f"{path} must have a tokenizer that transformers can load, but {first_line(error)}") from error
 
 
 def _check_folder(path: str) -> None:
@@ -61,13 +61,9 @@ def _check_folder(path: str) -> None:
 def _why(path: str, error: Exception) -> str:
     if Path(path).is_dir():
         return (
-            f"model must be a causal language model that transformers can load, but {path} is not: {_first_line(error)}"
+            f"model must be a causal language model that transformers can load, but {path} is not: {first_line(error)}"
         )
     return (
         f"model must be a folder that exists or a hub id, but {path} is no folder here and could not be fetched from the "
-        f"hub: {_first_line(error)}"
+        f"hub: {first_line(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -30,16 +30,25 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: There is no safetensors file, or one is damaged.
     """
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]:
+        tensors.update(read_file(file))
+    return tensors
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, as the safetensors library reads them.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]:
-        try:
-            tensors.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} must be a safetensors file, but does not load: {error}.") from error
-    return tensors
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} must be a safetensors file, but does not load: {error}.") from error
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from torchqat.ops import release_kept_memory
 from torchqat.prepare import linear_layers, make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
-from torchqat.readers import decompress
+from torchqat.readers import decompress, read_file
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28
@@ -197,7 +197,7 @@ class _Writer:
             self.bits += layer.bits_per_weight * layer.codes.numel()
         tensors.update({prefix + name: scale for name, scale in cache_scales(block.module).items()})
         path = self._save(tensors)
-        read = decompress(_read(path), self.config)
+        read = decompress(read_file(path), self.config)
         for name, layer in block.layers():
             expected = layer.quantized_weight()
             if name in read and torch.equal(read[name], expected.to(read[name].dtype)):
@@ -246,9 +246,3 @@ class _Writer:
         if tokenizer is not None:
             tokenizer.save_pretrained(self.folder)
         return Streamed(self.folder, Calibration(), len(self.layers), self.bits / self.elements, self.bytes)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
