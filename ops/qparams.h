@@ -8,6 +8,7 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops/affine.h"
 
@@ -58,15 +59,32 @@ QAT_HOST_DEVICE float round_to_dtype(float x, c10::ScalarType dtype) {
   return x;
 }
 
+// (7b) Whether float16 scales of an asymmetric grid keep 7 significant bits: at most 4 bits wide,
+// every product of such a scale with a level is a float16 number as well. The least level of a
+// block, which GGUF's Q4_1 stores beside the scale, is then exact.
+QAT_HOST_DEVICE bool has_exact_offsets(QuantRange range, c10::ScalarType dtype) {
+  return dtype == c10::ScalarType::Half && range.max - range.min <= 15.0f;
+}
+
+// A positive number of float16's range to 7 significant bits, ties to even.
+QAT_HOST_DEVICE float round_to_7_bits(float x) {
+  if (x > 65024.0f) return 65024.0f;  // the greatest of them
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  bits = (bits + 0xFFFFu + ((bits >> 17) & 1u)) & ~0x1FFFFu;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 // (7) The scale as a checkpoint of `dtype` will hold it. Zero and NaN become 1, since a block
 // without a range has nothing to divide by; anything else keeps its sign and stays invertible.
-QAT_HOST_DEVICE float stored_scale(float scale, c10::ScalarType dtype) {
+QAT_HOST_DEVICE float stored_scale(float scale, c10::ScalarType dtype, bool exact_offsets = false) {
   const float magnitude = fabsf(scale);
   if (!(magnitude > 0.0f)) return 1.0f;
   const float least = least_scale(dtype);
   const float greatest = greatest_scale(dtype);
   const float bounded = magnitude < least ? least : magnitude > greatest ? greatest : magnitude;
-  const float rounded = round_to_dtype(bounded, dtype);
+  const float rounded = exact_offsets ? round_to_7_bits(bounded) : round_to_dtype(bounded, dtype);
   return scale < 0.0f ? -rounded : rounded;
 }
 
@@ -84,7 +102,8 @@ QAT_HOST_DEVICE QParams qparams_of(float low, float high, Grid grid, int bits,
   if (grid == Grid::asymmetric) {
     // Halved before the subtraction, so that the widest float32 range does not overflow.
     const float half_steps = (range.max - range.min) * 0.5f;
-    const float scale = stored_scale((above * 0.5f - below * 0.5f) / half_steps, dtype);
+    const float scale = stored_scale((above * 0.5f - below * 0.5f) / half_steps, dtype,
+                                     has_exact_offsets(range, dtype));
     return {scale, stored_zero_point(range.min - below * (1.0f / scale), range)};
   }
   const float absmax = -below > above ? -below : above;

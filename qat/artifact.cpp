@@ -35,12 +35,13 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
   return result;
 }
 
-at::Tensor dequantize_weights(const QuantizedWeights& weights) {
+at::Tensor dequantize_weights(const QuantizedWeights& weights,
+                              std::optional<at::ScalarType> dtype) {
+  const at::ScalarType result = dtype.value_or(weights.scale.scalar_type());
+  const at::Tensor scale = weights.scale.to(at::kFloat);
   if (weights.weight.is_float8())
-    return float8_dequantize(weights.codes, weights.scale.to(at::kFloat),
-                             block_shape(weights.weight), weights.scale.scalar_type());
-  return dequantize(weights.codes, weights.scale.to(at::kFloat), weights.zero_point,
-                    block_shape(weights.weight), weights.scale.scalar_type());
+    return float8_dequantize(weights.codes, scale, block_shape(weights.weight), result);
+  return dequantize(weights.codes, scale, weights.zero_point, block_shape(weights.weight), result);
 }
 
 int stored_bits(const QuantSpec& spec) { return spec.bits <= 2 ? 2 : spec.bits <= 4 ? 4 : 8; }

@@ -38,8 +38,10 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype);
 
-// The weight that a reader of the checkpoint computes, [out, in] in the dtype of the scale.
-at::Tensor dequantize_weights(const QuantizedWeights& weights);
+// The weight that a reader of the checkpoint computes, [out, in], rounded once to `dtype`: that of
+// the scale when not given.
+at::Tensor dequantize_weights(const QuantizedWeights& weights,
+                              std::optional<at::ScalarType> dtype = std::nullopt);
 
 // The width that checkpoints store: 2, 4 or 8, the narrowest that holds the codes.
 int stored_bits(const QuantSpec& spec);

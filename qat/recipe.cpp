@@ -6,6 +6,7 @@
 #include <limits>
 #include <sstream>
 
+#include "qat/formats/format.h"
 #include "qat/spec_reader.h"
 #include "qat/yaml_section.h"
 
@@ -204,7 +205,7 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   check_frozen_codes(section, recipe);
   recipe.distill = read_distill(section.section("distill"));
   recipe.evaluate = read_evaluate(section.section("evaluate"));
-  recipe.exports = section.words("export", {"compressed-tensors"}, {"compressed-tensors"});
+  recipe.exports = section.words("export", {"compressed-tensors"}, format_names());
   section.finish();
   return recipe;
 }

@@ -1,9 +1,10 @@
 // Quantization-aware training in a LibTorch program, without Python: a recipe, a schedule, a
 // checkpoint.
 //
-//   example_train_int4 RECIPE OUTPUT.safetensors
+//   example_train_int4 RECIPE OUTPUT_FOLDER
 //
-// Ends with an error unless the 4-bit network, read back from the file, predicts what training saw.
+// Ends with an error unless the 4-bit network, read back from the folder, predicts what training
+// saw.
 
 #include <ATen/ATen.h>
 #include <torch/nn/module.h>
@@ -12,9 +13,8 @@
 #include <cstdio>
 #include <exception>
 
-#include "qat/formats/compressed_tensors.h"
+#include "qat/checkpoint.h"
 #include "qat/layers.h"
-#include "qat/safetensors.h"
 
 namespace {
 
@@ -49,16 +49,17 @@ int run(const char* recipe_path, const char* output) {
   qat::prepare(net, plan, recipe.initialize.method);
   train(net, qat::Schedule(plan.stages, recipe.train.freeze_observers, recipe.train.steps));
 
-  const auto weights = qat::convert(net, at::kFloat);
-  qat::save_safetensors(output, qat::to_compressed_tensors(weights, {}).tensors);
-  const auto read = qat::load_safetensors(output);
-  std::printf("wrote %zu tensors to %s\n", read.size(), output);
+  const qat::NamedTensors biases{{"first.bias", net.first->bias.detach()},
+                                 {"second.bias", net.second->bias.detach()}};
+  qat::save_checkpoint(output, {qat::convert(net, at::kFloat), biases});
+  const qat::Checkpoint read = qat::load_checkpoint(output);
+  std::printf("wrote %zu layers to %s\n", read.layers.size(), output);
 
   const at::Tensor x = at::randn({16, 32});
-  const at::Tensor hidden =
-      at::tanh(at::linear(x, qat::dequantize_weights(weights[0]), net.first->bias));
-  const at::Tensor deployed =
-      at::linear(hidden, qat::dequantize_weights(weights[1]), net.second->bias);
+  const auto layer = [&](size_t index, const char* bias, const at::Tensor& input) {
+    return at::linear(input, qat::dequantize_weights(read.layers[index]), read.others.at(bias));
+  };
+  const at::Tensor deployed = layer(1, "second.bias", at::tanh(layer(0, "first.bias", x)));
   if (at::equal(deployed, net.forward(x))) return 0;
   std::fprintf(stderr, "The deployed network differs from the trained one.\n");
   return 1;
@@ -68,7 +69,7 @@ int run(const char* recipe_path, const char* output) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: %s RECIPE OUTPUT.safetensors\n", argv[0]);
+    std::fprintf(stderr, "usage: %s RECIPE OUTPUT_FOLDER\n", argv[0]);
     return 2;
   }
   try {

@@ -144,8 +144,9 @@ std::tuple<at::Tensor, at::Tensor> round_qparams_cpu(const at::Tensor& scale,
   const float* zero_in = data_or_null<float>(zeros);
   float* scale_out = rounded_scale.mutable_data_ptr<float>();
   int8_t* zero_out = rounded_zero.mutable_data_ptr<int8_t>();
+  const bool exact_offsets = zero_in && has_exact_offsets(range, scale_dtype);
   for (int64_t i = 0; i < scales.numel(); ++i) {
-    scale_out[i] = stored_scale(scale_in[i], scale_dtype);
+    scale_out[i] = stored_scale(scale_in[i], scale_dtype, exact_offsets);
     zero_out[i] = zero_in ? static_cast<int8_t>(stored_zero_point(zero_in[i], range)) : int8_t{0};
   }
   return {rounded_scale, rounded_zero};

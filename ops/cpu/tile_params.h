@@ -82,9 +82,10 @@ QAT_HOST_DEVICE void round_params(const Tile& tile, const float* scale, const fl
     params.scale[k] = k < tile.count ? scale[tile.first_block + k] : 1.0f;
     params.zero_point[k] = zero_point && k < tile.count ? zero_point[tile.first_block + k] : 0.0f;
   }
+  const bool exact_offsets = zero_point && has_exact_offsets(range, dtype);
   with_constants(Grid::narrow, dtype, [&](auto, auto constant_dtype) QAT_BODY {
     for (int k = 0; k < kTile; ++k) {
-      params.scale[k] = stored_scale(params.scale[k], constant_dtype());
+      params.scale[k] = stored_scale(params.scale[k], constant_dtype(), exact_offsets);
       params.zero_point[k] = stored_zero_point(params.zero_point[k], range);
     }
   });

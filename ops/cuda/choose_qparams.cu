@@ -115,7 +115,8 @@ __global__ void round_qparams_kernel(int64_t numel, QuantRange range, c10::Scala
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < numel;
        i += stride) {
-    scale_out[i] = stored_scale(scale[i], scale_dtype);
+    scale_out[i] =
+        stored_scale(scale[i], scale_dtype, zero_point && has_exact_offsets(range, scale_dtype));
     zero_out[i] =
         zero_point ? static_cast<int8_t>(stored_zero_point(zero_point[i], range)) : int8_t{0};
   }

@@ -24,7 +24,7 @@ struct LearnedParams {
   c10::ScalarType dtype;
 
   __device__ __forceinline__ QParams operator()(int64_t block) const {
-    return {stored_scale(scale[block], dtype),
+    return {stored_scale(scale[block], dtype, zero_point && has_exact_offsets(range, dtype)),
             zero_point ? stored_zero_point(zero_point[block], range) : 0.0f};
   }
 };

@@ -15,14 +15,6 @@ QuantizedWeights make_quantized_weights(const std::string& name, const QuantSpec
 
 void def_artifact(py::module_& m) {
   py::class_<QuantizedWeights>(m, "QuantizedWeights")
-      // Of a name and its specs alone, as a configuration is made from.
-      .def(py::init([](const std::string& name, const QuantSpec& weight,
-                       const std::optional<QuantSpec>& input) {
-             QuantizedWeights layer;
-             layer.name = name, layer.weight = weight, layer.input = input;
-             return layer;
-           }),
-           py::arg("name"), py::arg("weight"), py::arg("input") = std::nullopt)
       .def_readonly("name", &QuantizedWeights::name)
       .def_readonly("weight", &QuantizedWeights::weight)
       .def_readwrite("input", &QuantizedWeights::input)
@@ -32,7 +24,7 @@ void def_artifact(py::module_& m) {
       .def_readwrite("input_scale", &QuantizedWeights::input_scale)
       .def_readwrite("input_zero_point", &QuantizedWeights::input_zero_point)
       .def_property_readonly("bits_per_weight", &bits_per_weight)
-      .def("dequantize", &dequantize_weights);
+      .def("dequantize", &dequantize_weights, py::arg("dtype") = std::nullopt);
   m.def("quantize_weights", &make_quantized_weights, py::arg("name"), py::arg("spec"),
         py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"));
 }

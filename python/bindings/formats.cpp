@@ -1,19 +1,44 @@
+#include "qat/formats/format.h"
+
 #include "python/bindings/module.h"
+#include "qat/checkpoint.h"
 #include "qat/formats/compressed_tensors.h"
+#include "qat/formats/gguf.h"
 
 namespace qat::bindings {
 
 void def_formats(py::module_& m) {
-  py::class_<CompressedTensors>(m, "CompressedTensors")
-      .def_readonly("tensors", &CompressedTensors::tensors)
-      .def_readonly("quantization_config", &CompressedTensors::quantization_config);
-  m.def("to_compressed_tensors", &to_compressed_tensors, py::arg("layers"), py::arg("ignore"),
-        py::arg("kv_cache") = std::nullopt);
-  m.def("compressed_tensors_of", &compressed_tensors_of, py::arg("layer"));
-  m.def("compressed_tensors_config", &compressed_tensors_config, py::arg("layers"),
-        py::arg("ignore"), py::arg("kv_cache") = std::nullopt);
+  py::class_<CheckpointPlan>(m, "CheckpointPlan")
+      .def(py::init([](std::vector<LayerPlan> layers, std::vector<std::string> ignore,
+                       std::optional<KvCacheSpec> kv_cache) {
+             return CheckpointPlan{std::move(layers), std::move(ignore), std::move(kv_cache)};
+           }),
+           py::arg("layers"), py::arg("ignore") = std::vector<std::string>{},
+           py::arg("kv_cache") = std::nullopt)
+      .def_readonly("layers", &CheckpointPlan::layers)
+      .def_readonly("ignore", &CheckpointPlan::ignore)
+      .def_readonly("kv_cache", &CheckpointPlan::kv_cache);
+  py::class_<Format>(m, "Format")
+      .def_readonly("name", &Format::name)
+      .def_readonly("used_by", &Format::used_by)
+      .def_readonly("dtype", &Format::dtype)
+      .def("refusal", [](const Format& self, const LayerPlan& layer) { return self.refusal(layer); },
+           py::arg("layer"))
+      .def("tensors",
+           [](const Format& self, const QuantizedWeights& layer) { return self.tensors(layer); },
+           py::arg("layer"))
+      .def("documents",
+           [](const Format& self, const CheckpointPlan& plan) { return self.documents(plan); },
+           py::arg("plan"))
+      .def("check", &check_format, py::arg("plan"));
+  m.def("formats", &formats, py::return_value_policy::reference);
+  m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));
   m.def("holds_kv_cache", &holds_kv_cache, py::arg("spec"));
-  m.def("fusion_problems", &fusion_problems, py::arg("layers"), py::arg("ignore"));
+  m.def("gguf_type", &gguf_type, py::arg("spec"));
+  py::class_<Checkpoint>(m, "Checkpoint")
+      .def_readonly("layers", &Checkpoint::layers)
+      .def_readonly("others", &Checkpoint::others);
+  m.def("load_checkpoint", &load_checkpoint, py::arg("folder"));
 }
 
 }  // namespace qat::bindings

@@ -17,6 +17,12 @@ void def_plan(py::module_& m) {
            py::arg("by_name_only") = false)
       .def_readonly("name", &LayerInfo::name);
   py::class_<LayerPlan>(m, "LayerPlan")
+      .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
+                       std::optional<QuantSpec> weight, std::optional<QuantSpec> input) {
+             return LayerPlan{std::move(name), in_features, out_features, weight, input};
+           }),
+           py::arg("name"), py::arg("in_features"), py::arg("out_features"),
+           py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt)
       .def_readonly("name", &LayerPlan::name)
       .def_readonly("in_features", &LayerPlan::in_features)
       .def_readonly("out_features", &LayerPlan::out_features)

@@ -85,6 +85,14 @@ class LayerInfo:
     name: str
 
 class LayerPlan:
+    def __init__(
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        weight: QuantSpec | None = None,
+        input: QuantSpec | None = None,
+    ) -> None: ...
     name: str
     in_features: int
     out_features: int
@@ -144,12 +152,8 @@ class KvCache:
     ignored: int
 
 class QuantizedWeights:
-    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``.
+    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``."""
 
-    Made of a name and specs alone, it serves ``compressed_tensors_config``.
-    """
-
-    def __init__(self, name: str, weight: QuantSpec, input: QuantSpec | None = None) -> None: ...
     name: str
     weight: QuantSpec
     input: QuantSpec | None
@@ -159,25 +163,45 @@ class QuantizedWeights:
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     bits_per_weight: float
-    def dequantize(self) -> Tensor: ...
+    def dequantize(self, dtype: dtype | None = None) -> Tensor: ...
 
 def quantize_weights(
     name: str, spec: QuantSpec, weight: Tensor, scale: Tensor, zero_point: Tensor, dtype: dtype
 ) -> QuantizedWeights: ...
 
-class CompressedTensors:
-    tensors: dict[str, Tensor]
-    quantization_config: str
+class CheckpointPlan:
+    """What a configuration is made from: layers without tensors, linear layers that stay float, the cache."""
 
-def to_compressed_tensors(
-    layers: list[QuantizedWeights], ignore: list[str], kv_cache: KvCacheSpec | None = None
-) -> CompressedTensors: ...
-def compressed_tensors_of(layer: QuantizedWeights) -> dict[str, Tensor]: ...
-def compressed_tensors_config(
-    layers: list[QuantizedWeights], ignore: list[str], kv_cache: KvCacheSpec | None = None
-) -> str: ...
+    def __init__(
+        self, layers: list[LayerPlan], ignore: list[str] = ..., kv_cache: KvCacheSpec | None = None
+    ) -> None: ...
+    layers: list[LayerPlan]
+    ignore: list[str]
+    kv_cache: KvCacheSpec | None
+
+class Format:
+    """A checkpoint format (``qat/formats/format.h``)."""
+
+    name: str
+    used_by: str
+    dtype: dtype | None
+    def refusal(self, layer: LayerPlan) -> str: ...
+    def tensors(self, layer: QuantizedWeights) -> dict[str, Tensor]: ...
+    def documents(self, plan: CheckpointPlan) -> dict[str, str]: ...
+    def check(self, plan: CheckpointPlan) -> None: ...
+
+def formats() -> list[Format]: ...
+def find_format(name: str) -> Format: ...
 def holds_kv_cache(spec: KvCacheSpec) -> bool: ...
-def fusion_problems(layers: list[QuantizedWeights], ignore: list[str]) -> list[str]: ...
+def gguf_type(spec: QuantSpec) -> str: ...
+
+class Checkpoint:
+    """What ``load_checkpoint`` reads of a folder in the format ``safetensors``."""
+
+    layers: list[QuantizedWeights]
+    others: dict[str, Tensor]
+
+def load_checkpoint(folder: str) -> Checkpoint: ...
 def save_safetensors(path: str, tensors: dict[str, Tensor], metadata: dict[str, str] = ...) -> None: ...
 def load_safetensors(path: str) -> dict[str, Tensor]: ...
 def check_safetensors(path: str) -> None: ...

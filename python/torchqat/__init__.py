@@ -22,7 +22,8 @@ from torchqat.frozen import freeze_codes
 from torchqat.linear import QuantLinear
 from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
-from torchqat.verify import Verification, verify
+from torchqat.verification import Verification
+from torchqat.verify import verify
 
 __version__ = "0.1.0"
 

@@ -1,13 +1,16 @@
 """``convert``: from a trained model to the codes and scales that exporters write."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from torchqat._library import QuantizedWeights
 from torchqat.errors import UserError
+from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
 
-__all__ = ["QuantizedWeights", "convert"]
+__all__ = ["QuantizedWeights", "convert", "convert_layers"]
 
 
 def convert(model: nn.Module, dtype: torch.dtype | None = None) -> list[QuantizedWeights]:
@@ -23,10 +26,19 @@ def convert(model: nn.Module, dtype: torch.dtype | None = None) -> list[Quantize
     Raises:
         UserError: Nothing is quantized, a weight is not finite, or ``dtype`` cannot hold the scales exactly.
     """
+    return list(convert_layers(model, dtype))
+
+
+def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: str = "") -> Iterator[QuantizedWeights]:
+    """``convert``, one layer at a time: each is made when it is asked for. ``prefix`` goes before their names."""
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     if not layers:
         raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")
+    return (_converted(prefix + name, layer, dtype) for name, layer in layers)
+
+
+def _converted(name: str, layer: QuantLinear, dtype: torch.dtype | None) -> QuantizedWeights:
     try:
-        return [layer.convert(name, dtype or layer.weight.dtype) for name, layer in layers]
+        return layer.convert(name, dtype or layer.weight.dtype)
     except ValueError as error:
         raise UserError(str(error)) from error

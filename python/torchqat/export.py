@@ -1,30 +1,21 @@
 """``export``: a prepared model as a checkpoint that other programs load."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchqat._library import (
-    FileError,
-    KvCacheSpec,
-    fusion_problems,
-    holds_kv_cache,
-    save_safetensors,
-    to_compressed_tensors,
-)
-from torchqat.convert import QuantizedWeights, convert
+from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
+from torchqat.convert import convert_layers
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
-from torchqat.kv_cache import SCALE_NAMES, caches
-from torchqat.linear import STATE_NAMES
-from torchqat.prepare import quant_layers
+from torchqat.formats.folder import write_folder
+from torchqat.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
+from torchqat.formats.tensors import checkpoint_plan
+from torchqat.prepare import linear_layers
 
-FORMATS = ("compressed-tensors",)
-
-# State that prepare and Schedule add, and that no reader expects.
-_TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
+FORMATS = tuple(format.name for format in formats())
 
 
 def export(
@@ -33,99 +24,91 @@ def export(
     format: str = "compressed-tensors",
     tokenizer=None,
     dtype: torch.dtype | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    embeddings: str = "f16",
+    example: Any = None,
 ) -> Path:
     """Write ``model`` to the folder ``output``, whole or not at all, and return it.
 
-    The folder holds ``model.safetensors`` and, for a transformers model, ``config.json``, ``generation_config.json`` and the
-    tokenizer's files. The codes are those of the training forward; nothing is quantized again.
+    The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
+    time. For a transformers model the folder also holds its configuration, ``generation_config.json`` and the tokenizer's
+    files; what a GGUF file carries of them is in it.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
         output: A folder; replaced if it exists.
-        format: ``compressed-tensors``.
-        tokenizer: Saved beside the model when given.
-        dtype: dtype of scales and of everything that is not quantized; by default the model's own.
+        format: One of ``FORMATS``; ``docs/formats.md`` says what each can hold and who loads it.
+        tokenizer: Saved beside the model, or in the GGUF file, when given.
+        dtype: dtype of scales and of everything that is not quantized; by default the model's own, and float16 in the
+            formats that are defined in it (gptq, gptq_v2, awq, gguf).
+        max_shard_size: A size such as ``5GB``; larger checkpoints become several files.
+        embeddings: For gguf, ``f16`` or ``q8_0``: the type of the token embedding and of the output head.
+        example: For onnx, the inputs of the model: a tensor or a tuple of them. Their first dimension is free in the graph.
 
     Raises:
-        UserError: The format is unknown or cannot hold a layer, layers that engines fuse differ in scheme, a weight is not
-            finite, or the folder cannot be written.
+        UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
+            differ in scheme, a weight is not finite, or the folder cannot be written.
     """
-    if format not in FORMATS:
-        raise UserError(f"format must be {' or '.join(FORMATS)}, but is {format}.")
-    weights = convert(model, dtype)
-    ignore = _float_linears(model)
-    try:
-        problems = fusion_problems(weights, ignore)
-        if problems:
-            raise UserError(problems[0])
-        checkpoint = to_compressed_tensors(weights, ignore, cache_spec(model))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    tensors = {**float_tensors(model, weights, dtype), **checkpoint.tensors, **cache_scales(model)}
+    shard_bytes(max_shard_size)
+    plan = checkpoint_plan(model)
+    chosen = checked_format(format, plan)
+    dtype = _stored_dtype(chosen, dtype)
     output = Path(output)
+    layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
-        write_config(model, folder, json.loads(checkpoint.quantization_config), weights, dtype)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        try:
-            save_safetensors(str(folder / "model.safetensors"), tensors)
-        except FileError as error:
-            raise UserError(str(error).replace(str(folder), str(output))) from error
+        if format == "gguf":
+            from torchqat.formats.gguf import write_gguf
+
+            write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size)
+        elif format == "onnx":
+            from torchqat.formats.onnx import write_onnx
+
+            write_onnx(model, layers, folder / "model.onnx", example)
+        else:
+            write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
     return output
 
 
-def cache_spec(model: nn.Module) -> KvCacheSpec | None:
-    """How the model's cache of keys and values is quantized."""
-    return next((cache.spec for _, cache in caches(model)), None)
+def checked_format(name: str, plan: CheckpointPlan) -> Format:
+    """The format called ``name``, after a look at whether it can hold what ``plan`` says.
+
+    Raises:
+        UserError: There is no such format, or it cannot hold a layer, or engines would fuse two that differ.
+    """
+    try:
+        format = find_format(name)
+        format.check(plan)
+        format.documents(plan)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return format
 
 
-def cache_scales(model: nn.Module) -> dict[str, Tensor]:
-    """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up."""
-    tensors = {}
-    for name, cache in caches(model):
-        if holds_kv_cache(cache.spec):
-            shape = (-1, 1, 1) if cache.spec.key.granularity == "head" else (1,)
-            for leaf in SCALE_NAMES:
-                tensors[f"{name}.{leaf}"] = getattr(cache, leaf).reshape(shape)
-    return tensors
+def check_exports(model: nn.Module, plan: Plan, names: list[str]) -> None:
+    """Whether a language model can be exported, once trained as ``plan`` says, in each format of ``names``.
+
+    Raises:
+        UserError: One cannot hold a layer, or the model.
+    """
+    planned = {layer.name for layer in plan.layers}
+    ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
+    for name in names:
+        checked_format(name, CheckpointPlan(plan.layers, ignore, plan.kv_cache))
+        if name == "gguf":
+            from torchqat.formats.gguf_architectures import architecture_of, rope_factors
+
+            architecture_of(model)
+            rope_factors(model)
+        if name == "onnx":
+            raise UserError(
+                "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
+                "for a language model, gguf runs on any machine."
+            )
 
 
-def float_tensors(
-    model: nn.Module, weights: list[QuantizedWeights], dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """What the checkpoint holds unquantized: every other parameter and buffer once, tied ones under their first name."""
-    quantized = {f"{layer.name}.weight" for layer in weights}
-    tensors: dict[str, Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        if name in quantized or name.rsplit(".", 1)[-1] in _TRAINING_STATE:
-            continue
-        identity = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    return tensors
-
-
-def _float_linears(model: nn.Module) -> list[str]:
-    quantized = {name for name, layer in quant_layers(model) if layer.weight_spec is not None}
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in quantized]
-
-
-def write_config(
-    model: nn.Module, folder: Path, quantization: dict, weights: list[QuantizedWeights], dtype: torch.dtype | None
-) -> None:
-    config: dict = {}
-    if hasattr(model, "config") and hasattr(model.config, "save_pretrained"):
-        model.config.save_pretrained(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        stored = dtype or next(model.parameters()).dtype
-        config["dtype"] = str(stored).removeprefix("torch.")
-        config["architectures"] = config.get("architectures") or [type(model).__name__]
-        if any(layer.name.split(".")[-1] == "lm_head" for layer in weights):
-            config["tie_word_embeddings"] = False
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)
-    config["quantization_config"] = quantization
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _stored_dtype(format: Format, asked: torch.dtype | None) -> torch.dtype | None:
+    if asked is not None and format.dtype not in (None, asked):
+        raise UserError(f"{format.name} is stored in {format.dtype}, but dtype asks for {asked}.")
+    return asked or format.dtype

@@ -43,6 +43,8 @@ def pending_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(pending, path)
         shutil.rmtree(old, ignore_errors=True)
+    except UserError as error:
+        raise UserError(str(error).replace(str(pending), str(path))) from error
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
@@ -83,5 +85,6 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the safetensors files of ``folder``."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Bytes of the files in ``folder`` that hold tensors."""
+    kinds = (".safetensors", ".gguf", ".onnx")
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in kinds)

@@ -6,13 +6,13 @@ from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import BestState
+from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
 from torchqat.frozen import freeze_codes
 from torchqat.models import load_model
 from torchqat.prepare import prepare
 from torchqat.progress import Progress
-from torchqat.readers import load_in_transformers
 from torchqat.run import Run
 from torchqat.schedule import Schedule
 
@@ -29,15 +29,18 @@ def open_run(folder: Path) -> Run:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     recipe.model.path, recipe.model.scratch = settings["model"], None
     recipe.data.train = settings["data"]
+    recipe.train.steps = settings.get("steps", recipe.train.steps)
     return Run(recipe, folder, Progress())
 
 
 def trained_model(job: Run) -> nn.Module:
-    """The trained model of a run, at its exported widths.
+    """The trained model of a run, at its exported widths; of one that trains nothing, what post-training quantization gave.
 
     Raises:
         UserError: The run has not been trained to its end.
     """
+    if job.recipe.train.steps == 0:
+        return job.prepared(job.plan).eval()
     path = job.folder / "checkpoints" / "train.pt"
     if not path.is_file():
         raise UserError(f"{job.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
@@ -57,8 +60,8 @@ def trained_model(job: Run) -> nn.Module:
     return model.eval()
 
 
-def exported_model(folder: Path, run: str = "") -> nn.Module:
-    """The prepared model that the checkpoint in ``folder`` was exported from."""
+def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:
+    """The run that wrote the checkpoint in ``folder``, and the prepared model that it was exported from."""
     root = Path(run) if run else next((p for p in folder.resolve().parents if (p / "run.json").is_file()), None)
     if root is None:
         raise UserError(
@@ -67,10 +70,10 @@ def exported_model(folder: Path, run: str = "") -> nn.Module:
     job = open_run(root)
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
-        return job.prepared(naive_plan(job.plan, int(width)), "rtn")
+        return job, job.prepared(naive_plan(job.plan, int(width)), "rtn")
     if folder.name.endswith("-" + job.recipe.initialize.method.replace("+", "-")):
-        return job.prepared(job.plan)
-    return trained_model(job)
+        return job, job.prepared(job.plan)
+    return job, trained_model(job)
 
 
 def load_any(path: str) -> nn.Module:

@@ -19,8 +19,9 @@ from torchqat.convert import convert
 from torchqat.data import Corpus, Data, load_corpus, load_data, shortfall
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.export import cache_spec, export, float_tensors
+from torchqat.export import check_exports, checked_format, export
 from torchqat.files import load_state, read_json, save_state, size_of, write_json, write_text
+from torchqat.formats.tensors import cache_spec, checkpoint_plan, float_tensors
 from torchqat.frozen import freeze_codes
 from torchqat.losses import cross_entropy, forward_kl
 from torchqat.models import load_model, load_tokenizer
@@ -130,7 +131,13 @@ class Run:
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
         # Whatever the input may be wrong in shows here, before anything is written.
         plan = str(self.plan)
-        settings = {"model": self.model_path, "data": self.recipe.data.train, "identity": self.identity}
+        check_exports(self.original, self.plan, self.recipe.exports)
+        settings = {
+            "steps": self.recipe.train.steps,
+            "model": self.model_path,
+            "data": self.recipe.data.train,
+            "identity": self.identity,
+        }
         report = self.load_report() if resume and self._belongs(settings) else Report()
         if not resume:
             for name in ("checkpoints", "metrics.jsonl"):
@@ -162,7 +169,7 @@ class Run:
             return
         self.progress.say("Measuring the full-precision baseline")
         figures = evaluate(self.original, self.data.evaluation)
-        size = sum(t.numel() * t.element_size() for t in float_tensors(self.original, []).values())
+        size = sum(t.numel() * t.element_size() for _, t in float_tensors(self.original))
         report.baseline = {"perplexity": figures.perplexity, "bytes": size, "tokens": figures.tokens}
         self.save_report(report)
 
@@ -174,9 +181,7 @@ class Run:
             return
         self.progress.say(f"Rounding to int{bits} without training")
         model = self.prepared(naive_plan(self.plan, bits), "rtn")
-        report.put(
-            self._variant(name, f"INT{bits} round to nearest", model, f"exports/{self.recipe.exports[0]}-{name}")
-        )
+        report.put(self._variant(name, f"INT{bits} round to nearest", model, f"-{name}"))
         self.save_report(report)
 
     def initialized(self) -> None:
@@ -187,7 +192,9 @@ class Run:
             return
         model = self.prepared(self.plan)
         method = f"{self._width_names().upper().replace('-', '/')} {self.recipe.initialize.method}"
-        variant = self._variant(name, method, model, f"exports/{self.recipe.exports[0]}-{name}")
+        variant = self._variant(name, method, model, f"-{name}")
+        if self.recipe.train.steps == 0:
+            self._export_others(model, f"-{name}")
         report = self.load_report()
         report.put(variant)
         if self.recipe.train.steps == 0:
@@ -318,10 +325,8 @@ class Run:
             return
         model = self.train()
         report = self.load_report()
-        variant = self._variant(
-            name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model,
-            f"exports/{self.recipe.exports[0]}",
-        )  # fmt: skip
+        variant = self._variant(name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
+        self._export_others(model, "")
         naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
         if naive:
             variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
@@ -329,17 +334,35 @@ class Run:
         report.put(variant)
         self.save_report(report)
 
-    def _variant(self, name: str, method: str, model: nn.Module, target: str) -> Variant:
-        """Export ``model``, read it back, and measure it."""
-        folder = export(model, self.folder / target, self.recipe.exports[0], self.tokenizer)
-        checked = verify(folder, model)
-        if not checked.ok:
-            raise UserError(f"{folder} does not read back as it was trained: {checked}.")
-        self.progress.say(f"{folder}: {checked}")
+    def _variant(self, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
+        """Export ``model`` in the recipe's first format, read it back, and measure it."""
+        target = self._export(model, self._format_for(model), suffix)
+        folder = self.folder / target
         weights = convert(model)
         elements = sum(w.codes.numel() for w in weights)
         bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
         return Variant.of(name, method, bits, self.measure(model), size_of(folder), target)
+
+    def _export(self, model: nn.Module, format: str, suffix: str) -> str:
+        """Write ``model``, and read it back; returns the folder, relative to the run."""
+        target = f"exports/{format}{suffix}"
+        folder = export(model, self.folder / target, format, self.tokenizer)
+        checked = verify(folder, model)
+        if not checked.ok:
+            raise UserError(f"{folder} does not read back as it was trained: {checked}.")
+        self.progress.say(f"{folder}: {checked}")
+        return target
+
+    def _export_others(self, model: nn.Module, suffix: str) -> None:
+        for format in self.recipe.exports[1:]:
+            self._export(model, format, suffix)
+
+    def _format_for(self, model: nn.Module) -> str:
+        """The recipe's first format; for comparisons at other widths that it cannot hold, the one that holds most."""
+        try:
+            return checked_format(self.recipe.exports[0], checkpoint_plan(model)).name
+        except UserError:
+            return "compressed-tensors"
 
     def _accepted(self, report: Report, variant: Variant) -> bool | None:
         limits = self.recipe.evaluate

@@ -1,113 +1,204 @@
-"""``verify``: is what a stranger reads what training used?"""
+"""``verify``: is what a stranger reads what training used, and does an engine compute what training computed?"""
 
-from dataclasses import dataclass, field
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchqat.export import cache_scales
+from torchqat._library import CheckpointPlan, find_format
+from torchqat.convert import convert_layers
+from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
+from torchqat.engines.agreement import agreement_of
+from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.kv_cache import caches
-from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
-from torchqat.readers import load_in_transformers, read_compressed_tensors, read_tensors
+from torchqat.readers import format_of, read_checkpoint
+from torchqat.readers.reading import Reading
+from torchqat.verification import Verification
 
-
-@dataclass(frozen=True)
-class Verification:
-    """What the comparison of a checkpoint with its training model found.
-
-    Attributes:
-        layers: Number of quantized layers compared.
-        differing: Layers whose weights are not equal bit for bit, with the number of elements that differ.
-        logits_difference: Largest difference of the logits on fixed prompts; ``None`` when they were not compared.
-        logits_bound: What that difference may be: zero bits of the weights differ, so only the order in which a matrix
-            product adds can, and that is bounded by the dtype's precision.
-    """
-
-    layers: int
-    differing: dict[str, int] = field(default_factory=dict)
-    logits_difference: float | None = None
-    logits_bound: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        close = self.logits_difference is None or self.logits_difference <= self.logits_bound
-        return self.layers > 0 and not self.differing and close
-
-    def __str__(self) -> str:
-        if self.differing:
-            name, count = next(iter(self.differing.items()))
-            return f"{len(self.differing)} of {self.layers} layers differ, the first {name} in {count} elements"
-        text = f"{self.layers} layers equal bit for bit"
-        if self.logits_difference is not None:
-            text += f"; logits differ by at most {self.logits_difference:.3g} (bound {self.logits_bound:.3g})"
-        return text
+_TEXTS = ["def main(argv):\n    return len(argv) > 1\n", "The quick brown fox's 3 jumps: 1234, été!"]
 
 
 @torch.no_grad()
-def verify(folder: str | Path, model: nn.Module, tokens: Tensor | None = None) -> Verification:
+def verify(
+    folder: str | Path,
+    model: nn.Module,
+    tokens: Tensor | None = None,
+    engine: str = "",
+    bench: bool = False,
+    tokenizer=None,
+    baseline: str = "",
+    example: Any = None,
+) -> Verification:
     """Compare the checkpoint in ``folder`` with the model that was exported to it.
 
-    Weights are read by the compressed-tensors library and compared, bit for bit, with those that the training forward
-    uses, rounded once to the dtype of the checkpoint; so are the scales of a quantized cache. For a transformers model
-    whose inputs and cache are not quantized, the checkpoint is also loaded by transformers and run on fixed prompts. (With
-    quantized inputs its logits say little: transformers simulates absmax / 127.5 per token, where engines and the narrow
-    grid use absmax / 127.)
+    Every tensor is compared bit for bit: the weights of quantized layers, as a reader that shares nothing with the exporter
+    computes them, with those of the training forward, rounded once to the dtype that is served; scales of inputs and
+    caches; and what stays unquantized. Then an engine loads the checkpoint, and its log probabilities and greedy text are
+    compared with the training forward's.
 
     Args:
         folder: What ``export`` wrote.
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
+        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``onnxruntime``, or ``reader`` for the tensors alone. When not
+            given, transformers for compressed-tensors checkpoints of weights alone, else ``reader``.
+        bench: Also time the engine.
+        tokenizer: Compared with the one that a GGUF file carries.
+        baseline: With ``bench``, the float model's folder, to be timed as well.
+        example: For onnxruntime, the inputs of the model: a tensor or a tuple of them.
 
     Raises:
-        UserError: The folder cannot be read.
+        UserError: The folder cannot be read, or the engine is not there or cannot load it.
     """
     folder = Path(folder)
-    read = read_compressed_tensors(folder)
+    format = format_of(folder)
+    compared = _compare_tensors(folder, format, model)
+    engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
+    if engine == "reader":
+        return compared
+    if engine == "onnxruntime":
+        from torchqat.engines.onnxruntime import run_onnx
+
+        return _with(compared, agreement=run_onnx(folder, model, example))
+    chosen = find_engine(engine)
+    chosen.python(format)  # says what is missing, if it is
+    if not compared.ok:
+        return compared  # an engine that answers differently would only be the consequence
+    return _with(compared, **_ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline))
+
+
+def _with(compared: Verification, **found) -> Verification:
+    return Verification(**{**vars(compared), **found})
+
+
+def _runs_in_transformers(format: str, model: nn.Module) -> bool:
+    return format == "compressed-tensors" and hasattr(model, "config") and not _rounds_activations(model)
+
+
+def _rounds_activations(model: nn.Module) -> bool:
+    return bool(caches(model)) or any(layer.input_spec is not None for _, layer in quant_layers(model))
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification:
+    reading = read_checkpoint(folder, model)
+    plan = checkpoint_plan(model)
+    expected = _expected_others(folder, format, model, plan)
     differing: dict[str, int] = {}
-    trained = {name: layer for name, layer in quant_layers(model) if layer.weight_spec is not None}
-    for name, layer in trained.items():
-        count = _differing(read.get(name), layer)
+    missing = list(reading.missing)
+    found_layers = {name.rpartition(".")[0] for name in missing}
+    for layer in convert_layers(model, torch.float32):
+        for leaf in ("input_scale", "input_zero_point"):
+            value = getattr(layer, leaf)
+            if value is not None:
+                expected[f"{layer.name}.{leaf}"] = value
+        read = reading.weights.get(layer.name)
+        if read is None:
+            if layer.name not in found_layers:
+                missing.append(f"{layer.name}.weight")
+            continue
+        count = _differing(read, layer.dequantize(read.dtype)) + _unlike_training(model, layer)
+        if count:
+            differing[layer.name] = count
+    missing += [name for name in expected if name not in reading.others]
+    for name in expected.keys() & reading.others.keys():
+        count = _differing(reading.others[name], expected[name])
         if count:
             differing[name] = count
-    differing.update(_differing_caches(folder, model))
-    for name in read.keys() - trained.keys():
-        differing[name] = read[name].numel()
-    plain = all(layer.input_spec is None for layer in trained.values()) and not caches(model)
-    if not hasattr(model, "config") or not plain:
-        return Verification(len(trained), differing)
-    difference, bound = _compare_logits(load_in_transformers(folder), model, tokens)
-    return Verification(len(trained), differing, difference, bound)
+    return Verification(
+        len(plan.layers), dict(sorted(differing.items())), missing, _unexpected(reading, plan, expected)
+    )
 
 
-def _differing(read: Tensor | None, layer: QuantLinear) -> int:
-    expected = layer.quantized_weight().detach()
-    if read is None or read.shape != expected.shape:
-        return expected.numel()
-    return int((read != expected.to(read.dtype).to(read.device)).sum())
+def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tensor]) -> list[str]:
+    planned = {layer.name for layer in plan.layers}
+    return sorted([n for n in reading.weights if n not in planned] + [n for n in reading.others if n not in expected])
 
 
-def _differing_caches(folder: Path, model: nn.Module) -> dict[str, int]:
-    """Scales of the cache of keys and values that are not those of training."""
-    expected = cache_scales(model)
-    found = read_tensors(folder) if expected else {}
-    return {
-        name: scale.numel()
-        for name, scale in expected.items()
-        if name not in found or not torch.equal(found[name], scale.cpu())
-    }
+def _expected_others(folder: Path, format: str, model: nn.Module, plan: CheckpointPlan) -> dict[str, Tensor]:
+    if format == "gguf":
+        from torchqat.formats.gguf import float_values
+        from torchqat.readers.gguf import stored_types
+
+        return float_values(model, plan, stored_types(folder))
+    if format == "onnx":
+        return {name: t for name, t in float_tensors(model, plan) if name.endswith("bias") and _of(plan, name)}
+    return {**dict(float_tensors(model, plan)), **cache_scales(model, format)}
 
 
-def _compare_logits(served: nn.Module, model: nn.Module, tokens: Tensor | None) -> tuple[float, float]:
-    if tokens is None:
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(0, model.config.vocab_size, (4, 32), generator=generator)
-    training = model.training
-    model.eval()
-    ours = model(input_ids=tokens.to(next(model.parameters()).device), use_cache=False).logits.float().cpu()
-    model.train(training)
-    theirs = served(input_ids=tokens, use_cache=False).logits.float()
-    # The coarser of the two dtypes sets the precision of every sum.
-    precision = max(torch.finfo(next(m.parameters()).dtype).eps for m in (served, model))
-    return (ours - theirs).abs().max().item(), 64 * precision * ours.abs().max().item()
+def _of(plan: CheckpointPlan, name: str) -> bool:
+    return name.rpartition(".")[0] in {layer.name for layer in plan.layers}
+
+
+def _differing(read: Tensor, expected: Tensor) -> int:
+    expected = expected.detach().cpu()
+    if read.numel() != expected.numel() or (read.dim() > 1 and read.shape != expected.shape):
+        return max(read.numel(), expected.numel())
+    return int((read.reshape(expected.shape) != expected.to(read.dtype)).sum())
+
+
+def _unlike_training(model: nn.Module, layer) -> int:
+    """Elements in which the codes do not stand for the weight that the forward multiplies with."""
+    module = model.get_submodule(layer.name)
+    return _differing(layer.dequantize(module.weight.dtype).cpu(), module.quantized_weight())
+
+
+# -- engines ----------------------------------------------------------------------------------------------------------
+
+
+def _ask(
+    engine: Engine,
+    folder: Path,
+    format: str,
+    model: nn.Module,
+    tokens: Tensor | None,
+    bench: bool,
+    tokenizer,
+    baseline: str,
+) -> dict[str, Any]:
+    if engine is TRANSFORMERS and _rounds_activations(model):
+        return {"notes": ["transformers rounds inputs and caches in its own ways, so its logits were not compared"]}
+    prompts = _prompts(model, tokens)
+    timed = Bench([int(t) for t in _prompts(model, None, 1, 256)[0]]) if bench else None
+    texts = _TEXTS if tokenizer is not None else []
+    job = Job(str(folder), prompts.tolist(), texts=texts, bench=timed)
+    here = engine is TRANSFORMERS and format == "compressed-tensors" and not bench
+    served = engine.serve_here(job) if here else engine.serve(format, job)
+    half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
+    agreement = agreement_of(engine, served, model, prompts, half, tokenizer, texts)
+    found: dict[str, Any] = {"agreement": agreement}
+    if bench:
+        found["speed"] = served.speed
+        if baseline:
+            found["baseline"] = _baseline_speed(engine, format, baseline, job, tokenizer)
+    return found
+
+
+def _prompts(model: nn.Module, tokens: Tensor | None, count: int = 4, length: int = 32) -> Tensor:
+    if tokens is not None:
+        return tokens
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.config.vocab_size, (count, length), generator=generator)
+
+
+def _baseline_speed(engine: Engine, format: str, folder: str, job: Job, tokenizer) -> Speed:
+    """The float model in the same engine, in the form that the engine takes."""
+    from torchqat.models import load_model
+
+    if format != "gguf":
+        plain = Job(folder, [], bench=job.bench)
+        return engine.serve("compressed-tensors", plain).speed
+    from torchqat.formats.gguf import write_gguf
+
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        write_gguf(load_model(folder), [], None, scratch / "float.gguf", tokenizer)
+        return engine.serve("gguf", Job(str(scratch), [], bench=job.bench)).speed
+    finally:
+        shutil.rmtree(scratch)

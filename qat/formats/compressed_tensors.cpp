@@ -4,7 +4,6 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
 
 #include "ops/pack.h"
 
@@ -13,27 +12,33 @@ namespace {
 
 using nlohmann::json;
 
-[[noreturn]] void refuse(const QuantizedWeights& layer, const std::string& why) {
-  throw std::invalid_argument("compressed-tensors cannot hold " + layer.name + ": " + why + ".");
+bool has_int8_inputs(const LayerPlan& layer) { return layer.input && !layer.input->is_float8(); }
+
+std::string refusal_of_int8_inputs(const QuantSpec& weight, const QuantSpec& input) {
+  const bool eight = weight.bits == 8;
+  if (input.bits != 8 || (!eight && weight.bits != 4))
+    return "quantized inputs need int8 or int4 weights and int8 inputs, but they are int" +
+           std::to_string(weight.bits) + " and int" + std::to_string(input.bits);
+  if (!weight.symmetric()) return "with quantized inputs the weights must be symmetric";
+  if (eight && weight.granularity != Granularity::channel &&
+      weight.granularity != Granularity::tensor)
+    return "with quantized inputs int8 weights must have granularity channel or tensor";
+  if (!eight && (!input.dynamic || input.granularity != Granularity::token || !input.symmetric()))
+    return "int4 weights go with int8 inputs that are symmetric and dynamic, a scale per token";
+  return "";
 }
 
-const char* format_of(const QuantizedWeights& layer) {
-  if (layer.weight.is_float8()) {
-    if (layer.weight.grid != Grid::e4m3 || (layer.input && layer.input->grid != Grid::e4m3))
-      refuse(layer, "FP8 weights and inputs must both be fp8_e4m3");
-    return "float-quantized";
-  }
-  if (!layer.input) return "pack-quantized";
-  if (layer.weight.bits != 8 || layer.input->bits != 8)
-    refuse(layer, "quantized inputs need int8 weights and int8 inputs, but they are int" +
-                      std::to_string(layer.weight.bits) + " and int" +
-                      std::to_string(layer.input->bits));
-  if (!layer.weight.symmetric())
-    refuse(layer, "with quantized inputs the weights must be symmetric");
-  if (layer.weight.granularity != Granularity::channel &&
-      layer.weight.granularity != Granularity::tensor)
-    refuse(layer, "with quantized inputs the weights must have granularity channel or tensor");
-  return "int-quantized";
+std::string refusal_of_float8_inputs(const QuantSpec& weight, const QuantSpec& input) {
+  if (input.grid != Grid::e4m3) return "FP8 weights and inputs must both be fp8_e4m3";
+  if (weight.is_float8()) return "";
+  if (weight.bits != 4 || !weight.symmetric())
+    return "with FP8 inputs the weights must be fp8_e4m3 or symmetric int4";
+  return "";
+}
+
+const char* format_of(const LayerPlan& layer) {
+  if (layer.weight->is_float8()) return "float-quantized";
+  return has_int8_inputs(layer) ? "int-quantized" : "pack-quantized";
 }
 
 json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
@@ -47,11 +52,9 @@ json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
   return scheme;
 }
 
-json group_json(const QuantizedWeights& layer) {
-  if (layer.weight.granularity == Granularity::block && !layer.weight.is_float8())
-    refuse(layer, "integer weights must have granularity tensor, channel or group, but have block");
-  json group = {{"weights", scheme_json(layer.weight, name_of(layer.weight.granularity),
-                                        stored_bits(layer.weight))},
+json group_json(const LayerPlan& layer) {
+  const QuantSpec& weight = *layer.weight;
+  json group = {{"weights", scheme_json(weight, name_of(weight.granularity), stored_bits(weight))},
                 {"input_activations", nullptr},
                 {"output_activations", nullptr},
                 {"format", format_of(layer)}};
@@ -74,7 +77,6 @@ at::Tensor scale_of(const QuantizedWeights& layer) {
 void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
   const int bits = stored_bits(layer.weight);
   tensors[layer.name + ".weight_packed"] = pack(layer.codes, bits);
-  tensors[layer.name + ".weight_scale"] = scale_of(layer);
   tensors[layer.name + ".weight_shape"] = at::tensor(layer.codes.sizes(), at::kLong);
   if (layer.zero_point) {
     // Packed down the rows of each group column, not along them.
@@ -83,18 +85,11 @@ void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
   }
 }
 
-void add_bytes(const QuantizedWeights& layer, NamedTensors& tensors) {
-  tensors[layer.name + ".weight"] = layer.codes;
-  tensors[layer.name + ".weight_scale"] = scale_of(layer);
-  if (layer.input_scale) tensors[layer.name + ".input_scale"] = *layer.input_scale;
-  if (layer.input_zero_point) tensors[layer.name + ".input_zero_point"] = *layer.input_zero_point;
-}
-
 // Layers that share a scheme share a config group; with a single group it applies to every Linear
 // that is not ignored, as readers expect.
-json config_groups(const std::vector<QuantizedWeights>& layers) {
+json config_groups(const std::vector<LayerPlan>& layers) {
   std::map<std::string, std::pair<json, std::vector<std::string>>> by_scheme;
-  for (const QuantizedWeights& layer : layers) {
+  for (const LayerPlan& layer : layers) {
     json group = group_json(layer);
     auto& entry = by_scheme[group.dump()];
     entry.first = std::move(group);
@@ -120,70 +115,50 @@ std::string global_format(const json& groups) {
 
 }  // namespace
 
+std::string compressed_tensors_refusal(const LayerPlan& layer) {
+  const QuantSpec& weight = *layer.weight;
+  if (weight.is_float8() && weight.grid != Grid::e4m3)
+    return "FP8 weights and inputs must both be fp8_e4m3";
+  if (weight.granularity == Granularity::block && !weight.is_float8())
+    return "integer weights must have granularity tensor, channel or group, but have block";
+  if (weight.granularity == Granularity::tensor && !weight.symmetric())
+    return "zero points are those of groups or channels, but there is one for the whole weight";
+  if (has_int8_inputs(layer)) {
+    if (weight.is_float8()) return "FP8 weights and inputs must both be fp8_e4m3";
+    return refusal_of_int8_inputs(weight, *layer.input);
+  }
+  return layer.input ? refusal_of_float8_inputs(weight, *layer.input) : "";
+}
+
 bool holds_kv_cache(const KvCacheSpec& spec) {
   return spec.key == spec.value && spec.key.grid == Grid::e4m3 && !spec.key.dynamic &&
          spec.recent == 0 && spec.first == 0;
 }
 
 NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
-  NamedTensors tensors;
-  if (layer.input || layer.weight.is_float8())
-    add_bytes(layer, tensors);
-  else
+  const LayerPlan plan = plan_of(layer);
+  NamedTensors tensors{{layer.name + ".weight_scale", scale_of(layer)}};
+  if (std::string(format_of(plan)) == "pack-quantized")
     add_packed(layer, tensors);
+  else
+    tensors[layer.name + ".weight"] = layer.codes;
+  if (layer.input_scale) tensors[layer.name + ".input_scale"] = *layer.input_scale;
+  if (layer.input_zero_point) tensors[layer.name + ".input_zero_point"] = *layer.input_zero_point;
   return tensors;
 }
 
-std::string compressed_tensors_config(const std::vector<QuantizedWeights>& layers,
-                                      const std::vector<std::string>& ignore,
-                                      const std::optional<KvCacheSpec>& kv_cache) {
-  if (layers.empty())
-    throw std::invalid_argument(
-        "compressed-tensors needs at least one quantized layer, but there is none.");
-  const json groups = config_groups(layers);
-  const bool cached = kv_cache && holds_kv_cache(*kv_cache);
+Documents compressed_tensors_documents(const CheckpointPlan& plan) {
+  const json groups = config_groups(plan.layers);
+  const bool cached = plan.kv_cache && holds_kv_cache(*plan.kv_cache);
   const json config = {{"quant_method", "compressed-tensors"},
                        {"version", "0.15.0"},
                        {"format", global_format(groups)},
                        {"quantization_status", "compressed"},
                        {"global_compression_ratio", nullptr},
                        {"config_groups", groups},
-                       {"ignore", ignore},
-                       {"kv_cache_scheme", cached ? cache_json(kv_cache->key) : json(nullptr)}};
-  return config.dump(2);
-}
-
-CompressedTensors to_compressed_tensors(const std::vector<QuantizedWeights>& layers,
-                                        const std::vector<std::string>& ignore,
-                                        const std::optional<KvCacheSpec>& kv_cache) {
-  CompressedTensors result{{}, compressed_tensors_config(layers, ignore, kv_cache)};
-  for (const QuantizedWeights& layer : layers) result.tensors.merge(compressed_tensors_of(layer));
-  return result;
-}
-
-std::vector<std::string> fusion_problems(const std::vector<QuantizedWeights>& layers,
-                                         const std::vector<std::string>& ignore) {
-  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
-                                                            {"gate_proj", "up_proj"}};
-  std::map<std::string, std::string> schemes;
-  for (const auto& layer : layers) schemes[layer.name] = group_json(layer).dump();
-  for (const auto& name : ignore) schemes[name] = "float";
-  std::vector<std::string> problems;
-  for (const auto& [name, scheme] : schemes) {
-    const size_t dot = name.rfind('.');
-    if (dot == std::string::npos) continue;
-    const std::string parent = name.substr(0, dot + 1), leaf = name.substr(dot + 1);
-    for (const auto& shards : kFused) {
-      if (leaf != shards.front()) continue;
-      for (const auto& shard : shards) {
-        const auto other = schemes.find(parent + shard);
-        if (other != schemes.end() && other->second != scheme)
-          problems.push_back(name + " and " + other->first +
-                             " must share one scheme, because engines fuse them, but they differ.");
-      }
-    }
-  }
-  return problems;
+                       {"ignore", plan.ignore},
+                       {"kv_cache_scheme", cached ? cache_json(plan.kv_cache->key) : json(nullptr)}};
+  return {{"config.json", config.dump()}};
 }
 
 }  // namespace qat

@@ -57,6 +57,26 @@ TEST(QParams, TinyAndHugeScalesStayInvertible) {
   EXPECT_EQ(stored_scale(NAN, ScalarType::Float), 1.0f);
 }
 
+// (7b), over every float16 scale that a checkpoint may hold: what Q4_1 stores is exact.
+TEST(QParams, Float16ScalesOfAsymmetricFourBitGridsTimesALevelAreFloat16) {
+  for (uint16_t pattern = 0x0400; pattern < 0x6C00; ++pattern) {  // 2^-14 to 4096
+    const float exact = c10::Half(pattern, c10::Half::from_bits());
+    const float scale = stored_scale(exact, ScalarType::Half, /*exact_offsets=*/true);
+    EXPECT_NEAR(scale, exact, exact * 0x1p-7f);
+    for (int level = 0; level < 16; ++level) {
+      const float product = scale * static_cast<float>(level);
+      EXPECT_EQ(static_cast<float>(c10::Half(product)), product) << exact << " * " << level;
+    }
+  }
+  EXPECT_EQ(stored_scale(1e30f, ScalarType::Half, true), 65024.0f);
+  EXPECT_EQ(round_to_7_bits(129.0f), 128.0f);  // ties to even
+  EXPECT_EQ(round_to_7_bits(131.0f), 132.0f);
+  const QParams found = qparams_of(-1.0f, 2.1f, Grid::asymmetric, 4, ScalarType::Half);
+  EXPECT_EQ(found.scale, round_to_7_bits(3.1f / 15.0f));
+  const QParams eight = qparams_of(-1.0f, 2.1f, Grid::asymmetric, 8, ScalarType::Half);
+  EXPECT_EQ(eight.scale, static_cast<float>(c10::Half(3.1f / 255.0f)));
+}
+
 TEST(QParams, TheWidestRangeDoesNotOverflow) {
   const QParams widest = qparams_of(-3.4e38f, 3.4e38f, Grid::asymmetric, 8, ScalarType::Float);
   EXPECT_TRUE(std::isfinite(widest.scale));

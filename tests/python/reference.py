@@ -16,12 +16,15 @@ def expand(parameters: Tensor, shape: torch.Size, block: tuple[int, int]) -> Ten
     return parameters[row[:, None], col[None, :]]
 
 
-def stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(7)"""
+def stored(scale: Tensor, dtype: torch.dtype, exact_offsets: bool = False) -> Tensor:
+    """(7), and (7b) where ``exact_offsets``."""
     least = 2.0**-14 if dtype == torch.float16 else 2.0**-116
     greatest = torch.finfo(dtype).max
     magnitude = scale.abs()
     rounded = magnitude.clamp(least, greatest).to(dtype).float()
+    if exact_offsets:
+        significand, exponent = torch.frexp(magnitude.clamp(least, 65024.0).double())
+        rounded = torch.ldexp((significand * 2**7).round() / 2**7, exponent).float()
     return torch.where(magnitude > 0, torch.where(scale < 0, -rounded, rounded), torch.ones_like(scale))
 
 
@@ -54,7 +57,7 @@ def qparams(x: Tensor, block: tuple[int, int], bits: int, grid: str, dtype: torc
 def _block_qparams(low, high, bits, grid, dtype, low_level, high_level):
     absmax = torch.maximum(-low, high)
     if grid == "asymmetric":
-        scale = stored((high / 2 - low / 2) / ((2**bits - 1) / 2), dtype)
+        scale = stored((high / 2 - low / 2) / ((2**bits - 1) / 2), dtype, dtype == torch.float16 and bits <= 4)
         return scale, (low_level - low * (1.0 / scale)).round().clamp(low_level, high_level)
     divisor = {"narrow": high_level, "full": high_level + 0.5, "signed": -low_level}[grid]
     sign = -1.0 if grid == "signed" and high > -low else 1.0

@@ -13,31 +13,59 @@ def register(app: typer.Typer) -> None:
 
 def export(
     run: str = typer.Argument(..., metavar="RUN", help="A run's folder."),
-    format: str = typer.Option("compressed-tensors", "--format", help="compressed-tensors"),
+    format: str = typer.Option(
+        "compressed-tensors",
+        "--format",
+        help="compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt or safetensors (docs/formats.md).",
+    ),
     output: str = typer.Option("", "--output", help="Where to write; RUN/exports/<format> when not given."),
+    max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
+    embeddings: str = typer.Option("f16", "--embeddings", help="gguf: f16 or q8_0, of embedding and output head."),
 ) -> None:
-    """Write a run's trained model as a checkpoint and read it back."""
+    """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
+    from torchqat.export import check_exports
     from torchqat.restore import open_run, trained_model
 
     job = open_run(Path(run))
+    check_exports(job.original, job.plan, [format])
     model = trained_model(job)
-    folder = torchqat.export(model, output or Path(run) / "exports" / format, format, job.tokenizer)
+    folder = torchqat.export(
+        model,
+        output or Path(run) / "exports" / format,
+        format,
+        job.tokenizer,
+        max_shard_size=max_shard_size,
+        embeddings=embeddings,
+    )
     _print_verification(folder, torchqat.verify(folder, model))
 
 
 def verify(
     folder: str = typer.Argument(..., metavar="DIR", help="An exported checkpoint."),
     run: str = typer.Option("", "--run", help="The run it came from; found above DIR when not given."),
-    engine: str = typer.Option("transformers", "--engine", help="transformers"),
+    engine: str = typer.Option(
+        "", "--engine", help="transformers, vllm, llama.cpp, or reader for the tensors alone; by default what fits."
+    ),
+    bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
 ) -> None:
-    """Compare a checkpoint, bit for bit, with the weights that training used."""
+    """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
     import torchqat
     from torchqat.restore import exported_model
 
-    if engine != "transformers":
-        raise torchqat.UserError(f"engine must be transformers, but is {engine}.")
-    _print_verification(Path(folder), torchqat.verify(folder, exported_model(Path(folder), run)))
+    job, model = exported_model(Path(folder), run)
+    checked = torchqat.verify(
+        folder, model, _prompts(job), engine, bench, tokenizer=job.tokenizer, baseline=job.model_path if bench else ""
+    )
+    _print_verification(Path(folder), checked)
+
+
+def _prompts(job):
+    """The beginnings of held-out text."""
+    import torch
+
+    rows = torch.cat(list(job.data.evaluation))[:4]
+    return rows[:, : min(64, rows.shape[1])]
 
 
 def evaluate(
@@ -64,5 +92,21 @@ def evaluate(
 
 def _print_verification(folder: Path, verification) -> None:
     typer.echo(f"{folder}: {verification}.")
+    if verification.speed is not None:
+        typer.echo(speed_table(verification), nl=False)
     if not verification.ok:
         raise typer.Exit(1)
+
+
+def speed_table(verification) -> str:
+    """Time and memory of the checkpoint and, where it was timed, of the float model."""
+    columns = {"float": verification.baseline, "export": verification.speed}
+    columns = {name: speed for name, speed in columns.items() if speed is not None}
+    rows = [
+        ("", list(columns)),
+        ("prompt, tokens/s", [f"{speed.prefill:.0f}" for speed in columns.values()]),
+        ("generation, tokens/s", [f"{speed.decode:.1f}" for speed in columns.values()]),
+        ("time to load, s", [f"{speed.load_seconds:.2f}" for speed in columns.values()]),
+        ("peak memory, MB", [f"{speed.peak_bytes / 1e6:.0f}" for speed in columns.values()]),
+    ]
+    return "".join(f"{label:<22}" + "".join(f"{cell:>12}" for cell in cells) + "\n" for label, cells in rows)

@@ -21,17 +21,23 @@ def register(app: typer.Typer) -> None:
 def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
+    from torchqat.export import check_exports
     from torchqat.models import load_model
 
     loaded = torchqat.load_recipe(recipe)
     path = model or loaded.model.path
     if path:
-        typer.echo(str(torchqat.make_plan(load_model(path, loaded.model.dtype), loaded)), nl=False)
+        found = load_model(path, loaded.model.dtype)
     elif loaded.model.scratch is not None:
         from torchqat.scratch import new_model
 
-        untrained = new_model(loaded.model.scratch, loaded.model.scratch.vocabulary, loaded.train.seed)
-        typer.echo(str(torchqat.make_plan(untrained, loaded)), nl=False)
+        found = new_model(loaded.model.scratch, loaded.model.scratch.vocabulary, loaded.train.seed)
+    else:
+        found = None
+    if found is not None:
+        plan = torchqat.make_plan(found, loaded)
+        check_exports(found, plan, loaded.exports)
+        typer.echo(str(plan), nl=False)
     typer.echo(f"{recipe} is valid.")
 
 

@@ -5,7 +5,6 @@ blocks are the tokens.
 """
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,28 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import (
-    Plan,
-    QuantizedWeights,
-    Recipe,
-    compressed_tensors_config,
-    compressed_tensors_of,
-    fusion_problems,
-    save_safetensors,
-)
+from torchqat._library import CheckpointPlan, Plan, Recipe
 from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
+from torchqat.convert import convert_layers
 from torchqat.errors import UserError
-from torchqat.export import cache_scales, float_tensors, write_config
-from torchqat.files import pending_folder, write_json
+from torchqat.export import checked_format
+from torchqat.files import pending_folder
+from torchqat.formats.folder import write_configuration
+from torchqat.formats.shards import ShardWriter
+from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.kv_cache import attach
 from torchqat.ops import release_kept_memory
 from torchqat.prepare import linear_layers, make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
-from torchqat.readers import decompress, read_file
+from torchqat.readers.compressed_tensors import decompress
+from torchqat.readers.reading import read_file
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28
+# Each block is read back by that format's own library, which is the only one that is written here.
+_FORMAT = "compressed-tensors"
 
 
 @dataclass
@@ -170,79 +168,43 @@ class _Writer:
 
     def __init__(self, model: nn.Module, plan: Plan, folder: Path):
         self.model, self.folder = model, folder
-        self.shards: list[list[str]] = []
-        self.bytes = self.elements = 0
-        self.bits = 0.0
-        specs = [QuantizedWeights(layer.name, layer.weight, layer.input) for layer in plan.layers]
+        self.shards = ShardWriter(folder, _SHARD_BYTES)
+        self.elements, self.bits = 0, 0.0
         planned = {layer.name for layer in plan.layers}
         ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
-        try:
-            problems = fusion_problems(specs, ignore)
-            self.config = compressed_tensors_config(specs, ignore, plan.kv_cache)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if problems:
-            raise UserError(problems[0])
-        self.layers = specs
+        self.plan = CheckpointPlan(plan.layers, ignore, plan.kv_cache)
+        self.format = checked_format(_FORMAT, self.plan)
+        self.documents = self.format.documents(self.plan)
 
     @torch.no_grad()
     def add_block(self, block: Block) -> None:
         prefix = block.name + "."
-        weights = self._converted(block)
-        tensors = {prefix + name: tensor for name, tensor in float_tensors(block.module, []).items()}
-        for layer in weights:
-            tensors.pop(f"{layer.name}.weight")
-            tensors.update(compressed_tensors_of(layer))
+        floats = float_tensors(block.module, checkpoint_plan(block.module))
+        tensors = {prefix + name: tensor for name, tensor in floats}
+        for layer in convert_layers(block.module, prefix=prefix):
+            tensors.update(self.format.tensors(layer))
             self.elements += layer.codes.numel()
             self.bits += layer.bits_per_weight * layer.codes.numel()
         tensors.update({prefix + name: scale for name, scale in cache_scales(block.module).items()})
-        path = self._save(tensors)
-        read = decompress(read_file(path), self.config)
+        self.shards.add(tensors)
+        read = decompress(read_file(self.shards.flush()), self.documents["config.json"]).weights
         for name, layer in block.layers():
             expected = layer.quantized_weight()
             if name in read and torch.equal(read[name], expected.to(read[name].dtype)):
                 continue
             raise UserError(f"{name} does not read back as it was rounded.")
 
-    def _converted(self, block: Block) -> list[QuantizedWeights]:
-        try:
-            return [layer.convert(name, layer.weight.dtype) for name, layer in block.layers()]
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
     def add_rest(self, reader: CheckpointReader, blocks: list[str]) -> None:
         """What lies outside the blocks, as it is."""
         inside = tuple(name + "." for name in blocks)
-        shard: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict().items():
-            if name.startswith(inside) or name not in reader:
-                continue
-            shard[name] = reader[name].to(tensor.dtype)
-            if sum(t.nbytes for t in shard.values()) >= _SHARD_BYTES:
-                self._save(shard)
-                shard = {}
-        if shard:
-            self._save(shard)
-
-    def _save(self, tensors: dict[str, Tensor]) -> Path:
-        path = self.folder / f"shard-{len(self.shards)}.safetensors"
-        save_safetensors(str(path), tensors)
-        self.shards.append(sorted(tensors))
-        self.bytes += sum(tensor.nbytes for tensor in tensors.values())
-        return path
+            if not name.startswith(inside) and name in reader:
+                self.shards.add({name: reader[name].to(tensor.dtype)})
 
     def finish(self, tokenizer) -> Streamed:
-        total = len(self.shards)
-        index = {}
-        for number, names in enumerate(self.shards):
-            file = f"model-{number + 1:05}-of-{total:05}.safetensors"
-            (self.folder / f"shard-{number}.safetensors").rename(self.folder / file)
-            index.update(dict.fromkeys(names, file))
-        write_json(
-            self.folder / "model.safetensors.index.json",
-            {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(index.items()))},
-        )
-        write_config(self.model, self.folder, json.loads(self.config), self.layers, None)
+        self.shards.finish()
+        write_configuration(self.model, self.folder, self.plan, self.documents, None)
         if tokenizer is not None:
             tokenizer.save_pretrained(self.folder)
-        return Streamed(self.folder, Calibration(), len(self.layers), self.bits / self.elements, self.bytes)
+        bits = self.bits / self.elements
+        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes)

@@ -1,0 +1,66 @@
+"""The engines that serve our checkpoints and that ``verify`` asks for their opinion."""
+
+from torchqat.engines.engine import Engine
+from torchqat.engines.job import Bench, Job, Served, Speed
+from torchqat.errors import UserError
+
+TRANSFORMERS = Engine(
+    name="transformers",
+    modules={
+        "compressed-tensors": "compressed_tensors",
+        "gptq": "gptqmodel",
+        "gptq_v2": "gptqmodel",
+        "awq": "gptqmodel",
+    },
+    install="pip install torchqat[gptqmodel]",
+    kl_bound=1e-3,
+    float32_kl_bound=1e-7,
+    margin=0.1,
+    why="the weights are the same, so that only the order in which a matrix product adds, and the dtype it adds in, differ",
+)
+VLLM = Engine(
+    name="vllm",
+    modules=dict.fromkeys(("compressed-tensors", "gptq", "awq"), "vllm"),
+    install="pip install torchqat[vllm]",
+    kl_bound=2e-3,
+    margin=0.25,
+    why="activations are rounded to half precision after other operations than in transformers, through every layer",
+)
+LLAMA_CPP = Engine(
+    name="llama.cpp",
+    modules={"gguf": "llama_cpp"},
+    install="pip install torchqat[llama-cpp]",
+    kl_bound=1e-2,
+    margin=0.5,
+    why="llama.cpp rounds what enters a matrix product to 8 bits in blocks of 32, and its cache to float16",
+)
+ENGINES = {engine.name: engine for engine in (TRANSFORMERS, VLLM, LLAMA_CPP)}
+
+# Those that run something else than language models, or nothing.
+OTHERS = ("onnxruntime", "reader")
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called ``name``.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in ENGINES:
+        raise UserError(f"engine must be {' or '.join([*ENGINES, *OTHERS])}, but is {name}.")
+    return ENGINES[name]
+
+
+__all__ = [
+    "ENGINES",
+    "LLAMA_CPP",
+    "OTHERS",
+    "TRANSFORMERS",
+    "VLLM",
+    "Bench",
+    "Engine",
+    "Job",
+    "Served",
+    "Speed",
+    "find_engine",
+]

@@ -1,0 +1,117 @@
+"""An engine: a program of others that serves checkpoints, run in an environment of its own."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from torchqat.engines.job import Job, Served
+from torchqat.errors import UserError, first_line
+
+_WORKERS = Path(__file__).with_name("workers")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One that ``verify`` can ask.
+
+    Attributes:
+        name: As ``--engine`` has it.
+        modules: What Python imports it by, for each format it loads.
+        install: The command that installs it.
+        kl_bound: Mean KL from the training forward to it, in nats a token, that is still called equal in half precision.
+        float32_kl_bound: The same where everything is float32.
+        margin: Where the training forward prefers a token by less than this, in nats, the engine may choose another.
+        why: Where that difference comes from.
+    """
+
+    name: str
+    modules: dict[str, str]
+    install: str
+    kl_bound: float
+    margin: float
+    why: str
+    float32_kl_bound: float | None = None
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(self.modules)
+
+    def bound(self, half: bool) -> float:
+        return self.kl_bound if half or self.float32_kl_bound is None else self.float32_kl_bound
+
+    @property
+    def worker(self) -> str:
+        return self.name.replace(".", "_") + "_worker"
+
+    def variable(self) -> str:
+        """The environment variable that names the Python of an environment that has the engine."""
+        return "TORCHQAT_" + self.name.replace(".", "_").upper()
+
+    def python(self, format: str) -> str:
+        """The interpreter to run it with.
+
+        Raises:
+            UserError: It is not installed (the command that would is named), or does not load the format.
+        """
+        if format not in self.modules:
+            raise UserError(
+                f"engine must be one that loads {format}, but {self.name} loads {' and '.join(self.formats)}."
+            )
+        elsewhere = os.environ.get(self.variable())
+        if elsewhere:
+            return elsewhere
+        module = self.modules[format]
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"engine {self.name} needs {module} for {format}, which is not installed: run {self.install}, or let "
+                f"{self.variable()} name the Python of an environment that has it."
+            )
+        return sys.executable
+
+    def serve(self, format: str, job: Job) -> Served:
+        """Run ``job`` in a process of its own.
+
+        Raises:
+            UserError: The engine is not there, or could not do it.
+        """
+        python = self.python(format)
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        with tempfile.TemporaryDirectory() as scratch:
+            path, output = Path(scratch) / "job.json", Path(scratch) / "out"
+            path.write_text(json.dumps(job.as_dict()), encoding="utf-8")
+            command = [python, str(_WORKERS / "serving.py"), self.worker, str(path), str(output)]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, errors="replace")
+            if done.returncode != 0:
+                raise UserError(f"{self.name} could not run {job.checkpoint}: {_last_error(done.stderr)}")
+            with np.load(f"{output}.npz") as arrays:
+                return Served.of(json.loads(Path(f"{output}.json").read_text()), dict(arrays))
+
+    def serve_here(self, job: Job) -> Served:
+        """Run ``job`` in this process, which saves the seconds of a new one.
+
+        Raises:
+            UserError: The engine could not do it.
+        """
+        from torchqat.engines.workers import serving
+
+        worker = importlib.import_module(f"torchqat.engines.workers.{self.worker}")
+        try:
+            return Served.of(*serving.serve(worker.Model, job.as_dict()))
+        except Exception as error:
+            raise UserError(f"{self.name} could not load {job.checkpoint}: {first_line(error)}") from error
+
+
+def _last_error(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
+    return (errors or lines or ["it ended without a word"])[-1]

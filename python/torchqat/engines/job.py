@@ -1,0 +1,85 @@
+"""What is asked of an engine, and what it answers."""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to time: the reading of ``prompt`` and the writing of ``new_tokens`` after it, the best of ``repeats``."""
+
+    prompt: list[int]
+    new_tokens: int = 32
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to load and what to compute with it.
+
+    Attributes:
+        checkpoint: Its folder.
+        prompts: Token ids; log probabilities are wanted after each of them, and a greedy continuation.
+        new_tokens: Length of that.
+        texts: To be tokenized, by engines that do.
+        bench: What to time; nothing when ``None``.
+        context: Most tokens of a prompt with its continuation.
+        threads: Of the engine.
+    """
+
+    checkpoint: str
+    prompts: list[list[int]]
+    new_tokens: int = 8
+    texts: list[str] = field(default_factory=list)
+    bench: Bench | None = None
+    context: int = 512
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a checkpoint costs in an engine.
+
+    Attributes:
+        load_seconds: From a folder to a model that answers.
+        peak_bytes: The most memory that the process held, caches set aside included.
+        prefill: Tokens of a prompt read per second; ``None`` when not timed.
+        decode: Tokens written per second; ``None`` when not timed.
+    """
+
+    load_seconds: float
+    peak_bytes: int
+    prefill: float | None = None
+    decode: float | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine's answer.
+
+    Attributes:
+        logprobs: For each prompt float32 ``[tokens, vocabulary]``: of the token that follows each; NaN where not listed.
+        greedy: The continuations.
+        tokens: The tokens of each text, or ``None`` from engines that do not tokenize.
+        speed: Time and memory.
+    """
+
+    logprobs: list[np.ndarray]
+    greedy: list[list[int]]
+    tokens: list[list[int] | None]
+    speed: Speed
+
+    @staticmethod
+    def of(result: dict, arrays: dict[str, np.ndarray]) -> "Served":
+        speed = Speed(
+            result["load_seconds"],
+            result["peak_bytes"],
+            result.get("prefill_tokens_per_second"),
+            result.get("decode_tokens_per_second"),
+        )
+        return Served([arrays[f"logprobs{i}"] for i in range(len(arrays))], result["greedy"], result["tokens"], speed)

@@ -1,0 +1,66 @@
+"""Runs a checkpoint in an engine and writes down what it computed.
+
+    python serving.py WORKER JOB.json OUT
+
+WORKER is a file beside this one, whose ``Model`` loads a checkpoint. The job and what comes out are described in
+``torchqat/engines/job.py``. Writes ``OUT.json`` and ``OUT.npz``.
+"""
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def serve(model_class, job: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """Does the job; returns what goes into ``OUT.json`` and into ``OUT.npz``."""
+    began = time.perf_counter()
+    model = model_class(Path(job["checkpoint"]), job)
+    result: dict = {"load_seconds": time.perf_counter() - began}
+    arrays = {}
+    for index, prompt in enumerate(job["prompts"]):
+        arrays[f"logprobs{index}"] = np.asarray(model.logprobs(prompt), dtype=np.float32)
+    result["greedy"] = [list(map(int, model.greedy(prompt, job["new_tokens"]))) for prompt in job["prompts"]]
+    result["tokens"] = [model.tokenize(text) for text in job.get("texts", [])]
+    if job.get("bench"):
+        result.update(bench(model, **job["bench"]))
+    result["peak_bytes"] = peak_bytes()
+    return result, arrays
+
+
+def bench(model, prompt: list[int], new_tokens: int, repeats: int) -> dict[str, float]:
+    """Tokens per second of reading a prompt and of writing after it, the best of ``repeats`` after one that warms up."""
+    prefill, decode = [], []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        model.greedy(prompt, 1)
+        first = time.perf_counter()
+        model.greedy(prompt, 1 + new_tokens)
+        last = time.perf_counter()
+        prefill.append(first - began)
+        decode.append((last - first) - (first - began))
+    return {
+        "prefill_tokens_per_second": len(prompt) / min(prefill[1:]),
+        "decode_tokens_per_second": new_tokens / max(min(decode[1:]), 1e-9),
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main(worker: str, job: str, output: str) -> None:
+    result, arrays = serve(importlib.import_module(worker).Model, json.loads(Path(job).read_text()))
+    np.savez(output + ".npz", **arrays)
+    Path(output + ".json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

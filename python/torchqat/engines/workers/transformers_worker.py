@@ -1,0 +1,58 @@
+"""Checkpoints as transformers loads them: compressed-tensors dense, GPTQ and AWQ by GPTQModel's kernels for CPUs."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class Model:
+    """See ``serving.py``."""
+
+    def __init__(self, folder: Path, job: dict):
+        self.model = load(folder)
+        self.device = next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def logprobs(self, prompt: list[int]) -> np.ndarray:
+        logits = self.model(input_ids=torch.tensor([prompt], device=self.device), use_cache=False).logits[0]
+        return torch.log_softmax(logits.float(), -1).cpu().numpy()
+
+    @torch.no_grad()
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        tokens = torch.tensor([prompt], device=self.device)
+        found = self.model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, min_new_tokens=count, do_sample=False
+        )
+        return found[0, len(prompt) :].tolist()
+
+    def tokenize(self, text: str) -> None:
+        return None
+
+
+def load(folder: Path):
+    """The checkpoint with dense weights and unquantized inputs.
+
+    transformers can make compressed-tensors weights dense while it loads them, but then takes one config group for all
+    layers. Checkpoints of mixed precision are loaded packed instead and become dense in their first forward, which happens
+    here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    mixed = len(config.get("config_groups", {})) > 1
+    options = {}
+    if config.get("quant_method") == "compressed-tensors" and not mixed:
+        from transformers.utils.quantization_config import CompressedTensorsConfig
+
+        options = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    elif config.get("quant_method") in ("gptq", "awq"):
+        options = {"device_map": "cpu"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
+    if mixed:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    return model

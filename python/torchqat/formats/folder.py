@@ -1,0 +1,60 @@
+"""Folders as Hugging Face lays them out: a configuration, the model's own files, safetensors."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from torchqat._library import CheckpointPlan, Format, QuantizedWeights
+from torchqat.formats.shards import ShardWriter
+from torchqat.formats.tensors import cache_scales, float_tensors
+
+
+def write_folder(
+    model: nn.Module,
+    layers: Iterable[QuantizedWeights],
+    plan: CheckpointPlan,
+    format: Format,
+    folder: Path,
+    dtype: torch.dtype | None,
+    max_shard_size: int | str,
+) -> None:
+    """The checkpoint of ``model`` into ``folder``, in the memory of one file."""
+    shards = ShardWriter(folder, max_shard_size)
+    for name, tensor in float_tensors(model, plan, dtype):
+        shards.add({name: tensor})
+    shards.add(cache_scales(model, format.name))
+    for layer in layers:
+        shards.add(format.tensors(layer))
+    shards.finish()
+    write_configuration(model, folder, plan, format.documents(plan), dtype)
+
+
+def write_configuration(
+    model: nn.Module, folder: Path, plan: CheckpointPlan, documents: dict[str, str], dtype: torch.dtype | None
+) -> None:
+    """``config.json`` with its ``quantization_config``, ``generation_config.json``, and the files that a format adds."""
+    config: dict = {}
+    if hasattr(model, "config") and hasattr(model.config, "save_pretrained"):
+        model.config.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stored = dtype or next(model.parameters()).dtype
+        config["dtype"] = str(stored).removeprefix("torch.")
+        config["architectures"] = config.get("architectures") or [type(model).__name__]
+        if any(layer.name.split(".")[-1] == "lm_head" for layer in plan.layers):
+            config["tie_word_embeddings"] = False
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)
+    for file, text in documents.items():
+        content = json.loads(text)
+        if file == "config.json":
+            content = {**config, "quantization_config": content}
+        _write(folder / file, content)
+    if "config.json" not in documents:
+        _write(folder / "config.json", config)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

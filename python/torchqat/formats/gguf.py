@@ -1,0 +1,163 @@
+"""GGUF files: the container that llama.cpp loads, around blocks that hold the trained codes (``qat/formats/gguf.h``)."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import gguf.quants
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
+from torchqat.errors import UserError
+from torchqat.formats.gguf_architectures import (
+    Architecture,
+    NameMap,
+    RowOrder,
+    add_hyperparameters,
+    architecture_of,
+    rope_factors,
+)
+from torchqat.formats.gguf_vocabulary import add_vocabulary
+from torchqat.formats.shards import shard_bytes
+from torchqat.formats.tensors import float_tensors
+
+ROPE_FACTORS = "rope_freqs.weight"
+_EMBEDDING_TYPES = ("f16", "q8_0")
+_Types = gguf.GGMLQuantizationType
+
+
+def write_gguf(
+    model: nn.Module,
+    layers: Iterable[QuantizedWeights],
+    plan: CheckpointPlan | None,
+    path: Path,
+    tokenizer=None,
+    embeddings: str = "f16",
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write ``model`` to ``path``, tensor by tensor; past ``max_shard_size`` in files ``<stem>-00001-of-0000N.gguf``.
+
+    Trained layers become Q4_0, Q4_1 or Q8_0 blocks without a change of their codes; other matrices F16, vectors F32.
+
+    Args:
+        model: A causal language model of transformers.
+        layers: Its quantized layers, in the order of ``plan``; none for a float model.
+        plan: Names and shapes of those; ``None`` for a float model.
+        path: The file.
+        tokenizer: A fast tokenizer; without one the file has no vocabulary.
+        embeddings: ``f16`` or ``q8_0``, of the token embedding and the output head.
+        max_shard_size: A size such as ``5GB``.
+
+    Raises:
+        UserError: llama.cpp knows no such architecture, rotary embedding or tokenizer.
+    """
+    if embeddings not in _EMBEDDING_TYPES:
+        raise UserError(f"embeddings must be f16 or q8_0, but is {embeddings}.")
+    architecture = architecture_of(model)
+    entries = list(_entries(model, architecture, plan, embeddings))
+    limit, total = shard_bytes(max_shard_size), sum(entry.nbytes for entry in entries)
+    writer = gguf.GGUFWriter(path, architecture.gguf, split_max_size=limit if total > limit else 0)
+    writer.add_name(Path(model.config.name_or_path or architecture.gguf).name)
+    writer.add_file_type(_file_type(plan))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_hyperparameters(writer, model)
+    add_vocabulary(writer, tokenizer, model.get_input_embeddings().weight.shape[0])
+    for entry in entries:
+        writer.add_tensor_info(entry.file_name, entry.rows, entry.dtype, entry.nbytes, entry.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    order, layers, blocks = RowOrder(model, architecture), iter(layers), find_format("gguf").tensors
+    for entry in entries:
+        if entry.tensor is not None:
+            data = encoded(order.to_file(entry.name, entry.tensor.detach()), entry.kind, entry.offset)
+        else:
+            data = order.to_file(entry.name, blocks(next(layers))[entry.name]).numpy()
+        writer.write_tensor_data(data)
+    writer.close()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the file: one that stays unquantized, or (``tensor`` is ``None``) the blocks of the next layer."""
+
+    name: str
+    file_name: str
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    offset: float = 0.0
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype({_Types.F32: np.float32, _Types.F16: np.float16}.get(self.kind, np.uint8))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Shape of the array that is written: of elements, or of bytes."""
+        elements, size = gguf.GGML_QUANT_SIZES[self.kind]
+        return self.shape if elements == 1 else (*self.shape[:-1], self.shape[-1] // elements * size)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.rows) * self.dtype.itemsize
+
+
+def _entries(
+    model: nn.Module, architecture: Architecture, plan: CheckpointPlan | None, embeddings: str
+) -> Iterator[_Entry]:
+    names = NameMap(architecture, model.config.num_hidden_layers)
+    factors = rope_factors(model)
+    if factors is not None:
+        yield _Entry(ROPE_FACTORS, ROPE_FACTORS, _Types.F32, tuple(factors.shape), factors)
+    for name, tensor in float_tensors(model, plan):
+        offset = architecture.norm_offset if name.endswith("norm.weight") else 0.0
+        kind = _float_type(name, tensor, embeddings)
+        yield _Entry(name, names[name], kind, tuple(tensor.shape), tensor, offset)
+    for layer in plan.layers if plan is not None else []:
+        name, kind = f"{layer.name}.weight", _Types[gguf_type(layer.weight)]
+        yield _Entry(name, names[name], kind, (layer.out_features, layer.in_features))
+
+
+def _float_type(name: str, tensor: Tensor, embeddings: str) -> gguf.GGMLQuantizationType:
+    """Vectors must be F32; the embedding and the head are as asked, other matrices F16."""
+    if tensor.dim() == 1:
+        return _Types.F32
+    ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    return _Types.Q8_0 if ends and embeddings == "q8_0" and tensor.shape[-1] % 32 == 0 else _Types.F16
+
+
+def encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0) -> np.ndarray:
+    """A tensor that stays unquantized, as the file has it."""
+    values = tensor.float().cpu() + offset if offset else tensor.float().cpu()
+    if kind == _Types.F16:
+        return values.half().numpy()
+    if kind == _Types.F32:
+        return np.ascontiguousarray(values.numpy())
+    return gguf.quants.quantize(values.numpy(), kind)
+
+
+def float_values(
+    model: nn.Module, plan: CheckpointPlan, types: dict[str, gguf.GGMLQuantizationType]
+) -> dict[str, Tensor]:
+    """What the tensors that stay unquantized should read as, by their names in the model, float32.
+
+    ``types``: of the tensors of the file, by their names there.
+    """
+    values = {}
+    for entry in _entries(model, architecture_of(model), plan, "f16"):
+        if entry.tensor is not None:
+            kind = types.get(entry.file_name, entry.kind)
+            data = encoded(entry.tensor.detach(), kind, entry.offset)
+            values[entry.name] = torch.from_numpy(np.array(gguf.dequantize(data, kind))).float()
+    return values
+
+
+def _file_type(plan: CheckpointPlan | None) -> int:
+    kinds = [gguf_type(layer.weight) for layer in plan.layers] if plan is not None else []
+    label = max(set(kinds), key=kinds.count) if kinds else "F16"
+    return gguf.LlamaFileType[f"MOSTLY_{label}"]

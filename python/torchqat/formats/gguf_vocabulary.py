@@ -1,0 +1,126 @@
+"""A tokenizer of transformers as the keys that llama.cpp tokenizes by."""
+
+import json
+import re
+
+import gguf
+
+from torchqat.errors import UserError
+
+# Pre-tokenizers that llama.cpp has by name, by the pattern that splits text in tokenizer.json.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, tokenizer, rows: int) -> None:
+    """Tokens, merges or scores, special tokens and the chat template; without a tokenizer, none.
+
+    Args:
+        writer: Of a file whose header is not written yet.
+        tokenizer: A fast tokenizer of transformers, or ``None``.
+        rows: Rows of the token embedding; tokens up to there are filled up with unused ones.
+
+    Raises:
+        UserError: llama.cpp has no tokenizer like it, or it has more tokens than the model.
+    """
+    if tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
+    model = description["model"]
+    if model["type"] != "BPE":
+        raise UserError(f"gguf takes BPE tokenizers, but this one is {model['type']}.")
+    tokens, types = _tokens(description, rows)
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(_scores(model, tokens))
+        writer.add_add_space_prefix(_adds_space(description))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_tokenizer(description))
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _add_special_tokens(writer, tokenizer)
+
+
+def _tokens(description: dict, rows: int) -> tuple[list[str], list[int]]:
+    model = description["model"]
+    tokens: list[str | None] = [None] * rows
+    kind = gguf.TokenType
+    types = [kind.UNUSED] * rows
+    added = {entry["id"]: entry for entry in description["added_tokens"]}
+    known = {index: text for text, index in model["vocab"].items()}
+    known.update({index: entry["content"] for index, entry in added.items()})
+    if known and max(known) >= rows:
+        raise UserError(
+            f"The tokenizer must have at most the model's {rows} tokens, but has one with the id {max(known)}."
+        )
+    for index, text in known.items():
+        tokens[index], types[index] = text, kind.NORMAL
+        if index in added:
+            types[index] = kind.CONTROL if added[index]["special"] else kind.USER_DEFINED
+        elif model.get("byte_fallback") and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+            types[index] = kind.BYTE
+        if text == model.get("unk_token"):
+            types[index] = kind.UNKNOWN
+    return [text if text is not None else f"[PAD{index}]" for index, text in enumerate(tokens)], types
+
+
+def _scores(model: dict, tokens: list[str]) -> list[float]:
+    """SentencePiece merges the pair of the highest score first, which here is the earliest merge."""
+    rank: dict[str, int] = {}
+    for order, merge in enumerate(model["merges"]):
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        rank.setdefault(left + right, order)
+    return [-float(rank[token]) if token in rank else -1e6 for token in tokens]
+
+
+def _adds_space(description: dict) -> bool:
+    """Whether text is read as if a space stood before it."""
+    text = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")])
+    return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
+
+
+def _pre_tokenizer(description: dict) -> str:
+    """The name by which llama.cpp knows the way that text is split before merging."""
+    top = description.get("pre_tokenizer") or {}
+    parts = top.get("pretokenizers", [top])
+    kinds = [part.get("type") for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = parts[0]["pattern"].get("Regex", "")
+        if pattern in _PATTERNS:
+            return _PATTERNS[pattern]
+    raise UserError(
+        "gguf takes tokenizers that split text as GPT-2, Llama 3, Qwen2 or SmolLM do, or of SentencePiece, but this one has "
+        f"{' and '.join(str(kind) for kind in kinds)}."
+    )
+
+
+def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer) -> None:
+    ids = {
+        writer.add_bos_token_id: tokenizer.bos_token_id,
+        writer.add_eos_token_id: tokenizer.eos_token_id,
+        writer.add_unk_token_id: tokenizer.unk_token_id,
+        writer.add_pad_token_id: tokenizer.pad_token_id,
+    }
+    for add, index in ids.items():
+        if index is not None:
+            add(index)
+    sample = tokenizer("a").input_ids
+    writer.add_add_bos_token(
+        bool(sample) and tokenizer.bos_token_id is not None and sample[0] == tokenizer.bos_token_id
+    )
+    writer.add_add_eos_token(
+        bool(sample) and tokenizer.eos_token_id is not None and sample[-1] == tokenizer.eos_token_id
+    )
+    if getattr(tokenizer, "chat_template", None):
+        writer.add_chat_template(tokenizer.chat_template)

@@ -1,0 +1,63 @@
+"""What a checkpoint holds beside its quantized layers, and what its configuration is made from."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
+from torchqat.kv_cache import SCALE_NAMES, caches
+from torchqat.linear import STATE_NAMES
+from torchqat.prepare import quant_layers
+
+# State that prepare and Schedule add, and that no reader expects.
+_TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
+
+
+def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
+    """The quantized layers of a prepared model, its linear layers that stay in floating point, and its cache."""
+    layers = [
+        LayerPlan(name, layer.in_features, layer.out_features, layer.weight_spec, layer.input_spec)
+        for name, layer in quant_layers(model)
+        if layer.weight_spec is not None
+    ]
+    quantized = {layer.name for layer in layers}
+    ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in quantized]
+    return CheckpointPlan(layers, ignore, cache_spec(model))
+
+
+def cache_spec(model: nn.Module) -> KvCacheSpec | None:
+    """How the model's cache of keys and values is quantized."""
+    return next((cache.spec for _, cache in caches(model)), None)
+
+
+def cache_scales(model: nn.Module, format: str = "compressed-tensors") -> dict[str, Tensor]:
+    """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up."""
+    tensors = {}
+    for name, cache in caches(model):
+        if not holds_kv_cache(cache.spec):
+            continue
+        shape = (-1, 1, 1) if cache.spec.key.granularity == "head" else (1,)
+        for leaf in SCALE_NAMES:
+            scale = getattr(cache, leaf).reshape(shape)
+            if format == "modelopt":  # beside the projection, and a scalar
+                tensors[f"{name}.{leaf[0]}_proj.{leaf}"] = scale.reshape(()) if scale.numel() == 1 else scale
+            else:
+                tensors[f"{name}.{leaf}"] = scale
+    return tensors
+
+
+def float_tensors(
+    model: nn.Module, plan: CheckpointPlan | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """What stays unquantized: every other parameter and buffer once, tied ones under their first name."""
+    quantized = {f"{layer.name}.weight" for layer in plan.layers} if plan is not None else set()
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        if name in quantized or name.rsplit(".", 1)[-1] in _TRAINING_STATE:
+            continue
+        identity = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

@@ -1,0 +1,64 @@
+"""Readers of our checkpoints that share nothing with what wrote them: other people's libraries, or arithmetic bit by bit.
+
+What is exported is checked against them, so nothing here may call our packing or our operators.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from torchqat.errors import UserError
+from torchqat.files import read_json
+from torchqat.readers.reading import Reading
+
+_METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
+
+
+def format_of(folder: Path) -> str:
+    """The format of the checkpoint in ``folder``, as ``export`` calls it.
+
+    Raises:
+        UserError: It holds none that torchqat knows.
+    """
+    if any(folder.glob("*.gguf")):
+        return "gguf"
+    if any(folder.glob("*.onnx")):
+        return "onnx"
+    config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config") or {}
+    method = config.get("quant_method")
+    if method == "gptq":
+        return "gptq_v2" if config.get("checkpoint_format") == "gptq_v2" else "gptq"
+    if method not in _METHODS:
+        raise UserError(
+            f"{folder} must be a checkpoint of a format that torchqat writes, but its config.json names "
+            f"{'no quantization method' if method is None else method}."
+        )
+    return _METHODS[method]
+
+
+def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
+    """Dense weights of the quantized layers, and everything else, of a checkpoint of any format.
+
+    Args:
+        folder: What ``export`` wrote.
+        model: The model that it was exported from; GGUF files are read by its architecture.
+
+    Raises:
+        UserError: The folder holds no checkpoint, or a file of it is damaged.
+    """
+    format = format_of(folder)
+    if format == "gguf":
+        from torchqat.readers.gguf import read_gguf
+
+        return read_gguf(folder, model)
+    if format == "onnx":
+        from torchqat.readers.onnx import read_onnx
+
+        return read_onnx(folder)
+    if format == "compressed-tensors":
+        from torchqat.readers.compressed_tensors import read_compressed_tensors
+
+        return read_compressed_tensors(folder)
+    from torchqat.readers.packed import read_packed
+
+    return read_packed(folder, format)

@@ -1,0 +1,50 @@
+"""compressed-tensors checkpoints, dense by that library's own decompressors."""
+
+import json
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from torchqat.files import read_json
+from torchqat.readers.reading import LayerTensors, Reading, read_layers, read_tensors
+
+_LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+
+
+def read_compressed_tensors(folder: Path) -> Reading:
+    """The checkpoint in ``folder``.
+
+    Raises:
+        UserError: A file of it is damaged.
+    """
+    config = read_json(folder / "config.json", "The configuration of a checkpoint")
+    return decompress(read_tensors(folder), config["quantization_config"])
+
+
+def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
+    """Dense weights from checkpoint tensors and their ``quantization_config``."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    settings = json.loads(config) if isinstance(config, str) else config
+    fields = QuantizationConfig.model_fields
+    parsed = QuantizationConfig.model_validate({k: v for k, v in settings.items() if k in fields})
+
+    def dense(layer: LayerTensors) -> Tensor:
+        scheme = next(s for s in parsed.config_groups.values() if _targets(s.targets, layer.name))
+        format = scheme.format or parsed.format
+        needed = ["weight_packed", "weight_shape"] if format == "pack-quantized" else ["weight"]
+        if format == "pack-quantized" and not scheme.weights.symmetric:
+            needed.append("weight_zero_point")
+        for leaf in ("weight_scale", *needed):
+            layer[leaf]  # says which is missing
+        return BaseCompressor.get_value_from_registry(format).decompress(layer.all(), scheme)["weight"]
+
+    return read_layers(tensors, _LEAVES, set(_LEAVES) - {"weight"}, dense)
+
+
+def _targets(targets: list[str], name: str) -> bool:
+    return any(
+        re.match(target[3:], name) if target.startswith("re:") else target in ("Linear", name) for target in targets
+    )

@@ -1,0 +1,67 @@
+"""GGUF files by the gguf package's reader and dequantizer, put back under the names and in the order of the model."""
+
+from pathlib import Path
+
+import gguf
+import torch
+from torch import nn
+
+from torchqat.errors import UserError, first_line
+from torchqat.formats.gguf import ROPE_FACTORS
+from torchqat.formats.gguf_architectures import NameMap, RowOrder, architecture_of
+from torchqat.readers.reading import Reading
+
+_FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The parts of the model, in order."""
+    return sorted(folder.glob("*.gguf"))
+
+
+def read_gguf(folder: Path, model: nn.Module) -> Reading:
+    """The files in ``folder``, which were exported from ``model``; every tensor in float32.
+
+    Linear layers that are stored in blocks are ``weights``; what else there is are ``others``, as the file has it.
+
+    Raises:
+        UserError: A file is damaged, or has a tensor that the model does not have.
+    """
+    architecture = architecture_of(model)
+    names = NameMap(architecture, model.config.num_hidden_layers)
+    linears = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    known = {names[name]: name for name, _ in model.state_dict().items() if _has_place(names, name)}
+    known[ROPE_FACTORS] = ROPE_FACTORS
+    order = RowOrder(model, architecture)
+    reading = Reading()
+    for file in gguf_files(folder):
+        for found in _tensors(file):
+            name = known.get(found.name)
+            if name is None:
+                raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
+            values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
+            values = order.to_model(name, values)
+            if name in linears and found.tensor_type not in _FLOATS:
+                reading.weights[name.removesuffix(".weight")] = values
+            else:
+                reading.others[name] = values
+    return reading
+
+
+def stored_types(folder: Path) -> dict[str, gguf.GGMLQuantizationType]:
+    """The type of each tensor, by its name in the file."""
+    return {found.name: found.tensor_type for file in gguf_files(folder) for found in _tensors(file)}
+
+
+def _tensors(file: Path) -> list:
+    try:
+        return gguf.GGUFReader(file).tensors
+    except Exception as error:
+        raise UserError(f"{file} must be a GGUF file, but does not load: {first_line(error)}.") from error
+
+
+def _has_place(names: NameMap, name: str) -> bool:
+    try:
+        return bool(names[name])
+    except UserError:
+        return False

@@ -1,0 +1,109 @@
+"""GPTQ, AWQ, ModelOpt and our own folders, unpacked bit by bit from what their formats are documented to be.
+
+Checked in turn against GPTQModel, which loads the first two (``make test-engines``), and against the packing that ModelOpt's
+exporter does (``tests/python/test_formats_modelopt.py``).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchqat.errors import UserError
+from torchqat.files import read_json
+from torchqat.readers.reading import LayerTensors, Reading, read_layers, read_tensors
+
+# Nibble i of an AWQ word holds this column of its eight.
+_AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+_GPTQ = ("qweight", "qzeros", "scales", "g_idx")
+_MODELOPT = ("weight", "weight_scale", "pre_quant_scale")
+_PLAIN = ("codes", "scale", "zero_point")
+
+
+def read_packed(folder: Path, format: str) -> Reading:
+    """The checkpoint in ``folder``, which is of ``format``: gptq, gptq_v2, awq, modelopt or safetensors.
+
+    Raises:
+        UserError: A file of it is damaged.
+    """
+    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
+    tensors = read_tensors(folder)
+    if format == "modelopt":
+        reading = read_layers(tensors, _MODELOPT, _MODELOPT[1:], _modelopt)
+    elif format == "safetensors":
+        reading = read_layers(tensors, _PLAIN, _PLAIN[:1], lambda layer: _plain(layer, config["layers"]))
+    elif format == "awq":
+        reading = read_layers(tensors, _GPTQ[:3], _GPTQ[:3], _awq)
+    else:
+        offset = 1 if format == "gptq" else 0
+        reading = read_layers(tensors, _GPTQ, _GPTQ, lambda layer: _gptq(layer, offset))
+    return reading
+
+
+def bit_fields(words: Tensor, bits: int) -> Tensor:
+    """The unsigned fields of int32 ``[rows, words]``, lowest bits first: int64 ``[rows, words * 32 // bits]``."""
+    octets = np.ascontiguousarray(words.numpy().astype("<i4")).view(np.uint8)
+    stream = np.unpackbits(octets, axis=-1, bitorder="little")
+    fields = stream.reshape(stream.shape[0], -1, bits).astype(np.int64)
+    return torch.from_numpy(fields @ (1 << np.arange(bits)))
+
+
+def _gptq(layer: LayerTensors, offset: int) -> Tensor:
+    words, scales, groups = layer["qweight"], layer["scales"], layer["g_idx"].long()
+    bits = words.shape[0] * 32 // groups.numel()
+    codes = bit_fields(words.t(), bits)  # [out, in]
+    zeros = (bit_fields(layer["qzeros"], bits) + offset) % (1 << bits)  # [groups, out]
+    return ((codes - zeros[groups].t()).float() * scales[groups].t().float()).to(scales.dtype)
+
+
+def _awq(layer: LayerTensors) -> Tensor:
+    scales = layer["scales"]
+    codes, zeros = _awq_fields(layer["qweight"]), _awq_fields(layer["qzeros"])  # [in, out], [groups, out]
+    group = codes.shape[0] // zeros.shape[0]
+    zeros, steps = zeros.repeat_interleave(group, 0), scales.repeat_interleave(group, 0)
+    return ((codes - zeros).float() * steps.float()).to(scales.dtype).t().contiguous()
+
+
+def _awq_fields(words: Tensor) -> Tensor:
+    nibbles = bit_fields(words, 4).reshape(words.shape[0], -1, 8)
+    columns = torch.empty_like(nibbles)
+    columns[..., list(_AWQ_COLUMNS)] = nibbles
+    return columns.reshape(words.shape[0], -1)
+
+
+def _modelopt(layer: LayerTensors) -> Tensor:
+    weight, scale = layer["weight"], layer["weight_scale"]
+    if weight.dtype == torch.uint8:
+        codes = torch.stack([weight & 15, weight >> 4], 1).reshape(-1, weight.shape[1]).long()
+        weight = codes - 16 * (codes > 7)  # two's complement
+        if not bool((layer["pre_quant_scale"] == 1).all()):
+            raise UserError(f"{layer.name}.pre_quant_scale must be all ones, but is not.")
+    return _blockwise(weight.float(), scale.reshape(-1, 1) if scale.dim() == 1 else scale)
+
+
+def _plain(layer: LayerTensors, specs: dict) -> Tensor:
+    entry = specs.get(layer.name)
+    if entry is None:
+        raise UserError(f"The configuration must describe {layer.name}, whose codes the checkpoint has, but does not.")
+    spec, codes = entry["weight"], layer["codes"]
+    if codes.dtype == torch.int32:
+        codes = bit_fields(codes, spec["bits"])[:, : entry["shape"][1]] - (1 << (spec["bits"] - 1))
+    zero = layer["zero_point"] if spec["grid"] == "asymmetric" else None
+    scale = layer["scale"]
+    difference = codes.float()
+    if zero is not None:
+        difference = difference - _spread(zero.float(), difference.shape)
+    return _blockwise(difference, scale)
+
+
+def _blockwise(values: Tensor, scale: Tensor) -> Tensor:
+    """Each element times the scale of its block, rounded once to the dtype of the scale."""
+    grid = scale.float().reshape(1, 1) if scale.dim() == 0 else scale.float()
+    return (values * _spread(grid, values.shape)).to(scale.dtype)
+
+
+def _spread(grid: Tensor, shape: torch.Size) -> Tensor:
+    rows, cols = shape
+    height, width = -(-rows // grid.shape[0]), -(-cols // grid.shape[1])
+    return grid.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :cols]

@@ -1,0 +1,136 @@
+#include "qat/formats/format.h"
+
+#include <ATen/Functions.h>
+
+#include <sstream>
+#include <stdexcept>
+
+#include "qat/formats/awq.h"
+#include "qat/formats/compressed_tensors.h"
+#include "qat/formats/gguf.h"
+#include "qat/formats/gptq.h"
+#include "qat/formats/modelopt.h"
+#include "qat/formats/onnx.h"
+#include "qat/formats/plain.h"
+
+namespace qat {
+namespace {
+
+std::string join(const std::vector<std::string>& words, const char* last) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? last : ", ") + words[i];
+  return text;
+}
+
+// What an engine must know of a tensor to read it: not how its scale was found.
+std::string scheme_of(const QuantSpec& spec) {
+  std::ostringstream text;
+  text << dtype_name(spec) << ' ' << name_of(spec.granularity) << ' ' << spec.group_size << ' '
+       << spec.block[0] << ' ' << spec.block[1] << ' ' << spec.symmetric() << spec.dynamic;
+  return text.str();
+}
+
+std::string scheme_of(const LayerPlan& layer) {
+  return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
+}
+
+[[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
+  std::vector<std::string> others;
+  for (const Format& other : formats())
+    if (other.refusal(layer).empty()) others.push_back(other.name);
+  throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name + ", because " +
+                              why + "; " + join(others, " and ") + " can.");
+}
+
+}  // namespace
+
+const std::vector<Format>& formats() {
+  static const std::vector<Format> kFormats{
+      {"compressed-tensors", "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
+       &compressed_tensors_refusal, &compressed_tensors_of, &compressed_tensors_documents, {}, true},
+      {"gptq", "vLLM, transformers, TGI, SGLang", &gptq_refusal, &gptq_tensors, &gptq_documents,
+       at::kHalf, true},
+      {"gptq_v2", "transformers, GPTQModel", &gptq_v2_refusal, &gptq_v2_tensors,
+       &gptq_v2_documents, at::kHalf, true},
+      {"awq", "vLLM, transformers, TGI, LMDeploy", &awq_refusal, &awq_tensors, &awq_documents,
+       at::kHalf, true},
+      {"gguf", "llama.cpp, Ollama, LM Studio", &gguf_refusal, &gguf_tensors, &gguf_documents,
+       at::kHalf, false},
+      {"modelopt", "TensorRT-LLM, vLLM (FP8)", &modelopt_refusal, &modelopt_tensors,
+       &modelopt_documents, {}, true},
+      {"onnx", "onnxruntime", &onnx_refusal, &onnx_tensors, &onnx_documents, {}, false},
+      {"safetensors", "LibTorch programs", &plain_refusal, &plain_tensors, &plain_documents, {},
+       false},
+  };
+  return kFormats;
+}
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (const Format& format : formats()) names.push_back(format.name);
+  return names;
+}
+
+const Format& find_format(const std::string& name) {
+  for (const Format& format : formats())
+    if (name == format.name) return format;
+  throw std::invalid_argument("format must be " + join(format_names(), " or ") + ", but is " +
+                              name + ".");
+}
+
+void check_format(const Format& format, const CheckpointPlan& plan) {
+  if (plan.layers.empty())
+    throw std::invalid_argument(std::string(format.name) +
+                                " needs at least one quantized layer, but there is none.");
+  for (const LayerPlan& layer : plan.layers) {
+    if (!layer.weight)
+      throw std::invalid_argument("To be written, every planned layer must have a quantized weight, but " +
+                                  layer.name + " has not.");
+    const std::string why = format.refusal(layer);
+    if (!why.empty()) refuse(format, layer, why);
+  }
+  if (!format.engines_fuse) return;
+  const std::vector<std::string> problems = fusion_problems(plan);
+  if (!problems.empty()) throw std::invalid_argument(problems.front());
+}
+
+LayerPlan plan_of(const QuantizedWeights& layer) {
+  return {layer.name, layer.codes.size(1), layer.codes.size(0), layer.weight, layer.input};
+}
+
+at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group) {
+  const int64_t rows = layer.codes.size(0), cols = layer.codes.size(1);
+  const auto [height, width] = block_shape(layer.weight);
+  const auto index = [&](int64_t count, int64_t step, int64_t side, int64_t whole) {
+    return at::arange(count).mul(step).div(side == -1 ? whole : side, "floor");
+  };
+  return grid.index_select(0, index(rows, 1, height, rows))
+      .index_select(1, index(cols / group, group, width, cols));
+}
+
+std::vector<std::string> fusion_problems(const CheckpointPlan& plan) {
+  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
+                                                            {"gate_proj", "up_proj"}};
+  std::map<std::string, std::string> schemes;
+  for (const LayerPlan& layer : plan.layers) schemes[layer.name] = scheme_of(layer);
+  for (const std::string& name : plan.ignore) schemes[name] = "float";
+  std::vector<std::string> problems;
+  for (const auto& [name, scheme] : schemes) {
+    const size_t dot = name.rfind('.');
+    if (dot == std::string::npos) continue;
+    const std::string parent = name.substr(0, dot + 1), leaf = name.substr(dot + 1);
+    for (const auto& shards : kFused) {
+      if (leaf != shards.front()) continue;
+      for (const auto& shard : shards) {
+        const auto other = schemes.find(parent + shard);
+        if (other != schemes.end() && other->second != scheme)
+          problems.push_back(name + " and " + other->first +
+                             " must share one scheme, because engines fuse them, but they differ.");
+      }
+    }
+  }
+  return problems;
+}
+
+}  // namespace qat
