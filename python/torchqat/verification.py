@@ -54,6 +54,30 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class OutputAgreement:
+    """How the outputs of a module in an engine compare with the training forward's.
+
+    Attributes:
+        engine: Its name.
+        difference: The largest.
+        bound: What that may be.
+        why: Where it comes from.
+    """
+
+    engine: str
+    difference: float
+    bound: float
+    why: str
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.bound
+
+    def __str__(self) -> str:
+        return f"in {self.engine} outputs differ by at most {self.difference:.2g} (bound {self.bound:.2g})"
+
+
+@dataclass(frozen=True)
 class Verification:
     """What the comparison of a checkpoint with its training model found.
 
@@ -71,7 +95,7 @@ class Verification:
     differing: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    agreement: Agreement | None = None
+    agreement: Agreement | OutputAgreement | None = None
     speed: Speed | None = None
     baseline: Speed | None = None
     notes: list[str] = field(default_factory=list)

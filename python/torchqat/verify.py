@@ -89,7 +89,7 @@ def _rounds_activations(model: nn.Module) -> bool:
 def _compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification:
     reading = read_checkpoint(folder, model)
     plan = checkpoint_plan(model)
-    expected = _expected_others(folder, format, model, plan)
+    expected = _expected_others(folder, format, model, plan, reading)
     differing: dict[str, int] = {}
     missing = list(reading.missing)
     found_layers = {name.rpartition(".")[0] for name in missing}
@@ -98,6 +98,8 @@ def _compare_tensors(folder: Path, format: str, model: nn.Module) -> Verificatio
             value = getattr(layer, leaf)
             if value is not None:
                 expected[f"{layer.name}.{leaf}"] = value
+        if format == "onnx" and layer.input is not None and layer.input_zero_point is None:
+            expected[f"{layer.name}.input_zero_point"] = torch.zeros(1, dtype=torch.int8)
         read = reading.weights.get(layer.name)
         if read is None:
             if layer.name not in found_layers:
@@ -121,19 +123,22 @@ def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tens
     return sorted([n for n in reading.weights if n not in planned] + [n for n in reading.others if n not in expected])
 
 
-def _expected_others(folder: Path, format: str, model: nn.Module, plan: CheckpointPlan) -> dict[str, Tensor]:
+def _expected_others(
+    folder: Path, format: str, model: nn.Module, plan: CheckpointPlan, reading: Reading
+) -> dict[str, Tensor]:
     if format == "gguf":
         from torchqat.formats.gguf import float_values
         from torchqat.readers.gguf import stored_types
 
         return float_values(model, plan, stored_types(folder))
-    if format == "onnx":
-        return {name: t for name, t in float_tensors(model, plan) if name.endswith("bias") and _of(plan, name)}
-    return {**dict(float_tensors(model, plan)), **cache_scales(model, format)}
-
-
-def _of(plan: CheckpointPlan, name: str) -> bool:
-    return name.rpartition(".")[0] in {layer.name for layer in plan.layers}
+    expected = dict(float_tensors(model, plan))
+    if format != "onnx":
+        return {**expected, **cache_scales(model, format)}
+    # A graph has what it uses, constants of its own among it; one that lacks something does not load.
+    used = {name: tensor for name, tensor in expected.items() if name in reading.others}
+    scales = ("input_scale", "input_zero_point")
+    reading.others = {n: t for n, t in reading.others.items() if n in used or n.rpartition(".")[2] in scales}
+    return used
 
 
 def _differing(read: Tensor, expected: Tensor) -> int:

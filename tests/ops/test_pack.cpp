@@ -17,7 +17,7 @@ TEST(Pack, WorkedExamplesOfTheFormat) {
 }
 
 TEST(Pack, UnpackRestoresTheCodes) {
-  for (const int64_t bits : {2, 4, 8})
+  for (const int64_t bits : {2, 3, 4, 8})
     for (const int64_t cols : {1, 7, 16, 33}) {
       const int64_t half = int64_t{1} << (bits - 1);
       const at::Tensor values = at::randint(-half, half, {3, 5, cols}, at::kChar);
@@ -25,10 +25,25 @@ TEST(Pack, UnpackRestoresTheCodes) {
     }
 }
 
+// Codes 10 and 21 of 32 straddle words.
+TEST(Pack, ThreeBitsFormAStreamOf96) {
+  std::vector<int> values(32, -4);
+  for (const int64_t index : {0, 10, 21, 31}) {
+    values.assign(32, -4);
+    values[static_cast<size_t>(index)] = 3;  // 7 unsigned
+    const at::Tensor words = pack(codes(values), 3);
+    ASSERT_EQ(words.sizes(), at::IntArrayRef({3}));
+    for (int64_t bit = 0; bit < 96; ++bit) {
+      const bool set = (words[bit / 32].item<int32_t>() >> (bit % 32)) & 1;
+      EXPECT_EQ(set, bit / 3 == index) << index << " " << bit;
+    }
+  }
+}
+
 TEST(Pack, UnusedBitsAreZero) { EXPECT_EQ(pack(codes({7}), 4).item<int32_t>(), 15); }
 
 TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
-  EXPECT_THROW(pack(codes({0}), 3), c10::ValueError);
+  EXPECT_THROW(pack(codes({0}), 5), c10::ValueError);
   EXPECT_THROW(unpack(at::zeros({2}, at::kInt), 4, 17), c10::ValueError);
   EXPECT_THROW(pack(at::zeros({4}), 4), c10::TypeError);
 }

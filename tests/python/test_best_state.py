@@ -38,7 +38,7 @@ def test_training_that_makes_it_worse_is_undone_and_said(recipe_of, tmp_path):
     assert report.validation["best"] == report.validation["start"] and report.validation["step"] == 0
     assert [n for n in report.notes if n.startswith("Training did not help: KL on validation text was ")]
     first, last = (
-        exported_model(tmp_path / "run/exports/compressed-tensors-int3-gptq"),
+        exported_model(tmp_path / "run/exports/compressed-tensors-int3-gptq")[1],
         trained_model(open_run(tmp_path / "run")),
     )
     for (name, a), (_, b) in zip(first.named_parameters(), last.named_parameters(), strict=True):
@@ -103,7 +103,7 @@ def test_ptq_is_a_run_without_training(recipe_of, tmp_path, model_folder, data_f
     naive, found = report["variants"]
     assert found["kl"] < naive["kl"]
     folder = tmp_path / "run" / "exports" / "compressed-tensors-int3-gptq"
-    assert torchqat.verify(folder, exported_model(folder)).ok
+    assert torchqat.verify(folder, exported_model(folder)[1]).ok
 
 
 def test_calibration_is_kept(recipe_of, tmp_path, monkeypatch):

@@ -356,7 +356,9 @@ def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, r
     assert json.loads((export / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
     code, printed = run("verify", str(export))
     assert code == 0 and "14 layers equal bit for bit" in printed.out
-    code, printed = run("evaluate", str(export), "--data", str(data_folder), "--samples", "2", "--sequence-length", "32")
+    code, printed = run(
+        "evaluate", str(export), "--data", str(data_folder), "--samples", "2", "--sequence-length", "32"
+    )
     assert code == 0, printed.err
     recipe_file.write_text(recipe_file.read_text().replace("fp8_e4m3", "int4"))
     code, printed = run("ptq", *arguments[:-1], str(tmp_path / "second"))

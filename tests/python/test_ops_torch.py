@@ -177,7 +177,7 @@ def test_a_weight_changed_before_backward_is_noticed(device):
         ),
         (lambda x: ops.fake_quantize(x, torch.ones(4, 1), None, (1, -1), 7, 7), ValueError, "quant_min must be below"),
         (lambda x: ops.pack(x, 4), TypeError, "codes must be int8"),
-        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, "bits must be 2, 4 or 8, but is 5"),
+        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, "bits must be 2, 3, 4 or 8, but is 5"),
     ],
 )
 def test_bad_arguments_get_a_sentence(call, error, sentence):

@@ -10,8 +10,9 @@ import torchqat
 from architectures import recipe, tokens
 from safetensors.torch import load_file, save_file
 from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
+from torchqat.engines.transformers import load_in_transformers
 from torchqat.ptq.stream import quantize_folder
-from torchqat.readers import load_in_transformers, read_tensors
+from torchqat.readers.reading import read_tensors
 
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
 

@@ -139,8 +139,9 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:23: train.weight_cache must be none, codes or weights, but is all"},
         Fault{"version: 1\n" + kRule + "train: {control: maybe}\n",
               "r.yaml:5:18: train.control must be true or false, but is maybe"},
-        Fault{"version: 1\n" + kRule + "export: [onnx]\n",
-              "r.yaml:5:10: export must list only compressed-tensors, but has onnx"},
+        Fault{"version: 1\n" + kRule + "export: [bin]\n",
+              "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
+              "modelopt, onnx or safetensors, but has bin"},
         Fault{"version: 1\n" + kRule + "evaluate: {compare: [int1]}\n",
               "r.yaml:5:22: evaluate.compare must be int2, int3, int4, int5, int6, int7 or int8, "
               "but is int1"},

@@ -9,6 +9,7 @@ from torch import nn
 from torchqat.errors import UserError, first_line
 from torchqat.formats.gguf import ROPE_FACTORS
 from torchqat.formats.gguf_architectures import NameMap, RowOrder, architecture_of
+from torchqat.prepare import quant_layers
 from torchqat.readers.reading import Reading
 
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
@@ -22,14 +23,14 @@ def gguf_files(folder: Path) -> list[Path]:
 def read_gguf(folder: Path, model: nn.Module) -> Reading:
     """The files in ``folder``, which were exported from ``model``; every tensor in float32.
 
-    Linear layers that are stored in blocks are ``weights``; what else there is are ``others``, as the file has it.
+    Layers that training quantized are ``weights`` where the file has blocks of them; the rest are ``others``, as they are.
 
     Raises:
         UserError: A file is damaged, or has a tensor that the model does not have.
     """
     architecture = architecture_of(model)
     names = NameMap(architecture, model.config.num_hidden_layers)
-    linears = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    quantized = {f"{name}.weight" for name, layer in quant_layers(model) if layer.weight_spec is not None}
     known = {names[name]: name for name, _ in model.state_dict().items() if _has_place(names, name)}
     known[ROPE_FACTORS] = ROPE_FACTORS
     order = RowOrder(model, architecture)
@@ -41,7 +42,7 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
                 raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
             values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
             values = order.to_model(name, values)
-            if name in linears and found.tensor_type not in _FLOATS:
+            if name in quantized and found.tensor_type not in _FLOATS:
                 reading.weights[name.removesuffix(".weight")] = values
             else:
                 reading.others[name] = values

@@ -22,11 +22,12 @@ class Model:
 
     @torch.no_grad()
     def greedy(self, prompt: list[int], count: int) -> list[int]:
-        tokens = torch.tensor([prompt], device=self.device)
-        found = self.model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, min_new_tokens=count, do_sample=False
-        )
-        return found[0, len(prompt) :].tolist()
+        step, cache, tokens = torch.tensor([prompt], device=self.device), None, []
+        for _ in range(count):
+            out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
+            cache, step = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            tokens.append(int(step))
+        return tokens
 
     def tokenize(self, text: str) -> None:
         return None

@@ -1,0 +1,145 @@
+"""Every format in every engine that runs on a CPU: bits equal, answers within the engine's bound.
+
+Engines are those that TORCHQAT_VLLM, TORCHQAT_LLAMA_CPP and TORCHQAT_TRANSFORMERS name; make test-engines sets them up.
+"""
+
+import json
+import os
+
+import pytest
+import torchqat
+from conftest import MODELS
+from torchqat.engines import ENGINES
+
+GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
+HALF = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
+OFFSET = "{dtype: int4, group_size: 32, symmetric: false, scale_dtype: float16}"
+
+CASES = [
+    # engine, format, weight, input, other sections
+    ("transformers", "compressed-tensors", GROUPS, "", ""),
+    ("transformers", "gptq", HALF, "", "initialize: {method: gptq}\n"),
+    ("transformers", "gptq", "{dtype: int3, group_size: 32}", "", ""),
+    ("transformers", "gptq", "{dtype: int8}", "", ""),
+    ("transformers", "gptq_v2", OFFSET, "", ""),
+    ("transformers", "awq", OFFSET, "", "initialize: {method: awq}\n"),
+    ("vllm", "compressed-tensors", GROUPS, "", ""),
+    ("vllm", "compressed-tensors", "{dtype: int4, group_size: 128, scale: mse}", "", ""),
+    ("vllm", "compressed-tensors", "{dtype: int4, group_size: 32, symmetric: false}", "", ""),
+    ("vllm", "compressed-tensors", "{dtype: int8}", "{dtype: int8}", ""),
+    ("vllm", "compressed-tensors", GROUPS, "{dtype: int8}", ""),
+    ("vllm", "compressed-tensors", GROUPS, "", "initialize: {method: gptq}\nkv_cache: {dtype: fp8_e4m3}\n"),
+    ("vllm", "gptq", HALF, "", "initialize: {method: gptq}\n"),
+    ("vllm", "awq", OFFSET, "", ""),
+    ("llama.cpp", "gguf", "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}", "", ""),
+    ("llama.cpp", "gguf", OFFSET, "", ""),
+    ("llama.cpp", "gguf", "{dtype: int8, group_size: 32, scale_dtype: float16}", "", ""),
+]
+
+
+def name_of(case):
+    engine, format, weight, input, other = case
+    return " ".join(word for word in (engine, format, weight, input and "w-a", other.split("\n")[0]) if word)
+
+
+def needs(engine):
+    variable = ENGINES[engine].variable()
+    if variable not in os.environ:
+        pytest.skip(f"{variable} must name the Python of {engine}; make test-engines sets it")
+
+
+def prepared(model, weight, input, other, prompts):
+    rule = f'  - {{match: "model.layers.*", weight: {weight}{f", input: {input}" if input else ""}}}\n'
+    model = torchqat.prepare(model, torchqat.parse_recipe(f"version: 1\nlayers:\n{rule}{other}")).eval()
+    torchqat.calibrate(model, [prompts], lambda m, batch: m(input_ids=batch, use_cache=False))
+    return model
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("architecture", MODELS)
+def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
+    engine, format, weight, input, other = case
+    needs(engine)
+    model, tokenizer = trained(architecture)
+    # vLLM computes in half precision; the trained model does as well, to be comparable.
+    model = prepared(
+        model.bfloat16() if engine == "vllm" and format == "compressed-tensors" else model,
+        weight,
+        input,
+        other,
+        prompts,
+    )
+    folder = torchqat.export(model, tmp_path / "out", format, tokenizer)
+    checked = torchqat.verify(folder, model, prompts, engine, tokenizer=tokenizer)
+    print(f"\n| {architecture} | {name_of(case)} | {checked} |")
+    if results := os.environ.get("TORCHQAT_ENGINE_RESULTS"):
+        with open(results, "a", encoding="utf-8") as file:
+            file.write(json.dumps([architecture, *case, checked.layers, vars(checked.agreement)]) + "\n")
+    assert checked.ok and checked.layers == 7 * model.config.num_hidden_layers, str(checked)
+    assert checked.agreement.same_text >= 3
+
+
+def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
+    """Writer and reader agree on the order of rows here; that the order is llama.cpp's is what it must show itself."""
+    from torchqat.formats.gguf_architectures import RowOrder
+
+    needs("llama.cpp")
+    model, tokenizer = trained("llama")
+    model = prepared(model, CASES[-1][2], "", "", prompts)
+    monkeypatch.setattr(RowOrder, "_move", lambda self, name, rows, split: rows)
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    checked = torchqat.verify(folder, model, prompts, "llama.cpp")
+    assert not checked.differing and not checked.ok and checked.agreement.kl > 10 * checked.agreement.kl_bound
+
+
+@pytest.mark.parametrize("kind", ("byte level", "sentencepiece"))
+def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, prompts, tmp_path):
+    needs("llama.cpp")
+    model, tokenizer = trained("llama")
+    if kind == "sentencepiece":
+        tokenizer = _sentencepiece_like(quickstart.corpus.train[:40], model.config.vocab_size)
+    folder = torchqat.export(prepared(model, CASES[-1][2], "", "", prompts), tmp_path / "out", "gguf", tokenizer)
+    texts = [document[:2000] for document in quickstart.corpus.held_out[:20]]
+    job = torchqat.engines.Job(str(folder), [], texts=texts, context=2048)
+    served = ENGINES["llama.cpp"].serve("gguf", job)
+    wrong = [text for text, found in zip(texts, served.tokens, strict=True) if found != tokenizer(text).input_ids]
+    assert not wrong, f"{len(wrong)} of {len(texts)} texts, the first {wrong[0][:200]!r}"
+
+
+def _sentencepiece_like(documents, vocabulary):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+    from test_gguf import sentencepiece_like
+
+    return sentencepiece_like(vocabulary, documents)
+
+
+def test_the_smaller_file_is_the_faster_one(tmp_path):
+    """Where linear layers dominate: at most 0.30 of the size of the float16 file, and faster at generating."""
+    from torchqat.files import size_of
+    from torchqat.formats.gguf import write_gguf
+    from torchqat.scratch import new_model
+
+    needs("llama.cpp")
+
+    class Wide:
+        hidden_size, intermediate_size, layers, heads, kv_heads, sequence_length = 1024, 2816, 8, 16, 8, 512
+
+    model = new_model(Wide, 512, seed=0)
+    (tmp_path / "float").mkdir()
+    write_gguf(model, [], None, tmp_path / "float" / "model.gguf")
+    model = torchqat.prepare(model, torchqat.parse_recipe(
+        f'version: 1\nlayers:\n  - {{match: "model.layers.*", weight: {CASES[14][2]}}}\n'
+    ))  # fmt: skip
+    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    assert size_of(folder) <= 0.30 * size_of(tmp_path / "float")
+    bench = torchqat.engines.Bench(list(range(256)), new_tokens=32)
+    speeds = [
+        ENGINES["llama.cpp"].serve("gguf", torchqat.engines.Job(str(f), [], bench=bench)).speed
+        for f in (tmp_path / "float", folder)
+    ]
+    print(f"\nfloat16 {speeds[0]}, Q4_0 {speeds[1]}")
+    assert speeds[1].peak_bytes < speeds[0].peak_bytes
+    assert speeds[1].decode > speeds[0].decode

@@ -1,0 +1,136 @@
+"""ONNX graphs: the reference evaluator finds the trained weights, onnxruntime computes what training computed."""
+
+import onnx
+import pytest
+import torch
+import torchqat
+from test_linear import recipe_for
+from torch import nn
+from torchqat.engines.onnxruntime import serve_onnx
+
+
+class Classifier(nn.Module):
+    """Two quantized layers, one that stays, and what lies between."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first = nn.LayerNorm(64), nn.Linear(64, 96)
+        self.second, self.head = nn.Linear(96, 33, bias=False), nn.Linear(33, 10)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(self.norm(x))))))
+
+
+def _prepared(weight: str, input: str = ""):
+    rule = f'  - {{match: "re:first|second", weight: {weight}{f", input: {input}" if input else ""}}}\n'
+    model = torchqat.prepare(Classifier(), torchqat.parse_recipe(f"version: 1\nlayers:\n{rule}"))
+    torchqat.calibrate(model, [torch.randn(16, 64) for _ in range(4)])
+    return model.eval()
+
+
+CASES = {
+    "int4 groups": ("{dtype: int4, group_size: 32, grid: full}", ""),
+    "int4 asymmetric": ("{dtype: int4, group_size: 16, symmetric: false}", ""),
+    "int3 per channel": ("{dtype: int3, scale: mse}", ""),
+    "int4 per tensor": ("{dtype: int4, granularity: tensor}", ""),
+    "int8 per channel": ("{dtype: int8}", ""),
+    "int8 and inputs": ("{dtype: int8}", "{dtype: int8, granularity: tensor}"),
+    "int4 and asymmetric inputs": (
+        "{dtype: int4, group_size: 32}",
+        "{dtype: int8, granularity: tensor, symmetric: false}",
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", ((4, 64), (2, 5, 64)), ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_onnxruntime_computes_what_training_computed(name, shape, tmp_path):
+    model, x = _prepared(*CASES[name]), torch.randn(shape)
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=x)
+    checked = torchqat.verify(folder, model, engine="onnxruntime", example=x)
+    assert checked.ok and checked.layers == 2, str(checked)
+    if not CASES[name][1]:
+        assert checked.agreement.difference < 1e-5
+
+
+def test_codes_are_stored_in_their_width(tmp_path):
+    folder = torchqat.export(
+        _prepared("{dtype: int4, group_size: 32}"), tmp_path / "out", "onnx", example=torch.randn(2, 64)
+    )
+    graph = onnx.load(folder / "model.onnx")
+    assert graph.opset_import[0].version == 21
+    codes = next(tensor for tensor in graph.graph.initializer if tensor.name == "first.codes")
+    assert codes.data_type == onnx.TensorProto.INT4 and list(codes.dims) == [64, 96]
+    assert len(codes.raw_data) == 64 * 96 // 2
+    node = next(node for node in graph.graph.node if node.op_type == "DequantizeLinear")
+    assert {a.name: a.i for a in node.attribute} == {"axis": 0, "block_size": 32}
+
+
+def test_the_batch_is_free(tmp_path):
+    model = _prepared("{dtype: int4, group_size: 32}")
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    x = torch.randn(7, 64)
+    (found,), _ = serve_onnx(folder, (x,))
+    assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
+
+
+def test_inputs_beyond_the_narrow_grid_are_clipped_as_in_training(tmp_path):
+    """QuantizeLinear alone would go one level further down than the grid has."""
+    model = _prepared("{dtype: int8}", "{dtype: int8, granularity: tensor}")
+    x = torch.full((2, 64), -1.0)
+    x[:, 0] = 63.0  # after the norm, far beyond what was calibrated
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=x)
+    for sign in (1, -1):
+        (found,), _ = serve_onnx(folder, (sign * x,))
+        assert torch.allclose(torch.from_numpy(found), model(sign * x), atol=1e-5)
+
+
+def test_an_encoder_of_transformers(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+    )
+    encoder = BertModel(config, add_pooling_layer=False).eval()
+    recipe = recipe_for("{dtype: int4, group_size: 32, grid: full}")
+    model = torchqat.prepare(encoder, recipe).eval()
+    tokens = torch.randint(0, 100, (2, 12))
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=tokens)
+    checked = torchqat.verify(folder, model, engine="onnxruntime", example=tokens)
+    assert checked.ok and checked.layers == 12, str(checked)
+
+
+@pytest.mark.parametrize("leaf", ("scale", "zero_point", "codes"))
+def test_damage_is_found(leaf, tmp_path):
+    model = _prepared("{dtype: int4, group_size: 32, symmetric: false}")
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    graph = onnx.load(folder / "model.onnx")
+    tensor = next(tensor for tensor in graph.graph.initializer if tensor.name == f"second.{leaf}")
+    changed = bytearray(tensor.raw_data)
+    changed[3 if leaf == "scale" else 0] ^= 0x80 if leaf == "scale" else 1
+    tensor.raw_data = bytes(changed)
+    onnx.save(graph, folder / "model.onnx")
+    assert list(torchqat.verify(folder, model, engine="reader").differing) == ["second"]
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    model = _prepared("{dtype: int4, group_size: 32}")
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    graph = onnx.load(folder / "model.onnx")
+    kept = [tensor for tensor in graph.graph.initializer if tensor.name != "first.scale"]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(kept)
+    onnx.save(graph, folder / "model.onnx")
+    with pytest.raises(torchqat.UserError, match="first.scale"):
+        torchqat.verify(folder, model, engine="reader")
+
+
+def test_what_a_graph_needs_is_said(tmp_path):
+    model = _prepared("{dtype: int4, group_size: 32}")
+    with pytest.raises(torchqat.UserError, match="example must be given for onnx"):
+        torchqat.export(model, tmp_path / "out", "onnx")
+    dynamic = _prepared("{dtype: int8}", "{dtype: int8}")
+    with pytest.raises(torchqat.UserError, match="QuantizeLinear has a fixed scale"):
+        torchqat.export(dynamic, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    assert not (tmp_path / "out").exists()
