@@ -109,12 +109,19 @@ class Verification:
         problems = []
         if self.differing:
             name, count = next(iter(self.differing.items()))
-            problems.append(f"{len(self.differing)} tensors differ, the first {name} in {count} elements")
+            problems.append(
+                f"{_tensors(len(self.differing), 'differs', 'differ')}, the first {name} in {count} elements"
+            )
         if self.missing:
-            problems.append(f"{len(self.missing)} tensors are missing, the first {self.missing[0]}")
+            problems.append(f"{_tensors(len(self.missing), 'is', 'are')} missing, the first {self.missing[0]}")
         if self.unexpected:
-            problems.append(f"{len(self.unexpected)} tensors are not the model's, the first {self.unexpected[0]}")
+            stray = self.unexpected[0]
+            problems.append(f"{_tensors(len(self.unexpected), 'is', 'are')} not the model's, the first {stray}")
         parts = problems or [f"{self.layers} layers equal bit for bit"]
         if self.agreement is not None:
             parts.append(str(self.agreement))
         return "; ".join([*parts, *self.notes])
+
+
+def _tensors(count: int, one: str, many: str) -> str:
+    return f"{count} tensor {one}" if count == 1 else f"{count} tensors {many}"

@@ -176,7 +176,7 @@ def _ask(
     here = engine is TRANSFORMERS and format == "compressed-tensors" and not bench
     served = engine.serve_here(job) if here else engine.serve(format, job)
     half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
-    agreement = agreement_of(engine, served, model, prompts, half, tokenizer, texts)
+    agreement = agreement_of(engine, served, model, prompts, half, _rounds_activations(model), tokenizer, texts)
     found: dict[str, Any] = {"agreement": agreement}
     if bench:
         found["speed"] = served.speed

@@ -28,7 +28,7 @@ class Silent:
         pass
 
     def steps(self, title, total):
-        return None
+        return lambda *_, **__: None
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_verify_notices_a_changed_checkpoint(arguments, tmp_path, capsys):
     trained["model"]["model.layers.0.mlp.up_proj.weight"][0, 0] += 1.0
     torch.save(trained, state)
     code, out, _ = call(capsys, "verify", tmp_path / "run" / "exports" / "compressed-tensors")
-    assert code == 1 and "1 tensors differ, the first model.layers.0.mlp.up_proj" in out
+    assert code == 1 and "1 tensor differs, the first model.layers.0.mlp.up_proj" in out
 
 
 def test_a_scratch_model_is_trained_once_and_cached(tmp_path, data_folder, capsys, monkeypatch):

@@ -130,7 +130,7 @@ def test_verify_finds_a_single_changed_code(tiny_llama, tmp_path):
     torchqat._library.save_safetensors(path, tensors)
     checked = torchqat.verify(folder, model)
     assert not checked.ok and checked.differing == {"model.layers.1.mlp.up_proj": 1}
-    assert str(checked) == "1 tensors differ, the first model.layers.1.mlp.up_proj in 1 elements"
+    assert str(checked) == "1 tensor differs, the first model.layers.1.mlp.up_proj in 1 elements"
 
 
 def test_safetensors_of_others_read_ours(tmp_path):

@@ -57,6 +57,26 @@ def test_it_writes_what_the_whole_model_would_be(name, initialize, tmp_path):
     assert streamed.layers == 14 and streamed.bits_per_weight == pytest.approx(4.5, abs=0.6)
 
 
+@pytest.mark.parametrize("format", ("gptq", "gptq_v2", "awq", "modelopt", "safetensors"))
+def test_other_formats_are_written_as_the_whole_model_would_be(format, folder, tmp_path):
+    settings = recipe("{method: gptq}", WEIGHT)
+    settings.exports = [format]
+    quantize_folder(folder, tmp_path / "out", settings, tokens())
+    prepared, _ = whole(folder, settings)
+    expected = torchqat.export(prepared, tmp_path / "expected", format)
+    ours, theirs = read_tensors(tmp_path / "out"), read_tensors(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert torchqat.verify(tmp_path / "out", prepared, engine="reader").ok
+
+
+def test_a_format_that_is_no_folder_is_refused(folder, tmp_path):
+    settings = recipe("{method: gptq}", WEIGHT)
+    settings.exports = ["gguf"]
+    with pytest.raises(torchqat.UserError, match="To be streamed, export must begin with .*, but begins with gguf"):
+        quantize_folder(folder, tmp_path / "out", settings, tokens())
+
+
 def test_inputs_and_caches_are_calibrated_on_the_way(folder, tmp_path):
     text = architectures.RECIPE.format(
         weight="{dtype: int8}", input="input: {dtype: int8, granularity: tensor}", initialize="{method: mse}"

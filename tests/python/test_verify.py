@@ -142,7 +142,7 @@ def test_other_tokens_are_counted(model, tokenizer):
     right = [tokenizer(text).input_ids for text in texts]
     for tokens, wrong in ((right, 0), ([right[0], [1, 2]], 1), ([None, None], 0)):
         answer = Served(served.logprobs, served.greedy, tokens, served.speed)
-        assert agreement_of(TRANSFORMERS, answer, model, prompts, False, tokenizer, texts).mistokenized == wrong
+        assert agreement_of(TRANSFORMERS, answer, model, prompts, False, False, tokenizer, texts).mistokenized == wrong
 
 
 # -- the worker's side ------------------------------------------------------------------------------------------------

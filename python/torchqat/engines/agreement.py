@@ -17,6 +17,7 @@ def agreement_of(
     model: nn.Module,
     prompts: Tensor,
     half: bool,
+    rounded: bool = False,
     tokenizer=None,
     texts: list[str] | None = None,
 ) -> Agreement:
@@ -28,6 +29,7 @@ def agreement_of(
         model: The training model, in the numbers that it trains with.
         prompts: int64 ``[batch, sequence]``.
         half: Whether the engine or the model computes in half precision.
+        rounded: Whether inputs or caches of the model are quantized.
         tokenizer: What texts should be split by.
         texts: What the engine was asked to tokenize.
     """
@@ -46,7 +48,7 @@ def agreement_of(
     return Agreement(
         engine.name,
         kl=float(np.mean(sums.kl)),
-        kl_bound=engine.bound(half),
+        kl_bound=engine.bound(half, rounded),
         why=engine.why,
         top1=float(np.mean(sums.top1)),
         overruled=sums.overruled,

@@ -5,6 +5,7 @@ blocks are the tokens.
 """
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ from torchqat.ops import release_kept_memory
 from torchqat.prepare import linear_layers, make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
-from torchqat.readers.compressed_tensors import decompress
+from torchqat.readers import read_layers_of
 from torchqat.readers.reading import read_file
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28
-# Each block is read back by that format's own library, which is the only one that is written here.
-_FORMAT = "compressed-tensors"
+# Those that can be written block by block: a GGUF file begins with what all of its tensors will be.
+_FORMATS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
 
 
 @dataclass
@@ -69,7 +70,8 @@ def quantize_folder(
     Args:
         source: A Hugging Face folder of a causal language model, in safetensors.
         output: A folder; replaced if it exists.
-        recipe: Its rules may name layers of the blocks; ``hadamard`` needs the whole model and is refused.
+        recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` needs the
+            whole model and is refused, and so are formats that are no folders.
         batches: Calibration tokens, int64 ``[batch, sequence]``.
         tokenizer: Saved beside the model when given.
         on_block: Called with the number of finished blocks and of all.
@@ -90,7 +92,7 @@ def quantize_folder(
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
-        writer = _Writer(model, plan, folder)
+        writer = _Writer(model, plan, folder, recipe.exports[0])
         at_work = _AtWork(model, plan, recipe, reader, writer, blocks, on_block)
         with at_work.loads_what_runs():
             calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
@@ -105,6 +107,10 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 
 
 def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[tuple[str, nn.Module]]) -> None:
+    if recipe.exports[0] not in _FORMATS:
+        raise UserError(
+            f"To be streamed, export must begin with {' or '.join(_FORMATS)}, but begins with {recipe.exports[0]}."
+        )
     if "hadamard" in recipe.initialize.transforms:
         raise UserError("hadamard rotates the whole model, so it cannot be streamed; run the recipe without streaming.")
     if not blocks:
@@ -166,44 +172,49 @@ class _AtWork:
 class _Writer:
     """Shards of a checkpoint, one a block, and what ties them together."""
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path):
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str):
         self.model, self.folder = model, folder
         self.shards = ShardWriter(folder, _SHARD_BYTES)
         self.elements, self.bits = 0, 0.0
         planned = {layer.name for layer in plan.layers}
         ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
         self.plan = CheckpointPlan(plan.layers, ignore, plan.kv_cache)
-        self.format = checked_format(_FORMAT, self.plan)
+        self.format = checked_format(format, self.plan)
         self.documents = self.format.documents(self.plan)
+        self.config = json.loads(self.documents["config.json"])
 
     @torch.no_grad()
     def add_block(self, block: Block) -> None:
         prefix = block.name + "."
-        floats = float_tensors(block.module, checkpoint_plan(block.module))
+        dtype = self.format.dtype
+        floats = float_tensors(block.module, checkpoint_plan(block.module), dtype)
         tensors = {prefix + name: tensor for name, tensor in floats}
-        for layer in convert_layers(block.module, prefix=prefix):
+        for layer in convert_layers(block.module, dtype, prefix):
             tensors.update(self.format.tensors(layer))
             self.elements += layer.codes.numel()
             self.bits += layer.bits_per_weight * layer.codes.numel()
-        tensors.update({prefix + name: scale for name, scale in cache_scales(block.module).items()})
+        scales = cache_scales(block.module, self.format.name)
+        tensors.update({prefix + name: scale for name, scale in scales.items()})
         self.shards.add(tensors)
-        read = decompress(read_file(self.shards.flush()), self.documents["config.json"]).weights
+        read = read_layers_of(self.format.name, read_file(self.shards.flush()), self.config).weights
         for name, layer in block.layers():
             expected = layer.quantized_weight()
-            if name in read and torch.equal(read[name], expected.to(read[name].dtype)):
-                continue
-            raise UserError(f"{name} does not read back as it was rounded.")
+            stored = layer.convert(name, torch.float32)
+            found = read.get(name)
+            same = found is not None and torch.equal(found, stored.dequantize(found.dtype))
+            if not same or not torch.equal(stored.dequantize(expected.dtype), expected):
+                raise UserError(f"{name} does not read back as it was rounded.")
 
     def add_rest(self, reader: CheckpointReader, blocks: list[str]) -> None:
         """What lies outside the blocks, as it is."""
         inside = tuple(name + "." for name in blocks)
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(inside) and name in reader:
-                self.shards.add({name: reader[name].to(tensor.dtype)})
+                self.shards.add({name: reader[name].to(self.format.dtype or tensor.dtype)})
 
     def finish(self, tokenizer) -> Streamed:
         self.shards.finish()
-        write_configuration(self.model, self.folder, self.plan, self.documents, None)
+        write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(self.folder)
         bits = self.bits / self.elements

@@ -5,7 +5,7 @@ What is exported is checked against them, so nothing here may call our packing o
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat.errors import UserError
 from torchqat.files import read_json
@@ -34,6 +34,17 @@ def format_of(folder: Path) -> str:
             f"{'no quantization method' if method is None else method}."
         )
     return _METHODS[method]
+
+
+def read_layers_of(format: str, tensors: dict[str, Tensor], config: dict) -> Reading:
+    """Dense weights from some of the tensors of a checkpoint that is a folder, and its ``quantization_config``."""
+    if format == "compressed-tensors":
+        from torchqat.readers.compressed_tensors import decompress
+
+        return decompress(tensors, config)
+    from torchqat.readers.packed import unpack
+
+    return unpack(tensors, format, config)
 
 
 def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:

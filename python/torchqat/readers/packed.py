@@ -28,7 +28,11 @@ def read_packed(folder: Path, format: str) -> Reading:
         UserError: A file of it is damaged.
     """
     config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
-    tensors = read_tensors(folder)
+    return unpack(read_tensors(folder), format, config)
+
+
+def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
+    """Dense weights from the tensors of a checkpoint and its ``quantization_config``."""
     if format == "modelopt":
         reading = read_layers(tensors, _MODELOPT, _MODELOPT[1:], _modelopt)
     elif format == "safetensors":
