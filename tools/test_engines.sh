@@ -29,5 +29,7 @@ touch build/engines/gptqmodel/.ready
 export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"
 export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
 export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"
+export TORCHQAT_ENGINE_RESULTS="$PWD/build/engines/results.jsonl" # for benchmarks/engines.py
+rm -f "$TORCHQAT_ENGINE_RESULTS"
 export GPTQMODEL_CPU_WORKERS=2 # its own default fails where there are few cores
 python -m pytest tests/engines "$@"

@@ -9,6 +9,7 @@ import os
 import pytest
 import torchqat
 from conftest import MODELS
+from sentencepiece_like import sentencepiece_like
 from torchqat.engines import ENGINES
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
@@ -97,23 +98,13 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, 
     needs("llama.cpp")
     model, tokenizer = trained("llama")
     if kind == "sentencepiece":
-        tokenizer = _sentencepiece_like(quickstart.corpus.train[:40], model.config.vocab_size)
+        tokenizer = sentencepiece_like(model.config.vocab_size, quickstart.corpus.train[:40])
     folder = torchqat.export(prepared(model, CASES[-1][2], "", "", prompts), tmp_path / "out", "gguf", tokenizer)
     texts = [document[:2000] for document in quickstart.corpus.held_out[:20]]
     job = torchqat.engines.Job(str(folder), [], texts=texts, context=2048)
     served = ENGINES["llama.cpp"].serve("gguf", job)
     wrong = [text for text, found in zip(texts, served.tokens, strict=True) if found != tokenizer(text).input_ids]
     assert not wrong, f"{len(wrong)} of {len(texts)} texts, the first {wrong[0][:200]!r}"
-
-
-def _sentencepiece_like(documents, vocabulary):
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
-    from test_gguf import sentencepiece_like
-
-    return sentencepiece_like(vocabulary, documents)
 
 
 def test_the_smaller_file_is_the_faster_one(tmp_path):

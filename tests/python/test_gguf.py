@@ -9,6 +9,7 @@ import torch
 import torchqat
 from architectures import build
 from conftest import TEXT
+from sentencepiece_like import sentencepiece_like
 from test_linear import recipe_for
 from torchqat.formats.gguf import write_gguf
 from torchqat.formats.gguf_architectures import ARCHITECTURES, RowOrder, architecture_of, rope_factors
@@ -269,25 +270,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
     model = torchqat.prepare(build("Llama", vocab_size=96, intermediate_size=128), recipe_for(WEIGHTS["Q4_0"]))
     with pytest.raises(torchqat.UserError, match="at most the model's 96 tokens, but has one with the id 348"):
         torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-
-
-def sentencepiece_like(vocabulary, documents):
-    """BPE with byte fallback over text whose spaces are marked, as the tokenizers of Llama 2 and Gemma are."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    octets = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<s>", "</s>", *octets]
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(documents, trainer)
-    state = json.loads(tokenizer.to_str())  # the bytes are in the vocabulary, but are no special tokens
-    state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["content"] not in octets]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
 
 
 def test_a_sentencepiece_tokenizer_has_scores(tmp_path):

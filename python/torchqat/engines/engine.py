@@ -14,8 +14,8 @@ import numpy as np
 from torchqat.engines.job import Job, Served
 from torchqat.errors import UserError, first_line
 
-# FP8 has a step of 1/8 and bfloat16 an error of 1/256 of a value: 3 % of a cache's elements land on the other level, which is
-# a third of the energy of the rounding itself. Measured, KL is up to 6 times that of weights alone.
+# FP8 has a step of 1/8 and bfloat16 an error of 1/256 of a value: 3 % of a cache's elements land on the other level, which
+# is a third of the energy of the rounding itself. Measured, KL is up to 6 times that of weights alone.
 _ROUNDED_FACTOR = 5.0
 _WORKERS = Path(__file__).with_name("workers")
 

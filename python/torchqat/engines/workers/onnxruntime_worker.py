@@ -18,8 +18,9 @@ def run(path: str, arrays: list[np.ndarray], repeats: int = 0) -> tuple[list[np.
     began = time.perf_counter()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # By itself, onnxruntime rounds what enters 4-bit products to 8 bits; in float32 its sums can be told from mistakes.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if not repeats:
+        # By itself, onnxruntime rounds what enters 4-bit products to 8 bits; in float32 its sums can be told from mistakes.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     times = {"load_seconds": time.perf_counter() - began, "run_seconds": []}
     names = [value.name for value in session.get_inputs()]
