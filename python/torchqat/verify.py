@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import CheckpointPlan, find_format
+from torchqat._library import CheckpointPlan, QuantizedWeights, find_format
 from torchqat.convert import convert_layers
 from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
 from torchqat.engines.agreement import agreement_of
@@ -94,12 +94,7 @@ def _compare_tensors(folder: Path, format: str, model: nn.Module) -> Verificatio
     missing = list(reading.missing)
     found_layers = {name.rpartition(".")[0] for name in missing}
     for layer in convert_layers(model, torch.float32):
-        for leaf in ("input_scale", "input_zero_point"):
-            value = getattr(layer, leaf)
-            if value is not None:
-                expected[f"{layer.name}.{leaf}"] = value
-        if format == "onnx" and layer.input is not None and layer.input_zero_point is None:
-            expected[f"{layer.name}.input_zero_point"] = torch.zeros(1, dtype=torch.int8)
+        expected.update(_expected_of_input(layer, format))
         read = reading.weights.get(layer.name)
         if read is None:
             if layer.name not in found_layers:
@@ -136,9 +131,20 @@ def _expected_others(
         return {**expected, **cache_scales(model, format)}
     # A graph has what it uses, constants of its own among it; one that lacks something does not load.
     used = {name: tensor for name, tensor in expected.items() if name in reading.others}
-    scales = ("input_scale", "input_zero_point")
+    scales = ("input_scale", "input_zero_point", "input_low")
     reading.others = {n: t for n, t in reading.others.items() if n in used or n.rpartition(".")[2] in scales}
     return used
+
+
+def _expected_of_input(layer: QuantizedWeights, format: str) -> dict[str, Tensor]:
+    """Scale and zero point of a calibrated input; in a graph also where it is clipped."""
+    found = {leaf: getattr(layer, leaf) for leaf in ("input_scale", "input_zero_point")}
+    if format == "onnx" and layer.input_scale is not None:
+        low, _ = layer.input.quant_range(8)
+        if layer.input_zero_point is None:
+            found["input_zero_point"] = torch.zeros(1, dtype=torch.int8)
+        found["input_low"] = low * layer.input_scale if low > -128 else None
+    return {f"{layer.name}.{leaf}": value for leaf, value in found.items() if value is not None}
 
 
 def _differing(read: Tensor, expected: Tensor) -> int:

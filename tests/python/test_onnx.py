@@ -66,6 +66,21 @@ def test_codes_are_stored_in_their_width(tmp_path):
     assert {a.name: a.i for a in node.attribute} == {"axis": 0, "block_size": 32}
 
 
+@pytest.mark.parametrize("name", ("int4 groups", "int8 per channel", "int8 and inputs"))
+def test_onnxruntime_multiplies_the_codes(name, tmp_path):
+    """Fused, so that weights stay packed: dequantized anew in every run, they would cost ten times a float product."""
+    import onnxruntime
+
+    folder = torchqat.export(_prepared(*CASES[name]), tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat" if "inputs" in name else "MatMulNBits") == 2
+    assert "DequantizeLinear" not in kinds
+
+
 def test_the_batch_is_free(tmp_path):
     model = _prepared("{dtype: int4, group_size: 32}")
     folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))

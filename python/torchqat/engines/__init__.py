@@ -30,7 +30,7 @@ LLAMA_CPP = Engine(
     name="llama.cpp",
     modules={"gguf": "llama_cpp"},
     install="pip install torchqat[llama-cpp]",
-    kl_bound=1e-2,
+    kl_bound=5e-3,
     margin=0.5,
     why="llama.cpp rounds what enters a matrix product to 8 bits in blocks of 32, and its cache to float16",
 )

@@ -85,6 +85,9 @@ class _Deployed(nn.Module):
             self.register_buffer(
                 "input_zero_point", torch.zeros((), dtype=torch.int8) if zero is None else zero.reshape(())
             )
+            low, _ = self.input.quant_range(8)
+            # The narrow grid ends at -127, where QuantizeLinear would go on to -128.
+            self.register_buffer("input_low", low * self.input_scale if low > -128 else None)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs = [self.codes, self.scale] + ([self.zero_point] if self.zero_point is not None else [])
@@ -92,13 +95,14 @@ class _Deployed(nn.Module):
         if self.input is not None:
             x = self._rounded(x)
         y = torch.matmul(x, weight.to(x.dtype))
-        return y if self.bias is None else y + self.bias
+        # Not Add, and without a bias a sum of one: of a product and what follows it, an addition or an activation, onnxruntime
+        # makes one node, before it looks for products that could take packed weights.
+        return _node("Sum", [y] if self.bias is None else [y, self.bias], y.dtype, y.shape)
 
     def _rounded(self, x: Tensor) -> Tensor:
         qparams = [self.input_scale.to(x.dtype), self.input_zero_point]
-        low, _ = self.input.quant_range(8)
-        if low > -128:  # QuantizeLinear would go on to -128
-            x = torch.clamp(x, min=low * qparams[0])
+        if self.input_low is not None:
+            x = _node("Max", [x, self.input_low.to(x.dtype)], x.dtype, x.shape)
         codes = _node("QuantizeLinear", [x, *qparams], torch.int8, x.shape)
         return _node("DequantizeLinear", [codes, *qparams], x.dtype, x.shape)
 
