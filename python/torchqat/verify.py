@@ -12,6 +12,7 @@ from torchqat._library import CheckpointPlan, QuantizedWeights, find_format
 from torchqat.convert import convert_layers
 from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
 from torchqat.engines.agreement import agreement_of
+from torchqat.errors import UserError
 from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.kv_cache import caches
 from torchqat.prepare import quant_layers
@@ -59,6 +60,8 @@ def verify(
     compared = _compare_tensors(folder, format, model)
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
     if engine == "reader":
+        if bench:
+            raise UserError(f"engine must be given to be timed, as one that loads {format}, but is reader.")
         return compared
     if engine == "onnxruntime":
         from torchqat.engines.onnxruntime import run_onnx
@@ -173,17 +176,20 @@ def _ask(
     tokenizer,
     baseline: str,
 ) -> dict[str, Any]:
-    if engine is TRANSFORMERS and _rounds_activations(model):
-        return {"notes": ["transformers rounds inputs and caches in its own ways, so its logits were not compared"]}
     prompts = _prompts(model, tokens)
     timed = Bench([int(t) for t in _prompts(model, None, 1, 256)[0]]) if bench else None
     texts = _TEXTS if tokenizer is not None else []
     job = Job(str(folder), prompts.tolist(), texts=texts, bench=timed)
     here = engine is TRANSFORMERS and format == "compressed-tensors" and not bench
     served = engine.serve_here(job) if here else engine.serve(format, job)
-    half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
-    agreement = agreement_of(engine, served, model, prompts, half, _rounds_activations(model), tokenizer, texts)
-    found: dict[str, Any] = {"agreement": agreement}
+    found: dict[str, Any] = {}
+    rounded = _rounds_activations(model)
+    if engine is TRANSFORMERS and rounded:
+        note = "transformers rounds inputs and caches in its own ways, so its logits were not compared"
+        found["notes"] = [note]
+    else:
+        half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
+        found["agreement"] = agreement_of(engine, served, model, prompts, half, rounded, tokenizer, texts)
     if bench:
         found["speed"] = served.speed
         if baseline:

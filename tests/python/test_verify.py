@@ -72,6 +72,12 @@ def test_bench_runs_in_a_process_of_its_own_beside_the_float_model(tiny_llama, t
         assert speed.prefill > speed.decode > 0 and speed.load_seconds > 0 and speed.peak_bytes > 50e6
 
 
+def test_readers_are_not_timed(model, tmp_path):
+    folder = torchqat.export(model, tmp_path / "out", "awq")
+    with pytest.raises(torchqat.UserError, match="engine must be given to be timed, as one that loads awq"):
+        torchqat.verify(folder, model, bench=True)
+
+
 def test_rounded_inputs_are_not_compared_in_transformers(tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int8}", "{dtype: int8}"))
     folder = torchqat.export(model, tmp_path / "out")

@@ -98,9 +98,13 @@ class Engine:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         with tempfile.TemporaryDirectory() as scratch:
             path, output = Path(scratch) / "job.json", Path(scratch) / "out"
-            path.write_text(json.dumps(job.as_dict()), encoding="utf-8")
-            command = [python, str(_WORKERS / "serving.py"), self.worker, str(path), str(output)]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, errors="replace")
+            absolute = {"checkpoint": str(Path(job.checkpoint).resolve())}
+            path.write_text(json.dumps({**job.as_dict(), **absolute}), encoding="utf-8")
+            command = [os.path.abspath(python), str(_WORKERS / "serving.py"), self.worker, str(path), str(output)]
+            # There, because some engines leave logs wherever they are started.
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, errors="replace", cwd=scratch
+            )
             if done.returncode != 0:
                 raise UserError(f"{self.name} could not run {job.checkpoint}: {_last_error(done.stderr)}")
             with np.load(f"{output}.npz") as arrays:

@@ -1,6 +1,5 @@
 """What llama.cpp calls the parts of a model that transformers built: architectures, hyperparameters, tensors."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import gguf
@@ -76,17 +75,15 @@ class RowOrder:
             kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             self._heads = {"q_proj": config.num_attention_heads, "k_proj": kv_heads}
 
+    def heads_of(self, name: str) -> int | None:
+        """Heads of the tensor called ``name``, if its rows are those of rotated ones."""
+        return self._heads.get(name.split(".")[-2] if "." in name else "")
+
     def to_file(self, name: str, rows: Tensor) -> Tensor:
-        return self._move(name, rows, lambda x, heads: x.reshape(heads, 2, -1, *x.shape[1:]))
-
-    def to_model(self, name: str, rows: Tensor) -> Tensor:
-        return self._move(name, rows, lambda x, heads: x.reshape(heads, -1, 2, *x.shape[1:]))
-
-    def _move(self, name: str, rows: Tensor, split: Callable[[Tensor, int], Tensor]) -> Tensor:
-        heads = self._heads.get(name.split(".")[-2] if "." in name else "")
+        heads = self.heads_of(name)
         if heads is None:
             return rows
-        return split(rows, heads).swapaxes(1, 2).reshape(rows.shape).contiguous()
+        return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape).contiguous()
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, model: nn.Module) -> None:

@@ -95,8 +95,8 @@ class _Deployed(nn.Module):
         if self.input is not None:
             x = self._rounded(x)
         y = torch.matmul(x, weight.to(x.dtype))
-        # Not Add, and without a bias a sum of one: of a product and what follows it, an addition or an activation, onnxruntime
-        # makes one node, before it looks for products that could take packed weights.
+        # Not Add, and without a bias a sum of one: of a product and what is added or applied to it, onnxruntime makes one
+        # node, before it looks for products that could take packed weights.
         return _node("Sum", [y] if self.bias is None else [y, self.bias], y.dtype, y.shape)
 
     def _rounded(self, x: Tensor) -> Tensor:

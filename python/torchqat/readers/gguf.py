@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gguf
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat.errors import UserError, first_line
 from torchqat.formats.gguf import ROPE_FACTORS
@@ -41,12 +41,21 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
             if name is None:
                 raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
             values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
-            values = order.to_model(name, values)
+            values = _in_model_order(values, order.heads_of(name))
             if name in quantized and found.tensor_type not in _FLOATS:
                 reading.weights[name.removesuffix(".weight")] = values
             else:
                 reading.others[name] = values
     return reading
+
+
+def _in_model_order(rows: Tensor, heads: int | None) -> Tensor:
+    """Row by row, what llama.cpp rotates as neighbours back to the halves of a head."""
+    if heads is None:
+        return rows
+    size = len(rows) // heads
+    origin = [h * size + 2 * (i % (size // 2)) + i // (size // 2) for h in range(heads) for i in range(size)]
+    return rows[origin]
 
 
 def stored_types(folder: Path) -> dict[str, gguf.GGMLQuantizationType]:
