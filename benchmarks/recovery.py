@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torchqat
 from torchqat.files import write_json
+from torchqat.fine_tune import fine_tune
 from torchqat.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.report import environment
@@ -69,7 +70,7 @@ class Bench:
 
     def trained(self, bits: int, seed: int, with_schedule: bool) -> dict[str, float]:
         name = f"int{bits}-{'schedule' if with_schedule else 'direct'}"
-        return self.kept(self.job(load(bits, with_schedule), name, seed), lambda job: job.train())
+        return self.kept(self.job(load(bits, with_schedule), name, seed), fine_tune)
 
     def control(self, bits: int, seed: int) -> dict[str, float]:
         def make(job: Run):

@@ -71,7 +71,7 @@ def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
         return job, job.prepared(naive_plan(job.plan, int(width)), "rtn")
-    if folder.name.endswith("-" + job.recipe.initialize.method.replace("+", "-")):
+    if folder.name.endswith(f"-{job.width_names}-{job.recipe.initialize.method}".replace("+", "-")):
         return job, job.prepared(job.plan)
     return job, trained_model(job)
 

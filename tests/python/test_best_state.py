@@ -6,9 +6,11 @@ import pytest
 import torch
 import torchqat
 from torchqat.best_state import BestState
+from torchqat.fine_tune import is_checked
+from torchqat.flow import run
 from torchqat.progress import Progress
 from torchqat.restore import exported_model, open_run, trained_model
-from torchqat.run import Run, run
+from torchqat.run import Run
 
 RECIPE = """version: 1
 model: {{path: {model}}}
@@ -79,7 +81,7 @@ def test_states_at_other_widths_are_not_considered(recipe_of, tmp_path):
     recipe = recipe_of()
     text = recipe.text + "schedule:\n  - {until: 3, weight: int8}\n  - {until: 100%}\n"
     job = Run(torchqat.parse_recipe(text, "recipe"), tmp_path, Progress(quiet=True))
-    assert [step for step in range(1, 7) if job._is_checked(step)] == [4, 6]
+    assert [step for step in range(1, 7) if is_checked(job, step)] == [4, 6]
 
 
 def test_validation_lies_between_what_is_reported(recipe_of, tmp_path):

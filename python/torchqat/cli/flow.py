@@ -45,8 +45,8 @@ def run(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
+    from torchqat.flow import run as run_flow
     from torchqat.report import print_report
-    from torchqat.run import run as run_flow
 
     job = _job(recipe, model, data, output)
     report = run_flow(job.recipe, job.folder, job.progress, resume)
@@ -63,8 +63,8 @@ def ptq(
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
+    from torchqat.flow import run as run_flow
     from torchqat.report import print_report
-    from torchqat.run import run as run_flow
 
     job = _job(recipe, model, data, output)
     if stream:
@@ -103,9 +103,11 @@ def train(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
     """Only the fine-tuning; `torchqat export RUN` writes the checkpoint."""
+    from torchqat.fine_tune import fine_tune
+
     job = _job(recipe, model, data, output)
     job.open(resume)
-    job.train()
+    fine_tune(job)
     typer.echo(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
 
 

@@ -1,0 +1,114 @@
+"""The training of a run: along the recipe's schedule, keeping the state that is nearest to the float model."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from torchqat._library import BitSchedule
+from torchqat.best_state import BestState
+from torchqat.frozen import freeze_codes
+from torchqat.losses import cross_entropy, forward_kl
+from torchqat.run import Run
+from torchqat.schedule import Schedule
+from torchqat.training import TrainingLoop
+
+
+def fine_tune(job: Run) -> nn.Module:
+    """Fine-tune along the schedule; returns the trained model at its exported widths."""
+    model = job.prepared(job.plan)
+    if job.recipe.train.parameters == "scales":
+        freeze_codes(model)
+    metrics = job.folder / "metrics.jsonl"
+    show = job.progress.steps("Fine-tuning with the schedule", job.recipe.train.steps)
+    best = _best_state(job, model)
+
+    def record(step: int, figures: dict[str, float]) -> None:
+        line = {"step": step, **figures, "weight_bits": _widths(job, step - 1)}
+        if best is not None and is_checked(job, step):
+            line["validation_kl"] = best.consider(step)
+            model.train(step < job.recipe.train.steps)
+        _append_metric(metrics, line)
+        show(step, figures)
+
+    loop = TrainingLoop(
+        model,
+        distillation(job, model),
+        job.data.train,
+        job.recipe.train,
+        schedule=lambda optimizer: Schedule(model, job.recipe, job.recipe.train.steps, optimizer),
+        checkpoint=job.folder / "checkpoints" / "train.pt",
+        identity=job.identity,
+        on_step=record,
+    )
+    if job.recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if best is not None and not best.history:
+        best.consider(0)  # at the exported widths, before the schedule begins
+    loop.run()
+    if best is not None:
+        _keep_best(job, best)
+    return model.eval()
+
+
+def distillation(job: Run, model: nn.Module):
+    """The loss of the recipe's ``distill`` section."""
+    settings = job.recipe.distill
+
+    def loss(tokens):
+        logits = model(input_ids=tokens, use_cache=False).logits
+        if settings.loss == "cross_entropy" or settings.weight == 0.0:
+            return cross_entropy(logits, tokens)
+        with torch.no_grad():
+            teacher = job.original(input_ids=tokens, use_cache=False).logits
+        kl = forward_kl(logits, teacher, settings.temperature)
+        if settings.weight == 1.0:
+            return kl
+        return settings.weight * kl + (1.0 - settings.weight) * cross_entropy(logits, tokens)
+
+    return loss
+
+
+def is_checked(job: Run, step: int) -> bool:
+    """Whether the state after ``step`` steps is measured: it must be at the exported widths."""
+    total = job.recipe.train.steps
+    bits = BitSchedule(job.recipe, total)
+    exported = all(
+        (layer.weight is None or bits.weight_bits(step, layer.weight.bits) == layer.weight.bits)
+        and (layer.input is None or bits.input_bits(step, layer.input.bits) == layer.input.bits)
+        for layer in job.plan.layers
+    )
+    return exported and (step % job.recipe.train.validate_every == 0 or step == total)
+
+
+def _best_state(job: Run, model: nn.Module) -> BestState | None:
+    if job.recipe.train.validate_every == 0:
+        return None
+    path = job.folder / "checkpoints" / "best.pt"
+    return BestState(model, job.original, job.data.validation, path, job.identity)
+
+
+def _keep_best(job: Run, best: BestState) -> None:
+    step = best.restore()
+    report = job.load_report()
+    report.validation = {"start": best.start, "best": best.best, "step": step}
+    if step == 0:
+        report.notes.append(
+            f"Training did not help: KL on validation text was {best.start:.5f} before it and never lower, so what is "
+            "exported is the state before training."
+        )
+        job.progress.say(f"Note: {report.notes[-1]}")
+    job.save_report(report)
+
+
+def _widths(job: Run, step: int) -> list[int]:
+    """The weight widths in force while ``step`` was taken."""
+    bits = BitSchedule(job.recipe, job.recipe.train.steps)
+    return sorted({bits.weight_bits(step, layer.weight.bits) for layer in job.plan.layers if layer.weight})
+
+
+def _append_metric(path: Path, line: dict) -> None:
+    """One line a step; a resumed run writes the steps after its checkpoint again, the last line counts."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
