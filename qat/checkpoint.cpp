@@ -24,12 +24,15 @@ json read_config(const fs::path& path) {
   std::ifstream in(path);
   const json config = json::parse(in, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object() || !config.contains("quantization_config"))
-    throw FileError(path.string() + " must be the configuration of a quantized checkpoint, but is not.");
+    throw FileError(path.string() +
+                    " must be the configuration of a quantized checkpoint, but is not.");
   const json& quantization = config["quantization_config"];
   const json method = quantization.value("quant_method", json());
   if (method != "torchqat")
-    throw FileError(path.string() + " must be of the format safetensors, whose quant_method is "
-                    "torchqat, but is of " + method.dump() + ".");
+    throw FileError(path.string() +
+                    " must be of the format safetensors, whose quant_method is "
+                    "torchqat, but is of " +
+                    method.dump() + ".");
   const json version = quantization.value("version", json());
   if (version != kPlainVersion)
     throw FileError(path.string() + " must have version " + std::to_string(kPlainVersion) +
@@ -108,14 +111,16 @@ class LayerReader {
     if (plain_is_packed(spec)) {
       const int64_t words = packed_words(cols, spec.bits);
       if (stored.scalar_type() != at::kInt || stored.sizes() != at::IntArrayRef({rows, words}))
-        refuse("codes", "must be int32 [" + std::to_string(rows) + ", " + std::to_string(words) + "]");
+        refuse("codes",
+               "must be int32 [" + std::to_string(rows) + ", " + std::to_string(words) + "]");
       stored = unpack(stored, spec.bits, cols);
     }
     if (stored.sizes() != at::IntArrayRef({rows, cols}))
       refuse("codes", "must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
     if (spec.is_float8()) return stored;
     if (stored.scalar_type() != at::kChar) refuse("codes", "must be int8");
-    if (stored.numel() != 0 && (stored.min().item<int>() < range.min || stored.max().item<int>() > range.max))
+    if (stored.numel() != 0 &&
+        (stored.min().item<int>() < range.min || stored.max().item<int>() > range.max))
       refuse("codes", "must be levels of the grid " + std::string(grid_name(spec.grid)));
     return stored;
   }

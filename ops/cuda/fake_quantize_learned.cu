@@ -111,10 +111,12 @@ at::Tensor sum_rows(const at::Tensor& partial, const BlockLayout& layout, double
 
 // Writes the gradient of x to `out`, which may be `grad` itself, and returns those of scale and
 // zero point.
-std::tuple<at::Tensor, at::Tensor> learned_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, QuantRange range,
-    at::ScalarType scale_dtype, double gradient_scale, const at::Tensor& out) {
+std::tuple<at::Tensor, at::Tensor> learned_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                    const at::Tensor& scale,
+                                                    const std::optional<at::Tensor>& zero_point,
+                                                    at::IntArrayRef block, QuantRange range,
+                                                    at::ScalarType scale_dtype,
+                                                    double gradient_scale, const at::Tensor& out) {
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
@@ -151,7 +153,8 @@ at::Tensor fake_quantize_learned_cuda(const at::Tensor& x, const at::Tensor& sca
   const c10::cuda::CUDAGuard on_device(x.device());
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
-  const at::Tensor y = at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
+  const at::Tensor y =
+      at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
   const QuantRange range = to_range(quant_min, quant_max);
   dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
     launch_round(layout_of(x, block), range, input.const_data_ptr<decltype(in_type)>(),

@@ -42,8 +42,8 @@ void launch_round(const BlockLayout& layout, QuantRange range, const scalar_t* i
       const auto x = reinterpret_cast<const Vector<scalar_t, kSize>*>(in)[vector];
       Vector<out_t, kSize> y;
       for (int j = 0; j < kSize; ++j)
-        y.at[j] = static_cast<out_t>(affine::fake_quantize(
-            static_cast<float>(x.at[j]), found.scale, inverse, found.zero_point, range));
+        y.at[j] = static_cast<out_t>(affine::fake_quantize(static_cast<float>(x.at[j]), found.scale,
+                                                           inverse, found.zero_point, range));
       reinterpret_cast<Vector<out_t, kSize>*>(out)[vector] = y;
     });
     return;

@@ -17,10 +17,10 @@
 
 // Tests run the kernels on a CPU, where a launch is a call (tests/cuda/simulator.h).
 #ifndef QAT_LAUNCH
-#define QAT_LAUNCH(kernel, blocks, ...)                                                \
-  do {                                                                                 \
-    kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__);   \
-    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                    \
+#define QAT_LAUNCH(kernel, blocks, ...)                                              \
+  do {                                                                               \
+    kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(__VA_ARGS__); \
+    C10_CUDA_KERNEL_LAUNCH_CHECK();                                                  \
   } while (false)
 #endif
 

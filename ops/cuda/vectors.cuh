@@ -30,7 +30,9 @@ struct VectorLayout {
   bool in_warp() const { return usable && shift >= 0 && per_block <= kWarp; }
 };
 
-inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+inline bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 template <typename scalar_t, typename... Pointers>
 VectorLayout vector_layout(const BlockLayout& layout, const Pointers*... pointers) {
@@ -76,8 +78,8 @@ void launch_warps_of_vectors(const VectorLayout& layout, const Visit& visit) {
   QAT_LAUNCH(visit_warps_of_vectors, blocks_for(layout.vectors, kThreads), layout, visit);
 }
 
-// A block's sum of `terms` in the order of LaneSum (ops/cpu/lane_sum.h): element i joins lane i % 32,
-// then halves. The block lies in `lanes` neighbouring threads, kSize elements in each.
+// A block's sum of `terms` in the order of LaneSum (ops/cpu/lane_sum.h): element i joins lane i %
+// 32, then halves. The block lies in `lanes` neighbouring threads, kSize elements in each.
 template <int kSize>
 __device__ __forceinline__ float lane_sum(const float (&terms)[kSize], int lanes) {
   constexpr int kAround = kWarp / kSize;  // threads that hold 32 neighbouring elements

@@ -1,8 +1,7 @@
-#include "qat/formats/format.h"
-
 #include "python/bindings/module.h"
 #include "qat/checkpoint.h"
 #include "qat/formats/compressed_tensors.h"
+#include "qat/formats/format.h"
 #include "qat/formats/gguf.h"
 
 namespace qat::bindings {
@@ -22,17 +21,21 @@ void def_formats(py::module_& m) {
       .def_readonly("name", &Format::name)
       .def_readonly("used_by", &Format::used_by)
       .def_readonly("dtype", &Format::dtype)
-      .def("refusal", [](const Format& self, const LayerPlan& layer) { return self.refusal(layer); },
-           py::arg("layer"))
-      .def("tensors",
-           [](const Format& self, const QuantizedWeights& layer) { return self.tensors(layer); },
-           py::arg("layer"))
-      .def("documents",
-           [](const Format& self, const CheckpointPlan& plan) { return self.documents(plan); },
-           py::arg("plan"))
+      .def(
+          "refusal", [](const Format& self, const LayerPlan& layer) { return self.refusal(layer); },
+          py::arg("layer"))
+      .def(
+          "tensors",
+          [](const Format& self, const QuantizedWeights& layer) { return self.tensors(layer); },
+          py::arg("layer"))
+      .def(
+          "documents",
+          [](const Format& self, const CheckpointPlan& plan) { return self.documents(plan); },
+          py::arg("plan"))
       .def("check", &check_format, py::arg("plan"));
   m.def("formats", &formats, py::return_value_policy::reference);
   m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));
+  m.def("fusion_warning", &fusion_warning, py::arg("plan"));
   m.def("holds_kv_cache", &holds_kv_cache, py::arg("spec"));
   m.def("gguf_type", &gguf_type, py::arg("spec"));
   py::class_<Checkpoint>(m, "Checkpoint")

@@ -24,10 +24,8 @@ void def_weight_cache(py::module_& m) {
                              [](const WeightCache& self) { return name_of(self.policy()); })
       .def_property_readonly("bytes", &WeightCache::bytes)
       // Copies and pickles of a layer begin with an empty cache.
-      .def("__deepcopy__",
-           [](const WeightCache& self, const py::dict&) {
-             return std::make_unique<WeightCache>(self);
-           })
+      .def("__deepcopy__", [](const WeightCache& self,
+                              const py::dict&) { return std::make_unique<WeightCache>(self); })
       .def(py::pickle(
           [](const WeightCache& self) { return py::make_tuple(name_of(self.policy())); },
           [make](const py::tuple& state) { return make(state[0].cast<std::string>()); }));

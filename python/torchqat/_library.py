@@ -52,6 +52,7 @@ check_safetensors = _C.check_safetensors
 clipped_qparams = _C.clipped_qparams
 find_format = _C.find_format
 formats = _C.formats
+fusion_warning = _C.fusion_warning
 gguf_type = _C.gguf_type
 gptq = _C.gptq
 holds_kv_cache = _C.holds_kv_cache

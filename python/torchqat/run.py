@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import torchqat
-from torchqat._library import Initialize, Plan, Recipe, holds_kv_cache
+from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
 from torchqat.calibrate import calibrate
 from torchqat.data import Corpus, Data, load_corpus, load_data, shortfall
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import check_exports
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
-from torchqat.formats.tensors import cache_spec
+from torchqat.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.models import load_model, load_tokenizer
 from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
@@ -99,23 +99,28 @@ class Run:
         if method is None and self.recipe.initialize.needs_data:
             self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
         warnings = calibrate(model, self.data.calibration).warnings
-        cache = cache_spec(model)
-        asked = self.recipe.data.calibration
-        short = shortfall(self.data.calibration, asked.samples, asked.sequence_length)
-        if method is None and short and self.recipe.initialize.needs_data:
-            warnings.append(short)
-        if method is None and cache is not None and not holds_kv_cache(cache):
-            warnings.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
+        if method is None:
+            warnings += self._notes(model)
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if kept is not None and (self.recipe.initialize.needs_data or cache is not None):
+        if kept is not None and (self.recipe.initialize.needs_data or cache_spec(model) is not None):
             save_state(kept, {"identity": self.identity, "model": model.state_dict()})
             report = self.load_report()
             report.notes = warnings
             self.save_report(report)
         return model
 
-    # -- what it keeps ------------------------------------------------------------------------------------------------------
+    def _notes(self, model: nn.Module) -> list[str]:
+        """What the user should know of the model that is about to be trained or exported."""
+        notes, cache, asked = [], cache_spec(model), self.recipe.data.calibration
+        if self.recipe.initialize.needs_data:
+            notes.append(shortfall(self.data.calibration, asked.samples, asked.sequence_length))
+        if cache is not None and not holds_kv_cache(cache):
+            notes.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
+        notes.append(fusion_warning(checkpoint_plan(model)))
+        return [note for note in notes if note]
+
+    # -- what it keeps -----------------------------------------------------------------------------------------------
 
     def open(self, resume: bool) -> None:
         """Make the folder ready. A folder that is not a run's is never touched."""

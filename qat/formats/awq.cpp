@@ -58,9 +58,9 @@ Documents awq_documents(const CheckpointPlan& plan) {
                                   first.name + " has " + describe(*first.weight) + " and " +
                                   layer.name + " " + describe(*layer.weight) +
                                   "; compressed-tensors and gptq_v2 can mix them.");
-  const json config = {{"quant_method", "awq"},       {"bits", 4},
-                       {"group_size", group_size},    {"zero_point", true},
-                       {"version", "gemm"},           {"modules_to_not_convert", plan.ignore}};
+  const json config = {{"quant_method", "awq"},    {"bits", 4},
+                       {"group_size", group_size}, {"zero_point", true},
+                       {"version", "gemm"},        {"modules_to_not_convert", plan.ignore}};
   return {{"config.json", config.dump()}};
 }
 

@@ -150,14 +150,15 @@ NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
 Documents compressed_tensors_documents(const CheckpointPlan& plan) {
   const json groups = config_groups(plan.layers);
   const bool cached = plan.kv_cache && holds_kv_cache(*plan.kv_cache);
-  const json config = {{"quant_method", "compressed-tensors"},
-                       {"version", "0.15.0"},
-                       {"format", global_format(groups)},
-                       {"quantization_status", "compressed"},
-                       {"global_compression_ratio", nullptr},
-                       {"config_groups", groups},
-                       {"ignore", plan.ignore},
-                       {"kv_cache_scheme", cached ? cache_json(plan.kv_cache->key) : json(nullptr)}};
+  const json config = {
+      {"quant_method", "compressed-tensors"},
+      {"version", "0.15.0"},
+      {"format", global_format(groups)},
+      {"quantization_status", "compressed"},
+      {"global_compression_ratio", nullptr},
+      {"config_groups", groups},
+      {"ignore", plan.ignore},
+      {"kv_cache_scheme", cached ? cache_json(plan.kv_cache->key) : json(nullptr)}};
   return {{"config.json", config.dump()}};
 }
 

@@ -35,32 +35,64 @@ std::string scheme_of(const LayerPlan& layer) {
   return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
 }
 
+// The other layers of the matrix that engines make of the one called `name` and them, which is the
+// first of it.
+std::vector<std::string> fused_with(const std::string& name) {
+  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
+                                                            {"gate_proj", "up_proj"}};
+  const size_t dot = name.rfind('.');
+  if (dot == std::string::npos) return {};
+  for (const auto& leaves : kFused) {
+    if (name.substr(dot + 1) != leaves.front()) continue;
+    std::vector<std::string> others;
+    for (size_t i = 1; i < leaves.size(); ++i)
+      others.push_back(name.substr(0, dot + 1) + leaves[i]);
+    return others;
+  }
+  return {};
+}
+
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
   std::vector<std::string> others;
   for (const Format& other : formats())
     if (other.refusal(layer).empty()) others.push_back(other.name);
-  throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name + ", because " +
-                              why + "; " + join(others, " and ") + " can.");
+  throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name +
+                              ", because " + why + "; " + join(others, " and ") + " can.");
 }
 
 }  // namespace
 
 const std::vector<Format>& formats() {
   static const std::vector<Format> kFormats{
-      {"compressed-tensors", "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
-       &compressed_tensors_refusal, &compressed_tensors_of, &compressed_tensors_documents, {}, true},
+      {"compressed-tensors",
+       "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
+       &compressed_tensors_refusal,
+       &compressed_tensors_of,
+       &compressed_tensors_documents,
+       {},
+       true},
       {"gptq", "vLLM, transformers, TGI, SGLang", &gptq_refusal, &gptq_tensors, &gptq_documents,
        at::kHalf, true},
-      {"gptq_v2", "transformers, GPTQModel", &gptq_v2_refusal, &gptq_v2_tensors,
-       &gptq_v2_documents, at::kHalf, true},
+      {"gptq_v2", "transformers, GPTQModel", &gptq_v2_refusal, &gptq_v2_tensors, &gptq_v2_documents,
+       at::kHalf, true},
       {"awq", "vLLM, transformers, TGI, LMDeploy", &awq_refusal, &awq_tensors, &awq_documents,
        at::kHalf, true},
       {"gguf", "llama.cpp, Ollama, LM Studio", &gguf_refusal, &gguf_tensors, &gguf_documents,
        at::kHalf, false},
-      {"modelopt", "TensorRT-LLM, vLLM (FP8)", &modelopt_refusal, &modelopt_tensors,
-       &modelopt_documents, {}, true},
+      {"modelopt",
+       "TensorRT-LLM, vLLM (FP8)",
+       &modelopt_refusal,
+       &modelopt_tensors,
+       &modelopt_documents,
+       {},
+       true},
       {"onnx", "onnxruntime", &onnx_refusal, &onnx_tensors, &onnx_documents, {}, false},
-      {"safetensors", "LibTorch programs", &plain_refusal, &plain_tensors, &plain_documents, {},
+      {"safetensors",
+       "LibTorch programs",
+       &plain_refusal,
+       &plain_tensors,
+       &plain_documents,
+       {},
        false},
   };
   return kFormats;
@@ -85,8 +117,9 @@ void check_format(const Format& format, const CheckpointPlan& plan) {
                                 " needs at least one quantized layer, but there is none.");
   for (const LayerPlan& layer : plan.layers) {
     if (!layer.weight)
-      throw std::invalid_argument("To be written, every planned layer must have a quantized weight, but " +
-                                  layer.name + " has not.");
+      throw std::invalid_argument(
+          "To be written, every planned layer must have a quantized weight, but " + layer.name +
+          " has not.");
     const std::string why = format.refusal(layer);
     if (!why.empty()) refuse(format, layer, why);
   }
@@ -110,27 +143,29 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
 }
 
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan) {
-  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
-                                                            {"gate_proj", "up_proj"}};
   std::map<std::string, std::string> schemes;
   for (const LayerPlan& layer : plan.layers) schemes[layer.name] = scheme_of(layer);
   for (const std::string& name : plan.ignore) schemes[name] = "float";
   std::vector<std::string> problems;
-  for (const auto& [name, scheme] : schemes) {
-    const size_t dot = name.rfind('.');
-    if (dot == std::string::npos) continue;
-    const std::string parent = name.substr(0, dot + 1), leaf = name.substr(dot + 1);
-    for (const auto& shards : kFused) {
-      if (leaf != shards.front()) continue;
-      for (const auto& shard : shards) {
-        const auto other = schemes.find(parent + shard);
-        if (other != schemes.end() && other->second != scheme)
-          problems.push_back(name + " and " + other->first +
-                             " must share one scheme, because engines fuse them, but they differ.");
-      }
+  for (const auto& [name, scheme] : schemes)
+    for (const std::string& other : fused_with(name)) {
+      const auto found = schemes.find(other);
+      if (found != schemes.end() && found->second != scheme)
+        problems.push_back(name + " and " + other +
+                           " must share one scheme, because engines fuse them, but they differ.");
     }
-  }
   return problems;
+}
+
+std::string fusion_warning(const CheckpointPlan& plan) {
+  for (const LayerPlan& layer : plan.layers)
+    if (layer.weight && layer.weight->granularity == Granularity::tensor &&
+        !fused_with(layer.name).empty())
+      return layer.name +
+             " and the layers that engines fuse it with have a scale each for the "
+             "whole weight, of which engines take the largest and round the others again; "
+             "granularity: channel keeps what was trained.";
+  return "";
 }
 
 }  // namespace qat

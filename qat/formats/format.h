@@ -17,9 +17,9 @@ using Documents = std::map<std::string, std::string>;
 
 // What a format's documents are made from: names, shapes and specs, but no tensors.
 struct CheckpointPlan {
-  std::vector<LayerPlan> layers;         // the quantized ones
-  std::vector<std::string> ignore;       // linear layers that stay in floating point
-  std::optional<KvCacheSpec> kv_cache;   // of every attention layer
+  std::vector<LayerPlan> layers;        // the quantized ones
+  std::vector<std::string> ignore;      // linear layers that stay in floating point
+  std::optional<KvCacheSpec> kv_cache;  // of every attention layer
 };
 
 // A checkpoint format: which layers it can hold, and how it writes them.
@@ -59,5 +59,9 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
 
 // Layers that engines fuse but whose schemes differ, one sentence each.
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan);
+
+// Layers that engines fuse and then round again: where each has one scale for its whole weight,
+// engines go on with the largest. A sentence that names the first, empty when there are none.
+std::string fusion_warning(const CheckpointPlan& plan);
 
 }  // namespace qat

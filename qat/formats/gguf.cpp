@@ -27,10 +27,11 @@ at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
   const at::Tensor stored = exact.to(at::kHalf);
   const int64_t bad = stored.to(at::kFloat).ne(exact).sum().item<int64_t>();
   if (bad != 0)
-    throw std::invalid_argument(
-        "gguf cannot hold " + layer.name + ", because Q4_1 stores the least level of a block as a "
-        "float16, which " + std::to_string(bad) + " of " + std::to_string(exact.numel()) +
-        " are not; train with scale_dtype: float16, which makes them so.");
+    throw std::invalid_argument("gguf cannot hold " + layer.name +
+                                ", because Q4_1 stores the least level of a block as a "
+                                "float16, which " +
+                                std::to_string(bad) + " of " + std::to_string(exact.numel()) +
+                                " are not; train with scale_dtype: float16, which makes them so.");
   return stored;
 }
 
@@ -43,7 +44,8 @@ std::string gguf_type(const QuantSpec& spec) {
 
 std::string gguf_refusal(const LayerPlan& layer) {
   const QuantSpec& weight = *layer.weight;
-  if (weight.is_float8()) return "its blocks are integer, but the weights are " + dtype_name(weight);
+  if (weight.is_float8())
+    return "its blocks are integer, but the weights are " + dtype_name(weight);
   if (layer.input) return "llama.cpp rounds inputs in a way of its own, but these are quantized";
   if (weight.bits > 4 && !weight.symmetric())
     return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);

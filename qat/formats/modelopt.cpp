@@ -106,7 +106,8 @@ json quantization_json(const CheckpointPlan& plan, bool cached) {
 
 std::string modelopt_refusal(const LayerPlan& layer) {
   if (!algorithm_of(layer).empty()) return "";
-  return "it takes symmetric int4 in groups, int8 per channel alone or with calibrated int8 inputs, "
+  return "it takes symmetric int4 in groups, int8 per channel alone or with calibrated int8 "
+         "inputs, "
          "fp8_e4m3 per tensor with calibrated inputs, per channel with inputs per token, or in "
          "blocks of 128 x 128";
 }
@@ -123,8 +124,7 @@ NamedTensors modelopt_tensors(const QuantizedWeights& layer) {
       break;
     case Granularity::group:
       tensors[name + ".weight"] = packed_rows(layer.codes);
-      tensors[name + ".pre_quant_scale"] =
-          at::ones({layer.codes.size(1)}, layer.scale.options());
+      tensors[name + ".pre_quant_scale"] = at::ones({layer.codes.size(1)}, layer.scale.options());
       break;
     default:
       break;
@@ -143,13 +143,13 @@ Documents modelopt_documents(const CheckpointPlan& plan) {
                  {"producer", producer}};
   if (quantization.contains("quantized_layers"))
     config["quantized_layers"] = quantization["quantized_layers"];
-  if (cached)
-    config["kv_cache_scheme"] = {{"dynamic", false}, {"num_bits", 8}, {"type", "float"}};
+  if (cached) config["kv_cache_scheme"] = {{"dynamic", false}, {"num_bits", 8}, {"type", "float"}};
   const auto schemes = by_scheme(plan);
   for (const auto& [text, layers] : schemes) {
     json group = group_json(*layers.front());
     group["targets"] = json::array();
-    if (schemes.size() == 1) group["targets"].push_back("Linear");
+    if (schemes.size() == 1)
+      group["targets"].push_back("Linear");
     else
       for (const LayerPlan* layer : layers) group["targets"].push_back(layer->name);
     config["config_groups"]["group_" + std::to_string(config["config_groups"].size())] = group;

@@ -31,10 +31,12 @@ Documents plain_documents(const CheckpointPlan& plan) {
   json layers = json::object();
   for (const LayerPlan& layer : plan.layers) {
     json& entry = layers[layer.name];
-    entry = {{"shape", {layer.out_features, layer.in_features}}, {"weight", to_json(*layer.weight)}};
+    entry = {{"shape", {layer.out_features, layer.in_features}},
+             {"weight", to_json(*layer.weight)}};
     if (layer.input) entry["input"] = to_json(*layer.input);
   }
-  const json config = {{"quant_method", "torchqat"}, {"version", kPlainVersion}, {"layers", layers}};
+  const json config = {
+      {"quant_method", "torchqat"}, {"version", kPlainVersion}, {"layers", layers}};
   return {{"config.json", config.dump()}};
 }
 

@@ -23,8 +23,8 @@ std::string text_of(const json& object, const char* key) {
 }
 
 Grid grid_from(const std::string& name) {
-  for (const Grid grid : {Grid::narrow, Grid::full, Grid::extreme, Grid::e4m3, Grid::e5m2,
-                          Grid::asymmetric})
+  for (const Grid grid :
+       {Grid::narrow, Grid::full, Grid::extreme, Grid::e4m3, Grid::e5m2, Grid::asymmetric})
     if (name == grid_name(grid)) return grid;
   throw std::invalid_argument("grid must be one that torchqat knows, but is " + name);
 }

@@ -97,6 +97,18 @@ def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeyp
     assert not found.ok and found.kl > 10 * found.kl_bound
 
 
+@pytest.mark.parametrize("engine", ("transformers", "vllm", "llama.cpp"))
+def test_an_engine_loads_a_checkpoint_of_several_files(engine, trained, prompts, tmp_path):
+    needs(engine)
+    model, tokenizer = trained("qwen2")
+    weight, format = (CASES[14][2], "gguf") if engine == "llama.cpp" else (HALF, "gptq")
+    model = prepared(model, weight, "", "", prompts)
+    folder = torchqat.export(model, tmp_path / "out", format, tokenizer, max_shard_size="1MB")
+    assert len(list(folder.glob("*-of-*"))) > 2
+    checked = torchqat.verify(folder, model, prompts, engine)
+    assert checked.ok, str(checked)
+
+
 @pytest.mark.parametrize("kind", ("byte level", "sentencepiece"))
 def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, prompts, tmp_path):
     needs("llama.cpp")

@@ -1,4 +1,4 @@
-"""The quantized cache of keys and values: its rounding against a twin, and attention in transformers' models."""
+"""The quantized cache of keys and values: attention in transformers' models, and checkpoints."""
 
 import copy
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 import torchqat
 from architectures import tokens
-from torchqat import ops
 from torchqat.kv_cache import attach, caches, without_quantization
 from torchqat.ptq.blocks import in_floating_point
 
@@ -41,109 +40,6 @@ def forward(model, batch):
 @pytest.fixture(scope="module")
 def llama():
     return architectures.build("Llama")
-
-
-# -- rounding --------------------------------------------------------------------------------------------------------
-
-
-def twin(x, granularity, group, bits, grid):
-    """As docs/numerics.md (28) has it, block by block, in float64."""
-    x = x.double()
-    batch, heads, count, size = x.shape
-    y = x.clone()
-    if granularity == "channel":
-        whole = count // group * group
-        blocks = y[:, :, :whole].reshape(batch, heads, whole // group, group, size).transpose(3, 4)
-    else:
-        whole = count
-        blocks = y.view(batch, heads, count, -1, group if granularity == "group" else size)
-    if grid == "asymmetric":
-        low = blocks.amin(-1, keepdim=True)
-        step = ((blocks.amax(-1, keepdim=True) - low) / (2**bits - 1)).float().double()
-        step = torch.where(step == 0, torch.ones_like(step), step)
-        found = torch.round((blocks - low) / step) * step + low
-    else:
-        step = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-        found = torch.round(blocks / step) * step
-    if granularity == "channel":
-        y[:, :, :whole] = found.transpose(3, 4).reshape(batch, heads, whole, size)
-        return y
-    return found.reshape(x.shape)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("grid", ["narrow", "asymmetric"])
-@pytest.mark.parametrize(("granularity", "group"), [("token", 0), ("group", 8), ("channel", 4)])
-def test_equals_the_twin(granularity, group, grid, bits, dtype, device):
-    x = (torch.randn(2, 3, 11, 16) + torch.linspace(-2, 5, 16)).to(dtype)
-    found = ops.fake_quantize_cache(x.to(device), None, granularity, group, bits, grid).cpu()
-    expected = twin(x, granularity, group, bits, grid)
-    # The offset goes off and on again: three roundings of the size of the block. Near the middle between two levels
-    # float32 may take the other one.
-    close = (found.double() - expected).abs() <= 3 * torch.finfo(dtype).eps * x.double().abs().max()
-    assert close.float().mean() > 0.995
-    if granularity == "channel":
-        assert torch.equal(found[:, :, 8:], x[:, :, 8:])
-
-
-@pytest.mark.parametrize("grid", ["fp8_e4m3", "narrow"])
-def test_given_scales_are_used(grid, device):
-    x = torch.randn(2, 3, 5, 16, device=device) * 40
-    one = torch.tensor([0.25], device=device)
-    ends = (-448, 448) if grid == "fp8_e4m3" else (-127, 127)
-    expected = ops.fake_quantize(x, one.view(1, 1), None, (-1, -1), *ends)
-    assert torch.equal(ops.fake_quantize_cache(x, one, "tensor", grid=grid), expected)
-    heads = torch.tensor([0.25, 0.5, 1.0], device=device)
-    found = ops.fake_quantize_cache(x, heads, "head", grid=grid)
-    for head in range(3):
-        expected = ops.fake_quantize(x[:, head], heads[head].view(1, 1), None, (-1, -1), *ends)
-        assert torch.equal(found[:, head], expected)
-
-
-def test_the_first_tokens_stay_and_gradients_pass(device):
-    x = torch.randn(1, 2, 9, 16, device=device, requires_grad=True)
-    y = ops.fake_quantize_cache(x, None, "channel", 4, 4, "asymmetric", 3)
-    assert torch.equal(y[:, :, :3], x[:, :, :3]) and torch.equal(y[:, :, 7:], x[:, :, 7:])
-    assert not torch.equal(y[:, :, 3:7], x[:, :, 3:7])
-    weights = torch.randn_like(y)
-    (y * weights).sum().backward()
-    assert torch.equal(x.grad, weights)
-
-
-def test_a_block_of_one_value_comes_back(device):
-    for grid in ("narrow", "asymmetric"):
-        x = torch.full((1, 1, 4, 8), 0.7, device=device)
-        torch.testing.assert_close(ops.fake_quantize_cache(x, None, "token", 0, 4, grid), x, rtol=1e-6, atol=0)
-        zeros = torch.zeros_like(x)
-        assert torch.equal(ops.fake_quantize_cache(zeros, None, "token", 0, 4, grid), zeros)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((torch.ones(2, 3), None, "token"), r"x must be \[batch, heads, tokens, head_size\]"),
-        (
-            (torch.ones(1, 1, 1, 8), None, "row"),
-            "granularity must be tensor, head, token, group or channel, but is row",
-        ),
-        ((torch.ones(1, 1, 1, 8), None, "group", 3), "group_size must divide the head size, 8, but is 3"),
-        ((torch.ones(1, 1, 1, 8), None, "tensor"), "scale must be given for granularity tensor and head"),
-        ((torch.ones(1, 2, 1, 8), torch.ones(3), "head"), "with 1 entry or one a head"),
-    ],
-)
-def test_bad_input_has_its_sentence(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ops.fake_quantize_cache(*arguments)
-
-
-def test_it_compiles(device):
-    x = torch.randn(1, 2, 8, 16, device=device)
-
-    def run(x):
-        return ops.fake_quantize_cache(x, None, "channel", 4, 4, "asymmetric")
-
-    assert torch.equal(torch.compile(run, fullgraph=True)(x), run(x))
 
 
 # -- attention -------------------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-#include "qat/checkpoint.h"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
 #include <fstream>
 #include <functional>
 
+#include "qat/checkpoint.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -39,8 +38,8 @@ TEST_F(CheckpointTest, EveryWidthGranularityAndGridComesBack) {
   int count = 0;
   for (int bits = 2; bits <= 8; ++bits)
     for (const Grid grid : {Grid::narrow, Grid::full, Grid::extreme, Grid::asymmetric})
-      for (const Granularity granularity : {Granularity::tensor, Granularity::channel,
-                                            Granularity::group, Granularity::block}) {
+      for (const Granularity granularity :
+           {Granularity::tensor, Granularity::channel, Granularity::group, Granularity::block}) {
         QuantSpec spec = group_spec(bits, 16);
         spec.grid = grid;
         spec.granularity = granularity;
@@ -76,12 +75,14 @@ TEST_F(CheckpointTest, Fp8AndInputsComeBack) {
 }
 
 TEST_F(CheckpointTest, WritesTheFoldersOfOtherFormats) {
-  save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gptq", {"lm_head"});
+  save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gptq",
+                  {"lm_head"});
   EXPECT_EQ(load_safetensors(folder_ + "/model.safetensors").count("a.qweight"), 1u);
   EXPECT_TRUE(fs::exists(folder_ + "/quantize_config.json"));
   EXPECT_THROW(load_checkpoint(folder_), FileError);  // not what it reads
-  EXPECT_THROW(save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gguf"),
-               std::invalid_argument);
+  EXPECT_THROW(
+      save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gguf"),
+      std::invalid_argument);
 }
 
 TEST_F(CheckpointTest, WhatIsMissingOrMisshapenIsNamed) {
@@ -105,7 +106,8 @@ TEST_F(CheckpointTest, CodesBeyondTheGridAreRefused) {
 TEST_F(CheckpointTest, AFolderOfAnotherKindIsRefused) {
   EXPECT_THROW(load_checkpoint(folder_), FileError);
   fs::create_directories(folder_);
-  std::ofstream(folder_ + "/config.json") << R"({"quantization_config": {"quant_method": "torchqat", "version": 9}})";
+  std::ofstream(folder_ + "/config.json")
+      << R"({"quantization_config": {"quant_method": "torchqat", "version": 9}})";
   EXPECT_THROW(load_checkpoint(folder_), FileError);
 }
 

@@ -1,7 +1,6 @@
-#include "qat/formats/awq.h"
-
 #include <gtest/gtest.h>
 
+#include "qat/formats/awq.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {

@@ -1,8 +1,7 @@
-#include "qat/formats/compressed_tensors.h"
-
 #include <gtest/gtest.h>
 
 #include "ops/pack.h"
+#include "qat/formats/compressed_tensors.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -87,8 +86,7 @@ TEST(CompressedTensors, MixesSchemesByConfigGroups) {
 }
 
 TEST(CompressedTensors, RefusesWhatTheFormatCannotHold) {
-  EXPECT_EQ(refusal_of("compressed-tensors",
-                       {with_input(3, Granularity::group, int8_input(true))}),
+  EXPECT_EQ(refusal_of("compressed-tensors", {with_input(3, Granularity::group, int8_input(true))}),
             "compressed-tensors cannot hold a, because quantized inputs need int8 or int4 weights "
             "and int8 inputs, but they are int3 and int8; safetensors can.");
   QuantizedWeights blocks = layer("a", 4);
@@ -97,8 +95,7 @@ TEST(CompressedTensors, RefusesWhatTheFormatCannotHold) {
   EXPECT_EQ(refusal_of("compressed-tensors", {blocks}),
             "compressed-tensors cannot hold a, because integer weights must have granularity "
             "tensor, channel or group, but have block; safetensors can.");
-  EXPECT_NE(refusal_of("compressed-tensors",
-                       {with_input(4, Granularity::group, int8_input(false))})
+  EXPECT_NE(refusal_of("compressed-tensors", {with_input(4, Granularity::group, int8_input(false))})
                 .find("dynamic, a scale per token"),
             std::string::npos);
 }

@@ -1,7 +1,6 @@
-#include "qat/formats/format.h"
-
 #include <gtest/gtest.h>
 
+#include "qat/formats/format.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -17,9 +16,10 @@ TEST(Format, AnUnknownNameIsAnsweredWithAllOfThem) {
         try {
           find_format("bin");
         } catch (const std::invalid_argument& error) {
-          EXPECT_STREQ(error.what(),
-                       "format must be compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx "
-                       "or safetensors, but is bin.");
+          EXPECT_STREQ(
+              error.what(),
+              "format must be compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx "
+              "or safetensors, but is bin.");
           throw;
         }
       },
@@ -27,9 +27,10 @@ TEST(Format, AnUnknownNameIsAnsweredWithAllOfThem) {
 }
 
 TEST(Format, ARefusalNamesTheFormatsThatCan) {
-  EXPECT_EQ(refusal_of("awq", {layer("a", 3)}),
-            "awq cannot hold a, because its weights must be int4, but are int3; compressed-tensors, "
-            "gptq, gptq_v2, gguf, onnx and safetensors can.");
+  EXPECT_EQ(
+      refusal_of("awq", {layer("a", 3)}),
+      "awq cannot hold a, because its weights must be int4, but are int3; compressed-tensors, "
+      "gptq, gptq_v2, gguf, onnx and safetensors can.");
   QuantSpec spec = group_spec(4, 32);
   spec.grid = Grid::asymmetric;
   EXPECT_EQ(refusal_of("gptq", {random_layer("a", spec, 32, 64)}),
@@ -44,14 +45,25 @@ TEST(Format, NothingQuantizedIsRefused) {
 TEST(Format, LayersThatEnginesFuseMustAgree) {
   EXPECT_EQ(refusal_of("gptq", {layer("m.q_proj"), layer("m.k_proj"), layer("m.v_proj")}), "");
   for (const char* format : {"compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt"})
-    EXPECT_EQ(refusal_of(format, {layer("m.gate_proj")}, {"m.up_proj"}),
-              "m.gate_proj and m.up_proj must share one scheme, because engines fuse them, but they "
-              "differ.")
+    EXPECT_EQ(
+        refusal_of(format, {layer("m.gate_proj")}, {"m.up_proj"}),
+        "m.gate_proj and m.up_proj must share one scheme, because engines fuse them, but they "
+        "differ.")
         << format;
   EXPECT_NE(refusal_of("gptq", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
   // llama.cpp and LibTorch programs fuse nothing.
   EXPECT_EQ(refusal_of("gguf", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
   EXPECT_EQ(refusal_of("safetensors", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
+}
+
+TEST(Format, OneScaleForALayerThatEnginesFuseIsWarnedOf) {
+  QuantizedWeights whole = layer("m.q_proj");
+  EXPECT_EQ(fusion_warning({{plan_of(whole)}, {}, {}}), "");
+  whole.weight.granularity = Granularity::tensor;
+  EXPECT_EQ(fusion_warning({{plan_of(layer("m.o_proj")), plan_of(whole)}, {}, {}}).substr(0, 8),
+            "m.q_proj");
+  whole.name = "m.o_proj";
+  EXPECT_EQ(fusion_warning({{plan_of(whole)}, {}, {}}), "");
 }
 
 TEST(Format, HowAScaleWasFoundIsNoDifference) {

@@ -1,7 +1,6 @@
-#include "qat/formats/gguf.h"
-
 #include <gtest/gtest.h>
 
+#include "qat/formats/gguf.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -49,10 +48,11 @@ TEST(Gguf, Q4_1StoresTheLeastLevel) {
         try {
           gguf_tensors(q);
         } catch (const std::invalid_argument& error) {
-          EXPECT_STREQ(error.what(),
-                       "gguf cannot hold a, because Q4_1 stores the least level of a block as a "
-                       "float16, which 4 of 4 are not; train with scale_dtype: float16, which makes "
-                       "them so.");
+          EXPECT_STREQ(
+              error.what(),
+              "gguf cannot hold a, because Q4_1 stores the least level of a block as a "
+              "float16, which 4 of 4 are not; train with scale_dtype: float16, which makes "
+              "them so.");
           throw;
         }
       },

@@ -1,8 +1,7 @@
-#include "qat/formats/gptq.h"
-
 #include <gtest/gtest.h>
 
 #include "ops/pack.h"
+#include "qat/formats/gptq.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -30,14 +29,18 @@ TEST(GptqFormat, SymmetricZeroPointsAreTheConstantsOfTheFormat) {
       {2, {0x55555555, 0xAAAAAAAA}}, {4, {0x77777777, 0x88888888}}, {8, {0x7F7F7F7F, 0x80808080}}};
   for (const auto& [bits, words] : expected) {
     const QuantizedWeights q = layer(bits);
-    EXPECT_TRUE(gptq_tensors(q).at("a.qzeros").eq(static_cast<int32_t>(words.first)).all().item<bool>());
     EXPECT_TRUE(
-        gptq_v2_tensors(q).at("a.qzeros").eq(static_cast<int32_t>(words.second)).all().item<bool>());
+        gptq_tensors(q).at("a.qzeros").eq(static_cast<int32_t>(words.first)).all().item<bool>());
+    EXPECT_TRUE(gptq_v2_tensors(q)
+                    .at("a.qzeros")
+                    .eq(static_cast<int32_t>(words.second))
+                    .all()
+                    .item<bool>());
   }
   const at::Tensor three = gptq_tensors(layer(3)).at("a.qzeros")[0];
   for (int word = 0; word < 3; ++word)
-    EXPECT_EQ(three[word].item<int32_t>(),
-              static_cast<int32_t>(std::vector<uint32_t>{0xDB6DB6DB, 0xB6DB6DB6, 0x6DB6DB6D}[word]));
+    EXPECT_EQ(three[word].item<int32_t>(), static_cast<int32_t>(std::vector<uint32_t>{
+                                               0xDB6DB6DB, 0xB6DB6DB6, 0x6DB6DB6D}[word]));
 }
 
 TEST(GptqFormat, CodesLieAlongTheInputAxis) {

@@ -1,7 +1,6 @@
-#include "qat/formats/modelopt.h"
-
 #include <gtest/gtest.h>
 
+#include "qat/formats/modelopt.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
@@ -68,8 +67,8 @@ TEST(ModelOpt, Int8ByItsNames) {
 }
 
 TEST(ModelOpt, MixedOnesAreListed) {
-  const auto quantization = quantization_of({random_layer("a", group_spec(4, 32), 2, 32),
-                                             random_layer("b", QuantSpec{}, 32, 64)});
+  const auto quantization = quantization_of(
+      {random_layer("a", group_spec(4, 32), 2, 32), random_layer("b", QuantSpec{}, 32, 64)});
   EXPECT_EQ(quantization["quant_algo"], "MIXED_PRECISION");
   EXPECT_EQ(quantization["quantized_layers"]["a"]["quant_algo"], "W4A16_AWQ");
   EXPECT_EQ(quantization["quantized_layers"]["b"]["quant_algo"], "W8A16");

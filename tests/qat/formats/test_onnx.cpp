@@ -1,7 +1,6 @@
-#include "qat/formats/onnx.h"
-
 #include <gtest/gtest.h>
 
+#include "qat/formats/onnx.h"
 #include "tests/qat/formats/layers.h"
 
 namespace qat {
