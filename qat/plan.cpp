@@ -124,7 +124,8 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   }
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (weights[i].spec) check_divisible(*weights[i].rule, *weights[i].spec, layers[i], &problems);
+    for (const Chosen& chosen : {weights[i], inputs[i]})
+      if (chosen.spec) check_divisible(*chosen.rule, *chosen.spec, layers[i], &problems);
     if (weights[i].spec || inputs[i].spec)
       plan.layers.push_back({layers[i].name, layers[i].in_features, layers[i].out_features,
                              weights[i].spec, inputs[i].spec});

@@ -43,18 +43,22 @@ void read_grid(YamlSection& section, QuantSpec& spec) {
                                  : Grid::narrow;
 }
 
-void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
-  const std::string fallback = section.has("group_size") ? "group"
-                               : section.has("block")    ? "block"
-                                                         : "channel";
-  spec.granularity = parse_granularity(
-      section.one_of("granularity", fallback, {"tensor", "channel", "group", "block"}));
+void read_group_size(YamlSection& section, QuantSpec& spec) {
   spec.group_size = section.integer("group_size", 0, 1, 1 << 20);
   if (spec.granularity == Granularity::group && spec.group_size == 0 && !section.has("group_size"))
     section.reject("group_size", "must be given for granularity group");
   if (spec.granularity != Granularity::group && section.has("group_size"))
     section.reject("group_size",
                    std::string("must not be given for granularity ") + name_of(spec.granularity));
+}
+
+void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
+  const std::string fallback = section.has("group_size") ? "group"
+                               : section.has("block")    ? "block"
+                                                         : "channel";
+  spec.granularity = parse_granularity(
+      section.one_of("granularity", fallback, {"tensor", "channel", "group", "block"}));
+  read_group_size(section, spec);
   const auto sides = section.list("block");
   if (spec.granularity == Granularity::block) {
     const bool valid = sides.size() == 2 &&
@@ -69,10 +73,15 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
 }
 
 void read_input_granularity(YamlSection& section, QuantSpec& spec) {
-  spec.granularity = parse_granularity(section.one_of("granularity", "token", {"token", "tensor"}));
-  const bool token = spec.granularity == Granularity::token;
-  spec.dynamic = section.boolean("dynamic", token);
-  if (token && !spec.dynamic) section.reject("dynamic", "must be true for granularity token");
+  const std::string fallback = section.has("group_size") ? "group" : "token";
+  spec.granularity = parse_granularity(
+      section.one_of("granularity", fallback, {"token", "tensor", "group"}));
+  read_group_size(section, spec);
+  const bool whole = spec.granularity == Granularity::tensor;
+  spec.dynamic = section.boolean("dynamic", !whole);
+  if (!whole && !spec.dynamic)
+    section.reject("dynamic",
+                   std::string("must be true for granularity ") + name_of(spec.granularity));
   if (spec.dynamic && spec.range != Range::minmax)
     section.reject("scale", "must be minmax for a dynamic input");
   read_observer(section, spec);

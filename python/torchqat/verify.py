@@ -47,7 +47,7 @@ def verify(
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
         engine: ``transformers``, ``vllm``, ``llama.cpp``, ``onnxruntime``, or ``reader`` for the tensors alone. When not
             given, transformers for compressed-tensors checkpoints of weights alone, else ``reader``.
-        bench: Also time the engine.
+        bench: Also time the engine; of onnxruntime, ``speed.prefill`` is runs per second.
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
         example: For onnxruntime, the inputs of the model: a tensor or a tuple of them.
@@ -66,7 +66,8 @@ def verify(
     if engine == "onnxruntime":
         from torchqat.engines.onnxruntime import run_onnx
 
-        return _with(compared, agreement=run_onnx(folder, model, example))
+        agreement, speed = run_onnx(folder, model, example, bench)
+        return _with(compared, agreement=agreement, speed=speed)
     chosen = find_engine(engine)
     chosen.python(format)  # says what is missing, if it is
     if not compared.ok:

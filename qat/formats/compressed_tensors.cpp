@@ -16,6 +16,8 @@ bool has_int8_inputs(const LayerPlan& layer) { return layer.input && !layer.inpu
 
 std::string refusal_of_int8_inputs(const QuantSpec& weight, const QuantSpec& input) {
   const bool eight = weight.bits == 8;
+  if (input.granularity == Granularity::group)
+    return "int8 inputs have a scale per token or one for all, but these have one per group";
   if (input.bits != 8 || (!eight && weight.bits != 4))
     return "quantized inputs need int8 or int4 weights and int8 inputs, but they are int" +
            std::to_string(weight.bits) + " and int" + std::to_string(input.bits);
@@ -30,6 +32,8 @@ std::string refusal_of_int8_inputs(const QuantSpec& weight, const QuantSpec& inp
 
 std::string refusal_of_float8_inputs(const QuantSpec& weight, const QuantSpec& input) {
   if (input.grid != Grid::e4m3) return "FP8 weights and inputs must both be fp8_e4m3";
+  if (input.granularity == Granularity::group && weight.granularity != Granularity::block)
+    return "FP8 inputs in groups go with FP8 weights in blocks";
   if (weight.is_float8()) return "";
   if (weight.bits != 4 || !weight.symmetric())
     return "with FP8 inputs the weights must be fp8_e4m3 or symmetric int4";

@@ -35,6 +35,12 @@ at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
   return stored;
 }
 
+// What enters a product with these blocks anyhow.
+bool is_llama_cpps(const QuantSpec& input) {
+  return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
+         input.granularity == Granularity::group && input.group_size == kBlock;
+}
+
 }  // namespace
 
 std::string gguf_type(const QuantSpec& spec) {
@@ -46,7 +52,8 @@ std::string gguf_refusal(const LayerPlan& layer) {
   const QuantSpec& weight = *layer.weight;
   if (weight.is_float8())
     return "its blocks are integer, but the weights are " + dtype_name(weight);
-  if (layer.input) return "llama.cpp rounds inputs in a way of its own, but these are quantized";
+  if (layer.input && !is_llama_cpps(*layer.input))
+    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
   if (weight.bits > 4 && !weight.symmetric())
     return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
   if (layer.in_features % kBlock != 0)

@@ -10,6 +10,8 @@ namespace qat {
 //   16 Q4_1   asymmetric, up to 4 bits: float16 scale, float16 least level, then as Q4_0 Q8_0
 //   symmetric, 5 to 8 bits: float16 scale, 32 int8
 //
+// Inputs are float, or int8 in groups of 32, which is how llama.cpp rounds them on a CPU anyhow.
+//
 // Groups are a multiple of 32 columns, each of whose blocks repeats the scale. The least level of
 // Q4_1, -scale * (zero_point + 8), must be a float16 number: with scale_dtype float16 it always is
 // (numerics.md 7b).

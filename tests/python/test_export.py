@@ -95,6 +95,9 @@ RECIPES = {
     "fp8": ("{dtype: fp8_e4m3}", "{dtype: fp8_e4m3}"),
     "fp8 tensor": ("{dtype: fp8_e4m3, granularity: tensor}", "{dtype: fp8_e4m3, granularity: tensor}"),
     "fp8 block": ("{dtype: fp8_e4m3, block: [16, 32]}", ""),
+    "fp8 block, inputs in groups": ("{dtype: fp8_e4m3, block: [32, 32]}", "{dtype: fp8_e4m3, group_size: 32}"),
+    "int4, int8 inputs": ("{dtype: int4, group_size: 32}", "{dtype: int8}"),
+    "int4, fp8 inputs": ("{dtype: int4, group_size: 32}", "{dtype: fp8_e4m3}"),
 }
 
 

@@ -159,6 +159,23 @@ def test_mixed_widths_and_float_layers(tokenizer, tmp_path):
     assert torchqat.verify(folder, model).ok
 
 
+def test_inputs_that_llama_cpp_rounds_alike_are_allowed(tokenizer, tmp_path):
+    model = build("Llama", vocab_size=400, intermediate_size=128)
+    recipe = recipe_for(WEIGHTS["Q4_0"], "{dtype: int8, group_size: 32, scale_dtype: float16}")
+    model = torchqat.prepare(model, recipe)
+    assert torchqat.verify(torchqat.export(model, tmp_path / "out", "gguf", tokenizer), model).ok
+    model = torchqat.prepare(
+        build("Llama", vocab_size=400, intermediate_size=128), recipe_for(WEIGHTS["Q4_0"], "{dtype: int8}")
+    )
+    with pytest.raises(torchqat.UserError, match="llama.cpp rounds inputs to int8 in groups of 32"):
+        torchqat.export(model, tmp_path / "other", "gguf", tokenizer)
+
+
+def test_two_dimensional_blocks_are_repeated(tokenizer, tmp_path):
+    model = _prepared("Llama", "{dtype: int4, block: [16, 32], scale_dtype: float16}")
+    assert torchqat.verify(torchqat.export(model, tmp_path / "out", "gguf", tokenizer), model).ok
+
+
 def test_embeddings_of_8_bits(tokenizer, tmp_path):
     model = _prepared("Llama", tie_word_embeddings=False)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer, embeddings="q8_0")

@@ -114,6 +114,21 @@ def test_inputs_per_token():
     assert torch.equal(net.first.quantized_input(x), expected)
 
 
+@pytest.mark.parametrize("grid", ("narrow", "full", "signed"))
+def test_inputs_in_groups_have_a_scale_each(grid):
+    """Of each token's features, as the twin finds them."""
+    import reference
+
+    net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", f"{{dtype: int8, group_size: 16, grid: {grid}}}"))
+    x = torch.randn(2, 3, 64) * torch.linspace(0.1, 30, 64)
+    rows = x.reshape(6, 64)
+    scale, zero = reference.qparams(rows, (1, 16), 8, grid, torch.float32)
+    expected = reference.fake_quantize(rows, scale, zero, (1, 16), *reference.quant_range(8, grid))
+    assert torch.equal(net.first.quantized_input(x).reshape(6, 64), expected)
+    net(x).sum().backward()
+    assert net.first.weight.grad.isfinite().all()
+
+
 def test_delayed_layers_are_float():
     layer = QuantLinear(nn.Linear(8, 8), QuantSpec(4), None)
     layer.set_bits(0, 0)

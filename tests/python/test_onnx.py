@@ -100,6 +100,13 @@ def test_inputs_beyond_the_narrow_grid_are_clipped_as_in_training(tmp_path):
         assert torch.allclose(torch.from_numpy(found), model(sign * x), atol=1e-5)
 
 
+def test_it_can_be_timed(tmp_path):
+    model, x = _prepared("{dtype: int4, group_size: 32}"), torch.randn(2, 64)
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=x)
+    speed = torchqat.verify(folder, model, engine="onnxruntime", bench=True, example=x).speed
+    assert speed.prefill > 0 and speed.peak_bytes > 1e7
+
+
 def test_an_encoder_of_transformers(tmp_path):
     from transformers import BertConfig, BertModel
 

@@ -73,6 +73,15 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "r.yaml:6:1: trian is not a known key; did you mean train?");
 }
 
+TEST(Recipe, InputsMayHaveAScalePerGroup) {
+  const Recipe recipe =
+      parse_recipe("version: 1\nlayers:\n  - {match: a, input: {dtype: int8, group_size: 32}}\n",
+                   "r.yaml");
+  const QuantSpec& input = *recipe.layers[0].input.spec;
+  EXPECT_EQ(describe(input), "int8 group 32 narrow, dynamic scale in float32");
+  EXPECT_EQ(block_shape(input), (std::array<int64_t, 2>{1, 32}));
+}
+
 struct Fault {
   std::string text;
   std::string message;
@@ -118,6 +127,10 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, block: [1]}\n",
               "r.yaml:4:34: layers[0].weight.block must be two positive sides, such as [128, 128], "
               "but is [1]"},
+        Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, group_size: 32, dynamic: "
+              "false}\n",
+              "r.yaml:4:51: layers[0].input.dynamic must be true for granularity group, but is "
+              "false"},
         Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, dynamic: false}\n",
               "r.yaml:4:35: layers[0].input.dynamic must be true for granularity token, but is "
               "false"},

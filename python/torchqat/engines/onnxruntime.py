@@ -20,12 +20,13 @@ from torchqat.verification import OutputAgreement
 
 _VARIABLE = "TORCHQAT_ONNXRUNTIME"
 _WORKER = Path(__file__).with_name("workers") / "onnxruntime_worker.py"
+_REPEATS = 30
 # Relative to the largest output.
 _BOUND, _BOUND_OF_ROUNDED_INPUTS = 1e-4, 2e-2
 
 
-def run_onnx(folder: Path, model: nn.Module, example: Any) -> OutputAgreement:
-    """Compare the outputs of the graph in ``folder`` with those of ``model``, both given ``example``.
+def run_onnx(folder: Path, model: nn.Module, example: Any, bench: bool = False) -> tuple[OutputAgreement, Speed | None]:
+    """Compare the outputs of the graph in ``folder`` with those of ``model``, both given ``example``; with ``bench``, time it.
 
     Raises:
         UserError: There is no example, onnxruntime is not installed, or it cannot run the graph.
@@ -44,7 +45,8 @@ def run_onnx(folder: Path, model: nn.Module, example: Any) -> OutputAgreement:
     why = "the order of sums" + (
         ", and inputs on the border of two levels, of which either may be taken" if rounded else ""
     )
-    return OutputAgreement("onnxruntime", difference, bound, why)
+    speed = serve_onnx(folder, inputs, _REPEATS)[1] if bench else None
+    return OutputAgreement("onnxruntime", difference, bound, why), speed
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -50,6 +50,16 @@ SCHEMES: list[tuple[str, QuantSpec, QuantSpec | None]] = [
         _input(False, grid="fp8_e4m3"),
     ),
     ("FP8 E4M3, blocks of 128 x 128", _weight(8, "block", grid="fp8_e4m3", block=(128, 128)), None),
+    (
+        "FP8 E4M3, blocks, inputs in groups of 128",
+        _weight(8, "block", grid="fp8_e4m3", block=(128, 128)),
+        QuantSpec(8, grid="fp8_e4m3", granularity="group", group_size=128, dynamic=True),
+    ),
+    (
+        "INT4, INT8 inputs in groups of 32",
+        _weight(4, "group"),
+        QuantSpec(8, granularity="group", group_size=32, dynamic=True),
+    ),
     ("FP8 E5M2", _weight(grid="fp8_e5m2"), None),
 ]
 
