@@ -26,7 +26,7 @@ _BOUND, _BOUND_OF_ROUNDED_INPUTS = 1e-4, 2e-2
 
 
 def run_onnx(folder: Path, model: nn.Module, example: Any, bench: bool = False) -> tuple[OutputAgreement, Speed | None]:
-    """Compare the outputs of the graph in ``folder`` with those of ``model``, both given ``example``; ``bench``: and time it.
+    """Compare the outputs of the graph in ``folder`` with those of ``model``, both given ``example``; ``bench`` times it.
 
     Raises:
         UserError: There is no example, onnxruntime is not installed, or it cannot run the graph.
