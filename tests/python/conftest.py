@@ -91,3 +91,9 @@ def recipe_file(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture
+def arguments(recipe_file, model_folder, data_folder, tmp_path):
+    """What a command that takes a recipe is given, beside the command itself."""
+    return [recipe_file, "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]

@@ -7,24 +7,10 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
+from command import call
 from conftest import RECIPE
-from torchqat.cli import main
 from torchqat.files import load_state
-
-
-def call(capsys, *arguments):
-    """Exit code, stdout and stderr of one command, run in this process."""
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, arguments)))
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
-@pytest.fixture
-def arguments(recipe_file, model_folder, data_folder, tmp_path):
-    return [recipe_file, "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
 
 
 def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, data_folder):

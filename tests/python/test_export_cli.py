@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torchqat
+from command import call
 from conftest import RECIPE
-from test_cli import call
 from torchqat.formats import table
 
 HALF = RECIPE.replace("grid: full, scale: learned", "grid: full, scale: learned, scale_dtype: float16")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchqat
 from architectures import tokens
+from command import call
 from torchqat import ops
 from torchqat.frozen import freeze_codes
 from torchqat.losses import forward_kl
@@ -119,27 +120,12 @@ def test_recipes_that_do_not_fit_have_their_sentence(text, message):
         torchqat.parse_recipe(head + text + "train: {parameters: scales}\n", "recipe")
 
 
-def test_a_run_trains_scales_and_resumes(model_folder, data_folder, recipe_file, tmp_path):
-    from torchqat.cli import main
-
+def test_a_run_trains_scales_and_resumes(arguments, recipe_file, tmp_path, capsys):
     text = recipe_file.read_text().split("schedule:")[0]
     text += (
         "initialize: {method: gptq}\n"
         "train: {steps: 6, batch_size: 2, sequence_length: 32, checkpoint_every: 3, parameters: scales, validate_every: 3}\n"
     )
     recipe_file.write_text(text)
-    arguments = [
-        str(recipe_file),
-        "--model",
-        str(model_folder),
-        "--data",
-        str(data_folder),
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    with pytest.raises(SystemExit) as ended:
-        main(["run", *arguments])
-    assert ended.value.code == 0
-    with pytest.raises(SystemExit) as ended:
-        main(["verify", str(tmp_path / "run" / "exports" / "compressed-tensors")])
-    assert ended.value.code == 0
+    assert call(capsys, "run", *arguments)[0] == 0
+    assert call(capsys, "verify", tmp_path / "run" / "exports" / "compressed-tensors")[0] == 0

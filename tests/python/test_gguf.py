@@ -1,19 +1,14 @@
 """GGUF files: other people's readers find the trained weights, the model's structure and its tokenizer."""
 
-import json
-
 import gguf
 import numpy as np
 import pytest
 import torch
 import torchqat
 from architectures import build
-from conftest import TEXT
-from sentencepiece_like import sentencepiece_like
 from test_linear import recipe_for
 from torchqat.formats.gguf import write_gguf
 from torchqat.formats.gguf_architectures import ARCHITECTURES, RowOrder, architecture_of, rope_factors
-from torchqat.formats.gguf_vocabulary import _PATTERNS, _pre_tokenizer
 from torchqat.readers.gguf import _in_model_order, gguf_files
 
 NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
@@ -24,25 +19,25 @@ WEIGHTS = {
 }
 
 
-def _prepared(name="Llama", weight="Q4_0", **settings):
+def prepared(name="Llama", weight="Q4_0", **settings):
     model = build(name, vocab_size=400, intermediate_size=128, **settings)
     return torchqat.prepare(model, recipe_for(WEIGHTS.get(weight, weight))).eval()
 
 
-def _reader(folder):
+def reader_of(folder):
     return gguf.GGUFReader(gguf_files(folder)[0])
 
 
-def _value(reader, key):
+def value_of(reader, key):
     return reader.get_field(key).contents()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_reads_back(name, weight, tokenizer, tmp_path):
-    model = _prepared(name, weight)
+    model = prepared(name, weight)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-    types = {tensor.name: tensor.tensor_type.name for tensor in _reader(folder).tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader_of(folder).tensors}
     assert types["blk.1.ffn_down.weight"] == weight and types["token_embd.weight"] == "F16"
     assert types["blk.0.attn_norm.weight"] == "F32"
     checked = torchqat.verify(folder, model)
@@ -55,7 +50,7 @@ def test_transformers_computes_the_same_from_the_file(name, tokenizer, tmp_path)
     from transformers import AutoModelForCausalLM
 
     # transformers takes a Qwen3's head size for 128, whatever the file says.
-    model = _prepared(name, **({"head_dim": 128} if name == "Qwen3" else {}))
+    model = prepared(name, **({"head_dim": 128} if name == "Qwen3" else {}))
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32).eval()
     tokens = torch.randint(0, 400, (2, 24))
@@ -86,8 +81,8 @@ def test_rows_of_q_and_k_are_interleaved():
 
 
 def test_hyperparameters_are_the_models(tokenizer, tmp_path):
-    model = _prepared("Qwen3", head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    reader = _reader(torchqat.export(model, tmp_path / "out", "gguf", tokenizer))
+    model = prepared("Qwen3", head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    reader = reader_of(torchqat.export(model, tmp_path / "out", "gguf", tokenizer))
     expected = {
         "general.architecture": "qwen3",
         "qwen3.context_length": 64,
@@ -101,14 +96,14 @@ def test_hyperparameters_are_the_models(tokenizer, tmp_path):
         "qwen3.rope.freq_base": 1e6,
         "qwen3.vocab_size": 400,
     }
-    assert {key: _value(reader, key) for key in expected} == expected
-    assert _value(reader, "qwen3.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
-    assert _value(reader, "general.file_type") == gguf.LlamaFileType.MOSTLY_Q4_0
+    assert {key: value_of(reader, key) for key in expected} == expected
+    assert value_of(reader, "qwen3.attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+    assert value_of(reader, "general.file_type") == gguf.LlamaFileType.MOSTLY_Q4_0
 
 
 def test_gemma_norms_have_their_offset(tokenizer, tmp_path):
-    model = _prepared("Gemma")
-    reader = _reader(torchqat.export(model, tmp_path / "out", "gguf", tokenizer))
+    model = prepared("Gemma")
+    reader = reader_of(torchqat.export(model, tmp_path / "out", "gguf", tokenizer))
     norm = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_norm.weight")
     assert np.array_equal(norm.data, model.model.layers[0].input_layernorm.weight.detach().numpy() + 1)
 
@@ -122,11 +117,11 @@ def test_llama3_frequencies_are_a_tensor(tokenizer, tmp_path):
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    model = _prepared("Llama", rope_parameters=scaling)
+    model = prepared("Llama", rope_parameters=scaling)
     factors = rope_factors(model)
     assert factors[0] == pytest.approx(1.0) and factors[-1] == pytest.approx(8.0)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-    stored = next(tensor for tensor in _reader(folder).tensors if tensor.name == "rope_freqs.weight")
+    stored = next(tensor for tensor in reader_of(folder).tensors if tensor.name == "rope_freqs.weight")
     assert np.array_equal(stored.data, factors.numpy())
     assert torchqat.verify(folder, model).ok
 
@@ -134,7 +129,7 @@ def test_llama3_frequencies_are_a_tensor(tokenizer, tmp_path):
 def test_stretched_positions_that_have_no_place_are_refused(tokenizer, tmp_path):
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     with pytest.raises(torchqat.UserError, match="stretched rotary embeddings of the architecture llama alone"):
-        torchqat.export(_prepared("Qwen2", rope_parameters=linear), tmp_path / "out", "gguf", tokenizer)
+        torchqat.export(prepared("Qwen2", rope_parameters=linear), tmp_path / "out", "gguf", tokenizer)
     assert not (tmp_path / "out").exists()
 
 
@@ -153,7 +148,7 @@ def test_mixed_widths_and_float_layers(tokenizer, tmp_path):
     )
     model = torchqat.prepare(build("Qwen2", vocab_size=400, intermediate_size=128), recipe)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-    types = {tensor.name: tensor.tensor_type.name for tensor in _reader(folder).tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader_of(folder).tensors}
     assert types["blk.0.ffn_down.weight"] == "Q8_0" and types["blk.0.ffn_up.weight"] == "Q4_0"
     assert types["blk.0.attn_v.weight"] == "F16" and types["blk.0.attn_v.bias"] == "F32"
     assert torchqat.verify(folder, model).ok
@@ -172,14 +167,14 @@ def test_inputs_that_llama_cpp_rounds_alike_are_allowed(tokenizer, tmp_path):
 
 
 def test_two_dimensional_blocks_are_repeated(tokenizer, tmp_path):
-    model = _prepared("Llama", "{dtype: int4, block: [16, 32], scale_dtype: float16}")
+    model = prepared("Llama", "{dtype: int4, block: [16, 32], scale_dtype: float16}")
     assert torchqat.verify(torchqat.export(model, tmp_path / "out", "gguf", tokenizer), model).ok
 
 
 def test_embeddings_of_8_bits(tokenizer, tmp_path):
-    model = _prepared("Llama", tie_word_embeddings=False)
+    model = prepared("Llama", tie_word_embeddings=False)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer, embeddings="q8_0")
-    types = {tensor.name: tensor.tensor_type.name for tensor in _reader(folder).tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader_of(folder).tensors}
     assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
     assert torchqat.verify(folder, model).ok
     with pytest.raises(torchqat.UserError, match="embeddings must be f16 or q8_0, but is q2"):
@@ -190,12 +185,12 @@ def test_a_trained_head_is_written_in_blocks(tokenizer, tmp_path):
     recipe = torchqat.parse_recipe(f"version: 1\nlayers:\n  - {{match: lm_head, weight: {WEIGHTS['Q8_0']}}}\n")
     model = torchqat.prepare(build("Llama", vocab_size=400, tie_word_embeddings=False), recipe)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-    types = {tensor.name: tensor.tensor_type.name for tensor in _reader(folder).tensors}
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader_of(folder).tensors}
     assert types["output.weight"] == "Q8_0" and torchqat.verify(folder, model).ok
 
 
 def test_several_files(tokenizer, tmp_path):
-    model = _prepared()
+    model = prepared()
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer, max_shard_size="60KB")
     files = [path.name for path in gguf_files(folder)]
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.gguf"
@@ -205,7 +200,7 @@ def test_several_files(tokenizer, tmp_path):
 def test_a_float_model_is_a_file_too(tokenizer, tmp_path):
     model = build("Llama", vocab_size=400)
     write_gguf(model, [], None, tmp_path / "float.gguf", tokenizer)
-    tensors = {tensor.name: tensor for tensor in _reader(tmp_path).tensors}
+    tensors = {tensor.name: tensor for tensor in reader_of(tmp_path).tensors}
     weight = model.model.layers[0].mlp.up_proj.weight.detach().half().numpy()
     assert np.array_equal(tensors["blk.0.ffn_up.weight"].data, weight)
 
@@ -224,7 +219,7 @@ def _edit(folder, name, change):
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_damage_is_found(weight, tokenizer, tmp_path):
-    model = _prepared("Llama", weight)
+    model = prepared("Llama", weight)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
 
     def flip_the_sign_of_a_scale(data):
@@ -237,7 +232,7 @@ def test_damage_is_found(weight, tokenizer, tmp_path):
 
 def test_rows_in_the_models_order_are_found(tokenizer, tmp_path):
     """What leaving the permutation out would give."""
-    model = _prepared("Llama")
+    model = prepared("Llama")
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
 
     def undo(data):
@@ -248,82 +243,9 @@ def test_rows_in_the_models_order_are_found(tokenizer, tmp_path):
 
 
 def test_a_truncated_file_is_refused(tokenizer, tmp_path):
-    model = _prepared()
+    model = prepared()
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
     path = gguf_files(folder)[0]
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(torchqat.UserError, match="model.gguf must be a GGUF file, but does not load"):
         torchqat.verify(folder, model)
-
-
-# -- tokenizers -------------------------------------------------------------------------------------------------------
-
-
-def test_the_byte_level_tokenizer_is_carried_over(tokenizer, tmp_path):
-    tokenizer.chat_template = "{{ messages }}"
-    reader = _reader(torchqat.export(_prepared(), tmp_path / "out", "gguf", tokenizer))
-    tokenizer.chat_template = None
-    assert _value(reader, "tokenizer.ggml.model") == "gpt2" and _value(reader, "tokenizer.ggml.pre") == "gpt-2"
-    tokens = _value(reader, "tokenizer.ggml.tokens")
-    assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    types = _value(reader, "tokenizer.ggml.token_type")
-    assert types[0] == gguf.TokenType.CONTROL and types[1] == gguf.TokenType.NORMAL
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    assert _value(reader, "tokenizer.ggml.merges") == [" ".join(pair) for pair in merges]
-    assert _value(reader, "tokenizer.ggml.eos_token_id") == 0
-    assert _value(reader, "tokenizer.ggml.add_bos_token") is False
-    assert _value(reader, "tokenizer.chat_template") == "{{ messages }}"
-
-
-def test_rows_beyond_the_tokenizer_are_filled(tokenizer, tmp_path):
-    model = torchqat.prepare(build("Llama", vocab_size=416, intermediate_size=128), recipe_for(WEIGHTS["Q4_0"]))
-    reader = _reader(torchqat.export(model, tmp_path / "out", "gguf", tokenizer))
-    tokens = _value(reader, "tokenizer.ggml.tokens")
-    assert len(tokens) == 416 and tokens[410] == "[PAD410]"
-    assert _value(reader, "tokenizer.ggml.token_type")[410] == gguf.TokenType.UNUSED
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
-    model = torchqat.prepare(build("Llama", vocab_size=96, intermediate_size=128), recipe_for(WEIGHTS["Q4_0"]))
-    with pytest.raises(torchqat.UserError, match="at most the model's 96 tokens, but has one with the id 348"):
-        torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
-
-
-def test_a_sentencepiece_tokenizer_has_scores(tmp_path):
-    tokenizer = sentencepiece_like(400, TEXT)
-    reader = _reader(torchqat.export(_prepared(), tmp_path / "out", "gguf", tokenizer))
-    assert _value(reader, "tokenizer.ggml.model") == "llama"
-    types = _value(reader, "tokenizer.ggml.token_type")
-    tokens = _value(reader, "tokenizer.ggml.tokens")
-    assert types[tokens.index("<0x0A>")] == gguf.TokenType.BYTE
-    assert types[0] == gguf.TokenType.UNKNOWN and types[1] == gguf.TokenType.CONTROL
-    scores = _value(reader, "tokenizer.ggml.scores")
-    merges = ["".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
-    ranked = [scores[tokens.index(token)] for token in dict.fromkeys(merges)]
-    assert ranked == sorted(ranked, reverse=True)
-    assert _value(reader, "tokenizer.ggml.add_space_prefix") is True
-
-
-@pytest.mark.parametrize(
-    ("parts", "name"),
-    [
-        ([{"type": "Split", "pattern": {"Regex": p}}, {"type": "ByteLevel", "use_regex": False}], n)
-        for p, n in _PATTERNS.items()
-    ]
-    + [
-        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], "smollm"),
-        ([{"type": "ByteLevel"}], "gpt-2"),
-    ],
-)
-def test_pre_tokenizers_are_known_by_their_pattern(parts, name):
-    assert _pre_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}) == name
-
-
-def test_a_pre_tokenizer_that_llama_cpp_does_not_have_is_refused():
-    with pytest.raises(torchqat.UserError, match="this one has Whitespace"):
-        _pre_tokenizer({"pre_tokenizer": {"type": "Whitespace"}})
-
-
-def test_without_a_tokenizer_there_is_no_vocabulary(tmp_path):
-    reader = _reader(torchqat.export(_prepared(), tmp_path / "out", "gguf"))
-    assert _value(reader, "tokenizer.ggml.model") == "no_vocab"

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchqat
 from architectures import recipe, tokens
+from command import call
 from safetensors.torch import load_file, save_file
 from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
 from torchqat.engines.transformers import load_in_transformers
@@ -195,22 +196,9 @@ def test_no_batches_have_their_sentence(folder, tmp_path):
         quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), [])
 
 
-def test_the_command_streams(model_folder, data_folder, recipe_file, tmp_path, capsys):
-    from torchqat.cli import main
-
+def test_the_command_streams(arguments, recipe_file, tmp_path, capsys):
     recipe_file.write_text(recipe_file.read_text().replace("schedule:", "initialize: {method: gptq}\nschedule:"))
-    arguments = [
-        str(recipe_file),
-        "--model",
-        str(model_folder),
-        "--data",
-        str(data_folder),
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    with pytest.raises(SystemExit) as ended:
-        main(["ptq", *arguments, "--stream"])
-    printed = capsys.readouterr()
-    assert ended.value.code == 0, printed.err
-    assert "14 layers equal bit for bit; 5.000 bits per weight" in printed.out
+    code, out, err = call(capsys, "ptq", *arguments, "--stream")
+    assert code == 0, err
+    assert "14 layers equal bit for bit; 5.000 bits per weight" in out
     assert load_in_transformers(tmp_path / "run" / "exports" / "compressed-tensors").config.vocab_size
