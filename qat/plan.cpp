@@ -139,6 +139,14 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   return plan;
 }
 
+Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths) {
+  Plan result = plan;
+  for (LayerPlan& layer : result.layers)
+    if (const auto found = widths.find(layer.name); layer.weight && found != widths.end())
+      layer.weight->bits = found->second;
+  return result;
+}
+
 Plan naive_plan(const Plan& plan, int bits) {
   Plan naive = plan;
   naive.stages = {Stage{}};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -43,6 +44,9 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers);
 // The same plan with every weight at `bits`, range minmax, inputs as they are, and no schedule:
 // plain rounding, for comparison.
 Plan naive_plan(const Plan& plan, int bits);
+
+// The same plan with the weights of the named layers at other widths.
+Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
 
 // True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.
 bool matches(const std::string& match, const LayerInfo& layer);

@@ -81,13 +81,13 @@ DataSection read_data(YamlSection section) {
   return data;
 }
 
-Rule read_rule(YamlSection section, const Initialize& initialize) {
+Rule read_rule(YamlSection section, bool keeps_scales) {
   Rule rule;
   rule.place = section.place();
   rule.match = section.text("match", "");
   if (rule.match.empty() && !section.has("match"))
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
-  rule.weight = read_choice(section, "weight", TensorRole::weight, initialize.keeps_scales());
+  rule.weight = read_choice(section, "weight", TensorRole::weight, keeps_scales);
   rule.input = read_choice(section, "input", TensorRole::input);
   if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
   section.finish();
@@ -162,8 +162,13 @@ EvaluateSection read_evaluate(YamlSection section) {
     evaluate.compare.push_back(parse_bits(section, node, "compare"));
   YamlSection accept = section.section("accept");
   if (accept.has("kl")) evaluate.accept_kl = accept.number("kl", 0.0, 0.0, 1e6);
+  if (accept.has("task_drop"))
+    evaluate.accept_task_drop = accept.number("task_drop", 0.0, -1.0, 1.0);
   if (accept.has("perplexity_ratio"))
     evaluate.accept_perplexity_ratio = accept.number("perplexity_ratio", 1.0, 0.0, 1e6);
+  evaluate.task = section.text("task", "");
+  if (evaluate.accept_task_drop && evaluate.task.empty())
+    accept.reject("task_drop", "must not be given without evaluate.task");
   accept.finish();
   section.finish();
   return evaluate;
@@ -183,18 +188,39 @@ void check_frozen_codes(YamlSection& section, const Recipe& recipe) {
     train.reject("parameters", "must be all where a schedule changes widths, and so codes");
 }
 
+// What mode auto decides by, and the formats that are written.
+void read_decision(YamlSection& section, Recipe& recipe) {
+  const bool decides = recipe.mode == "auto";
+  for (const auto* key : {"size", "engine"})
+    if (section.has(key) && !decides) section.reject(key, "must not be given unless mode is auto");
+  YamlSection size = section.section("size");
+  recipe.size_bits_per_weight =
+      size.number("bits_per_weight", recipe.size_bits_per_weight, 2.0, 32.0);
+  size.finish();
+  const EvaluateSection& limits = recipe.evaluate;
+  if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop)
+    section.reject("mode", "must not be auto without limits in evaluate.accept");
+  if (section.has("engine"))
+    recipe.engine = section.one_of("engine", "transformers", {"transformers", "vllm", "llama.cpp"});
+  const char* fitting = recipe.engine == "llama.cpp" ? "gguf" : "compressed-tensors";
+  recipe.exports = section.words("export", {fitting}, format_names());
+}
+
 Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   Recipe recipe;
   recipe.version = section.integer("version", recipe.version, 1, 1);
   if (!section.has("version")) section.reject("version", "must be 1");
   recipe.model = read_model(section.section("model"));
   recipe.data = read_data(section.section("data"));
+  recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
   YamlSection initialize = section.section("initialize");
   recipe.initialize = read_initialize(initialize);
+  // Mode auto tries methods that choose scales.
+  const bool keeps_scales = recipe.initialize.keeps_scales() || recipe.mode == "auto";
   for (const YAML::Node& node : section.list("layers"))
     recipe.layers.push_back(read_rule(
         YamlSection(node, "layers[" + std::to_string(recipe.layers.size()) + "]", problems),
-        recipe.initialize));
+        keeps_scales));
   if (recipe.layers.empty()) section.reject("layers", "must list at least one rule");
   if (section.has("kv_cache")) {
     YamlSection cache = section.section("kv_cache");
@@ -205,7 +231,7 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   check_frozen_codes(section, recipe);
   recipe.distill = read_distill(section.section("distill"));
   recipe.evaluate = read_evaluate(section.section("evaluate"));
-  recipe.exports = section.words("export", {"compressed-tensors"}, format_names());
+  read_decision(section, recipe);
   section.finish();
   return recipe;
 }

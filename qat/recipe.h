@@ -130,14 +130,19 @@ struct DistillSection {
 struct EvaluateSection {
   std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
   std::vector<int> compare;  // bit-widths to round to without training, for comparison
+  std::string task;  // a jsonl file of the user's own task, or "module:function"; empty: none
   std::optional<double> accept_kl;
   std::optional<double> accept_perplexity_ratio;
+  std::optional<double> accept_task_drop;  // in the task's score, of which 1 is the best
 };
 
 struct Recipe {
   std::string file;
   std::string text;
   int64_t version = 1;
+  std::string mode = "recipe";        // or auto: whatever is the first to meet `accept` and `size`
+  double size_bits_per_weight = 5.0;  // the budget of mode auto
+  std::string engine;                 // where mode auto measures what it exports; empty: nowhere
   ModelSection model;
   DataSection data;
   std::vector<Rule> layers;

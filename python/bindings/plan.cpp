@@ -50,6 +50,7 @@ void def_plan(py::module_& m) {
       .def("boundaries", &Schedule::boundaries)
       .def_property_readonly("total_steps", &Schedule::total_steps);
   m.def("make_plan", &make_plan, py::arg("recipe"), py::arg("layers"));
+  m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
   m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));
 }
 

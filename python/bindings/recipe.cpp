@@ -96,6 +96,8 @@ void def_sections(py::module_& m) {
   py::class_<EvaluateSection>(m, "EvaluateSection")
       .def_readwrite("metrics", &EvaluateSection::metrics)
       .def_readwrite("compare", &EvaluateSection::compare)
+      .def_readwrite("task", &EvaluateSection::task)
+      .def_readonly("accept_task_drop", &EvaluateSection::accept_task_drop)
       .def_readonly("accept_kl", &EvaluateSection::accept_kl)
       .def_readonly("accept_perplexity_ratio", &EvaluateSection::accept_perplexity_ratio);
 }
@@ -132,6 +134,9 @@ void def_recipe(py::module_& m) {
   py::class_<Recipe>(m, "Recipe")
       .def_readonly("file", &Recipe::file)
       .def_readonly("text", &Recipe::text)
+      .def_readwrite("mode", &Recipe::mode)
+      .def_readwrite("engine", &Recipe::engine)
+      .def_readwrite("size_bits_per_weight", &Recipe::size_bits_per_weight)
       .def_readwrite("model", &Recipe::model)
       .def_readwrite("data", &Recipe::data)
       .def_readonly("kv_cache", &Recipe::kv_cache)

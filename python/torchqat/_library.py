@@ -67,5 +67,6 @@ quantize_weights = _C.quantize_weights
 random_rotation = _C.random_rotation
 save_safetensors = _C.save_safetensors
 smoothing_scale = _C.smoothing_scale
+with_widths = _C.with_widths
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

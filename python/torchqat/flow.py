@@ -2,29 +2,24 @@
 
 from pathlib import Path
 
-from torch import nn
-
 from torchqat._library import Recipe, naive_plan
-from torchqat.convert import convert
-from torchqat.errors import UserError
-from torchqat.evaluate import evaluate
-from torchqat.export import checked_format, export
-from torchqat.files import size_of
+from torchqat.decide import decide
 from torchqat.fine_tune import fine_tune
-from torchqat.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.report import Report, Variant, recovered
 from torchqat.run import Run
+from torchqat.stages import export_others, is_accepted, make_variant, measure_baseline
 from torchqat.training import TrainingLoop
-from torchqat.verify import verify
 
 
 def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
-    """Baseline, naive rounding, training, export and verification; returns the report."""
+    """Baseline, naive rounding, training, export, verification; in mode auto, what ``decide`` does. Returns the report."""
     job = Run(recipe, folder, progress)
     job.open(resume)
-    _baseline(job)
+    if recipe.mode == "auto":
+        return decide(job)
+    measure_baseline(job)
     for bits in recipe.evaluate.compare:
         _naive(job, bits)
     _initialized(job)
@@ -32,17 +27,6 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
         _control(job)
     _trained(job)
     return job.load_report()
-
-
-def _baseline(job: Run) -> None:
-    report = job.load_report()
-    if report.baseline:
-        return
-    job.progress.say("Measuring the full-precision baseline")
-    figures = evaluate(job.original, job.data.evaluation)
-    size = sum(t.numel() * t.element_size() for _, t in float_tensors(job.original))
-    report.baseline = {"perplexity": figures.perplexity, "bytes": size, "tokens": figures.tokens}
-    job.save_report(report)
 
 
 def _naive(job: Run, bits: int) -> None:
@@ -53,7 +37,7 @@ def _naive(job: Run, bits: int) -> None:
         return
     job.progress.say(f"Rounding to int{bits} without training")
     model = job.prepared(naive_plan(job.plan, bits), "rtn")
-    report.put(_variant(job, name, f"INT{bits} round to nearest", model, f"-{name}"))
+    report.put(make_variant(job, name, f"INT{bits} round to nearest", model, f"-{name}"))
     job.save_report(report)
 
 
@@ -65,13 +49,13 @@ def _initialized(job: Run) -> None:
         return
     model = job.prepared(job.plan)
     method = f"{job.width_names.upper().replace('-', '/')} {job.recipe.initialize.method}"
-    variant = _variant(job, name, method, model, f"-{name}")
+    variant = make_variant(job, name, method, model, f"-{name}")
     if job.recipe.train.steps == 0:
-        _export_others(job, model, f"-{name}")
+        export_others(job, model, f"-{name}")
     report = job.load_report()
     report.put(variant)
     if job.recipe.train.steps == 0:
-        report.accepted = _accepted(job, report, variant)
+        report.accepted = is_accepted(job, report, variant)
     job.save_report(report)
 
 
@@ -102,59 +86,20 @@ def _trained(job: Run) -> None:
     report = job.load_report()
     bits = job.exported_widths
     name = job.width_names + "-qat"
-    if report.variant(name) or job.recipe.train.steps == 0:
+    if job.recipe.train.steps == 0:
+        return
+    done = report.variant(name)
+    if done is not None:  # but the limits may have changed since
+        report.accepted = is_accepted(job, report, done)
+        job.save_report(report)
         return
     model = fine_tune(job)
     report = job.load_report()
-    variant = _variant(job, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
-    _export_others(job, model, "")
+    variant = make_variant(job, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
+    export_others(job, model, "")
     naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
     if naive:
         variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
-    report.accepted = _accepted(job, report, variant)
+    report.accepted = is_accepted(job, report, variant)
     report.put(variant)
     job.save_report(report)
-
-
-def _variant(job: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
-    """Export ``model`` in the recipe's first format, read it back, and measure it."""
-    target = _export(job, model, _format_for(job, model), suffix)
-    folder = job.folder / target
-    weights = convert(model)
-    elements = sum(w.codes.numel() for w in weights)
-    bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
-    return Variant.of(name, method, bits, job.measure(model), size_of(folder), target)
-
-
-def _export(job: Run, model: nn.Module, format: str, suffix: str) -> str:
-    """Write ``model``, and read it back; returns the folder, relative to the run."""
-    target = f"exports/{format}{suffix}"
-    folder = export(model, job.folder / target, format, job.tokenizer)
-    checked = verify(folder, model)
-    if not checked.ok:
-        raise UserError(f"{folder} does not read back as it was trained: {checked}.")
-    job.progress.say(f"{folder}: {checked}")
-    return target
-
-
-def _export_others(job: Run, model: nn.Module, suffix: str) -> None:
-    for format in job.recipe.exports[1:]:
-        _export(job, model, format, suffix)
-
-
-def _format_for(job: Run, model: nn.Module) -> str:
-    """The recipe's first format; for comparisons at other widths that it cannot hold, the one that holds most."""
-    try:
-        return checked_format(job.recipe.exports[0], checkpoint_plan(model)).name
-    except UserError:
-        return "compressed-tensors"
-
-
-def _accepted(job: Run, report: Report, variant: Variant) -> bool | None:
-    limits = job.recipe.evaluate
-    checks = []
-    if limits.accept_kl is not None:
-        checks.append(variant.kl <= limits.accept_kl)
-    if limits.accept_perplexity_ratio is not None:
-        checks.append(variant.perplexity <= limits.accept_perplexity_ratio * report.baseline["perplexity"])
-    return all(checks) if checks else None

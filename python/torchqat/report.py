@@ -24,6 +24,9 @@ class Variant:
         bytes: Size of the checkpoint's tensors on disk.
         export: Folder of the checkpoint, relative to the run, or ``None``.
         recovered: Share of the naive variant's loss at the same width that training won back, by metric.
+        task: Mean score on the user's task, of which 1 is the best; ``None`` without one.
+        intervals: Of ``perplexity_ratio`` (to the baseline), ``kl`` and ``task_drop``: the estimate, and the ends of its
+            95 % interval, by paired bootstrap over sequences or examples.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Variant:
     bytes: int
     export: str | None = None
     recovered: dict[str, float] | None = None
+    task: float | None = None
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
@@ -46,21 +51,28 @@ class Report:
     """Everything a run measured.
 
     Attributes:
-        baseline: ``perplexity``, ``bytes`` and ``tokens`` of the float model.
+        baseline: ``perplexity``, ``bytes`` and ``tokens`` of the float model, its ``losses`` by sequence and, where there is
+            a task, its mean score ``task`` and ``task_scores`` by example.
         variants: Quantized models and controls.
         accepted: Whether the recipe's limits are met; ``None`` without limits.
         validation: KL on validation text before training (``start``) and of the state that was kept (``best``), which
             was that of ``step``.
         notes: What went differently than asked, one sentence each.
         environment: Versions and device.
+        chosen: The variant that mode auto ends with.
+        decision: How it came to that, one sentence a step.
+        engine: What the chosen variant and the float model cost in the recipe's engine.
     """
 
-    baseline: dict[str, float] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
     accepted: bool | None = None
     validation: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    chosen: str = ""
+    decision: list[str] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
@@ -105,36 +117,60 @@ def environment() -> dict[str, str]:
 
 
 def print_report(report: Report) -> None:
-    """The table: one row a variant, the baseline first."""
+    """The table: one row a variant, the baseline first; then what it means, in words."""
     from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    console.print(_table(report))
+    for sentence in sentences(report):
+        console.print(sentence, highlight=False)
+
+
+def _table(report: Report):
     from rich.table import Table
 
+    has_task = "task" in report.baseline
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method")
-    for column in ("bits/weight", "perplexity", "KL", "top-1", "size"):
+    for column in ("bits/weight", "perplexity", "KL", "top-1", *(["task"] if has_task else []), "size"):
         table.add_column(column, justify="right")
-    table.add_row(
-        "full precision", "-", f"{report.baseline['perplexity']:.3f}", "-", "-", _size(report.baseline["bytes"])
-    )
+    task = [f"{report.baseline['task']:.2%}"] if has_task else []
+    first = ["-", f"{report.baseline['perplexity']:.3f}", "-", "-", *task, _size(report.baseline["bytes"])]
+    table.add_row("full precision", *first)
     for v in report.variants:
-        row = [
-            f"{v.bits_per_weight:.2f}",
-            f"{v.perplexity:.3f}",
-            f"{v.kl:.5f}",
-            f"{v.top1_agreement:.2%}",
-            _size(v.bytes),
-        ]
-        table.add_row(v.method, *row)
-    console = Console(soft_wrap=True)
-    console.print(table)
+        task = ["-" if v.task is None else f"{v.task:.2%}"] if has_task else []
+        figures = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
+        table.add_row(v.method, *figures, *task, _size(v.bytes))
+    return table
+
+
+def sentences(report: Report) -> list[str]:
+    """What the figures say, in words."""
+    found = []
     for v in report.variants:
+        found.extend(_compared(v))
         if v.recovered:
             shares = ", ".join(f"{share:.0%} of the {metric} gap" for metric, share in v.recovered.items())
-            console.print(f"{v.method} won back {shares} of plain rounding at its width.", highlight=False)
-    for note in report.notes:
-        console.print(f"Note: {note}", highlight=False)
+            found.append(f"{v.method} won back {shares} of plain rounding at its width.")
+    found.extend(f"Note: {note}" for note in report.notes)
+    found.extend(report.decision)
     if report.accepted is not None:
-        console.print("The recipe's accept limits are " + ("met." if report.accepted else "NOT met."), highlight=False)
+        found.append("The recipe's accept limits are " + ("met." if report.accepted else "NOT met."))
+    return found
+
+
+def _compared(variant: Variant) -> list[str]:
+    """Which differences from full precision are more than the noise of the text or task they were measured on."""
+    found = []
+    if "perplexity_ratio" in variant.intervals:
+        ratio, low, high = variant.intervals["perplexity_ratio"]
+        change = f"perplexity {ratio - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%})"
+        found.append(f"{variant.method}: {change}{', within the noise' if low <= 1 <= high else ''}.")
+    if "task_drop" in variant.intervals:
+        drop, low, high = variant.intervals["task_drop"]
+        change = f"task {-drop:+.2%} ({-high:+.2%} to {-low:+.2%})"
+        found.append(f"{variant.method}: {change}{', within the noise' if low <= 0 <= high else ''}.")
+    return found
 
 
 def _size(count: float) -> str:

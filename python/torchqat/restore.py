@@ -6,6 +6,7 @@ from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import BestState
+from torchqat.decide import Candidates
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
@@ -39,6 +40,8 @@ def trained_model(job: Run) -> nn.Module:
     Raises:
         UserError: The run has not been trained to its end.
     """
+    if job.recipe.mode == "auto":
+        return _candidate(job, job.load_report().chosen)
     if job.recipe.train.steps == 0:
         return job.prepared(job.plan).eval()
     path = job.folder / "checkpoints" / "train.pt"
@@ -68,12 +71,23 @@ def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:
             f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
         )
     job = open_run(root)
+    if job.recipe.mode == "auto":
+        report = job.load_report()
+        names = [variant.name for variant in report.variants if folder.name.endswith(f"-{variant.name}")]
+        return job, _candidate(job, max(names, key=len, default=report.chosen))
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
         return job, job.prepared(naive_plan(job.plan, int(width)), "rtn")
     if folder.name.endswith(f"-{job.width_names}-{job.recipe.initialize.method}".replace("+", "-")):
         return job, job.prepared(job.plan)
     return job, trained_model(job)
+
+
+def _candidate(job: Run, name: str) -> nn.Module:
+    """A model that mode auto has tried."""
+    if not name:
+        raise UserError(f"{job.folder} must have come to a decision, but has not; go on with torchqat run --resume.")
+    return Candidates(job).model(name).eval()
 
 
 def load_any(path: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """A recipe at work in a folder: what it works on, and what it keeps. ``flow.py`` has the stages."""
 
 import copy
+import json
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
 from torchqat.report import Report, environment
 from torchqat.scratch import train_scratch
+from torchqat.tasks import Task, load_task
 
 
 @dataclass
@@ -71,13 +73,18 @@ class Run:
         return load_data(self.recipe, self.corpus, self.tokenizer)
 
     @cached_property
+    def task(self) -> Task | None:
+        """The user's own task, which every variant is measured on."""
+        return load_task(self.recipe.evaluate.task) if self.recipe.evaluate.task else None
+
+    @cached_property
     def plan(self) -> Plan:
         return make_plan(self.original, self.recipe)
 
     @cached_property
     def identity(self) -> str:
-        """Changes with anything that a result depends on."""
-        digest = sha256(self.recipe.text.encode())
+        """Changes with anything that a result depends on; not with the limits that it is held against."""
+        digest = sha256(_without_limits(self.recipe.text).encode())
         digest.update(repr((self.model_path, torch.__version__, torchqat.__version__)).encode())
         digest.update(self.data.train.tokens.numpy().tobytes())
         for batch in self.data.evaluation:
@@ -129,6 +136,7 @@ class Run:
         # Whatever the input may be wrong in shows here, before anything is written.
         plan = str(self.plan)
         check_exports(self.original, self.plan, self.recipe.exports)
+        _ = self.task
         settings = {
             "steps": self.recipe.train.steps,
             "model": self.model_path,
@@ -137,7 +145,7 @@ class Run:
         }
         report = self.load_report() if resume and self._belongs(settings) else Report()
         if not resume:
-            for name in ("checkpoints", "metrics.jsonl"):
+            for name in ("checkpoints", "candidates", "metrics.jsonl"):
                 _remove(self.folder / name)
         write_text(self.folder / "recipe.yaml", self.recipe.text)
         write_json(self.folder / "run.json", settings)
@@ -167,6 +175,17 @@ class Run:
     @property
     def width_names(self) -> str:
         return "-".join(f"int{bits}" for bits in self.exported_widths)
+
+
+def _without_limits(text: str) -> str:
+    """A recipe but for what decides over results that are there already."""
+    import yaml  # transformers brings it
+
+    recipe = yaml.safe_load(text)
+    for key in ("size", "engine"):
+        recipe.pop(key, None)
+    (recipe.get("evaluate") or {}).pop("accept", None)
+    return json.dumps(recipe, sort_keys=True, default=str)
 
 
 def _remove(path: Path) -> None:

@@ -34,12 +34,14 @@ class LayerSensitivity:
         spec: How its weight is quantized, but for the width.
         kl: Mean KL to the float model per token, in nats, with this layer alone quantized, by width.
         shape: ``(out_features, in_features)``.
+        scale_bits: What a checkpoint spends on a scale; by default what its dtype takes, but formats may store a wider one.
     """
 
     name: str
     spec: QuantSpec
     kl: dict[int, float]
     shape: tuple[int, int]
+    scale_bits: int = 0
 
     @property
     def elements(self) -> int:
@@ -49,7 +51,8 @@ class LayerSensitivity:
         """Bits that a checkpoint spends on the weight at ``bits``, scales and zero points included."""
         rows, cols = self.shape
         stored = 2 if bits <= 2 else 4 if bits <= 4 else 8
-        per_block = (32 if self.spec.scale_dtype == "float32" else 16) + (0 if self.spec.symmetric else stored)
+        scale = self.scale_bits or (32 if self.spec.scale_dtype == "float32" else 16)
+        per_block = scale + (0 if self.spec.symmetric else stored)
         return self.elements * stored + self.spec.block_count(rows, cols) * per_block
 
 

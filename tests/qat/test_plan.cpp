@@ -20,6 +20,19 @@ std::string problems_of(const std::string& rest) {
   return "";
 }
 
+TEST(Plan, WidthsOfNamedLayersChange) {
+  Plan plan;
+  for (const char* name : {"a", "b"}) {
+    LayerPlan layer;
+    layer.name = name;
+    layer.weight = QuantSpec{};
+    plan.layers.push_back(layer);
+  }
+  const Plan changed = with_widths(plan, {{"b", 4}, {"c", 2}});
+  EXPECT_EQ(changed.layers[0].weight->bits, 8);
+  EXPECT_EQ(changed.layers[1].weight->bits, 4);
+}
+
 TEST(Plan, LaterRulesWinTensorByTensor) {
   const Plan plan = make_plan(recipe_of("layers:\n"
                                         "  - match: \"model.*\"\n"

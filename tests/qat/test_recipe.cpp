@@ -73,10 +73,22 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "r.yaml:6:1: trian is not a known key; did you mean train?");
 }
 
+TEST(Recipe, ModeAutoHasBudgetsAndSearchesScales) {
+  const Recipe recipe = parse_recipe(
+      "version: 1\nmode: auto\nlayers:\n  - {match: a, weight: {dtype: int4}}\n"
+      "evaluate: {task: t.jsonl, accept: {task_drop: 0.01}}\n"
+      "size: {bits_per_weight: 4.5}\nengine: llama.cpp\n",
+      "r.yaml");
+  EXPECT_EQ(recipe.mode, "auto");
+  EXPECT_EQ(recipe.size_bits_per_weight, 4.5);
+  EXPECT_EQ(recipe.evaluate.accept_task_drop, 0.01);
+  EXPECT_EQ(recipe.exports, std::vector<std::string>{"gguf"});
+  EXPECT_EQ(recipe.layers[0].weight.spec->range, Range::mse);
+}
+
 TEST(Recipe, InputsMayHaveAScalePerGroup) {
-  const Recipe recipe =
-      parse_recipe("version: 1\nlayers:\n  - {match: a, input: {dtype: int8, group_size: 32}}\n",
-                   "r.yaml");
+  const Recipe recipe = parse_recipe(
+      "version: 1\nlayers:\n  - {match: a, input: {dtype: int8, group_size: 32}}\n", "r.yaml");
   const QuantSpec& input = *recipe.layers[0].input.spec;
   EXPECT_EQ(describe(input), "int8 group 32 narrow, dynamic scale in float32");
   EXPECT_EQ(block_shape(input), (std::array<int64_t, 2>{1, 32}));
@@ -127,10 +139,11 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, block: [1]}\n",
               "r.yaml:4:34: layers[0].weight.block must be two positive sides, such as [128, 128], "
               "but is [1]"},
-        Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, group_size: 32, dynamic: "
-              "false}\n",
-              "r.yaml:4:51: layers[0].input.dynamic must be true for granularity group, but is "
-              "false"},
+        Fault{
+            "version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, group_size: 32, dynamic: "
+            "false}\n",
+            "r.yaml:4:51: layers[0].input.dynamic must be true for granularity group, but is "
+            "false"},
         Fault{"version: 1\nlayers:\n  - match: a\n    input: {dtype: int8, dynamic: false}\n",
               "r.yaml:4:35: layers[0].input.dynamic must be true for granularity token, but is "
               "false"},
@@ -152,6 +165,12 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:23: train.weight_cache must be none, codes or weights, but is all"},
         Fault{"version: 1\n" + kRule + "train: {control: maybe}\n",
               "r.yaml:5:18: train.control must be true or false, but is maybe"},
+        Fault{"version: 1\n" + kRule + "mode: auto\n",
+              "r.yaml:5:7: mode must not be auto without limits in evaluate.accept"},
+        Fault{"version: 1\n" + kRule + "engine: vllm\n",
+              "r.yaml:5:9: engine must not be given unless mode is auto"},
+        Fault{"version: 1\n" + kRule + "evaluate: {accept: {task_drop: 0.1}}\n",
+              "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",
               "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
               "modelopt, onnx or safetensors, but has bin"},

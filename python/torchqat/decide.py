@@ -1,0 +1,232 @@
+"""Mode auto: the least a model can be given while it stays good enough, found in the order of what it costs to try.
+
+INT8, then the recipe's width by GPTQ and by AWQ, then trained, then with the most sensitive layers back at 8 bits. The
+first that meets ``evaluate.accept`` and ``size`` is exported. What was measured is kept: a run that is resumed, or whose
+limits changed, goes on from there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from torchqat._library import Initialize, Plan, find_format, parse_recipe, with_widths
+from torchqat.errors import UserError
+from torchqat.fine_tune import fine_tune
+from torchqat.report import Report, Variant
+from torchqat.run import Run
+from torchqat.sensitivity import LayerSensitivity, mixed_widths, sensitivity
+from torchqat.stages import export_and_verify, is_accepted, make_variant, measure_baseline
+from torchqat.verify import verify
+
+# Layers that are backed off go to this width.
+_WIDE = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize the model.
+
+    Attributes:
+        name: Of its variant in the report, and of its folder.
+        method: In a few words.
+        build: Gives the model, as it is exported.
+    """
+
+    name: str
+    method: str
+    build: Callable[[], nn.Module]
+
+
+def decide(job: Run) -> Report:
+    """Try candidates until one meets the limits; export it and, where an engine is named, measure it there."""
+    measure_baseline(job)
+    candidates = Candidates(job)
+    tried: list[Variant] = []
+    for candidate in candidates.all():
+        variant = _measured(job, candidates, candidate)
+        tried.append(variant)
+        if _meets(job, variant):
+            break
+    chosen = tried[-1] if _meets(job, tried[-1]) else _nearest(job, tried)
+    report = job.load_report()
+    report.chosen, report.accepted = chosen.name, is_accepted(job, report, chosen)
+    report.decision = _reasons(job, tried, chosen, candidates)
+    job.save_report(report)
+    _finish(job, candidates, chosen)
+    return job.load_report()
+
+
+class Candidates:
+    """The ways to quantize a run's model, cheapest to try first; models are built when they are asked for."""
+
+    def __init__(self, job: Run):
+        self.job = job
+        specs = [layer.weight for layer in job.plan.layers]
+        if any(spec is None or spec.grid.startswith("fp8") for spec in specs):
+            raise UserError("In mode auto, every planned layer must have an integer weight, but one has not.")
+        self.width = max(spec.bits for spec in specs)
+        self._last: tuple[str, nn.Module] | None = None
+
+    def all(self) -> list[Candidate]:
+        width = f"int{self.width}"
+        found = [Candidate("int8", "INT8", partial(self._rounded, self._all_wide(), "mse"))]
+        if self.width >= _WIDE:
+            return found
+        for rounding in ("gptq", "awq"):
+            build = partial(self._rounded, self.job.plan, rounding)
+            found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", build))
+        trains = self.job.recipe.train.steps > 0
+        if trains:
+            build = partial(self._trained, f"{width}-qat", lambda: self.job.plan)
+            found.append(Candidate(f"{width}-qat", f"{width.upper()} QAT", build))
+        for budget in self._budgets():
+            plan = partial(self._mixed, budget)
+            method = f"{width.upper()} and INT{_WIDE}, {budget:.2f} bits a weight"
+            name = f"{width}-int{_WIDE}-{budget:.2f}"
+            if trains:
+                found.append(Candidate(name, method + ", QAT", partial(self._trained, name, plan)))
+            else:
+                found.append(Candidate(name, method + ", GPTQ", lambda plan=plan: self._rounded(plan(), "gptq")))
+        return found
+
+    def model(self, name: str) -> nn.Module:
+        """The model of the candidate called ``name``.
+
+        Raises:
+            UserError: There is none.
+        """
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        for candidate in self.all():
+            if candidate.name == name:
+                self._last = (name, candidate.build())
+                return self._last[1]
+        raise UserError(f"{self.job.folder} must have tried {name}, but has no such candidate.")
+
+    def _all_wide(self) -> Plan:
+        return with_widths(self.job.plan, {layer.name: _WIDE for layer in self.job.plan.layers})
+
+    def _rounded(self, plan: Plan, method: str) -> nn.Module:
+        return self.job.prepared(plan, Initialize(method))
+
+    def _trained(self, name: str, plan: Callable[[], Plan]) -> nn.Module:
+        recipe = parse_recipe(self.job.recipe.text, self.job.recipe.file)
+        child = Run(recipe, self.job.folder / "candidates" / name, self.job.progress)
+        child.recipe.model, child.recipe.data = self.job.recipe.model, self.job.recipe.data
+        child.recipe.train = self.job.recipe.train
+        if not child.recipe.initialize.needs_data:
+            child.recipe.initialize = Initialize("gptq")
+        for shared in ("corpus", "model_path", "tokenizer", "original", "data"):
+            child.__dict__[shared] = getattr(self.job, shared)
+        child.__dict__["plan"] = plan()
+        child.__dict__["identity"] = f"{self.job.identity} {sha256(str(child.plan).encode()).hexdigest()[:16]}"
+        child.folder.mkdir(parents=True, exist_ok=True)
+        return fine_tune(child)
+
+    def _budgets(self) -> list[float]:
+        """Half of the room up to the size that is allowed, and all of it."""
+        least, most = bits_of(self.job.plan, self._scale_bits), self.job.recipe.size_bits_per_weight
+        return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []
+
+    def _mixed(self, budget: float) -> Plan:
+        """The plan with the most sensitive layers at 8 bits, as many as the budget allows."""
+        return with_widths(self.job.plan, mixed_widths(self._sensitivity, budget))
+
+    @cached_property
+    def _sensitivity(self):
+        self.job.progress.say("Measuring how sensitive each layer is")
+        found = sensitivity(self.job.original, self.job.plan, self.job.data.calibration[:2], (self.width, _WIDE))
+        return [replace(layer, scale_bits=self._scale_bits) for layer in found]
+
+    @property
+    def _scale_bits(self) -> int:
+        """Of the dtype that the recipe's first format stores scales in."""
+        dtype = find_format(self.job.recipe.exports[0]).dtype or next(self.job.original.parameters()).dtype
+        return 8 * dtype.itemsize
+
+
+def bits_of(plan: Plan, scale_bits: int) -> float:
+    """What a weight takes on average, scales and zero points included."""
+    sizes = elements = 0
+    for layer in plan.layers:
+        one = LayerSensitivity(layer.name, layer.weight, {}, (layer.out_features, layer.in_features), scale_bits)
+        sizes += one.size(layer.weight.bits)
+        elements += one.elements
+    return sizes / elements
+
+
+def _measured(job: Run, candidates: Candidates, candidate: Candidate) -> Variant:
+    """The candidate's variant, from the report where it was measured before."""
+    found = job.load_report().variant(candidate.name)
+    if found is not None:
+        return found
+    job.progress.say(f"Trying {candidate.method}")
+    variant = make_variant(
+        job, candidate.name, candidate.method, candidates.model(candidate.name), f"-{candidate.name}"
+    )
+    report = job.load_report()
+    report.put(variant)
+    job.save_report(report)
+    return variant
+
+
+def _fits(job: Run, variant: Variant) -> bool:
+    return variant.bits_per_weight <= job.recipe.size_bits_per_weight
+
+
+def _meets(job: Run, variant: Variant) -> bool:
+    return _fits(job, variant) and bool(is_accepted(job, job.load_report(), variant))
+
+
+def _nearest(job: Run, tried: list[Variant]) -> Variant:
+    """Where none meets the limits: of those that are small enough, the one that is nearest to the float model."""
+    fitting = [variant for variant in tried if _fits(job, variant)] or tried
+    return min(fitting, key=lambda variant: variant.kl)
+
+
+def _reasons(job: Run, tried: list[Variant], chosen: Variant, candidates: Candidates) -> list[str]:
+    budget = job.recipe.size_bits_per_weight
+    found = []
+    for variant in tried:
+        small = (
+            "" if _fits(job, variant) else f"takes {variant.bits_per_weight:.2f} bits a weight, more than {budget:g}"
+        )
+        good = "" if is_accepted(job, job.load_report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
+        why = " and ".join(word for word in (small, good) if word) or "meets the limits of quality and size"
+        found.append(f"{variant.method} {why}.")
+    names = [variant.name for variant in tried]
+    left = [candidate.method for candidate in candidates.all() if candidate.name not in names]
+    if left:
+        found.append(f"Not tried, because they cost more: {'; '.join(left)}.")
+    verdict = (
+        "" if _meets(job, chosen) else ", the nearest to full precision of those small enough; none meets all limits"
+    )
+    return [*found, f"Chosen: {chosen.method}{verdict}."]
+
+
+def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
+    """Export the chosen one in every format, and measure it in the engine."""
+    model = candidates.model(chosen.name)
+    folders = [job.folder / export_and_verify(job, model, format, "") for format in job.recipe.exports]
+    report = job.load_report()
+    report.engine = _in_engine(job, model, folders[0]) if job.recipe.engine else {}
+    job.save_report(report)
+
+
+def _in_engine(job: Run, model: nn.Module, folder: Path) -> dict:
+    prompts = torch.cat(list(job.data.evaluation))[:4, :64]
+    try:
+        checked = verify(
+            folder, model, prompts, job.recipe.engine, bench=True, tokenizer=job.tokenizer, baseline=job.model_path
+        )
+    except UserError as error:
+        job.progress.say(f"Note: {error}")
+        return {"name": job.recipe.engine, "note": str(error)}
+    job.progress.say(f"{folder}: {checked}")
+    speeds = {"export": checked.speed, "float": checked.baseline}
+    return {"name": job.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}

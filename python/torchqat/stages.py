@@ -1,0 +1,97 @@
+"""Steps that a flow is made of: the baseline measured, a model exported, read back, measured and compared."""
+
+import torch
+from torch import nn
+
+from torchqat.convert import convert
+from torchqat.errors import UserError
+from torchqat.evaluate import Evaluation, evaluate
+from torchqat.export import checked_format, export
+from torchqat.files import size_of
+from torchqat.formats.tensors import checkpoint_plan, float_tensors
+from torchqat.report import Report, Variant
+from torchqat.run import Run
+from torchqat.statistics import bootstrap
+from torchqat.verify import verify
+
+
+def measure_baseline(job: Run) -> None:
+    report = job.load_report()
+    if report.baseline:
+        return
+    job.progress.say("Measuring the full-precision baseline")
+    figures = evaluate(job.original, job.data.evaluation)
+    size = sum(t.numel() * t.element_size() for _, t in float_tensors(job.original))
+    report.baseline = {
+        "perplexity": figures.perplexity,
+        "bytes": size,
+        "tokens": figures.tokens,
+        "losses": figures.losses,
+    }
+    if job.task is not None:
+        scores = job.task.scores(job.original, job.tokenizer)
+        report.baseline.update(task=sum(scores) / len(scores), task_scores=scores)
+    job.save_report(report)
+
+
+def make_variant(job: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
+    """Export ``model`` in the recipe's first format, read it back, and measure it."""
+    target = export_and_verify(job, model, fitting_format(job, model), suffix)
+    folder = job.folder / target
+    weights = convert(model)
+    elements = sum(w.codes.numel() for w in weights)
+    bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
+    figures = job.measure(model)
+    variant = Variant.of(name, method, bits, figures, size_of(folder), target)
+    _compare(job, model, figures, variant)
+    return variant
+
+
+def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
+    """Differences from the baseline, sequence by sequence and example by example, with their intervals."""
+    baseline = job.load_report().baseline
+    pairs = zip(figures.losses, baseline["losses"], strict=True)
+    found = {"perplexity_ratio": bootstrap([a - b for a, b in pairs], torch.exp), "kl": bootstrap(figures.kls)}
+    if job.task is not None:
+        scores = job.task.scores(model, job.tokenizer)
+        if len(scores) != len(baseline["task_scores"]):
+            raise UserError(f"{job.task.name} must score the same examples every time, but scored {len(scores)}.")
+        variant.task = sum(scores) / len(scores)
+        found["task_drop"] = bootstrap([b - a for a, b in zip(scores, baseline["task_scores"], strict=True)])
+    variant.intervals = {name: [interval.value, interval.low, interval.high] for name, interval in found.items()}
+
+
+def export_and_verify(job: Run, model: nn.Module, format: str, suffix: str) -> str:
+    """Write ``model``, and read it back; returns the folder, relative to the run."""
+    target = f"exports/{format}{suffix}"
+    folder = export(model, job.folder / target, format, job.tokenizer)
+    checked = verify(folder, model)
+    if not checked.ok:
+        raise UserError(f"{folder} does not read back as it was trained: {checked}.")
+    job.progress.say(f"{folder}: {checked}")
+    return target
+
+
+def export_others(job: Run, model: nn.Module, suffix: str) -> None:
+    for format in job.recipe.exports[1:]:
+        export_and_verify(job, model, format, suffix)
+
+
+def fitting_format(job: Run, model: nn.Module) -> str:
+    """The recipe's first format; for comparisons at other widths that it cannot hold, the one that holds most."""
+    try:
+        return checked_format(job.recipe.exports[0], checkpoint_plan(model)).name
+    except UserError:
+        return "compressed-tensors"
+
+
+def is_accepted(job: Run, report: Report, variant: Variant) -> bool | None:
+    limits = job.recipe.evaluate
+    checks = []
+    if limits.accept_kl is not None:
+        checks.append(variant.kl <= limits.accept_kl)
+    if limits.accept_perplexity_ratio is not None:
+        checks.append(variant.perplexity <= limits.accept_perplexity_ratio * report.baseline["perplexity"])
+    if limits.accept_task_drop is not None:
+        checks.append(variant.intervals["task_drop"][0] <= limits.accept_task_drop)
+    return all(checks) if checks else None

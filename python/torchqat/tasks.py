@@ -1,0 +1,177 @@
+"""The user's own task: a score for each of its examples, for any model that is to be compared."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchqat.errors import UserError, first_line
+
+_FORMS = (
+    '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index} '
+    'or {"text": ..., "label": index}'
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples with a right answer, or a function of the user's that scores a model.
+
+    Attributes:
+        name: For reports.
+        examples: Lines of a jsonl file; empty for a function.
+        function: ``function(model, tokenizer)`` gives one score for each example, the same examples every time.
+    """
+
+    name: str
+    examples: Sequence[dict[str, Any]] = ()
+    function: Any = None
+
+    @torch.no_grad()
+    def scores(self, model: nn.Module, tokenizer) -> list[float]:
+        """One score an example, of which 1 is the best.
+
+        Raises:
+            UserError: An example has no token to judge, or the function gives no scores.
+        """
+        training = model.training
+        model.eval()
+        try:
+            if self.function is not None:
+                return _checked(self.name, self.function(model, tokenizer))
+            return [_SCORERS[_form(example)](model, tokenizer, example) for example in self.examples]
+        finally:
+            model.train(training)
+
+
+def load_task(source: str) -> Task:
+    """A task from a jsonl file or from ``module:function``.
+
+    Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
+    ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
+    from 0, likelihoods taken per byte (the ``acc_norm`` of lm-evaluation-harness). ``text`` and ``label``: 1 where the
+    largest of a classifier's outputs is ``label``.
+
+    Raises:
+        UserError: There is no such file or function, or a line is of no such form (the line is named).
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl" or path.is_file():
+        return Task(path.stem, _read(path))
+    module, _, function = source.partition(":")
+    if not function:
+        raise UserError(f"evaluate.task must be a jsonl file that exists or module:function, but is {source}.")
+    try:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"evaluate.task must name a function that can be imported, but {source}: {first_line(error)}."
+        ) from error
+    return Task(source, function=found)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"evaluate.task must be a readable file, but {path} is not: {error}.") from error
+    examples = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            example = json.loads(line)
+        except ValueError:
+            example = None
+        if _form(example) is None:
+            raise UserError(f"{path}:{number}: a line of a task must be {_FORMS}, but is {line[:80]}")
+        examples.append(example)
+    if not examples:
+        raise UserError(f"evaluate.task must have an example, but {path} has none.")
+    return examples
+
+
+def _form(example: Any) -> str | None:
+    if not isinstance(example, dict):
+        return None
+    if isinstance(example.get("prompt"), str) and isinstance(example.get("expected"), str) and example["expected"]:
+        return "exact"
+    choices, answer = example.get("choices"), example.get("answer")
+    if isinstance(example.get("prompt"), str) and isinstance(choices, list) and isinstance(answer, int):
+        texts = all(isinstance(choice, str) and choice for choice in choices)
+        return "choice" if len(choices) > 1 and texts and 0 <= answer < len(choices) else None
+    if isinstance(example.get("text"), str) and isinstance(example.get("label"), int):
+        return "label"
+    return None
+
+
+def _exact(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
+    """Greedy decoding writes ``expected`` exactly if each of its tokens is the likeliest after those before it."""
+    logits, target = _continuation(model, tokenizer, example["prompt"], example["expected"])
+    return float(torch.equal(logits.argmax(-1), target))
+
+
+def _choice(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
+    likelihoods = []
+    for choice in example["choices"]:
+        logits, target = _continuation(model, tokenizer, example["prompt"], choice)
+        total = -F.cross_entropy(logits.float(), target, reduction="sum").item()
+        likelihoods.append(total / len(choice.encode()))
+    return float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == example["answer"])
+
+
+def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
+    tokens = _tokens(tokenizer, example["text"])
+    logits = model(input_ids=tokens[None].to(_device(model))).logits
+    if logits.dim() != 2:
+        raise UserError("A task of texts and labels needs a classifier, but the model is a language model.")
+    return float(logits[0].argmax().item() == example["label"])
+
+
+_SCORERS = {"exact": _exact, "choice": _choice, "label": _label}
+
+
+def _continuation(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[Tensor, Tensor]:
+    """Logits ``[n, vocabulary]`` at the tokens of ``text`` after ``prompt``, and those tokens ``[n]``."""
+    before, whole = _tokens(tokenizer, prompt), _tokens(tokenizer, prompt + text)
+    # A token may reach from the prompt into the text: from the first that differs on, it is the text's.
+    shared = 0
+    while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
+        shared += 1
+    shared = max(1, shared)
+    if shared >= len(whole):
+        raise UserError(f"A task's example must have a token to judge after its prompt, but {text[:40]!r} has none.")
+    logits = model(input_ids=whole[None].to(_device(model)), use_cache=False).logits[0]
+    return logits[shared - 1 : -1].cpu(), whole[shared:]
+
+
+def _tokens(tokenizer, text: str) -> Tensor:
+    ids = tokenizer(text).input_ids
+    end = tokenizer.eos_token_id
+    # Some tokenizers close a text, which nothing may follow then.
+    return torch.tensor(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids, dtype=torch.int64)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _checked(name: str, scores: Any) -> list[float]:
+    try:
+        values = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} must return a sequence of numbers, one an example, but: {first_line(error)}."
+        ) from error
+    if not values:
+        raise UserError(f"{name} must return a score for at least one example, but returned none.")
+    return values

@@ -1,0 +1,155 @@
+"""Mode auto: it stops at the first candidate that is good and small enough, says why, and keeps what it measured."""
+
+import json
+
+import pytest
+import torchqat
+from command import call
+from conftest import RECIPE
+from torchqat import report as reports
+
+AUTO = RECIPE.split("evaluate:")[0] + "mode: auto\n"
+
+
+@pytest.fixture
+def decide(tmp_path, model_folder, data_folder, capsys):
+    """Runs mode auto with some limits; returns the report and what was said on the way."""
+
+    def run(limits, *options, recipe=AUTO, command="run"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(recipe + limits)
+        places = ["--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
+        code, out, err = call(capsys, command, path, *places, *options)
+        assert code == 0, err
+        return json.loads((tmp_path / "run" / "report.json").read_text()), out + err
+
+    return run
+
+
+def names(report):
+    return [variant["name"] for variant in report["variants"]]
+
+
+def test_the_first_that_meets_the_limits_ends_it(decide, tmp_path):
+    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\n")
+    assert names(report) == ["int8"] and report["chosen"] == "int8" and report["accepted"] is True
+    assert "INT8 meets the limits of quality and size." in said and "Chosen: INT8." in said
+    assert "Not tried, because they cost more: INT4 GPTQ; INT4 AWQ; INT4 QAT" in said
+    assert (tmp_path / "run" / "exports" / "compressed-tensors" / "model.safetensors").is_file()
+
+
+def test_a_model_that_is_too_large_is_not_taken(decide):
+    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n")
+    assert names(report) == ["int8", "int4-gptq"] and report["chosen"] == "int4-gptq"
+    assert "INT8 takes 9.00 bits a weight, more than 5.2." in said
+
+
+def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
+    report, said = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n")
+    tried = names(report)
+    assert tried[:4] == ["int8", "int4-gptq", "int4-awq", "int4-qat"] and len(tried) == 6
+    small = [variant for variant in report["variants"] if variant["bits_per_weight"] <= 6.0]
+    assert report["chosen"] == min(small, key=lambda variant: variant["kl"])["name"]
+    assert report["accepted"] is False and "none meets all limits" in said
+    # Backed off layers are at 8 bits, as many as the budget holds.
+    bits = {variant["name"]: variant["bits_per_weight"] for variant in report["variants"]}
+    assert bits["int4-qat"] < bits[tried[4]] < bits[tried[5]] <= 6.0
+
+
+def test_what_was_measured_is_kept_when_limits_change(decide, tmp_path, capsys):
+    first, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n")
+    kept = {variant["name"]: variant for variant in first["variants"]}
+    second, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n", "--resume")
+    assert second["chosen"] == "int4-gptq" and second["accepted"] is True
+    assert {variant["name"]: variant for variant in second["variants"]} == kept
+    assert "Trying" not in said and "Measuring the full-precision" not in said
+    exported = tmp_path / "run" / "exports"
+    files = [exported / name / "model.safetensors" for name in ("compressed-tensors", "compressed-tensors-int4-gptq")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_chosen_one_is_what_the_other_commands_find(decide, tmp_path, capsys):
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n")
+    run = tmp_path / "run"
+    for folder in ("compressed-tensors", "compressed-tensors-int8", "compressed-tensors-int4-qat"):
+        code, out, err = call(capsys, "verify", run / "exports" / folder)
+        assert code == 0 and "14 layers equal bit for bit" in out, err
+    code, out, err = call(capsys, "export", run, "--format", "safetensors")
+    assert code == 0 and "14 layers equal bit for bit" in out, err
+
+
+def test_the_users_task_decides(decide, tmp_path):
+    lines = [{"prompt": f"def function_{i}(argument):", "expected": "\n"} for i in range(20)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    limits = f"{{task: {tmp_path / 'task.jsonl'}, accept: {{task_drop: 0.0}}}}"
+    report, said = decide(f"evaluate: {limits}\nsize: {{bits_per_weight: 9.0}}\n")
+    assert len(report["baseline"]["task_scores"]) == 20
+    assert report["variants"][0]["task"] == pytest.approx(report["baseline"]["task"])
+    assert report["variants"][0]["intervals"]["task_drop"] == [0.0, 0.0, 0.0]
+    assert "task" in said and "within the noise" in said
+
+
+def test_without_training_the_steps_are_left_out(decide):
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n", command="ptq")
+    assert "int4-qat" not in names(report) and len(names(report)) == 5
+
+
+def test_an_engine_that_is_missing_is_a_note(decide, monkeypatch):
+    monkeypatch.delenv("TORCHQAT_VLLM", raising=False)
+    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: vllm\n")
+    assert "engine vllm needs vllm" in report["engine"]["note"] and "Note: engine vllm needs" in said
+
+
+def test_the_engine_is_measured(decide):
+    report, _ = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: transformers\n")
+    assert (
+        report["engine"]["ok"] and report["engine"]["export"]["decode"] > 0 and report["engine"]["float"]["prefill"] > 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mode must not be auto without limits in evaluate.accept"),
+        ("evaluate: {accept: {task_drop: 0.1}}\n", "task_drop must not be given without evaluate.task"),
+        ("evaluate: {accept: {kl: 1}}\nsize: {bits_per_weight: 1}\n", "size.bits_per_weight must be"),
+        ("evaluate: {accept: {kl: 1}}\nengine: ollama\n", "engine must be transformers, vllm or llama.cpp"),
+    ],
+)
+def test_limits_that_are_none_are_refused(text, message):
+    with pytest.raises(torchqat.RecipeError, match=message):
+        torchqat.parse_recipe(AUTO + text)
+
+
+def test_budgets_are_for_mode_auto_alone():
+    with pytest.raises(torchqat.RecipeError, match="size must not be given unless mode is auto"):
+        torchqat.parse_recipe(RECIPE + "size: {bits_per_weight: 4}\n")
+
+
+def test_the_engine_chooses_the_format():
+    limits = "evaluate: {accept: {kl: 1}}\n"
+    assert torchqat.parse_recipe(AUTO + limits + "engine: llama.cpp\n").exports == ["gguf"]
+    assert torchqat.parse_recipe(AUTO + limits + "engine: vllm\n").exports == ["compressed-tensors"]
+
+
+def test_words_for_noise():
+    variant = reports.Variant(
+        "a", "INT4", 4.5, 10.0, 0.01, 0.9, 100, intervals={"perplexity_ratio": [1.01, 0.99, 1.03]}
+    )
+    assert reports._compared(variant) == ["INT4: perplexity +1.00% (-1.00% to +3.00%), within the noise."]
+    variant.intervals = {"perplexity_ratio": [1.02, 1.01, 1.03], "task_drop": [0.05, 0.01, 0.09]}
+    assert reports._compared(variant) == [
+        "INT4: perplexity +2.00% (+1.00% to +3.00%).",
+        "INT4: task -5.00% (-9.00% to -1.00%).",
+    ]
+
+
+def test_scales_are_those_that_a_method_chose(decide):
+    """Where a recipe leaves it open, scales are searched: found anew from ranges, they would undo what GPTQ did."""
+    recipe = AUTO.replace(", scale: learned", "")
+    spec = torchqat.parse_recipe(recipe + "evaluate: {accept: {kl: 1}}\n")
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n", recipe=recipe, command="ptq")
+    kl = {variant["name"]: variant["kl"] for variant in report["variants"]}
+    assert kl["int4-gptq"] != kl["int4-awq"] and spec.mode == "auto"
+    with pytest.raises(torchqat.RecipeError, match="scale must be mse or learned"):
+        torchqat.parse_recipe(AUTO.replace("scale: learned", "scale: minmax") + "evaluate: {accept: {kl: 1}}\n")

@@ -1,0 +1,143 @@
+"""The user's task: each form scored as a slow reading of its definition does."""
+
+import json
+
+import pytest
+import torch
+import torchqat
+from torchqat.tasks import Task, load_task
+
+
+def write(path, *examples):
+    path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return path
+
+
+@pytest.fixture
+def learned(tiny_llama, tokenizer):
+    """A model that has learned one line by heart."""
+    tokens = torch.tensor([tokenizer("def function_7(argument):\n    return argument + 7\n").input_ids])
+    optimizer = torch.optim.AdamW(tiny_llama.parameters(), 3e-3)
+    for _ in range(60):
+        tiny_llama(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return tiny_llama.eval()
+
+
+def test_exact_is_what_greedy_decoding_writes(learned, tokenizer, tmp_path):
+    prompt, right = "def function_7(argument):", "\n    return argument + 7\n"
+    path = write(
+        tmp_path / "task.jsonl",
+        {"prompt": prompt, "expected": right},
+        {"prompt": prompt, "expected": "\n    return argument + 8\n"},
+        {"prompt": prompt, "expected": "\n    return"},
+    )
+    assert load_task(str(path)).scores(learned, tokenizer) == [1.0, 0.0, 1.0]
+    ids = torch.tensor([tokenizer(prompt).input_ids])
+    written = learned.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    assert tokenizer.decode(written[0, ids.shape[1] :]).startswith(right)
+
+
+def test_choices_are_ranked_by_likelihood_per_byte(learned, tokenizer, tmp_path):
+    prompt = "def function_7(argument):"
+    choices = ["\n    pass\n", "\n    return argument + 7\n", "\n    return argument + 9\n"]
+    path = write(
+        tmp_path / "task.jsonl",
+        {"prompt": prompt, "choices": choices, "answer": 1},
+        {"prompt": prompt, "choices": choices, "answer": 0},
+    )
+    assert load_task(str(path)).scores(learned, tokenizer) == [1.0, 0.0]
+
+    def per_byte(choice):  # one token at a time
+        before, total = tokenizer(prompt).input_ids, 0.0
+        for token in tokenizer(prompt + choice).input_ids[len(before) :]:
+            with torch.no_grad():
+                log = torch.log_softmax(learned(input_ids=torch.tensor([before])).logits[0, -1].double(), -1)
+            total, before = total + log[token].item(), [*before, token]
+        return total / len(choice.encode())
+
+    likelihoods = [per_byte(choice) for choice in choices]
+    assert likelihoods.index(max(likelihoods)) == 1
+
+
+def test_labels_are_a_classifiers(tokenizer, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.num_labels, config.pad_token_id = 3, 0
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config).eval()
+    texts = ["def function", "return argument", "'''Adds"]
+    with torch.no_grad():
+        labels = [model(input_ids=torch.tensor([tokenizer(text).input_ids])).logits.argmax().item() for text in texts]
+    examples = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    examples.append({"text": texts[0], "label": (labels[0] + 1) % 3})
+    path = write(tmp_path / "task.jsonl", *examples)
+    assert load_task(str(path)).scores(model, tokenizer) == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_a_language_model_is_no_classifier(tiny_llama, tokenizer, tmp_path):
+    path = write(tmp_path / "task.jsonl", {"text": "def", "label": 0})
+    with pytest.raises(torchqat.UserError, match="needs a classifier, but the model is a language model"):
+        load_task(str(path)).scores(tiny_llama, tokenizer)
+
+
+def test_a_function_of_the_users(tiny_llama, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        "def score(model, tokenizer):\n    assert not model.training\n    return [1, 0, True]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    tiny_llama.train()
+    assert load_task("my_task:score").scores(tiny_llama, tokenizer) == [1.0, 0.0, 1.0]
+    assert tiny_llama.training
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        '{"prompt": "a"}',
+        '{"prompt": "a", "expected": ""}',
+        '{"prompt": "a", "choices": ["b"], "answer": 0}',
+        '{"prompt": "a", "choices": ["b", "c"], "answer": 2}',
+        '{"text": "a", "label": "good"}',
+        "[1]",
+    ],
+)
+def test_a_line_of_another_form_is_named(line, tmp_path):
+    path = tmp_path / "task.jsonl"
+    path.write_text('{"prompt": "a", "expected": "b"}\n\n' + line + "\n")
+    with pytest.raises(torchqat.UserError, match=r"task.jsonl:3: a line of a task must be"):
+        load_task(str(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.jsonl", "must be a readable file"),
+        ("nowhere", "must be a jsonl file that exists or module:function, but is nowhere"),
+        ("no_such_module:f", "must name a function that can be imported"),
+        ("json:no_such_function", "must name a function that can be imported"),
+    ],
+)
+def test_a_task_that_is_none_is_refused(source, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(torchqat.UserError, match=message):
+        load_task(source)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "task.jsonl").write_text("\n")
+    with pytest.raises(torchqat.UserError, match="must have an example"):
+        load_task(str(tmp_path / "task.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"), [(None, "sequence of numbers"), ([], "at least one"), (["a"], "numbers")]
+)
+def test_a_function_that_gives_no_scores(returned, message, tiny_llama):
+    with pytest.raises(torchqat.UserError, match=message):
+        Task("mine", function=lambda model, tokenizer: returned).scores(tiny_llama, None)
