@@ -199,7 +199,7 @@ void read_decision(YamlSection& section, Recipe& recipe) {
   size.finish();
   const EvaluateSection& limits = recipe.evaluate;
   if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop)
-    section.reject("mode", "must not be auto without limits in evaluate.accept");
+    section.reject("mode", "must be recipe unless evaluate.accept has limits");
   if (section.has("engine"))
     recipe.engine = section.one_of("engine", "transformers", {"transformers", "vllm", "llama.cpp"});
   const char* fitting = recipe.engine == "llama.cpp" ? "gguf" : "compressed-tensors";

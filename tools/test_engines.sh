@@ -26,6 +26,11 @@ touch build/engines/llama.cpp/.ready
   build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
 touch build/engines/gptqmodel/.ready
 
+# A browser for report.html, where there is root to install one.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+fi
+
 export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"
 export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
 export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"

@@ -118,12 +118,34 @@ def environment() -> dict[str, str]:
 
 def print_report(report: Report) -> None:
     """The table: one row a variant, the baseline first; then what it means, in words."""
+    console = _console()
+    console.print(_table(report))
+    for sentence in [*sentences(report), *report.decision, *_verdict(report)]:
+        console.print(sentence, highlight=False)
+
+
+def print_comparison(reports: dict[str, Report]) -> None:
+    """Several runs in one table, their variants side by side."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run")
+    table.add_column("method")
+    for column in ("bits/weight", "perplexity", "KL", "top-1", "size"):
+        table.add_column(column, justify="right")
+    for name, report in reports.items():
+        for v in report.variants:
+            figures = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
+            table.add_row(name, f"{v.method}{' (chosen)' if v.name == report.chosen else ''}", *figures, _size(v.bytes))
+    _console().print(table)
+
+
+def _console():
+    """As wide as the terminal; in a pipe, as wide as a table needs."""
     from rich.console import Console
 
     console = Console(soft_wrap=True)
-    console.print(_table(report))
-    for sentence in sentences(report):
-        console.print(sentence, highlight=False)
+    return console if console.is_terminal else Console(soft_wrap=True, width=160)
 
 
 def _table(report: Report):
@@ -153,10 +175,13 @@ def sentences(report: Report) -> list[str]:
             shares = ", ".join(f"{share:.0%} of the {metric} gap" for metric, share in v.recovered.items())
             found.append(f"{v.method} won back {shares} of plain rounding at its width.")
     found.extend(f"Note: {note}" for note in report.notes)
-    found.extend(report.decision)
-    if report.accepted is not None:
-        found.append("The recipe's accept limits are " + ("met." if report.accepted else "NOT met."))
     return found
+
+
+def _verdict(report: Report) -> list[str]:
+    if report.accepted is None:
+        return []
+    return ["The recipe's accept limits are " + ("met." if report.accepted else "NOT met.")]
 
 
 def _compared(variant: Variant) -> list[str]:

@@ -110,7 +110,7 @@ def test_the_engine_is_measured(decide):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mode must not be auto without limits in evaluate.accept"),
+        ("", "mode must be recipe unless evaluate.accept has limits"),
         ("evaluate: {accept: {task_drop: 0.1}}\n", "task_drop must not be given without evaluate.task"),
         ("evaluate: {accept: {kl: 1}}\nsize: {bits_per_weight: 1}\n", "size.bits_per_weight must be"),
         ("evaluate: {accept: {kl: 1}}\nengine: ollama\n", "engine must be transformers, vllm or llama.cpp"),

@@ -166,11 +166,12 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\n" + kRule + "train: {control: maybe}\n",
               "r.yaml:5:18: train.control must be true or false, but is maybe"},
         Fault{"version: 1\n" + kRule + "mode: auto\n",
-              "r.yaml:5:7: mode must not be auto without limits in evaluate.accept"},
+              "r.yaml:5:7: mode must be recipe unless evaluate.accept has limits, but is auto"},
         Fault{"version: 1\n" + kRule + "engine: vllm\n",
-              "r.yaml:5:9: engine must not be given unless mode is auto"},
+              "r.yaml:5:9: engine must not be given unless mode is auto, but is vllm"},
         Fault{"version: 1\n" + kRule + "evaluate: {accept: {task_drop: 0.1}}\n",
-              "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task"},
+              "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task, but "
+              "is 0.1"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",
               "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
               "modelopt, onnx or safetensors, but has bin"},

@@ -8,6 +8,7 @@ _RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
 _MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
 _DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
 _OUTPUT = typer.Option("", "--output", help="The run's folder; build/<recipe> when not given.")
+_RUNS = typer.Argument(..., metavar="RUN...", help="Folders of runs; several are compared.")
 _RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run stopped.")
 
 
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(ptq)
     app.command()(train)
+    app.command()(report)
 
 
 def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
@@ -46,12 +48,12 @@ def run(
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.flow import run as run_flow
+    from torchqat.html_report import write_html
     from torchqat.report import print_report
 
     job = _job(recipe, model, data, output)
-    report = run_flow(job.recipe, job.folder, job.progress, resume)
-    print_report(report)
-    typer.echo(f"The run is in {job.folder}.")
+    print_report(run_flow(job.recipe, job.folder, job.progress, resume))
+    typer.echo(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
 
 
 def ptq(
@@ -64,6 +66,7 @@ def ptq(
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.flow import run as run_flow
+    from torchqat.html_report import write_html
     from torchqat.report import print_report
 
     job = _job(recipe, model, data, output)
@@ -71,9 +74,8 @@ def ptq(
         _stream(job)
         return
     job.recipe.train.steps, job.recipe.train.control = 0, False
-    report = run_flow(job.recipe, job.folder, job.progress, resume)
-    print_report(report)
-    typer.echo(f"The run is in {job.folder}.")
+    print_report(run_flow(job.recipe, job.folder, job.progress, resume))
+    typer.echo(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
 
 
 def _stream(job) -> None:
@@ -97,6 +99,31 @@ def _stream(job) -> None:
         f"{found.folder}: {found.layers} layers equal bit for bit; {found.bits_per_weight:.3f} bits per weight, "
         f"{found.bytes / 1e6:.2f} MB in all."
     )
+
+
+def report(
+    runs: list[str] = _RUNS,
+    pictures: str = typer.Option("", "--pictures", help="Also write each picture as SVG and PNG into this folder."),
+) -> None:
+    """Print what runs have measured, and write each one's report.html again."""
+    from torchqat.html_report import load_report, write_html, write_pictures
+    from torchqat.report import print_comparison, print_report
+
+    found = {run: load_report(Path(run)) for run in runs}
+    if len(found) == 1:
+        print_report(next(iter(found.values())))
+    else:
+        names = [Path(run).resolve().name for run in found]
+        unique = len(set(names)) == len(names)
+        print_comparison(
+            {name if unique else run: report for name, (run, report) in zip(names, found.items(), strict=True)}
+        )
+    for run in found:
+        typer.echo(f"{write_html(Path(run))}")
+        if pictures:
+            target = Path(pictures) / Path(run).name if len(found) > 1 else Path(pictures)
+            for path in write_pictures(Path(run), target):
+                typer.echo(f"{path}")
 
 
 def train(

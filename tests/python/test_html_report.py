@@ -1,0 +1,144 @@
+"""report.html: everything a run found, in one file that fetches nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from command import call
+from torchqat.files import write_json
+from torchqat.html_report import write_html, write_pictures
+from torchqat.plots import pareto
+from torchqat.report import Report, Variant
+
+
+class Page(HTMLParser):
+    """The text of a page, its attributes, and whether its elements close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.attributes, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder with figures that are easy to find again."""
+    intervals = {"perplexity_ratio": [1.01, 0.99, 1.03], "kl": [0.02, 0.01, 0.03], "task_drop": [0.1, 0.05, 0.15]}
+    report = Report(
+        baseline={"perplexity": 20.0, "bytes": 8_000_000, "tokens": 1000, "task": 0.9, "task_scores": []},
+        variants=[
+            Variant("int8", "INT8", 8.25, 20.01, 0.0001, 0.99, 2_500_000, "exports/a", task=0.9),
+            Variant(
+                "int4", "INT4 <GPTQ>", 4.25, 20.2, 0.02, 0.95, 1_500_000, "exports/b", task=0.8, intervals=intervals
+            ),
+        ],
+        accepted=True,
+        notes=["A note & more."],
+        environment={"torch": "2.13", "device": "<cpu>"},
+        chosen="int4",
+        decision=["INT8 takes too much.", "Chosen: INT4."],
+        engine={
+            "name": "llama.cpp",
+            "float": {"load_seconds": 1.0, "peak_bytes": 4e8, "prefill": 100.0, "decode": 10.0},
+            "export": {"load_seconds": 0.5, "peak_bytes": 1e8, "prefill": 150.0, "decode": 23.4},
+        },
+    )
+    run = tmp_path / "my run"
+    write_json(run / "report.json", report.to_json())
+    write_json(run / "run.json", {"model": "models/<m>", "data": "text", "steps": 3})
+    (run / "recipe.yaml").write_text("version: 1  # <not html>\n")
+    lines = [{"step": s, "loss": 1.0 / s, "weight_bits": [8 if s < 3 else 4]} for s in range(1, 6)]
+    lines[4]["validation_kl"] = 0.1
+    metrics = run / "candidates" / "int4" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_it_says_what_was_measured(folder):
+    page = Page(write_html(folder).read_text())
+    text = " ".join(page.words)
+    for expected in (
+        "20.200", "19.800 to 20.600", "0.02000", "0.01000 to 0.03000", "80.00%", "75.00% to 85.00%", "0.19x",
+        "The limits are met.", "Chosen: INT4.", "A note & more.", "INT4 <GPTQ>", "23.4", "Quality against size", "Training",
+        "version: 1  # <not html>", "<cpu>", "--model models/<m>", "within the noise",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert not page.open
+
+
+def test_it_fetches_nothing(folder):
+    text = write_html(folder).read_text()
+    page = Page(text)
+    links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
+    assert all(link.startswith("#") for link in links), links
+    assert "url(http" not in text and "@import" not in text and "<script" not in text
+
+
+def test_pictures_take_the_ink_of_the_page(folder):
+    text = write_html(folder).read_text()
+    assert text.count("<svg") == 2 and "currentColor" in text and "prefers-color-scheme: dark" in text
+
+
+def test_the_same_run_gives_the_same_file(folder):
+    first = write_html(folder).read_bytes()
+    assert write_html(folder).read_bytes() == first
+
+
+def test_pictures_alone(folder, tmp_path):
+    written = write_pictures(folder, tmp_path / "pictures")
+    assert sorted(path.name for path in written) == [
+        "quality_and_size.png", "quality_and_size.svg", "training.png", "training.svg",
+    ]  # fmt: skip
+    for path in written:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            assert "currentColor" not in path.read_text() and path.read_text().startswith("<svg")
+
+
+def test_a_run_that_has_hardly_begun_has_a_page(tmp_path):
+    write_json(tmp_path / "run" / "report.json", Report().to_json())
+    assert "<svg" not in write_html(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(8, 0.1), (4, 1.0), (4, 2.0), (5, 3.0)], [1, 0]),
+        ([(1, 1)], [0]),
+        ([(1, 1), (2, 1), (3, 0.5)], [0, 2]),
+        ([], []),
+    ],
+)
+def test_the_front_is_what_none_beats(points, front):
+    assert pareto(points) == front
+
+
+def test_the_commands(folder, arguments, tmp_path, capsys):
+    code, out, err = call(capsys, "run", *arguments)
+    assert code == 0, err
+    page = tmp_path / "run" / "report.html"
+    assert str(page) in out and "INT4 QAT" in page.read_text()
+    code, out, _ = call(capsys, "report", tmp_path / "run", folder, "--pictures", tmp_path / "pictures")
+    assert code == 0 and "my run" in out and "INT4 <GPTQ> (chosen)" in out and "INT4 QAT" in out
+    assert (tmp_path / "pictures" / "run" / "training.png").is_file()
+    code, out, _ = call(capsys, "report", folder)
+    assert code == 0 and re.search(r"INT8\s+8\.25", out)
+    code, _, err = call(capsys, "report", tmp_path)
+    assert code == 2 and "must be the folder of a run, with a report.json" in err
