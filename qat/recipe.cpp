@@ -140,6 +140,8 @@ TrainSection read_train(YamlSection section) {
   train.weight_cache =
       section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
   train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);
+  train.monitor = section.boolean("monitor", train.monitor);
+  train.tensorboard = section.boolean("tensorboard", train.tensorboard);
   train.control = section.boolean("control", train.control);
   section.finish();
   return train;

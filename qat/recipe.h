@@ -117,6 +117,8 @@ struct TrainSection {
   bool gradient_checkpointing = false;
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never
+  bool monitor = true;                // look at clipping, oscillation and scales after every step
+  bool tensorboard = false;           // write every step's figures for TensorBoard as well
   bool control = false;               // also fine-tune the float model for as long, and report it
 };
 

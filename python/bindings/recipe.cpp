@@ -122,6 +122,8 @@ void def_train(py::module_& m) {
       .def_readwrite("gradient_checkpointing", &TrainSection::gradient_checkpointing)
       .def_readwrite("weight_cache", &TrainSection::weight_cache)
       .def_readwrite("validate_every", &TrainSection::validate_every)
+      .def_readwrite("monitor", &TrainSection::monitor)
+      .def_readwrite("tensorboard", &TrainSection::tensorboard)
       .def_readwrite("control", &TrainSection::control);
 }
 

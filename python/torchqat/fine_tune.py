@@ -1,6 +1,7 @@
 """The training of a run: along the recipe's schedule, keeping the state that is nearest to the float model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 
 from torchqat._library import BitSchedule
 from torchqat.best_state import BestState
+from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
 from torchqat.losses import cross_entropy, forward_kl
+from torchqat.monitor import Monitor
 from torchqat.run import Run
 from torchqat.schedule import Schedule
 from torchqat.training import TrainingLoop
@@ -23,13 +26,17 @@ def fine_tune(job: Run) -> nn.Module:
     metrics = job.folder / "metrics.jsonl"
     show = job.progress.steps("Fine-tuning with the schedule", job.recipe.train.steps)
     best = _best_state(job, model)
+    monitor = Monitor(model) if job.recipe.train.monitor else None
+    board = _tensorboard(job)
 
     def record(step: int, figures: dict[str, float]) -> None:
         line = {"step": step, **figures, "weight_bits": _widths(job, step - 1)}
+        line.update(monitor.step() if monitor is not None else {})
         if best is not None and is_checked(job, step):
             line["validation_kl"] = best.consider(step)
             model.train(step < job.recipe.train.steps)
         _append_metric(metrics, line)
+        board(line)
         show(step, figures)
 
     loop = TrainingLoop(
@@ -50,6 +57,29 @@ def fine_tune(job: Run) -> nn.Module:
     if best is not None:
         _keep_best(job, best)
     return model.eval()
+
+
+def _tensorboard(job: Run) -> Callable[[dict], None]:
+    """Writes the numbers of a step for TensorBoard, where the recipe asks for it."""
+    if not job.recipe.train.tensorboard:
+        return lambda line: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "train.tensorboard needs tensorboard, which is not installed: pip install torchqat[tensorboard]."
+        ) from error
+    writer = SummaryWriter(str(job.folder / "tensorboard"))
+
+    def write(line: dict) -> None:
+        for name, value in line.items():
+            if name == "weight_bits":
+                value = max(value)
+            if name != "step":
+                writer.add_scalar(name, value, line["step"])
+        writer.flush()
+
+    return write
 
 
 def distillation(job: Run, model: nn.Module):

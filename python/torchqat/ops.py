@@ -288,7 +288,7 @@ def quantized_pairs(like: Tensor, queries: int, keys: int, group_size: int, rece
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of 2, 4 or 8 bits, offset to unsigned, in int32 words along the last dimension, element 0 lowest."""
+    """Codes of 2, 3, 4 or 8 bits, offset to unsigned, in int32 words along the last dimension, element 0 lowest."""
     return torch.ops.qat.pack(codes, bits)
 
 

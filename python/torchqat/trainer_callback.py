@@ -3,6 +3,8 @@
 from transformers import TrainerCallback as _Base
 
 from torchqat._library import Recipe
+from torchqat.monitor import Monitor
+from torchqat.prepare import quant_layers
 from torchqat.schedule import Schedule
 
 
@@ -12,6 +14,9 @@ class TrainerCallback(_Base):
     The step and the scales are in the model's ``state_dict``, so the Trainer's checkpoints carry them and
     ``resume_from_checkpoint`` goes on with the right widths.
 
+    What ``Monitor`` sees goes into the Trainer's log history as ``qat/...``. Reporters such as TensorBoard's come before the
+    callbacks that a Trainer is made with; ``add_to(trainer)`` puts this one before them, so that they see it, too.
+
     Args:
         recipe: The recipe that the model was prepared with.
     """
@@ -19,14 +24,32 @@ class TrainerCallback(_Base):
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.schedule: Schedule | None = None
+        self.monitor: Monitor | None = None
+        self._seen: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         self.schedule = Schedule(model, self.recipe, state.max_steps, getattr(optimizer, "optimizer", optimizer))
+        self.monitor = Monitor(model) if self.recipe.train.monitor else None
         if state.global_step:
             self.schedule.load_state_dict({"step": state.global_step, "total_steps": state.max_steps})
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.schedule.step()
+        if self.monitor is not None:
+            self._seen = self.monitor.step()
+        bits = {layer.weight_bits for _, layer in quant_layers(self.schedule.model) if layer.weight_spec is not None}
+        self._seen["weight_bits"] = float(max(bits, default=0))
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        seen = {f"qat/{name}": value for name, value in self._seen.items()}
+        if logs is not None:
+            logs.update(seen)
+        if state.log_history:  # which has a copy already
+            state.log_history[-1].update(seen)
+
+    def add_to(self, trainer) -> None:
+        """Add this callback to ``trainer`` before every other."""
+        trainer.callback_handler.callbacks.insert(0, self)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.schedule.finish()

@@ -136,6 +136,39 @@ def test_bad_arguments():
         torchqat.Schedule(torchqat.prepare(Net(), recipe), recipe, -1)
 
 
+@pytest.mark.parametrize("first", (False, True))
+def test_the_trainer_of_transformers(first, tiny_llama, tmp_path):
+    """A real one, with its own optimizer, logs and checkpoints."""
+    from torchqat import TrainerCallback
+    from transformers import Trainer, TrainingArguments
+    from transformers import TrainerCallback as Base
+
+    reported = []
+
+    class Reporter(Base):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            reported.append(dict(logs))
+
+    recipe = recipe_for(LEARNED, "", LADDER)
+    model = torchqat.prepare(tiny_llama, recipe)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(0, 400, (16, 12))]
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=10, per_device_train_batch_size=2, logging_steps=1, save_steps=5, report_to=[],
+        use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    callback = TrainerCallback(recipe)
+    callbacks = [Reporter()] if first else [Reporter(), callback]
+    trainer = Trainer(model=model, args=settings, train_dataset=rows, callbacks=callbacks)
+    if first:
+        callback.add_to(trainer)
+    trainer.train()
+    bits = [entry["qat/weight_bits"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(bits) == 10 and bits[0] == 8 and bits[-1] == 4 and bits == sorted(bits, reverse=True)
+    assert "qat/oscillating_share" in trainer.state.log_history[0]
+    assert ("qat/weight_bits" in reported[0]) == first
+    assert torchqat.verify(torchqat.export(model, tmp_path / "out"), model).ok
+
+
 def test_trainer_callback_steps_and_resumes():
     from types import SimpleNamespace
 
