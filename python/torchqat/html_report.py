@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from torchqat.engines.job import Speed
+from torchqat.engines.job import Speed, speed_rows
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.plots import pictures
@@ -117,13 +117,7 @@ def _speeds(report: Report) -> dict | None:
     columns = {name: Speed(**report.engine[name]) for name in ("float", "export") if name in report.engine}
     if not columns:
         return None
-    rows = [
-        ("prompt, tokens/s", [f"{speed.prefill:.0f}" for speed in columns.values()]),
-        ("generation, tokens/s", [f"{speed.decode:.1f}" for speed in columns.values()]),
-        ("time to load, s", [f"{speed.load_seconds:.2f}" for speed in columns.values()]),
-        ("peak memory, MB", [f"{speed.peak_bytes / 1e6:.0f}" for speed in columns.values()]),
-    ]
-    return {"columns": list(columns), "rows": rows}
+    return {"columns": list(columns), "rows": speed_rows(columns)}
 
 
 def _command(folder: Path) -> str:

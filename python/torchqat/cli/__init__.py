@@ -1,16 +1,18 @@
 """The command ``torchqat``. Errors are one sentence: exit code 2 for bad input, 1 for a failure; ``--debug`` shows more."""
 
+import json
 import os
 import sys
 
 import typer
 
 from torchqat.cli import analyse, checkpoints, doctor, flow
+from torchqat.cli.output import is_json, set_json
 
 app = typer.Typer(
     name="torchqat",
     help="Quantization-aware training: from a recipe to a checkpoint that a serving engine loads.",
-    add_completion=False,
+    add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -19,7 +21,10 @@ for _module in (flow, analyse, checkpoints, doctor):
 
 
 @app.callback()
-def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object, at any place of a command."),
+) -> None:
     if debug:
         os.environ["TORCHQAT_DEBUG"] = "1"
 
@@ -27,6 +32,9 @@ def _options(debug: bool = typer.Option(False, "--debug", help="Show the traceba
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code."""
     _silence_libraries()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    set_json("--json" in arguments)
+    arguments = [argument for argument in arguments if argument != "--json"]
     try:
         code = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -53,6 +61,8 @@ def _report(error: Exception) -> None:
 
 
 def _fail(text: str, code: int) -> None:
+    if is_json():
+        print(json.dumps({"error": text, "exit_code": code}))
     print(text, file=sys.stderr)
     sys.exit(code)
 

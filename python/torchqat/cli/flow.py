@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from torchqat.cli.output import is_json, result, say
+
 _RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
 _MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
 _DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
@@ -39,8 +41,9 @@ def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
         check_exports(found, plan, loaded.exports)
-        typer.echo(str(plan), nl=False)
-    typer.echo(f"{recipe} is valid.")
+        say(str(plan).rstrip("\n"))
+    say(f"{recipe} is valid.")
+    result({"recipe": recipe, "valid": True, "layers": [layer.name for layer in plan.layers] if found else []})
 
 
 def run(
@@ -52,8 +55,11 @@ def run(
     from torchqat.report import print_report
 
     job = _job(recipe, model, data, output)
-    print_report(run_flow(job.recipe, job.folder, job.progress, resume))
-    typer.echo(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
+    report = run_flow(job.recipe, job.folder, job.progress, resume)
+    if not is_json():
+        print_report(report)
+    say(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
+    result({"folder": str(job.folder), **report.to_json()})
 
 
 def ptq(
@@ -74,28 +80,39 @@ def ptq(
         _stream(job)
         return
     job.recipe.train.steps, job.recipe.train.control = 0, False
-    print_report(run_flow(job.recipe, job.folder, job.progress, resume))
-    typer.echo(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
+    report = run_flow(job.recipe, job.folder, job.progress, resume)
+    if not is_json():
+        print_report(report)
+    say(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
+    result({"folder": str(job.folder), **report.to_json()})
 
 
 def _stream(job) -> None:
     from torchqat.data import shortfall
     from torchqat.ptq.stream import quantize_folder
 
-    say = job.progress.say
+    tell = job.progress.say
     found = quantize_folder(
         job.model_path,
         job.folder / "exports" / job.recipe.exports[0],
         job.recipe,
         job.data.calibration,
         job.tokenizer,
-        lambda done, total: say(f"Block {done} of {total}"),
+        lambda done, total: tell(f"Block {done} of {total}"),
     )
     asked = job.recipe.data.calibration
     short = shortfall(job.data.calibration, asked.samples, asked.sequence_length)
     for warning in [*([short] if short else []), *found.calibration.warnings]:
-        say(f"Note: {warning}")
-    typer.echo(
+        tell(f"Note: {warning}")
+    result(
+        {
+            "folder": str(found.folder),
+            "layers": found.layers,
+            "bits_per_weight": found.bits_per_weight,
+            "bytes": found.bytes,
+        }
+    )
+    say(
         f"{found.folder}: {found.layers} layers equal bit for bit; {found.bits_per_weight:.3f} bits per weight, "
         f"{found.bytes / 1e6:.2f} MB in all."
     )
@@ -110,7 +127,10 @@ def report(
     from torchqat.report import print_comparison, print_report
 
     found = {run: load_report(Path(run)) for run in runs}
-    if len(found) == 1:
+    result({run: report.to_json() for run, report in found.items()})
+    if is_json():
+        pass
+    elif len(found) == 1:
         print_report(next(iter(found.values())))
     else:
         names = [Path(run).resolve().name for run in found]
@@ -119,11 +139,11 @@ def report(
             {name if unique else run: report for name, (run, report) in zip(names, found.items(), strict=True)}
         )
     for run in found:
-        typer.echo(f"{write_html(Path(run))}")
+        say(f"{write_html(Path(run))}")
         if pictures:
             target = Path(pictures) / Path(run).name if len(found) > 1 else Path(pictures)
             for path in write_pictures(Path(run), target):
-                typer.echo(f"{path}")
+                say(f"{path}")
 
 
 def train(
@@ -135,7 +155,8 @@ def train(
     job = _job(recipe, model, data, output)
     job.open(resume)
     fine_tune(job)
-    typer.echo(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
+    say(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
+    result({"folder": str(job.folder)})
 
 
 def _job(recipe: str, model: str, data: str, output: str):

@@ -58,6 +58,17 @@ class Speed:
     decode: float | None = None
 
 
+def speed_rows(columns: dict[str, Speed]) -> list[tuple[str, list[str]]]:
+    """What ``columns`` cost, in words and numbers for a table: one row a figure."""
+    speeds = columns.values()
+    return [
+        ("prompt, tokens/s", [f"{speed.prefill:.0f}" for speed in speeds]),
+        ("generation, tokens/s", [f"{speed.decode:.1f}" for speed in speeds]),
+        ("time to load, s", [f"{speed.load_seconds:.2f}" for speed in speeds]),
+        ("peak memory, MB", [f"{speed.peak_bytes / 1e6:.0f}" for speed in speeds]),
+    ]
+
+
 @dataclass(frozen=True)
 class Served:
     """An engine's answer.
