@@ -10,7 +10,7 @@ from torchqat.files import read_json, write_text
 from torchqat.plots import pictures
 from torchqat.report import Report, Variant, sentences
 
-_TITLES = {"quality_and_size": "Quality against size", "training": "Training"}
+_TITLES = {"quality_and_size": "Quality against size", "training": "Training", "layers": "What each layer keeps"}
 
 
 def write_html(folder: Path) -> Path:

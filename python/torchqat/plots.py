@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,11 @@ def _figure(width: float = 7.0, height: float = 3.4) -> Iterator:
 def pictures(report: Report, folder: Path) -> dict[str, tuple[str, bytes]]:
     """The pictures that there is something to draw for: by name, SVG text and PNG bytes."""
     trained = folder / "candidates" / report.chosen if report.chosen else folder
-    drawn = {"quality_and_size": _quality(report), "training": _training(trained / "metrics.jsonl")}
+    drawn = {
+        "quality_and_size": _quality(report),
+        "training": _training(trained / "metrics.jsonl"),
+        "layers": _layers(report),
+    }
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
@@ -113,6 +118,35 @@ def _training(path: Path) -> tuple[str, bytes] | None:
         widths.set_ylim(0, 9)
         axes.legend(frameon=False, loc="upper right")
         return _rendered(figure)
+
+
+def _layers(report: Report) -> tuple[str, bytes] | None:
+    """Signal to quantization noise of each layer, kinds of layers down and blocks across; the dark ones lose most."""
+    measured = [variant for variant in report.variants if variant.sqnr]
+    if not measured:
+        return None
+    variant = next((v for v in measured if v.name == report.chosen), measured[-1])
+    grid = layer_grid(variant.sqnr)
+    kinds, blocks = sorted({kind for kind, _ in grid}), sorted({block for _, block in grid})
+    values = [[grid.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
+    with _figure(height=1.2 + 0.3 * len(kinds)) as (figure, axes):
+        image = axes.imshow(values, cmap="Blues_r", aspect="auto")
+        axes.grid(False)
+        axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.set_xlabel("block")
+        axes.set_title(variant.method, fontsize=10)
+        figure.colorbar(image, ax=axes, label="signal to noise, dB")
+        return _rendered(figure)
+
+
+def layer_grid(values: dict[str, float]) -> dict[tuple[str, int], float]:
+    """Values by kind of layer and number of block, from names such as ``model.layers.3.mlp.up_proj``."""
+    grid = {}
+    for name, value in values.items():
+        found = re.search(r"\.(\d+)\.(.+)$", name)
+        grid[(found[2], int(found[1])) if found else (name, 0)] = value
+    return grid
 
 
 def _rendered(figure) -> tuple[str, bytes]:

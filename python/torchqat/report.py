@@ -27,6 +27,8 @@ class Variant:
         task: Mean score on the user's task, of which 1 is the best; ``None`` without one.
         intervals: Of ``perplexity_ratio`` (to the baseline), ``kl`` and ``task_drop``: the estimate, and the ends of its
             95 % interval, by paired bootstrap over sequences or examples.
+        sqnr: Of each quantized layer's weight, signal to quantization noise in dB, against the float model's; empty where
+            the layer's channels were scaled or rotated, which leaves nothing to compare.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Variant:
     recovered: dict[str, float] | None = None
     task: float | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
+    sqnr: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from torchqat.convert import convert
+from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import checked_format, export
@@ -43,8 +43,21 @@ def make_variant(job: Run, name: str, method: str, model: nn.Module, suffix: str
     bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
     figures = job.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
+    variant.sqnr = _signal_to_noise(job, model, weights)
     _compare(job, model, figures, variant)
     return variant
+
+
+def _signal_to_noise(job: Run, model: nn.Module, weights: list[QuantizedWeights]) -> dict[str, float]:
+    """10 log10 of the energy of each float weight over that of its error."""
+    if model.qat_initialize.transforms:
+        return {}
+    found = {}
+    for layer in weights:
+        before = job.original.get_submodule(layer.name).weight.detach().double()
+        noise = (layer.dequantize(torch.float32).double() - before).square().sum()
+        found[layer.name] = (10 * (before.square().sum() / noise.clamp(min=1e-300)).log10()).item()
+    return found
 
 
 def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:

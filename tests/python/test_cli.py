@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from command import call
 from conftest import RECIPE
@@ -34,7 +35,10 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
         }
         assert variant["bytes"] == (run / variant["export"] / "model.safetensors").stat().st_size
         assert variant["bytes"] < report["baseline"]["bytes"]
+        assert len(variant["sqnr"]) == 14
     assert "full precision" in out and "INT4 QAT won back" in out
+    eight, four = (min(variant["sqnr"].values()) for variant in report["variants"][:2])
+    assert eight - four == pytest.approx(24, abs=2)  # 6 dB a bit
     for name in ("recipe.yaml", "plan.txt", "metrics.jsonl", "checkpoints/train.pt"):
         assert (run / name).is_file()
     assert [json.loads(line)["weight_bits"] for line in (run / "metrics.jsonl").read_text().splitlines()] == (

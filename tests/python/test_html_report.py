@@ -8,7 +8,7 @@ import pytest
 from command import call
 from torchqat.files import write_json
 from torchqat.html_report import write_html, write_pictures
-from torchqat.plots import pareto
+from torchqat.plots import layer_grid, pareto
 from torchqat.report import Report, Variant
 
 
@@ -39,12 +39,27 @@ class Page(HTMLParser):
 def folder(tmp_path):
     """A run's folder with figures that are easy to find again."""
     intervals = {"perplexity_ratio": [1.01, 0.99, 1.03], "kl": [0.02, 0.01, 0.03], "task_drop": [0.1, 0.05, 0.15]}
+    sqnr = {
+        f"model.layers.{block}.{kind}": 20.0 + block
+        for block in range(3)
+        for kind in ("mlp.up_proj", "self_attn.q_proj")
+    }
     report = Report(
         baseline={"perplexity": 20.0, "bytes": 8_000_000, "tokens": 1000, "task": 0.9, "task_scores": []},
         variants=[
             Variant("int8", "INT8", 8.25, 20.01, 0.0001, 0.99, 2_500_000, "exports/a", task=0.9),
             Variant(
-                "int4", "INT4 <GPTQ>", 4.25, 20.2, 0.02, 0.95, 1_500_000, "exports/b", task=0.8, intervals=intervals
+                "int4",
+                "INT4 <GPTQ>",
+                4.25,
+                20.2,
+                0.02,
+                0.95,
+                1_500_000,
+                "exports/b",
+                task=0.8,
+                intervals=intervals,
+                sqnr=sqnr,
             ),
         ],
         accepted=True,
@@ -86,13 +101,13 @@ def test_it_fetches_nothing(folder):
     text = write_html(folder).read_text()
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
-    assert all(link.startswith("#") for link in links), links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links), links
     assert "url(http" not in text and "@import" not in text and "<script" not in text
 
 
 def test_pictures_take_the_ink_of_the_page(folder):
     text = write_html(folder).read_text()
-    assert text.count("<svg") == 2 and "currentColor" in text and "prefers-color-scheme: dark" in text
+    assert text.count("<svg") == 3 and "currentColor" in text and "prefers-color-scheme: dark" in text
 
 
 def test_the_same_run_gives_the_same_file(folder):
@@ -103,7 +118,7 @@ def test_the_same_run_gives_the_same_file(folder):
 def test_pictures_alone(folder, tmp_path):
     written = write_pictures(folder, tmp_path / "pictures")
     assert sorted(path.name for path in written) == [
-        "quality_and_size.png", "quality_and_size.svg", "training.png", "training.svg",
+        "layers.png", "layers.svg", "quality_and_size.png", "quality_and_size.svg", "training.png", "training.svg",
     ]  # fmt: skip
     for path in written:
         if path.suffix == ".png":
@@ -128,6 +143,11 @@ def test_a_run_that_has_hardly_begun_has_a_page(tmp_path):
 )
 def test_the_front_is_what_none_beats(points, front):
     assert pareto(points) == front
+
+
+def test_layers_are_sorted_by_kind_and_block():
+    found = layer_grid({"model.layers.11.mlp.up_proj": 1.0, "head": 2.0, "encoder.layer.0.output.dense": 3.0})
+    assert found == {("mlp.up_proj", 11): 1.0, ("head", 0): 2.0, ("output.dense", 0): 3.0}
 
 
 def test_the_commands(folder, arguments, tmp_path, capsys):

@@ -1,0 +1,121 @@
+"""Training at equal steps, bits and data: torchao's QAT and ours, with cross-entropy and with KL to the float model.
+
+    pip install --no-deps --target build/peers "torchao==0.18.*"
+    PYTHONPATH=build/peers python benchmarks/qat_peers.py [--bits 4 3] [--seeds 3] [--steps 100]
+
+On the demo's Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
+documentation says (``QATConfig`` with ``step="prepare"``), in the same loop, optimizer and batches as ours. Finished runs
+are kept in build/qat_peers.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+import torchqat
+from common import publish, table
+from torch import nn
+from torchqat.data import Batches
+from torchqat.fine_tune import distillation
+from torchqat.losses import cross_entropy
+from torchqat.progress import Progress
+from torchqat.run import Run
+from torchqat.training import TrainingLoop
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "qat_peers"
+RECIPE = """version: 1
+layers:
+  - match: "model.layers.*"
+    weight: {{dtype: int{bits}, group_size: 128, grid: full, scale: {scale}}}
+initialize: {{method: {method}}}
+train: {{steps: {steps}, batch_size: 4, sequence_length: 256, learning_rate: {rate}, validate_every: 0, seed: {seed}}}
+"""
+# How each trains: whose fake quantization, with scales found how, by which loss, from what.
+METHODS = {
+    "torchao, cross-entropy": ("torchao", "minmax", "cross_entropy", "rtn"),
+    "torchao, KL": ("torchao", "minmax", "kl", "rtn"),
+    "torchqat, cross-entropy": ("torchqat", "learned", "cross_entropy", "rtn"),
+    "torchqat, KL": ("torchqat", "learned", "kl", "rtn"),
+    "torchqat, KL, from GPTQ": ("torchqat", "learned", "kl", "gptq"),
+}
+
+
+def torchao_model(model: nn.Module, bits: int) -> nn.Module:
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+    config = IntxFakeQuantizeConfig(getattr(torch, f"int{bits}"), group_size=128, is_symmetric=True)
+    quantize_(
+        model,
+        QATConfig(weight_config=config, step="prepare"),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.startswith("model.layers."),
+    )
+    return model
+
+
+def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, float]:
+    peer, scale, loss_name, method = METHODS[name]
+    path = KEPT / f"{name.replace(', ', '-').replace(' ', '-')}-{bits}-{seed}-{options.steps}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    text = RECIPE.format(
+        bits=bits, scale=scale, method=method, steps=options.steps, rate=options.learning_rate, seed=seed
+    )
+    job = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress())
+    for shared in ("corpus", "original", "tokenizer", "model_path", "data"):
+        job.__dict__[shared] = getattr(start, shared)
+    batches = Batches(start.data.train.tokens, 4, 256, seed)
+    if peer == "torchao":
+        model = torchao_model(job.fresh_model(), bits)
+    else:
+        model = torchqat.prepare(job.fresh_model(), job.plan, job.recipe.initialize)
+        torchqat.calibrate(model, job.data.calibration)
+    distilled = distillation(job, model)
+
+    def loss(tokens: torch.Tensor) -> torch.Tensor:
+        if loss_name == "kl":
+            return distilled(tokens)
+        return cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens)
+
+    TrainingLoop(model, loss, batches, job.recipe.train).run()
+    figures = job.measure(model)
+    found = {"perplexity": figures.perplexity, "kl": figures.kl}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--learning-rate", default="1.0e-4")
+    options = parser.parse_args()
+    recipe = torchqat.load_recipe(str(ROOT / "recipes" / "quickstart.yaml"))
+    start = Run(recipe, KEPT / "float", Progress())
+    baseline = torchqat.evaluate(start.original, start.data.evaluation)
+    rows, figures = [["float", "–", f"{baseline.perplexity:.3f}", "–"]], {"float": baseline.perplexity}
+    for bits in options.bits:
+        for name in METHODS:
+            runs = [train(start, bits, name, seed, options) for seed in range(options.seeds)]
+            figures[f"INT{bits}, {name}"] = runs
+            forms = (("perplexity", "{:.3f}"), ("kl", "{:.5f}"))
+            rows.append([f"INT{bits} g128", name, *(_spread([run[m] for run in runs], form) for m, form in forms)])
+    body = table(["weights", "trained by", "perplexity", "KL to float"], rows)
+    settings = f"{options.steps} steps of 4 x 256 tokens, learning rate {options.learning_rate}"
+    body += f"\n\n{settings}; {options.seeds} seeds: median (least to most)."
+    publish(
+        "qat_peers", "Training beside torchao", body, figures, "PYTHONPATH=build/peers python benchmarks/qat_peers.py"
+    )
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
+
+
+if __name__ == "__main__":
+    main()
