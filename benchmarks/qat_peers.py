@@ -1,7 +1,7 @@
 """Training at equal steps, bits and data: torchao's QAT and ours, with cross-entropy and with KL to the float model.
 
     pip install --no-deps --target build/peers "torchao==0.18.*"
-    PYTHONPATH=build/peers python benchmarks/qat_peers.py [--bits 4 3] [--seeds 3] [--steps 100]
+    PYTHONPATH=build/peers python benchmarks/qat_peers.py [--bits 4] [--seeds 3] [--steps 100]
 
 On the demo's Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
 documentation says (``QATConfig`` with ``step="prepare"``), in the same loop, optimizer and batches as ours. Finished runs
@@ -90,7 +90,7 @@ def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--learning-rate", default="1.0e-4")
