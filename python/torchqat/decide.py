@@ -16,7 +16,9 @@ from torch import nn
 
 from torchqat._library import Initialize, Plan, find_format, parse_recipe, with_widths
 from torchqat.errors import UserError
+from torchqat.export import checked_format
 from torchqat.fine_tune import fine_tune
+from torchqat.formats.tensors import checkpoint_plan
 from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, mixed_widths, sensitivity
@@ -210,10 +212,16 @@ def _reasons(job: Run, tried: list[Variant], chosen: Variant, candidates: Candid
 
 
 def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
-    """Export the chosen one in every format, and measure it in the engine."""
+    """Export the chosen one in every format that can hold it, and measure it in the engine."""
     model = candidates.model(chosen.name)
-    folders = [job.folder / export_and_verify(job, model, format, "") for format in job.recipe.exports]
     report = job.load_report()
+    held = []
+    for format in job.recipe.exports:
+        try:
+            held.append(checked_format(format, checkpoint_plan(model)).name)
+        except UserError as error:
+            report.notes.append(str(error))
+    folders = [job.folder / export_and_verify(job, model, format, "") for format in held or ["compressed-tensors"]]
     report.engine = _in_engine(job, model, folders[0]) if job.recipe.engine else {}
     job.save_report(report)
 

@@ -38,6 +38,15 @@ def test_the_first_that_meets_the_limits_ends_it(decide, tmp_path):
     assert (tmp_path / "run" / "exports" / "compressed-tensors" / "model.safetensors").is_file()
 
 
+def test_a_format_that_cannot_hold_the_chosen_one_is_noted(decide, tmp_path):
+    recipe = AUTO.replace("scale: learned", "scale: learned, scale_dtype: float16")
+    limits = "evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nexport: [awq, safetensors]\n"
+    report, _ = decide(limits, recipe=recipe)
+    assert report["chosen"] == "int8" and "awq cannot hold" in report["notes"][-1]
+    exported = {path.name for path in (tmp_path / "run" / "exports").iterdir()}
+    assert "safetensors" in exported and "awq" not in exported
+
+
 def test_a_model_that_is_too_large_is_not_taken(decide):
     report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n")
     assert names(report) == ["int8", "int4-gptq"] and report["chosen"] == "int4-gptq"
