@@ -220,7 +220,8 @@ def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
         try:
             held.append(checked_format(format, checkpoint_plan(model)).name)
         except UserError as error:
-            report.notes.append(str(error))
+            if str(error) not in report.notes:  # said by an earlier, resumed run
+                report.notes.append(str(error))
     folders = [job.folder / export_and_verify(job, model, format, "") for format in held or ["compressed-tensors"]]
     report.engine = _in_engine(job, model, folders[0]) if job.recipe.engine else {}
     job.save_report(report)

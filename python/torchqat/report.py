@@ -138,8 +138,8 @@ def print_comparison(reports: dict[str, Report]) -> None:
         table.add_column(column, justify="right")
     for name, report in reports.items():
         for v in report.variants:
-            figures = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
-            table.add_row(name, f"{v.method}{' (chosen)' if v.name == report.chosen else ''}", *figures, _size(v.bytes))
+            method = f"{v.method}{' (chosen)' if v.name == report.chosen else ''}"
+            table.add_row(name, method, *_figures(v), _size(v.bytes))
     _console().print(table)
 
 
@@ -164,9 +164,12 @@ def _table(report: Report):
     table.add_row("full precision", *first)
     for v in report.variants:
         task = ["-" if v.task is None else f"{v.task:.2%}"] if has_task else []
-        figures = [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
-        table.add_row(v.method, *figures, *task, _size(v.bytes))
+        table.add_row(v.method, *_figures(v), *task, _size(v.bytes))
     return table
+
+
+def _figures(v: Variant) -> list[str]:
+    return [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
 
 
 def sentences(report: Report) -> list[str]:

@@ -15,10 +15,6 @@ using nlohmann::json;
 // Nibble i of a word holds column kOrder[i] of its eight.
 const std::vector<int64_t> kOrder{0, 2, 4, 6, 1, 3, 5, 7};
 
-int64_t group_size_of(const QuantSpec& spec) {
-  return spec.granularity == Granularity::group ? spec.group_size : -1;
-}
-
 // Codes int8 [rows, out] to int32 [rows, out / 8].
 at::Tensor packed(const at::Tensor& codes) {
   const at::Tensor eights = codes.reshape({codes.size(0), -1, 8});

@@ -132,6 +132,10 @@ LayerPlan plan_of(const QuantizedWeights& layer) {
   return {layer.name, layer.codes.size(1), layer.codes.size(0), layer.weight, layer.input};
 }
 
+int64_t group_size_of(const QuantSpec& spec) {
+  return spec.granularity == Granularity::group ? spec.group_size : -1;
+}
+
 at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group) {
   const int64_t rows = layer.codes.size(0), cols = layer.codes.size(1);
   const auto [height, width] = block_shape(layer.weight);

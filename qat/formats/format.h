@@ -57,6 +57,9 @@ LayerPlan plan_of(const QuantizedWeights& layer);
 // [out, in / group]; `group` divides the blocks of the layer.
 at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group);
 
+// The group size as GPTQ's and AWQ's configurations have it: -1 for a scale per output channel.
+int64_t group_size_of(const QuantSpec& spec);
+
 // Layers that engines fuse but whose schemes differ, one sentence each.
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan);
 

@@ -15,10 +15,6 @@ using nlohmann::json;
 
 int bits_of(const QuantSpec& spec) { return spec.bits <= 4 ? spec.bits : 8; }
 
-int64_t group_size_of(const QuantSpec& spec) {
-  return spec.granularity == Granularity::group ? spec.group_size : -1;
-}
-
 std::string refusal_of(const LayerPlan& layer) {
   const QuantSpec& weight = *layer.weight;
   if (weight.is_float8() || layer.input) return "it takes integer weights and float inputs alone";

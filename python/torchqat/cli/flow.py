@@ -50,16 +50,8 @@ def run(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
-    from torchqat.flow import run as run_flow
-    from torchqat.html_report import write_html
-    from torchqat.report import print_report
-
     job = _job(recipe, model, data, output)
-    report = run_flow(job.recipe, job.folder, job.progress, resume)
-    if not is_json():
-        print_report(report)
-    say(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
-    result({"folder": str(job.folder), **report.to_json()})
+    _run_and_show(job, resume)
 
 
 def ptq(
@@ -71,15 +63,19 @@ def ptq(
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
-    from torchqat.flow import run as run_flow
-    from torchqat.html_report import write_html
-    from torchqat.report import print_report
-
     job = _job(recipe, model, data, output)
     if stream:
         _stream(job)
         return
     job.recipe.train.steps, job.recipe.train.control = 0, False
+    _run_and_show(job, resume)
+
+
+def _run_and_show(job, resume: bool) -> None:
+    from torchqat.flow import run as run_flow
+    from torchqat.html_report import write_html
+    from torchqat.report import print_report
+
     report = run_flow(job.recipe, job.folder, job.progress, resume)
     if not is_json():
         print_report(report)

@@ -106,7 +106,7 @@ class Engine:
                 command, capture_output=True, text=True, env=environment, errors="replace", cwd=scratch
             )
             if done.returncode != 0:
-                raise UserError(f"{self.name} could not run {job.checkpoint}: {_last_error(done.stderr)}")
+                raise UserError(f"{self.name} could not run {job.checkpoint}: {last_error(done.stderr)}")
             with np.load(f"{output}.npz") as arrays:
                 return Served.of(json.loads(Path(f"{output}.json").read_text()), dict(arrays))
 
@@ -125,7 +125,7 @@ class Engine:
             raise UserError(f"{self.name} could not load {job.checkpoint}: {first_line(error)}") from error
 
 
-def _last_error(text: str) -> str:
+def last_error(text: str) -> str:
     """The line of a traceback that says what happened."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchqat.engines.engine import last_error
 from torchqat.engines.job import Speed
 from torchqat.errors import UserError
 from torchqat.prepare import quant_layers
@@ -75,8 +76,7 @@ def serve_onnx(folder: Path, inputs: tuple[Tensor, ...], repeats: int = 0) -> tu
         command = [python, str(_WORKER), str(model), str(given), str(found), str(repeats)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            raise UserError(f"onnxruntime could not run {model}: {''.join(last)}")
+            raise UserError(f"onnxruntime could not run {model}: {last_error(done.stderr)}")
         times = json.loads(Path(f"{found}.json").read_text())
         with np.load(found) as arrays:
             outputs = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]

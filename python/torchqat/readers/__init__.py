@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchqat.errors import UserError
 from torchqat.files import read_json
-from torchqat.readers.reading import Reading
+from torchqat.readers.reading import Reading, read_tensors
 
 _METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
 
@@ -66,10 +66,5 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
         from torchqat.readers.onnx import read_onnx
 
         return read_onnx(folder)
-    if format == "compressed-tensors":
-        from torchqat.readers.compressed_tensors import read_compressed_tensors
-
-        return read_compressed_tensors(folder)
-    from torchqat.readers.packed import read_packed
-
-    return read_packed(folder, format)
+    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
+    return read_layers_of(format, read_tensors(folder), config)

@@ -2,24 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 from torch import Tensor
 
-from torchqat.files import read_json
-from torchqat.readers.reading import LayerTensors, Reading, read_layers, read_tensors
+from torchqat.readers.reading import LayerTensors, Reading, read_layers
 
 _LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-
-
-def read_compressed_tensors(folder: Path) -> Reading:
-    """The checkpoint in ``folder``.
-
-    Raises:
-        UserError: A file of it is damaged.
-    """
-    config = read_json(folder / "config.json", "The configuration of a checkpoint")
-    return decompress(read_tensors(folder), config["quantization_config"])
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:

@@ -4,15 +4,12 @@ Checked in turn against GPTQModel, which loads the first two (``make test-engine
 hand (``tests/qat/formats/test_modelopt.cpp``) and, once, against what the packing of ModelOpt 0.47 makes of the same weight.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchqat.errors import UserError
-from torchqat.files import read_json
-from torchqat.readers.reading import LayerTensors, Reading, read_layers, read_tensors
+from torchqat.readers.reading import LayerTensors, Reading, read_layers
 
 # Nibble i of an AWQ word holds this column of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -21,18 +18,11 @@ _MODELOPT = ("weight", "weight_scale", "pre_quant_scale")
 _PLAIN = ("codes", "scale", "zero_point")
 
 
-def read_packed(folder: Path, format: str) -> Reading:
-    """The checkpoint in ``folder``, which is of ``format``: gptq, gptq_v2, awq, modelopt or safetensors.
-
-    Raises:
-        UserError: A file of it is damaged.
-    """
-    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
-    return unpack(read_tensors(folder), format, config)
-
-
 def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
-    """Dense weights from the tensors of a checkpoint and its ``quantization_config``."""
+    """Dense weights from the tensors of a checkpoint and its ``quantization_config``.
+
+    ``format``: gptq, gptq_v2, awq, modelopt or safetensors.
+    """
     if format == "modelopt":
         reading = read_layers(tensors, _MODELOPT, _MODELOPT[1:], _modelopt)
     elif format == "safetensors":
