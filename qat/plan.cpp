@@ -44,12 +44,24 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
   }
 }
 
+// The pixels of a patch lie in many tokens, so that only one scale for all fits; an embedding is
+// given no numbers to round.
+void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
+                 std::vector<Problem>* problems) {
+  if (layer.type == "Embedding")
+    problems->push_back({rule.place, "input must not be given for an Embedding, but " + rule.match +
+                                         " matches " + layer.name});
+  if (layer.type == "Conv2d" && spec.granularity != Granularity::tensor)
+    problems->push_back({rule.place, "input of a Conv2d must have granularity tensor, but that of " +
+                                         layer.name + " has " + name_of(spec.granularity)});
+}
+
 std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
   std::vector<std::string> names;
   for (const auto& layer : layers) names.push_back(layer.name);
   const std::string near = nearest(rule.match, names);
   return "match must name a layer, but " + rule.match + " matches none of " +
-         std::to_string(layers.size()) + " linear layers" +
+         std::to_string(layers.size()) + " layers" +
          (near.empty() ? names.empty() ? "" : " (the first is " + names.front() + ")"
                        : "; did you mean " + near + "?");
 }
@@ -99,7 +111,8 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
 }  // namespace
 
 bool matches(const std::string& match, const LayerInfo& layer) {
-  if (layer.by_name_only) return match == layer.name;
+  if (layer.by_name_only)
+    return match == layer.name || (layer.type == "Embedding" && match == "type:Embedding");
   if (starts_with(match, "type:")) return layer.type == match.substr(5);
   if (starts_with(match, "re:")) return std::regex_search(layer.name, std::regex(match.substr(3)));
   return fnmatch(match.c_str(), layer.name.c_str(), 0) == 0;
@@ -124,11 +137,12 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   }
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
+    if (inputs[i].spec) check_input(*inputs[i].rule, *inputs[i].spec, layers[i], &problems);
     for (const Chosen& chosen : {weights[i], inputs[i]})
       if (chosen.spec) check_divisible(*chosen.rule, *chosen.spec, layers[i], &problems);
     if (weights[i].spec || inputs[i].spec)
       plan.layers.push_back({layers[i].name, layers[i].in_features, layers[i].out_features,
-                             weights[i].spec, inputs[i].spec});
+                             weights[i].spec, inputs[i].spec, layers[i].type});
   }
   plan.untouched = static_cast<int64_t>(layers.size() - plan.layers.size());
   plan.kv_cache = recipe.kv_cache;
@@ -158,19 +172,38 @@ Plan naive_plan(const Plan& plan, int bits) {
   return naive;
 }
 
+Plan float8_plan(const Plan& plan) {
+  Plan result = plan;
+  result.stages = {Stage{}};
+  for (LayerPlan& layer : result.layers) {
+    const c10::ScalarType stored = layer.weight ? layer.weight->scale_dtype : c10::ScalarType::BFloat16;
+    QuantSpec spec;
+    spec.grid = Grid::e4m3;
+    spec.scale_dtype = stored;
+    layer.weight = spec;
+    layer.input.reset();
+    if (layer.type != "Linear") continue;
+    spec.granularity = Granularity::token;
+    spec.dynamic = true;
+    spec.scale_dtype = c10::ScalarType::Float;
+    layer.input = spec;
+  }
+  return result;
+}
+
 std::string to_text(const Plan& plan) {
   size_t width = 0;
   for (const auto& layer : plan.layers) width = std::max(width, layer.name.size());
   std::ostringstream out;
   for (const auto& layer : plan.layers) {
-    out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  ["
-        << layer.out_features << ", " << layer.in_features << "]  weight "
+    out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  "
+        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", " << layer.in_features << "]  weight "
         << (layer.weight ? describe(*layer.weight) : "float");
     if (layer.input) out << "; input " << describe(*layer.input);
     out << "\n";
   }
   out << plan.layers.size() << " layers quantized, " << plan.untouched
-      << " linear layers left alone\n";
+      << " layers left alone\n";
   if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
   const auto width_name = [](int bits) {
     return bits == kTarget  ? std::string("as exported")

@@ -51,10 +51,14 @@ ScratchModel read_scratch(YamlSection section) {
 ModelSection read_model(YamlSection section) {
   ModelSection model;
   model.path = section.text("path", "");
+  model.kind =
+      section.one_of("kind", model.kind, {"causal_lm", "classifier", "sentence_encoder"});
   model.dtype = section.one_of("dtype", model.dtype, {"float32", "bfloat16", "float16"});
   if (section.has("scratch")) {
     model.scratch = read_scratch(section.section("scratch"));
     if (!model.path.empty()) section.reject("scratch", "must not stand beside path");
+    if (model.kind != "causal_lm")
+      section.reject("scratch", "must not be given unless kind is causal_lm");
   }
   section.finish();
   return model;
@@ -116,6 +120,24 @@ std::vector<Stage> read_schedule(YamlSection& recipe, std::vector<Problem>* prob
   return stages;
 }
 
+LoraSection read_lora(YamlSection section) {
+  LoraSection lora;
+  lora.rank = section.integer("rank", lora.rank, 1, 65536);
+  lora.alpha = section.number("alpha", lora.alpha, 0.0, 1e6);
+  section.finish();
+  return lora;
+}
+
+OscillationSection read_oscillation(YamlSection section) {
+  OscillationSection oscillation;
+  oscillation.method =
+      section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
+  oscillation.dampening = section.number("dampening", oscillation.dampening, 0.0, 1.0);
+  oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
+  section.finish();
+  return oscillation;
+}
+
 TrainSection read_train(YamlSection section) {
   TrainSection train;
   train.steps = section.integer("steps", train.steps, 0, kMany);
@@ -134,7 +156,13 @@ TrainSection read_train(YamlSection section) {
   train.freeze_observers = section.bound("freeze_observers", train.freeze_observers);
   train.checkpoint_every = section.integer("checkpoint_every", train.checkpoint_every, 1, kMany);
   train.seed = section.integer("seed", train.seed, 0, std::numeric_limits<int32_t>::max());
-  train.parameters = section.one_of("parameters", train.parameters, {"all", "scales"});
+  train.parameters = section.one_of("parameters", train.parameters, {"all", "scales", "lora"});
+  if (section.has("lora") && train.parameters != "lora")
+    section.reject("lora", "must not be given unless parameters is lora");
+  train.lora = read_lora(section.section("lora"));
+  train.oscillation = read_oscillation(section.section("oscillation"));
+  if (train.oscillation.method != "none" && train.parameters != "all")
+    section.reject("oscillation", "must have method none unless parameters is all");
   train.gradient_checkpointing =
       section.boolean("gradient_checkpointing", train.gradient_checkpointing);
   train.weight_cache =
@@ -147,17 +175,23 @@ TrainSection read_train(YamlSection section) {
   return train;
 }
 
-DistillSection read_distill(YamlSection section) {
+// An encoder's answers are embeddings, whose distance is trained on; others give probabilities.
+DistillSection read_distill(YamlSection section, const std::string& kind) {
+  const bool encodes = kind == "sentence_encoder";
   DistillSection distill;
+  distill.loss = encodes ? "cosine" : distill.loss;
   distill.teacher = section.one_of("teacher", distill.teacher, {"original"});
-  distill.loss = section.one_of("loss", distill.loss, {"forward_kl", "cross_entropy"});
+  distill.loss = section.one_of("loss", distill.loss,
+                                encodes ? std::vector<std::string>{"cosine"}
+                                        : std::vector<std::string>{"forward_kl", "cross_entropy"});
   distill.temperature = section.number("temperature", distill.temperature, 0.01, 100.0);
   distill.weight = section.number("weight", distill.weight, 0.0, 1.0);
   section.finish();
   return distill;
 }
 
-EvaluateSection read_evaluate(YamlSection section) {
+EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
+  const bool encodes = kind == "sentence_encoder";
   EvaluateSection evaluate;
   evaluate.metrics = section.words("metrics", evaluate.metrics, evaluate.metrics);
   for (const YAML::Node& node : section.list("compare"))
@@ -168,8 +202,14 @@ EvaluateSection read_evaluate(YamlSection section) {
     evaluate.accept_task_drop = accept.number("task_drop", 0.0, -1.0, 1.0);
   if (accept.has("perplexity_ratio"))
     evaluate.accept_perplexity_ratio = accept.number("perplexity_ratio", 1.0, 0.0, 1e6);
+  if (accept.has("cosine")) evaluate.accept_cosine = accept.number("cosine", 1.0, -1.0, 1.0);
+  if (evaluate.accept_cosine && !encodes)
+    accept.reject("cosine", "must not be given unless model.kind is sentence_encoder");
+  if (evaluate.accept_perplexity_ratio && encodes)
+    accept.reject("perplexity_ratio", "must not be given for a sentence_encoder, which has none");
   evaluate.task = section.text("task", "");
-  if (evaluate.accept_task_drop && evaluate.task.empty())
+  // A classifier's own task is the accuracy on its held-out data.
+  if (evaluate.accept_task_drop && evaluate.task.empty() && kind != "classifier")
     accept.reject("task_drop", "must not be given without evaluate.task");
   accept.finish();
   section.finish();
@@ -200,11 +240,18 @@ void read_decision(YamlSection& section, Recipe& recipe) {
       size.number("bits_per_weight", recipe.size_bits_per_weight, 2.0, 32.0);
   size.finish();
   const EvaluateSection& limits = recipe.evaluate;
-  if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop)
+  if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop &&
+      !limits.accept_cosine)
     section.reject("mode", "must be recipe unless evaluate.accept has limits");
+  const bool writes = recipe.model.kind == "causal_lm";
   if (section.has("engine"))
-    recipe.engine = section.one_of("engine", "transformers", {"transformers", "vllm", "llama.cpp"});
-  const char* fitting = recipe.engine == "llama.cpp" ? "gguf" : "compressed-tensors";
+    recipe.engine =
+        section.one_of("engine", "transformers",
+                       writes ? std::vector<std::string>{"transformers", "vllm", "llama.cpp"}
+                              : std::vector<std::string>{"transformers", "onnxruntime"});
+  const char* fitting = recipe.engine == "llama.cpp"     ? "gguf"
+                        : recipe.engine == "onnxruntime" ? "onnx"
+                                                         : "compressed-tensors";
   recipe.exports = section.words("export", {fitting}, format_names());
 }
 
@@ -227,12 +274,16 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   if (section.has("kv_cache")) {
     YamlSection cache = section.section("kv_cache");
     recipe.kv_cache = read_kv_cache(cache);
+    if (recipe.model.kind != "causal_lm")
+      section.reject("kv_cache", "must not be given unless model.kind is causal_lm");
   }
   recipe.schedule = read_schedule(section, problems);
   recipe.train = read_train(section.section("train"));
+  if (recipe.train.control && recipe.model.kind == "sentence_encoder")
+    section.section("train").reject("control", "must be false for a sentence_encoder");
   check_frozen_codes(section, recipe);
-  recipe.distill = read_distill(section.section("distill"));
-  recipe.evaluate = read_evaluate(section.section("evaluate"));
+  recipe.distill = read_distill(section.section("distill"), recipe.model.kind);
+  recipe.evaluate = read_evaluate(section.section("evaluate"), recipe.model.kind);
   read_decision(section, recipe);
   section.finish();
   return recipe;

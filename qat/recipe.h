@@ -82,7 +82,9 @@ struct ScratchModel {
 };
 
 struct ModelSection {
-  std::string path;  // a folder or a hub id; empty when `scratch` is given or --model will say
+  // A folder, a hub id or "module:function"; empty when `scratch` is given or --model will say.
+  std::string path;
+  std::string kind = "causal_lm";  // what it is for: also classifier, sentence_encoder
   std::string dtype = "float32";
   std::optional<ScratchModel> scratch;
 };
@@ -93,10 +95,25 @@ struct Samples {
 };
 
 struct DataSection {
-  std::string train;  // a file or folder of text or jsonl, or "python-stdlib"; empty: --data says
+  // A file or folder of text or jsonl, "python-stdlib" or, for a classifier, "module:function";
+  // empty: --data says.
+  std::string train;
   std::string evaluation_path;  // empty: held out from `train`
   Samples calibration;
   Samples evaluation;
+};
+
+// Low-rank adapters, added to the weights before they are quantized.
+struct LoraSection {
+  int64_t rank = 16;
+  double alpha = 32.0;  // the adapters' product is multiplied by alpha / rank
+};
+
+// What is done about weights whose codes keep moving to and fro, numerics.md (31), (32).
+struct OscillationSection {
+  std::string method = "none";  // or dampen, freeze
+  double dampening = 0.02;      // dampen: share of the way to the nearest level, at the end
+  double threshold = 0.02;      // freeze: moves back per step
 };
 
 struct TrainSection {
@@ -113,7 +130,9 @@ struct TrainSection {
   Bound freeze_observers{true, 80.0};
   int64_t checkpoint_every = 50;
   int64_t seed = 0;
-  std::string parameters = "all";  // or scales: the codes stay as they are
+  std::string parameters = "all";  // or scales: the codes stay as they are; or lora
+  LoraSection lora;
+  OscillationSection oscillation;
   bool gradient_checkpointing = false;
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never
@@ -124,7 +143,7 @@ struct TrainSection {
 
 struct DistillSection {
   std::string teacher = "original";
-  std::string loss = "forward_kl";  // or cross_entropy
+  std::string loss = "forward_kl";  // or cross_entropy; cosine for a sentence_encoder
   double temperature = 1.0;
   double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
 };
@@ -135,6 +154,7 @@ struct EvaluateSection {
   std::string task;  // a jsonl file of the user's own task, or "module:function"; empty: none
   std::optional<double> accept_kl;
   std::optional<double> accept_perplexity_ratio;
+  std::optional<double> accept_cosine;     // to the float model's embeddings
   std::optional<double> accept_task_drop;  // in the task's score, of which 1 is the best
 };
 

@@ -22,8 +22,7 @@ void def_formats(py::module_& m) {
       .def_readonly("used_by", &Format::used_by)
       .def_readonly("dtype", &Format::dtype)
       .def(
-          "refusal", [](const Format& self, const LayerPlan& layer) { return self.refusal(layer); },
-          py::arg("layer"))
+          "refusal", &refusal, py::arg("layer"))
       .def(
           "tensors",
           [](const Format& self, const QuantizedWeights& layer) { return self.tensors(layer); },

@@ -18,16 +18,20 @@ void def_plan(py::module_& m) {
       .def_readonly("name", &LayerInfo::name);
   py::class_<LayerPlan>(m, "LayerPlan")
       .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
-                       std::optional<QuantSpec> weight, std::optional<QuantSpec> input) {
-             return LayerPlan{std::move(name), in_features, out_features, weight, input};
+                       std::optional<QuantSpec> weight, std::optional<QuantSpec> input,
+                       std::string type) {
+             return LayerPlan{std::move(name), in_features, out_features, weight, input,
+                              std::move(type)};
            }),
            py::arg("name"), py::arg("in_features"), py::arg("out_features"),
-           py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt)
+           py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt,
+           py::arg("type") = "Linear")
       .def_readonly("name", &LayerPlan::name)
       .def_readonly("in_features", &LayerPlan::in_features)
       .def_readonly("out_features", &LayerPlan::out_features)
       .def_readonly("weight", &LayerPlan::weight)
-      .def_readonly("input", &LayerPlan::input);
+      .def_readonly("input", &LayerPlan::input)
+      .def_readonly("type", &LayerPlan::type);
   py::class_<Stage>(m, "Stage")
       .def_readonly("until", &Stage::until)
       .def_readonly("weight_bits", &Stage::weight_bits)
@@ -51,6 +55,7 @@ void def_plan(py::module_& m) {
       .def_property_readonly("total_steps", &Schedule::total_steps);
   m.def("make_plan", &make_plan, py::arg("recipe"), py::arg("layers"));
   m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
+  m.def("float8_plan", &float8_plan, py::arg("plan"));
   m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));
 }
 

@@ -56,6 +56,7 @@ void def_sections(py::module_& m) {
       .def_readonly("learning_rate", &ScratchModel::learning_rate);
   py::class_<ModelSection>(m, "ModelSection")
       .def_readwrite("path", &ModelSection::path)
+      .def_readwrite("kind", &ModelSection::kind)
       .def_readwrite("dtype", &ModelSection::dtype)
       .def_readwrite("scratch", &ModelSection::scratch);
   py::class_<Samples>(m, "Samples")
@@ -89,6 +90,7 @@ void def_sections(py::module_& m) {
       .def_property_readonly("needs_data", &Initialize::needs_data)
       .def(py::pickle(&state_of, &initialize_from));
   py::class_<DistillSection>(m, "DistillSection")
+      .def(py::init<>())
       .def_readwrite("teacher", &DistillSection::teacher)
       .def_readwrite("loss", &DistillSection::loss)
       .def_readwrite("temperature", &DistillSection::temperature)
@@ -98,11 +100,21 @@ void def_sections(py::module_& m) {
       .def_readwrite("compare", &EvaluateSection::compare)
       .def_readwrite("task", &EvaluateSection::task)
       .def_readonly("accept_task_drop", &EvaluateSection::accept_task_drop)
+      .def_readonly("accept_cosine", &EvaluateSection::accept_cosine)
       .def_readonly("accept_kl", &EvaluateSection::accept_kl)
       .def_readonly("accept_perplexity_ratio", &EvaluateSection::accept_perplexity_ratio);
 }
 
 void def_train(py::module_& m) {
+  py::class_<LoraSection>(m, "LoraSection")
+      .def(py::init<>())
+      .def_readwrite("rank", &LoraSection::rank)
+      .def_readwrite("alpha", &LoraSection::alpha);
+  py::class_<OscillationSection>(m, "OscillationSection")
+      .def(py::init<>())
+      .def_readwrite("method", &OscillationSection::method)
+      .def_readwrite("dampening", &OscillationSection::dampening)
+      .def_readwrite("threshold", &OscillationSection::threshold);
   py::class_<TrainSection>(m, "TrainSection")
       .def(py::init<>())
       .def_readwrite("steps", &TrainSection::steps)
@@ -119,6 +131,8 @@ void def_train(py::module_& m) {
       .def_readwrite("checkpoint_every", &TrainSection::checkpoint_every)
       .def_readwrite("seed", &TrainSection::seed)
       .def_readwrite("parameters", &TrainSection::parameters)
+      .def_readwrite("lora", &TrainSection::lora)
+      .def_readwrite("oscillation", &TrainSection::oscillation)
       .def_readwrite("gradient_checkpointing", &TrainSection::gradient_checkpointing)
       .def_readwrite("weight_cache", &TrainSection::weight_cache)
       .def_readwrite("validate_every", &TrainSection::validate_every)

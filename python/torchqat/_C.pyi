@@ -92,7 +92,9 @@ class LayerPlan:
         out_features: int,
         weight: QuantSpec | None = None,
         input: QuantSpec | None = None,
+        type: str = "Linear",
     ) -> None: ...
+    type: str
     name: str
     in_features: int
     out_features: int
@@ -114,6 +116,7 @@ class Plan:
 
 def make_plan(recipe: Recipe, layers: list[LayerInfo]) -> Plan: ...
 def with_widths(plan: Plan, widths: dict[str, int]) -> Plan: ...
+def float8_plan(plan: Plan) -> Plan: ...
 def naive_plan(plan: Plan, bits: int) -> Plan: ...
 
 class BitSchedule:
@@ -171,7 +174,7 @@ def quantize_weights(
 ) -> QuantizedWeights: ...
 
 class CheckpointPlan:
-    """What a configuration is made from: layers without tensors, linear layers that stay float, the cache."""
+    """What a configuration is made from: layers without tensors, layers that stay float, the cache."""
 
     def __init__(
         self, layers: list[LayerPlan], ignore: list[str] = ..., kv_cache: KvCacheSpec | None = None

@@ -14,12 +14,15 @@ The life cycle in five verbs::
 from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat.calibrate import calibrate
+from torchqat.conv import QuantConv2d
 from torchqat.convert import QuantizedWeights, convert
+from torchqat.embedding import QuantEmbedding
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export
 from torchqat.frozen import freeze_codes
 from torchqat.linear import QuantLinear
+from torchqat.lora import attach_adapters
 from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
 from torchqat.verification import Verification
@@ -29,7 +32,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """``TrainerCallback`` needs transformers' Trainer, which takes seconds to import: only when it is asked for."""
+    """Callbacks need trainers that take seconds to import, or are not there: only when they are asked for."""
+    if name == "LightningCallback":
+        from torchqat.lightning_callback import LightningCallback
+
+        return LightningCallback
     if name == "TrainerCallback":
         from torchqat.trainer_callback import TrainerCallback
 
@@ -40,6 +47,9 @@ def __getattr__(name: str):
 __all__ = [
     "Evaluation",
     "FileError",
+    "LightningCallback",
+    "QuantConv2d",
+    "QuantEmbedding",
     "QuantLinear",
     "QuantSpec",
     "QuantizedWeights",
@@ -48,6 +58,7 @@ __all__ = [
     "TrainerCallback",
     "UserError",
     "Verification",
+    "attach_adapters",
     "calibrate",
     "convert",
     "evaluate",

@@ -1,12 +1,14 @@
-"""The best state of a training, by the KL to the float model on text that is neither trained on nor reported."""
+"""The best state of a training, by the KL to the float model on data that are neither trained on nor reported."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from torchqat.batches import Batch
 from torchqat.evaluate import evaluate
 from torchqat.files import load_state, save_state
+from torchqat.kinds import Kind
 
 
 class BestState:
@@ -15,12 +17,22 @@ class BestState:
     Args:
         model: The model that is trained; only states at its exported widths are handed in.
         original: The float model.
-        batches: Validation tokens.
+        batches: Validation data.
         path: Where the state is kept.
         identity: What a kept state must agree on to be used again.
+        kind: What the model is for.
     """
 
-    def __init__(self, model: nn.Module, original: nn.Module, batches: Iterable[Tensor], path: Path, identity: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        original: nn.Module,
+        batches: Iterable[Batch],
+        path: Path,
+        identity: str,
+        kind: Kind | str = "causal_lm",
+    ):
+        self.kind = kind
         self.model, self.original, self.batches = model, original, list(batches)
         self.path, self.identity = path, identity
         self.history: list[tuple[int, float]] = []
@@ -32,7 +44,7 @@ class BestState:
 
     def consider(self, step: int) -> float:
         """Measure the model after ``step`` steps, keep its state if it is the best so far, and return its KL."""
-        kl = evaluate(self.model, self.batches, self.original).kl
+        kl = evaluate(self.model, self.batches, self.original, self.kind).kl
         self.history = [entry for entry in self.history if entry[0] < step] + [(step, kl)]
         if self._best is None or kl < self._best or step == 0:
             self._best = kl

@@ -7,8 +7,8 @@ from torch import nn
 
 from torchqat._library import QuantizedWeights
 from torchqat.errors import UserError
-from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
+from torchqat.quant_layer import QuantLayer
 
 __all__ = ["QuantizedWeights", "convert", "convert_layers"]
 
@@ -37,7 +37,7 @@ def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: s
     return (_converted(prefix + name, layer, dtype) for name, layer in layers)
 
 
-def _converted(name: str, layer: QuantLinear, dtype: torch.dtype | None) -> QuantizedWeights:
+def _converted(name: str, layer: QuantLayer, dtype: torch.dtype | None) -> QuantizedWeights:
     try:
         return layer.convert(name, dtype or layer.weight.dtype)
     except ValueError as error:

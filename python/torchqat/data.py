@@ -1,4 +1,4 @@
-"""Text on disk, and batches of its tokens that depend on nothing but a seed and a step."""
+"""What a run reads: text on disk or examples, in batches that depend on nothing but a seed and a step."""
 
 import json
 import sysconfig
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from torchqat._library import Recipe
+from torchqat.batches import Batch, size_of
 from torchqat.errors import UserError
+from torchqat.examples import ExampleBatches, Examples
 
 STDLIB = "python-stdlib"
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text")
 # Every n-th file is held out.
 _HELD_OUT = 10
+_EXAMPLES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,10 @@ class Batches:
         starts = torch.randint(0, last + 1, (self.batch_size,), generator=generator)
         return self.tokens[starts[:, None] + torch.arange(self.sequence_length)]
 
+    def everything(self) -> Tensor:
+        """All that batches are made from."""
+        return self.tokens
+
 
 def windows(
     tokens: Tensor, samples: int, sequence_length: int, batch_size: int = 8, between: bool = False
@@ -140,10 +147,14 @@ def windows(
     return list(rows.split(batch_size))
 
 
-def shortfall(batches: list[Tensor], samples: int, sequence_length: int) -> str:
-    """A sentence where calibration data are fewer or shorter than asked; else empty."""
-    count = sum(len(batch) for batch in batches)
-    length = batches[0].shape[1] if batches else 0
+def shortfall(batches: list[Batch], samples: int, sequence_length: int) -> str:
+    """A sentence where calibration data are fewer or, if text in windows, shorter than asked; else empty."""
+    count = sum(size_of(batch) for batch in batches)
+    windowed = bool(batches) and isinstance(batches[0], Tensor)
+    if not windowed:
+        found = f"Calibration data are {count} examples, less than the {samples} that data.calibration asks for."
+        return found if count < samples else ""
+    length = batches[0].shape[1]
     if count >= samples and length >= sequence_length:
         return ""
     return (
@@ -159,10 +170,42 @@ class Data:
     Validation batches choose the best state of a training; they lie between those that are reported.
     """
 
-    train: Batches
-    calibration: list[Tensor]
-    evaluation: list[Tensor]
-    validation: list[Tensor]
+    train: Batches | ExampleBatches
+    calibration: list[Batch]
+    evaluation: list[Batch]
+    validation: list[Batch]
+
+    @classmethod
+    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples) -> "Data":
+        """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state."""
+        settings, samples = recipe.train, recipe.data
+        places = torch.arange(len(others))
+        return cls(
+            ExampleBatches(train, settings.batch_size * settings.gradient_accumulation, settings.seed),
+            train.unpadded(_spread(torch.arange(len(train)), samples.calibration.samples), _EXAMPLES_AT_ONCE),
+            others.batches(_spread(places[::2], samples.evaluation.samples), _EXAMPLES_AT_ONCE),
+            others.batches(_spread(places[1::2], samples.evaluation.samples), _EXAMPLES_AT_ONCE),
+        )
+
+
+def held_out(examples: Examples) -> tuple[Examples, Examples]:
+    """Those to train on, and every tenth, held out.
+
+    Raises:
+        UserError: There are fewer than 20.
+    """
+    places = torch.arange(len(examples))
+    if len(examples) < 2 * _HELD_OUT:
+        raise UserError(f"data must have at least {2 * _HELD_OUT} examples to hold some out, but has {len(examples)}.")
+    chosen = places % _HELD_OUT == _HELD_OUT // 2
+    return examples.part(places[~chosen]), examples.part(places[chosen])
+
+
+def _spread(places: Tensor, count: int) -> Tensor:
+    """``count`` of ``places``, evenly spread; all if there are no more."""
+    if len(places) <= count:
+        return places
+    return places[torch.arange(count) * len(places) // count]
 
 
 def tokenize(tokenizer, documents: list[str]) -> Tensor:

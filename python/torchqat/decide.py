@@ -1,8 +1,8 @@
 """Mode auto: the least a model can be given while it stays good enough, found in the order of what it costs to try.
 
-INT8, then the recipe's width by GPTQ and by AWQ, then trained, then with the most sensitive layers back at 8 bits. The
-first that meets ``evaluate.accept`` and ``size`` is exported. What was measured is kept: a run that is resumed, or whose
-limits changed, goes on from there.
+INT8, FP8 where there is hardware for it, the recipe's width by GPTQ and by AWQ, then trained, then with the most sensitive
+layers back at 8 bits. The first that meets ``evaluate.accept`` and ``size`` is exported. What was measured is kept: a run
+that is resumed, or whose limits changed, goes on from there.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, find_format, parse_recipe, with_widths
+from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_recipe, with_widths
+from torchqat.engines import engine_formats
 from torchqat.errors import UserError
 from torchqat.export import checked_format
 from torchqat.fine_tune import fine_tune
@@ -23,6 +24,7 @@ from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, mixed_widths, sensitivity
 from torchqat.stages import export_and_verify, is_accepted, make_variant, measure_baseline
+from torchqat.verification import Verification
 from torchqat.verify import verify
 
 # Layers that are backed off go to this width.
@@ -63,6 +65,11 @@ def decide(job: Run) -> Report:
     return job.load_report()
 
 
+def runs_float8() -> bool:
+    """Whether there is a GPU that multiplies FP8 (compute capability 8.9 and later)."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+
+
 class Candidates:
     """The ways to quantize a run's model, cheapest to try first; models are built when they are asked for."""
 
@@ -77,6 +84,8 @@ class Candidates:
     def all(self) -> list[Candidate]:
         width = f"int{self.width}"
         found = [Candidate("int8", "INT8", partial(self._rounded, self._all_wide(), "mse"))]
+        if runs_float8():
+            found.append(Candidate("fp8", "FP8", partial(self._rounded, float8_plan(self.job.plan), "rtn")))
         if self.width >= _WIDE:
             return found
         for rounding in ("gptq", "awq"):
@@ -123,7 +132,7 @@ class Candidates:
         child.recipe.train = self.job.recipe.train
         if not child.recipe.initialize.needs_data:
             child.recipe.initialize = Initialize("gptq")
-        for shared in ("corpus", "model_path", "tokenizer", "original", "data"):
+        for shared in ("kind", "model_path", "tokenizer", "original", "data"):
             child.__dict__[shared] = getattr(self.job, shared)
         child.__dict__["plan"] = plan()
         child.__dict__["identity"] = f"{self.job.identity} {sha256(str(child.plan).encode()).hexdigest()[:16]}"
@@ -142,7 +151,9 @@ class Candidates:
     @cached_property
     def _sensitivity(self):
         self.job.progress.say("Measuring how sensitive each layer is")
-        found = sensitivity(self.job.original, self.job.plan, self.job.data.calibration[:2], (self.width, _WIDE))
+        found = sensitivity(
+            self.job.original, self.job.plan, self.job.data.calibration[:2], (self.width, _WIDE), self.job.kind
+        )
         return [replace(layer, scale_bits=self._scale_bits) for layer in found]
 
     @property
@@ -222,20 +233,37 @@ def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
         except UserError as error:
             if str(error) not in report.notes:  # said by an earlier, resumed run
                 report.notes.append(str(error))
-    folders = [job.folder / export_and_verify(job, model, format, "") for format in held or ["compressed-tensors"]]
-    report.engine = _in_engine(job, model, folders[0]) if job.recipe.engine else {}
+    folders = {f: job.folder / export_and_verify(job, model, f, "") for f in held or ["compressed-tensors"]}
+    loaded = engine_formats(job.recipe.engine)
+    served = next((folder for format, folder in folders.items() if format in loaded), None)
+    report.engine = _in_engine(job, model, served or next(iter(folders.values()))) if job.recipe.engine else {}
     job.save_report(report)
 
 
 def _in_engine(job: Run, model: nn.Module, folder: Path) -> dict:
-    prompts = torch.cat(list(job.data.evaluation))[:4, :64]
     try:
-        checked = verify(
-            folder, model, prompts, job.recipe.engine, bench=True, tokenizer=job.tokenizer, baseline=job.model_path
-        )
+        checked = _asked(job, model, folder)
     except UserError as error:
         job.progress.say(f"Note: {error}")
         return {"name": job.recipe.engine, "note": str(error)}
     job.progress.say(f"{folder}: {checked}")
     speeds = {"export": checked.speed, "float": checked.baseline}
     return {"name": job.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}
+
+
+def _asked(job: Run, model: nn.Module, folder: Path) -> Verification:
+    batch = job.data.evaluation[0]
+    if job.kind.name != "causal_lm":
+        graph = job.recipe.engine == "onnxruntime"
+        return verify(
+            folder,
+            model,
+            engine=job.recipe.engine,
+            bench=graph,
+            example=job.kind.examples(batch),
+            original=job.original,
+        )
+    prompts = torch.cat(list(job.data.evaluation))[:4, :64]
+    return verify(
+        folder, model, prompts, job.recipe.engine, bench=True, tokenizer=job.tokenizer, baseline=job.model_path
+    )

@@ -1,4 +1,4 @@
-"""``evaluate``: a causal language model on held-out text, by itself and against its float original."""
+"""``evaluate``: a model on held-out data, by itself and against its float original."""
 
 import math
 from collections.abc import Iterable
@@ -8,28 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchqat.batches import Batch, to_device
 from torchqat.errors import UserError
+from torchqat.kinds import Answers, Kind, find_kind
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over ``tokens`` predictions.
+    """Figures over ``tokens`` predictions: of tokens, of classes or, by encoders, of the nearest other sentence.
 
     Attributes:
-        perplexity: exp of the mean negative log likelihood.
+        perplexity: exp of the mean negative log likelihood; ``None`` of encoders, for which nothing is right or wrong.
         kl: Mean KL(reference || model) per prediction, in nats; 0 without a reference.
-        top1_agreement: Share of predictions whose likeliest token is the reference's; 1 without a reference.
+        top1_agreement: Share of predictions whose likeliest choice is the reference's; 1 without a reference.
         tokens: Number of predictions.
-        losses: Mean negative log likelihood of each sequence, for comparisons sequence by sequence.
-        kls: Mean KL of each sequence; empty without a reference.
+        losses: Mean negative log likelihood of each sequence or example, for comparisons one by one.
+        kls: Mean KL of each; empty without a reference.
+        cosine: Of encoders, mean cosine to the reference's vectors.
     """
 
-    perplexity: float
+    perplexity: float | None
     kl: float
     top1_agreement: float
     tokens: int
     losses: list[float] = field(default_factory=list)
     kls: list[float] = field(default_factory=list)
+    cosine: float | None = None
 
     @property
     def flip_rate(self) -> float:
@@ -38,49 +42,73 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Tensor], reference: nn.Module | None = None) -> Evaluation:
-    """Perplexity of ``model`` and, where a reference is given, its KL and top-1 agreement with it.
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], reference: nn.Module | None = None, kind: Kind | str = "causal_lm"
+) -> Evaluation:
+    """How ``model`` does on ``batches`` and, where a reference is given, how near it is to that.
 
     Args:
-        model: A causal language model of the transformers kind: ``model(input_ids=...).logits``.
-        batches: int64 ``[batch, sequence]``; every token but the first of a row is predicted.
+        model: A model of ``kind``; a causal language model is called as ``model(input_ids=...).logits``.
+        batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted; of a
+            classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``; of a sentence
+            encoder such a dict without labels.
         reference: The float model. Both are run batch by batch; nothing is stored.
+        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
 
     Raises:
         UserError: There is nothing to predict.
     """
+    kind = find_kind(kind) if isinstance(kind, str) else kind
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    losses: list[float] = []
-    kls: list[float] = []
-    weights: list[int] = []
-    agree = 0
+    sums = _Sums()
     try:
         for batch in batches:
-            tokens = batch.to(device)
-            log_model = _log_probabilities(model, tokens)
-            target = tokens[:, 1:]
-            losses += _row_means(-log_model.gather(-1, target[..., None]).squeeze(-1))
-            weights += [target.shape[1]] * len(target)
-            if reference is not None:
-                log_reference = _log_probabilities(reference, tokens)
-                kls += _row_means(F.kl_div(log_model, log_reference, reduction="none", log_target=True).sum(-1))
-                agree += int((log_model.argmax(-1) == log_reference.argmax(-1)).sum())
+            batch = to_device(batch, device)
+            sums.add(kind.ask(model, batch), None if reference is None else kind.ask(reference, batch))
     finally:
         model.train(training)
-    count = sum(weights)
-    if count == 0:
-        raise UserError("Evaluation needs at least one sequence of two tokens, but there is none.")
-    mean = _weighted(losses, weights)
-    kl = max(0.0, _weighted(kls, weights)) if kls else 0.0
-    agreement = agree / count if reference is not None else 1.0
-    return Evaluation(math.exp(mean) if mean < 700 else math.inf, kl, agreement, count, losses, kls)
+    return sums.evaluation()
 
 
-def _log_probabilities(model: nn.Module, tokens: Tensor) -> Tensor:
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    return F.log_softmax(logits.float(), dim=-1)
+@dataclass
+class _Sums:
+    losses: list[float] = field(default_factory=list)
+    kls: list[float] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+    agree: int = 0
+
+    def add(self, found: Answers, wanted: Answers | None) -> None:
+        rows, positions, _ = found.log_probabilities.shape
+        self.weights += [positions] * rows
+        if found.targets is not None:
+            chosen = found.log_probabilities.gather(-1, found.targets[..., None]).squeeze(-1)
+            self.losses += _row_means(-chosen)
+        if wanted is None:
+            return
+        ours, theirs = found.log_probabilities, wanted.log_probabilities
+        if ours.shape[-1]:
+            self.kls += _row_means(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1))
+            self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        if found.embeddings is not None:
+            self.cosines += F.cosine_similarity(found.embeddings, wanted.embeddings, dim=-1).double().tolist()
+
+    def evaluation(self) -> Evaluation:
+        count = sum(self.weights)
+        if count == 0:
+            raise UserError("Evaluation needs at least one sequence of two tokens, or one example, but there is none.")
+        mean = _weighted(self.losses, self.weights) if self.losses else None
+        return Evaluation(
+            None if mean is None else math.exp(mean) if mean < 700 else math.inf,
+            max(0.0, _weighted(self.kls, self.weights)) if self.kls else 0.0,
+            self.agree / count if self.kls else 1.0,
+            count,
+            self.losses,
+            self.kls,
+            sum(self.cosines) / len(self.cosines) if self.cosines else None,
+        )
 
 
 def _row_means(values: Tensor) -> list[float]:

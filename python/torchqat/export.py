@@ -1,5 +1,6 @@
 """``export``: a prepared model as a checkpoint that other programs load."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torchqat.errors import UserError
 from torchqat.files import pending_folder
 from torchqat.formats.folder import write_folder
 from torchqat.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
-from torchqat.formats.tensors import checkpoint_plan
-from torchqat.prepare import linear_layers
+from torchqat.formats.tensors import checkpoint_plan, floating_layers
+from torchqat.kinds import Kind
 
 FORMATS = tuple(format.name for format in formats())
 
@@ -27,6 +28,7 @@ def export(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     embeddings: str = "f16",
     example: Any = None,
+    files: dict[str, Path] | None = None,
 ) -> Path:
     """Write ``model`` to the folder ``output``, whole or not at all, and return it.
 
@@ -43,7 +45,9 @@ def export(
             formats that are defined in it (gptq, gptq_v2, awq, gguf).
         max_shard_size: A size such as ``5GB``; larger checkpoints become several files.
         embeddings: For gguf, ``f16`` or ``q8_0``: the type of the token embedding and of the output head.
-        example: For onnx, the inputs of the model: a tensor or a tuple of them. Their first dimension is free in the graph.
+        example: For onnx, the inputs of the model: a tensor or a tuple of them. Their first dimension is free in the graph,
+            and the second, too, where they are token ids.
+        files: Others to copy into a folder, by their names there.
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
@@ -68,6 +72,9 @@ def export(
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+            for name, source in (files or {}).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, folder / name)
     return output
 
 
@@ -86,22 +93,21 @@ def checked_format(name: str, plan: CheckpointPlan) -> Format:
     return format
 
 
-def check_exports(model: nn.Module, plan: Plan, names: list[str]) -> None:
-    """Whether a language model can be exported, once trained as ``plan`` says, in each format of ``names``.
+def check_exports(model: nn.Module, plan: Plan, names: list[str], kind: Kind) -> None:
+    """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
 
     Raises:
         UserError: One cannot hold a layer, or the model.
     """
-    planned = {layer.name for layer in plan.layers}
-    ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
+    checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
     for name in names:
-        checked_format(name, CheckpointPlan(plan.layers, ignore, plan.kv_cache))
+        checked_format(name, checked)
         if name == "gguf":
             from torchqat.formats.gguf_architectures import architecture_of, rope_factors
 
             architecture_of(model)
             rope_factors(model)
-        if name == "onnx":
+        if name == "onnx" and kind.name == "causal_lm":
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."

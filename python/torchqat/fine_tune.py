@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat._library import BitSchedule
+from torchqat.batches import Batch
 from torchqat.best_state import BestState
 from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
-from torchqat.losses import cross_entropy, forward_kl
+from torchqat.kinds.kind import is_plain
+from torchqat.lora import add_adapters, merge_adapters
 from torchqat.monitor import Monitor
+from torchqat.oscillation import against_oscillation
 from torchqat.run import Run
 from torchqat.schedule import Schedule
 from torchqat.training import TrainingLoop
@@ -21,8 +24,7 @@ from torchqat.training import TrainingLoop
 def fine_tune(job: Run) -> nn.Module:
     """Fine-tune along the schedule; returns the trained model at its exported widths."""
     model = job.prepared(job.plan)
-    if job.recipe.train.parameters == "scales":
-        freeze_codes(model)
+    choose_parameters(job, model)
     metrics = job.folder / "metrics.jsonl"
     show = job.progress.steps("Fine-tuning with the schedule", job.recipe.train.steps)
     best = _best_state(job, model)
@@ -48,6 +50,8 @@ def fine_tune(job: Run) -> nn.Module:
         checkpoint=job.folder / "checkpoints" / "train.pt",
         identity=job.identity,
         on_step=record,
+        steady=not is_plain(job.recipe.distill),
+        settles=against_oscillation(model, job.recipe.train.oscillation, job.recipe.train.steps),
     )
     if job.recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -56,7 +60,15 @@ def fine_tune(job: Run) -> nn.Module:
     loop.run()
     if best is not None:
         _keep_best(job, best)
-    return model.eval()
+    return merge_adapters(model).eval()
+
+
+def choose_parameters(job: Run, model: nn.Module) -> None:
+    """Leave what the recipe's ``train.parameters`` names as all that trains."""
+    if job.recipe.train.parameters == "scales":
+        freeze_codes(model)
+    if job.recipe.train.parameters == "lora":
+        add_adapters(model, job.recipe.train.lora)
 
 
 def _tensorboard(job: Run) -> Callable[[dict], None]:
@@ -84,18 +96,15 @@ def _tensorboard(job: Run) -> Callable[[dict], None]:
 
 def distillation(job: Run, model: nn.Module):
     """The loss of the recipe's ``distill`` section."""
-    settings = job.recipe.distill
+    settings, kind = job.recipe.distill, job.kind
 
-    def loss(tokens):
-        logits = model(input_ids=tokens, use_cache=False).logits
-        if settings.loss == "cross_entropy" or settings.weight == 0.0:
-            return cross_entropy(logits, tokens)
+    def loss(batch: Batch) -> Tensor:
+        student = kind.outputs(model, batch)
+        if is_plain(settings):
+            return kind.loss(settings, student, None, batch)
         with torch.no_grad():
-            teacher = job.original(input_ids=tokens, use_cache=False).logits
-        kl = forward_kl(logits, teacher, settings.temperature)
-        if settings.weight == 1.0:
-            return kl
-        return settings.weight * kl + (1.0 - settings.weight) * cross_entropy(logits, tokens)
+            teacher = kind.outputs(job.original, batch)
+        return kind.loss(settings, student, teacher, batch)
 
     return loss
 
@@ -116,7 +125,7 @@ def _best_state(job: Run, model: nn.Module) -> BestState | None:
     if job.recipe.train.validate_every == 0:
         return None
     path = job.folder / "checkpoints" / "best.pt"
-    return BestState(model, job.original, job.data.validation, path, job.identity)
+    return BestState(model, job.original, job.data.validation, path, job.identity, job.kind)
 
 
 def _keep_best(job: Run, best: BestState) -> None:
@@ -125,7 +134,7 @@ def _keep_best(job: Run, best: BestState) -> None:
     report.validation = {"start": best.start, "best": best.best, "step": step}
     if step == 0:
         report.notes.append(
-            f"Training did not help: KL on validation text was {best.start:.5f} before it and never lower, so what is "
+            f"Training did not help: KL on validation data was {best.start:.5f} before it and never lower, so what is "
             "exported is the state before training."
         )
         job.progress.say(f"Note: {report.notes[-1]}")

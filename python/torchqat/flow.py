@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from torchqat._library import Recipe, naive_plan
+from torchqat._library import DistillSection, Recipe, naive_plan
 from torchqat.decide import decide
 from torchqat.fine_tune import fine_tune
-from torchqat.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.report import Report, Variant, recovered
 from torchqat.run import Run
@@ -65,9 +64,11 @@ def _control(job: Run) -> None:
     if report.variant("float-control"):
         return
     model = job.fresh_model()
+    plain = DistillSection()
+    plain.loss = "cross_entropy"
     loop = TrainingLoop(
         model,
-        lambda tokens: cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens),
+        lambda batch: job.kind.loss(plain, job.kind.outputs(model, batch), None, batch),
         job.data.train,
         job.recipe.train,
         checkpoint=job.folder / "checkpoints" / "control.pt",

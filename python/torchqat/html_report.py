@@ -8,7 +8,7 @@ from torchqat.engines.job import Speed, speed_rows
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.plots import pictures
-from torchqat.report import Report, Variant, sentences
+from torchqat.report import MEASURES, Report, Variant, baseline_texts, measured, sentences
 
 _TITLES = {"quality_and_size": "Quality against size", "training": "Training", "layers": "What each layer keeps"}
 
@@ -72,39 +72,32 @@ def _subtitle(folder: Path, report: Report) -> str:
     settings = read_json(path, "The settings of a run") if path.is_file() else {}
     parts = [f"model {settings['model']}"] if settings.get("model") else []
     if report.baseline.get("tokens"):
-        parts.append(f"measured on {report.baseline['tokens']} tokens of held-out text")
+        parts.append(f"measured on {report.baseline['tokens']} predictions on held-out data")
     return ", ".join(parts)
 
 
 def _header(report: Report) -> list[str]:
-    task = ["task"] if "task" in report.baseline else []
-    return ["method", "bits/weight", "perplexity", "KL", "top-1", *task, "size, MB", "of float"]
+    return ["method", "bits/weight", *measured(report), "size, MB", "of float"]
 
 
 def _rows(report: Report) -> list[dict]:
     baseline = report.baseline
     if not baseline:
         return []
-    task = [_cell(f"{baseline['task']:.2%}")] if "task" in baseline else []
-    size = _cell(f"{baseline['bytes'] / 1e6:.2f}")
-    first = ["full precision", "–", f"{baseline['perplexity']:.3f}", "–", "–"]
-    rows = [{"chosen": False, "cells": [*map(_cell, first), *task, size, _cell("1.00x")]}]
+    first = ["full precision", "-", *baseline_texts(report), f"{baseline['bytes'] / 1e6:.2f}", "1.00x"]
+    rows = [{"chosen": False, "cells": [_cell("–" if text == "-" else text) for text in first]}]
     return rows + [_row(report, variant) for variant in report.variants]
 
 
 def _row(report: Report, v: Variant) -> dict:
     ranges = {name: values[1:] for name, values in v.intervals.items()}
-    perplexity = [r * report.baseline["perplexity"] for r in ranges.get("perplexity_ratio", [])]
-    cells = [
-        _cell(v.method),
-        _cell(f"{v.bits_per_weight:.2f}"),
-        _cell(f"{v.perplexity:.3f}", perplexity, "{:.3f}"),
-        _cell(f"{v.kl:.5f}", ranges.get("kl"), "{:.5f}"),
-        _cell(f"{v.top1_agreement:.2%}"),
-    ]
-    if "task" in report.baseline:
-        drops = [report.baseline["task"] - drop for drop in reversed(ranges.get("task_drop", []))]
-        cells.append(_cell("–" if v.task is None else f"{v.task:.2%}", drops, "{:.2%}"))
+    ends = {
+        "perplexity": ([r * report.baseline["perplexity"] for r in ranges.get("perplexity_ratio", [])], "{:.3f}"),
+        "KL": (ranges.get("kl"), "{:.5f}"),
+        "task": ([report.baseline["task"] - drop for drop in reversed(ranges.get("task_drop", []))], "{:.2%}"),
+    }
+    cells = [_cell(v.method), _cell(f"{v.bits_per_weight:.2f}")]
+    cells += [_cell(MEASURES[name](v), *ends.get(name, ())) for name in measured(report)]
     cells += [_cell(f"{v.bytes / 1e6:.2f}"), _cell(f"{v.bytes / report.baseline['bytes']:.2f}x")]
     return {"chosen": v.name == report.chosen, "cells": cells}
 

@@ -1,4 +1,4 @@
-"""Loading causal language models and their tokenizers, from a folder or, where there is network, from the hub."""
+"""Loading models and their tokenizers, from a folder or, where there is network, from the hub."""
 
 from pathlib import Path
 
@@ -20,17 +20,37 @@ def load_model(path: str, dtype: str = "float32") -> nn.Module:
         UserError: There is no such folder and the hub cannot be reached, a file is damaged, or the folder does not hold a
             causal language model.
     """
-    from transformers import AutoModelForCausalLM
+    return load_pretrained(path, dtype, "AutoModelForCausalLM", "causal language model")
+
+
+def load_pretrained(path: str, dtype: str, loader: str, what: str) -> nn.Module:
+    """The model that a class of transformers loads, in evaluation mode.
+
+    Args:
+        path: A folder with ``config.json`` and safetensors, or a hub id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        loader: Name of the class.
+        what: What it loads, for messages.
+
+    Raises:
+        UserError: As ``load_model``.
+    """
+    import transformers
 
     _check_folder(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+        model = getattr(transformers, loader).from_pretrained(path, dtype=DTYPES[dtype])
     except Exception as error:
-        raise UserError(_why(path, error)) from error
+        raise UserError(_why(path, what, error)) from error
+    check_finite(model, path)
+    return model.eval()
+
+
+def check_finite(model: nn.Module, path: str) -> None:
+    """Raises UserError, naming the first, if a parameter has elements that are not finite."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"The weights of {path} must be finite, but {name} has NaN or infinite elements.")
-    return model.eval()
 
 
 def load_tokenizer(path: str):
@@ -58,11 +78,9 @@ def _check_folder(path: str) -> None:
         raise UserError(str(error)) from error
 
 
-def _why(path: str, error: Exception) -> str:
+def _why(path: str, what: str, error: Exception) -> str:
     if Path(path).is_dir():
-        return (
-            f"model must be a causal language model that transformers can load, but {path} is not: {first_line(error)}"
-        )
+        return f"model must be a {what} that transformers can load, but {path} is not: {first_line(error)}"
     return (
         f"model must be a folder that exists or a hub id, but {path} is no folder here and could not be fetched from the "
         f"hub: {first_line(error)}"

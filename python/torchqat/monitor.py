@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat._library import DTYPES, FLOAT
-from torchqat.linear import QuantLinear
+from torchqat.oscillation import Moves
 from torchqat.prepare import quant_layers
+from torchqat.quant_layer import QuantLayer
 
-# Share of a new observation in the frequency of oscillation, and the frequency from which on a weight counts as
-# oscillating: those of Nagel et al. 2022 (arXiv:2203.11086), equation 4 and table 1.
-_MOMENTUM, _OSCILLATES = 0.01, 0.005
+# The frequency from which on a weight counts as oscillating: that of Nagel et al. 2022 (arXiv:2203.11086), table 1.
+_OSCILLATES = 0.005
 
 
 @dataclass
@@ -23,18 +23,14 @@ class _Sample:
     Attributes:
         rows: How many.
         bits: Their width then.
-        codes: int8 ``[rows, in]``.
         scale: float32, of the rows' blocks, when the width was new.
-        direction: int8, the sign of each code's last move.
-        frequency: float32, how often a code moved against its last move.
+        moves: Of their codes.
     """
 
     rows: int
     bits: int
-    codes: Tensor
     scale: Tensor
-    direction: Tensor
-    frequency: Tensor
+    moves: Moves
 
 
 class Monitor:
@@ -69,11 +65,11 @@ class Monitor:
             count += 1
         return {name: total / count for name, total in totals.items()} if count else {}
 
-    def _look(self, name: str, layer: QuantLinear) -> dict[str, float]:
-        rows = max(1, min(layer.out_features, self.sample // layer.in_features))
+    def _look(self, name: str, layer: QuantLayer) -> dict[str, float]:
+        rows = max(1, min(layer.matrix_shape[0], self.sample // layer.matrix_shape[1]))
         height = layer.weight_spec.block[0]
         rows = rows if height == -1 else max(height, rows // height * height)  # whole blocks
-        weight = layer.weight.detach()[:rows].float()
+        weight = layer.master.detach()[:rows].float()
         scale, zero_point = _qparams(layer, rows)
         ends = layer.weight_spec.quant_range(layer.weight_bits)
         codes = ops.quantize(weight, scale, zero_point, layer.weight_spec.block, *ends)
@@ -82,36 +78,23 @@ class Monitor:
         figures = {"clipped_share": ((weight - values).abs() > half * 1.0001).float().mean().item()}
         before = self._samples.get(name)
         if before is None or before.bits != layer.weight_bits or before.rows != rows:
-            still = torch.zeros_like(codes)
-            self._samples[name] = _Sample(rows, layer.weight_bits, codes, scale.abs(), still, torch.zeros(codes.shape))
+            self._samples[name] = _Sample(rows, layer.weight_bits, scale.abs(), Moves(codes))
             return {**figures, "moved_share": 0.0, "oscillating_share": 0.0, "scale_change": 0.0}
-        return {**figures, **_moves(before, codes), "scale_change": _change(before.scale, scale)}
-
-
-def _moves(before: _Sample, codes: Tensor) -> dict[str, float]:
-    """Counts the moves since the last step, and remembers them."""
-    direction = torch.sign(codes.short() - before.codes.short()).to(torch.int8)
-    moved = direction != 0
-    against = moved & (direction == -before.direction)
-    before.frequency = before.frequency.to(codes.device)
-    before.frequency.mul_(1 - _MOMENTUM).add_(against.float(), alpha=_MOMENTUM)
-    before.direction = torch.where(moved, direction, before.direction)
-    before.codes = codes
-    return {
-        "moved_share": moved.float().mean().item(),
-        "oscillating_share": (before.frequency > _OSCILLATES).float().mean().item(),
-    }
+        moved = before.moves.update(codes).float().mean().item()
+        oscillating = (before.moves.frequency > _OSCILLATES).float().mean().item()
+        change = _change(before.scale, scale)
+        return {**figures, "moved_share": moved, "oscillating_share": oscillating, "scale_change": change}
 
 
 def _change(before: Tensor, scale: Tensor) -> float:
     return (scale.abs() / before).log2().abs().mean().item()
 
 
-def _qparams(layer: QuantLinear, rows: int) -> tuple[Tensor, Tensor]:
+def _qparams(layer: QuantLayer, rows: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the first rows, without those of the rest where they are found from ranges."""
     spec = layer.weight_spec
     if spec.scale == "minmax" and spec.granularity in ("group", "channel"):
-        weight = layer.weight.detach()[:rows]
+        weight = layer.master.detach()[:rows]
         return ops.choose_qparams(weight, spec.block, layer.weight_bits, spec.grid, "minmax", DTYPES[spec.scale_dtype])
     scale, zero_point = layer.stored_qparams()
     kept = 1 if spec.block[0] == -1 else rows // spec.block[0]

@@ -90,7 +90,7 @@ def _quality(report: Report) -> tuple[str, bytes] | None:
         axes.set_yscale("log")
         axes.margins(x=0.25, y=0.15)
         axes.set_xlabel("bits a weight, scales included")
-        axes.set_ylabel("KL to full precision, nats a token")
+        axes.set_ylabel("KL to full precision, nats a prediction")
         return _rendered(figure)
 
 
@@ -105,7 +105,7 @@ def _training(path: Path) -> tuple[str, bytes] | None:
         checked = [s for s in steps if "validation_kl" in lines[s]]
         if checked:
             kl = [lines[s]["validation_kl"] for s in checked]
-            axes.plot(checked, kl, "o-", color=_SECOND, linewidth=2, markersize=5, label="KL on held-out text")
+            axes.plot(checked, kl, "o-", color=_SECOND, linewidth=2, markersize=5, label="KL on held-out data")
         axes.set_yscale("log")
         axes.set_xlabel("step")
         widths = axes.twinx()

@@ -6,30 +6,45 @@ from torch import nn
 
 from torchqat._library import Initialize, LayerInfo, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
+from torchqat.conv import QuantConv2d
+from torchqat.embedding import QuantEmbedding
 from torchqat.errors import UserError
 from torchqat.kv_cache import attach
 from torchqat.linear import QuantLinear
+from torchqat.quant_layer import QuantLayer
+
+# By the class that they stand in for.
+_QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv2d: QuantConv2d,
+    nn.Embedding: QuantEmbedding,
+}
+QUANTIZABLE = tuple(_QUANTIZED)
 
 
-def linear_layers(model: nn.Module) -> list[LayerInfo]:
-    """The linear layers of ``model`` as the planner wants them, in model order.
+def plannable_layers(model: nn.Module) -> list[LayerInfo]:
+    """The layers of ``model`` that can be quantized, as the planner wants them, in model order.
 
-    Output heads and layers whose weight is tied to another module are marked so that only a rule with their full name
-    reaches them.
+    Output heads, embeddings and layers whose weight is tied to another module are marked so that only a rule with their
+    full name reaches them.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [
         LayerInfo(
             name,
-            "Linear",
-            module.in_features,
-            module.out_features,
+            _stand_in(module).kind,
+            module.weight[0].numel(),
+            module.weight.shape[0],
             by_name_only=module is head or name.split(".")[-1] == "lm_head" or id(module.weight) in embeddings,
         )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, QUANTIZABLE)
     ]
+
+
+def _stand_in(module: nn.Module) -> type[QuantLayer]:
+    return next(stand_in for kind, stand_in in _QUANTIZED.items() if isinstance(module, kind))
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
@@ -38,7 +53,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     Raises:
         RecipeError: A rule matches no layer, or a group does not divide one.
     """
-    return _make_plan(recipe, linear_layers(model))
+    return _make_plan(recipe, plannable_layers(model))
 
 
 def prepare(
@@ -47,7 +62,7 @@ def prepare(
     method: str | Initialize | None = None,
     weight_cache: str | None = None,
 ) -> nn.Module:
-    """Replace the planned ``nn.Linear`` layers of ``model`` by ``QuantLinear``, in place, and return it.
+    """Replace the planned layers of ``model`` by ``QuantLinear`` and the like, in place, and return it.
 
     Parameters are shared and keep their names, so optimizers built before, ``state_dict`` and checkpoints go on
     working. Without a ``Schedule`` the layers train at their exported widths from the start.
@@ -62,14 +77,18 @@ def prepare(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: A weight is not finite (the layer is named), or the model is prepared already.
+        UserError: A weight is not finite (the layer is named), the model is prepared already, or a weight that two layers
+            share would be quantized in one of them alone.
     """
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
     settings = method or (recipe.initialize if isinstance(recipe, Recipe) else "mse")
     settings = Initialize(settings) if isinstance(settings, str) else settings
-    if any(isinstance(module, QuantLinear) for module in model.modules()):
-        raise UserError("The model must not be prepared already, but has QuantLinear layers.")
+    if quant_layers(model):
+        raise UserError(
+            f"The model must not be prepared already, but has {type(quant_layers(model)[0][1]).__name__} layers."
+        )
+    _check_tied(model, plan)
     replace_layers(model, plan.layers, settings, weight_cache)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
@@ -82,7 +101,7 @@ def prepare(
 def replace_layers(
     model: nn.Module, layers: Iterable[LayerPlan], settings: Initialize, weight_cache: str = "none"
 ) -> None:
-    """Put a ``QuantLinear`` in the place of each planned linear layer.
+    """Put a quantized layer in the place of each planned one.
 
     Raises:
         UserError: A weight is not finite (the layer is named); nothing is replaced then.
@@ -93,15 +112,14 @@ def replace_layers(
         _check_finite(layer.name, modules[layer.name])
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
-        linear = QuantLinear(
-            modules[layer.name], layer.weight, layer.input, search, weight_cache, settings.keeps_scales
-        )
-        setattr(modules[parent], leaf, linear)
+        found = modules[layer.name]
+        stand_in = _stand_in(found)(found, layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
+        setattr(modules[parent], leaf, stand_in)
 
 
-def quant_layers(model: nn.Module) -> list[tuple[str, QuantLinear]]:
+def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
     """The prepared layers and their names, in model order."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLinear)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLayer)]
 
 
 def require_prepared(model: nn.Module) -> None:
@@ -109,7 +127,25 @@ def require_prepared(model: nn.Module) -> None:
         raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
 
 
-def _check_finite(name: str, module: nn.Linear) -> None:
+def _check_tied(model: nn.Module, plan: Plan) -> None:
+    """A checkpoint has a shared weight once: an embedding that is quantized needs the head to be so, too."""
+    planned = {layer.name: layer for layer in plan.layers if layer.weight}
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QUANTIZABLE):
+            holders.setdefault(id(module.weight), []).append(name)
+    for names in holders.values():
+        if not any(planned[name].type == "Embedding" for name in names if name in planned):
+            continue
+        left = [name for name in names if name not in planned or planned[name].weight != planned[names[0]].weight]
+        if left:
+            raise UserError(
+                f"{' and '.join(names)} share a weight, so that all or none of them must be quantized, and alike, but the "
+                f"recipe has no such rule for {left[0]}."
+            )
+
+
+def _check_finite(name: str, module: nn.Module) -> None:
     bad = int((~module.weight.detach().isfinite()).sum())
     if bad:
         raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")

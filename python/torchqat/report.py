@@ -1,6 +1,7 @@
 """What a run found: ``report.json``, and the table that is printed from it."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +19,9 @@ class Variant:
         name: Unique in the report.
         method: How it was made, in a few words.
         bits_per_weight: Of the quantized layers, scales and zero points included.
-        perplexity: On the held-out text.
-        kl: Mean KL to the baseline per token, in nats.
-        top1_agreement: Share of tokens whose likeliest prediction is the baseline's.
+        perplexity: On the held-out data; ``None`` of encoders.
+        kl: Mean KL to the baseline per prediction, in nats.
+        top1_agreement: Share of predictions whose likeliest choice is the baseline's.
         bytes: Size of the checkpoint's tensors on disk.
         export: Folder of the checkpoint, relative to the run, or ``None``.
         recovered: Share of the naive variant's loss at the same width that training won back, by metric.
@@ -29,12 +30,13 @@ class Variant:
             95 % interval, by paired bootstrap over sequences or examples.
         sqnr: Of each quantized layer's weight, signal to quantization noise in dB, against the float model's; empty where
             the layer's channels were scaled or rotated, which leaves nothing to compare.
+        cosine: Of encoders, mean cosine to the baseline's vectors.
     """
 
     name: str
     method: str
     bits_per_weight: float
-    perplexity: float
+    perplexity: float | None
     kl: float
     top1_agreement: float
     bytes: int
@@ -43,10 +45,13 @@ class Variant:
     task: float | None = None
     intervals: dict[str, list[float]] = field(default_factory=dict)
     sqnr: dict[str, float] = field(default_factory=dict)
+    cosine: float | None = None
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
-        return cls(name, method, bits, figures.perplexity, figures.kl, figures.top1_agreement, size, export)
+        variant = cls(name, method, bits, figures.perplexity, figures.kl, figures.top1_agreement, size, export)
+        variant.cosine = figures.cosine
+        return variant
 
 
 @dataclass
@@ -92,12 +97,11 @@ class Report:
         return cls(**{**value, "variants": variants})
 
 
-def recovered(baseline_perplexity: float, naive: Variant, trained: Variant) -> dict[str, float]:
+def recovered(baseline_perplexity: float | None, naive: Variant, trained: Variant) -> dict[str, float]:
     """Shares of the naive variant's gap to the baseline that training closed; 1 is all of it, below 0 is a loss."""
     shares = {}
-    gap = naive.perplexity - baseline_perplexity
-    if gap > 0:
-        shares["perplexity"] = (naive.perplexity - trained.perplexity) / gap
+    if baseline_perplexity is not None and naive.perplexity > baseline_perplexity:
+        shares["perplexity"] = (naive.perplexity - trained.perplexity) / (naive.perplexity - baseline_perplexity)
     if naive.kl > 0:
         shares["kl"] = (naive.kl - trained.kl) / naive.kl
     return shares
@@ -134,12 +138,13 @@ def print_comparison(reports: dict[str, Report]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run")
     table.add_column("method")
-    for column in ("bits/weight", "perplexity", "KL", "top-1", "size"):
+    for column in ("bits/weight", *MEASURES, "size"):
         table.add_column(column, justify="right")
     for name, report in reports.items():
         for v in report.variants:
             method = f"{v.method}{' (chosen)' if v.name == report.chosen else ''}"
-            table.add_row(name, method, *_figures(v), _size(v.bytes))
+            found = [text(v) for text in MEASURES.values()]
+            table.add_row(name, method, f"{v.bits_per_weight:.2f}", *found, _size(v.bytes))
     _console().print(table)
 
 
@@ -154,22 +159,45 @@ def _console():
 def _table(report: Report):
     from rich.table import Table
 
-    has_task = "task" in report.baseline
+    names = measured(report)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method")
-    for column in ("bits/weight", "perplexity", "KL", "top-1", *(["task"] if has_task else []), "size"):
+    for column in ("bits/weight", *names, "size"):
         table.add_column(column, justify="right")
-    task = [f"{report.baseline['task']:.2%}"] if has_task else []
-    first = ["-", f"{report.baseline['perplexity']:.3f}", "-", "-", *task, _size(report.baseline["bytes"])]
-    table.add_row("full precision", *first)
+    table.add_row("full precision", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
     for v in report.variants:
-        task = ["-" if v.task is None else f"{v.task:.2%}"] if has_task else []
-        table.add_row(v.method, *_figures(v), *task, _size(v.bytes))
+        table.add_row(v.method, f"{v.bits_per_weight:.2f}", *[MEASURES[n](v) for n in names], _size(v.bytes))
     return table
 
 
-def _figures(v: Variant) -> list[str]:
-    return [f"{v.bits_per_weight:.2f}", f"{v.perplexity:.3f}", f"{v.kl:.5f}", f"{v.top1_agreement:.2%}"]
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+# What variants are measured by, and how a table shows it.
+MEASURES: dict[str, Callable[[Variant], str]] = {
+    "perplexity": lambda v: _text(v.perplexity, "{:.3f}"),
+    "KL": lambda v: f"{v.kl:.5f}",
+    "top-1": lambda v: f"{v.top1_agreement:.2%}",
+    "cosine": lambda v: _text(v.cosine, "{:.5f}"),
+    "task": lambda v: _text(v.task, "{:.2%}"),
+}
+
+
+def measured(report: Report) -> list[str]:
+    """Which of ``MEASURES`` this report has."""
+    has = {
+        "perplexity": report.baseline.get("perplexity") is not None,
+        "cosine": any(variant.cosine is not None for variant in report.variants),
+        "task": "task" in report.baseline,
+    }
+    return [name for name in MEASURES if has.get(name, True)]
+
+
+def baseline_texts(report: Report) -> list[str]:
+    """The baseline's own figures, a dash where it is what others are measured against."""
+    own = {"perplexity": ("perplexity", "{:.3f}"), "task": ("task", "{:.2%}")}
+    return [_text(report.baseline[own[n][0]], own[n][1]) if n in own else "-" for n in measured(report)]
 
 
 def sentences(report: Report) -> list[str]:
@@ -199,7 +227,7 @@ def _compared(variant: Variant) -> list[str]:
         found.append(f"{variant.method}: {change}{', within the noise' if low <= 1 <= high else ''}.")
     if "task_drop" in variant.intervals:
         drop, low, high = variant.intervals["task_drop"]
-        change = f"task {-drop:+.2%} ({-high:+.2%} to {-low:+.2%})"
+        change = f"task {0.0 - drop:+.2%} ({0.0 - high:+.2%} to {0.0 - low:+.2%})"
         found.append(f"{variant.method}: {change}{', within the noise' if low <= 0 <= high else ''}.")
     return found
 

@@ -10,7 +10,8 @@ from torchqat.decide import Candidates
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json
-from torchqat.frozen import freeze_codes
+from torchqat.fine_tune import choose_parameters
+from torchqat.lora import merge_adapters
 from torchqat.models import load_model
 from torchqat.prepare import prepare
 from torchqat.progress import Progress
@@ -52,15 +53,14 @@ def trained_model(job: Run) -> nn.Module:
     if state["step"] < steps:
         raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
     model = prepare(job.fresh_model(), job.plan, job.recipe.initialize, job.recipe.train.weight_cache)
-    if job.recipe.train.parameters == "scales":
-        freeze_codes(model)
+    choose_parameters(job, model)
     schedule = Schedule(model, job.recipe, steps)
     model.load_state_dict(state["model"])
     schedule.load_state_dict(state["schedule"])
     best = path.with_name("best.pt")
     if job.recipe.train.validate_every and best.is_file():
-        BestState(model, job.original, [], best, job.identity).restore()
-    return model.eval()
+        BestState(model, job.original, [], best, job.identity, job.kind).restore()
+    return merge_adapters(model).eval()
 
 
 def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:

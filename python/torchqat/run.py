@@ -13,14 +13,15 @@ from torch import nn
 
 import torchqat
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat.batches import digest as digest_of
 from torchqat.calibrate import calibrate
-from torchqat.data import Corpus, Data, load_corpus, load_data, shortfall
+from torchqat.data import Corpus, Data, load_corpus, shortfall
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import check_exports
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
 from torchqat.formats.tensors import cache_spec, checkpoint_plan
-from torchqat.models import load_model, load_tokenizer
+from torchqat.kinds import Kind, find_kind
 from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
 from torchqat.report import Report, environment
@@ -46,9 +47,12 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
+        self._check_data_given()
+        return load_corpus(self.recipe.data.train, self.recipe.data.evaluation_path)
+
+    def _check_data_given(self) -> None:
         if not self.recipe.data.train:
             raise UserError("data must be given, by data.train in the recipe or by --data, but is not.")
-        return load_corpus(self.recipe.data.train, self.recipe.data.evaluation_path)
 
     @cached_property
     def model_path(self) -> str:
@@ -60,22 +64,33 @@ class Run:
         return str(train_scratch(self.recipe, self.corpus, self.progress))
 
     @cached_property
+    def kind(self) -> Kind:
+        """What the model is for."""
+        return find_kind(self.recipe.model.kind)
+
+    @cached_property
     def tokenizer(self):
-        return load_tokenizer(self.model_path)
+        return self.kind.load_tokenizer(self.model_path)
 
     @cached_property
     def original(self) -> nn.Module:
         """The float model: baseline and teacher. Never changed."""
-        return load_model(self.model_path, self.recipe.model.dtype).requires_grad_(False)
+        return self.kind.load(self.model_path, self.recipe.model.dtype).requires_grad_(False)
 
     @cached_property
     def data(self) -> Data:
-        return load_data(self.recipe, self.corpus, self.tokenizer)
+        self._check_data_given()
+        return self.kind.load_data(self.recipe, self.tokenizer)
 
     @cached_property
     def task(self) -> Task | None:
-        """The user's own task, which every variant is measured on."""
-        return load_task(self.recipe.evaluate.task) if self.recipe.evaluate.task else None
+        """What every variant is measured on: the user's own task, or the kind's."""
+        named = self.recipe.evaluate.task
+        return load_task(named) if named else self.kind.own_task(self.data)
+
+    def scores(self, model: nn.Module) -> list[float]:
+        """Of ``model`` on the task, one an example."""
+        return self.task.scores(model, self.tokenizer, self.kind.embed)
 
     @cached_property
     def plan(self) -> Plan:
@@ -86,9 +101,8 @@ class Run:
         """Changes with anything that a result depends on; not with the limits that it is held against."""
         digest = sha256(_without_limits(self.recipe.text).encode())
         digest.update(repr((self.model_path, torch.__version__, torchqat.__version__)).encode())
-        digest.update(self.data.train.tokens.numpy().tobytes())
-        for batch in self.data.evaluation:
-            digest.update(batch.numpy().tobytes())
+        for batch in [self.data.train.everything(), *self.data.evaluation]:
+            digest.update(digest_of(batch))
         return digest.hexdigest()[:16]
 
     def fresh_model(self) -> nn.Module:
@@ -105,7 +119,7 @@ class Run:
                 return model
         if method is None and self.recipe.initialize.needs_data:
             self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
-        warnings = calibrate(model, self.data.calibration).warnings
+        warnings = calibrate(model, self.data.calibration, self.kind.outputs).warnings
         if method is None:
             warnings += self._notes(model)
         for warning in warnings:
@@ -135,7 +149,7 @@ class Run:
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
         # Whatever the input may be wrong in shows here, before anything is written.
         plan = str(self.plan)
-        check_exports(self.original, self.plan, self.recipe.exports)
+        check_exports(self.original, self.plan, self.recipe.exports, self.kind)
         _ = self.task
         settings = {
             "steps": self.recipe.train.steps,
@@ -166,7 +180,7 @@ class Run:
         write_json(self.folder / "report.json", report.to_json())
 
     def measure(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data.evaluation, self.original)
+        return evaluate(model, self.data.evaluation, self.original, self.kind)
 
     @cached_property
     def exported_widths(self) -> list[int]:

@@ -4,19 +4,20 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec, allocate_widths
+from torchqat.batches import Batch
 from torchqat.errors import UserError
-from torchqat.linear import QuantLinear
+from torchqat.kinds import Kind, find_kind
 from torchqat.prepare import prepare
-from torchqat.ptq.blocks import Block, in_floating_point, open_blocks
+from torchqat.ptq.blocks import Block, Forward, WholeModel, in_floating_point, open_blocks, shortcut
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import find_stages, gather
+from torchqat.quant_layer import QuantLayer
 
 WIDTHS = (2, 3, 4, 8)
 # Layers that engines fuse into one matrix, which must then share a width.
@@ -58,7 +59,11 @@ class LayerSensitivity:
 
 @torch.no_grad()
 def sensitivity(
-    model: nn.Module, plan: Plan, batches: Sequence[Tensor], bits: Sequence[int] = WIDTHS
+    model: nn.Module,
+    plan: Plan,
+    batches: Sequence[Batch],
+    bits: Sequence[int] = WIDTHS,
+    kind: Kind | str = "causal_lm",
 ) -> list[LayerSensitivity]:
     """Measure every planned layer of ``model`` at every width, in one pass over its blocks.
 
@@ -66,36 +71,61 @@ def sensitivity(
     block are kept, so that only the rest of the model is run for a layer.
 
     Args:
-        model: A float causal language model; it stays as it is.
+        model: A float model of ``kind``; it stays as it is.
         plan: Which layers, and their granularity and grid.
-        batches: int64 ``[batch, sequence]``.
+        batches: As ``evaluate`` takes them.
         bits: Widths to try, 2 to 8.
+        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
 
     Raises:
-        UserError: There is no batch, no layer, or the model has no blocks.
+        UserError: There is no batch or no layer.
     """
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
+    kind = find_kind(kind) if isinstance(kind, str) else kind
     prepared = prepare(copy.deepcopy(model), plan, "gptq").eval()  # gptq: scales have a place to be put
-    blocks, hidden = open_blocks(prepared, list(batches), _forward)
-    if not blocks[0].name:
-        raise UserError("Sensitivity needs a model that is a row of blocks, such as model.layers, but found none.")
+    blocks, hidden = open_blocks(prepared, list(batches), kind.outputs)
+    found: dict[str, LayerSensitivity] = {}
     with in_floating_point(prepared):
-        wanted = [_log_probabilities(prepared, batch) for batch in batches]
-        found = []
+        rest = _Rest(prepared, kind, list(batches))
         for place, block in enumerate(blocks):
-            stages, _ = find_stages(block, hidden)
-            for stage, statistics in zip(stages, gather(block, stages, hidden), strict=True):
-                for name, layer in stage.layers:
-                    if layer.weight_spec is not None and not layer.weight_spec.grid.startswith("fp8"):
-                        run = _Rest(prepared, blocks[place:], hidden, wanted)
-                        kl = {width: _at_width(layer, width, statistics, run) for width in bits}
-                        shape = (layer.out_features, layer.in_features)
-                        found.append(LayerSensitivity(name, layer.weight_spec, kl, shape))
-            hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+            rest.begin_at(blocks[:place], hidden)
+            found.update(_of_block(block, hidden, bits, rest))
+            if block.name:
+                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+        rest.begin_at([], hidden)
+        whole = _Outside(prepared, kind.outputs, {name for block in blocks for name, _ in block.layers()})
+        found.update(_of_block(whole, list(batches), bits, rest))
     if not found:
         raise UserError("Sensitivity needs at least one layer with an integer weight, but the plan has none.")
+    return [found[layer.name] for layer in plan.layers if layer.name in found]
+
+
+def _of_block(block: Block, hidden: list, bits: Sequence[int], rest: "_Rest") -> dict[str, LayerSensitivity]:
+    """The layers of ``block``, one at a time, the rest of the model being run for each."""
+    if not block.layers():
+        return {}
+    stages, _ = find_stages(block, hidden)
+    seen = zip(stages, gather(block, stages, hidden), strict=True)
+    layers = [(*layer, statistics) for stage, statistics in seen for layer in stage.layers]
+    layers += [(name, layer, None) for name, layer in block.layers() if not layer.multiplies_rows]
+    found = {}
+    for name, layer, statistics in layers:
+        if layer.weight_spec is not None and not layer.weight_spec.grid.startswith("fp8"):
+            kl = {width: _at_width(layer, width, statistics, rest) for width in bits}
+            found[name] = LayerSensitivity(name, layer.weight_spec, kl, layer.matrix_shape)
     return found
+
+
+class _Outside(WholeModel):
+    """The layers of a model that are in none of its blocks."""
+
+    def __init__(self, model: nn.Module, forward: Forward, inside: set[str]):
+        super().__init__(model, forward)
+        self._inside = inside
+
+    def layers(self) -> list[tuple[str, QuantLayer]]:
+        return [(name, layer) for name, layer in super().layers() if name not in self._inside]
 
 
 def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> dict[str, int]:
@@ -161,44 +191,30 @@ def _fused_name(name: str) -> str:
 
 
 class _Rest:
-    """The model from one block on."""
+    """The model from one block on, beside what it says in floating point."""
 
-    def __init__(self, model: nn.Module, blocks: list[Block], hidden: list[Tensor], wanted: list[Tensor]):
-        self.model, self.blocks, self.hidden, self.wanted = model, blocks, hidden, wanted
+    def __init__(self, model: nn.Module, kind: Kind, batches: list[Batch]):
+        self.model, self.kind, self.batches = model, kind, batches
+        self.wanted = [kind.ask(model, batch).log_probabilities for batch in batches]
+        self.begin_at([], batches)
+
+    def begin_at(self, skipped: list[Block], hidden: list) -> None:
+        """From now on without the blocks ``skipped``, which would give ``hidden``."""
+        self.skipped, self.hidden = skipped, hidden
 
     def kl(self) -> float:
         total = count = 0.0
-        for index, (tokens, wanted) in enumerate(zip(self.hidden, self.wanted, strict=True)):
-            for block in self.blocks:
-                tokens = block.run(index, tokens)
-            found = _log_softmax(_head(self.model, tokens))
+        for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
+            with shortcut(self.skipped, tokens):
+                found = self.kind.ask(self.model, batch).log_probabilities
             total += F.kl_div(found, wanted, reduction="sum", log_target=True).item()
-            count += len(wanted)
+            count += found.shape[0] * found.shape[1]
         return max(0.0, total / count)
 
 
-def _at_width(layer: QuantLinear, bits: int, statistics, rest: _Rest) -> float:
+def _at_width(layer: QuantLayer, bits: int, statistics, rest: _Rest) -> float:
     layer.set_bits(bits, FLOAT, derive=False)
     round_layer(layer, statistics, _SEARCH)
     kl = rest.kl()
     layer.set_bits(FLOAT, FLOAT, derive=False)
     return kl
-
-
-def _head(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What follows the last block: the final norm, where there is one, and the output head."""
-    base = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, model.base_model_prefix)
-    norm = getattr(base, "norm", None) or getattr(base, "final_layernorm", None) or nn.Identity()
-    return model.get_output_embeddings()(norm(hidden))
-
-
-def _forward(model: nn.Module, batch: Any) -> Any:
-    return model(input_ids=batch, use_cache=False)
-
-
-def _log_probabilities(model: nn.Module, batch: Tensor) -> Tensor:
-    return _log_softmax(_forward(model, batch).logits)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float().flatten(0, 1), dim=-1)

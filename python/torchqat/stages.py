@@ -20,7 +20,7 @@ def measure_baseline(job: Run) -> None:
     if report.baseline:
         return
     job.progress.say("Measuring the full-precision baseline")
-    figures = evaluate(job.original, job.data.evaluation)
+    figures = evaluate(job.original, job.data.evaluation, kind=job.kind)
     size = sum(t.numel() * t.element_size() for _, t in float_tensors(job.original))
     report.baseline = {
         "perplexity": figures.perplexity,
@@ -29,7 +29,7 @@ def measure_baseline(job: Run) -> None:
         "losses": figures.losses,
     }
     if job.task is not None:
-        scores = job.task.scores(job.original, job.tokenizer)
+        scores = job.scores(job.original)
         report.baseline.update(task=sum(scores) / len(scores), task_scores=scores)
     job.save_report(report)
 
@@ -54,7 +54,7 @@ def _signal_to_noise(job: Run, model: nn.Module, weights: list[QuantizedWeights]
         return {}
     found = {}
     for layer in weights:
-        before = job.original.get_submodule(layer.name).weight.detach().double()
+        before = job.original.get_submodule(layer.name).weight.detach().double().flatten(1)
         noise = (layer.dequantize(torch.float32).double() - before).square().sum()
         found[layer.name] = (10 * (before.square().sum() / noise.clamp(min=1e-300)).log10()).item()
     return found
@@ -63,10 +63,12 @@ def _signal_to_noise(job: Run, model: nn.Module, weights: list[QuantizedWeights]
 def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
     """Differences from the baseline, sequence by sequence and example by example, with their intervals."""
     baseline = job.load_report().baseline
-    pairs = zip(figures.losses, baseline["losses"], strict=True)
-    found = {"perplexity_ratio": bootstrap([a - b for a, b in pairs], torch.exp), "kl": bootstrap(figures.kls)}
+    found = {"kl": bootstrap(figures.kls)}
+    if figures.losses:
+        pairs = zip(figures.losses, baseline["losses"], strict=True)
+        found["perplexity_ratio"] = bootstrap([a - b for a, b in pairs], torch.exp)
     if job.task is not None:
-        scores = job.task.scores(model, job.tokenizer)
+        scores = job.scores(model)
         if len(scores) != len(baseline["task_scores"]):
             raise UserError(f"{job.task.name} must score the same examples every time, but scored {len(scores)}.")
         variant.task = sum(scores) / len(scores)
@@ -77,8 +79,10 @@ def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) 
 def export_and_verify(job: Run, model: nn.Module, format: str, suffix: str) -> str:
     """Write ``model``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
-    folder = export(model, job.folder / target, format, job.tokenizer)
-    checked = verify(folder, model)
+    example = job.kind.examples(job.data.evaluation[0])
+    files = job.kind.companions(job.model_path)
+    folder = export(model, job.folder / target, format, job.tokenizer, example=example, files=files)
+    checked = verify(folder, model, example=example)
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
     job.progress.say(f"{folder}: {checked}")
@@ -105,6 +109,8 @@ def is_accepted(job: Run, report: Report, variant: Variant) -> bool | None:
         checks.append(variant.kl <= limits.accept_kl)
     if limits.accept_perplexity_ratio is not None:
         checks.append(variant.perplexity <= limits.accept_perplexity_ratio * report.baseline["perplexity"])
+    if limits.accept_cosine is not None:
+        checks.append(variant.cosine >= limits.accept_cosine)
     if limits.accept_task_drop is not None:
         checks.append(variant.intervals["task_drop"][0] <= limits.accept_task_drop)
     return all(checks) if checks else None

@@ -1,9 +1,7 @@
 """The user's own task: a score for each of its examples, for any model that is to be compared."""
 
-import importlib
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat.errors import UserError, first_line
+from torchqat.functions import find_function, names_function
 
 _FORMS = (
-    '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index} '
-    'or {"text": ..., "label": index}'
+    '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index}, '
+    '{"text": ..., "label": index} or {"query": ..., "passages": [...], "answer": index}'
 )
+
+
+Embed = Callable[[nn.Module, Any, list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Task:
     function: Any = None
 
     @torch.no_grad()
-    def scores(self, model: nn.Module, tokenizer) -> list[float]:
+    def scores(self, model: nn.Module, tokenizer, embed: Embed | None = None) -> list[float]:
         """One score an example, of which 1 is the best.
+
+        Args:
+            model: What is to be judged.
+            tokenizer: Its.
+            embed: ``embed(model, tokenizer, texts)`` gives vectors ``[texts, dim]``, for tasks of queries and passages.
 
         Raises:
             UserError: An example has no token to judge, or the function gives no scores.
@@ -46,9 +53,18 @@ class Task:
         try:
             if self.function is not None:
                 return _checked(self.name, self.function(model, tokenizer))
-            return [_SCORERS[_form(example)](model, tokenizer, example) for example in self.examples]
+            return [self._score(model, tokenizer, example, embed) for example in self.examples]
         finally:
             model.train(training)
+
+    def _score(self, model: nn.Module, tokenizer, example: dict[str, Any], embed: Embed | None) -> float:
+        form = _form(example)
+        if form != "retrieval":
+            return _SCORERS[form](model, tokenizer, example)
+        if embed is None:
+            raise UserError("A task of queries and passages needs a sentence_encoder, but the model is none.")
+        query, *passages = embed(model, tokenizer, [example["query"], *example["passages"]])
+        return float(int((torch.stack(passages) @ query).argmax()) == example["answer"])
 
 
 def load_task(source: str) -> Task:
@@ -57,7 +73,8 @@ def load_task(source: str) -> Task:
     Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
     ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
     from 0, likelihoods taken per byte (the ``acc_norm`` of lm-evaluation-harness). ``text`` and ``label``: 1 where the
-    largest of a classifier's outputs is ``label``.
+    largest of a classifier's outputs is ``label``. ``query``, ``passages`` and ``answer``: 1 where, of an encoder's vectors,
+    that of the passage that ``answer`` counts to from 0 is the nearest to the query's.
 
     Raises:
         UserError: There is no such file or function, or a line is of no such form (the line is named).
@@ -65,18 +82,9 @@ def load_task(source: str) -> Task:
     path = Path(source)
     if path.suffix == ".jsonl" or path.is_file():
         return Task(path.stem, _read(path))
-    module, _, function = source.partition(":")
-    if not function:
+    if not names_function(source):
         raise UserError(f"evaluate.task must be a jsonl file that exists or module:function, but is {source}.")
-    try:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"evaluate.task must name a function that can be imported, but {source}: {first_line(error)}."
-        ) from error
-    return Task(source, function=found)
+    return Task(source, function=find_function("evaluate.task", source))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -106,12 +114,20 @@ def _form(example: Any) -> str | None:
     if isinstance(example.get("prompt"), str) and isinstance(example.get("expected"), str) and example["expected"]:
         return "exact"
     choices, answer = example.get("choices"), example.get("answer")
-    if isinstance(example.get("prompt"), str) and isinstance(choices, list) and isinstance(answer, int):
-        texts = all(isinstance(choice, str) and choice for choice in choices)
-        return "choice" if len(choices) > 1 and texts and 0 <= answer < len(choices) else None
+    if isinstance(example.get("prompt"), str) and _is_one_of(choices, answer):
+        return "choice"
+    if isinstance(example.get("query"), str) and _is_one_of(example.get("passages"), answer):
+        return "retrieval"
     if isinstance(example.get("text"), str) and isinstance(example.get("label"), int):
         return "label"
     return None
+
+
+def _is_one_of(texts: Any, answer: Any) -> bool:
+    """Whether ``answer`` counts to one of at least two texts."""
+    if not isinstance(texts, list) or not isinstance(answer, int) or len(texts) < 2:
+        return False
+    return all(isinstance(text, str) and text for text in texts) and 0 <= answer < len(texts)
 
 
 def _exact(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:

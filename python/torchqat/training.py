@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import TrainSection
+from torchqat.batches import Batch, chunks, to_device
 from torchqat.data import Batches
 from torchqat.errors import UserError
+from torchqat.examples import ExampleBatches
 from torchqat.files import load_state, save_state
-from torchqat.linear import SCALE_NAMES
+from torchqat.oscillation import Dampening, Freezing
+from torchqat.quant_layer import SCALE_NAMES
 from torchqat.schedule import Schedule
 
-Loss = Callable[[Tensor], Tensor]
+Loss = Callable[[Batch], Tensor]
 Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -30,52 +33,61 @@ class TrainingLoop:
 
     Attributes:
         model: The model, in the dtype that it trains in.
-        loss: From tokens ``[batch, sequence]`` to a scalar, in nats per token.
-        batches: ``batches[step]``, int64 ``[batch * gradient_accumulation, sequence]``.
+        loss: From a batch to a scalar, in nats per prediction.
+        batches: ``batches[step]``, with ``batch_size * gradient_accumulation`` rows.
         settings: The recipe's ``train`` section.
         optimizers: Makes the optimizers of the model's parameters.
         schedule: Makes the schedule once the optimizer exists; ``None`` for a float model.
         checkpoint: Where the state goes every ``checkpoint_every`` steps; ``None`` keeps none.
         identity: What a checkpoint must agree on to be resumed.
         on_step: Called with the number of steps taken and their figures.
+        steady: Train without dropout and with the norms' running statistics as they are: what the loss compares with, a
+            float model in evaluation mode, has neither noise nor statistics of the batch.
+        settles: What is done about oscillating weights after each step.
     """
 
     model: nn.Module
     loss: Loss
-    batches: Batches
+    batches: Batches | ExampleBatches
     settings: TrainSection
     optimizers: Optimizers = field(default=lambda model, settings: [fine_tuning_optimizer(model, settings)])
     schedule: Callable[[torch.optim.Optimizer], Schedule] | None = None
     checkpoint: Path | None = None
     identity: str = ""
     on_step: OnStep = field(default=lambda _step, _figures: None)
+    steady: bool = False
+    settles: Dampening | Freezing | None = None
 
     def run(self) -> nn.Module:
         """Train to the end, from the checkpoint if there is one, and return the model in evaluation mode."""
         optimizers = self.optimizers(self.model, self.settings)
         schedule = self.schedule(optimizers[0]) if self.schedule else None
         step = self._resume(optimizers, schedule)
-        self.model.train()
+        if self.steady:
+            remove_dropout(self.model)
         while step < self.settings.steps:
             figures = self._take_step(step, optimizers)
+            step += 1
+            if self.settles is not None:
+                self.settles.step(step)
             if schedule is not None:
                 schedule.step()
-            step += 1
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
                 self._save(step, optimizers, schedule)
             self.on_step(step, figures)
         return self.model.eval()
 
     def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
+        self._training_mode()
         rate = rate_factor(self.settings, step)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             size = _size(group["params"][0]) if group["relative"] else 1.0
             group["lr"] = group["initial_lr"] * size * rate
-        micro_batches = self.batches[step].chunk(self.settings.gradient_accumulation)
+        micro_batches = chunks(self.batches[step], self.settings.gradient_accumulation)
         device = next(self.model.parameters()).device
         total = 0.0
         for micro_batch in micro_batches:
-            loss = self.loss(micro_batch.to(device)) / len(micro_batches)
+            loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
@@ -89,6 +101,12 @@ class TrainingLoop:
             optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
 
+    def _training_mode(self) -> None:
+        self.model.train()
+        for module in self.model.modules() if self.steady else []:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
     def _save(self, step: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> None:
         if self.checkpoint is None:
             return
@@ -98,6 +116,7 @@ class TrainingLoop:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "schedule": schedule.state_dict() if schedule else None,
+            "settles": self.settles.state_dict() if self.settles else None,
             "random": torch.get_rng_state(),
         }
         save_state(self.checkpoint, state)
@@ -117,8 +136,20 @@ class TrainingLoop:
             optimizer.load_state_dict(saved)
         if schedule is not None:
             schedule.load_state_dict(state["schedule"])
+        if self.settles is not None:
+            self.settles.load_state_dict(state["settles"])
         torch.set_rng_state(state["random"])
         return state["step"]
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Set every probability of dropout in ``model`` to 0: of modules, and those that attention layers keep as numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def rate_factor(settings: TrainSection, step: int) -> float:

@@ -20,6 +20,7 @@ from torchqat.readers import format_of, read_checkpoint
 from torchqat.readers.reading import Reading
 from torchqat.verification import Verification
 
+_ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
 _TEXTS = ["def main(argv):\n    return len(argv) > 1\n", "The quick brown fox's 3 jumps: 1234, été!"]
 
 
@@ -33,6 +34,7 @@ def verify(
     tokenizer=None,
     baseline: str = "",
     example: Any = None,
+    original: nn.Module | None = None,
 ) -> Verification:
     """Compare the checkpoint in ``folder`` with the model that was exported to it.
 
@@ -46,11 +48,14 @@ def verify(
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
         engine: ``transformers``, ``vllm``, ``llama.cpp``, ``onnxruntime``, or ``reader`` for the tensors alone. When not
-            given, transformers for compressed-tensors checkpoints of weights alone, else ``reader``.
-        bench: Also time the engine; of onnxruntime, ``speed.prefill`` is runs per second.
+            given, transformers for compressed-tensors checkpoints of weights alone, else ``reader``. Of models that write no
+            text, outputs are compared.
+        bench: Also time the engine.
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
-        example: For onnxruntime, the inputs of the model: a tensor or a tuple of them.
+        example: For models that write no text, their inputs: a tensor or a tuple of them; by default, of those that take
+            token ids, the same as ``tokens``.
+        original: With ``bench`` in onnxruntime, the float model, to be timed as a graph of its own.
 
     Raises:
         UserError: The folder cannot be read, or the engine is not there or cannot load it.
@@ -64,10 +69,15 @@ def verify(
             raise UserError(f"engine must be given to be timed, as one that loads {format}, but is reader.")
         return compared
     if engine == "onnxruntime":
-        from torchqat.engines.onnxruntime import run_onnx
+        from torchqat.engines.onnxruntime import float_speed, run_onnx
 
         agreement, speed = run_onnx(folder, model, example, bench)
-        return _with(compared, agreement=agreement, speed=speed)
+        baseline = float_speed(original, example) if bench and original is not None else None
+        return _with(compared, agreement=agreement, speed=speed, baseline=baseline)
+    if not _writes_text(model) and not compared.ok:
+        return compared
+    if not _writes_text(model):
+        return _of_outputs(compared, engine, folder, model, example, tokens, bench)
     chosen = find_engine(engine)
     chosen.python(format)  # says what is missing, if it is
     if not compared.ok:
@@ -81,6 +91,33 @@ def _with(compared: Verification, **found) -> Verification:
 
 def _runs_in_transformers(format: str, model: nn.Module) -> bool:
     return format == "compressed-tensors" and hasattr(model, "config") and not _rounds_activations(model)
+
+
+def _writes_text(model: nn.Module) -> bool:
+    return hasattr(model, "can_generate") and model.can_generate()
+
+
+def _of_outputs(
+    compared: Verification,
+    engine: str,
+    folder: Path,
+    model: nn.Module,
+    example: Any,
+    tokens: Tensor | None,
+    bench: bool,
+) -> Verification:
+    """Outputs of a model that writes no text, in transformers."""
+    if engine != "transformers" or bench:
+        raise UserError(
+            "A model that writes no text is compared in transformers, or timed in onnxruntime as a graph, but engine is "
+            f"{engine}."
+        )
+    if _rounds_activations(model):
+        return _with(compared, notes=[_ROUNDS_ITS_OWN_WAY])
+    from torchqat.engines.transformers import outputs_in_transformers
+
+    given = _prompts(model, tokens) if example is None else example
+    return _with(compared, agreement=outputs_in_transformers(folder, model, given))
 
 
 def _rounds_activations(model: nn.Module) -> bool:
@@ -186,8 +223,7 @@ def _ask(
     found: dict[str, Any] = {}
     rounded = _rounds_activations(model)
     if engine is TRANSFORMERS and rounded:
-        note = "transformers rounds inputs and caches in its own ways, so its logits were not compared"
-        found["notes"] = [note]
+        found["notes"] = [_ROUNDS_ITS_OWN_WAY]
     else:
         half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
         found["agreement"] = agreement_of(engine, served, model, prompts, half, rounded, tokenizer, texts)

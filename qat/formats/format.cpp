@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 
@@ -55,7 +56,7 @@ std::vector<std::string> fused_with(const std::string& name) {
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
   std::vector<std::string> others;
   for (const Format& other : formats())
-    if (other.refusal(layer).empty()) others.push_back(other.name);
+    if (refusal(other, layer).empty()) others.push_back(other.name);
   throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name +
                               ", because " + why + "; " + join(others, " and ") + " can.");
 }
@@ -63,32 +64,37 @@ std::vector<std::string> fused_with(const std::string& name) {
 }  // namespace
 
 const std::vector<Format>& formats() {
+  static const std::vector<std::string> kLinear{"Linear"}, kWithEmbedding{"Linear", "Embedding"},
+      kAll{"Linear", "Conv2d", "Embedding"};
   static const std::vector<Format> kFormats{
       {"compressed-tensors",
        "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
+       kLinear,
        &compressed_tensors_refusal,
        &compressed_tensors_of,
        &compressed_tensors_documents,
        {},
        true},
-      {"gptq", "vLLM, transformers, TGI, SGLang", &gptq_refusal, &gptq_tensors, &gptq_documents,
-       at::kHalf, true},
-      {"gptq_v2", "transformers, GPTQModel", &gptq_v2_refusal, &gptq_v2_tensors, &gptq_v2_documents,
-       at::kHalf, true},
-      {"awq", "vLLM, transformers, TGI, LMDeploy", &awq_refusal, &awq_tensors, &awq_documents,
-       at::kHalf, true},
-      {"gguf", "llama.cpp, Ollama, LM Studio", &gguf_refusal, &gguf_tensors, &gguf_documents,
-       at::kHalf, false},
+      {"gptq", "vLLM, transformers, TGI, SGLang", kLinear, &gptq_refusal, &gptq_tensors,
+       &gptq_documents, at::kHalf, true},
+      {"gptq_v2", "transformers, GPTQModel", kLinear, &gptq_v2_refusal, &gptq_v2_tensors,
+       &gptq_v2_documents, at::kHalf, true},
+      {"awq", "vLLM, transformers, TGI, LMDeploy", kLinear, &awq_refusal, &awq_tensors,
+       &awq_documents, at::kHalf, true},
+      {"gguf", "llama.cpp, Ollama, LM Studio", kWithEmbedding, &gguf_refusal, &gguf_tensors,
+       &gguf_documents, at::kHalf, false},
       {"modelopt",
        "TensorRT-LLM, vLLM (FP8)",
+       kLinear,
        &modelopt_refusal,
        &modelopt_tensors,
        &modelopt_documents,
        {},
        true},
-      {"onnx", "onnxruntime", &onnx_refusal, &onnx_tensors, &onnx_documents, {}, false},
+      {"onnx", "onnxruntime", kAll, &onnx_refusal, &onnx_tensors, &onnx_documents, {}, false},
       {"safetensors",
        "LibTorch programs",
+       kAll,
        &plain_refusal,
        &plain_tensors,
        &plain_documents,
@@ -96,6 +102,14 @@ const std::vector<Format>& formats() {
        false},
   };
   return kFormats;
+}
+
+std::string refusal(const Format& format, const LayerPlan& layer) {
+  const std::vector<std::string>& types = format.layer_types;
+  if (std::find(types.begin(), types.end(), layer.type) == types.end())
+    return "the layer is of the type " + layer.type + ", and there is a place for " +
+           join(types, " and ");
+  return format.scheme_refusal(layer);
 }
 
 std::vector<std::string> format_names() {
@@ -120,7 +134,7 @@ void check_format(const Format& format, const CheckpointPlan& plan) {
       throw std::invalid_argument(
           "To be written, every planned layer must have a quantized weight, but " + layer.name +
           " has not.");
-    const std::string why = format.refusal(layer);
+    const std::string why = refusal(format, layer);
     if (!why.empty()) refuse(format, layer, why);
   }
   if (!format.engines_fuse) return;

@@ -26,8 +26,9 @@ struct CheckpointPlan {
 struct Format {
   const char* name;
   const char* used_by;  // for people
-  // Why it cannot hold a layer, in words that follow "because"; empty when it can.
-  std::string (*refusal)(const LayerPlan& layer);
+  std::vector<std::string> layer_types;  // that it has a place for
+  // Why it cannot hold a layer of these types, in words that follow "because"; empty when it can.
+  std::string (*scheme_refusal)(const LayerPlan& layer);
   // The tensors of one layer under the names of the checkpoint. GGUF and ONNX are containers of
   // their own, written in Python; for them this gives the one tensor that they embed.
   NamedTensors (*tensors)(const QuantizedWeights& layer);
@@ -38,6 +39,9 @@ struct Format {
   // Engines that load it make one matrix of q, k and v, and of gate and up.
   bool engines_fuse;
 };
+
+// Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
+std::string refusal(const Format& format, const LayerPlan& layer);
 
 const std::vector<Format>& formats();
 

@@ -38,7 +38,7 @@ def test_training_that_makes_it_worse_is_undone_and_said(recipe_of, tmp_path):
     started, ended = report.variant("int3-gptq"), report.variant("int3-qat")
     assert ended.kl == started.kl
     assert report.validation["best"] == report.validation["start"] and report.validation["step"] == 0
-    assert [n for n in report.notes if n.startswith("Training did not help: KL on validation text was ")]
+    assert [n for n in report.notes if n.startswith("Training did not help: KL on validation data was ")]
     first, last = (
         exported_model(tmp_path / "run/exports/compressed-tensors-int3-gptq")[1],
         trained_model(open_run(tmp_path / "run")),

@@ -133,7 +133,7 @@ def test_a_killed_process_resumes_with_the_same_bits(arguments, tmp_path):
 def test_check_prints_the_plan(recipe_file, model_folder, capsys):
     code, out, _ = call(capsys, "check", recipe_file, "--model", model_folder)
     assert code == 0
-    assert "model.layers.1.mlp.down_proj" in out and "14 layers quantized, 1 linear layers left alone" in out
+    assert "model.layers.1.mlp.down_proj" in out and "14 layers quantized, 2 layers left alone" in out
     assert "until 25%: weights int8" in out and out.endswith("is valid.\n")
 
 

@@ -104,7 +104,7 @@ def test_it_can_be_timed(tmp_path):
     model, x = _prepared("{dtype: int4, group_size: 32}"), torch.randn(2, 64)
     folder = torchqat.export(model, tmp_path / "out", "onnx", example=x)
     speed = torchqat.verify(folder, model, engine="onnxruntime", bench=True, example=x).speed
-    assert speed.prefill > 0 and speed.peak_bytes > 1e7
+    assert speed.runs > 0 and speed.peak_bytes > 1e7
 
 
 def test_an_encoder_of_transformers(tmp_path):
@@ -150,7 +150,7 @@ def test_a_missing_tensor_is_named(tmp_path):
 
 def test_what_a_graph_needs_is_said(tmp_path):
     model = _prepared("{dtype: int4, group_size: 32}")
-    with pytest.raises(torchqat.UserError, match="example must be given for onnx"):
+    with pytest.raises(torchqat.UserError, match="example must be given"):
         torchqat.export(model, tmp_path / "out", "onnx")
     dynamic = _prepared("{dtype: int8}", "{dtype: int8}")
     with pytest.raises(torchqat.UserError, match="QuantizeLinear has a fixed scale"):

@@ -69,8 +69,10 @@ def test_what_cannot_be_folded_is_said():
     text = 'version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4}\ninitialize: {method: awq}\n'
     torchqat.prepare(encoder, torchqat.parse_recipe(text, "recipe"))
     found = torchqat.calibrate(encoder, [torch.randn(32, 64)])
-    nowhere = "{} has nothing to fold awq scales into, so it goes without them."
-    assert found.warnings == [nowhere.format(name) for name in ("first", "second")]
+    assert found.unfolded == {"awq": ["first", "second"]}
+    assert found.warnings == [
+        "2 layers have nothing to fold awq scales into, so they go without them; the first is first."
+    ]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq", "hadamard+gptq"])

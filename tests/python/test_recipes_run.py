@@ -1,9 +1,11 @@
 """Each recipe that ships, run to its end on a small model: what users copy must work as it stands."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torchqat
+import transformers
 from torchqat.flow import run
 from torchqat.progress import Progress
 from torchqat.scratch import new_model
@@ -25,14 +27,36 @@ def folder(tmp_path_factory, tokenizer):
     return path
 
 
+@pytest.fixture
+def model_and_data(folder, data_folder, tmp_path, tokenizer):
+    """By kind of model."""
+    config = transformers.BertConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, vocab_size=400, num_labels=3
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "encoder")
+    for name in ("classifier", "encoder"):
+        tokenizer.save_pretrained(tmp_path / name)
+    lines = [json.dumps({"text": f"sentence number {i} of them", "label": i % 3}) for i in range(60)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    return {
+        "causal_lm": (folder, data_folder),
+        "classifier": (tmp_path / "classifier", tmp_path / "lines.jsonl"),
+        "sentence_encoder": (tmp_path / "encoder", tmp_path / "lines.jsonl"),
+    }
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_it_runs(path, folder, data_folder, tmp_path):
+def test_it_runs(path, model_and_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(path.parents[1])  # whose modules recipes name
     recipe = torchqat.load_recipe(str(path))
-    recipe.model.path, recipe.model.scratch, recipe.data.train = str(folder), None, str(data_folder)
+    if not recipe.model.path:
+        model, data = model_and_data[recipe.model.kind]
+        recipe.model.path, recipe.model.scratch, recipe.data.train = str(model), None, str(data)
     recipe.train.steps = min(4, recipe.train.steps)
     recipe.train.batch_size, recipe.train.sequence_length, recipe.train.validate_every = 2, 32, 2
     for samples in (recipe.data.calibration, recipe.data.evaluation):
-        samples.samples, samples.sequence_length = 4, 32
+        samples.samples, samples.sequence_length = 8, 32
     report = run(recipe, tmp_path / "run", Progress())
     assert report.variants and all(variant.kl >= 0 for variant in report.variants)
     exported = sorted(folder.name for folder in (tmp_path / "run" / "exports").iterdir())

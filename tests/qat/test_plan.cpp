@@ -73,7 +73,7 @@ TEST(Plan, FloatTakesALayerOut) {
 TEST(Plan, ARuleThatMatchesNothingIsAnError) {
   EXPECT_EQ(
       problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
-      "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 linear layers; "
+      "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 layers; "
       "did you mean model.0.q_proj?");
   EXPECT_EQ(problems_of("layers:\n  - {match: \"re:(\", weight: {dtype: int8}}\n"),
             "r.yaml:3:5: match must be a regular expression after re:, but is re:(");
@@ -116,7 +116,7 @@ TEST(Plan, PrintsOneLineALayer) {
       kLayers);
   EXPECT_EQ(to_text(plan),
             "model.0.q_proj  [64, 64]  weight int4 group 32 narrow, minmax scale in bfloat16\n"
-            "1 layers quantized, 2 linear layers left alone\n"
+            "1 layers quantized, 2 layers left alone\n"
             "until 100%: weights as exported, inputs as exported\n");
 }
 

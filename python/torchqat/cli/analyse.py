@@ -33,7 +33,7 @@ def sensitivity(
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
     job = _job(recipe, model, data, "")
-    found = measure(job.original, job.plan, job.data.calibration, widths)
+    found = measure(job.original, job.plan, job.data.calibration, widths, job.kind)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():
         _print(found, widths, chosen)

@@ -32,7 +32,7 @@ def export(
     from torchqat.restore import open_run, trained_model
 
     job = open_run(Path(run))
-    check_exports(job.original, job.plan, [format])
+    check_exports(job.original, job.plan, [format], job.kind)
     model = trained_model(job)
     folder = torchqat.export(
         model,
@@ -41,6 +41,8 @@ def export(
         job.tokenizer,
         max_shard_size=max_shard_size,
         embeddings=embeddings,
+        example=job.kind.examples(job.data.evaluation[0]),
+        files=job.kind.companions(job.model_path),
     )
     _print_verification(folder, torchqat.verify(folder, model))
 
@@ -49,7 +51,9 @@ def verify(
     folder: str = typer.Argument(..., metavar="DIR", help="An exported checkpoint."),
     run: str = typer.Option("", "--run", help="The run it came from; found above DIR when not given."),
     engine: str = typer.Option(
-        "", "--engine", help="transformers, vllm, llama.cpp, or reader for the tensors alone; by default what fits."
+        "",
+        "--engine",
+        help="transformers, vllm, llama.cpp, onnxruntime, or reader for the tensors alone; by default what fits.",
     ),
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
 ) -> None:
@@ -58,9 +62,11 @@ def verify(
     from torchqat.restore import exported_model
 
     job, model = exported_model(Path(folder), run)
-    checked = torchqat.verify(
-        folder, model, _prompts(job), engine, bench, tokenizer=job.tokenizer, baseline=job.model_path if bench else ""
-    )
+    if job.kind.name == "causal_lm":
+        asked = {"tokens": _prompts(job), "tokenizer": job.tokenizer, "baseline": job.model_path if bench else ""}
+    else:
+        asked = {"example": job.kind.examples(job.data.evaluation[0]), "original": job.original}
+    checked = torchqat.verify(folder, model, engine=engine, bench=bench, **asked)
     _print_verification(Path(folder), checked)
 
 

@@ -26,12 +26,12 @@ def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
     from torchqat.export import check_exports
-    from torchqat.models import load_model
+    from torchqat.kinds import find_kind
 
     loaded = torchqat.load_recipe(recipe)
-    path = model or loaded.model.path
+    path, kind = model or loaded.model.path, find_kind(loaded.model.kind)
     if path:
-        found = load_model(path, loaded.model.dtype)
+        found = kind.load(path, loaded.model.dtype)
     elif loaded.model.scratch is not None:
         from torchqat.scratch import new_model
 
@@ -40,7 +40,7 @@ def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
         found = None
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
-        check_exports(found, plan, loaded.exports)
+        check_exports(found, plan, loaded.exports, kind)
         say(str(plan).rstrip("\n"))
     say(f"{recipe} is valid.")
     result({"recipe": recipe, "valid": True, "layers": [layer.name for layer in plan.layers] if found else []})

@@ -51,6 +51,13 @@ def find_engine(name: str) -> Engine:
     return ENGINES[name]
 
 
+def engine_formats(name: str) -> tuple[str, ...]:
+    """The formats that the engine called ``name`` loads; none where there is no such engine."""
+    if name == "onnxruntime":
+        return ("onnx",)
+    return ENGINES[name].formats if name in ENGINES else ()
+
+
 __all__ = [
     "ENGINES",
     "LLAMA_CPP",
@@ -62,5 +69,6 @@ __all__ = [
     "Job",
     "Served",
     "Speed",
+    "engine_formats",
     "find_engine",
 ]

@@ -50,23 +50,27 @@ class Speed:
         peak_bytes: The most memory that the process held, caches set aside included.
         prefill: Tokens of a prompt read per second; ``None`` when not timed.
         decode: Tokens written per second; ``None`` when not timed.
+        runs: Runs per second of a model that writes no text, on the whole example; ``None`` when not timed.
     """
 
     load_seconds: float
     peak_bytes: int
     prefill: float | None = None
     decode: float | None = None
+    runs: float | None = None
 
 
 def speed_rows(columns: dict[str, Speed]) -> list[tuple[str, list[str]]]:
     """What ``columns`` cost, in words and numbers for a table: one row a figure."""
     speeds = columns.values()
-    return [
-        ("prompt, tokens/s", [f"{speed.prefill:.0f}" for speed in speeds]),
-        ("generation, tokens/s", [f"{speed.decode:.1f}" for speed in speeds]),
-        ("time to load, s", [f"{speed.load_seconds:.2f}" for speed in speeds]),
-        ("peak memory, MB", [f"{speed.peak_bytes / 1e6:.0f}" for speed in speeds]),
+    rows = [
+        ("prompt, tokens/s", [speed.prefill for speed in speeds], "{:.0f}"),
+        ("generation, tokens/s", [speed.decode for speed in speeds], "{:.1f}"),
+        ("runs/s", [speed.runs for speed in speeds], "{:.1f}"),
+        ("time to load, s", [speed.load_seconds for speed in speeds], "{:.2f}"),
+        ("peak memory, MB", [speed.peak_bytes / 1e6 for speed in speeds], "{:.0f}"),
     ]
+    return [(name, [form.format(x) for x in values]) for name, values, form in rows if None not in values]
 
 
 @dataclass(frozen=True)

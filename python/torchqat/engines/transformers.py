@@ -1,10 +1,16 @@
 """transformers in this process: checkpoints as models that can be run and looked into."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+from torchqat.engines.outputs import OutputAgreement, as_inputs, compared, outputs_of
 from torchqat.errors import UserError, first_line
+
+# Relative to the largest output: the weights are the same, and so are the operations.
+_BOUND, _BOUND_IN_HALF = 1e-5, 2e-2
 
 
 def load_in_transformers(folder: Path) -> nn.Module:
@@ -19,3 +25,16 @@ def load_in_transformers(folder: Path) -> nn.Module:
         return load(Path(folder))
     except Exception as error:
         raise UserError(f"transformers could not load {folder}: {first_line(error)}") from error
+
+
+@torch.no_grad()
+def outputs_in_transformers(folder: Path, model: nn.Module, example: Any) -> OutputAgreement:
+    """Compare the outputs of a checkpoint that writes no text with those of ``model``, both given ``example``.
+
+    Raises:
+        UserError: There is no example, or transformers cannot load the folder.
+    """
+    inputs = as_inputs(example)
+    theirs = outputs_of(load_in_transformers(folder), inputs)
+    bound = _BOUND if next(model.parameters()).dtype == torch.float32 else _BOUND_IN_HALF
+    return compared("transformers", theirs, outputs_of(model, inputs), bound, "the order of sums")

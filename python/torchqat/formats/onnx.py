@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import QuantizedWeights, find_format
+from torchqat.conv import QuantConv2d
+from torchqat.engines.outputs import as_inputs
 from torchqat.errors import UserError, first_line
+from torchqat.quant_layer import QuantLayer
 
 OPSET = 21  # the first with INT4 and block_size
 # Protobuf holds 2 GB; what is larger goes into a file beside the graph.
@@ -40,7 +44,7 @@ def write_onnx(model: nn.Module, layers: Iterable[QuantizedWeights], path: Path,
     bits: dict[str, int] = {}
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
-        setattr(deployed.get_submodule(parent), leaf, _Deployed(layer, model.get_submodule(layer.name).bias))
+        setattr(deployed.get_submodule(parent), leaf, _deployed(layer, model.get_submodule(layer.name)))
         bits[layer.name] = layer.weight.bits
     graph = _export(deployed, inputs)
     for initializer in graph.graph.initializer:
@@ -52,32 +56,19 @@ def write_onnx(model: nn.Module, layers: Iterable[QuantizedWeights], path: Path,
     onnx.save(graph, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
-def as_inputs(example: Any) -> tuple[Tensor, ...]:
-    """``example`` as a tuple of tensors.
-
-    Raises:
-        UserError: There is none.
-    """
-    if example is None:
-        raise UserError(
-            "example must be given for onnx, as the tensor or the tuple of tensors that the model takes, but is not."
-        )
-    return tuple(example) if isinstance(example, (tuple, list)) else (example,)
+def _deployed(layer: QuantizedWeights, module: QuantLayer) -> nn.Module:
+    return {"Linear": _Linear, "Conv2d": _Conv2d, "Embedding": _Embedding}[module.kind](layer, module)
 
 
 class _Deployed(nn.Module):
-    """A linear layer as the graph will have it: its nodes are written as they are, not traced."""
+    """A layer as the graph will have it: the nodes of its numbers are written as they are, not traced."""
 
-    def __init__(self, layer: QuantizedWeights, bias: Tensor | None):
+    def __init__(self, layer: QuantizedWeights, module: QuantLayer):
         super().__init__()
-        tensors = find_format("onnx").tensors(layer)
-        self.register_buffer("codes", tensors[f"{layer.name}.weight"])
-        self.register_buffer("scale", tensors[f"{layer.name}.scale"])
-        self.register_buffer("zero_point", tensors.get(f"{layer.name}.zero_point"))
+        self.axis: dict[str, int] = {}
+        self._register_weight(layer, module)
+        bias = getattr(module, "bias", None)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.axis = {"axis": 1} if layer.weight.granularity == "channel" else {}
-        if layer.weight.granularity == "group":
-            self.axis = {"axis": 0, "block_size": layer.weight.group_size}
         self.input = layer.input
         if self.input is not None:
             zero = layer.input_zero_point
@@ -89,17 +80,29 @@ class _Deployed(nn.Module):
             # The narrow grid ends at -127, where QuantizeLinear would go on to -128.
             self.register_buffer("input_low", low * self.input_scale if low > -128 else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        inputs = [self.codes, self.scale] + ([self.zero_point] if self.zero_point is not None else [])
-        weight = _node("DequantizeLinear", inputs, self.scale.dtype, self.codes.shape, **self.axis)
-        if self.input is not None:
-            x = self._rounded(x)
-        y = torch.matmul(x, weight.to(x.dtype))
-        # Not Add, and without a bias a sum of one: of a product and what is added or applied to it, onnxruntime makes one
-        # node, before it looks for products that could take packed weights.
-        return _node("Sum", [y] if self.bias is None else [y, self.bias], y.dtype, y.shape)
+    def _register_weight(self, layer: QuantizedWeights, module: QuantLayer) -> None:
+        """As rows and columns are; scales vary along the rows."""
+        spec = layer.weight
+        shape = {"tensor": (), "channel": (-1,)}.get(spec.granularity, layer.scale.shape)
+        self._register(layer.codes.view(module.weight.shape), layer.scale.reshape(shape), layer.zero_point)
+        if spec.granularity == "channel":
+            self.axis = {"axis": 0}
+        if spec.granularity == "group":
+            self.axis = {"axis": 1, "block_size": spec.group_size}
 
-    def _rounded(self, x: Tensor) -> Tensor:
+    def _register(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", None if zero_point is None else zero_point.reshape(scale.shape))
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        inputs = [self.codes, self.scale] + ([self.zero_point] if self.zero_point is not None else [])
+        return _node("DequantizeLinear", inputs, self.scale.dtype, self.codes.shape, **self.axis).to(dtype)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The input as it is rounded, where it is."""
+        if self.input is None:
+            return x
         qparams = [self.input_scale.to(x.dtype), self.input_zero_point]
         if self.input_low is not None:
             x = _node("Max", [x, self.input_low.to(x.dtype)], x.dtype, x.shape)
@@ -107,12 +110,49 @@ class _Deployed(nn.Module):
         return _node("DequantizeLinear", [codes, *qparams], x.dtype, x.shape)
 
 
+class _Linear(_Deployed):
+    """Its weight lies as MatMul takes it, ``[in, out]``."""
+
+    def _register_weight(self, layer: QuantizedWeights, module: QuantLayer) -> None:
+        tensors = find_format("onnx").tensors(layer)
+        zero_point = tensors.get(f"{layer.name}.zero_point")
+        self._register(tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.scale"], zero_point)
+        if layer.weight.granularity == "channel":
+            self.axis = {"axis": 1}
+        if layer.weight.granularity == "group":
+            self.axis = {"axis": 0, "block_size": layer.weight.group_size}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.matmul(self.rounded(x), self.weight(x.dtype))
+        # Not Add, and without a bias a sum of one: of a product and what is added or applied to it, onnxruntime makes one
+        # node, before it looks for products that could take packed weights.
+        return _node("Sum", [y] if self.bias is None else [y, self.bias], y.dtype, y.shape)
+
+
+class _Conv2d(_Deployed):
+    """Its weight lies as Conv takes it."""
+
+    def __init__(self, layer: QuantizedWeights, module: QuantConv2d):
+        super().__init__(layer, module)
+        self.convolution = [module._conv_forward]  # in a list: not a part of the graph's model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution[0](self.rounded(x), self.weight(x.dtype), self.bias)
+
+
+class _Embedding(_Deployed):
+    """Entries in rows. All of them become floats before any is looked up; onnxruntime does that once, while it loads."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight(self.scale.dtype))
+
+
 def _node(kind: str, inputs: list[Tensor], dtype: torch.dtype, shape: torch.Size, **attributes: int) -> Tensor:
     return torch.onnx.ops.symbolic(kind, inputs, attributes, dtype=dtype, shape=shape, version=OPSET)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]):
-    free = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else {} for x in inputs)
+    free = tuple({place: torch.export.Dim.DYNAMIC for place in range(_free_dims(x))} for x in inputs)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -121,6 +161,11 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]):
     except Exception as error:
         raise UserError(f"torch could not export the model to ONNX: {first_line(error)}") from error
     return program.model_proto
+
+
+def _free_dims(x: Tensor) -> int:
+    """Leading dimensions that may be others when the graph runs: the batch, and of token ids the tokens."""
+    return min(x.dim(), 1 if x.is_floating_point() else 2)
 
 
 @contextlib.contextmanager

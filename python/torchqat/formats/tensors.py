@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
 from torchqat.kv_cache import SCALE_NAMES, caches
-from torchqat.linear import STATE_NAMES
 from torchqat.prepare import quant_layers
+from torchqat.quant_layer import STATE_NAMES
 
 # State that prepare and Schedule add, and that no reader expects.
 _TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
@@ -17,13 +17,17 @@ _TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
 def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
     """The quantized layers of a prepared model, its linear layers that stay in floating point, and its cache."""
     layers = [
-        LayerPlan(name, layer.in_features, layer.out_features, layer.weight_spec, layer.input_spec)
+        LayerPlan(name, *reversed(layer.matrix_shape), layer.weight_spec, layer.input_spec, layer.kind)
         for name, layer in quant_layers(model)
         if layer.weight_spec is not None
     ]
-    quantized = {layer.name for layer in layers}
-    ignore = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in quantized]
-    return CheckpointPlan(layers, ignore, cache_spec(model))
+    return CheckpointPlan(layers, floating_layers(model, layers), cache_spec(model))
+
+
+def floating_layers(model: nn.Module, planned: list[LayerPlan]) -> list[str]:
+    """The linear layers of ``model`` that are not planned: configurations name them, since others are not expected."""
+    names = {layer.name for layer in planned}
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
 
 
 def cache_spec(model: nn.Module) -> KvCacheSpec | None:

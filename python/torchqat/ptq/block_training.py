@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
-from torchqat.linear import QuantLinear
 from torchqat.ptq.blocks import Block
+from torchqat.quant_layer import QuantLayer
 
 _SEED = 0
 
@@ -147,7 +147,7 @@ def _adam(groups: list[dict]) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _step_of(layer: QuantLinear) -> float:
+def _step_of(layer: QuantLayer) -> float:
     """The mean distance between two levels of the layer's weight."""
     return _size(layer.stored_qparams()[0])
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.kv_cache import without_quantization
-from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
+from torchqat.quant_layer import QuantLayer
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -33,7 +33,7 @@ class Block:
     module: nn.Module
     calls: list[tuple[tuple, dict]] = field(default_factory=list)
 
-    def layers(self) -> list[tuple[str, QuantLinear]]:
+    def layers(self) -> list[tuple[str, QuantLayer]]:
         """Its quantized layers with their full names."""
         prefix = f"{self.name}." if self.name else ""
         return [(prefix + name, layer) for name, layer in quant_layers(self.module)]
@@ -56,7 +56,7 @@ class WholeModel(Block):
         return self.forward(module or self.module, hidden)
 
 
-def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLinear) -> list[tuple[str, nn.Module]]:
+def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLayer) -> list[tuple[str, nn.Module]]:
     """The repeated blocks of ``model``: the elements of the list that holds most of its layers of ``kind``; else none."""
     best: list[tuple[str, nn.Module]] = []
     most = 0
@@ -69,7 +69,7 @@ def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLinear) -> list[t
 
 
 def open_blocks(
-    model: nn.Module, batches: list[Any], forward: Forward, kind: type[nn.Module] = QuantLinear
+    model: nn.Module, batches: list[Any], forward: Forward, kind: type[nn.Module] = QuantLayer
 ) -> tuple[list[Block], list[Any]]:
     """The blocks of ``model``, ready to run, and what enters the first of them for each batch.
 
@@ -100,10 +100,27 @@ def _recorders(blocks: list[Block], hidden: list[Tensor]) -> Iterator[None]:
 
         return record
 
+    with _forwards(blocks, [recorder(index) for index in range(len(blocks))]):
+        yield
+
+
+@contextmanager
+def shortcut(blocks: list[Block], hidden: Tensor | None) -> Iterator[None]:
+    """Lets a model skip ``blocks``, its first ones, the last of which gives ``hidden``."""
+
+    def through(*args, **kwargs):
+        return args[0] if args else kwargs["hidden_states"]
+
+    with _forwards(blocks, [through] * (len(blocks) - 1) + [lambda *args, **kwargs: hidden] * bool(blocks)):
+        yield
+
+
+@contextmanager
+def _forwards(blocks: list[Block], forwards: list[Callable]) -> Iterator[None]:
     own = [vars(block.module).get("forward") for block in blocks]  # what others have put there already
     try:
-        for index, block in enumerate(blocks):
-            block.module.forward = recorder(index)
+        for block, forward in zip(blocks, forwards, strict=True):
+            block.module.forward = forward
         yield
     finally:
         for block, forward in zip(blocks, own, strict=True):

@@ -14,6 +14,7 @@ class Calibration:
         losses: Squared error of each rounded layer's output per token, where it was measured.
         tokens: Calibrated tokens per layer.
         cache_scales: Calibrated scales of keys and values, ``None`` where they are found in every call, by attention layer.
+        unfolded: Layers that a transform's scales had nowhere to be folded into, by transform.
         warnings: What had to be done differently, one sentence each.
     """
 
@@ -21,4 +22,5 @@ class Calibration:
     losses: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     cache_scales: dict[str, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    unfolded: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -50,7 +50,7 @@ def _fold(block: Block, hidden: list, fold: Fold, seen: InputStatistics, transfo
     else:
         found = awq_scale(
             [
-                (layer.weight, layer.weight_spec, layer.weight_bits)
+                (layer.master, layer.weight_spec, layer.weight_bits)
                 for _, layer in fold.stage.layers
                 if layer.weight_spec is not None and layer.weight_bits != FLOAT
             ],

@@ -49,6 +49,8 @@ class Fold:
 
 def find_fold(block: Block, stage: Stage) -> Fold | None:
     """Where the scales of ``stage`` could go, or ``None``."""
+    if not all(isinstance(layer, nn.Linear) for _, layer in stage.layers):
+        return None
     features = stage.layers[0][1].in_features
     weight = getattr(stage.producer, "weight", None)
     if weight is not None and weight.dim() == 1 and weight.numel() == features:

@@ -12,7 +12,6 @@ from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.kv_cache import caches
-from torchqat.linear import QuantLinear
 from torchqat.prepare import quant_layers
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
@@ -22,6 +21,7 @@ from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import Stage, find_stages, gather
+from torchqat.quant_layer import QuantLayer
 
 AtWork = Callable[[Block], AbstractContextManager]
 
@@ -46,7 +46,7 @@ def initialize(
     result = Calibration()
     if "hadamard" in settings.transforms:
         rotate(model, batches[0], forward)
-    blocks, hidden = open_blocks(model, batches, forward, QuantLinear if at_work is None else nn.Linear)
+    blocks, hidden = open_blocks(model, batches, forward, QuantLayer if at_work is None else nn.Linear)
     need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
     for block in blocks:
@@ -62,7 +62,17 @@ def initialize(
         block.calls.clear()
     if at_work is None:
         _round_rest(model, blocks, batches, forward, settings, result)
+    result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
     return result
+
+
+def _unfolded(transform: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} has nothing to fold {transform} scales into, so it goes without them."
+    return (
+        f"{len(names)} layers have nothing to fold {transform} scales into, so they go without them; the first is "
+        f"{names[0]}."
+    )
 
 
 def _run_all(block: Block, hidden: list) -> None:
@@ -92,12 +102,12 @@ def _quantize(
     settings: Initialize,
     result: Calibration,
 ) -> None:
+    _round_without_inputs(block.layers(), settings)
     stages, unreached = find_stages(block, hidden)
     for transform in settings.transforms:
         if transform == "hadamard":
             continue
-        for name in equalize(block, stages, hidden, transform, settings):
-            result.warnings.append(f"{name} has nothing to fold {transform} scales into, so it goes without them.")
+        result.unfolded.setdefault(transform, []).extend(equalize(block, stages, hidden, transform, settings))
     drift = (original, original_hidden) if _uses_drift(settings) else (None, None)
     # Together: the statistics of all stages in one go, each seeing the others in floating point.
     for part in [[stage] for stage in stages] if settings.sequential else [stages]:
@@ -111,6 +121,13 @@ def _quantize(
     if settings.block_training.steps > 0:
         with torch.enable_grad():
             result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
+
+
+def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize) -> None:
+    """Embeddings, whose entries are not multiplied, and grouped convolutions."""
+    for _, layer in layers:
+        if not layer.multiplies_rows:
+            round_layer(layer, None, settings)
 
 
 def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration) -> None:
@@ -138,7 +155,8 @@ def _round_rest(
     inside = {id(layer) for block in blocks for _, layer in block.layers()}
     whole = WholeModel(model, forward)
     rest = [(name, layer) for name, layer in whole.layers() if id(layer) not in inside]
-    if not rest:
+    _round_without_inputs(rest, settings)
+    if not any(layer.multiplies_rows for _, layer in rest):
         return
     stages, _ = find_stages(whole, batches)
     names = {name for name, _ in rest}

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from torchqat._library import DTYPES, FLOAT, Initialize, InputStatistics, clipped_qparams, gptq, output_error
-from torchqat.linear import QuantLinear
-from torchqat.ops import choose_qparams, dequantize, quantize
+from torchqat.ops import choose_qparams, dequantize
+from torchqat.quant_layer import QuantLayer
 
 
 @torch.no_grad()
-def round_layer(layer: QuantLinear, statistics: InputStatistics | None, settings: Initialize) -> tuple[float, str]:
+def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings: Initialize) -> tuple[float, str]:
     """Choose codes and scales of ``layer`` at the width in force.
 
     Args:
@@ -29,22 +29,22 @@ def round_layer(layer: QuantLinear, statistics: InputStatistics | None, settings
     if settings.rounding == "gptq" and hessian is not None:
         return _gptq(layer, statistics, hessian, settings)
     if settings.rounding == "clip" and hessian is not None:
-        layer.set_qparams(*clipped_qparams(layer.weight, hessian, spec, layer.weight_bits))
+        layer.set_qparams(*clipped_qparams(layer.master, hessian, spec, layer.weight_bits))
     else:
         method = "minmax" if settings.rounding == "rtn" else "mse"
         importance = hessian.diagonal().contiguous() if hessian is not None and method == "mse" else None
         layer.set_qparams(
             *choose_qparams(
-                layer.weight, spec.block, layer.weight_bits, spec.grid, method, DTYPES[spec.scale_dtype], importance
+                layer.master, spec.block, layer.weight_bits, spec.grid, method, DTYPES[spec.scale_dtype], importance
             )
         )
     return _loss(layer, hessian), ""
 
 
-def _gptq(layer: QuantLinear, statistics: InputStatistics, hessian, settings: Initialize) -> tuple[float, str]:
+def _gptq(layer: QuantLayer, statistics: InputStatistics, hessian, settings: Initialize) -> tuple[float, str]:
     drift = statistics.drift
     rounded = gptq(
-        layer.weight,
+        layer.master,
         hessian,
         layer.weight_spec,
         layer.weight_bits,
@@ -55,23 +55,23 @@ def _gptq(layer: QuantLinear, statistics: InputStatistics, hessian, settings: In
         correction=settings.correction if drift is not None else 0.0,
         drift=drift,
     )
-    loss = output_error(layer.weight.float() - rounded.weight, hessian)
-    layer.weight.copy_(rounded.target)
+    loss = output_error(layer.master.float() - rounded.weight, hessian)
+    layer.set_master(rounded.target)
     layer.set_qparams(rounded.scale, rounded.zero_point)
     _keep_codes(layer, rounded.codes)
     return loss, rounded.warning
 
 
-def _keep_codes(layer: QuantLinear, codes: Tensor) -> None:
+def _keep_codes(layer: QuantLayer, codes: Tensor) -> None:
     """A half-precision weight may have been rounded across a border: such elements go to the middle of their cell."""
     spec = layer.weight_spec
-    scale, zero_point = layer.stored_qparams()
-    moved = quantize(layer.weight, scale, zero_point, spec.block, *spec.quant_range(layer.weight_bits)) != codes
+    moved = layer.codes() != codes
     if moved.any():
-        layer.weight.copy_(torch.where(moved, dequantize(codes, scale, zero_point, spec.block), layer.weight.float()))
+        middle = dequantize(codes, *layer.stored_qparams(), spec.block)
+        layer.set_master(torch.where(moved, middle, layer.master.float()))
 
 
-def _loss(layer: QuantLinear, hessian) -> float:
+def _loss(layer: QuantLayer, hessian) -> float:
     if hessian is None:
         return 0.0
-    return output_error((layer.weight - layer.quantized_weight()).float(), hessian)
+    return output_error((layer.master - layer.quantized_weight()).float(), hessian)

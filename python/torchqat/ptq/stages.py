@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import InputStatistics
-from torchqat.linear import QuantLinear
 from torchqat.ptq.blocks import Block, Stop, hooks
+from torchqat.quant_layer import QuantLayer
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Stage:
         consumers: Every linear layer that takes it, quantized or not.
     """
 
-    layers: list[tuple[str, QuantLinear]]
+    layers: list[tuple[str, QuantLayer]]
     producer: nn.Module | None
     consumers: list[nn.Linear]
 
@@ -29,7 +29,7 @@ class Stage:
 @torch.no_grad()
 def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
     """The stages of ``block`` in order, and the names of layers that no batch reaches."""
-    layers = dict(block.layers())
+    layers = {name: layer for name, layer in block.layers() if layer.multiplies_rows}
     seen: list[tuple[str, Tensor]] = []
     made: list[tuple[nn.Module, Tensor]] = []
     taken: list[tuple[nn.Linear, Tensor]] = []
@@ -79,7 +79,7 @@ def gather(
         original_hidden: What enters it.
     """
     drift = original is not None
-    gathered = [InputStatistics(stage.layers[0][1].in_features, drift) for stage in stages]
+    gathered = [InputStatistics(stage.layers[0][1].matrix_shape[1], drift) for stage in stages]
     layers = [stage.layers[0][1] for stage in stages]
     twins = _twins(block.module, original, layers) if drift else []
     for index, batch in enumerate(hidden):
@@ -87,7 +87,8 @@ def gather(
         given = _inputs(layers, lambda i=index, b=batch: block.run(i, b))
         for place, (statistics, layer) in enumerate(zip(gathered, layers, strict=True)):
             if given[place] is not None:
-                statistics.add(_as_seen(layer, given[place]), _beside(given[place], wanted[place]) if drift else None)
+                beside = layer.input_rows(_beside(given[place], wanted[place])) if drift else None
+                statistics.add(layer.input_rows(_as_seen(layer, given[place])), beside)
     return gathered
 
 
@@ -96,7 +97,7 @@ def _beside(given: Tensor, wanted: Tensor | None) -> Tensor:
     return wanted if wanted is not None and wanted.shape == given.shape else given
 
 
-def _as_seen(layer: QuantLinear, x: Tensor) -> Tensor:
+def _as_seen(layer: QuantLayer, x: Tensor) -> Tensor:
     return layer.quantized_input(x) if layer.input_spec is not None and layer.input_spec.dynamic else x
 
 

@@ -23,10 +23,10 @@ from torchqat.export import checked_format
 from torchqat.files import pending_folder
 from torchqat.formats.folder import write_configuration
 from torchqat.formats.shards import ShardWriter
-from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
+from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.kv_cache import attach
 from torchqat.ops import release_kept_memory
-from torchqat.prepare import linear_layers, make_plan, replace_layers
+from torchqat.prepare import make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
 from torchqat.readers import read_layers_of
@@ -176,9 +176,7 @@ class _Writer:
         self.model, self.folder = model, folder
         self.shards = ShardWriter(folder, _SHARD_BYTES)
         self.elements, self.bits = 0, 0.0
-        planned = {layer.name for layer in plan.layers}
-        ignore = [layer.name for layer in linear_layers(model) if layer.name not in planned]
-        self.plan = CheckpointPlan(plan.layers, ignore, plan.kv_cache)
+        self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
         self.format = checked_format(format, self.plan)
         self.documents = self.format.documents(self.plan)
         self.config = json.loads(self.documents["config.json"])

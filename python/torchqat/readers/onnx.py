@@ -11,7 +11,9 @@ from torchqat.readers.reading import Reading
 
 
 def read_onnx(folder: Path) -> Reading:
-    """The graph in ``folder``: what each DequantizeLinear of codes gives, ``[out, in]``, and every other initializer.
+    """The graph in ``folder``: what each DequantizeLinear of codes gives, as a matrix ``[out, in]``, and what else it holds.
+
+    What is multiplied lies ``[in, out]`` in the graph; kernels and entries of embeddings lie in rows.
 
     Raises:
         UserError: The file is damaged.
@@ -25,6 +27,7 @@ def read_onnx(folder: Path) -> Reading:
     except Exception as error:
         raise UserError(f"{file} must be an ONNX model, but does not load: {first_line(error)}.") from error
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    products = _multiplied(model.graph)
     reading = Reading()
     read: set[str] = set()
     for node in model.graph.node:
@@ -34,12 +37,21 @@ def read_onnx(folder: Path) -> Reading:
             if lacking:
                 reading.missing.append(lacking[0])
                 continue
-            reading.weights[name] = _evaluate(node, [initializers[used] for used in node.input]).t().contiguous()
+            found = _evaluate(node, [initializers[used] for used in node.input])
+            multiplied = node.output[0] in products
+            reading.weights[name] = found.t().contiguous() if multiplied else found.flatten(1)
             read.update(node.input)
     for name, tensor in initializers.items():
         if name not in read:
             reading.others[name] = torch.from_numpy(np.array(onnx.numpy_helper.to_array(tensor)))
     return reading
+
+
+def _multiplied(graph) -> set[str]:
+    """Names of second operands of MatMul, casts between looked through."""
+    found = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    return found | {casts[name] for name in found if name in casts}
 
 
 def _evaluate(node, initializers: list) -> Tensor:

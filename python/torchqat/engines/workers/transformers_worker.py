@@ -40,9 +40,12 @@ def load(folder: Path):
     layers. Checkpoints of mixed precision are loaded packed instead and become dense in their first forward, which happens
     here.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    settings = json.loads((folder / "config.json").read_text())
+    config = settings.get("quantization_config") or {}
+    named = (settings.get("architectures") or [""])[0]
+    architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
     mixed = len(config.get("config_groups", {})) > 1
     options = {}
     if config.get("quant_method") == "compressed-tensors" and not mixed:
@@ -53,7 +56,7 @@ def load(folder: Path):
         options = {"device_map": "cpu"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
+        model = architecture.from_pretrained(folder, dtype="auto", **options).eval()
     if mixed:
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     return model

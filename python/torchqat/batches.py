@@ -1,0 +1,53 @@
+"""Batches of any kind: one tensor, or several by place or by name, all with a row for each example."""
+
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Its tensors, those with names in the order of these."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return [batch[name] for name in sorted(batch)] if isinstance(batch, dict) else list(batch)
+
+
+def _map(batch: Batch, change) -> Batch:
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {name: change(tensor) for name, tensor in batch.items()}
+    return tuple(change(tensor) for tensor in batch)
+
+
+def size_of(batch: Batch) -> int:
+    """Its number of rows."""
+    return len(tensors_of(batch)[0])
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    return _map(batch, lambda tensor: tensor.to(device))
+
+
+def rows_of(batch: Batch, begin: int, end: int) -> Batch:
+    """Rows ``begin`` to ``end``."""
+    return _map(batch, lambda tensor: tensor[begin:end])
+
+
+def chunks(batch: Batch, count: int) -> list[Batch]:
+    """At most ``count`` batches of like size, in order, as ``Tensor.chunk`` makes them."""
+    if isinstance(batch, Tensor):
+        return list(batch.chunk(count))
+    size = -(-size_of(batch) // count)
+    return [rows_of(batch, begin, begin + size) for begin in range(0, size_of(batch), size)]
+
+
+def digest(batch: Batch) -> bytes:
+    """Changes with any element of ``batch``."""
+    found = sha256()
+    for tensor in tensors_of(batch):
+        found.update(tensor.contiguous().cpu().numpy().tobytes())
+    return found.digest()

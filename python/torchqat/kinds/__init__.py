@@ -1,0 +1,22 @@
+"""What models are for: how each kind is loaded, given data, asked, taught and measured."""
+
+from torchqat.kinds.causal_lm import CausalLM
+from torchqat.kinds.classifier import Classifier
+from torchqat.kinds.kind import Answers, Kind
+from torchqat.kinds.sentence_encoder import SentenceEncoder
+
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (CausalLM, Classifier, SentenceEncoder)}
+
+
+def find_kind(name: str) -> Kind:
+    """The kind that recipes call ``name``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in KINDS:
+        raise ValueError(f"kind must be {', '.join(KINDS)}, but is {name}.")
+    return KINDS[name]()
+
+
+__all__ = ["KINDS", "Answers", "CausalLM", "Classifier", "Kind", "SentenceEncoder", "find_kind"]

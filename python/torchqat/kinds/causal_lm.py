@@ -1,0 +1,46 @@
+"""Causal language models: each token is predicted from those before it."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchqat._library import DistillSection, Recipe
+from torchqat.batches import Batch
+from torchqat.data import Data, load_corpus, load_data
+from torchqat.kinds.kind import Answers, Kind, is_plain
+from torchqat.losses import cross_entropy, forward_kl
+from torchqat.models import load_model, load_tokenizer
+
+
+class CausalLM(Kind):
+    """``model(input_ids=...).logits``; batches are int64 ``[rows, tokens]``."""
+
+    name = "causal_lm"
+    choice = "token"
+
+    def load(self, path: str, dtype: str) -> nn.Module:
+        return load_model(path, dtype)
+
+    def load_tokenizer(self, path: str) -> Any:
+        return load_tokenizer(path)
+
+    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
+        return load_data(recipe, load_corpus(recipe.data.train, recipe.data.evaluation_path), tokenizer)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(input_ids=batch, use_cache=False).logits
+
+    def answers(self, outputs: Tensor, batch: Batch) -> Answers:
+        return Answers(F.log_softmax(outputs[:, :-1].float(), dim=-1), batch[:, 1:])
+
+    def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
+        if is_plain(settings):
+            return cross_entropy(student, batch)
+        kl = forward_kl(student, teacher, settings.temperature)
+        if settings.weight == 1.0:
+            return kl
+        return settings.weight * kl + (1.0 - settings.weight) * cross_entropy(student, batch)
+
+    def examples(self, batch: Batch) -> Tensor:
+        return batch

@@ -1,0 +1,104 @@
+"""What every kind of model answers: the joint between a recipe's flow and what a model is for."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from torchqat._library import DistillSection, Recipe
+from torchqat.batches import Batch
+from torchqat.data import Data
+from torchqat.errors import UserError
+from torchqat.tasks import Task
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to a batch, in the terms in which two models are compared.
+
+    Attributes:
+        log_probabilities: ``[rows, positions, choices]``, float32.
+        targets: int64 ``[rows, positions]``, the right choices, where the data say which.
+        embeddings: ``[rows, dim]``, of models that give such.
+    """
+
+    log_probabilities: Tensor
+    targets: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
+class Kind(ABC):
+    """One kind of model.
+
+    Attributes:
+        name: As recipes call it.
+        choice: What is chosen at each position, for people.
+        has_perplexity: Whether data say what the right choices are.
+    """
+
+    name: ClassVar[str]
+    choice: ClassVar[str]
+    has_perplexity: ClassVar[bool] = True
+
+    @abstractmethod
+    def load(self, path: str, dtype: str) -> nn.Module:
+        """The float model of ``path``, in evaluation mode.
+
+        Raises:
+            UserError: There is none.
+        """
+
+    @abstractmethod
+    def load_tokenizer(self, path: str) -> Any:
+        """The tokenizer of ``path``, or ``None`` where models of this kind need none."""
+
+    @abstractmethod
+    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
+        """The batches that ``recipe`` describes.
+
+        Raises:
+            UserError: There are no such data.
+        """
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model gives for ``batch``, differentiable: logits or embeddings."""
+
+    @abstractmethod
+    def answers(self, outputs: Tensor, batch: Batch) -> Answers:
+        """What ``outputs`` say."""
+
+    @abstractmethod
+    def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
+        """The loss of the recipe's ``distill`` section, a scalar; ``teacher`` is given unless ``is_plain(settings)``."""
+
+    @abstractmethod
+    def examples(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
+        """The inputs of ``batch`` by position, as a model is called with them."""
+
+    def ask(self, model: nn.Module, batch: Batch) -> Answers:
+        """What ``model`` says to ``batch``."""
+        return self.answers(self.outputs(model, batch), batch)
+
+    def own_task(self, data: Data) -> Task | None:
+        """What models of this kind are measured on when the user has no task of their own."""
+        return None
+
+    def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
+        """Embeddings ``[texts, dim]`` of unit length.
+
+        Raises:
+            UserError: Models of this kind give none.
+        """
+        raise UserError(f"A task of queries and passages needs a sentence_encoder, but the model is a {self.name}.")
+
+    def companions(self, path: str) -> dict[str, Path]:
+        """Files of the model's folder that an export needs besides its tensors, by their names there."""
+        return {}
+
+
+def is_plain(settings: DistillSection) -> bool:
+    """Whether the loss does without the float model."""
+    return settings.loss == "cross_entropy" or settings.weight == 0.0

@@ -1,0 +1,57 @@
+"""``LightningCallback``: the schedule inside Lightning's ``Trainer``."""
+
+from typing import Any
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+from torchqat._library import Recipe
+from torchqat.monitor import Monitor
+from torchqat.prepare import quant_layers
+from torchqat.schedule import Schedule
+
+
+class LightningCallback(Callback):
+    """Steps the schedule of a prepared module after each of the Trainer's optimizer steps, and logs what ``Monitor`` sees.
+
+    The step and the scales are in the module's ``state_dict``, so Lightning's checkpoints carry them, and ``ckpt_path`` goes
+    on with the right widths.
+
+    Args:
+        recipe: The recipe that the module, or a part of it, was prepared with.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.schedule: Schedule | None = None
+        self.monitor: Monitor | None = None
+        self._steps = 0
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        # Before a checkpoint is loaded: what the schedule adds to the state must have a place there.
+        if stage == "fit" and self.schedule is None:
+            self.schedule = Schedule(module, self.recipe, int(trainer.estimated_stepping_batches))
+            self.monitor = Monitor(module) if self.recipe.train.monitor else None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.schedule.optimizer = getattr(trainer.optimizers[0], "optimizer", trainer.optimizers[0])
+        self._steps = trainer.global_step
+        if trainer.global_step:
+            state = {"step": trainer.global_step, "total_steps": self.schedule.bits.total_steps}
+            self.schedule.load_state_dict(state)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._steps:
+            return  # a micro-batch, whose gradients were added to those of the next
+        self._steps = trainer.global_step
+        self.schedule.step()
+        seen = self.monitor.step() if self.monitor is not None else {}
+        bits = [layer.weight_bits for _, layer in quant_layers(module) if layer.weight_spec is not None]
+        module.log_dict({f"qat/{name}": value for name, value in {**seen, "weight_bits": float(max(bits))}.items()})
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.schedule.finish()

@@ -1,0 +1,273 @@
+"""What every quantized layer is: a weight whose forward uses the numbers that a checkpoint will hold, and an input."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torchqat import ops
+from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat.fake_quantizer import FakeQuantizer
+from torchqat.quant_input import QuantInput
+
+# What training adds to a layer's state: its scales and zero points, and the input's observed range.
+SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point", "frozen_codes")
+
+
+class QuantLayer(QuantInput):
+    """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
+
+    The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
+    training adds is state where torch looks for it: ``weight_scale`` and ``weight_zero_point`` for searched (buffers)
+    or learned (parameters) scales, ``input_scale`` and ``input_zero_point`` for calibrated inputs.
+
+    Weights are quantized as a matrix: a row for each output, or for each entry of an embedding.
+
+    Args:
+        layer: The layer to replace; its parameters are shared, not copied.
+        weight: How to quantize the weight, or ``None``.
+        input: How to quantize the input, or ``None``.
+        method: How searched and learned scales begin: ``rtn`` (from the range) or ``mse``.
+        weight_cache: What to keep of the quantized weight while it does not change: ``none`` (it is quantized in every
+            forward and backward), ``codes`` or ``weights``. The results are the same bits.
+        keeps_scales: Scales are chosen before training together with codes (GPTQ, AWQ, block training), and a schedule
+            returns to them.
+
+    Attributes:
+        adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
+    """
+
+    kind: str  # as recipes call the class that it stands for
+    _settings: tuple[str, ...]  # what the layer's own class keeps
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        weight: QuantSpec | None,
+        input: QuantSpec | None,
+        method: str = "mse",
+        weight_cache: str = "none",
+        keeps_scales: bool = False,
+    ):
+        nn.Module.__init__(self)
+        for name in self._settings:
+            setattr(self, name, getattr(layer, name))
+        self.weight, self.training = layer.weight, layer.training
+        self.adapter: Callable[[], Tensor | None] | None = None
+        self.weight_spec, self.weight_bits = weight, FLOAT
+        self._weight_quantizer = FakeQuantizer()
+        self._cache = WeightCache(weight_cache)
+        self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
+        self.register_buffer("frozen_codes", None)
+        self._register_weight_parameters()
+        self._init_input(input, FLOAT, self.weight.device)
+        self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
+
+    def _register_weight_parameters(self) -> None:
+        spec = self.weight_spec
+        if spec is None or spec.scale == "minmax":
+            return
+        rows, cols = _grid(spec, *self.matrix_shape)
+        scale = torch.ones(rows, cols, device=self.weight.device)
+        zero_point = torch.zeros(rows, cols, device=self.weight.device)
+        if self.keeps_scales:
+            self.register_buffer("lattice_scale", torch.zeros_like(scale))
+            self.register_buffer("lattice_zero_point", zero_point.to(torch.int8))
+        if spec.scale == "mse":
+            self.register_buffer("weight_scale", scale)
+            self.register_buffer("weight_zero_point", zero_point.to(torch.int8))
+            return
+        self.weight_scale = nn.Parameter(scale)
+        self.weight_zero_point = None if spec.symmetric else nn.Parameter(zero_point)
+
+    # -- the weight as a matrix --------------------------------------------------------------------------------------
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight as it is quantized."""
+        return self.weight.shape[0], self.weight[0].numel()
+
+    @property
+    def master(self) -> Tensor:
+        """The weight before it is rounded, ``[rows, cols]``, an adapter's share added."""
+        matrix = self.weight if self.weight.dim() == 2 else self.weight.flatten(1)
+        added = None if self.adapter is None else self.adapter()
+        return matrix if added is None else matrix + added.to(matrix.dtype)
+
+    @torch.no_grad()
+    def set_master(self, matrix: Tensor) -> None:
+        """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
+        self.weight.copy_(matrix.view(self.weight.shape))
+
+    # -- widths ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_bits(self, weight_bits: int, input_bits: int, method: str = "mse", derive: bool = True) -> bool:
+        """Set the widths in force; ``FLOAT`` switches off. Returns whether searched or learned scales were re-derived.
+
+        A changed weight width re-derives its scales from the master weight, never from rounded values. ``derive=False``
+        keeps them: they were loaded for that width.
+        """
+        weight_changed = weight_bits not in (self.weight_bits, FLOAT)
+        if (weight_bits, input_bits) == (self.weight_bits, self.input_bits):
+            return False
+        self.weight_bits, self.input_bits = weight_bits, input_bits
+        self._weight_quantizer = FakeQuantizer.of_weight(self.weight_spec, weight_bits, *self.matrix_shape)
+        self._input_quantizer = FakeQuantizer.of_input(self.input_spec, input_bits, self.matrix_shape[1])
+        self.forget_weight()
+        if self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT:
+            self._change_input_width(input_bits, derive)
+        if not derive:
+            return False
+        if not weight_changed or self.weight_spec is None or self.weight_spec.scale == "minmax":
+            return False
+        self.derive_weight_scale(method)
+        return True
+
+    @torch.no_grad()
+    def derive_weight_scale(self, method: str = "mse") -> None:
+        """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
+        spec = self.weight_spec
+        if self.keeps_scales and self.weight_bits == spec.bits and self.lattice_scale.any():
+            scale, zero_point = self.lattice_scale, self.lattice_zero_point
+        else:
+            scale, zero_point = ops.choose_qparams(
+                self.master, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
+            )
+        self.weight_scale.copy_(scale)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Scales and zero points that were chosen together with the weight, for the width in force.
+
+        At the exported width they are also kept as the layer's lattice, to which a schedule that passes through other
+        widths returns.
+
+        Args:
+            scale: float32, one per block, as it is stored.
+            zero_point: int8, shaped like ``scale``.
+        """
+        self.weight_scale.copy_(scale)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.copy_(zero_point)
+        if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
+            self.lattice_scale.copy_(scale)
+            self.lattice_zero_point.copy_(zero_point)
+        self.forget_weight()
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def _observe(self, x: Tensor) -> None:
+        if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
+            self.observe(x)
+
+    @property
+    def multiplies_rows(self) -> bool:
+        """Whether all rows of the weight are multiplied with the same vectors, which ``input_rows`` gives."""
+        return True
+
+    def input_rows(self, x: Tensor) -> Tensor:
+        """The vectors that the rows of the weight are multiplied with, ``[..., cols]``."""
+        return x
+
+    def forget_weight(self) -> None:
+        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
+        self._cache.clear()
+
+    def quantized_weight(self) -> Tensor:
+        """The weight that the forward uses, as a matrix ``[rows, cols]``, in the dtype of the master weight."""
+        if self.frozen_codes is not None:
+            return self._frozen_weight(self.weight.dtype)
+        return self._weight_quantizer(self.master, *self._weight_parameters())
+
+    @torch.no_grad()
+    def freeze_codes(self) -> None:
+        """Keep the codes of the weight as they are, so that its scales alone are left to train (EfficientQAT's E2E-QP).
+
+        Needs a learned scale and an integer grid; zero points stay as they are, too. numerics.md (29).
+        """
+        self.frozen_codes = self.codes()
+        self.weight.requires_grad_(False)
+        if self.weight_zero_point is not None:
+            self.weight_zero_point.requires_grad_(False)
+
+    def _frozen_weight(self, dtype: torch.dtype) -> Tensor:
+        stored, zero_point = self.stored_qparams()
+        scale = self.weight_scale + (stored - self.weight_scale).detach()  # exactly the stored one
+        return ops.dequantize(self.frozen_codes, scale, zero_point, self.weight_spec.block, dtype)
+
+    def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
+
+    # -- convert -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The integer codes of the weight in force, int8 ``[rows, cols]``."""
+        spec = self.weight_spec
+        return ops.quantize(self.master, *self.stored_qparams(), spec.block, *spec.quant_range(self.weight_bits))
+
+    @torch.no_grad()
+    def stored_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32, rounded to its stored dtype) and zero point (int8) of the weight in force."""
+        spec = self.weight_spec
+        dtype = DTYPES[spec.scale_dtype]
+        if spec.scale == "minmax":
+            return ops.choose_qparams(self.master, spec.block, self.weight_bits, spec.grid, "minmax", dtype)
+        if spec.scale == "mse":
+            return self.weight_scale, self.weight_zero_point
+        return ops.round_qparams(self.weight_scale, self.weight_zero_point, *spec.quant_range(self.weight_bits), dtype)
+
+    @torch.no_grad()
+    def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
+        """Codes and scales at the exported width, for a checkpoint in ``dtype``.
+
+        Raises:
+            ValueError: The weight is not finite, ``dtype`` cannot hold the scales, or a schedule has not ended.
+        """
+        if self.weight_bits != self.weight_spec.bits:
+            raise ValueError(
+                f"{name} must be at its exported width, int{self.weight_spec.bits}, but its schedule has it at "
+                f"{'float' if self.weight_bits == FLOAT else f'int{self.weight_bits}'}; finish the schedule first."
+            )
+        if self.adapter is not None:
+            raise ValueError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
+        if self.frozen_codes is not None:
+            self.set_master(self._frozen_weight(self.weight.dtype))
+        weights = quantize_weights(name, self.weight_spec, self.master, *self.stored_qparams(), dtype)
+        spec = weights.input = self.input_spec
+        if spec is not None and not spec.dynamic:
+            scale, zero_point = self.input_scale, self.input_zero_point
+            if spec.scale == "learned":
+                scale, zero_point = ops.round_qparams(
+                    scale, zero_point, *spec.quant_range(spec.bits), DTYPES[spec.scale_dtype]
+                )
+            weights.input_scale = scale.reshape(1)
+            weights.input_zero_point = None if spec.symmetric else zero_point.reshape(1)
+        return weights
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        self._load_input_range()
+        scales = {prefix + name for name in STATE_NAMES}
+        missing.extend(key for key in own if key not in scales)
+        if prefix + "weight_scale" in own and self.weight_bits != FLOAT:
+            self.derive_weight_scale()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
+
+
+def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:
+    height, width = (size if side == -1 else side for side, size in zip(spec.block, (rows, cols), strict=True))
+    return math.ceil(rows / height), math.ceil(cols / width)
+
+
+def _search(method: str) -> str:
+    return "minmax" if method == "rtn" else method

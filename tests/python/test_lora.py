@@ -1,0 +1,148 @@
+"""LoRA adapters that are added before weights are rounded: merging them changes no bit."""
+
+import copy
+
+import peft
+import pytest
+import torch
+import torchqat
+from command import call
+from torch import nn
+from torchqat._library import LoraSection
+from torchqat.lora import add_adapters, merge_adapters
+from torchqat.prepare import quant_layers
+
+RECIPE = """version: 1
+layers:
+  - match: "*"
+    weight: {dtype: int4, group_size: 32, grid: full, scale: SCALE}
+"""
+
+
+def prepared(scale="learned"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    return torchqat.prepare(model, torchqat.parse_recipe(RECIPE.replace("SCALE", scale), "recipe"))
+
+
+def settings(rank=4):
+    found = LoraSection()
+    found.rank = rank
+    return found
+
+
+def train(model, steps=5):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    torch.manual_seed(1)
+    for _ in range(steps):
+        model(torch.randn(16, 64)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("scale", ["minmax", "mse", "learned"])
+def test_merging_changes_no_bit(scale):
+    model = train(add_adapters(prepared(scale), settings()))
+    x = torch.randn(4, 64)
+    before = model(x)
+    weights = [layer.quantized_weight().clone() for _, layer in quant_layers(model)]
+    merge_adapters(model)
+    assert torch.equal(model(x), before)
+    assert [type(layer).__name__ for _, layer in quant_layers(model)] == ["QuantLinear"] * 2
+    for (name, layer), weight in zip(quant_layers(model), weights, strict=True):
+        assert "lora" not in name and torch.equal(layer.quantized_weight(), weight)
+    for converted, weight in zip(torchqat.convert(model), weights, strict=True):
+        assert torch.equal(converted.dequantize(torch.float32), weight)
+
+
+def test_the_forward_rounds_the_sum():
+    model = train(add_adapters(prepared(), settings()))
+    lora = model[0]
+    weight = lora.base_layer.weight + lora.lora_B["default"].weight @ lora.lora_A["default"].weight * (32.0 / 4)
+    assert torch.equal(lora.base_layer.master, weight)
+    assert not torch.equal(weight, lora.base_layer.weight)
+
+
+def test_adapters_and_scales_alone_train():
+    model = add_adapters(prepared(), settings())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name or name.endswith("weight_scale") for name in trained)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    train(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in trained), name
+
+
+def test_gradients_pass_through_the_quantizer():
+    model = add_adapters(prepared("minmax"), settings())
+    model(torch.randn(4, 64)).sum().backward()
+    assert model[0].lora_B["default"].weight.grad.abs().sum() > 0  # A has none yet, since B begins at zero
+
+
+def test_a_model_that_peft_wrapped():
+    base = prepared()
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"])
+    model = torchqat.attach_adapters(peft.get_peft_model(base, config))
+    train(model)
+    x = torch.randn(4, 64)
+    before = model(x)
+    with model.disable_adapter():
+        assert not torch.equal(model(x), before)
+    merged = model.merge_and_unload()
+    assert torch.equal(merged(x), before)
+    assert [name for name, _ in quant_layers(merged)] == ["0", "2"]
+
+
+def test_unmerging_gives_the_adapter_back():
+    model = train(add_adapters(prepared(), settings()))
+    x = torch.randn(4, 64)
+    before = model(x)
+    model[0].merge()
+    assert torch.equal(model(x), before)
+    model[0].unmerge()
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)  # the weight is the sum less what was added
+
+
+def test_a_copy_has_adapters_of_its_own():
+    model = add_adapters(prepared(), settings())
+    other = copy.deepcopy(model)
+    train(model)
+    assert torch.equal(other[0].base_layer.master, other[0].base_layer.weight)
+
+
+def test_what_cannot_be_merged_is_refused():
+    dropout = peft.get_peft_model(prepared(), peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["0"]))
+    with pytest.raises(torchqat.UserError, match="must have neither DoRA nor dropout"):
+        torchqat.attach_adapters(dropout)
+    with pytest.raises(torchqat.UserError, match="must have LoRA adapters on quantized layers, but has none"):
+        torchqat.attach_adapters(prepared())
+    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+        add_adapters(nn.Linear(4, 4), settings())
+
+
+def test_an_adapter_that_is_not_merged_is_not_exported(tmp_path):
+    model = add_adapters(prepared(), settings())
+    with pytest.raises(torchqat.UserError, match="must be merged first, with merge_and_unload"):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+
+
+LORA = """version: 1
+data: {calibration: {samples: 2, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int4, group_size: 32, grid: full, scale: learned}
+initialize: {method: gptq}
+train: {steps: 6, batch_size: 2, sequence_length: 32, checkpoint_every: 2, validate_every: 3, parameters: lora,
+        learning_rate: 1.0e-3, lora: {rank: 4, alpha: 8}}
+"""
+
+
+def test_a_run_with_lora_is_exported_and_found_again(capsys, tmp_path, model_folder, data_folder):
+    (tmp_path / "recipe.yaml").write_text(LORA)
+    arguments = ["--model", str(model_folder), "--data", str(data_folder), "--output", str(tmp_path / "run")]
+    code, out, err = call(capsys, "run", str(tmp_path / "recipe.yaml"), *arguments)
+    assert code == 0, err
+    exported = tmp_path / "run" / "exports" / "compressed-tensors"
+    code, out, err = call(capsys, "verify", str(exported), "--engine", "reader")
+    assert code == 0 and "14 layers equal bit for bit" in out, err
