@@ -207,6 +207,7 @@ EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
     accept.reject("cosine", "must not be given unless model.kind is sentence_encoder");
   if (evaluate.accept_perplexity_ratio && encodes)
     accept.reject("perplexity_ratio", "must not be given for a sentence_encoder, which has none");
+  evaluate.sensitivity = section.boolean("sensitivity", evaluate.sensitivity);
   evaluate.task = section.text("task", "");
   // A classifier's own task is the accuracy on its held-out data.
   if (evaluate.accept_task_drop && evaluate.task.empty() && kind != "classifier")

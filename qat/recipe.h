@@ -151,6 +151,7 @@ struct DistillSection {
 struct EvaluateSection {
   std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
   std::vector<int> compare;  // bit-widths to round to without training, for comparison
+  bool sensitivity = false;  // also measure every layer alone, at its width and at 8 bits
   std::string task;  // a jsonl file of the user's own task, or "module:function"; empty: none
   std::optional<double> accept_kl;
   std::optional<double> accept_perplexity_ratio;

@@ -98,6 +98,7 @@ void def_sections(py::module_& m) {
   py::class_<EvaluateSection>(m, "EvaluateSection")
       .def_readwrite("metrics", &EvaluateSection::metrics)
       .def_readwrite("compare", &EvaluateSection::compare)
+      .def_readwrite("sensitivity", &EvaluateSection::sensitivity)
       .def_readwrite("task", &EvaluateSection::task)
       .def_readonly("accept_task_drop", &EvaluateSection::accept_task_drop)
       .def_readonly("accept_cosine", &EvaluateSection::accept_cosine)

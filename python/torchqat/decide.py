@@ -22,8 +22,8 @@ from torchqat.fine_tune import fine_tune
 from torchqat.formats.tensors import checkpoint_plan
 from torchqat.report import Report, Variant
 from torchqat.run import Run
-from torchqat.sensitivity import LayerSensitivity, mixed_widths, sensitivity
-from torchqat.stages import export_and_verify, is_accepted, make_variant, measure_baseline
+from torchqat.sensitivity import LayerSensitivity, mixed_widths
+from torchqat.stages import export_and_verify, is_accepted, make_variant, measure_baseline, measure_sensitivity
 from torchqat.verification import Verification
 from torchqat.verify import verify
 
@@ -61,6 +61,8 @@ def decide(job: Run) -> Report:
     report.chosen, report.accepted = chosen.name, is_accepted(job, report, chosen)
     report.decision = _reasons(job, tried, chosen, candidates)
     job.save_report(report)
+    if job.recipe.evaluate.sensitivity and not report.sensitivity:
+        measure_sensitivity(job, candidates.width)
     _finish(job, candidates, chosen)
     return job.load_report()
 
@@ -150,10 +152,7 @@ class Candidates:
 
     @cached_property
     def _sensitivity(self):
-        self.job.progress.say("Measuring how sensitive each layer is")
-        found = sensitivity(
-            self.job.original, self.job.plan, self.job.data.calibration[:2], (self.width, _WIDE), self.job.kind
-        )
+        found = measure_sensitivity(self.job, self.width)
         return [replace(layer, scale_bits=self._scale_bits) for layer in found]
 
     @property

@@ -12,6 +12,10 @@ from torchqat.batches import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.kinds import Answers, Kind, find_kind
 
+# Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
+KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]
+_ENDS = (KL_BINS[0], KL_BINS[-1])
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -25,6 +29,8 @@ class Evaluation:
         losses: Mean negative log likelihood of each sequence or example, for comparisons one by one.
         kls: Mean KL of each; empty without a reference.
         cosine: Of encoders, mean cosine to the reference's vectors.
+        kl_shares: Share of predictions whose KL lies in each of ``KL_BINS``; the first and the last have what lies beyond.
+        kl_by_position: Mean KL of each position in the sequence.
     """
 
     perplexity: float | None
@@ -34,6 +40,8 @@ class Evaluation:
     losses: list[float] = field(default_factory=list)
     kls: list[float] = field(default_factory=list)
     cosine: float | None = None
+    kl_shares: list[float] = field(default_factory=list)
+    kl_by_position: list[float] = field(default_factory=list)
 
     @property
     def flip_rate(self) -> float:
@@ -79,6 +87,8 @@ class _Sums:
     cosines: list[float] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
     agree: int = 0
+    by_position: list[Tensor] = field(default_factory=list)
+    counts: Tensor = field(default_factory=lambda: torch.zeros(len(KL_BINS) - 1, dtype=torch.float64))
 
     def add(self, found: Answers, wanted: Answers | None) -> None:
         rows, positions, _ = found.log_probabilities.shape
@@ -90,7 +100,10 @@ class _Sums:
             return
         ours, theirs = found.log_probabilities, wanted.log_probabilities
         if ours.shape[-1]:
-            self.kls += _row_means(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1))
+            kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().cpu()
+            self.kls += _row_means(kl)
+            self.by_position.append(kl)
+            self.counts += torch.histc(kl.clamp(10 ** KL_BINS[0], 10 ** KL_BINS[-1]).log10(), len(KL_BINS) - 1, *_ENDS)
             self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         if found.embeddings is not None:
             self.cosines += F.cosine_similarity(found.embeddings, wanted.embeddings, dim=-1).double().tolist()
@@ -108,7 +121,14 @@ class _Sums:
             self.losses,
             self.kls,
             sum(self.cosines) / len(self.cosines) if self.cosines else None,
+            (self.counts / self.counts.sum()).tolist() if self.kls else [],
+            self._position_means(),
         )
+
+    def _position_means(self) -> list[float]:
+        length = max((kl.shape[1] for kl in self.by_position), default=0)
+        columns = [torch.cat([kl[:, at] for kl in self.by_position if kl.shape[1] > at]) for at in range(length)]
+        return [column.mean().item() for column in columns]
 
 
 def _row_means(values: Tensor) -> list[float]:

@@ -8,7 +8,7 @@ from torchqat.fine_tune import fine_tune
 from torchqat.progress import Progress
 from torchqat.report import Report, Variant, recovered
 from torchqat.run import Run
-from torchqat.stages import export_others, is_accepted, make_variant, measure_baseline
+from torchqat.stages import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
 from torchqat.training import TrainingLoop
 
 
@@ -25,6 +25,11 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
     if recipe.train.control:
         _control(job)
     _trained(job)
+    integer = [
+        layer.weight.bits for layer in job.plan.layers if layer.weight and not layer.weight.grid.startswith("fp8")
+    ]
+    if recipe.evaluate.sensitivity and integer and not job.load_report().sensitivity:
+        measure_sensitivity(job, min(integer))
     return job.load_report()
 
 

@@ -10,7 +10,13 @@ from torchqat.files import read_json, write_text
 from torchqat.plots import pictures
 from torchqat.report import MEASURES, Report, Variant, baseline_texts, measured, sentences
 
-_TITLES = {"quality_and_size": "Quality against size", "training": "Training", "layers": "What each layer keeps"}
+_TITLES = {
+    "quality_and_size": "Quality against size",
+    "training": "Training",
+    "layers": "Layer by layer",
+    "weights": "Weights and scales, before and after",
+    "token_kl": "KL, prediction by prediction",
+}
 
 
 def write_html(folder: Path) -> Path:

@@ -2,16 +2,20 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchqat.report import Report
+from torchqat.evaluate import KL_BINS
+from torchqat.report import Report, Variant
 
 # Stands for the page's own ink: a colour that nothing else has, exchanged in the SVG.
 _INK = "#010203"
 _ACCENT, _SECOND, _MUTED = "#2a78d6", "#eb6834", "#898781"
+# Lines that can be told apart in one picture.
+_MOST_LINES = 4
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -31,16 +35,17 @@ _STYLE = {
 
 
 @contextmanager
-def _figure(width: float = 7.0, height: float = 3.4) -> Iterator:
+def _figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        figure, axes = plt.subplots(rows, figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
+        for one in figure.axes:
+            one.patch.set_alpha(0)
         try:
             yield figure, axes
         finally:
@@ -54,6 +59,8 @@ def pictures(report: Report, folder: Path) -> dict[str, tuple[str, bytes]]:
         "quality_and_size": _quality(report),
         "training": _training(trained / "metrics.jsonl"),
         "layers": _layers(report),
+        "weights": _weights(report),
+        "token_kl": _token_kl(report),
     }
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
@@ -121,22 +128,92 @@ def _training(path: Path) -> tuple[str, bytes] | None:
 
 
 def _layers(report: Report) -> tuple[str, bytes] | None:
-    """Signal to quantization noise of each layer, kinds of layers down and blocks across; the dark ones lose most."""
-    measured = [variant for variant in report.variants if variant.sqnr]
-    if not measured:
+    """Each layer, kinds of layers down and blocks across; the dark ones lose most.
+
+    KL with the layer alone quantized, where that was measured; else the signal to quantization noise of its weight.
+    """
+    if report.sensitivity:
+        width = min(next(iter(report.sensitivity.values())), key=int)
+        values = {name: math.log10(max(kl[width], 1e-10)) for name, kl in report.sensitivity.items()}
+        return _heat_map(values, "Blues", f"each layer alone at {width} bits", "KL to full precision, powers of ten")
+    variant = _shown(report, "sqnr")
+    if variant is None:
         return None
-    variant = next((v for v in measured if v.name == report.chosen), measured[-1])
-    grid = layer_grid(variant.sqnr)
+    return _heat_map(variant.sqnr, "Blues_r", variant.method, "signal to noise, dB")
+
+
+def _heat_map(values: dict[str, float], colours: str, title: str, label: str) -> tuple[str, bytes]:
+    grid = layer_grid(values)
     kinds, blocks = sorted({kind for kind, _ in grid}), sorted({block for _, block in grid})
-    values = [[grid.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
+    cells = [[grid.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
     with _figure(height=1.2 + 0.3 * len(kinds)) as (figure, axes):
-        image = axes.imshow(values, cmap="Blues_r", aspect="auto")
+        image = axes.imshow(cells, cmap=colours, aspect="auto")
         axes.grid(False)
         axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
         axes.set_yticks(range(len(kinds)), kinds)
         axes.set_xlabel("block")
-        axes.set_title(variant.method, fontsize=10)
-        figure.colorbar(image, ax=axes, label="signal to noise, dB")
+        axes.set_title(title, fontsize=10)
+        figure.colorbar(image, ax=axes, label=label)
+        return _rendered(figure)
+
+
+def _shown(report: Report, attribute: str) -> Variant | None:
+    """The variant that pictures of one are of: the chosen one, else the last that has what is drawn."""
+    found = [variant for variant in report.variants if getattr(variant, attribute)]
+    return next((variant for variant in found if variant.name == report.chosen), found[-1] if found else None)
+
+
+def _weights(report: Report) -> tuple[str, bytes] | None:
+    """Weights of the float model and as they are deployed; below, the scales over those that the float range gives."""
+    variant = _shown(report, "histograms")
+    if variant is None:
+        return None
+    with _figure(height=4.6, rows=2) as (figure, (above, below)):
+        for axes, kind, label in (
+            (above, "weights", "standard deviations of the layer"),
+            (below, "scales", "scale over that of the float range, powers of two"),
+        ):
+            found = variant.histograms[kind]
+            edges = [
+                found["ends"][0] + (found["ends"][1] - found["ends"][0]) * i / _bins(found)
+                for i in range(_bins(found) + 1)
+            ]
+            if "before" in found:
+                axes.stairs(found["before"], edges, fill=True, color=_MUTED, alpha=0.5, label="full precision")
+            axes.stairs(found["after"], edges, color=_ACCENT, linewidth=1.5, label=variant.method)
+            axes.set_xlabel(label)
+            axes.set_ylabel("share")
+        above.legend(frameon=False)
+        below.axvline(0, color=_MUTED, linewidth=1)
+        return _rendered(figure)
+
+
+def _bins(histogram: dict[str, list[float]]) -> int:
+    return len(histogram["after"])
+
+
+def _token_kl(report: Report) -> tuple[str, bytes] | None:
+    """How the KLs of single predictions are spread; and, of sequences, the mean at each position."""
+    shown = [v for v in report.variants if v.kl_shares and v.kl > 0][-_MOST_LINES:]
+    if not shown:
+        return None
+    along = any(len(v.kl_by_position) > 1 for v in shown)
+    with _figure(height=4.6 if along else 3.0, rows=2 if along else 1) as (figure, axes):
+        above, below = axes if along else (axes, None)
+        colours = dict(zip([v.name for v in shown], (_ACCENT, _MUTED, "#1a9850", "#984ea3"), strict=False))
+        for v in shown:
+            colour = _SECOND if v.name == report.chosen else colours[v.name]
+            above.stairs(v.kl_shares, [10**x for x in KL_BINS], color=colour, linewidth=1.5, label=v.method)
+            if below is not None:
+                below.plot(range(1, len(v.kl_by_position) + 1), v.kl_by_position, color=colour, linewidth=1)
+        above.set_xscale("log")
+        above.set_xlabel("KL of one prediction, nats")
+        above.set_ylabel("share of predictions")
+        above.legend(frameon=False, fontsize=9)
+        if below is not None:
+            below.set_yscale("log")
+            below.set_xlabel("position in the sequence")
+            below.set_ylabel("mean KL, nats")
         return _rendered(figure)
 
 

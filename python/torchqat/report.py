@@ -31,6 +31,9 @@ class Variant:
         sqnr: Of each quantized layer's weight, signal to quantization noise in dB, against the float model's; empty where
             the layer's channels were scaled or rotated, which leaves nothing to compare.
         cosine: Of encoders, mean cosine to the baseline's vectors.
+        kl_shares: Shares of predictions by their KL (``Evaluation``).
+        kl_by_position: Mean KL of each position in a sequence.
+        histograms: Of ``weights`` and ``scales``, the ends of the bins and shares ``before`` and ``after`` (histograms.py).
     """
 
     name: str
@@ -46,11 +49,15 @@ class Variant:
     intervals: dict[str, list[float]] = field(default_factory=dict)
     sqnr: dict[str, float] = field(default_factory=dict)
     cosine: float | None = None
+    kl_shares: list[float] = field(default_factory=list)
+    kl_by_position: list[float] = field(default_factory=list)
+    histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
         variant = cls(name, method, bits, figures.perplexity, figures.kl, figures.top1_agreement, size, export)
         variant.cosine = figures.cosine
+        variant.kl_shares, variant.kl_by_position = figures.kl_shares, figures.kl_by_position
         return variant
 
 
@@ -70,6 +77,7 @@ class Report:
         chosen: The variant that mode auto ends with.
         decision: How it came to that, one sentence a step.
         engine: What the chosen variant and the float model cost in the recipe's engine.
+        sensitivity: By layer and width, KL with that layer alone quantized, where it was measured.
     """
 
     baseline: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +89,7 @@ class Report:
     chosen: str = ""
     decision: list[str] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
+    sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)

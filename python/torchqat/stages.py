@@ -3,14 +3,17 @@
 import torch
 from torch import nn
 
+from torchqat._library import Plan
 from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import checked_format, export
 from torchqat.files import size_of
 from torchqat.formats.tensors import checkpoint_plan, float_tensors
+from torchqat.histograms import histograms
 from torchqat.report import Report, Variant
 from torchqat.run import Run
+from torchqat.sensitivity import LayerSensitivity, sensitivity
 from torchqat.statistics import bootstrap
 from torchqat.verify import verify
 
@@ -43,6 +46,8 @@ def make_variant(job: Run, name: str, method: str, model: nn.Module, suffix: str
     bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
     figures = job.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
+    if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
+        variant.histograms = histograms(model, job.original)
     variant.sqnr = _signal_to_noise(job, model, weights)
     _compare(job, model, figures, variant)
     return variant
@@ -100,6 +105,16 @@ def fitting_format(job: Run, model: nn.Module) -> str:
         return checked_format(job.recipe.exports[0], checkpoint_plan(model)).name
     except UserError:
         return "compressed-tensors"
+
+
+def measure_sensitivity(job: Run, width: int, plan: Plan | None = None) -> list[LayerSensitivity]:
+    """KL of each layer at ``width`` and at 8 bits, on a few calibration batches; into the report as well."""
+    job.progress.say("Measuring how sensitive each layer is")
+    found = sensitivity(job.original, plan or job.plan, job.data.calibration[:2], sorted({width, 8}), job.kind)
+    report = job.load_report()
+    report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
+    job.save_report(report)
+    return found
 
 
 def is_accepted(job: Run, report: Report, variant: Variant) -> bool | None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from torchqat.errors import UserError, first_line
 from torchqat.functions import find_function, names_function
+from torchqat.lm_eval_task import PREFIX as LM_EVAL
+from torchqat.lm_eval_task import LmEvalTask
 
 _FORMS = (
     '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index}, '
@@ -68,7 +70,7 @@ class Task:
 
 
 def load_task(source: str) -> Task:
-    """A task from a jsonl file or from ``module:function``.
+    """A task from a jsonl file, from ``module:function``, or one of lm-eval, ``lm-eval:NAME`` or ``lm-eval:FILE.yaml``.
 
     Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
     ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
@@ -79,11 +81,16 @@ def load_task(source: str) -> Task:
     Raises:
         UserError: There is no such file or function, or a line is of no such form (the line is named).
     """
+    if source.startswith(LM_EVAL):
+        found = LmEvalTask(source.removeprefix(LM_EVAL))
+        return Task(found.name, function=found)
     path = Path(source)
     if path.suffix == ".jsonl" or path.is_file():
         return Task(path.stem, _read(path))
     if not names_function(source):
-        raise UserError(f"evaluate.task must be a jsonl file that exists or module:function, but is {source}.")
+        raise UserError(
+            f"evaluate.task must be a jsonl file that exists, module:function or lm-eval:NAME, but is {source}."
+        )
     return Task(source, function=find_function("evaluate.task", source))
 
 

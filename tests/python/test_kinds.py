@@ -281,7 +281,7 @@ VISION = """version: 1
 mode: auto
 model: {path: "mine:model", kind: classifier}
 data: {train: "mine:data", calibration: {samples: 16}, evaluation: {samples: 8}}
-layers: [{match: "type:Conv2d", weight: {dtype: int4, granularity: channel}}, {match: "*", weight: {dtype: int4, granularity: channel}}]
+layers: [{match: "*", weight: {dtype: int4, granularity: channel}}]
 train: {steps: 4, batch_size: 8, validate_every: 2}
 """
 
@@ -336,7 +336,10 @@ def test_the_control_of_a_classifier(capsys, tmp_path, classifier_folder, labell
         ("model: {kind: classifier}\nkv_cache: {dtype: int8}", "kv_cache must not be given unless model.kind is causal_lm"),
         ("train: {lora: {rank: 4}}", "train.lora must not be given unless parameters is lora"),
         ("train: {parameters: lora, oscillation: {method: freeze}}", "oscillation must have method none unless parameters"),
-        ("mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 1}}\nengine: vllm", "engine must be transformers or onnx"),
+        (
+            "mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 1}}\nengine: vllm",
+            "engine must be transformers or onnxruntime",
+        ),
     ],
 )  # fmt: skip
 def test_recipes_that_make_no_sense(text, message):

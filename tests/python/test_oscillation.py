@@ -53,7 +53,7 @@ def test_dampening_draws_weights_to_their_levels():
     share = 0.5 * 0.5 * (1 - math.cos(math.pi / 2))
     half = linear.weight_scale / 2
     inside = (before - level).abs() <= half * 1.0002
-    assert 0 < inside.sum() and torch.equal(linear.master[~inside], before[~inside])
+    assert inside.sum() > 0 and torch.equal(linear.master[~inside], before[~inside])
     torch.testing.assert_close(linear.master[inside], (before + share * (level - before))[inside])
     assert torch.equal(linear.codes(), codes)  # a weight comes nearer to the level that it has
 

@@ -118,7 +118,7 @@ def test_a_line_of_another_form_is_named(line, tmp_path):
     ("source", "message"),
     [
         ("missing.jsonl", "must be a readable file"),
-        ("nowhere", "must be a jsonl file that exists or module:function, but is nowhere"),
+        ("nowhere", "must be a jsonl file that exists, module:function or lm-eval:NAME, but is nowhere"),
         ("no_such_module:f", "must name a function that can be imported"),
         ("json:no_such_function", "must name a function that can be imported"),
     ],
