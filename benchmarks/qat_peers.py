@@ -20,6 +20,7 @@ from torch import nn
 from torchqat.data import Batches
 from torchqat.fine_tune import distillation
 from torchqat.losses import cross_entropy
+from torchqat.oscillation import against_oscillation
 from torchqat.progress import Progress
 from torchqat.run import Run
 from torchqat.training import TrainingLoop
@@ -31,15 +32,18 @@ layers:
   - match: "model.layers.*"
     weight: {{dtype: int{bits}, group_size: 128, grid: full, scale: {scale}}}
 initialize: {{method: {method}}}
-train: {{steps: {steps}, batch_size: 4, sequence_length: 256, learning_rate: {rate}, validate_every: 0, seed: {seed}}}
+train: {{steps: {steps}, batch_size: 4, sequence_length: 256, learning_rate: {rate}, validate_every: 0, seed: {seed},
+        oscillation: {{method: {oscillation}}}}}
 """
-# How each trains: whose fake quantization, with scales found how, by which loss, from what.
+# How each trains: whose fake quantization, with scales found how, by which loss, from what, oscillation kept down how.
 METHODS = {
-    "torchao, cross-entropy": ("torchao", "minmax", "cross_entropy", "rtn"),
-    "torchao, KL": ("torchao", "minmax", "kl", "rtn"),
-    "torchqat, cross-entropy": ("torchqat", "learned", "cross_entropy", "rtn"),
-    "torchqat, KL": ("torchqat", "learned", "kl", "rtn"),
-    "torchqat, KL, from GPTQ": ("torchqat", "learned", "kl", "gptq"),
+    "torchao, cross-entropy": ("torchao", "minmax", "cross_entropy", "rtn", "none"),
+    "torchao, KL": ("torchao", "minmax", "kl", "rtn", "none"),
+    "torchqat, cross-entropy": ("torchqat", "learned", "cross_entropy", "rtn", "none"),
+    "torchqat, KL": ("torchqat", "learned", "kl", "rtn", "none"),
+    "torchqat, KL, from GPTQ": ("torchqat", "learned", "kl", "gptq", "none"),
+    "torchqat, KL, from GPTQ, dampened": ("torchqat", "learned", "kl", "gptq", "dampen"),
+    "torchqat, KL, from GPTQ, frozen": ("torchqat", "learned", "kl", "gptq", "freeze"),
 }
 
 
@@ -57,15 +61,21 @@ def torchao_model(model: nn.Module, bits: int) -> nn.Module:
 
 
 def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, float]:
-    peer, scale, loss_name, method = METHODS[name]
+    peer, scale, loss_name, method, oscillation = METHODS[name]
     path = KEPT / f"{name.replace(', ', '-').replace(' ', '-')}-{bits}-{seed}-{options.steps}.json"
     if path.is_file():
         return json.loads(path.read_text())
     text = RECIPE.format(
-        bits=bits, scale=scale, method=method, steps=options.steps, rate=options.learning_rate, seed=seed
+        bits=bits,
+        scale=scale,
+        method=method,
+        steps=options.steps,
+        rate=options.learning_rate,
+        seed=seed,
+        oscillation=oscillation,
     )
     job = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress())
-    for shared in ("corpus", "original", "tokenizer", "model_path", "data"):
+    for shared in ("kind", "original", "tokenizer", "model_path", "data"):
         job.__dict__[shared] = getattr(start, shared)
     batches = Batches(start.data.train.tokens, 4, 256, seed)
     if peer == "torchao":
@@ -80,7 +90,8 @@ def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, flo
             return distilled(tokens)
         return cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens)
 
-    TrainingLoop(model, loss, batches, job.recipe.train).run()
+    settles = against_oscillation(model, job.recipe.train.oscillation, options.steps) if peer == "torchqat" else None
+    TrainingLoop(model, loss, batches, job.recipe.train, settles=settles).run()
     figures = job.measure(model)
     found = {"perplexity": figures.perplexity, "kl": figures.kl}
     path.parent.mkdir(parents=True, exist_ok=True)
