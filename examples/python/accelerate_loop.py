@@ -1,4 +1,4 @@
-"""Quantization-aware training in a loop of Accelerate's: gradient accumulation, bfloat16, and as many processes as it is given.
+"""Quantization-aware training in a loop of Accelerate's: gradient accumulation, bfloat16, as many processes as there are.
 
     pip install accelerate && accelerate launch examples/python/accelerate_loop.py
 

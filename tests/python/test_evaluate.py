@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torchqat
+from torchqat.evaluate import KL_BINS
 from torchqat.losses import cross_entropy, forward_kl
 
 
@@ -30,6 +31,22 @@ def test_against_float64(tiny_llama):
     assert figures.kl == pytest.approx(kl, rel=1e-4)
     assert figures.top1_agreement == pytest.approx(agreement)
     assert figures.tokens == 6 * 19
+
+
+def test_predictions_are_counted_by_their_kl(tiny_llama):
+    other = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        other.lm_head.weight.add_(torch.randn_like(other.lm_head.weight) * 0.05)
+    tokens = torch.randint(0, 400, (6, 20))
+    figures = torchqat.evaluate(other, [*tokens[:4].split(2), tokens[4:, :12]], tiny_llama)
+    p = torch.log_softmax(tiny_llama(input_ids=tokens).logits[:, :-1].double(), -1)
+    q = torch.log_softmax(other(input_ids=tokens).logits[:, :-1].double(), -1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    by_position = [kl[: 6 if at < 11 else 4, at].mean().item() for at in range(19)]
+    assert figures.kl_by_position == pytest.approx(by_position, rel=1e-3)
+    seen = torch.cat([kl[:4].flatten(), kl[4:, :11].flatten()]).log10()
+    shares = [((seen >= a) & (seen < b)).double().mean().item() for a, b in zip(KL_BINS, KL_BINS[1:], strict=False)]
+    assert figures.kl_shares == pytest.approx(shares, abs=0.02) and sum(figures.kl_shares) == pytest.approx(1.0)
 
 
 def test_a_model_agrees_with_itself(tiny_llama):

@@ -60,6 +60,12 @@ def folder(tmp_path):
                 task=0.8,
                 intervals=intervals,
                 sqnr=sqnr,
+                kl_shares=[1 / 36] * 36,
+                kl_by_position=[0.03, 0.02, 0.01],
+                histograms={
+                    "weights": {"ends": [-4.0, 4.0], "before": [0.25] * 4, "after": [0.0, 0.5, 0.5, 0.0]},
+                    "scales": {"ends": [-2.0, 1.0], "after": [0.5, 0.5]},
+                },
             ),
         ],
         accepted=True,
@@ -91,6 +97,7 @@ def test_it_says_what_was_measured(folder):
     for expected in (
         "20.200", "19.800 to 20.600", "0.02000", "0.01000 to 0.03000", "80.00%", "75.00% to 85.00%", "0.19x",
         "The limits are met.", "Chosen: INT4.", "A note & more.", "INT4 <GPTQ>", "23.4", "Quality against size", "Training",
+        "Weights and scales, before and after", "KL, prediction by prediction",
         "version: 1  # <not html>", "<cpu>", "--model models/<m>", "within the noise",
     ):  # fmt: skip
         assert expected in text, expected
@@ -107,7 +114,7 @@ def test_it_fetches_nothing(folder):
 
 def test_pictures_take_the_ink_of_the_page(folder):
     text = write_html(folder).read_text()
-    assert text.count("<svg") == 3 and "currentColor" in text and "prefers-color-scheme: dark" in text
+    assert text.count("<svg") == 5 and "currentColor" in text and "prefers-color-scheme: dark" in text
 
 
 def test_the_same_run_gives_the_same_file(folder):
@@ -118,7 +125,8 @@ def test_the_same_run_gives_the_same_file(folder):
 def test_pictures_alone(folder, tmp_path):
     written = write_pictures(folder, tmp_path / "pictures")
     assert sorted(path.name for path in written) == [
-        "layers.png", "layers.svg", "quality_and_size.png", "quality_and_size.svg", "training.png", "training.svg",
+        "layers.png", "layers.svg", "quality_and_size.png", "quality_and_size.svg", "token_kl.png", "token_kl.svg",
+        "training.png", "training.svg", "weights.png", "weights.svg",
     ]  # fmt: skip
     for path in written:
         if path.suffix == ".png":
@@ -148,6 +156,16 @@ def test_the_front_is_what_none_beats(points, front):
 def test_layers_are_sorted_by_kind_and_block():
     found = layer_grid({"model.layers.11.mlp.up_proj": 1.0, "head": 2.0, "encoder.layer.0.output.dense": 3.0})
     assert found == {("mlp.up_proj", 11): 1.0, ("head", 0): 2.0, ("output.dense", 0): 3.0}
+
+
+def test_layers_are_shown_by_what_was_measured(folder):
+    """Measured sensitivity comes before the noise of the weights."""
+    assert "signal to noise, dB" in write_html(folder).read_text()
+    report = json.loads((folder / "report.json").read_text())
+    report["sensitivity"] = {f"model.layers.{i}.mlp.up_proj": {"4": 10.0**-i, "8": 1e-6} for i in range(3)}
+    write_json(folder / "report.json", report)
+    text = write_html(folder).read_text()
+    assert "each layer alone at 4 bits" in text and "signal to noise, dB" not in text
 
 
 def test_the_commands(folder, arguments, tmp_path, capsys):

@@ -26,10 +26,6 @@ def test_widths_follow_its_steps(tiny_llama, tokenizer, tmp_path):
     trainer = Watch(model, args=settings, train_dataset=data, processing_class=tokenizer)
     callback.add_to(trainer)
     trainer.train()
-    assert (
-        sorted(set(seen)) == sorted({stage.weight_bits for stage in torchqat.make_plan(model, recipe).stages} | {4})
-        or seen
-    )
-    assert seen[0] > seen[-1] == 4 and seen == sorted(seen, reverse=True)
+    assert seen == [8, 8, 6, 6, 4, 4, 4, 4]
     assert any("qat/weight_bits" in line for line in trainer.state.log_history)
     assert torchqat.convert(model)[0].weight.bits == 4

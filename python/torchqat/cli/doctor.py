@@ -15,7 +15,9 @@ _EXTRAS = {
     "llama-cpp-python": ("llama.cpp, for GGUF files", "pip install torchqat[llama-cpp]"),
     "gptqmodel": ("GPTQ and AWQ checkpoints in transformers", "pip install torchqat[gptqmodel]"),
     "onnxruntime": ("ONNX graphs", "pip install torchqat[onnx]"),
-    "lm-eval": ("evaluation on public tasks", "pip install lm-eval"),
+    "lm-eval": ("evaluation on public tasks", "pip install torchqat[lm-eval]"),
+    "peft": ("training through LoRA adapters", "pip install torchqat[lora]"),
+    "lightning": ("schedules in Lightning's Trainer", "pip install torchqat[lightning]"),
 }
 
 
