@@ -1,12 +1,14 @@
 """Finds torch and calls CMake. CMakeLists.txt is the only description of the build."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -48,4 +50,18 @@ class CMakeBuild(build_ext):
         shutil.copytree(built, ROOT / "python" / "torchqat" / "lib", dirs_exist_ok=True)
 
 
-setup(ext_modules=[Extension("torchqat._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class ManylinuxWheel(bdist_wheel):
+    """Says which systems the wheel runs on: those whose C library is as new as that of the machine it is built on.
+
+    Kernels are chosen at run time, so any x86-64 or aarch64 processor will do.
+    """
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, system = super().get_tag()
+        library, version = platform.libc_ver()
+        if system.startswith("linux_") and library == "glibc":
+            system = f"manylinux_{version.replace('.', '_')}_{system.removeprefix('linux_')}"
+        return python, abi, system
+
+
+setup(ext_modules=[Extension("torchqat._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": ManylinuxWheel})

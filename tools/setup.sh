@@ -62,7 +62,7 @@ make_venv() {
 
 install_python_packages() {
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
-  "${pip[@]}" "setuptools>=70" wheel
+  "${pip[@]}" "setuptools>=70.1" wheel
   command -v cmake >/dev/null && cmake --version | awk 'NR==1 {split($3, v, "."); exit !(v[1] > 3 || v[2] >= 22)}' || "${pip[@]}" cmake
   "$venv/bin/python" -c 'import torch' 2>/dev/null || "${pip[@]}" "$torch"
   PATH="$(cd "$venv" && pwd)/bin:$PATH" "${pip[@]}" --no-build-isolation -e ".[test]"

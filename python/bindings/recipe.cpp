@@ -162,8 +162,11 @@ void def_recipe(py::module_& m) {
       .def_readwrite("distill", &Recipe::distill)
       .def_readwrite("evaluate", &Recipe::evaluate)
       .def_readwrite("exports", &Recipe::exports);
-  m.def("load_recipe", &load_recipe, py::arg("path"));
-  m.def("parse_recipe", &parse_recipe, py::arg("text"), py::arg("file") = "recipe");
+  m.def("load_recipe", &load_recipe, py::arg("path"),
+        "The recipe in a YAML file.\n\nRaises:\n    RecipeError: Every problem of it, each with "
+        "file, line and column: what the key must be, and what it is.\n");
+  m.def("parse_recipe", &parse_recipe, py::arg("text"), py::arg("file") = "recipe",
+        "The same for a text; ``file`` names it in messages.\n");
 }
 
 }  // namespace qat::bindings

@@ -1,0 +1,130 @@
+"""docs/api.md: what a user imports, from its docstrings.
+
+    python tools/api_reference.py docs/api.md
+
+A test holds the file against what this gives.
+"""
+
+import inspect
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import torchqat
+import torchqat.lora
+import torchqat.losses
+import torchqat.monitor
+import torchqat.ptq.stream
+import torchqat.sensitivity
+import torchqat.tasks
+
+# Title, what it is for, and its names in the order in which they are needed.
+PARTS = [
+    ("From a model to a checkpoint", torchqat, [
+        "load_recipe", "parse_recipe", "make_plan", "prepare", "calibrate", "Schedule", "convert", "export", "verify",
+        "evaluate",
+    ]),
+    ("Layers", torchqat, ["QuantLinear", "QuantConv2d", "QuantEmbedding"]),
+    ("What trains", torchqat, ["freeze_codes", "attach_adapters"]),
+    ("In other people's trainers", torchqat, ["TrainerCallback", "LightningCallback"]),
+    ("Losses", torchqat.losses, ["forward_kl", "cross_entropy"]),
+    ("Looking on", torchqat.monitor, ["Monitor"]),
+    ("Which layers suffer", torchqat.sensitivity, ["sensitivity", "mixed_widths", "LayerSensitivity"]),
+    ("The user's own task", torchqat.tasks, ["load_task", "Task"]),
+    ("Large models", torchqat.ptq.stream, ["quantize_folder"]),
+    ("What comes back", torchqat, ["Evaluation", "Verification", "QuantizedWeights", "QuantSpec"]),
+    ("Errors", torchqat, ["UserError", "RecipeError", "FileError"]),
+    ("Operators", torchqat.ops, [name for name, f in vars(torchqat.ops).items() if inspect.isfunction(f) and name[0] != "_"]),
+]  # fmt: skip
+_SECTIONS = ("Args", "Attributes", "Returns", "Raises")
+
+
+def reference() -> str:
+    """The whole page."""
+    lines = [
+        "# API reference",
+        "",
+        "Made from the docstrings by `tools/api_reference.py`. Equations are those of `numerics.md`; recipes are explained in",
+        "`recipes/quickstart.yaml`, commands by `torchqat COMMAND --help`.",
+    ]
+    for title, module, names in PARTS:
+        lines += ["", f"## {title}"]
+        for name in names:
+            lines += ["", *_entry(module, name)]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(module, name: str) -> list[str]:
+    found = getattr(module, name)
+    lines = [f"### `{module.__name__}.{name}`", ""]
+    doc, signature = found.__doc__ or "", _signature(found)
+    if doc.startswith(f"{name}("):  # pybind11 writes the signature into the docstring
+        first, _, doc = doc.partition("\n")
+        signature = re.sub(r"\b(?:torchqat\._C)\.", "", first.removeprefix(name))
+    if signature:
+        lines += ["```python", *_wrapped(name, signature), "```", ""]
+    lines += _body(doc)
+    if inspect.isclass(found):
+        for method, member in sorted(vars(found).items()):
+            if method[0] == "_" or not (inspect.isfunction(member) or isinstance(member, (property, classmethod))):
+                continue
+            text = inspect.getdoc(getattr(found, method)) or ""
+            if text and "torchqat" in getattr(found, "__module__", ""):
+                first = " ".join(text.split("\n\n")[0].split()).replace("``", "`")
+                lines.append(f"- `.{method}{'' if isinstance(member, property) else '()'}`: {first}")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _signature(found) -> str:
+    try:
+        text = str(inspect.signature(found))
+    except (TypeError, ValueError):
+        return ""
+    text = re.sub(r"<[^<>]*object at 0x[0-9a-f]+>|<factory>", "...", text)
+    # What names are called where they stand depends on versions of Python and torch; torch.dtype and the like stay.
+    text = re.sub(r"\btorch(?:\.\w+)+\.(\w+)", r"\1", text)
+    text = re.sub(r"\b(?:torchqat|collections|pathlib|typing)(?:\.\w+)*\.(\w+)", r"\1", text)
+    return re.sub(r"'([A-Z]\w*(?: \| \w+)*)'", r"\1", text)
+
+
+def _wrapped(name: str, signature: str) -> list[str]:
+    line = name + signature
+    if len(line) <= 110:
+        return [line]
+    inner, _, result = signature[1:].rpartition(")")
+    parts, depth, part = [], 0, ""
+    for letter in inner + ",":
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(f"    {part.strip()},")
+            part = ""
+        else:
+            part += letter
+    return [f"{name}(", *parts, f"){result}"]
+
+
+def _body(docstring: str) -> list[str]:
+    """A docstring as Markdown: its sections as lists, the rest as it is."""
+    lines, section = [], False
+    for line in inspect.cleandoc(docstring).splitlines():
+        head = line.strip().removesuffix(":")
+        if line.endswith(":") and head in _SECTIONS and not line.startswith(" "):
+            section = True
+            lines += [f"**{head}**", ""]
+        elif section and re.match(r" {4}\w[\w. ]*: ", line):
+            name, _, text = line.strip().partition(": ")
+            lines.append(f"- `{name}`: {text}")
+        elif section and line.startswith("    "):
+            lines.append("  " + line.strip() if line.startswith("        ") else line.strip())
+        else:
+            section = section and not line.strip()
+            lines.append(line)
+    text = "\n".join(lines).replace("``", "`")
+    return textwrap.dedent(text).splitlines() + [""]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
