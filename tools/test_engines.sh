@@ -26,9 +26,12 @@ touch build/engines/llama.cpp/.ready
   build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
 touch build/engines/gptqmodel/.ready
 
-# A browser for report.html, where there is root to install one.
-if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+# A browser for report.html and an emulator of older processors for the wheel, where there is root to install them.
+missing=""
+command -v chromium >/dev/null || missing="$missing chromium"
+command -v qemu-x86_64 >/dev/null || missing="$missing qemu-user"
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
 export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"

@@ -1,0 +1,71 @@
+"""``pip wheel .``: all that it needs is in it, and it says which systems it is for."""
+
+import platform
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import wheels
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return wheels.build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    wheels.install(wheel, folder)
+    return folder
+
+
+def test_its_name_says_where_it_runs(wheel):
+    version = "_".join(platform.libc_ver()[1].split("."))
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert wheel.name == f"torchqat-0.1.0-{python}-{python}-manylinux_{version}_{platform.machine()}.whl"
+
+
+def test_it_has_every_module_and_what_they_read(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = wheels.ROOT / "python" / "torchqat"
+    for file in [*package.rglob("*.py"), *package.rglob("*.pyi"), *package.rglob("*.html"), package / "py.typed"]:
+        assert f"torchqat/{file.relative_to(package)}" in names
+    libraries = {name for name in names if "/lib/" in name}
+    assert {"torchqat/lib/libqat.so", "torchqat/lib/libqat_ops.so"} < libraries
+    assert any("libyaml-cpp.so" in name for name in libraries)
+
+
+def test_it_works_without_a_compiler(site):
+    place, _, codes = wheels.run(site)[:3]
+    assert place == str(site / "torchqat" / "__init__.py")
+    assert wheels.run(site, TORCHQAT_CPU_CAPABILITY="avx2")[1:3] == ["avx2", codes]
+    assert wheels.run(site, TORCHQAT_CPU_CAPABILITY="portable")[1:3] == ["portable", codes]
+
+
+def test_libraries_are_its_own_or_everybodys(site):
+    """Nothing but torch's libraries and those of the system's C and C++ is looked for elsewhere."""
+    ours = [site / "torchqat" / "lib" / name for name in ("libqat.so", "libqat_ops.so")]
+    for library in [*ours, *(site / "torchqat").glob("_C*.so")]:
+        said = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+        for line in said.splitlines():
+            name = line.split()[0].rpartition("/")[2]
+            known = (
+                "libtorch",
+                "libc10",
+                "libc.",
+                "libm.",
+                "libgcc_s",
+                "libstdc++",
+                "linux-vdso",
+                "ld-linux",
+                "libgomp",
+            )
+            assert name.startswith(known) or str(site) in line, line
+
+
+def test_another_torch_is_a_sentence(site):
+    program = "import torch; torch.__version__ = '2.99.0'\ntry:\n    import torchqat\nexcept ImportError as e: print(e)"
+    said = wheels.run(site, program=program)[0]
+    assert "torchqat was built for torch" in said and "but torch 2.99.0 is installed: run pip install" in said
