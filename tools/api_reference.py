@@ -5,10 +5,12 @@
 A test holds the file against what this gives.
 """
 
+import ast
 import inspect
 import re
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 
 import torchqat
@@ -35,7 +37,7 @@ PARTS = [
     ("Large models", torchqat.ptq.stream, ["quantize_folder"]),
     ("What comes back", torchqat, ["Evaluation", "Verification", "QuantizedWeights", "QuantSpec"]),
     ("Errors", torchqat, ["UserError", "RecipeError", "FileError"]),
-    ("Operators", torchqat.ops, [name for name, f in vars(torchqat.ops).items() if inspect.isfunction(f) and name[0] != "_"]),
+    ("Operators", torchqat.ops, [n for n, f in vars(torchqat.ops).items() if inspect.isfunction(f) and n[0] != "_"]),
 ]  # fmt: skip
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises")
 
@@ -45,8 +47,8 @@ def reference() -> str:
     lines = [
         "# API reference",
         "",
-        "Made from the docstrings by `tools/api_reference.py`. Equations are those of `numerics.md`; recipes are explained in",
-        "`recipes/quickstart.yaml`, commands by `torchqat COMMAND --help`.",
+        "Made from the docstrings by `tools/api_reference.py`. Equations are those of `numerics.md`; recipes are explained",
+        "in `recipes/quickstart.yaml`, commands by `torchqat COMMAND --help`.",
     ]
     for title, module, names in PARTS:
         lines += ["", f"## {title}"]
@@ -58,7 +60,7 @@ def reference() -> str:
 def _entry(module, name: str) -> list[str]:
     found = getattr(module, name)
     lines = [f"### `{module.__name__}.{name}`", ""]
-    doc, signature = found.__doc__ or "", _signature(found)
+    doc, signature = found.__doc__ or _stub_docstrings().get(name, ""), _signature(found)
     if doc.startswith(f"{name}("):  # pybind11 writes the signature into the docstring
         first, _, doc = doc.partition("\n")
         signature = re.sub(r"\b(?:torchqat\._C)\.", "", first.removeprefix(name))
@@ -78,12 +80,20 @@ def _entry(module, name: str) -> list[str]:
     return lines
 
 
+@cache
+def _stub_docstrings() -> dict[str, str]:
+    """Of the C++ classes."""
+    stub = Path(torchqat.__file__).with_name("_C.pyi").read_text(encoding="utf-8")
+    classes = [node for node in ast.parse(stub).body if isinstance(node, ast.ClassDef)]
+    return {node.name: ast.get_docstring(node) or "" for node in classes}
+
+
 def _signature(found) -> str:
     try:
         text = str(inspect.signature(found))
     except (TypeError, ValueError):
         return ""
-    text = re.sub(r"<[^<>]*object at 0x[0-9a-f]+>|<factory>", "...", text)
+    text = re.sub(r"<function .*? at 0x[0-9a-f]+>|<[^<>]*object at 0x[0-9a-f]+>|<factory>", "...", text)
     # What names are called where they stand depends on versions of Python and torch; torch.dtype and the like stay.
     text = re.sub(r"\btorch(?:\.\w+)+\.(\w+)", r"\1", text)
     text = re.sub(r"\b(?:torchqat|collections|pathlib|typing)(?:\.\w+)*\.(\w+)", r"\1", text)

@@ -49,6 +49,9 @@ RecipeError = _C.RecipeError
 WeightCache = _C.WeightCache
 FLOAT = _C.FLOAT
 
+RecipeError.__doc__ = "What is wrong with a recipe: every problem, one ``file:line:column: sentence`` a line."
+FileError.__doc__ = "A file that cannot be read or written, or is damaged."
+
 allocate_widths = _C.allocate_widths
 awq_scale = _C.awq_scale
 check_safetensors = _C.check_safetensors
