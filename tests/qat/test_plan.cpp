@@ -110,6 +110,65 @@ TEST(Plan, NaivePlanRoundsEverythingToOneWidth) {
   EXPECT_EQ(naive.stages.size(), 1u);
 }
 
+const std::vector<LayerInfo> kNetwork{{"stem", "Conv2d", 27, 8, false},
+                                      {"words", "Embedding", 64, 100, true},
+                                      {"out", "Linear", 64, 10, false}};
+
+Plan plan_of_network(const std::string& rule) {
+  return make_plan(recipe_of("layers:\n" + rule), kNetwork);
+}
+
+TEST(Plan, AnEmbeddingIsReachedByItsTypeOrItsNameAlone) {
+  const auto names = [](const Plan& plan) {
+    std::vector<std::string> found;
+    for (const auto& layer : plan.layers) found.push_back(layer.name);
+    return found;
+  };
+  const std::string weight = ", weight: {dtype: int8}}\n";
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(names(plan_of_network("  - {match: \"*\"" + weight)), (Names{"stem", "out"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"re:.\"" + weight)), (Names{"stem", "out"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"type:Embedding\"" + weight)), (Names{"words"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: words" + weight)), (Names{"words"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"type:Conv2d\"" + weight)), (Names{"stem"}));
+}
+
+TEST(Plan, SomeTypesOfLayersCannotHaveSomeInputs) {
+  const auto refusal = [](const std::string& rule) {
+    try {
+      plan_of_network(rule);
+    } catch (const RecipeError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(refusal("  - {match: words, input: {dtype: int8}}\n"),
+            "r.yaml:3:5: input must not be given for an Embedding, but words matches words");
+  EXPECT_EQ(refusal("  - {match: stem, input: {dtype: int8}}\n"),
+            "r.yaml:3:5: input of a Conv2d must have granularity tensor, but that of stem has "
+            "token");
+  EXPECT_EQ(refusal("  - {match: stem, input: {dtype: int8, granularity: tensor}}\n"), "");
+}
+
+TEST(Plan, InFloat8TokensOfLinearLayersAreRoundedToo) {
+  const Plan plan = float8_plan(plan_of_network(
+      "  - {match: \"*\", weight: {dtype: int4, granularity: channel, scale_dtype: float16}}\n"));
+  ASSERT_EQ(plan.layers.size(), 2u);
+  EXPECT_EQ(describe(*plan.layers[0].weight), "fp8_e4m3 channel, minmax scale in float16");
+  EXPECT_FALSE(plan.layers[0].input);
+  EXPECT_EQ(describe(*plan.layers[1].weight), "fp8_e4m3 channel, minmax scale in float16");
+  ASSERT_TRUE(plan.layers[1].input);
+  EXPECT_EQ(plan.layers[1].input->granularity, Granularity::token);
+  EXPECT_TRUE(plan.layers[1].input->dynamic && plan.layers[1].input->is_float8());
+}
+
+TEST(Plan, PrintsTheTypeOfLayersThatAreNotLinear) {
+  const std::string text = to_text(
+      plan_of_network("  - {match: \"*\", weight: {dtype: int8, granularity: channel}}\n"));
+  EXPECT_NE(text.find("stem  Conv2d [8, 27]  weight int8"), std::string::npos) << text;
+  EXPECT_NE(text.find("out   [10, 64]  weight int8"), std::string::npos) << text;
+}
+
 TEST(Plan, PrintsOneLineALayer) {
   const Plan plan = make_plan(
       recipe_of("layers:\n  - {match: \"*.q_proj\", weight: {dtype: int4, group_size: 32}}\n"),

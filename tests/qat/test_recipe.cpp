@@ -86,6 +86,39 @@ TEST(Recipe, ModeAutoHasBudgetsAndSearchesScales) {
   EXPECT_EQ(recipe.layers[0].weight.spec->range, Range::mse);
 }
 
+TEST(Recipe, AKindOfModelHasItsLossLimitsAndEngines) {
+  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
+  const Recipe recipe = parse_recipe(
+      "version: 1\nmode: auto\nmodel: {kind: sentence_encoder}\n" + rule +
+          "evaluate: {sensitivity: true, accept: {cosine: 0.99}}\nengine: onnxruntime\n",
+      "r.yaml");
+  EXPECT_EQ(recipe.distill.loss, "cosine");
+  EXPECT_EQ(recipe.evaluate.accept_cosine, 0.99);
+  EXPECT_TRUE(recipe.evaluate.sensitivity);
+  EXPECT_EQ(recipe.exports, std::vector<std::string>{"onnx"});
+  const Recipe classifier = parse_recipe("version: 1\nmodel: {kind: classifier}\n" + rule +
+                                             "evaluate: {accept: {task_drop: 0.01}}\n",
+                                         "r.yaml");
+  EXPECT_EQ(classifier.distill.loss, "forward_kl");
+  EXPECT_EQ(classifier.evaluate.accept_task_drop, 0.01);
+  EXPECT_EQ(parse_recipe("version: 1\n" + rule, "r.yaml").model.kind, "causal_lm");
+}
+
+TEST(Recipe, ReadsAdaptersAndOscillation) {
+  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
+  const Recipe lora = parse_recipe(
+      "version: 1\n" + rule + "train: {parameters: lora, lora: {rank: 8, alpha: 4}}\n", "r.yaml");
+  EXPECT_EQ(lora.train.parameters, "lora");
+  EXPECT_EQ(lora.train.lora.rank, 8);
+  EXPECT_EQ(lora.train.lora.alpha, 4.0);
+  const Recipe frozen = parse_recipe(
+      "version: 1\n" + rule + "train: {oscillation: {method: freeze, threshold: 0.01}}\n",
+      "r.yaml");
+  EXPECT_EQ(frozen.train.oscillation.method, "freeze");
+  EXPECT_EQ(frozen.train.oscillation.threshold, 0.01);
+  EXPECT_EQ(frozen.train.oscillation.dampening, 0.02);
+}
+
 TEST(Recipe, InputsMayHaveAScalePerGroup) {
   const Recipe recipe = parse_recipe(
       "version: 1\nlayers:\n  - {match: a, input: {dtype: int8, group_size: 32}}\n", "r.yaml");
@@ -172,6 +205,13 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\n" + kRule + "evaluate: {accept: {task_drop: 0.1}}\n",
               "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task, but "
               "is 0.1"},
+        Fault{"version: 1\n" + kRule + "model: {kind: detector}\n",
+              "r.yaml:5:15: model.kind must be causal_lm, classifier or sentence_encoder, but is "
+              "detector"},
+        Fault{"version: 1\n" + kRule + "train: {lora: {rank: 4}}\n",
+              "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is a map"},
+        Fault{"version: 1\n" + kRule + "train: {oscillation: {method: stop}}\n",
+              "r.yaml:5:31: train.oscillation.method must be none, dampen or freeze, but is stop"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",
               "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
               "modelopt, onnx or safetensors, but has bin"},

@@ -38,6 +38,26 @@ TEST(Format, ARefusalNamesTheFormatsThatCan) {
             "compressed-tensors, gptq_v2, awq, gguf, onnx and safetensors can.");
 }
 
+TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
+  LayerPlan conv;
+  conv.name = "stem";
+  conv.out_features = 8;
+  conv.in_features = 32;
+  conv.weight = QuantSpec{};
+  conv.type = "Conv2d";
+  LayerPlan embedding = conv;
+  embedding.type = "Embedding";
+  std::vector<std::string> held_conv, held_embedding;
+  for (const Format& format : formats()) {
+    if (refusal(format, conv).empty()) held_conv.push_back(format.name);
+    if (refusal(format, embedding).empty()) held_embedding.push_back(format.name);
+  }
+  EXPECT_EQ(held_conv, (std::vector<std::string>{"onnx", "safetensors"}));
+  EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "onnx", "safetensors"}));
+  EXPECT_EQ(refusal(find_format("gguf"), conv),
+            "the layer is of the type Conv2d, and there is a place for Linear and Embedding");
+}
+
 TEST(Format, NothingQuantizedIsRefused) {
   EXPECT_EQ(refusal_of("gguf", {}), "gguf needs at least one quantized layer, but there is none.");
 }
