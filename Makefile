@@ -1,5 +1,6 @@
 # make demo    the quickstart: train, quantize, fine-tune, export, verify; leaves build/quickstart/
 # make test    every test: C++, CUDA compilation where nvcc is, Python
+# make test-engines, test-sanitize, coverage, fuzz    slower checks: engines, sanitizers, covered lines, libFuzzer
 # make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 
-.PHONY: demo test test-cpp test-cuda test-python test-engines bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-engines test-sanitize coverage fuzz bench format clean setup
 
 setup: $(SETUP)
 
@@ -52,6 +53,17 @@ test-python: $(SETUP)
 # Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
 test-engines: $(SETUP)
 	tools/test_engines.sh
+
+# The C++ tests under sanitizers; how much of the C++ they run; readers of files under a fuzzer for FUZZ_SECONDS each. For the night.
+test-sanitize: $(SETUP)
+	tools/sanitize.sh
+
+coverage: $(SETUP)
+	tools/coverage.sh
+
+FUZZ_SECONDS ?= 600
+fuzz: $(SETUP)
+	tools/fuzz.sh $(FUZZ_SECONDS)
 
 # About 40 minutes on two cores, and the figures are only as good as the machine is quiet.
 bench: $(SETUP)

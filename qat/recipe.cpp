@@ -165,6 +165,7 @@ TrainSection read_train(YamlSection section) {
     section.reject("oscillation", "must have method none unless parameters is all");
   train.gradient_checkpointing =
       section.boolean("gradient_checkpointing", train.gradient_checkpointing);
+  train.non_finite = section.one_of("non_finite", train.non_finite, {"stop", "skip"});
   train.weight_cache =
       section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
   train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);

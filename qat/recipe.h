@@ -134,6 +134,7 @@ struct TrainSection {
   LoraSection lora;
   OscillationSection oscillation;
   bool gradient_checkpointing = false;
+  std::string non_finite = "stop";    // or skip: batches whose loss or gradient is not finite
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never
   bool monitor = true;                // look at clipping, oscillation and scales after every step

@@ -135,6 +135,7 @@ void def_train(py::module_& m) {
       .def_readwrite("lora", &TrainSection::lora)
       .def_readwrite("oscillation", &TrainSection::oscillation)
       .def_readwrite("gradient_checkpointing", &TrainSection::gradient_checkpointing)
+      .def_readwrite("non_finite", &TrainSection::non_finite)
       .def_readwrite("weight_cache", &TrainSection::weight_cache)
       .def_readwrite("validate_every", &TrainSection::validate_every)
       .def_readwrite("monitor", &TrainSection::monitor)

@@ -1,8 +1,10 @@
 """The training of a run: along the recipe's schedule, keeping the state that is nearest to the float model."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def _tensorboard(job: Run) -> Callable[[dict], None]:
         for name, value in line.items():
             if name == "weight_bits":
                 value = max(value)
-            if name != "step":
+            if name != "step" and _number(value) is not None:
                 writer.add_scalar(name, value, line["step"])
         writer.flush()
 
@@ -150,4 +152,9 @@ def _widths(job: Run, step: int) -> list[int]:
 def _append_metric(path: Path, line: dict) -> None:
     """One line a step; a resumed run writes the steps after its checkpoint again, the last line counts."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({name: _number(value) for name, value in line.items()}) + "\n")
+
+
+def _number(value: Any) -> Any:
+    """JSON has no NaN: the loss of a batch that was skipped is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,9 +15,13 @@ from torchqat.training import TrainingLoop
 def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
     """Baseline, naive rounding, training, export, verification; in mode auto, what ``decide`` does. Returns the report."""
     job = Run(recipe, folder, progress)
-    job.open(resume)
-    if recipe.mode == "auto":
-        return decide(job)
+    with job.opened(resume):
+        return decide(job) if recipe.mode == "auto" else _follow(job)
+
+
+def _follow(job: Run) -> Report:
+    """What the recipe says, stage by stage."""
+    recipe = job.recipe
     measure_baseline(job)
     for bits in recipe.evaluate.compare:
         _naive(job, bits)
@@ -25,12 +29,16 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
     if recipe.train.control:
         _control(job)
     _trained(job)
-    integer = [
-        layer.weight.bits for layer in job.plan.layers if layer.weight and not layer.weight.grid.startswith("fp8")
-    ]
-    if recipe.evaluate.sensitivity and integer and not job.load_report().sensitivity:
-        measure_sensitivity(job, min(integer))
+    if recipe.evaluate.sensitivity:
+        _sensitivity(job)
     return job.load_report()
+
+
+def _sensitivity(job: Run) -> None:
+    weights = [layer.weight for layer in job.plan.layers if layer.weight]
+    widths = [weight.bits for weight in weights if not weight.grid.startswith("fp8")]
+    if widths and not job.load_report().sensitivity:
+        measure_sensitivity(job, min(widths))
 
 
 def _naive(job: Run, bits: int) -> None:

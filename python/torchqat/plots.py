@@ -108,7 +108,13 @@ def _training(path: Path) -> tuple[str, bytes] | None:
         return None
     steps = sorted(lines)
     with _figure() as (figure, axes):
-        axes.plot(steps, [lines[s]["loss"] for s in steps], color=_ACCENT, linewidth=1.5, label="training loss")
+        axes.plot(
+            steps,
+            [math.nan if lines[s]["loss"] is None else lines[s]["loss"] for s in steps],
+            color=_ACCENT,
+            linewidth=1.5,
+            label="training loss",
+        )
         checked = [s for s in steps if "validation_kl" in lines[s]]
         if checked:
             kl = [lines[s]["validation_kl"] for s in checked]

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -22,6 +24,7 @@ from torchqat.export import check_exports
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
 from torchqat.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.kinds import Kind, find_kind
+from torchqat.locking import locked, others_in, remove_leftovers
 from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
 from torchqat.report import Report, environment
@@ -143,9 +146,10 @@ class Run:
 
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
-    def open(self, resume: bool) -> None:
-        """Make the folder ready. A folder that is not a run's is never touched."""
-        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / "run.json").is_file():
+    @contextmanager
+    def opened(self, resume: bool) -> Iterator[None]:
+        """The folder, ready for work and held. One that is not a run's, or that another process works in, is not touched."""
+        if others_in(self.folder) and not (self.folder / "run.json").is_file():
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
         # Whatever the input may be wrong in shows here, before anything is written.
         plan = str(self.plan)
@@ -157,15 +161,18 @@ class Run:
             "data": self.recipe.data.train,
             "identity": self.identity,
         }
-        report = self.load_report() if resume and self._belongs(settings) else Report()
-        if not resume:
-            for name in ("checkpoints", "candidates", "metrics.jsonl"):
-                _remove(self.folder / name)
-        write_text(self.folder / "recipe.yaml", self.recipe.text)
-        write_json(self.folder / "run.json", settings)
-        write_text(self.folder / "plan.txt", plan)
-        report.environment = environment()
-        self.save_report(report)
+        with locked(self.folder):
+            remove_leftovers(self.folder)
+            report = self.load_report() if resume and self._belongs(settings) else Report()
+            if not resume:
+                for name in ("checkpoints", "candidates", "metrics.jsonl"):
+                    _remove(self.folder / name)
+            write_json(self.folder / "run.json", settings)  # first: it says that the folder is a run's
+            write_text(self.folder / "recipe.yaml", self.recipe.text)
+            write_text(self.folder / "plan.txt", plan)
+            report.environment = environment()
+            self.save_report(report)
+            yield
 
     def _belongs(self, settings: dict) -> bool:
         """Whether what the folder holds was made from the same recipe, model and data."""

@@ -15,9 +15,13 @@ from torchqat.data import Batches
 from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches
 from torchqat.files import load_state, save_state
+from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.oscillation import Dampening, Freezing
 from torchqat.quant_layer import SCALE_NAMES
 from torchqat.schedule import Schedule
+
+# Batches with a loss or gradient that is not finite; more of them in a row are no accident.
+_MOST_SKIPPED = 10
 
 Loss = Callable[[Batch], Tensor]
 Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
@@ -57,6 +61,7 @@ class TrainingLoop:
     on_step: OnStep = field(default=lambda _step, _figures: None)
     steady: bool = False
     settles: Dampening | Freezing | None = None
+    _skipped_in_a_row: int = field(default=0, init=False)
 
     def run(self) -> nn.Module:
         """Train to the end, from the checkpoint if there is one, and return the model in evaluation mode."""
@@ -90,16 +95,45 @@ class TrainingLoop:
             loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
             loss.backward()
             total += loss.item()
-        if not math.isfinite(total):
-            raise UserError(
-                f"The loss must stay finite, but is {total} at step {step}; lower train.learning_rate, "
-                "or resume from the last checkpoint with it lowered."
-            )
         norm = nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf)
+        skipped = not (math.isfinite(total) and math.isfinite(norm.item()))
+        if skipped:
+            self._skip_or_stop(step, total, lambda: [self.loss(to_device(batch, device)) for batch in micro_batches])
         for optimizer in optimizers:
-            optimizer.step()
+            if not skipped:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        broken = scale_not_finite(self.model)
+        if broken:
+            raise UserError(f"Scales must stay finite, but {broken} is not after step {step}; {self._advice()}")
+        figures = {"loss": total, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+        return {**figures, "skipped": 1} if skipped else figures
+
+    def _skip_or_stop(self, step: int, loss: float, again: Callable[[], object]) -> None:
+        """A batch whose loss or gradient is not finite is left out where the recipe says so, but not many in a row."""
+        if self.settings.non_finite == "skip" and self._skipped_in_a_row < _MOST_SKIPPED:
+            return
+        what = (
+            f"The loss must stay finite, but is {loss}"
+            if not math.isfinite(loss)
+            else "Gradients must stay finite, but are not,"
+        )
+        first = first_not_finite(self.model, again)
+        where = f"; the first that is not finite is {first}" if first else ""
+        skipped = f", after {self._skipped_in_a_row} batches that were skipped" if self._skipped_in_a_row else ""
+        raise UserError(f"{what} at step {step}{skipped}{where}; {self._advice()}")
+
+    def _advice(self) -> str:
+        kept = self.checkpoint is not None and self.checkpoint.is_file()
+        last = (
+            f"--resume goes on from step {load_state(self.checkpoint)['step']}, kept in {self.checkpoint}"
+            if kept
+            else ""
+        )
+        return " or ".join(["lower train.learning_rate", "set train.non_finite: skip"]) + (
+            f"; {last}." if last else "."
+        )
 
     def _training_mode(self) -> None:
         self.model.train()

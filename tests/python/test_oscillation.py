@@ -147,11 +147,11 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, mod
         recipe = torchqat.parse_recipe(RUN.replace("METHOD", method), "recipe")
         recipe.model.path, recipe.data.train = str(model_folder), str(data_folder)
         job = Run(recipe, folder, Progress(quiet=True))
-        job.open(resume=True)
-        if stop:
-            with pytest.raises(KeyboardInterrupt):
-                _stopped(fine_tune, job, stop)
-        return fine_tune(job)
+        with job.opened(resume=True):
+            if stop:
+                with pytest.raises(KeyboardInterrupt):
+                    _stopped(fine_tune, job, stop)
+            return fine_tune(job)
 
     def _stopped(function, job, step):
         def interrupt(*_):

@@ -209,7 +209,7 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:15: model.kind must be causal_lm, classifier or sentence_encoder, but is "
               "detector"},
         Fault{"version: 1\n" + kRule + "train: {lora: {rank: 4}}\n",
-              "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is a map"},
+              "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is {rank: 4}"},
         Fault{"version: 1\n" + kRule + "train: {oscillation: {method: stop}}\n",
               "r.yaml:5:31: train.oscillation.method must be none, dampen or freeze, but is stop"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",

@@ -149,8 +149,8 @@ def train(
     from torchqat.fine_tune import fine_tune
 
     job = _job(recipe, model, data, output)
-    job.open(resume)
-    fine_tune(job)
+    with job.opened(resume):
+        fine_tune(job)
     say(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
     result({"folder": str(job.folder)})
 

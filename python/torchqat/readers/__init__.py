@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.files import read_json
 from torchqat.readers.reading import Reading, read_tensors
 
@@ -24,11 +24,12 @@ def format_of(folder: Path) -> str:
         return "gguf"
     if any(folder.glob("*.onnx")):
         return "onnx"
-    config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config") or {}
-    method = config.get("quant_method")
+    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
+    config = settings.get("quantization_config") if isinstance(settings, dict) else None
+    method = config.get("quant_method") if isinstance(config, dict) else None
     if method == "gptq":
         return "gptq_v2" if config.get("checkpoint_format") == "gptq_v2" else "gptq"
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise UserError(
             f"{folder} must be a checkpoint of a format that torchqat writes, but its config.json names "
             f"{'no quantization method' if method is None else method}."
@@ -67,4 +68,10 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
 
         return read_onnx(folder)
     config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
-    return read_layers_of(format, read_tensors(folder), config)
+    tensors = read_tensors(folder)
+    try:
+        return read_layers_of(format, tensors, config)
+    except UserError:
+        raise
+    except Exception as error:  # of a configuration that is none
+        raise UserError(f"{folder} must be a {format} checkpoint that can be read, but {first_line(error)}.") from error

@@ -40,13 +40,19 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
             name = known.get(found.name)
             if name is None:
                 raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
-            values = torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
-            values = _in_model_order(values, order.heads_of(name))
+            values = _in_model_order(_dense(file, found), order.heads_of(name))
             if name in quantized and found.tensor_type not in _FLOATS:
                 reading.weights[name.removesuffix(".weight")] = values
             else:
                 reading.others[name] = values
     return reading
+
+
+def _dense(file: Path, found) -> Tensor:
+    try:
+        return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
+    except Exception as error:
+        raise UserError(f"{file} must hold tensors that can be read, but {found.name}: {first_line(error)}.") from error
 
 
 def _in_model_order(rows: Tensor, heads: int | None) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 
 class MissingTensor(KeyError):
@@ -79,6 +79,10 @@ def read_layers(
             reading.weights[name] = dense(LayerTensors(name, found))
         except MissingTensor as error:
             reading.missing.append(error.args[0])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a stranger's shapes, dtypes and numbers lead to
+            raise UserError(f"{name} must be a quantized layer that can be read, but {first_line(error)}.") from error
     return reading
 
 

@@ -1,0 +1,58 @@
+"""One process at a time in a run's folder."""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchqat.errors import UserError
+
+NAME = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, which is made if it is not there, while the block runs. A process that dies lets go of it.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / NAME, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"output must be a folder that can be written to, but {folder}: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            raise UserError(
+                f"output must be a folder that no other run works in, but process {holder or 'unknown'} works in {folder}."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def others_in(folder: Path) -> list[Path]:
+    """What is in ``folder`` besides a lock and what a process that died has left half written."""
+    return (
+        [path for path in folder.iterdir() if path.name != NAME and not _is_leftover(path)] if folder.is_dir() else []
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove files and folders that were to be renamed into place (files.py). Only for a folder that is locked."""
+    for path in list(folder.rglob(".*")):
+        if _is_leftover(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    return re.fullmatch(r"\..+\.(pending|old)-\d+", path.name) is not None

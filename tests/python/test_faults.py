@@ -1,0 +1,202 @@
+"""Faults, each of which really happens: nothing is lost, and what is said is one sentence."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torchqat
+from command import call
+from test_training import loop_for, settings
+from torchqat.files import load_state, save_state
+from torchqat.locking import locked
+from torchqat.prepare import quant_layers
+
+RECIPE = """version: 1
+data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int4, group_size: 32, grid: full, scale: learned}
+initialize: {method: gptq}
+schedule: [{until: 50%, weight: int6}, {until: 100%, weight: int4}]
+train: {steps: 12, batch_size: 2, sequence_length: 32, checkpoint_every: 1, validate_every: 3}
+evaluate: {compare: [int4]}
+export: [compressed-tensors, safetensors]
+"""
+
+
+@pytest.fixture
+def places(tmp_path, model_folder, data_folder):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return [tmp_path / "recipe.yaml", "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
+
+
+def test_runs_killed_at_random_moments_end_with_the_same_bits(tmp_path, model_folder, data_folder):
+    """kill -9 in calibration, training and export, then --resume: 50 times."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    worker = Path(__file__).with_name("fault_worker.py")
+    command = [sys.executable, worker, tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "runs", 50, 0]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == 50 and found["equal"] and found["files"] > 20
+
+
+def test_two_runs_in_one_folder(places, tmp_path, capsys):
+    with locked(tmp_path / "run"):
+        code, _, err = call(capsys, "run", *places)
+    assert code == 2 and f"no other run works in, but process {os.getpid()} works in {tmp_path / 'run'}" in err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
+    code, _, err = call(capsys, "train", *places)  # the lock is gone with its holder, and the folder is still empty
+    assert code == 0, err
+
+
+def test_a_folder_that_cannot_be_written_to(places, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, _, err = call(capsys, "run", *places[:-1], tmp_path / "file" / "run")
+    assert code == 2 and "output must be a folder that can be written to" in err and "Traceback" not in err
+
+
+@contextmanager
+def files_of_at_most(size):
+    """What a full disk does to whoever writes: the write fails part of the way."""
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 100_000])
+def test_a_full_disk(places, tmp_path, capsys, size):
+    with files_of_at_most(size):
+        code, _, err = call(capsys, "run", *places)
+    assert code == 2 and "could not be written: " in err and "Traceback" not in err
+    left = [p for p in (tmp_path / "run").rglob(".*") if p.name != ".lock"]
+    assert not left, "nothing half written stays"
+    code, _, err = call(capsys, "run", *places, "--resume")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_a_checkpoint_that_is_cut_off(sixteenths, tmp_path):
+    path = tmp_path / "train.pt"
+    save_state(path, {"step": 3, "model": {"weight": torch.randn(64, 64)}, "identity": "x"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * sixteenths // 16])
+    with pytest.raises(torchqat.UserError, match="train.pt must be a checkpoint of torchqat, but does not load: "):
+        load_state(path)
+    assert path.read_bytes() == whole[: len(whole) * sixteenths // 16]
+
+
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_an_export_that_is_cut_off(sixteenths, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    text = 'version: 1\nlayers: [{match: "*", weight: {dtype: int4, group_size: 32}}]\n'
+    model = torchqat.prepare(model, torchqat.parse_recipe(text, "recipe"))
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * sixteenths // 16])
+    with pytest.raises(torchqat.UserError, match="must be a safetensors file, but does not load"):
+        torchqat.verify(folder, model)
+    with pytest.raises(torchqat.FileError, match="must be a safetensors file, but"):
+        torchqat._library.load_checkpoint(str(folder))
+
+
+def test_a_resumed_run_says_which_checkpoint_is_damaged(places, tmp_path, capsys):
+    assert call(capsys, "train", *places)[0] == 0
+    path = tmp_path / "run" / "checkpoints" / "train.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    code, _, err = call(capsys, "train", *places, "--resume")
+    assert code == 2 and f"{path} must be a checkpoint of torchqat, but does not load" in err
+    assert call(capsys, "train", *places)[0] == 0  # from the beginning
+
+
+# -- numbers that are none --------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_says_where_it_began(tiny_llama, tmp_path):
+    loop = loop_for(tiny_llama, settings(steps=4, checkpoint_every=1), checkpoint=tmp_path / "train.pt")
+    plain = loop.loss
+
+    def loss(batch):
+        if loop.batches[3].equal(batch):
+            with torch.no_grad():
+                tiny_llama.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+        return plain(batch)
+
+    loop.loss = loss
+    with pytest.raises(torchqat.UserError) as refused:
+        loop.run()
+    said = str(refused.value)
+    assert "at step 3; the first that is not finite is model.layers.1.mlp.up_proj.weight" in said
+    assert f"--resume goes on from step 3, kept in {tmp_path / 'train.pt'}" in said and "train.non_finite: skip" in said
+
+
+def test_a_layer_whose_output_overflows_is_named(tiny_llama):
+    loop = loop_for(tiny_llama, settings(steps=1))
+    layer = tiny_llama.model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda module, inputs, output: output * float("inf"))
+    with pytest.raises(
+        torchqat.UserError, match="the first that is not finite is the output of model.layers.0.self_attn.q_proj"
+    ):
+        loop.run()
+
+
+def test_a_batch_may_be_skipped(tiny_llama):
+    before = {name: p.detach().clone() for name, p in tiny_llama.named_parameters()}
+    chosen = settings(steps=3)
+    chosen.non_finite = "skip"
+    seen = []
+    loop = loop_for(tiny_llama, chosen, on_step=lambda step, figures: seen.append((figures.get("skipped", 0), step)))
+    plain = loop.loss
+    loop.loss = lambda batch: plain(batch) * (float("nan") if batch.equal(loop.batches[0]) else 1.0)
+    loop.run()
+    assert seen == [(1, 1), (0, 2), (0, 3)]
+    assert all(torch.isfinite(p).all() for p in tiny_llama.parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
+
+
+def test_not_every_batch_may_be_skipped(tiny_llama):
+    chosen = settings(steps=30)
+    chosen.non_finite = "skip"
+    loop = loop_for(tiny_llama, chosen)
+    loop.loss = lambda batch: tiny_llama.model.norm.weight.sum() * float("nan")
+    with pytest.raises(torchqat.UserError, match="is nan at step 10, after 10 batches that were skipped"):
+        loop.run()
+
+
+def test_a_scale_that_is_no_number_is_named(tiny_llama):
+    recipe = torchqat.parse_recipe(RECIPE, "recipe")
+    model = torchqat.prepare(tiny_llama, recipe)
+    loop = loop_for(model, settings(steps=2))
+    name, layer = quant_layers(model)[3]
+    layer.weight_scale.register_hook(lambda gradient: gradient)
+    loop.optimizers = lambda model, settings: [Poison(layer.weight_scale)]
+    with pytest.raises(
+        torchqat.UserError, match=f"Scales must stay finite, but {name}.weight_scale is not after step 0"
+    ):
+        loop.run()
+
+
+class Poison(torch.optim.SGD):
+    """Makes a scale NaN where another optimizer would move it."""
+
+    def __init__(self, scale):
+        super().__init__([scale], lr=0.0)
+        self.param_groups[0].update(initial_lr=0.0, relative=False)
+        self.scale = scale
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.scale.fill_(float("nan"))

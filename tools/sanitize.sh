@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The C++ tests under the address and undefined-behaviour sanitizers, then under the thread sanitizer.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+torch=$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')
+
+# built NAME SANITIZERS: the tests, in build/NAME.
+built() {
+  cmake -S . -B "build/$1" -DCMAKE_PREFIX_PATH="$torch" -DQAT_BUILD_PYTHON=OFF -DQAT_BUILD_TESTS=ON -DQAT_SANITIZE="$2" \
+    >"build/$1.log" || { cat "build/$1.log"; exit 1; }
+  cmake --build "build/$1" --parallel "$(nproc)" --target qat_ops_tests qat_tests
+}
+
+built asan address,undefined
+# What torch allocates for as long as the process lives is no leak of ours.
+export LSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/leaks.txt:print_suppressions=0"
+export UBSAN_OPTIONS=print_stacktrace=1
+for suite in qat_ops_tests qat_tests; do "build/asan/tests/$suite" --gtest_brief=1; done
+
+built tsan thread
+# torch and OpenMP are not built for it: what happens between their threads cannot be seen.
+export TSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/races.txt:ignore_noninstrumented_modules=1"
+for suite in qat_ops_tests qat_tests; do "build/tsan/tests/$suite" --gtest_brief=1; done
