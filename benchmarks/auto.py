@@ -169,9 +169,9 @@ def main() -> None:
     ]  # fmt: skip
     body = table(head, rows)
     body += (
-        "\n\nSizes are those of the quantized layers, scales included. transformers multiplies dense weights, so"
-        "\nthat nothing is gained there in speed; the digits' network is so small that onnxruntime takes longer to turn its INT4 kernels"
-        "\ninto floats than to multiply them. What larger models gain: engines-cpu.md."
+        "\n\nSizes are those of the quantized layers, scales included. transformers multiplies dense weights, so that"
+        "\nnothing is gained there in speed; the digits' network is so small that onnxruntime takes longer to turn its"
+        "\nINT4 kernels into floats than to multiply them. What larger models gain: engines-cpu.md."
     )
     publish("auto", "Mode auto on three real cases", body, figures, "python benchmarks/auto.py")
 
