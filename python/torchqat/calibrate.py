@@ -9,6 +9,7 @@ from torch import nn
 
 from torchqat.errors import UserError
 from torchqat.kv_cache import caches
+from torchqat.memory import explained
 from torchqat.prepare import require_prepared
 from torchqat.ptq.blocks import Forward
 from torchqat.ptq.calibration import Calibration
@@ -53,7 +54,8 @@ def calibrate(
                 raise UserError(
                     f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
                 )
-            result = initialize(model, batches, run, settings)
+            with explained(model, "calibration", "lower data.calibration.samples or sequence_length"):
+                result = initialize(model, batches, run, settings)
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:
         model.train(training)

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} must be a checkpoint of torchqat, but does not load: {error}.") from error
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256, in hexadecimal, over the names and contents of all files in ``folder``."""
+    found = sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+        with open(file, "rb") as content:
+            for part in iter(lambda: content.read(1 << 20), b""):
+                found.update(part)
+    return found.hexdigest()
 
 
 def size_of(folder: Path) -> int:

@@ -8,7 +8,7 @@ from torchqat.convert import QuantizedWeights, convert
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import checked_format, export
-from torchqat.files import size_of
+from torchqat.files import digest_of, size_of
 from torchqat.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.histograms import histograms
 from torchqat.report import Report, Variant
@@ -90,7 +90,7 @@ def export_and_verify(job: Run, model: nn.Module, format: str, suffix: str) -> s
     checked = verify(folder, model, example=example)
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
-    job.progress.say(f"{folder}: {checked}")
+    job.progress.say(f"{folder}: {checked}; sha256 {digest_of(folder)}")
     return target
 
 

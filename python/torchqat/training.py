@@ -16,12 +16,17 @@ from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches
 from torchqat.files import load_state, save_state
 from torchqat.finite import first_not_finite, scale_not_finite
+from torchqat.memory import explained
 from torchqat.oscillation import Dampening, Freezing
 from torchqat.quant_layer import SCALE_NAMES
 from torchqat.schedule import Schedule
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.
 _MOST_SKIPPED = 10
+_LESS_MEMORY = (
+    "lower train.batch_size (and raise train.gradient_accumulation) or train.sequence_length, or set "
+    "train.gradient_checkpointing: true or train.parameters: lora"
+)
 
 Loss = Callable[[Batch], Tensor]
 Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
@@ -91,10 +96,11 @@ class TrainingLoop:
         micro_batches = chunks(self.batches[step], self.settings.gradient_accumulation)
         device = next(self.model.parameters()).device
         total = 0.0
-        for micro_batch in micro_batches:
-            loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
-            loss.backward()
-            total += loss.item()
+        with explained(self.model, f"step {step}", _LESS_MEMORY):
+            for micro_batch in micro_batches:
+                loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
+                loss.backward()
+                total += loss.item()
         norm = nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf)
         skipped = not (math.isfinite(total) and math.isfinite(norm.item()))
         if skipped:

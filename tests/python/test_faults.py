@@ -122,6 +122,46 @@ def test_a_resumed_run_says_which_checkpoint_is_damaged(places, tmp_path, capsys
     assert call(capsys, "train", *places)[0] == 0  # from the beginning
 
 
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+_HUNGRY = """
+import resource, sys, torch, torchqat
+from test_training import loop_for, settings
+from torchqat.scratch import new_model
+from conftest import Tiny
+
+model = new_model(Tiny, Tiny.vocabulary, seed=0)
+loop = loop_for(model, settings(steps=2))
+loop.run()  # what libraries set aside once is there
+tokens = torch.randint(0, 400, (8, 4096))
+loop.batches = [tokens] * 4
+loop.settings = settings(steps=4)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, -1))
+try:
+    loop.run()
+except torchqat.UserError as error:
+    print(error)
+"""
+
+
+def test_memory_that_runs_out_names_the_layer_and_what_to_lower():
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", _HUNGRY], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout.strip()
+    assert said.startswith("Memory must suffice for step 0, but ran out in "), said
+    assert "lower train.batch_size" in said
+
+
+def test_other_errors_stay_what_they_are(tiny_llama):
+    loop = loop_for(tiny_llama, settings(steps=1))
+    loop.loss = lambda batch: torch.ones(2, 3) @ torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        loop.run()
+
+
 # -- numbers that are none --------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ def export(
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
     from torchqat.export import check_exports
+    from torchqat.files import digest_of
     from torchqat.restore import open_run, trained_model
 
     job = open_run(Path(run))
@@ -45,6 +46,7 @@ def export(
         files=job.kind.companions(job.model_path),
     )
     _print_verification(folder, torchqat.verify(folder, model))
+    say(f"sha256 {digest_of(folder)}")
 
 
 def verify(

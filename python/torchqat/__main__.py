@@ -1,0 +1,5 @@
+"""``python -m torchqat``: the command line."""
+
+from torchqat.cli import main
+
+main()

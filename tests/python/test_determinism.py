@@ -1,0 +1,80 @@
+"""The same seed gives the same bits: run to run, and however many threads there are."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchqat
+from fault_worker import digests
+
+RECIPE = """version: 1
+data: {calibration: {samples: 8, sequence_length: 64}, evaluation: {samples: 4, sequence_length: 64}}
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int3, group_size: 32, grid: full, scale: learned}
+    INPUT
+initialize: {method: METHOD}
+train: {steps: 8, batch_size: 4, sequence_length: 64, validate_every: 4, checkpoint_every: 4, learning_rate: 1.0e-3}
+export: [FORMAT, safetensors]
+"""
+
+
+def run(recipe, model, data, folder, threads):
+    """In a process of its own; returns digests of all that is left, and what was said."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "torchqat", "run", recipe, "--model", model, "--data", data, "--output", folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return digests(folder), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "input", "format"),
+    [
+        ("gptq", "", "compressed-tensors"),
+        ("awq", "", "gptq"),
+        ("smoothquant+gptq", "input: {dtype: int8}", "safetensors"),
+    ],
+)
+def test_runs_are_the_same_bits(method, input, format, tmp_path, model_folder, data_folder):
+    text = RECIPE.replace("METHOD", method).replace("INPUT", input).replace("FORMAT, safetensors", format)
+    text = text.replace("int3", "int4") if format == "compressed-tensors" else text
+    text = text.replace("scale: learned}", "scale: learned, scale_dtype: float16}") if format == "gptq" else text
+    (tmp_path / "recipe.yaml").write_text(text)
+    first, said = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "first", 1)
+    again, said_again = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "again", 1)
+    threaded, said_threaded = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "threaded", 2)
+    assert first == again
+    assert first == threaded, [name for name in first if first[name] != threaded[name]]
+    hashes = [re.findall(r"sha256 ([0-9a-f]{64})", text) for text in (said, said_again, said_threaded)]
+    assert hashes[0] and hashes[0] == hashes[1] == hashes[2]
+
+
+@pytest.mark.parametrize("grid", ["narrow", "full", "signed", "asymmetric"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_are_the_same_bits_on_any_number_of_threads(grid, dtype):
+    torch.manual_seed(0)
+    x, g = torch.randn(512, 512, dtype=dtype), torch.randn(512, 512, dtype=dtype)
+    before = torch.get_num_threads()
+
+    def results(threads):
+        torch.set_num_threads(threads)
+        weight = x.clone().requires_grad_(True)
+        scale, zero = torchqat.ops.choose_qparams(x, (1, 64), 4, grid, "mse", torch.float16)
+        learned = scale.clone().requires_grad_(True)
+        zeros = zero.float().requires_grad_(True) if grid == "asymmetric" else None
+        ends = (-7, 7) if grid == "narrow" else (-8, 7)
+        y = torchqat.ops.fake_quantize_learned(weight, learned, zeros, (1, 64), *ends, torch.float16, 0.1)
+        (y * g).sum().backward()
+        codes = torchqat.ops.quantize(x, scale, zero, (1, 64), *ends)
+        return [scale, zero, y.detach(), weight.grad, learned.grad, codes, torchqat.ops.pack(codes, 4)]
+
+    try:
+        one, two, three = results(1), results(2), results(3)
+    finally:
+        torch.set_num_threads(before)
+    for a, b, c in zip(one, two, three, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
