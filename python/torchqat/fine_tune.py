@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import BitSchedule
 from torchqat.batches import Batch
 from torchqat.best_state import BestState
+from torchqat.distributed import is_first, wait, wrapped
 from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
 from torchqat.kinds.kind import is_plain
@@ -27,6 +28,10 @@ def fine_tune(job: Run) -> nn.Module:
     """Fine-tune along the schedule; returns the trained model at its exported widths."""
     model = job.prepared(job.plan)
     choose_parameters(job, model)
+    device = training_device()
+    model.to(device)
+    job.original.to(device)
+    parallel = wrapped(model)
     metrics = job.folder / "metrics.jsonl"
     show = job.progress.steps("Fine-tuning with the schedule", job.recipe.train.steps)
     best = _best_state(job, model)
@@ -45,7 +50,7 @@ def fine_tune(job: Run) -> nn.Module:
 
     loop = TrainingLoop(
         model,
-        distillation(job, model),
+        distillation(job, parallel),
         job.data.train,
         job.recipe.train,
         schedule=lambda optimizer: Schedule(model, job.recipe, job.recipe.train.steps, optimizer),
@@ -53,16 +58,24 @@ def fine_tune(job: Run) -> nn.Module:
         identity=job.identity,
         on_step=record,
         steady=not is_plain(job.recipe.distill),
+        parallel=parallel,
         settles=against_oscillation(model, job.recipe.train.oscillation, job.recipe.train.steps),
     )
     if job.recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if best is not None and not best.history:
+    if best is not None and not best.history and is_first():
         best.consider(0)  # at the exported widths, before the schedule begins
     loop.run()
+    wait()  # for the process that writes
     if best is not None:
         _keep_best(job, best)
-    return merge_adapters(model).eval()
+    job.original.to("cpu")
+    return merge_adapters(model).to("cpu").eval()
+
+
+def training_device() -> torch.device:
+    """The GPU of this process, where there is one: training goes there, everything else stays on the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def choose_parameters(job: Run, model: nn.Module) -> None:
@@ -132,6 +145,8 @@ def _best_state(job: Run, model: nn.Module) -> BestState | None:
 
 def _keep_best(job: Run, best: BestState) -> None:
     step = best.restore()
+    if not is_first():
+        return
     report = job.load_report()
     report.validation = {"start": best.start, "best": best.best, "step": step}
     if step == 0:

@@ -91,6 +91,15 @@ class QuantInput(nn.Module):
         return self._observer
 
     @torch.no_grad()
+    def set_input_range(self, low: float, high: float) -> None:
+        """Go on from this range, and take the scale of it unless that is learned."""
+        self.observer.restore(low, high)
+        self.input_low.fill_(low)
+        self.input_high.fill_(high)
+        if self.input_spec.scale == "minmax":
+            self.input_scale_from(self.observer)
+
+    @torch.no_grad()
     def forget_input_range(self) -> None:
         """Let an input whose scale is fixed beforehand pass as it is, until it is calibrated anew."""
         if self.input_spec is not None and not self.input_spec.dynamic:

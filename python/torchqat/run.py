@@ -18,6 +18,7 @@ from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv
 from torchqat.batches import digest as digest_of
 from torchqat.calibrate import calibrate
 from torchqat.data import Corpus, Data, load_corpus, shortfall
+from torchqat.distributed import is_first, wait
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import check_exports
@@ -127,7 +128,7 @@ class Run:
             warnings += self._notes(model)
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if kept is not None and (self.recipe.initialize.needs_data or cache_spec(model) is not None):
+        if kept is not None and is_first() and (self.recipe.initialize.needs_data or cache_spec(model) is not None):
             save_state(kept, {"identity": self.identity, "model": model.state_dict()})
             report = self.load_report()
             report.notes = warnings
@@ -161,6 +162,10 @@ class Run:
             "data": self.recipe.data.train,
             "identity": self.identity,
         }
+        if not is_first():
+            wait()  # until the folder is ready
+            yield
+            return
         with locked(self.folder):
             remove_leftovers(self.folder)
             report = self.load_report() if resume and self._belongs(settings) else Report()
@@ -172,6 +177,7 @@ class Run:
             write_text(self.folder / "plan.txt", plan)
             report.environment = environment()
             self.save_report(report)
+            wait()
             yield
 
     def _belongs(self, settings: dict) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import TrainSection
 from torchqat.batches import Batch, chunks, to_device
 from torchqat.data import Batches
+from torchqat.distributed import count, is_first, mean, share, share_ranges, without_sync
 from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches
 from torchqat.files import load_state, save_state
@@ -53,6 +54,7 @@ class TrainingLoop:
         steady: Train without dropout and with the norms' running statistics as they are: what the loss compares with, a
             float model in evaluation mode, has neither noise nor statistics of the batch.
         settles: What is done about oscillating weights after each step.
+        parallel: What ``loss`` calls in place of the model where several processes train it (distributed.py).
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class TrainingLoop:
     on_step: OnStep = field(default=lambda _step, _figures: None)
     steady: bool = False
     settles: Dampening | Freezing | None = None
+    parallel: nn.Module | None = None
     _skipped_in_a_row: int = field(default=0, init=False)
 
     def run(self) -> nn.Module:
@@ -82,9 +85,11 @@ class TrainingLoop:
                 self.settles.step(step)
             if schedule is not None:
                 schedule.step()
-            if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
+            share_ranges(self.model)
+            if is_first() and (step % self.settings.checkpoint_every == 0 or step == self.settings.steps):
                 self._save(step, optimizers, schedule)
-            self.on_step(step, figures)
+            if is_first():
+                self.on_step(step, figures)
         return self.model.eval()
 
     def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
@@ -93,14 +98,16 @@ class TrainingLoop:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             size = _size(group["params"][0]) if group["relative"] else 1.0
             group["lr"] = group["initial_lr"] * size * rate
-        micro_batches = chunks(self.batches[step], self.settings.gradient_accumulation)
+        micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
         device = next(self.model.parameters()).device
         total = 0.0
         with explained(self.model, f"step {step}", _LESS_MEMORY):
-            for micro_batch in micro_batches:
-                loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
-                loss.backward()
+            for index, micro_batch in enumerate(micro_batches):
+                with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
+                    loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
+                    loss.backward()
                 total += loss.item()
+        total = mean(total)
         norm = nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf)
         skipped = not (math.isfinite(total) and math.isfinite(norm.item()))
         if skipped:

@@ -145,12 +145,17 @@ def report(
 def train(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
-    """Only the fine-tuning; `torchqat export RUN` writes the checkpoint."""
+    """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
+    from torchqat.distributed import is_first, processes
     from torchqat.fine_tune import fine_tune
 
-    job = _job(recipe, model, data, output)
-    with job.opened(resume):
-        fine_tune(job)
+    with processes():
+        job = _job(recipe, model, data, output)
+        job.progress.quiet = not is_first()
+        with job.opened(resume):
+            fine_tune(job)
+        if not is_first():
+            return
     say(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
     result({"folder": str(job.folder)})
 

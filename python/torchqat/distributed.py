@@ -1,0 +1,119 @@
+"""Training on several processes, by PyTorch's own engine: what ``torchrun`` starts takes its share of every batch.
+
+A recipe means the same whatever the number of processes: a step's batch has ``batch_size * gradient_accumulation`` rows, of
+which each process takes an equal part, and gradients are averaged.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torchqat.batches import Batch, rows_of, size_of
+from torchqat.errors import UserError
+from torchqat.prepare import quant_layers
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """The group of processes that ``torchrun`` started; alone, nothing.
+
+    A process that dies ends the others as well: torchrun stops them, and the checkpoint of the last step stands.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share(batch: Batch) -> Batch:
+    """This process' rows of a step's batch.
+
+    Raises:
+        UserError: The rows cannot be shared equally.
+    """
+    rows, parts = size_of(batch), count()
+    if rows % parts:
+        raise UserError(
+            f"train.batch_size times gradient_accumulation must be a multiple of the {parts} processes, but is {rows}."
+        )
+    part = rows // parts
+    return rows_of(batch, rank() * part, (rank() + 1) * part) if parts > 1 else batch
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """``model`` as the loss calls it: by ``DistributedDataParallel``, where there are others."""
+    if count() == 1:
+        return model
+    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+    # Each process derives its buffers, widths and scales among them, from the step and from parameters that are the same.
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def without_sync(model: nn.Module | None, last: bool):
+    """For every micro-batch but the last: gradients stay where they are."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+def mean(value: float) -> float:
+    """Of the processes' values."""
+    if count() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    dist.all_reduce(total)
+    return total.item() / count()
+
+
+@torch.no_grad()
+def share_ranges(model: nn.Module) -> None:
+    """Give every input that follows what it is given the range of all processes: the ends of ranges, or their mean."""
+    if count() == 1:
+        return
+    layers = [
+        layer for _, layer in quant_layers(model) if layer.observing and layer.input_spec and layer.input_spec.follows
+    ]
+    if not layers:
+        return
+    ends = torch.stack([torch.cat([-layer.input_low, layer.input_high]).flatten() for layer in layers])
+    averaged = torch.tensor([layer.input_spec.observer == "moving_average" for layer in layers], device=ends.device)
+    most, total = ends.clone(), ends.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    dist.all_reduce(total)
+    for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most).tolist(), strict=True):
+        layer.set_input_range(-low, high)

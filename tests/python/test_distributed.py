@@ -1,0 +1,142 @@
+"""Training on several processes that torchrun starts (gloo): what one process gives, and nothing lost when one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torchqat.files import load_state
+
+RECIPE = """version: 1
+data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
+layers:
+  - match: "model.layers.*"
+    weight: {dtype: int4, group_size: 32, grid: full, scale: SCALE}
+    INPUT
+schedule: [{until: 50%, weight: int6}, {until: 100%, weight: int4}]
+train: {steps: 8, batch_size: 4, gradient_accumulation: ACCUMULATION, sequence_length: 32, checkpoint_every: 2,
+        validate_every: 4, learning_rate: 1.0e-3}
+export: [safetensors]
+"""
+
+
+@pytest.fixture
+def train(tmp_path, model_folder, data_folder):
+    def start(name, processes, *options, **values):
+        text = RECIPE
+        for key, value in {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", **values}.items():
+            text = text.replace(key, str(value))
+        (tmp_path / f"{name}.yaml").write_text(text)
+        run = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            processes,
+            "--master_port",
+            0,
+            "--rdzv_backend",
+            "c10d",
+        ]
+        run += ["--rdzv_endpoint", "localhost:0"]
+        command = [
+            sys.executable,
+            *(run if processes > 1 else []),
+            "-m",
+            "torchqat",
+            "train",
+            tmp_path / f"{name}.yaml",
+        ]
+        command += ["--model", model_folder, "--data", data_folder, "--output", tmp_path / name, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    def finish(*arguments, **values):
+        process = start(*arguments, **values)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        return tmp_path / arguments[0], out + err
+
+    finish.start = start
+    return finish
+
+
+def state(folder):
+    return load_state(folder / "checkpoints" / "train.pt")["model"]
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    return torch.tensor([line["loss"] for line in lines])
+
+
+@pytest.mark.parametrize("scale", ["minmax", "learned"])
+def test_two_processes_give_the_bits_of_one(scale, train):
+    """One process adds the halves of a batch one after the other, as two of them do: the same sums in the same order."""
+    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2)
+    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2)
+    assert torch.equal(losses(alone), losses(together))
+    for name, tensor in state(alone).items():
+        assert torch.equal(tensor, state(together)[name]), name
+    assert said.count("The trained state is in") == 1
+
+
+def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
+    alone, _ = train("alone", 1)
+    together, _ = train("together", 4)
+    torch.testing.assert_close(losses(alone), losses(together), rtol=1e-4, atol=1e-5)
+    for name, tensor in state(alone).items():
+        torch.testing.assert_close(tensor, state(together)[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving_average"])
+def test_ranges_of_inputs_are_those_of_all_processes(observer, train):
+    given = f"input: {{dtype: int8, granularity: tensor, observer: {observer}}}"
+    alone, _ = train("alone", 1, INPUT=given)
+    together, _ = train("together", 2, INPUT=given)
+    one, two = state(alone), state(together)
+    ranges = [name for name in one if name.endswith(("input_low", "input_high"))]
+    assert len(ranges) == 28
+    for name in ranges:
+        torch.testing.assert_close(one[name], two[name], rtol=0.05, atol=0.02, msg=name)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(train, tmp_path):
+    whole, _ = train("whole", 1, ACCUMULATION=2)
+    process = train.start("parts", 2, ACCUMULATION=2)
+    checkpoint = tmp_path / "parts" / "checkpoints" / "train.pt"
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    resumed, _ = train("parts", 1, "--resume", ACCUMULATION=2)
+    for name, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[name]), name
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(train, tmp_path):
+    whole, _ = train("whole", 1, ACCUMULATION=2)
+    process = train.start("broken", 2, ACCUMULATION=2)
+    checkpoint = tmp_path / "broken" / "checkpoints" / "train.pt"
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    if children:  # it may have finished
+        os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    resumed, _ = train("broken", 2, "--resume", ACCUMULATION=2)
+    for name, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[name]), name
+
+
+def test_rows_that_cannot_be_shared_are_said(train):
+    process = train.start("odd", 3)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "train.batch_size times gradient_accumulation must be a multiple of the 3 processes, but is 4" in err
