@@ -72,6 +72,10 @@ def holding_table() -> str:
         layer = LayerPlan("layer", 256, 256, weight, input)
         held = ["yes" if not format.refusal(layer) else "–" for format in formats()]
         lines.append(f"| {title} | " + " | ".join(held) + " |")
+    for kind in ("Conv2d", "Embedding"):
+        layer = LayerPlan("layer", 256, 256, _weight(4), None, kind)
+        held = ["yes" if not format.refusal(layer) else "–" for format in formats()]
+        lines.append(f"| INT4, channels, of a {kind} | " + " | ".join(held) + " |")
     mixed = [LayerPlan("a", 256, 256, _weight(4, "group")), LayerPlan("b", 256, 256, _weight(8))]
     lines.append("| INT4 and INT8 mixed | " + " | ".join(_mark(name, mixed) for name in names) + " |")
     return "\n".join(lines) + "\n"
