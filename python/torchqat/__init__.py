@@ -14,14 +14,14 @@ The life cycle in five verbs::
 from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat.calibrate import calibrate
-from torchqat.conv import QuantConv2d
 from torchqat.convert import QuantizedWeights, convert
-from torchqat.embedding import QuantEmbedding
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export
 from torchqat.frozen import freeze_codes
-from torchqat.linear import QuantLinear
+from torchqat.layers.conv import QuantConv2d
+from torchqat.layers.embedding import QuantEmbedding
+from torchqat.layers.linear import QuantLinear
 from torchqat.lora import attach_adapters
 from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule

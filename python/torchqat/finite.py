@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.prepare import quant_layers
 from torchqat.ptq.blocks import hooks
-from torchqat.quant_layer import SCALE_NAMES
 
 
 @torch.no_grad()

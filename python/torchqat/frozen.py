@@ -3,8 +3,8 @@
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.prepare import quant_layers, require_prepared
-from torchqat.quant_layer import SCALE_NAMES
 
 
 def freeze_codes(model: nn.Module) -> nn.Module:

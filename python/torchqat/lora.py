@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from torchqat._library import LoraSection
 from torchqat.errors import UserError
-from torchqat.linear import QuantLinear
+from torchqat.layers.linear import QuantLinear
+from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.prepare import quant_layers, require_prepared
-from torchqat.quant_layer import SCALE_NAMES
 
 
 def add_adapters(model: nn.Module, settings: LoraSection) -> nn.Module:

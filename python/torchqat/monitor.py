@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat._library import DTYPES, FLOAT
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.oscillation import Moves
 from torchqat.prepare import quant_layers
-from torchqat.quant_layer import QuantLayer
 
 # The frequency from which on a weight counts as oscillating: that of Nagel et al. 2022 (arXiv:2203.11086), table 1.
 _OSCILLATES = 0.005

@@ -6,12 +6,12 @@ from torch import nn
 
 from torchqat._library import Initialize, LayerInfo, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
-from torchqat.conv import QuantConv2d
-from torchqat.embedding import QuantEmbedding
 from torchqat.errors import UserError
 from torchqat.kv_cache import attach
-from torchqat.linear import QuantLinear
-from torchqat.quant_layer import QuantLayer
+from torchqat.layers.conv import QuantConv2d
+from torchqat.layers.embedding import QuantEmbedding
+from torchqat.layers.linear import QuantLinear
+from torchqat.layers.quant_layer import QuantLayer
 
 # By the class that they stand in for.
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {

@@ -13,11 +13,11 @@ from torchqat._library import FLOAT, Initialize, Plan, QuantSpec, allocate_width
 from torchqat.batches import Batch
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.prepare import prepare
 from torchqat.ptq.blocks import Block, Forward, WholeModel, in_floating_point, open_blocks, shortcut
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import find_stages, gather
-from torchqat.quant_layer import QuantLayer
 
 WIDTHS = (2, 3, 4, 8)
 # Layers that engines fuse into one matrix, which must then share a width.

@@ -17,9 +17,9 @@ from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches
 from torchqat.files import load_state, save_state
 from torchqat.finite import first_not_finite, scale_not_finite
+from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.memory import explained
 from torchqat.oscillation import Dampening, Freezing
-from torchqat.quant_layer import SCALE_NAMES
 from torchqat.schedule import Schedule
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchqat
 from torch import nn
-from torchqat.conv import QuantConv2d
+from torchqat.layers.conv import QuantConv2d
 from torchqat.prepare import quant_layers
 from torchqat.sensitivity import mixed_widths, sensitivity
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from torch import nn
-from torchqat.embedding import QuantEmbedding
+from torchqat.layers.embedding import QuantEmbedding
 
 SPECS = {
     "groups": "{dtype: int4, group_size: 32, grid: full, scale: SCALE}",

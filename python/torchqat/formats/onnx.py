@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import QuantizedWeights, find_format
-from torchqat.conv import QuantConv2d
 from torchqat.engines.outputs import as_inputs
 from torchqat.errors import UserError, first_line
-from torchqat.quant_layer import QuantLayer
+from torchqat.layers.conv import QuantConv2d
+from torchqat.layers.quant_layer import QuantLayer
 
 OPSET = 21  # the first with INT4 and block_size
 # Protobuf holds 2 GB; what is larger goes into a file beside the graph.

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.blocks import Block
-from torchqat.quant_layer import QuantLayer
 
 _SEED = 0
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.kv_cache import caches
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.prepare import quant_layers
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
@@ -21,7 +22,6 @@ from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import Stage, find_stages, gather
-from torchqat.quant_layer import QuantLayer
 
 AtWork = Callable[[Block], AbstractContextManager]
 

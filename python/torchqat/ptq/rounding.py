@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from torchqat._library import DTYPES, FLOAT, Initialize, InputStatistics, clipped_qparams, gptq, output_error
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import choose_qparams, dequantize
-from torchqat.quant_layer import QuantLayer
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import InputStatistics
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.blocks import Block, Stop, hooks
-from torchqat.quant_layer import QuantLayer
 
 
 @dataclass

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
-from torchqat.fake_quantizer import FakeQuantizer
+from torchqat.layers.fake_quantizer import FakeQuantizer
 
 
 class QuantInput(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
-from torchqat.fake_quantizer import FakeQuantizer
-from torchqat.quant_input import QuantInput
+from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.layers.quant_input import QuantInput
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")

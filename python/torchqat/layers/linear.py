@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat.quant_layer import QuantLayer
+from torchqat.layers.quant_layer import QuantLayer
 
 
 class QuantLinear(QuantLayer, nn.Linear):

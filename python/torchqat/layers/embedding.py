@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchqat.quant_layer import QuantLayer
+from torchqat.layers.quant_layer import QuantLayer
 
 
 class QuantEmbedding(QuantLayer, nn.Embedding):

@@ -1,0 +1,1 @@
+"""The layers that ``prepare`` puts in the place of torch's own."""
