@@ -1,6 +1,7 @@
 # Warnings and sanitizers for one target.
 function(qat_warnings target)
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-restrict>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra>
+    $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>)
   set(sanitizers ${QAT_SANITIZE})
   if(QAT_FUZZ)
     set(sanitizers address,undefined)

@@ -27,6 +27,8 @@ json read_config(const fs::path& path) {
     throw FileError(path.string() +
                     " must be the configuration of a quantized checkpoint, but is not.");
   const json& quantization = config["quantization_config"];
+  if (!quantization.is_object())
+    throw FileError(path.string() + " must describe the quantization by an object, but does not.");
   const json method = quantization.value("quant_method", json());
   if (method != "torchqat")
     throw FileError(path.string() +
@@ -59,6 +61,8 @@ class LayerReader {
       : folder_(folder.string()), name_(std::move(name)), tensors_(tensors) {}
 
   QuantizedWeights read(const json& entry) {
+    if (!entry.is_object())
+      throw FileError(folder_ + ": " + name_ + " must be described by an object, but is not.");
     QuantizedWeights layer;
     layer.name = name_;
     layer.weight = spec_of(entry, "weight");
@@ -71,8 +75,11 @@ class LayerReader {
     layer.codes = codes(layer.weight, rows, cols);
     layer.scale = take("scale");
     const int64_t blocks = block_count(layer.weight, rows, cols);
-    if (layer.scale.dim() != 2 || layer.scale.numel() != blocks)
+    if (layer.scale.dim() != 2 || layer.scale.numel() != blocks ||
+        layer.scale.size(0) != block_count(layer.weight, rows, 1))
       refuse("scale", "must have " + std::to_string(blocks) + " elements");
+    if (!is_scale_dtype(layer.scale.scalar_type()))
+      refuse("scale", "must be float32, float16 or bfloat16");
     if (!layer.weight.symmetric()) {
       layer.zero_point = take("zero_point");
       if (layer.zero_point->sizes() != layer.scale.sizes() ||
@@ -80,8 +87,9 @@ class LayerReader {
         refuse("zero_point", "must be int8, shaped like scale");
     }
     if (layer.input && !layer.input->dynamic) {
-      layer.input_scale = take("input_scale");
-      if (!layer.input->symmetric()) layer.input_zero_point = take("input_zero_point");
+      layer.input_scale = take_one("input_scale", at::kFloat);
+      if (!layer.input->symmetric())
+        layer.input_zero_point = take_one("input_zero_point", at::kChar);
     }
     return layer;
   }
@@ -103,6 +111,17 @@ class LayerReader {
     const auto node = tensors_.extract(name_ + "." + leaf);
     if (node.empty()) refuse(leaf, "must be in the checkpoint, but is missing");
     return node.mapped();
+  }
+
+  at::Tensor take_one(const std::string& leaf, at::ScalarType dtype) {
+    const at::Tensor found = take(leaf);
+    if (found.numel() != 1 || found.scalar_type() != dtype)
+      refuse(leaf, "must be one number in " + std::string(c10::toString(dtype)));
+    return found;
+  }
+
+  static bool is_scale_dtype(at::ScalarType dtype) {
+    return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
   }
 
   at::Tensor codes(const QuantSpec& spec, int64_t rows, int64_t cols) {
@@ -166,6 +185,8 @@ Checkpoint load_checkpoint(const std::string& folder) {
   Checkpoint checkpoint;
   checkpoint.others = read_tensors(folder);
   const json layers = config.value("layers", json::object());
+  if (!layers.is_object())
+    throw FileError(folder + " must describe its layers by an object, but does not.");
   for (const auto& [name, entry] : layers.items())
     checkpoint.layers.push_back(LayerReader(folder, name, checkpoint.others).read(entry));
   return checkpoint;

@@ -71,11 +71,13 @@ Entry parse_entry(const std::string& path, const std::string& name, const json& 
     if (value["dtype"] == text) entry.dtype = dtype, known = true;
   if (!known) refuse(path, "the dtype of " + name + " is " + value["dtype"].get<std::string>());
   unsigned __int128 bytes = c10::elementSize(entry.dtype);
+  unsigned __int128 strides = 1;  // an empty tensor has them, too
   for (const json& side : value["shape"]) {
     if (!side.is_number_unsigned() || side.get<uint64_t>() > (uint64_t{1} << 48)) broken();
     entry.shape.push_back(side.get<int64_t>());
     bytes *= side.get<uint64_t>();
-    if (bytes > (uint64_t{1} << 62)) broken();
+    strides *= std::max<uint64_t>(side.get<uint64_t>(), 1);
+    if (bytes > (uint64_t{1} << 62) || strides > (uint64_t{1} << 62)) broken();
   }
   for (const json& offset : value["data_offsets"])
     if (!offset.is_number_unsigned()) broken();

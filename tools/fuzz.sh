@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-600}
-command -v clang++ >/dev/null || { echo "fuzzing needs clang++: apt-get install clang" >&2; exit 1; }
+command -v clang++ >/dev/null || { echo "fuzzing needs clang and its OpenMP: apt-get install clang libomp-dev" >&2; exit 1; }
 torch=$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')
 cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_PREFIX_PATH="$torch" -DQAT_BUILD_PYTHON=OFF -DQAT_FUZZ=ON \
   -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/fuzz.log || { cat build/fuzz.log; exit 1; }
