@@ -21,9 +21,15 @@ const char* name_of(Capability capability);
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#define QAT_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,f16c"
+#if defined(__clang__)  // which takes the width of vectors from elsewhere
+#define QAT_AVX512_TARGET QAT_AVX512
+#else
+#define QAT_AVX512_TARGET QAT_AVX512 ",prefer-vector-width=512"
+#endif
+
 template <typename Body>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512"))) void
-run_avx512(Body&& body) {
+__attribute__((target(QAT_AVX512_TARGET))) void run_avx512(Body&& body) {
   body();
 }
 
