@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(train, tmp_pa
     checkpoint = tmp_path / "broken" / "checkpoints" / "train.pt"
     while not checkpoint.is_file() and process.poll() is None:
         time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
     if children:  # it may have finished
         os.kill(int(children[-1]), signal.SIGKILL)
     process.communicate(timeout=120)
