@@ -11,10 +11,8 @@ Runs are kept in build/auto; a run that is there is read again.
 """
 
 import argparse
-import ast
 import json
 import random
-import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from pathlib import Path
 import torch
 import torchqat
 from common import publish, table
-from ptq_encoder import encoder_folder
-from torchqat.data import STDLIB, _stdlib_files, load_corpus
+from ptq_encoder import docstrings, encoder_folder
+from torchqat.data import STDLIB, load_corpus
 from torchqat.flow import run
 from torchqat.html_report import write_html
 from torchqat.models import load_tokenizer
@@ -90,15 +88,7 @@ def _next_tokens(tokenizer, path: Path) -> None:
 
 def _docstrings(sentences: Path, retrieval: Path) -> None:
     """First sentences of docstrings to learn from; and others, each with the rest of its docstring among nine others'."""
-    found = []
-    for file in _stdlib_files(Path(sysconfig.get_paths()["stdlib"])):
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8", errors="replace"))
-        except SyntaxError:
-            continue
-        nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.Module))]
-        found += [text for text in map(ast.get_docstring, nodes) if text]
-    found = list(dict.fromkeys(found))
+    found = list(dict.fromkeys(docstrings()))
     parts = [(first, rest) for first, _, rest in (text.partition("\n\n") for text in found) if len(rest) > 80]
     generator = random.Random(0)
     generator.shuffle(parts)

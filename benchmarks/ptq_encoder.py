@@ -54,8 +54,8 @@ def encoder_folder() -> Path:
     return found[0].parent
 
 
-def sentences() -> list[str]:
-    """First paragraphs of docstrings, in the order of their files."""
+def docstrings() -> list[str]:
+    """Those of the standard library, in the order of their files."""
     found = []
     for file in _stdlib_files(Path(sysconfig.get_paths()["stdlib"])):
         try:
@@ -64,8 +64,13 @@ def sentences() -> list[str]:
             continue
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
         texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-        found += [" ".join(text.split("\n\n")[0].split()) for text in texts if text]
-    return list(dict.fromkeys(found))
+        found += [text for text in texts if text]
+    return found
+
+
+def sentences() -> list[str]:
+    """First paragraphs of docstrings, each once."""
+    return list(dict.fromkeys(" ".join(text.split("\n\n")[0].split()) for text in docstrings()))
 
 
 def tokens_of(folder: Path) -> tuple[list[Tensor], list[Tensor]]:

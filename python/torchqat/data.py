@@ -1,9 +1,9 @@
 """What a run reads: text on disk or examples, in batches that depend on nothing but a seed and a step."""
 
-import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchqat._library import Recipe
 from torchqat.batches import Batch, size_of
 from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches, Examples
+from torchqat.jsonl import objects_of
 
 STDLIB = "python-stdlib"
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text")
@@ -83,22 +84,14 @@ def _read(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
-    return _read_jsonl(file, text) if file.suffix == ".jsonl" else [text]
+    if file.suffix != ".jsonl":
+        return [text]
+    rule = 'a line of jsonl must be an object with a "text"'
+    return [line["text"] for line in objects_of(text, file, _has_text, rule)]
 
 
-def _read_jsonl(file: Path, text: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            document = None
-        if not isinstance(document, str):
-            raise UserError(f'{file}:{number}: a line of jsonl must be an object with a "text", but is {line[:80]}')
-        documents.append(document)
-    return documents
+def _has_text(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str)
 
 
 class Batches:

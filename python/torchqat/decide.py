@@ -23,9 +23,14 @@ from torchqat.formats.tensors import checkpoint_plan
 from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, mixed_widths
-from torchqat.stages import export_and_verify, is_accepted, make_variant, measure_baseline, measure_sensitivity
-from torchqat.verification import Verification
-from torchqat.verify import verify
+from torchqat.stages import (
+    export_and_verify,
+    is_accepted,
+    make_variant,
+    measure_baseline,
+    measure_sensitivity,
+    verify_in_engine,
+)
 
 # Layers that are backed off go to this width.
 _WIDE = 8
@@ -241,28 +246,11 @@ def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
 
 def _in_engine(job: Run, model: nn.Module, folder: Path) -> dict:
     try:
-        checked = _asked(job, model, folder)
+        timed = job.kind.name == "causal_lm" or job.recipe.engine == "onnxruntime"  # transformers answers others alone
+        checked = verify_in_engine(job, folder, model, job.recipe.engine, timed)
     except UserError as error:
         job.progress.say(f"Note: {error}")
         return {"name": job.recipe.engine, "note": str(error)}
     job.progress.say(f"{folder}: {checked}")
     speeds = {"export": checked.speed, "float": checked.baseline}
     return {"name": job.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}
-
-
-def _asked(job: Run, model: nn.Module, folder: Path) -> Verification:
-    batch = job.data.evaluation[0]
-    if job.kind.name != "causal_lm":
-        graph = job.recipe.engine == "onnxruntime"
-        return verify(
-            folder,
-            model,
-            engine=job.recipe.engine,
-            bench=graph,
-            example=job.kind.examples(batch),
-            original=job.original,
-        )
-    prompts = torch.cat(list(job.data.evaluation))[:4, :64]
-    return verify(
-        folder, model, prompts, job.recipe.engine, bench=True, tokenizer=job.tokenizer, baseline=job.model_path
-    )

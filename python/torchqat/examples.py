@@ -1,6 +1,5 @@
 """Examples of a fixed number, each a row: labelled inputs of a classifier, sentences of an encoder."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from torchqat.batches import Batch
 from torchqat.errors import UserError
+from torchqat.jsonl import objects_of
 
 
 @dataclass(frozen=True)
@@ -108,27 +108,21 @@ def labelled_texts(path: Path) -> tuple[list[str], list[int]]:
         UserError: The file is missing, or a line is of another form (it is named).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data must be a readable jsonl file or module:function, but {path} is not: {error}."
         ) from error
-    texts, labels = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-        except ValueError:
-            example = None
-        good = isinstance(example, dict) and isinstance(example.get("text"), str)
-        if not good or type(example.get("label")) is not int or example["label"] < 0:
-            raise UserError(f'{path}:{number}: a line must be {{"text": ..., "label": index}}, but is {line[:80]}')
-        texts.append(example["text"])
-        labels.append(example["label"])
-    if not texts:
+    found = objects_of(text, path, _is_labelled, 'a line must be {"text": ..., "label": index}')
+    if not found:
         raise UserError(f"data must have an example, but {path} has none.")
-    return texts, labels
+    return [example["text"] for example in found], [example["label"] for example in found]
+
+
+def _is_labelled(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        return False
+    return type(value.get("label")) is int and value["label"] >= 0
 
 
 def tokenized(tokenizer, texts: list[str], length: int, labels: Tensor | None = None) -> Examples:

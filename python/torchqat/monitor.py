@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, FLOAT
+from torchqat._library import DTYPES
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.oscillation import Moves
 from torchqat.prepare import quant_layers
@@ -57,7 +57,7 @@ class Monitor:
         totals: dict[str, float] = defaultdict(float)
         count = 0
         for name, layer in quant_layers(self.model):
-            if layer.weight_spec is None or layer.weight_bits == FLOAT or layer.weight_spec.grid.startswith("fp8"):
+            if not layer.on_integer_levels:
                 self._samples.pop(name, None)
                 continue
             for figure, value in self._look(name, layer).items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FLOAT, OscillationSection
+from torchqat._library import OscillationSection
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import dequantize
 from torchqat.prepare import quant_layers
@@ -156,12 +156,7 @@ def against_oscillation(
 
 
 def _moving(model: nn.Module) -> list[tuple[str, QuantLayer]]:
-    """Layers with an integer weight that is rounded now."""
-    return [
-        (name, layer)
-        for name, layer in quant_layers(model)
-        if layer.weight_spec is not None and layer.weight_bits != FLOAT and not layer.weight_spec.grid.startswith("fp8")
-    ]
+    return [(name, layer) for name, layer in quant_layers(model) if layer.on_integer_levels]
 
 
 def _half_steps(layer: QuantLayer) -> Tensor:

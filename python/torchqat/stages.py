@@ -1,5 +1,8 @@
 """Steps that a flow is made of: the baseline measured, a model exported, read back, measured and compared."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,6 +18,7 @@ from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, sensitivity
 from torchqat.statistics import bootstrap
+from torchqat.verification import Verification
 from torchqat.verify import verify
 
 
@@ -84,14 +88,29 @@ def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) 
 def export_and_verify(job: Run, model: nn.Module, format: str, suffix: str) -> str:
     """Write ``model``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
-    example = job.kind.examples(job.data.evaluation[0])
-    files = job.kind.companions(job.model_path)
-    folder = export(model, job.folder / target, format, job.tokenizer, example=example, files=files)
-    checked = verify(folder, model, example=example)
+    folder = write_export(job, model, job.folder / target, format)
+    checked = verify(folder, model, example=job.kind.examples(job.data.evaluation[0]))
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
     job.progress.say(f"{folder}: {checked}; sha256 {digest_of(folder)}")
     return target
+
+
+def write_export(job: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
+    """``export`` with what the run knows of its model: tokenizer, inputs, and files that go with it."""
+    known = {"example": job.kind.examples(job.data.evaluation[0]), "files": job.kind.companions(job.model_path)}
+    return export(model, folder, format, job.tokenizer, **known, **options)
+
+
+def verify_in_engine(job: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:
+    """``verify`` with what the run knows: beginnings of held-out text or a batch, and the float model to time beside it."""
+    batches = job.data.evaluation
+    if job.kind.name != "causal_lm":
+        example = job.kind.examples(batches[0])
+        return verify(folder, model, engine=engine, bench=bench, example=example, original=job.original)
+    prompts = torch.cat(list(batches))[:4, :64]
+    baseline = job.model_path if bench else ""
+    return verify(folder, model, prompts, engine, bench, tokenizer=job.tokenizer, baseline=baseline)
 
 
 def export_others(job: Run, model: nn.Module, suffix: str) -> None:

@@ -1,6 +1,5 @@
 """The user's own task: a score for each of its examples, for any model that is to be compared."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from torchqat.errors import UserError, first_line
 from torchqat.functions import find_function, names_function
+from torchqat.jsonl import objects_of
 from torchqat.lm_eval_task import PREFIX as LM_EVAL
 from torchqat.lm_eval_task import LmEvalTask
 
@@ -96,20 +96,10 @@ def load_task(source: str) -> Task:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"evaluate.task must be a readable file, but {path} is not: {error}.") from error
-    examples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-        except ValueError:
-            example = None
-        if _form(example) is None:
-            raise UserError(f"{path}:{number}: a line of a task must be {_FORMS}, but is {line[:80]}")
-        examples.append(example)
+    examples = objects_of(text, path, lambda value: _form(value) is not None, f"a line of a task must be {_FORMS}")
     if not examples:
         raise UserError(f"evaluate.task must have an example, but {path} has none.")
     return examples

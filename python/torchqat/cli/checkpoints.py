@@ -31,20 +31,13 @@ def export(
     from torchqat.export import check_exports
     from torchqat.files import digest_of
     from torchqat.restore import open_run, trained_model
+    from torchqat.stages import write_export
 
     job = open_run(Path(run))
     check_exports(job.original, job.plan, [format], job.kind)
     model = trained_model(job)
-    folder = torchqat.export(
-        model,
-        output or Path(run) / "exports" / format,
-        format,
-        job.tokenizer,
-        max_shard_size=max_shard_size,
-        embeddings=embeddings,
-        example=job.kind.examples(job.data.evaluation[0]),
-        files=job.kind.companions(job.model_path),
-    )
+    target = Path(output or Path(run) / "exports" / format)
+    folder = write_export(job, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
     _print_verification(folder, torchqat.verify(folder, model))
     say(f"sha256 {digest_of(folder)}")
 
@@ -60,24 +53,11 @@ def verify(
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
 ) -> None:
     """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
-    import torchqat
     from torchqat.restore import exported_model
+    from torchqat.stages import verify_in_engine
 
     job, model = exported_model(Path(folder), run)
-    if job.kind.name == "causal_lm":
-        asked = {"tokens": _prompts(job), "tokenizer": job.tokenizer, "baseline": job.model_path if bench else ""}
-    else:
-        asked = {"example": job.kind.examples(job.data.evaluation[0]), "original": job.original}
-    checked = torchqat.verify(folder, model, engine=engine, bench=bench, **asked)
-    _print_verification(Path(folder), checked)
-
-
-def _prompts(job):
-    """The beginnings of held-out text."""
-    import torch
-
-    rows = torch.cat(list(job.data.evaluation))[:4]
-    return rows[:, : min(64, rows.shape[1])]
+    _print_verification(Path(folder), verify_in_engine(job, Path(folder), model, engine, bench))
 
 
 def evaluate(

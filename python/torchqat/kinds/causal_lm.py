@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchqat._library import DistillSection, Recipe
 from torchqat.batches import Batch
 from torchqat.data import Data, load_corpus, load_data
-from torchqat.kinds.kind import Answers, Kind, is_plain
-from torchqat.losses import cross_entropy, forward_kl
+from torchqat.kinds.kind import Answers, Kind, distilled
+from torchqat.losses import cross_entropy
 from torchqat.models import load_model, load_tokenizer
 
 
@@ -17,7 +17,6 @@ class CausalLM(Kind):
     """``model(input_ids=...).logits``; batches are int64 ``[rows, tokens]``."""
 
     name = "causal_lm"
-    choice = "token"
 
     def load(self, path: str, dtype: str) -> nn.Module:
         return load_model(path, dtype)
@@ -35,12 +34,7 @@ class CausalLM(Kind):
         return Answers(F.log_softmax(outputs[:, :-1].float(), dim=-1), batch[:, 1:])
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
-        if is_plain(settings):
-            return cross_entropy(student, batch)
-        kl = forward_kl(student, teacher, settings.temperature)
-        if settings.weight == 1.0:
-            return kl
-        return settings.weight * kl + (1.0 - settings.weight) * cross_entropy(student, batch)
+        return distilled(settings, student, teacher, lambda: cross_entropy(student, batch))
 
     def examples(self, batch: Batch) -> Tensor:
         return batch

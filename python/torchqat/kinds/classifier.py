@@ -13,8 +13,7 @@ from torchqat.data import Data, held_out
 from torchqat.errors import UserError
 from torchqat.examples import Examples, check_examples, labelled_texts, tokenized
 from torchqat.functions import find_function, names_function
-from torchqat.kinds.kind import Answers, Kind, is_plain
-from torchqat.losses import forward_kl
+from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.models import check_finite, load_pretrained, load_tokenizer
 from torchqat.tasks import Task
 
@@ -27,7 +26,6 @@ class Classifier(Kind):
     """
 
     name = "classifier"
-    choice = "class"
 
     def load(self, path: str, dtype: str) -> nn.Module:
         if not names_function(path):
@@ -69,12 +67,7 @@ class Classifier(Kind):
         return Answers(F.log_softmax(outputs.float(), -1).unsqueeze(1), _labels(batch).unsqueeze(1))
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
-        if is_plain(settings):
-            return F.cross_entropy(student.float(), _labels(batch))
-        kl = forward_kl(student, teacher, settings.temperature)
-        if settings.weight == 1.0:
-            return kl
-        return settings.weight * kl + (1.0 - settings.weight) * F.cross_entropy(student.float(), _labels(batch))
+        return distilled(settings, student, teacher, lambda: F.cross_entropy(student.float(), _labels(batch)))
 
     def examples(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
         return (batch["input_ids"], batch["attention_mask"]) if isinstance(batch, dict) else batch[0]

@@ -1,6 +1,7 @@
 """What every kind of model answers: the joint between a recipe's flow and what a model is for."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torchqat._library import DistillSection, Recipe
 from torchqat.batches import Batch
 from torchqat.data import Data
 from torchqat.errors import UserError
+from torchqat.losses import forward_kl
 from torchqat.tasks import Task
 
 
@@ -34,13 +36,9 @@ class Kind(ABC):
 
     Attributes:
         name: As recipes call it.
-        choice: What is chosen at each position, for people.
-        has_perplexity: Whether data say what the right choices are.
     """
 
     name: ClassVar[str]
-    choice: ClassVar[str]
-    has_perplexity: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, path: str, dtype: str) -> nn.Module:
@@ -97,6 +95,14 @@ class Kind(ABC):
     def companions(self, path: str) -> dict[str, Path]:
         """Files of the model's folder that an export needs besides its tensors, by their names there."""
         return {}
+
+
+def distilled(settings: DistillSection, student: Tensor, teacher: Tensor | None, plain: Callable[[], Tensor]) -> Tensor:
+    """Forward KL from ``teacher`` and what ``plain`` gives, cross-entropy as a rule, in the recipe's shares."""
+    if is_plain(settings):
+        return plain()
+    kl = forward_kl(student, teacher, settings.temperature)
+    return kl if settings.weight == 1.0 else settings.weight * kl + (1.0 - settings.weight) * plain()
 
 
 def is_plain(settings: DistillSection) -> bool:

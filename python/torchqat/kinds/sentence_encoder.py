@@ -32,8 +32,6 @@ class SentenceEncoder(Kind):
     """
 
     name = "sentence_encoder"
-    choice = "nearest sentence"
-    has_perplexity = False
 
     def __init__(self):
         self.pooling = "mean"

@@ -101,6 +101,12 @@ class QuantLayer(QuantInput):
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
         self.weight.copy_(matrix.view(self.weight.shape))
 
+    @property
+    def on_integer_levels(self) -> bool:
+        """Whether the weight is rounded now, to integers."""
+        spec = self.weight_spec
+        return spec is not None and self.weight_bits != FLOAT and not spec.grid.startswith("fp8")
+
     # -- widths ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
