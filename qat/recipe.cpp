@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <limits>
 #include <sstream>
 
 #include "qat/formats/format.h"
 #include "qat/spec_reader.h"
+#include "qat/train_reader.h"
 #include "qat/yaml_section.h"
 
 namespace qat {
@@ -120,62 +120,6 @@ std::vector<Stage> read_schedule(YamlSection& recipe, std::vector<Problem>* prob
   return stages;
 }
 
-LoraSection read_lora(YamlSection section) {
-  LoraSection lora;
-  lora.rank = section.integer("rank", lora.rank, 1, 65536);
-  lora.alpha = section.number("alpha", lora.alpha, 0.0, 1e6);
-  section.finish();
-  return lora;
-}
-
-OscillationSection read_oscillation(YamlSection section) {
-  OscillationSection oscillation;
-  oscillation.method =
-      section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
-  oscillation.dampening = section.number("dampening", oscillation.dampening, 0.0, 1.0);
-  oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
-  section.finish();
-  return oscillation;
-}
-
-TrainSection read_train(YamlSection section) {
-  TrainSection train;
-  train.steps = section.integer("steps", train.steps, 0, kMany);
-  train.batch_size = section.integer("batch_size", train.batch_size, 1, kMany);
-  train.sequence_length = section.integer("sequence_length", train.sequence_length, 8, 131072);
-  train.gradient_accumulation =
-      section.integer("gradient_accumulation", train.gradient_accumulation, 1, kMany);
-  train.learning_rate = section.number("learning_rate", train.learning_rate, 0.0, 1.0);
-  train.scale_learning_rate =
-      section.number("scale_learning_rate", train.scale_learning_rate, 0.0, 1.0);
-  train.weight_decay = section.number("weight_decay", train.weight_decay, 0.0, 1.0);
-  train.gradient_clip = section.number("gradient_clip", train.gradient_clip, 0.0, 1e6);
-  train.learning_rate_decay =
-      section.one_of("learning_rate_decay", train.learning_rate_decay, {"cosine", "constant"});
-  train.warmup = section.bound("warmup", train.warmup);
-  train.freeze_observers = section.bound("freeze_observers", train.freeze_observers);
-  train.checkpoint_every = section.integer("checkpoint_every", train.checkpoint_every, 1, kMany);
-  train.seed = section.integer("seed", train.seed, 0, std::numeric_limits<int32_t>::max());
-  train.parameters = section.one_of("parameters", train.parameters, {"all", "scales", "lora"});
-  if (section.has("lora") && train.parameters != "lora")
-    section.reject("lora", "must not be given unless parameters is lora");
-  train.lora = read_lora(section.section("lora"));
-  train.oscillation = read_oscillation(section.section("oscillation"));
-  if (train.oscillation.method != "none" && train.parameters != "all")
-    section.reject("oscillation", "must have method none unless parameters is all");
-  train.gradient_checkpointing =
-      section.boolean("gradient_checkpointing", train.gradient_checkpointing);
-  train.non_finite = section.one_of("non_finite", train.non_finite, {"stop", "skip"});
-  train.weight_cache =
-      section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
-  train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);
-  train.monitor = section.boolean("monitor", train.monitor);
-  train.tensorboard = section.boolean("tensorboard", train.tensorboard);
-  train.control = section.boolean("control", train.control);
-  section.finish();
-  return train;
-}
-
 // An encoder's answers are embeddings, whose distance is trained on; others give probabilities.
 DistillSection read_distill(YamlSection section, const std::string& kind) {
   const bool encodes = kind == "sentence_encoder";
@@ -216,20 +160,6 @@ EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
   accept.finish();
   section.finish();
   return evaluate;
-}
-
-// Codes that stay as they are need scales to train, and a width that does not change.
-void check_frozen_codes(YamlSection& section, const Recipe& recipe) {
-  if (recipe.train.parameters != "scales") return;
-  YamlSection train = section.section("train");
-  const bool learned =
-      std::all_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
-        return !rule.weight.spec || rule.weight.spec->range == Range::learned;
-      });
-  if (!learned)
-    train.reject("parameters", "must be all unless every weight has a learned scale");
-  else if (!recipe.schedule.empty())
-    train.reject("parameters", "must be all where a schedule changes widths, and so codes");
 }
 
 // What mode auto decides by, and the formats that are written.
@@ -281,9 +211,7 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
   }
   recipe.schedule = read_schedule(section, problems);
   recipe.train = read_train(section.section("train"));
-  if (recipe.train.control && recipe.model.kind == "sentence_encoder")
-    section.section("train").reject("control", "must be false for a sentence_encoder");
-  check_frozen_codes(section, recipe);
+  check_train(section.section("train"), recipe);
   recipe.distill = read_distill(section.section("distill"), recipe.model.kind);
   recipe.evaluate = read_evaluate(section.section("evaluate"), recipe.model.kind);
   read_decision(section, recipe);

@@ -134,6 +134,10 @@ struct TrainSection {
   LoraSection lora;
   OscillationSection oscillation;
   bool gradient_checkpointing = false;
+  bool compile = false;                  // by torch.compile
+  std::string mixed_precision = "none";  // or bfloat16: products in it, weights stay in float32
+  std::string strategy = "ddp";          // of several processes; or fsdp: each holds a part
+  bool cpu_offload = false;              // fsdp: parts and optimizer states stay with the host
   std::string non_finite = "stop";    // or skip: batches whose loss or gradient is not finite
   std::string weight_cache = "none";  // none, codes or weights (weight_cache.h)
   int64_t validate_every = 25;        // steps between two measurements of held-out KL; 0: never

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat.batches import Batch
 from torchqat.evaluate import evaluate
-from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
+from torchqat.training_state import load_training, save_training
 
 
 class BestState:
@@ -21,6 +21,9 @@ class BestState:
         path: Where the state is kept.
         identity: What a kept state must agree on to be used again.
         kind: What the model is for.
+
+    Attributes:
+        step: Steps after which the best state was.
     """
 
     def __init__(
@@ -37,26 +40,26 @@ class BestState:
         self.path, self.identity = path, identity
         self.history: list[tuple[int, float]] = []
         self._best: float | None = None
-        if path.is_file():
-            state = load_state(path)
-            if state["identity"] == identity:
-                self._best, self.history = state["kl"], [tuple(entry) for entry in state["history"]]
+        self.step = 0
+        state = load_training(path)
+        if state is not None and state.facts["identity"] == identity:
+            self._best, self.step = state.facts["kl"], state.facts["step"]
+            self.history = [tuple(entry) for entry in state.facts["history"]]
 
     def consider(self, step: int) -> float:
         """Measure the model after ``step`` steps, keep its state if it is the best so far, and return its KL."""
         kl = evaluate(self.model, self.batches, self.original, self.kind).kl
         self.history = [entry for entry in self.history if entry[0] < step] + [(step, kl)]
         if self._best is None or kl < self._best or step == 0:
-            self._best = kl
-            figures = {"identity": self.identity, "step": step, "kl": kl, "history": self.history}
-            save_state(self.path, {**figures, "model": self.model.state_dict()})
+            self._best, self.step = kl, step
+            facts = {"identity": self.identity, "step": step, "kl": kl, "history": self.history}
+            save_training(self.path, facts, self.model)
         return kl
 
     def restore(self) -> int:
         """Put the best state into the model, in its exported widths, and return the step it is from."""
-        state = load_state(self.path)
-        self.model.load_state_dict({**state["model"], **_step_of(self.model)})
-        return state["step"]
+        load_training(self.path).restore(self.model, keep=["qat_step"])  # a schedule's step is the run's
+        return self.step
 
     @property
     def start(self) -> float:
@@ -66,8 +69,3 @@ class BestState:
     @property
     def best(self) -> float:
         return self._best
-
-
-def _step_of(model: nn.Module) -> dict[str, Tensor]:
-    """A schedule's step is the run's, not that of the state."""
-    return {"qat_step": model.qat_step.clone()} if hasattr(model, "qat_step") else {}

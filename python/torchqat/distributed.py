@@ -16,6 +16,7 @@ from torch import nn
 from torchqat.batches import Batch, rows_of, size_of
 from torchqat.errors import UserError
 from torchqat.prepare import quant_layers
+from torchqat.ptq.blocks import find_blocks
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -31,7 +32,8 @@ def processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    # gloo beside nccl: parts of a model that are offloaded are gathered on the host.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -82,8 +84,29 @@ def wrapped(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
+def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
+    """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
+
+    Each block is gathered when its forward or backward begins and let go when that ends, and so is what is around blocks.
+
+    Args:
+        model: On the host, and the same on every process.
+        kind: Class of the layers that its blocks are made of.
+        cpu_offload: Keep the parts, their gradients and what the optimizer has of them in the host's memory.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    on_gpu = torch.cuda.is_available()
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
+    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    for module in [block for _, block in find_blocks(model, kind)] + [model]:
+        fully_shard(module, mesh=mesh, offload_policy=policy)
+    return model
+
+
 def without_sync(model: nn.Module | None, last: bool):
-    """For every micro-batch but the last: gradients stay where they are."""
+    """For every micro-batch but the last: gradients stay where they are, unless no process has room for all of them."""
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -93,11 +116,22 @@ def mean(value: float) -> float:
     """Of the processes' values."""
     if count() == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64)
-    if torch.cuda.is_available():
-        total = total.cuda()
-    dist.all_reduce(total)
-    return total.item() / count()
+    return total(torch.tensor(value, dtype=torch.float64)).item() / count()
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the processes, in place."""
+    dist.all_reduce(values)
+    return values
+
+
+def first_said(words: list[str]) -> str:
+    """The first word that any process has, of the first process that has one; empty if none has. All have to call it."""
+    if count() == 1:
+        return next(iter(words), "")
+    said: list[list[str]] = [[] for _ in range(count())]
+    dist.all_gather_object(said, words[:1])
+    return next((word for each in said for word in each), "")
 
 
 @torch.no_grad()

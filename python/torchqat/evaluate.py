@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchqat.batches import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.kinds import Answers, Kind, find_kind
+from torchqat.sharded import device_of
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
 KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]
@@ -67,7 +68,7 @@ def evaluate(
         UserError: There is nothing to predict.
     """
     kind = find_kind(kind) if isinstance(kind, str) else kind
-    device = next(model.parameters()).device
+    device = device_of(model)
     training = model.training
     model.eval()
     sums = _Sums()

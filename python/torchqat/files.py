@@ -21,8 +21,7 @@ def pending_file(path: Path) -> Iterator[Path]:
     pending = path.with_name(f".{path.name}.pending-{os.getpid()}")
     try:
         yield pending
-        with open(pending, "rb") as written:
-            os.fsync(written.fileno())
+        sync(pending)
         os.replace(pending, path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
@@ -50,6 +49,12 @@ def pending_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(pending, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Let what was written to ``path`` reach the disk."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

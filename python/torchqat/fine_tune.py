@@ -12,26 +12,29 @@ from torch import Tensor, nn
 from torchqat._library import BitSchedule
 from torchqat.batches import Batch
 from torchqat.best_state import BestState
-from torchqat.distributed import is_first, wait, wrapped
+from torchqat.distributed import count, is_first, shard, wait, wrapped
 from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
 from torchqat.kinds.kind import is_plain
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.lora import add_adapters, merge_adapters
 from torchqat.monitor import Monitor
 from torchqat.oscillation import against_oscillation
+from torchqat.ptq.blocks import find_blocks
 from torchqat.run import Run
 from torchqat.schedule import Schedule
+from torchqat.sharded import is_sharded
 from torchqat.training import TrainingLoop
 
 
 def fine_tune(job: Run) -> nn.Module:
-    """Fine-tune along the schedule; returns the trained model at its exported widths."""
+    """Fine-tune along the schedule; returns the trained model at its exported widths.
+
+    A model that was spread over processes stays so, in its last state; what to export is in the run's folder (restore.py).
+    """
     model = job.prepared(job.plan)
     choose_parameters(job, model)
-    device = training_device()
-    model.to(device)
-    job.original.to(device)
-    parallel = wrapped(model)
+    parallel = spread(job, model)
     metrics = job.folder / "metrics.jsonl"
     show = job.progress.steps("Fine-tuning with the schedule", job.recipe.train.steps)
     best = _best_state(job, model)
@@ -40,10 +43,12 @@ def fine_tune(job: Run) -> nn.Module:
 
     def record(step: int, figures: dict[str, float]) -> None:
         line = {"step": step, **figures, "weight_bits": _widths(job, step - 1)}
-        line.update(monitor.step() if monitor is not None else {})
-        if best is not None and is_checked(job, step):
+        if best is not None and is_checked(job, step):  # by all processes: a model that is spread needs them
             line["validation_kl"] = best.consider(step)
             model.train(step < job.recipe.train.steps)
+        if not is_first():
+            return
+        line.update(monitor.step() if monitor is not None else {})
         _append_metric(metrics, line)
         board(line)
         show(step, figures)
@@ -61,16 +66,39 @@ def fine_tune(job: Run) -> nn.Module:
         parallel=parallel,
         settles=against_oscillation(model, job.recipe.train.oscillation, job.recipe.train.steps),
     )
-    if job.recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if best is not None and not best.history and is_first():
+    if best is not None and not best.history:
         best.consider(0)  # at the exported widths, before the schedule begins
     loop.run()
     wait()  # for the process that writes
     if best is not None:
         _keep_best(job, best)
+    if is_sharded(model):
+        return model.eval()
     job.original.to("cpu")
     return merge_adapters(model).to("cpu").eval()
+
+
+def spread(job: Run, model: nn.Module) -> nn.Module:
+    """Put ``model`` and the float one where they train, as the recipe says; returns what the loss has to call."""
+    train = job.recipe.train
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if train.compile:
+        compile_blocks(model)
+    if count() > 1 and train.strategy == "fsdp":
+        shard(job.original, nn.Linear, train.cpu_offload)
+        return shard(model, QuantLayer, train.cpu_offload)
+    device = training_device()
+    job.original.to(device)
+    return wrapped(model.to(device))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """``torch.compile`` for each block, or a model without blocks, in place; blocks that are alike share what is made."""
+    # Each width of a schedule is a variant, and so are training and evaluation.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for module in [block for _, block in find_blocks(model)] or [model]:
+        module.compile()
 
 
 def training_device() -> torch.device:
@@ -83,12 +111,14 @@ def choose_parameters(job: Run, model: nn.Module) -> None:
     if job.recipe.train.parameters == "scales":
         freeze_codes(model)
     if job.recipe.train.parameters == "lora":
-        add_adapters(model, job.recipe.train.lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.recipe.train.seed)  # they begin at random numbers
+            add_adapters(model, job.recipe.train.lora)
 
 
 def _tensorboard(job: Run) -> Callable[[dict], None]:
     """Writes the numbers of a step for TensorBoard, where the recipe asks for it."""
-    if not job.recipe.train.tensorboard:
+    if not job.recipe.train.tensorboard or not is_first():
         return lambda line: None
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -112,14 +142,17 @@ def _tensorboard(job: Run) -> Callable[[dict], None]:
 def distillation(job: Run, model: nn.Module):
     """The loss of the recipe's ``distill`` section."""
     settings, kind = job.recipe.distill, job.kind
+    mixed = job.recipe.train.mixed_precision != "none"
 
     def loss(batch: Batch) -> Tensor:
-        student = kind.outputs(model, batch)
-        if is_plain(settings):
-            return kind.loss(settings, student, None, batch)
-        with torch.no_grad():
-            teacher = kind.outputs(job.original, batch)
-        return kind.loss(settings, student, teacher, batch)
+        # Weights are rounded from their masters in float32, as they are exported: it is products that autocast changes.
+        with torch.autocast(training_device().type, torch.bfloat16, enabled=mixed):
+            student = kind.outputs(model, batch)
+            if is_plain(settings):
+                return kind.loss(settings, student, None, batch)
+            with torch.no_grad():
+                teacher = kind.outputs(job.original, batch)
+            return kind.loss(settings, student, teacher, batch)
 
     return loss
 
@@ -144,9 +177,11 @@ def _best_state(job: Run, model: nn.Module) -> BestState | None:
 
 
 def _keep_best(job: Run, best: BestState) -> None:
-    step = best.restore()
+    if not is_sharded(best.model):
+        best.restore()
     if not is_first():
         return
+    step = best.step
     report = job.load_report()
     report.validation = {"start": best.start, "best": best.best, "step": step}
     if step == 0:

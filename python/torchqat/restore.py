@@ -9,7 +9,7 @@ from torchqat.best_state import BestState
 from torchqat.decide import Candidates
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
-from torchqat.files import load_state, read_json
+from torchqat.files import read_json
 from torchqat.fine_tune import choose_parameters
 from torchqat.lora import merge_adapters
 from torchqat.models import load_model
@@ -17,6 +17,7 @@ from torchqat.prepare import prepare
 from torchqat.progress import Progress
 from torchqat.run import Run
 from torchqat.schedule import Schedule
+from torchqat.training_state import load_training
 
 
 def open_run(folder: Path) -> Run:
@@ -46,19 +47,19 @@ def trained_model(job: Run) -> nn.Module:
     if job.recipe.train.steps == 0:
         return job.prepared(job.plan).eval()
     path = job.folder / "checkpoints" / "train.pt"
-    if not path.is_file():
+    state = load_training(path)
+    if state is None:
         raise UserError(f"{job.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
-    state = load_state(path)
-    steps = job.recipe.train.steps
-    if state["step"] < steps:
-        raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {state['step']}; use --resume.")
+    steps, reached = job.recipe.train.steps, state.facts["step"]
+    if reached < steps:
+        raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {reached}; use --resume.")
     model = prepare(job.fresh_model(), job.plan, job.recipe.initialize, job.recipe.train.weight_cache)
     choose_parameters(job, model)
     schedule = Schedule(model, job.recipe, steps)
-    model.load_state_dict(state["model"])
-    schedule.load_state_dict(state["schedule"])
+    state.restore(model)
+    schedule.load_state_dict(state.facts["schedule"])
     best = path.with_name("best.pt")
-    if job.recipe.train.validate_every and best.is_file():
+    if job.recipe.train.validate_every and load_training(best) is not None:
         BestState(model, job.original, [], best, job.identity, job.kind).restore()
     return merge_adapters(model).eval()
 

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torchqat._library import TrainSection
 from torchqat.batches import Batch, chunks, to_device
 from torchqat.data import Batches
-from torchqat.distributed import count, is_first, mean, share, share_ranges, without_sync
+from torchqat.distributed import count, mean, share, share_ranges, total, without_sync
 from torchqat.errors import UserError
 from torchqat.examples import ExampleBatches
-from torchqat.files import load_state, save_state
 from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.memory import explained
 from torchqat.oscillation import Dampening, Freezing
 from torchqat.schedule import Schedule
+from torchqat.sharded import device_of, local, whole
+from torchqat.training_state import load_training, save_training
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.
 _MOST_SKIPPED = 10
@@ -50,7 +51,7 @@ class TrainingLoop:
         schedule: Makes the schedule once the optimizer exists; ``None`` for a float model.
         checkpoint: Where the state goes every ``checkpoint_every`` steps; ``None`` keeps none.
         identity: What a checkpoint must agree on to be resumed.
-        on_step: Called with the number of steps taken and their figures.
+        on_step: Called with the number of steps taken and their figures, on every process.
         steady: Train without dropout and with the norms' running statistics as they are: what the loss compares with, a
             float model in evaluation mode, has neither noise nor statistics of the batch.
         settles: What is done about oscillating weights after each step.
@@ -86,32 +87,32 @@ class TrainingLoop:
             if schedule is not None:
                 schedule.step()
             share_ranges(self.model)
-            if is_first() and (step % self.settings.checkpoint_every == 0 or step == self.settings.steps):
+            if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
                 self._save(step, optimizers, schedule)
-            if is_first():
-                self.on_step(step, figures)
+            self.on_step(step, figures)
         return self.model.eval()
 
     def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
         self._training_mode()
         rate = rate_factor(self.settings, step)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            size = _size(group["params"][0]) if group["relative"] else 1.0
-            group["lr"] = group["initial_lr"] * size * rate
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group["initial_lr"] * rate
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
-        device = next(self.model.parameters()).device
-        total = 0.0
+        _make_relative([group for group in groups if group["relative"]])
+        device = device_of(self.model)
+        sum_of_losses = 0.0
         with explained(self.model, f"step {step}", _LESS_MEMORY):
             for index, micro_batch in enumerate(micro_batches):
                 with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
                     loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
                     loss.backward()
-                total += loss.item()
-        total = mean(total)
-        norm = nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf)
-        skipped = not (math.isfinite(total) and math.isfinite(norm.item()))
+                sum_of_losses += loss.item()
+        average = mean(sum_of_losses)
+        norm = whole(nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf))
+        skipped = not (math.isfinite(average) and math.isfinite(norm.item()))
         if skipped:
-            self._skip_or_stop(step, total, lambda: [self.loss(to_device(batch, device)) for batch in micro_batches])
+            self._skip_or_stop(step, average, lambda: [self.loss(to_device(batch, device)) for batch in micro_batches])
         for optimizer in optimizers:
             if not skipped:
                 optimizer.step()
@@ -120,7 +121,7 @@ class TrainingLoop:
         broken = scale_not_finite(self.model)
         if broken:
             raise UserError(f"Scales must stay finite, but {broken} is not after step {step}; {self._advice()}")
-        figures = {"loss": total, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
+        figures = {"loss": average, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
         return {**figures, "skipped": 1} if skipped else figures
 
     def _skip_or_stop(self, step: int, loss: float, again: Callable[[], object]) -> None:
@@ -138,12 +139,8 @@ class TrainingLoop:
         raise UserError(f"{what} at step {step}{skipped}{where}; {self._advice()}")
 
     def _advice(self) -> str:
-        kept = self.checkpoint is not None and self.checkpoint.is_file()
-        last = (
-            f"--resume goes on from step {load_state(self.checkpoint)['step']}, kept in {self.checkpoint}"
-            if kept
-            else ""
-        )
+        kept = None if self.checkpoint is None else load_training(self.checkpoint)
+        last = "" if kept is None else f"--resume goes on from step {kept.facts['step']}, kept in {kept.path}"
         return " or ".join(["lower train.learning_rate", "set train.non_finite: skip"]) + (
             f"; {last}." if last else "."
         )
@@ -157,36 +154,30 @@ class TrainingLoop:
     def _save(self, step: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> None:
         if self.checkpoint is None:
             return
-        state: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "step": step,
             "identity": self.identity,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "schedule": schedule.state_dict() if schedule else None,
             "settles": self.settles.state_dict() if self.settles else None,
-            "random": torch.get_rng_state(),
         }
-        save_state(self.checkpoint, state)
+        save_training(self.checkpoint, facts, self.model, optimizers)
 
     def _resume(self, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> int:
-        if self.checkpoint is None or not self.checkpoint.is_file():
+        state = None if self.checkpoint is None else load_training(self.checkpoint)
+        if state is None:
             torch.manual_seed(self.settings.seed)
             return 0
-        state = load_state(self.checkpoint)
-        if state["identity"] != self.identity:
+        if state.facts["identity"] != self.identity:
             raise UserError(
-                f"{self.checkpoint} must belong to this recipe, model and data, but was written for others; "
+                f"{state.path} must belong to this recipe, model and data, but was written for others; "
                 "choose another --output or run without --resume."
             )
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        state.restore(self.model, optimizers, random=True)
         if schedule is not None:
-            schedule.load_state_dict(state["schedule"])
+            schedule.load_state_dict(state.facts["schedule"])
         if self.settles is not None:
-            self.settles.load_state_dict(state["settles"])
-        torch.set_rng_state(state["random"])
-        return state["step"]
+            self.settles.load_state_dict(state.facts["settles"])
+        return state.facts["step"]
 
 
 def remove_dropout(model: nn.Module) -> None:
@@ -249,8 +240,17 @@ def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.o
     return optimizers
 
 
-def _size(scale: Tensor) -> float:
-    return max(scale.detach().abs().mean().item(), 1e-8)
+@torch.no_grad()
+def _make_relative(groups: list[dict[str, Any]]) -> None:
+    """Multiply the rate of each group, which is one tensor, by its mean magnitude; sums in double, so that their order does
+    not show."""
+    if not groups:
+        return
+    scales = [group["params"][0] for group in groups]
+    sums = torch.stack([local(scale).abs().double().sum() for scale in scales])
+    sums = total(sums) if any(local(scale) is not scale for scale in scales) else sums
+    for group, scale, size in zip(groups, scales, sums.tolist(), strict=True):
+        group["lr"] *= max(size / scale.numel(), 1e-8)
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

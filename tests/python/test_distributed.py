@@ -3,68 +3,18 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from launcher import Launcher
 from torchqat.files import load_state
-
-RECIPE = """version: 1
-data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
-layers:
-  - match: "model.layers.*"
-    weight: {dtype: int4, group_size: 32, grid: full, scale: SCALE}
-    INPUT
-schedule: [{until: 50%, weight: int6}, {until: 100%, weight: int4}]
-train: {steps: 8, batch_size: 4, gradient_accumulation: ACCUMULATION, sequence_length: 32, checkpoint_every: 2,
-        validate_every: 4, learning_rate: 1.0e-3}
-export: [safetensors]
-"""
 
 
 @pytest.fixture
 def train(tmp_path, model_folder, data_folder):
-    def start(name, processes, *options, **values):
-        text = RECIPE
-        for key, value in {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", **values}.items():
-            text = text.replace(key, str(value))
-        (tmp_path / f"{name}.yaml").write_text(text)
-        run = [
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            processes,
-            "--master_port",
-            0,
-            "--rdzv_backend",
-            "c10d",
-        ]
-        run += ["--rdzv_endpoint", "localhost:0"]
-        command = [
-            sys.executable,
-            *(run if processes > 1 else []),
-            "-m",
-            "torchqat",
-            "train",
-            tmp_path / f"{name}.yaml",
-        ]
-        command += ["--model", model_folder, "--data", data_folder, "--output", tmp_path / name, *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-
-    def finish(*arguments, **values):
-        process = start(*arguments, **values)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-3000:]
-        return tmp_path / arguments[0], out + err
-
-    finish.start = start
-    return finish
+    return Launcher(tmp_path, model_folder, data_folder)
 
 
 def state(folder):

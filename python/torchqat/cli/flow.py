@@ -156,7 +156,7 @@ def train(
             fine_tune(job)
         if not is_first():
             return
-    say(f"The trained state is in {job.folder / 'checkpoints' / 'train.pt'}.")
+    say(f"The trained state is in {job.folder / 'checkpoints'}.")
     result({"folder": str(job.folder)})
 
 

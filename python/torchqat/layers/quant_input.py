@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.sharded import assign, whole
 
 
 class QuantInput(nn.Module):
@@ -56,8 +57,9 @@ class QuantInput(nn.Module):
         if self.input_spec.scale == "minmax":
             range.restore(self.input_low.item(), self.input_high.item())
         else:
-            zero = 0 if self.input_zero_point is None else self.input_zero_point
-            ends = [((end - zero) * self.input_scale).item() for end in self.input_spec.quant_range(before)]
+            zero = 0 if self.input_zero_point is None else whole(self.input_zero_point)
+            scale = whole(self.input_scale)
+            ends = [((end - zero) * scale).item() for end in self.input_spec.quant_range(before)]
             range.restore(min(ends), max(ends))
         self.input_scale_from(range)
 
@@ -123,9 +125,9 @@ class QuantInput(nn.Module):
     @torch.no_grad()
     def input_scale_from(self, observer: Observer) -> None:
         scale, zero_point = observer.qparams(self.input_spec, self._input_scale_bits)
-        self.input_scale.copy_(scale)
+        assign(self.input_scale, scale)
         if self.input_zero_point is not None:
-            self.input_zero_point.copy_(zero_point)
+            assign(self.input_zero_point, zero_point)
 
     def _load_input_range(self) -> None:
         """Go on from the range that was loaded."""

@@ -10,6 +10,7 @@ from torchqat import ops
 from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.quant_input import QuantInput
+from torchqat.sharded import assign, whole
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
@@ -87,19 +88,20 @@ class QuantLayer(QuantInput):
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of the weight as it is quantized."""
-        return self.weight.shape[0], self.weight[0].numel()
+        return self.weight.shape[0], self.weight.numel() // self.weight.shape[0]
 
     @property
     def master(self) -> Tensor:
         """The weight before it is rounded, ``[rows, cols]``, an adapter's share added."""
-        matrix = self.weight if self.weight.dim() == 2 else self.weight.flatten(1)
+        weight = whole(self.weight)
+        matrix = weight if weight.dim() == 2 else weight.flatten(1)
         added = None if self.adapter is None else self.adapter()
-        return matrix if added is None else matrix + added.to(matrix.dtype)
+        return matrix if added is None else matrix + whole(added).to(matrix.dtype)
 
     @torch.no_grad()
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
-        self.weight.copy_(matrix.view(self.weight.shape))
+        assign(self.weight, matrix.view(self.weight.shape))
 
     @property
     def on_integer_levels(self) -> bool:
@@ -142,9 +144,9 @@ class QuantLayer(QuantInput):
             scale, zero_point = ops.choose_qparams(
                 self.master, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
             )
-        self.weight_scale.copy_(scale)
+        assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
-            self.weight_zero_point.copy_(zero_point)
+            assign(self.weight_zero_point, zero_point)
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -157,9 +159,9 @@ class QuantLayer(QuantInput):
             scale: float32, one per block, as it is stored.
             zero_point: int8, shaped like ``scale``.
         """
-        self.weight_scale.copy_(scale)
+        assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
-            self.weight_zero_point.copy_(zero_point)
+            assign(self.weight_zero_point, zero_point)
         if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
             self.lattice_scale.copy_(scale)
             self.lattice_zero_point.copy_(zero_point)
@@ -226,7 +228,8 @@ class QuantLayer(QuantInput):
             return ops.choose_qparams(self.master, spec.block, self.weight_bits, spec.grid, "minmax", dtype)
         if spec.scale == "mse":
             return self.weight_scale, self.weight_zero_point
-        return ops.round_qparams(self.weight_scale, self.weight_zero_point, *spec.quant_range(self.weight_bits), dtype)
+        zero_point = None if self.weight_zero_point is None else whole(self.weight_zero_point)
+        return ops.round_qparams(whole(self.weight_scale), zero_point, *spec.quant_range(self.weight_bits), dtype)
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:

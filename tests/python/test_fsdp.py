@@ -1,0 +1,150 @@
+"""Models that are spread over processes (FSDP2, gloo): what one process gives, checkpoints for any number of them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from launcher import TORCHRUN, Launcher
+from torchqat.convert import convert
+from torchqat.errors import UserError
+from torchqat.restore import open_run, trained_model
+from torchqat.training_state import load_training
+
+# Without clipping: the norm of all gradients is a sum whose order depends on how they are spread.
+FSDP = ", strategy: fsdp, gradient_clip: 0"
+ALL = ", strategy: fsdp, gradient_checkpointing: true, compile: true, mixed_precision: bfloat16, cpu_offload: true"
+
+
+@pytest.fixture
+def train(tmp_path, model_folder, data_folder):
+    return Launcher(tmp_path, model_folder, data_folder)
+
+
+def weights(folder):
+    """What would be exported, layer by layer."""
+    return {layer.name: layer for layer in convert(trained_model(open_run(folder)))}
+
+
+def figures(folder, name="loss"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([line[name] for line in lines if name in line])
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys() and len(one) == 14
+    for name, layer in one.items():
+        assert torch.equal(layer.codes, other[name].codes) and torch.equal(layer.scale, other[name].scale), name
+
+
+def share_of_equal_codes(one, other):
+    equal = [(layer.codes == other[name].codes).double().mean() for name, layer in one.items()]
+    return torch.stack(equal).mean().item()
+
+
+@pytest.mark.parametrize("scale", ["minmax", "mse", "learned"])
+def test_two_processes_give_the_codes_of_one(scale, train):
+    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2, MORE=FSDP)
+    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, MORE=FSDP)
+    assert not (together / "checkpoints" / "train.pt").exists()
+    assert torch.equal(figures(alone), figures(together))
+    assert torch.equal(figures(alone, "validation_kl"), figures(together, "validation_kl"))
+    assert_equal(weights(alone), weights(together))
+    assert said.count("The trained state is in") == 1
+
+
+def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
+    alone, _ = train("alone", 1, MORE=", strategy: fsdp")
+    together, _ = train("together", 4, MORE=", strategy: fsdp")
+    torch.testing.assert_close(figures(alone), figures(together), rtol=1e-4, atol=1e-5)
+    assert share_of_equal_codes(weights(alone), weights(together)) > 0.999
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_run_goes_on_with_another_number_of_processes(processes, train, tmp_path):
+    whole, _ = train("whole", 1, ACCUMULATION=2, MORE=FSDP)
+    process = train.start("parts", 2, ACCUMULATION=2, MORE=FSDP)
+    checkpoints = tmp_path / "parts" / "checkpoints" / "train"
+    while (
+        not (checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())) and process.poll() is None
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    stopped = load_training(tmp_path / "parts" / "checkpoints" / "train.pt").facts["step"]
+    assert stopped in (2, 4, 6, 8)
+    resumed, _ = train("parts", processes, "--resume", ACCUMULATION=2, MORE=FSDP)
+    if processes == 1:
+        assert_equal(weights(whole), weights(resumed))
+    assert share_of_equal_codes(weights(whole), weights(resumed)) > 0.999
+
+
+def test_all_that_saves_time_and_memory_together(train):
+    """Accumulation, activation checkpointing, torch.compile, products in bfloat16, parts offloaded: two processes as one,
+    and as one that does without but for the rounding of products to bfloat16."""
+    plain, _ = train("plain", 1, ACCUMULATION=2)
+    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=ALL)
+    together, _ = train("together", 2, ACCUMULATION=2, MORE=ALL)
+    torch.testing.assert_close(figures(alone), figures(together), rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(figures(plain), figures(together), rtol=5e-2, atol=5e-3)
+    assert share_of_equal_codes(weights(alone), weights(together)) > 0.99
+    assert share_of_equal_codes(weights(plain), weights(together)) > 0.97
+
+
+def test_adapters_are_merged_when_the_run_is_opened(train):
+    more = f"{FSDP}, parameters: lora, lora: {{rank: 4, alpha: 8}}"
+    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=more)
+    together, _ = train("together", 2, ACCUMULATION=2, MORE=more)
+    assert torch.equal(figures(alone), figures(together))
+    assert_equal(weights(alone), weights(together))
+
+
+def test_scales_of_inputs_that_are_learned_or_follow(train):
+    """One number a layer, so that all processes but the first hold nothing of it."""
+    given = "input: {dtype: int8, granularity: tensor, scale: learned}"
+    alone, _ = train("alone", 1, INPUT=given, ACCUMULATION=2, MORE=FSDP)
+    together, _ = train("together", 2, INPUT=given, ACCUMULATION=2, MORE=FSDP)
+    one, two = weights(alone), weights(together)
+    for name, layer in one.items():
+        torch.testing.assert_close(layer.input_scale, two[name].input_scale, rtol=1e-4, atol=0.0, msg=name)
+
+
+def test_a_damaged_part_is_said(train, tmp_path):
+    folder, _ = train("run", 2, MORE=FSDP)
+    (state,) = (folder / "checkpoints" / "train").iterdir()
+    part = max(state.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    with pytest.raises(UserError, match="must be a checkpoint of torchqat, but does not load"):
+        trained_model(open_run(folder))
+
+
+WORKER = """
+import sys, torch, torchqat
+from torch import nn
+from torchqat.distributed import processes, rank, shard
+from torchqat.finite import first_not_finite, scale_not_finite
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.sharded import local
+
+with processes():
+    recipe = torchqat.load_recipe("RECIPE")
+    model = torchqat.prepare(nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 8)), recipe)
+    shard(model, QuantLayer)
+    sys.stdout.write(f"before {[scale_not_finite(model), first_not_finite(model, lambda: None)]}\\n")
+    if rank() == 1:
+        local(model[1].weight_scale.detach())[:] = float("nan")
+    sys.stdout.write(f"after {[scale_not_finite(model), first_not_finite(model, lambda: None)]}\\n")
+"""
+
+
+def test_a_number_that_is_none_in_one_part_is_named_by_all_processes(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\nlayers: [{match: '*', weight: {dtype: int4, group_size: 8, scale: learned}}]\n")
+    (tmp_path / "worker.py").write_text(WORKER.replace("RECIPE", str(recipe)))
+    command = [sys.executable, *TORCHRUN, "--nproc_per_node", "2", str(tmp_path / "worker.py")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert said.count("before ['', '']") == 2
+    assert said.count("after ['1.weight_scale', '1.weight_scale']") == 2
