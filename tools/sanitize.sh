@@ -4,9 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 torch=$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')
 
-# built NAME SANITIZERS: the tests, in build/NAME.
+# built NAME SANITIZERS [OPTIONS]: the tests, in build/NAME.
 built() {
-  cmake -S . -B "build/$1" -DCMAKE_PREFIX_PATH="$torch" -DQAT_BUILD_PYTHON=OFF -DQAT_BUILD_TESTS=ON -DQAT_SANITIZE="$2" \
+  cmake -S . -B "build/$1" -DCMAKE_PREFIX_PATH="$torch" -DQAT_BUILD_PYTHON=OFF -DQAT_BUILD_TESTS=ON -DQAT_SANITIZE="$2" "${@:3}" \
     >"build/$1.log" || { cat "build/$1.log"; exit 1; }
   cmake --build "build/$1" --parallel "$(nproc)" --target qat_ops_tests qat_tests
 }
@@ -17,7 +17,12 @@ export LSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/leaks.txt:print_suppress
 export UBSAN_OPTIONS=print_stacktrace=1
 for suite in qat_ops_tests qat_tests; do "build/asan/tests/$suite" --gtest_brief=1; done
 
-built tsan thread
-# torch and OpenMP are not built for it: what happens between their threads cannot be seen.
+# Which thread waits for which is known of clang's OpenMP, by its tool Archer, and not of gcc's.
+archer=$(find /usr/lib/llvm-*/lib -name libarcher.so 2>/dev/null | sort -V | tail -n 1)
+command -v clang++ >/dev/null && [ -n "$archer" ] ||
+  { echo "the thread sanitizer needs clang and its OpenMP: apt-get install clang libomp-dev" >&2; exit 1; }
+built tsan thread -DCMAKE_CXX_COMPILER=clang++
+export OMP_TOOL_LIBRARIES="$archer"
+# torch is not built for it: what happens between its own threads cannot be seen.
 export TSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/races.txt:ignore_noninstrumented_modules=1"
 for suite in qat_ops_tests qat_tests; do "build/tsan/tests/$suite" --gtest_brief=1; done

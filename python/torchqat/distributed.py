@@ -5,6 +5,7 @@ which each process takes an equal part, and gradients are averaged.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -87,7 +88,7 @@ def wrapped(model: nn.Module) -> nn.Module:
 def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
     """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
 
-    Each block is gathered when its forward or backward begins and let go when that ends, and so is what is around blocks.
+    Each block is gathered when its forward or backward begins and let go when that ends, and so is each embedding or head.
 
     Args:
         model: On the host, and the same on every process.
@@ -100,9 +101,20 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
     on_gpu = torch.cuda.is_available()
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
     policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
-    for module in [block for _, block in find_blocks(model, kind)] + [model]:
+    for module in [*gathered_together(model, kind), model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
     return model
+
+
+def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    """The parts of ``model`` that ``shard`` gathers one at a time: blocks, and embeddings and heads that share no weight."""
+    blocks = [block for _, block in find_blocks(model, kind)]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    outside = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.Linear) and id(m) not in inside]
+    holders = Counter(
+        id(module.weight) for module in model.modules() if isinstance(getattr(module, "weight", None), nn.Parameter)
+    )
+    return blocks + [module for module in outside if holders[id(module.weight)] == 1]
 
 
 def without_sync(model: nn.Module | None, last: bool):

@@ -146,7 +146,7 @@ def _check_tied(model: nn.Module, plan: Plan) -> None:
 
 
 def _check_finite(name: str, module: nn.Module) -> None:
-    bad = int((~module.weight.detach().isfinite()).sum())
+    bad = 0 if module.weight.is_meta else int((~module.weight.detach().isfinite()).sum())
     if bad:
         raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")
 

@@ -25,7 +25,7 @@ def train(tmp_path, model_folder, data_folder):
 
 
 def weights(folder):
-    """What would be exported, layer by layer."""
+    """What would be exported, layer by layer: of the last step, since the best one may be that before training."""
     return {layer.name: layer for layer in convert(trained_model(open_run(folder)))}
 
 
@@ -47,26 +47,35 @@ def share_of_equal_codes(one, other):
 
 @pytest.mark.parametrize("scale", ["minmax", "mse", "learned"])
 def test_two_processes_give_the_codes_of_one(scale, train):
-    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2, MORE=FSDP)
-    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, MORE=FSDP)
+    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     assert not (together / "checkpoints" / "train.pt").exists()
     assert torch.equal(figures(alone), figures(together))
-    assert torch.equal(figures(alone, "validation_kl"), figures(together, "validation_kl"))
     assert_equal(weights(alone), weights(together))
     assert said.count("The trained state is in") == 1
 
 
+def test_the_best_state_is_found_and_kept_as_by_one_process(train):
+    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=FSDP)
+    together, _ = train("together", 2, ACCUMULATION=2, MORE=FSDP)
+    assert torch.equal(figures(alone, "validation_kl"), figures(together, "validation_kl"))
+    best = [load_training(folder / "checkpoints" / "best.pt") for folder in (alone, together)]
+    assert best[0].facts["kl"] == best[1].facts["kl"] and best[0].facts["step"] == best[1].facts["step"]
+    assert best[1].path.parent.name == "best"
+    assert_equal(weights(alone), weights(together))
+
+
 def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
-    alone, _ = train("alone", 1, MORE=", strategy: fsdp")
-    together, _ = train("together", 4, MORE=", strategy: fsdp")
+    alone, _ = train("alone", 1, VALIDATE=0, MORE=", strategy: fsdp")
+    together, _ = train("together", 4, VALIDATE=0, MORE=", strategy: fsdp")
     torch.testing.assert_close(figures(alone), figures(together), rtol=1e-4, atol=1e-5)
     assert share_of_equal_codes(weights(alone), weights(together)) > 0.999
 
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_run_goes_on_with_another_number_of_processes(processes, train, tmp_path):
-    whole, _ = train("whole", 1, ACCUMULATION=2, MORE=FSDP)
-    process = train.start("parts", 2, ACCUMULATION=2, MORE=FSDP)
+    whole, _ = train("whole", 1, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    process = train.start("parts", 2, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     checkpoints = tmp_path / "parts" / "checkpoints" / "train"
     while (
         not (checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())) and process.poll() is None
@@ -76,28 +85,30 @@ def test_a_run_goes_on_with_another_number_of_processes(processes, train, tmp_pa
     process.communicate(timeout=60)
     stopped = load_training(tmp_path / "parts" / "checkpoints" / "train.pt").facts["step"]
     assert stopped in (2, 4, 6, 8)
-    resumed, _ = train("parts", processes, "--resume", ACCUMULATION=2, MORE=FSDP)
+    resumed, _ = train("parts", processes, "--resume", ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     if processes == 1:
         assert_equal(weights(whole), weights(resumed))
     assert share_of_equal_codes(weights(whole), weights(resumed)) > 0.999
 
 
-def test_all_that_saves_time_and_memory_together(train):
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_all_that_saves_time_and_memory_together(strategy, train):
     """Accumulation, activation checkpointing, torch.compile, products in bfloat16, parts offloaded: two processes as one,
-    and as one that does without but for the rounding of products to bfloat16."""
-    plain, _ = train("plain", 1, ACCUMULATION=2)
-    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=ALL)
-    together, _ = train("together", 2, ACCUMULATION=2, MORE=ALL)
-    torch.testing.assert_close(figures(alone), figures(together), rtol=2e-3, atol=2e-4)
-    torch.testing.assert_close(figures(plain), figures(together), rtol=5e-2, atol=5e-3)
-    assert share_of_equal_codes(weights(alone), weights(together)) > 0.99
-    assert share_of_equal_codes(weights(plain), weights(together)) > 0.97
+    and near to one that does without, whose products are not rounded to bfloat16."""
+    more = ALL if strategy == "fsdp" else ALL.replace("fsdp", "ddp").replace(", cpu_offload: true", "")
+    plain, _ = train("plain", 1, ACCUMULATION=2, VALIDATE=0)
+    alone, _ = train("alone", 1, ACCUMULATION=2, VALIDATE=0, MORE=more)
+    together, _ = train("together", 2, ACCUMULATION=2, VALIDATE=0, MORE=more)
+    torch.testing.assert_close(figures(alone), figures(together), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(figures(plain), figures(together), rtol=0.0, atol=2e-4)
+    assert share_of_equal_codes(weights(alone), weights(together)) > 0.999
+    assert share_of_equal_codes(weights(plain), weights(together)) > 0.9
 
 
 def test_adapters_are_merged_when_the_run_is_opened(train):
     more = f"{FSDP}, parameters: lora, lora: {{rank: 4, alpha: 8}}"
-    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=more)
-    together, _ = train("together", 2, ACCUMULATION=2, MORE=more)
+    alone, _ = train("alone", 1, ACCUMULATION=2, VALIDATE=0, MORE=more)
+    together, _ = train("together", 2, ACCUMULATION=2, VALIDATE=0, MORE=more)
     assert torch.equal(figures(alone), figures(together))
     assert_equal(weights(alone), weights(together))
 
@@ -105,8 +116,8 @@ def test_adapters_are_merged_when_the_run_is_opened(train):
 def test_scales_of_inputs_that_are_learned_or_follow(train):
     """One number a layer, so that all processes but the first hold nothing of it."""
     given = "input: {dtype: int8, granularity: tensor, scale: learned}"
-    alone, _ = train("alone", 1, INPUT=given, ACCUMULATION=2, MORE=FSDP)
-    together, _ = train("together", 2, INPUT=given, ACCUMULATION=2, MORE=FSDP)
+    alone, _ = train("alone", 1, INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    together, _ = train("together", 2, INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     one, two = weights(alone), weights(together)
     for name, layer in one.items():
         torch.testing.assert_close(layer.input_scale, two[name].input_scale, rtol=1e-4, atol=0.0, msg=name)
