@@ -67,5 +67,28 @@ TEST(Affine, ZeroPointGradientComesFromClippedElementsOnly) {
   EXPECT_EQ(affine::zero_point_gradient(2.0f, kInfinity, 0.5f, 2.0f, 0.0f, kInt4), 0.0f);
 }
 
+TEST(Affine, FiniteNumbersReachToTheGreatestFloat) {
+  EXPECT_TRUE(is_finite(-std::numeric_limits<float>::max()));
+  EXPECT_TRUE(is_finite(2e38f));
+  EXPECT_FALSE(is_finite(-kInfinity));
+  EXPECT_FALSE(is_finite(NAN));
+}
+
+TEST(Affine, DequantizeTakesTheZeroPointOffAndScales) {
+  EXPECT_EQ(affine::dequantize(5.0f, 0.5f, 2.0f), 1.5f);
+}
+
+TEST(Affine, GradientsPassOnBothEndsOfTheGrid) {
+  EXPECT_EQ(affine::straight_through(3.0f, -8.0f, 1.0f, 0.0f, kInt4), 3.0f);
+  EXPECT_EQ(affine::straight_through(3.0f, 7.0f, 1.0f, 0.0f, kInt4), 3.0f);
+}
+
+TEST(Affine, ScaleGradientWithAnyScaleAndZeroPoint) {
+  // 1.25 / 0.5 = 2.5 rounds to 2.
+  EXPECT_EQ(affine::scale_gradient(2.0f, 1.25f, 2.0f, 1.0f, kInt4), 2.0f * (2.0f - 2.5f));
+  // 6 + 3 lies above the grid, 6 - 3 would not.
+  EXPECT_EQ(affine::scale_gradient(2.0f, 6.0f, 1.0f, 3.0f, kInt4), 2.0f * (7.0f - 3.0f));
+}
+
 }  // namespace
 }  // namespace qat

@@ -32,11 +32,5 @@ TEST(Encode, TwoCodesShareAByteInTheOrderThatTheHeaderSays) {
     EXPECT_EQ(codes[0][j].item<int>(), (2 * j - 3 + 8) | (2 * j - 2 + 8) << 4);
 }
 
-TEST(Encode, LayoutCountsShortLastSegments) {
-  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 32), 4).per_row, 16 + 16 + 3);
-  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 7), 4).per_row, 10 * 4);
-  EXPECT_EQ(code_layout(make_layout(1, 70, 1, 32), 5).per_row, 70);
-}
-
 }  // namespace
 }  // namespace qat

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "ops/qparams.h"
 
@@ -81,6 +82,65 @@ TEST(QParams, TheWidestRangeDoesNotOverflow) {
   const QParams widest = qparams_of(-3.4e38f, 3.4e38f, Grid::asymmetric, 8, ScalarType::Float);
   EXPECT_TRUE(std::isfinite(widest.scale));
   EXPECT_NEAR(widest.scale, 3.4e38 * 2.0 / 255.0, 1e31);
+}
+
+TEST(QParams, Float8Grids) {
+  for (const Grid grid : {Grid::e4m3, Grid::e5m2}) EXPECT_TRUE(is_float8(grid));
+  for (const Grid grid : {Grid::narrow, Grid::full, Grid::extreme, Grid::asymmetric})
+    EXPECT_FALSE(is_float8(grid));
+  EXPECT_EQ(range_of(Grid::e4m3, 8).min, -448.0f);
+  EXPECT_EQ(range_of(Grid::e4m3, 8).max, 448.0f);
+  EXPECT_EQ(range_of(Grid::e5m2, 8).min, -57344.0f);
+  EXPECT_EQ(range_of(Grid::e5m2, 8).max, 57344.0f);
+  EXPECT_TRUE(is_float8(range_of(Grid::e4m3, 8)));
+  EXPECT_TRUE(is_float8(QuantRange{-127.01f, 127.01f}));
+  EXPECT_FALSE(is_float8(range_of(Grid::full, 8)));
+  EXPECT_FALSE(is_float8(range_of(Grid::full, 4)));
+  EXPECT_EQ(qparams_of(-3.0f, 896.0f, Grid::e4m3, 8, ScalarType::Float).scale, 2.0f);
+  EXPECT_EQ(qparams_of(-28672.0f, 3.0f, Grid::e5m2, 8, ScalarType::Float).scale, 0.5f);
+}
+
+TEST(QParams, SymmetricGridsHaveZeroAtLevelZero) {
+  for (const Grid grid : {Grid::narrow, Grid::full, Grid::extreme, Grid::e4m3})
+    EXPECT_EQ(qparams_of(-2.0f, 1.0f, grid, 8, ScalarType::Float).zero_point, 0.0f);
+}
+
+TEST(QParams, BoundsOfStoredScales) {
+  EXPECT_EQ(least_scale(ScalarType::Half), 0x1p-14f);
+  EXPECT_EQ(least_scale(ScalarType::BFloat16), 0x1p-116f);
+  EXPECT_EQ(least_scale(ScalarType::Float), 0x1p-116f);
+  EXPECT_EQ(greatest_scale(ScalarType::Half), 65504.0f);
+  EXPECT_EQ(greatest_scale(ScalarType::BFloat16), 0x1.FEp127f);
+  EXPECT_EQ(greatest_scale(ScalarType::Float), std::numeric_limits<float>::max());
+}
+
+TEST(QParams, OffsetsAreExactOfFourBitsInFloat16) {
+  EXPECT_TRUE(has_exact_offsets({-8.0f, 7.0f}, ScalarType::Half));
+  EXPECT_FALSE(has_exact_offsets({-8.0f, 7.001f}, ScalarType::Half));
+  EXPECT_FALSE(has_exact_offsets({-8.0f, 7.0f}, ScalarType::BFloat16));
+}
+
+TEST(QParams, SmallRangesContainZeroAsWell) {
+  EXPECT_EQ(qparams_of(0.25f, 0.75f, Grid::asymmetric, 8, ScalarType::Float).scale, 0.75f / 255.0f);
+}
+
+TEST(QParams, ZeroPointsAreCountedInSteps) {
+  const QParams half = qparams_of(-2.5f, 5.0f, Grid::asymmetric, 4, ScalarType::Float);
+  EXPECT_EQ(half.scale, 0.5f);
+  EXPECT_EQ(half.zero_point, -3.0f);
+  // -128 + 100.49 is rounded down, and would not be a thousandth further on.
+  EXPECT_EQ(qparams_of(-100.49f, 154.51f, Grid::asymmetric, 8, ScalarType::Float).zero_point, -28.0f);
+}
+
+TEST(QParams, NothingIsClippedWhereTheExtremeLandsOnAnEnd) {
+  for (const ScalarType dtype : {ScalarType::Float, ScalarType::BFloat16}) {
+    for (const Grid grid : {Grid::narrow, Grid::e4m3, Grid::e5m2})
+      EXPECT_TRUE(never_clips(grid, dtype));
+    for (const Grid grid : {Grid::full, Grid::extreme, Grid::asymmetric})
+      EXPECT_FALSE(never_clips(grid, dtype));
+  }
+  for (const Grid grid : {Grid::narrow, Grid::full, Grid::e4m3})
+    EXPECT_FALSE(never_clips(grid, ScalarType::Half));
 }
 
 }  // namespace

@@ -1,0 +1,168 @@
+"""Mutation testing of the scalar arithmetic and of packing: every change of one token must make a C++ test fail.
+
+    python tools/mutate.py [--only ops/affine.h] [--jobs 2]
+
+A mutant is the file with one operator, comparison, literal or function replaced. It is killed when it does not compile or
+a test of its suite fails. Those that no input tells from the original are listed in tools/equivalent_mutants.txt, each with
+the reason. Exits with 1 if a mutant survives, or if one that is listed is killed or gone.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).parent.parent
+EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
+TESTS = "tests/ops/test_{}.cpp"
+# What is mutated: the tests that must notice, and whether the file is a source of its own.
+SUITES = {
+    "ops/affine.h": ["affine"],
+    "ops/qparams.h": ["qparams"],
+    "ops/blocks.h": ["blocks"],
+    "ops/encode.h": ["code_layout"],
+    "ops/pack.cpp": ["pack"],
+}
+# Token by token: what stands there, and what is put in its place.
+RULES = [
+    (r"(?<=\s)\+(?=\s)", "-"),
+    (r"(?<=\s)-(?=\s)", "+"),
+    (r"(?<=\s)\*(?=\s)", "/"),
+    (r"(?<=\s)/(?=\s)", "*"),
+    (r"(?<=\s)%(?=\s)", "*"),
+    (r"(?<=\s)<(?=\s)", "<="),
+    (r"(?<=\s)<(?=\s)", ">"),
+    (r"(?<=\s)<=(?=\s)", "<"),
+    (r"(?<=\s)>(?=\s)", ">="),
+    (r"(?<=\s)>(?=\s)", "<"),
+    (r"(?<=\s)>=(?=\s)", ">"),
+    (r"(?<=\s)==(?=\s)", "!="),
+    (r"(?<=\s)&&(?=\s)", "||"),
+    (r"(?<=\s)\|\|(?=\s)", "&&"),
+    (r"(?<=\s)&(?=\s)", "|"),
+    (r"(?<=\s)<<(?=\s)", ">>"),
+    (r"(?<=\s)>>(?=\s)", "<<"),
+    (r"(?<=[(\s,?:{])-(?=[\w(])", ""),  # the sign of a number or name
+    (r"!(?=[\w(])", ""),
+    (r"~(?=[\w(])", ""),
+    (r"\bmin\(", "max("),
+    (r"\bmax\(", "min("),
+    (r"\brintf\(", "roundf("),
+    (r"\bfabsf\(", "("),
+    (r"\btrue\b", "false"),
+    (r"\bfalse\b", "true"),
+    (r"\bbitwise_and\(", "bitwise_or("),
+    (r"\bbitwise_or\(", "bitwise_and("),
+    (r"\bbitwise_left_shift\(", "bitwise_right_shift("),
+    (r"\bbitwise_right_shift\(", "bitwise_left_shift("),
+    (r"\.add\(", ".sub("),
+    (r"\.sub\(", ".add("),
+    (r"(?<![\w.])\d+(?:u?)(?![\w.])", "({} + 1)"),
+    (r"(?<![\w.])0x[0-9A-F]+(?:u?)(?![\w.])", "({} ^ 1)"),
+    (r"(?<![\w.])0\.0f", "1.0f"),
+    (r"(?<![\w.])(?!0\.0f)\d+\.\d+(?:e[-+]\d+)?f", "({} * 1.0001f)"),
+    (r"(?<![\w.])(?!0\.0f)\d+\.\d+(?:e[-+]\d+)?f", "-{}"),
+    (r"\bFLT_MAX\b", "1e38f"),
+    (r"\bNAN\b", "0.0f"),
+]
+# Not code, or code whose change is one of words, types or registration.
+HIDDEN = "|".join(
+    [r"//[^\n]*", r"\"[^\"\n]*\"", r"^\s*#[^\n]*", r"static_cast<\w+>", r"TORCH_CHECK_\w+\(", r"TORCH_LIBRARY[^\n]*"]
+    + [r"int64_t\{1\}", r"enum class[^}]*}"]
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        file: Relative to the root.
+        place: The line of code, and which of its equal tokens is meant.
+        put: What stands there instead.
+        text: All of the file then.
+    """
+
+    file: str
+    place: str
+    put: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.place} -> {self.put or 'nothing'}"
+
+
+def mutants_of(file: str) -> Iterator[Mutant]:
+    text = (ROOT / file).read_text()
+    code = re.sub(HIDDEN, lambda found: " " * len(found[0]), text, flags=re.MULTILINE)
+    for pattern, template in RULES:
+        for found in re.finditer(pattern, code):
+            put = template.format(found[0]) if "{}" in template else template
+            begin = text.rfind("\n", 0, found.start()) + 1
+            line = text[begin : text.find("\n", begin)].strip()
+            number = len(re.findall(pattern, code[begin : found.start()])) + 1
+            place = f"{line} | {found[0]}" + (f" #{number}" if number > 1 else "")
+            yield Mutant(file, place, put, text[: found.start()] + put + text[found.end() :])
+
+
+def compiled(sources: list[str], target: str, folder: Path) -> list[str]:
+    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-w", "-I", str(folder), "-I", str(ROOT)]
+    flags += [f"-isystem{path}" for path in include_paths()]
+    libraries = [f"-L{path}" for path in library_paths()] + [f"-Wl,-rpath,{path}" for path in library_paths()]
+    libraries += ["-lgtest", "-lgtest_main", "-lpthread", "-lc10", "-ltorch_cpu"]
+    return ["g++", *flags, *sources, "-o", target, *libraries]
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether every test passes with ``mutant`` in place of its file."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        changed = folder / mutant.file
+        changed.parent.mkdir(parents=True)
+        changed.write_text(mutant.text)
+        sources = [str(ROOT / TESTS.format(test)) for test in SUITES[mutant.file]]
+        sources += [str(changed)] if mutant.file.endswith(".cpp") else []
+        target = str(folder / "tests")
+        if subprocess.run(compiled(sources, target, folder), capture_output=True, check=False).returncode:
+            return False
+        try:
+            return subprocess.run([target], capture_output=True, timeout=120, check=False).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def excused() -> set[str]:
+    """Mutants, as they are printed, that no input tells from the original."""
+    lines = EQUIVALENT.read_text().splitlines()
+    return {line.partition("  ## ")[0] for line in lines if line and not line.startswith("#")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=list(SUITES))
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    files = [arguments.only] if arguments.only else list(SUITES)
+    mutants = [mutant for file in files for mutant in mutants_of(file)]
+    expected = {name for name in excused() if name.partition(":")[0] in files}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        alive = {str(mutant) for mutant, lives in zip(mutants, pool.map(survives, mutants), strict=True) if lives}
+    for name in sorted(alive - expected):
+        print(f"survives: {name}")
+    for name in sorted(expected - alive):
+        print(f"listed in {EQUIVALENT.name}, but is killed or gone: {name}")
+    print(f"{len(mutants)} mutants, {len(mutants) - len(alive)} killed, {len(alive & expected)} equal to the original")
+    return int(alive != expected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
