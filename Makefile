@@ -1,6 +1,6 @@
 # make demo    the quickstart: train, quantize, fine-tune, export, verify; leaves build/quickstart/
 # make test    every test: C++, CUDA compilation where nvcc is, Python
-# make test-engines, test-sanitize, coverage, fuzz    slower checks: engines, sanitizers, covered lines, libFuzzer
+# make test-engines, test-sanitize, coverage, mutate, tidy, fuzz    slower checks: engines, sanitizers, covered lines, mutants, clang-tidy, libFuzzer
 # make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
@@ -19,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 
-.PHONY: demo test test-cpp test-cuda test-python test-engines test-sanitize coverage fuzz bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
 
 setup: $(SETUP)
 
@@ -60,6 +60,12 @@ test-sanitize: $(SETUP)
 
 coverage: $(SETUP)
 	tools/coverage.sh
+
+mutate: $(SETUP)
+	python tools/mutate.py
+
+tidy: $(SETUP)
+	tools/tidy.sh
 
 FUZZ_SECONDS ?= 600
 fuzz: $(SETUP)

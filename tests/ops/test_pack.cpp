@@ -40,12 +40,28 @@ TEST(Pack, ThreeBitsFormAStreamOf96) {
   }
 }
 
+TEST(Pack, RowsOfAnyNumberOfDimensions) {
+  for (const int64_t bits : {3, 4})
+    for (const auto& shape : std::vector<std::vector<int64_t>>{{40}, {2, 40}, {2, 3, 4, 40}}) {
+      const at::Tensor values = at::randint(-4, 4, shape, at::kChar);
+      const at::Tensor restored = unpack(pack(values, bits), bits, 40);
+      EXPECT_EQ(restored.sizes(), values.sizes());
+      EXPECT_TRUE(at::equal(restored, values));
+    }
+}
+
+TEST(Pack, ACodeThatDoesNotFitLeavesItsNeighbourAlone) {
+  EXPECT_EQ(pack(codes({9, 0}), 4).item<int32_t>(), 0x81);
+}
+
 TEST(Pack, UnusedBitsAreZero) { EXPECT_EQ(pack(codes({7}), 4).item<int32_t>(), 15); }
 
 TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
   EXPECT_THROW(pack(codes({0}), 5), c10::ValueError);
   EXPECT_THROW(unpack(at::zeros({2}, at::kInt), 4, 17), c10::ValueError);
   EXPECT_THROW(pack(at::zeros({4}), 4), c10::TypeError);
+  EXPECT_THROW(pack(at::zeros({}, at::kChar), 4), c10::ValueError);
+  EXPECT_THROW(unpack(at::zeros({}, at::kInt), 4, 8), c10::ValueError);
 }
 
 }  // namespace

@@ -1,0 +1,74 @@
+"""Exports and a training state frozen when this version of what torchqat writes came to be: read, and written again."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchqat
+from torchqat.training_state import load_training
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from freeze_vectors import CASES, ROOT, prepared
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_exports_are_read_bit_for_bit(case):
+    model, example = prepared(case)
+    checked = torchqat.verify(ROOT / case / "export", model, example=example)
+    assert checked.ok, checked
+
+
+@pytest.mark.parametrize("case", [name for name, (format, _) in CASES.items() if format != "onnx"])
+def test_the_same_bytes_are_written_today(case, tmp_path):
+    """Of ONNX the graph is torch's, and changes with its versions."""
+    model, example = prepared(case)
+    torchqat.export(model, tmp_path / "export", CASES[case][0], example=example)
+    for frozen in (ROOT / case / "export").iterdir():
+        written = tmp_path / "export" / frozen.name
+        if frozen.suffix == ".json":
+            assert _without_versions(written) == _without_versions(frozen), frozen.name
+        else:
+            assert written.read_bytes() == frozen.read_bytes(), frozen.name
+
+
+def _without_versions(path: Path) -> dict:
+    """Configurations name the libraries that wrote them, and those add keys of their own."""
+    text = json.loads(path.read_text())
+    text.pop("transformers_version", None)
+    return text.get("quantization_config", text)
+
+
+def test_a_frozen_training_state_is_read():
+    state = load_training(ROOT / "train.pt")
+    model, _ = prepared("int4-gptq")
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    state.restore(model)
+    assert state.facts["step"] == 3
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_training_state_of_a_later_version_is_refused(tmp_path):
+    state = torch.load(ROOT / "train.pt", weights_only=True)
+    torch.save({**state, "version": 2}, tmp_path / "train.pt")
+    with pytest.raises(torchqat.UserError, match="must be a state of version 1, but has version 2"):
+        load_training(tmp_path / "train.pt")
+
+
+def test_a_training_state_from_before_versions_is_read(tmp_path):
+    state = torch.load(ROOT / "train.pt", weights_only=True)
+    del state["version"]
+    torch.save(state, tmp_path / "train.pt")
+    assert load_training(tmp_path / "train.pt").facts["step"] == 3
+
+
+def test_a_recipe_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text((ROOT / "int4-gptq" / "recipe.yaml").read_text().replace("version: 1", "version: 2"))
+    with pytest.raises(torchqat.RecipeError, match="version must be .*1.*, but is 2"):
+        torchqat.load_recipe(str(path))
