@@ -20,3 +20,11 @@ for kind in recipe safetensors checkpoint; do
     -max_total_time="$seconds" -max_len=8192 -rss_limit_mb=4096 -timeout=10 -print_final_stats=1 \
     -artifact_prefix="build/fuzz/$kind-" 2>&1 | tail -n 12
 done
+# The readers in Python, by Atheris, which is libFuzzer as well.
+python -c 'import atheris' 2>/dev/null || python -m pip install -q atheris
+for kind in gguf gptq awq; do
+  mkdir -p "build/fuzz/found/$kind" "build/fuzz/seeds/$kind"
+  python tests/fuzz/fuzz_readers.py "$kind" "build/fuzz/found/$kind" "tests/fuzz/corpus/$kind" "build/fuzz/seeds/$kind" \
+    -max_total_time="$seconds" -max_len=65536 -rss_limit_mb=4096 -timeout=10 -print_final_stats=1 \
+    -artifact_prefix="build/fuzz/$kind-" 2>&1 | tail -n 12
+done

@@ -69,9 +69,9 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with _meta_parameters():
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"model must be a folder with a causal language model that transformers can load, but {folder} is not: "

@@ -7,6 +7,7 @@ from torch import nn
 
 from torchqat._library import DTYPES, FileError, check_safetensors
 from torchqat.errors import UserError, first_line
+from torchqat.files import read_json
 
 
 def load_model(path: str, dtype: str = "float32") -> nn.Module:
@@ -39,7 +40,9 @@ def load_pretrained(path: str, dtype: str, loader: str, what: str) -> nn.Module:
 
     _check_folder(path)
     try:
-        model = getattr(transformers, loader).from_pretrained(path, dtype=DTYPES[dtype])
+        model = getattr(transformers, loader).from_pretrained(
+            path, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True
+        )
     except Exception as error:
         raise UserError(_why(path, what, error)) from error
     check_finite(model, path)
@@ -58,7 +61,7 @@ def load_tokenizer(path: str):
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{path} must have a tokenizer that transformers can load, but {first_line(error)}") from error
 
@@ -71,11 +74,23 @@ def _check_folder(path: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"model must be a Hugging Face folder with a config.json, but {path} has none.")
+    _check_index(folder / "model.safetensors.index.json")
     try:
         for file in sorted(folder.glob("*.safetensors")):
             check_safetensors(str(file))
     except FileError as error:
         raise UserError(str(error)) from error
+
+
+def _check_index(path: Path) -> None:
+    """The files that it names are read: none outside the folder."""
+    if not path.is_file():
+        return
+    index = read_json(path, "The index of a model's files")
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    for name in files.values() if isinstance(files, dict) else [files]:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path} must map names of tensors to names of files beside it, but has {name!r}.")
 
 
 def _why(path: str, what: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Inputs to begin from: the recipes that ship, and small checkpoints.
+"""Inputs to begin from: the recipes that ship, small checkpoints, and a frozen GGUF file.
 
 python tests/fuzz/seeds.py FOLDER
 """
@@ -33,6 +33,9 @@ def main(folder: Path) -> None:
         (folder / "safetensors" / str(number)).write_bytes(tensors)
         length = len(config).to_bytes(2, "little")
         (folder / "checkpoint" / str(number)).write_bytes(length + config + tensors)
+    (folder / "gguf").mkdir(exist_ok=True)
+    frozen = ROOT / "tests" / "vectors" / "v1" / "int4-gguf" / "export" / "model.gguf"
+    (folder / "gguf" / "frozen").write_bytes(frozen.read_bytes())
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def load(folder: Path):
         options = {"device_map": "cpu"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
-        model = architecture.from_pretrained(folder, dtype="auto", **options).eval()
+        model = architecture.from_pretrained(folder, dtype="auto", trust_remote_code=False, **options).eval()
     if mixed:
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     return model
