@@ -90,6 +90,17 @@ def empty(module: nn.Module, buffers: bool = False) -> None:
                 holder._parameters[leaf] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
 
+def without_numbers(model: nn.Module) -> nn.Module:
+    """Put the parameters of ``model`` on the meta device, in place; those that are shared stay so. Buffers keep theirs."""
+    moved: dict[int, nn.Parameter] = {}
+    for holder in model.modules():
+        for leaf, parameter in holder._parameters.items():
+            if parameter is not None and id(parameter) not in moved:
+                moved[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+            holder._parameters[leaf] = None if parameter is None else moved[id(parameter)]
+    return model
+
+
 @contextmanager
 def _meta_parameters() -> Iterator[None]:
     """Modules that are made meanwhile have their parameters on the meta device; their buffers are real."""

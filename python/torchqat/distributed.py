@@ -18,6 +18,7 @@ from torchqat.batches import Batch, rows_of, size_of
 from torchqat.errors import UserError
 from torchqat.prepare import quant_layers
 from torchqat.ptq.blocks import find_blocks
+from torchqat.sharded import local
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -88,10 +89,11 @@ def wrapped(model: nn.Module) -> nn.Module:
 def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
     """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
 
-    Each block is gathered when its forward or backward begins and let go when that ends, and so is each embedding or head.
+    The first process' numbers are dealt out; on the others, parameters may be on the meta device. Each block is gathered
+    when its forward or backward begins and let go when that ends, and so is each embedding or head.
 
     Args:
-        model: On the host, and the same on every process.
+        model: On the host; the same module on every process.
         kind: Class of the layers that its blocks are made of.
         cpu_offload: Keep the parts, their gradients and what the optimizer has of them in the host's memory.
     """
@@ -101,9 +103,28 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
     on_gpu = torch.cuda.is_available()
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
     policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if is_first() else {}
     for module in [*gathered_together(model, kind), model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
+    home = torch.device("cuda", torch.cuda.current_device()) if on_gpu and not cpu_offload else torch.device("cpu")
+    model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
+    _deal_out(model, whole)
     return model
+
+
+@torch.no_grad()
+def _deal_out(model: nn.Module, whole: dict[str, torch.Tensor]) -> None:
+    """Give every process its part of the parameters that the first has ``whole``, which gives them up, and all buffers."""
+    from torch.distributed.tensor import distribute_tensor
+
+    for name, parameter in model.named_parameters():
+        device = torch.device(parameter.device_mesh.device_type)
+        empty = {"dtype": parameter.dtype, "device": device}
+        value = whole.pop(name).to(device) if is_first() else torch.empty(parameter.shape, **empty)
+        local(parameter).copy_(local(distribute_tensor(value, parameter.device_mesh, parameter.placements)))
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+    model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
 
 
 def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:

@@ -78,8 +78,17 @@ class Run:
 
     @cached_property
     def original(self) -> nn.Module:
-        """The float model: baseline and teacher. Never changed."""
-        return self.kind.load(self.model_path, self.recipe.model.dtype).requires_grad_(False)
+        """The float model: baseline and teacher. Never changed.
+
+        Where several processes hold parts of it, the first alone reads its numbers; ``distributed.shard`` deals them out.
+        """
+        load = self.kind.load if self.reads_weights else self.kind.outline
+        return load(self.model_path, self.recipe.model.dtype).requires_grad_(False)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether this process has the whole model, before it is spread."""
+        return is_first() or self.recipe.train.strategy != "fsdp"
 
     @cached_property
     def data(self) -> Data:
@@ -115,6 +124,8 @@ class Run:
     def prepared(self, plan: Plan, method: str | Initialize | None = None) -> nn.Module:
         """A quantized model before training. The recipe's own is calibrated once and kept."""
         model = prepare(self.fresh_model(), plan, method or self.recipe.initialize, self.recipe.train.weight_cache)
+        if not self.reads_weights:
+            return model  # the numbers come with its part
         kept = self.folder / "checkpoints" / "initialized.pt" if method is None else None
         if kept is not None and kept.is_file():
             state = load_state(kept)

@@ -15,8 +15,9 @@ schedule: [{until: 50%, weight: int6}, {until: 100%, weight: int4}]
 train: {steps: 8, batch_size: 4, gradient_accumulation: ACCUMULATION, sequence_length: 32, checkpoint_every: 2,
         validate_every: VALIDATE, learning_rate: 1.0e-3MORE}
 export: [safetensors]
+TOP
 """
-_VALUES = {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", "MORE": "", "VALIDATE": "4"}
+_VALUES = {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", "MORE": "", "VALIDATE": "4", "TOP": ""}
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
 
 

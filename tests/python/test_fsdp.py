@@ -123,6 +123,61 @@ def test_scales_of_inputs_that_are_learned_or_follow(train):
         torch.testing.assert_close(layer.input_scale, two[name].input_scale, rtol=1e-4, atol=0.0, msg=name)
 
 
+def test_what_calibration_found_is_dealt_out(train):
+    """Codes and scales of GPTQ, ranges of inputs: the first process alone has calibrated."""
+    options = {
+        "SCALE": "mse",
+        "INPUT": "input: {dtype: int8, granularity: tensor, observer: percentile}",
+        "TOP": "initialize: {method: gptq}",
+        "ACCUMULATION": 2,
+        "VALIDATE": 0,
+        "MORE": FSDP,
+    }
+    alone, _ = train("alone", 1, **options)
+    together, said = train("together", 2, **options)
+    assert said.count("Calibrating with gptq") == 1
+    assert torch.equal(figures(alone), figures(together))
+    one, two = weights(alone), weights(together)
+    assert_equal(one, two)
+    assert all(torch.equal(layer.input_scale, two[name].input_scale) for name, layer in one.items())
+
+
+OUTLINES = """
+import sys, torchqat
+from pathlib import Path
+from torchqat.distributed import processes, rank
+from torchqat.progress import Progress
+from torchqat.run import Run
+
+with processes():
+    recipe = torchqat.load_recipe("RECIPE")
+    recipe.model.path, recipe.data.train = "MODEL", "DATA"
+    job = Run(recipe, Path("OUT"), Progress())
+    model = job.prepared(job.plan)
+    held = [p for m in (job.original, model) for p in m.parameters() if not p.is_meta]
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    sys.stdout.write(f"process {rank()} holds {len(held)} of {2 * len(list(job.original.parameters()))}, tied: {tied}\\n")
+"""
+
+
+def test_the_first_process_alone_reads_the_model(tmp_path, model_folder, data_folder):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nlayers: [{match: 'model.layers.*', weight: {dtype: int4, group_size: 32, scale: mse}}]\n"
+        "data: {evaluation: {samples: 4, sequence_length: 32}, calibration: {samples: 4, sequence_length: 32}}\n"
+        "train: {strategy: fsdp, sequence_length: 32, steps: 2}\n"
+    )
+    places = {"RECIPE": recipe, "MODEL": model_folder, "DATA": data_folder, "OUT": tmp_path / "run"}
+    text = OUTLINES
+    for name, path in places.items():
+        text = text.replace(name, str(path))
+    (tmp_path / "worker.py").write_text(text)
+    command = [sys.executable, *TORCHRUN, "--nproc_per_node", "2", str(tmp_path / "worker.py")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "process 0 holds 40 of 40, tied: True" in said
+    assert "process 1 holds 0 of 40, tied: True" in said
+
+
 def test_a_damaged_part_is_said(train, tmp_path):
     folder, _ = train("run", 2, MORE=FSDP)
     (state,) = (folder / "checkpoints" / "train").iterdir()

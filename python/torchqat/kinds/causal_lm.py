@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.batches import Batch
+from torchqat.checkpoint_reader import skeleton
 from torchqat.data import Data, load_corpus, load_data
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.losses import cross_entropy
@@ -20,6 +21,11 @@ class CausalLM(Kind):
 
     def load(self, path: str, dtype: str) -> nn.Module:
         return load_model(path, dtype)
+
+    def outline(self, path: str, dtype: str) -> nn.Module:
+        model = skeleton(path, dtype)
+        model.tie_weights()
+        return model
 
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.batches import Batch
+from torchqat.checkpoint_reader import without_numbers
 from torchqat.data import Data
 from torchqat.errors import UserError
 from torchqat.losses import forward_kl
@@ -47,6 +48,10 @@ class Kind(ABC):
         Raises:
             UserError: There is none.
         """
+
+    def outline(self, path: str, dtype: str) -> nn.Module:
+        """The float model of ``path``, its parameters on the meta device: for a process that is given its part of them."""
+        return without_numbers(self.load(path, dtype))
 
     @abstractmethod
     def load_tokenizer(self, path: str) -> Any:

@@ -138,7 +138,7 @@ class QuantLayer(QuantInput):
     def derive_weight_scale(self, method: str = "mse") -> None:
         """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
         spec = self.weight_spec
-        if self.keeps_scales and self.weight_bits == spec.bits and self.lattice_scale.any():
+        if self._has_lattice and self.weight_bits == spec.bits:
             scale, zero_point = self.lattice_scale, self.lattice_zero_point
         else:
             scale, zero_point = ops.choose_qparams(
@@ -147,6 +147,10 @@ class QuantLayer(QuantInput):
         assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
             assign(self.weight_zero_point, zero_point)
+
+    @property
+    def _has_lattice(self) -> bool:
+        return self.keeps_scales and not self.lattice_scale.is_meta and bool(self.lattice_scale.any())
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
