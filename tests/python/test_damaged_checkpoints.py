@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import architectures
 import pytest
@@ -117,3 +118,11 @@ def test_names_are_never_files(model, tmp_path):
     found = read(folder, model)
     assert found is not None and "../../escaped" in found.unexpected
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "fuzz" / "corpus" / "gguf").iterdir()))
+def test_what_fuzzing_found_in_gguf_files(file, model, tmp_path):
+    """Each kept the gguf package busy or made it raise something else."""
+    (tmp_path / "model.gguf").write_bytes(file.read_bytes())
+    with pytest.raises(torchqat.UserError, match="must be a GGUF file, but does not load"):
+        torchqat.verify(tmp_path, model, engine="reader")

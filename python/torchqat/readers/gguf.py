@@ -10,6 +10,7 @@ from torchqat.errors import UserError, first_line
 from torchqat.formats.gguf import ROPE_FACTORS
 from torchqat.formats.gguf_architectures import NameMap, RowOrder, architecture_of
 from torchqat.prepare import quant_layers
+from torchqat.readers.gguf_header import check_gguf_header
 from torchqat.readers.reading import Reading
 
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
@@ -70,6 +71,7 @@ def stored_types(folder: Path) -> dict[str, gguf.GGMLQuantizationType]:
 
 
 def _tensors(file: Path) -> list:
+    check_gguf_header(file)
     try:
         return gguf.GGUFReader(file).tensors
     except Exception as error:
