@@ -1,6 +1,6 @@
 # Finds what the build needs; each thing that is missing is one sentence that says what to install.
 
-find_package(Torch QUIET)
+include(cmake/torch.cmake)
 if(NOT Torch_FOUND)
   message(FATAL_ERROR "torchqat builds against PyTorch, which was not found: install torch>=2.11 and pass "
                       "-DCMAKE_PREFIX_PATH=$(python -c 'import torch; print(torch.utils.cmake_prefix_path)').")

@@ -9,5 +9,7 @@ cmake -S . -B build/coverage -DCMAKE_PREFIX_PATH="$torch" -DQAT_BUILD_PYTHON=OFF
 cmake --build build/coverage --parallel "$(nproc)" --target qat_ops_tests qat_tests
 find build/coverage -name '*.gcda' -delete
 for suite in qat_ops_tests qat_tests; do "build/coverage/tests/$suite" --gtest_brief=1; done
-python -m gcovr --root . --filter 'ops/' --filter 'qat/' --exclude-throw-branches --print-summary --fail-under-line 95 \
+# Loops that are compiled once for each kind of processor.
+for capability in avx2 portable; do TORCHQAT_CPU_CAPABILITY=$capability build/coverage/tests/qat_ops_tests --gtest_brief=1; done
+python -m gcovr --root . --filter 'ops/' --filter 'qat/' --merge-lines --exclude-throw-branches --print-summary --fail-under-line 95 \
   build/coverage "$@"
