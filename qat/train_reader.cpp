@@ -21,8 +21,7 @@ LoraSection read_lora(YamlSection section) {
 
 OscillationSection read_oscillation(YamlSection section) {
   OscillationSection oscillation;
-  oscillation.method =
-      section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
+  oscillation.method = section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
   oscillation.dampening = section.number("dampening", oscillation.dampening, 0.0, 1.0);
   oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
   section.finish();
@@ -50,9 +49,8 @@ bool has_learned_scale(const Rule& rule) {
 void check_frozen_codes(YamlSection& train, const Recipe& recipe) {
   if (recipe.train.parameters != "scales") return;
   const bool learned =
-      std::all_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
-        return !rule.weight.spec || has_learned_scale(rule);
-      });
+      std::all_of(recipe.layers.begin(), recipe.layers.end(),
+                  [](const Rule& rule) { return !rule.weight.spec || has_learned_scale(rule); });
   if (!learned)
     train.reject("parameters", "must be all unless every weight has a learned scale");
   else if (!recipe.schedule.empty())

@@ -2,6 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/quantize.h"
+#include "ops/checks.h"
 #include "qat/gptq.h"
 #include "qat/input_statistics.h"
 #include "tests/qat/group_spec.h"
@@ -64,6 +67,60 @@ TEST(InputStatistics, AddsTokensOfAnyShapeAndIgnoresWhatIsNotFinite) {
   EXPECT_TRUE(at::equal(statistics.hessian(), at::tensor({0.5f, 1.0f, 1.0f, 10.0f}).view({2, 2})));
   EXPECT_TRUE(at::equal(statistics.max_magnitude(), at::tensor({1.0f, 4.0f})));
   EXPECT_TRUE(at::equal(statistics.mean_magnitude(), at::tensor({0.5f, 3.0f})));
+}
+
+TEST(Gptq, RefusesWhatDoesNotFitTogether) {
+  const at::Tensor weight = at::randn({4, 8}), hessian = at::eye(8);
+  const QuantSpec spec = group_spec(4, 8);
+  const auto solve = [&](const at::Tensor& w, const at::Tensor& h, GptqOptions options) {
+    return gptq(w, h, spec, 4, options);
+  };
+  EXPECT_THROW(solve(weight, at::eye(7), {}), std::invalid_argument);
+  EXPECT_THROW(solve(weight / 0.0, hessian, {}), std::invalid_argument);
+  GptqOptions negative, corrects;
+  negative.damping = -1.0;
+  corrects.correction = 0.5;
+  EXPECT_THROW(solve(weight, hessian, negative), std::invalid_argument);
+  EXPECT_THROW(solve(weight, hessian, corrects), std::invalid_argument);
+}
+
+TEST(InputStatistics, RefusesOtherFeaturesAndAMissingFloatModel) {
+  InputStatistics plain(4), with_drift(4, /*drift=*/true);
+  EXPECT_THROW(plain.add(at::randn({2, 3})), std::invalid_argument);
+  EXPECT_THROW(plain.add(at::scalar_tensor(1.0)), std::invalid_argument);
+  EXPECT_THROW(with_drift.add(at::randn({2, 4})), std::invalid_argument);
+  EXPECT_THROW(plain.add(at::randn({2, 4}), at::randn({2, 4})), std::invalid_argument);
+  plain.add(at::full({2, 4}, NAN));
+  EXPECT_EQ(plain.ignored(), 2);
+  EXPECT_FALSE(plain.drift().has_value());
+  with_drift.add(at::zeros({2, 4}), at::ones({2, 4}));
+  EXPECT_TRUE(with_drift.drift().has_value());
+}
+
+// Whatever the order and the blocks, a short one at the end included, the weight lies on its grid and its
+// output is nearer than that of rounding to nearest.
+TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
+  const at::Tensor x = tokens().slice(1, 0, 40), weight = at::randn({6, 40}) / 10.0;
+  InputStatistics inputs(40);
+  inputs.add(x);
+  std::vector<QuantSpec> specs(3, group_spec(4, 16));
+  specs[1].granularity = Granularity::block;
+  specs[1].block = {4, 16};
+  specs[2].granularity = Granularity::tensor;
+  for (const QuantSpec& spec : specs)
+    for (const ColumnOrder order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column}) {
+      GptqOptions options;
+      options.order = order;
+      options.scale_search = "minmax";
+      const RoundedWeight found = gptq(weight, inputs.hessian(), spec, 4, options);
+      const auto block = block_shape(spec);
+      const at::Tensor again = dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
+      EXPECT_TRUE(at::equal(again, found.weight));
+      const at::Tensor nearest = std::get<0>(
+          fake_quantize_dynamic(weight, block, 4, grid_name(spec.grid), spec.scale_dtype));
+      EXPECT_LT(objective(weight - found.weight, inputs.hessian()),
+                objective(weight - nearest, inputs.hessian()));
+    }
 }
 
 }  // namespace

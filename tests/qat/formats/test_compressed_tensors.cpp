@@ -100,5 +100,33 @@ TEST(CompressedTensors, RefusesWhatTheFormatCannotHold) {
             std::string::npos);
 }
 
+TEST(CompressedTensors, RefusesPairsThatNoEngineMultiplies) {
+  const auto refusal = [](const QuantizedWeights& q) { return refusal_of("compressed-tensors", {q}); };
+  const auto has = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  QuantSpec groups = int8_input(true);
+  groups.granularity = Granularity::group;
+  groups.group_size = 32;
+  EXPECT_TRUE(has(refusal(with_input(8, Granularity::channel, groups)), "these have one per group"));
+  EXPECT_TRUE(has(refusal(with_input(6, Granularity::group, int8_input(true))), "but they are int6"));
+  EXPECT_TRUE(has(refusal(with_input(8, Granularity::group, int8_input(true))),
+                  "granularity channel or tensor"));
+  EXPECT_TRUE(has(refusal(with_input(4, Granularity::group, int8_input(false))),
+                  "symmetric and dynamic, a scale per token"));
+  QuantizedWeights uneven = w8a8();
+  uneven.weight.grid = Grid::asymmetric;
+  EXPECT_TRUE(has(refusal(uneven), "must be symmetric"));
+  QuantSpec wide = fp8_input();
+  wide.grid = Grid::e5m2;
+  EXPECT_TRUE(has(refusal(with_input(4, Granularity::group, wide)), "must both be fp8_e4m3"));
+  EXPECT_TRUE(has(refusal(with_input(8, Granularity::channel, fp8_input())),
+                  "fp8_e4m3 or symmetric int4"));
+  QuantSpec parts = fp8_input();
+  parts.granularity = Granularity::group;
+  parts.group_size = 32;
+  EXPECT_TRUE(has(refusal(with_input(4, Granularity::group, parts)), "FP8 weights in blocks"));
+}
+
 }  // namespace
 }  // namespace qat

@@ -23,5 +23,36 @@ TEST(Onnx, RefusesScalesThatChangeFromTokenToToken) {
   EXPECT_EQ(refusal_of("onnx", {q}), "");
 }
 
+TEST(Onnx, RefusesWhatAGraphHasNoOperatorFor) {
+  const auto refusal = [](auto change) {
+    QuantizedWeights q = random_layer("a", group_spec(4, 32), 8, 64);
+    change(q);
+    return refusal_of("onnx", {q});
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  EXPECT_TRUE(has(refusal([](auto& q) { q.weight.grid = Grid::e4m3; }), "must be integers"));
+  EXPECT_TRUE(has(refusal([](auto& q) {
+                    q.weight.granularity = Granularity::block;
+                    q.weight.block = {8, 8};
+                  }),
+                  "the weights have block"));
+  EXPECT_TRUE(has(refusal([](auto& q) {
+                    q.input = int8_input(false);
+                    q.input->bits = 4;
+                  }),
+                  "must be int8"));
+}
+
+TEST(Onnx, AScaleForAllIsAScalar) {
+  QuantSpec spec;
+  spec.granularity = Granularity::tensor;
+  spec.grid = Grid::asymmetric;
+  const NamedTensors written = onnx_tensors(random_layer("a", spec, 8, 64));
+  EXPECT_EQ(written.at("a.scale").dim(), 0);
+  EXPECT_EQ(written.at("a.zero_point").dim(), 0);
+}
+
 }  // namespace
 }  // namespace qat

@@ -1,0 +1,95 @@
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <gtest/gtest.h>
+
+#include "ops/encode.h"
+#include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/fake_quantize_learned.h"
+#include "ops/quant_linear.h"
+
+// Tensors in bfloat16 and float16 are computed in float32, and rounded once.
+namespace qat {
+namespace {
+
+class HalfPrecision : public testing::TestWithParam<at::ScalarType> {
+ protected:
+  at::Tensor half(at::IntArrayRef shape, double size = 1.0) {
+    return (at::randn(shape) * size).to(GetParam());
+  }
+};
+
+TEST_P(HalfPrecision, GradientsArePassedOrNotButNeverRounded) {
+  // 37 columns: pairs of elements, and one that is left over.
+  const at::Tensor x = half({5, 37}, 6.0), grad = half({5, 37}), scale = at::rand({5, 1}) + 0.3;
+  const at::Tensor passed = fake_quantize_backward(grad, x, scale, std::nullopt, {1, -1}, -8, 7);
+  const at::Tensor expected = fake_quantize_backward(grad.to(at::kFloat), x.to(at::kFloat), scale,
+                                                     std::nullopt, {1, -1}, -8, 7);
+  EXPECT_EQ(passed.scalar_type(), GetParam());
+  EXPECT_TRUE(at::equal(passed.to(at::kFloat), expected));
+  EXPECT_GT((expected == 0).sum().item<int64_t>(), 0);
+}
+
+TEST_P(HalfPrecision, LearnedParametersHaveTheGradientsOfFloat32) {
+  const at::Tensor x = half({4, 300}, 6.0), grad = half({4, 300}), scale = at::rand({4, 1}) + 0.3;
+  const at::Tensor zero = at::tensor({-2.0f, 0.0f, 1.0f, 3.0f}).reshape({4, 1});
+  const auto run = [&](const at::Tensor& g, const at::Tensor& values) {
+    return fake_quantize_learned_backward(g, values, scale, zero, {1, -1}, -8, 7, at::kFloat, 0.5);
+  };
+  const auto [x_half, scale_half, zero_half] = run(grad, x);
+  const auto [x_float, scale_float, zero_float] = run(grad.to(at::kFloat), x.to(at::kFloat));
+  EXPECT_TRUE(at::equal(x_half.to(at::kFloat), x_float));
+  EXPECT_TRUE(at::equal(scale_half, scale_float));
+  EXPECT_TRUE(at::equal(zero_half, zero_float));
+}
+
+// Results beyond 32 MB go past the cache, from a stage, wherever a row ends.
+TEST_P(HalfPrecision, LargeTensorsAreTheirRows) {
+  for (const int64_t cols : {4096, 2999}) {
+    const at::Tensor x = half({17 * 1024 * 1024 / cols + 1, cols}, 0.02);
+    for (const int64_t group : {128, -1}) {
+      const at::Tensor y =
+          std::get<0>(fake_quantize_dynamic(x, {1, group}, 4, "full", at::kBFloat16));
+      for (const int64_t row : {int64_t{0}, x.size(0) / 2, x.size(0) - 1}) {
+        const at::Tensor one = x.slice(0, row, row + 1);
+        EXPECT_TRUE(at::equal(
+            y.slice(0, row, row + 1),
+            std::get<0>(fake_quantize_dynamic(one, {1, group}, 4, "full", at::kBFloat16))));
+      }
+    }
+  }
+}
+
+TEST_P(HalfPrecision, ElementsThatAreNotFiniteSpoilTheirBlockAlone) {
+  at::Tensor x = half({3, 64});
+  x[1][40] = NAN;
+  x[2][0] = INFINITY;
+  const auto [y, scale, zero] = fake_quantize_dynamic(x, {1, 32}, 4, "full", at::kFloat);
+  EXPECT_TRUE(at::equal(y.isnan(), at::isfinite(x).logical_not()));
+  EXPECT_TRUE(at::isfinite(scale).all().item<bool>());
+  for (const int64_t bits : {4, 6}) {
+    const auto [codes, kept, point] =
+        encode(x, std::nullopt, std::nullopt, {1, 32}, bits, "full", at::kFloat);
+    EXPECT_TRUE(kept[1][1].isnan().item<bool>() && kept[2][0].isnan().item<bool>());
+    EXPECT_EQ(kept.isnan().sum().item<int64_t>(), 2);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, HalfPrecision, testing::Values(at::kBFloat16, at::kHalf));
+
+TEST(Autocast, MultipliesInItsDtypeAndRoundsTheWeightInItsOwn) {
+  const at::Tensor x = at::randn({3, 32}), weight = at::randn({8, 32});
+  const auto run = [&](const at::Tensor& input) {
+    return quant_linear(input, weight, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
+                        std::nullopt, {}, "minmax int4 narrow 1x32 float32", "");
+  };
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  const at::Tensor y = run(x);
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::clear_cache();
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_TRUE(at::equal(y, run(x.to(at::kBFloat16))));
+}
+
+}  // namespace
+}  // namespace qat
