@@ -12,7 +12,7 @@
 namespace qat {
 
 struct TileParams {
-  float scale[kTile];
+  float scale[kTile] = {};  // a short tile's last ones are inverted, too
   float inverse[kTile];
   float zero_point[kTile];
 };
