@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <utility>
+
 #include "ops/checks.h"
 
 namespace qat {
@@ -99,7 +101,7 @@ at::Tensor decode_meta(const at::Tensor& codes, const at::Tensor& /*scale*/,
                        std::string_view grid, c10::SymInt cols, at::ScalarType dtype) {
   check_codes(codes, block, bits, dtype);
   parse_grid("decode", grid);
-  return at::empty_symint({codes.sym_size(0), cols}, codes.options().dtype(dtype));
+  return at::empty_symint({codes.sym_size(0), std::move(cols)}, codes.options().dtype(dtype));
 }
 
 }  // namespace

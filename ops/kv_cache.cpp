@@ -104,6 +104,7 @@ at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
   return op.call(x, scale, granularity, group_size, bits, grid, first);
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the schema passes symbolic sizes by value.
 at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
                            int64_t group_size, int64_t recent, int64_t first) {
   const auto options = like.options().dtype(at::kLong);

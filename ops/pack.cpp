@@ -37,6 +37,7 @@ std::vector<int64_t> shifts(int64_t bits, int64_t word) {
 
 at::Tensor shift_tensor(const at::Tensor& like, const std::vector<int64_t>& shifts, int64_t sign) {
   std::vector<int64_t> values;
+  values.reserve(shifts.size());
   // Shifted by 32 or more, nothing of a field is left in the word.
   for (const int64_t shift : shifts) values.push_back(std::clamp<int64_t>(sign * shift, 0, 32));
   return at::tensor(values, like.options());

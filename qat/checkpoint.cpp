@@ -139,7 +139,7 @@ class LayerReader {
     if (spec.is_float8()) return stored;
     if (stored.scalar_type() != at::kChar) refuse("codes", "must be int8");
     if (stored.numel() != 0 &&
-        (stored.min().item<int>() < range.min || stored.max().item<int>() > range.max))
+        (stored.min().item<float>() < range.min || stored.max().item<float>() > range.max))
       refuse("codes", "must be levels of the grid " + std::string(grid_name(spec.grid)));
     return stored;
   }

@@ -64,7 +64,7 @@ at::Tensor column_order(const at::Tensor& hessian, ColumnOrder order, int64_t gr
 class Solver {
  public:
   // `upper` is overwritten.
-  Solver(const at::Tensor& weight, at::Tensor upper, const QuantSpec& spec, int bits,
+  Solver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec, int bits,
          const GptqOptions& options, const at::Tensor& order)
       : spec_(spec), bits_(bits), options_(options), order_(order), weight_(weight) {
     const int64_t rows = weight.size(0), cols = weight.size(1);

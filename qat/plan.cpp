@@ -58,6 +58,7 @@ void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer
 
 std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
   std::vector<std::string> names;
+  names.reserve(layers.size());
   for (const auto& layer : layers) names.push_back(layer.name);
   const std::string near = nearest(rule.match, names);
   return "match must name a layer, but " + rule.match + " matches none of " +

@@ -48,8 +48,8 @@ std::string join(const std::vector<std::string>& words) {
   return text;
 }
 
-YamlSection::YamlSection(YAML::Node node, std::string path, std::vector<Problem>* problems)
-    : node_(std::move(node)), path_(std::move(path)), problems_(problems) {
+YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
+    : node_(node), path_(std::move(path)), problems_(problems) {
   // yaml-cpp throws when an absent node is asked anything but whether it is there.
   is_map_ = node_.IsDefined() && node_.IsMap();
   if (node_.IsDefined()) place_ = place_of(node_.Mark());

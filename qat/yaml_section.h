@@ -25,7 +25,7 @@ std::string join(const std::vector<std::string>& words);
 class YamlSection {
  public:
   // A `node` that is absent stands for an empty map; one that is not a map is a problem.
-  YamlSection(YAML::Node node, std::string path, std::vector<Problem>* problems);
+  YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems);
 
   bool has(const std::string& key);
   YAML::Node child(const std::string& key);
