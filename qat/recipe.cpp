@@ -13,8 +13,6 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kMany = 1'000'000'000;
-
 std::string message_of(const std::string& file, std::vector<Problem>& problems) {
   std::stable_sort(problems.begin(), problems.end(), [](const Problem& a, const Problem& b) {
     return std::pair(a.place.line, a.place.column) < std::pair(b.place.line, b.place.column);
@@ -210,8 +208,9 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
       section.reject("kv_cache", "must not be given unless model.kind is causal_lm");
   }
   recipe.schedule = read_schedule(section, problems);
-  recipe.train = read_train(section.section("train"));
-  check_train(section.section("train"), recipe);
+  YamlSection train = section.section("train");
+  recipe.train = read_train(train);
+  check_train(train, recipe);
   recipe.distill = read_distill(section.section("distill"), recipe.model.kind);
   recipe.evaluate = read_evaluate(section.section("evaluate"), recipe.model.kind);
   read_decision(section, recipe);

@@ -9,8 +9,6 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kMany = 1'000'000'000;
-
 LoraSection read_lora(YamlSection section) {
   LoraSection lora;
   lora.rank = section.integer("rank", lora.rank, 1, 65536);
@@ -59,7 +57,7 @@ void check_frozen_codes(YamlSection& train, const Recipe& recipe) {
 
 }  // namespace
 
-TrainSection read_train(YamlSection section) {
+TrainSection read_train(YamlSection& section) {
   TrainSection train;
   train.steps = section.integer("steps", train.steps, 0, kMany);
   train.batch_size = section.integer("batch_size", train.batch_size, 1, kMany);
@@ -104,7 +102,7 @@ TrainSection read_train(YamlSection section) {
   return train;
 }
 
-void check_train(YamlSection train, const Recipe& recipe) {
+void check_train(YamlSection& train, const Recipe& recipe) {
   const bool in_float32 = recipe.model.dtype == "float32";
   if (recipe.train.control && recipe.model.kind == "sentence_encoder")
     train.reject("control", "must be false for a sentence_encoder");

@@ -5,9 +5,9 @@
 namespace qat {
 
 // The recipe's `train`.
-TrainSection read_train(YamlSection section);
+TrainSection read_train(YamlSection& section);
 
 // What `train` asks for and the rest of the recipe does not allow.
-void check_train(YamlSection train, const Recipe& recipe);
+void check_train(YamlSection& train, const Recipe& recipe);
 
 }  // namespace qat

@@ -2,6 +2,7 @@
 
 #include <yaml-cpp/yaml.h>
 
+#include <cstdint>
 #include <functional>
 #include <set>
 #include <string>
@@ -10,6 +11,9 @@
 #include "qat/recipe.h"
 
 namespace qat {
+
+// More of anything than a recipe can mean.
+constexpr int64_t kMany = 1'000'000'000;
 
 Place place_of(const YAML::Mark& mark);
 

@@ -212,6 +212,7 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is {rank: 4}"},
         Fault{"version: 1\n" + kRule + "train: {oscillation: {method: stop}}\n",
               "r.yaml:5:31: train.oscillation.method must be none, dampen or freeze, but is stop"},
+        Fault{"version: 1\n" + kRule + "train: 3\n", "r.yaml:5:8: train must be a map of keys, but is 3"},
         Fault{"version: 1\n" + kRule + "train: {cpu_offload: true}\n",
               "r.yaml:5:22: train.cpu_offload must be false unless strategy is fsdp, but is true"},
         Fault{"version: 1\n" + kRule +
