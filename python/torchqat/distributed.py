@@ -21,6 +21,7 @@ from torchqat.ptq.blocks import find_blocks
 from torchqat.sharded import local
 
 _TIMEOUT = timedelta(minutes=30)
+_PATIENCE = timedelta(days=7)
 
 
 @contextmanager
@@ -60,6 +61,14 @@ def wait() -> None:
     """Until every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def wait_for_first() -> None:
+    """Until the first process has come here, which may have worked alone for long: calibrated a model, say."""
+    if dist.is_initialized():
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 def share(batch: Batch) -> Batch:

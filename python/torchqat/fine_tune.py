@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import BitSchedule
 from torchqat.batches import Batch
 from torchqat.best_state import BestState
-from torchqat.distributed import count, is_first, shard, wait, wrapped
+from torchqat.distributed import count, is_first, shard, wait, wait_for_first, wrapped
 from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
 from torchqat.kinds.kind import is_plain
@@ -40,10 +40,11 @@ def fine_tune(job: Run) -> nn.Module:
     best = _best_state(job, model)
     monitor = Monitor(model) if job.recipe.train.monitor else None
     board = _tensorboard(job)
+    measures = best is not None and (is_first() or is_sharded(model))  # a model that is spread needs all processes
 
     def record(step: int, figures: dict[str, float]) -> None:
         line = {"step": step, **figures, "weight_bits": _widths(job, step - 1)}
-        if best is not None and is_checked(job, step):  # by all processes: a model that is spread needs them
+        if measures and is_checked(job, step):
             line["validation_kl"] = best.consider(step)
             model.train(step < job.recipe.train.steps)
         if not is_first():
@@ -66,7 +67,7 @@ def fine_tune(job: Run) -> nn.Module:
         parallel=parallel,
         settles=against_oscillation(model, job.recipe.train.oscillation, job.recipe.train.steps),
     )
-    if best is not None and not best.history:
+    if measures and not best.history:
         best.consider(0)  # at the exported widths, before the schedule begins
     loop.run()
     wait()  # for the process that writes
@@ -86,6 +87,7 @@ def spread(job: Run, model: nn.Module) -> nn.Module:
     if train.compile:
         compile_blocks(model)
     if count() > 1 and train.strategy == "fsdp":
+        wait_for_first()
         shard(job.original, nn.Linear, train.cpu_offload)
         return shard(model, QuantLayer, train.cpu_offload)
     device = training_device()

@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from launcher import Launcher
 from torchqat.data import Corpus
 from torchqat.scratch import new_model, train_tokenizer
 
@@ -70,6 +71,12 @@ def data_folder(tmp_path):
     for index, text in enumerate(TEXT):
         (folder / f"{index:02}.py").write_text(text)
     return folder
+
+
+@pytest.fixture
+def train(tmp_path, model_folder, data_folder):
+    """Trains by the command line, on one process or several (launcher.py)."""
+    return Launcher(tmp_path, model_folder, data_folder)
 
 
 RECIPE = """version: 1

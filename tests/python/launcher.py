@@ -1,8 +1,10 @@
-"""Training by the command line on several processes, for tests."""
+"""Programs and training on several processes, by torchrun, for tests."""
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 RECIPE = """version: 1
@@ -18,7 +20,20 @@ export: [safetensors]
 TOP
 """
 _VALUES = {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", "MORE": "", "VALIDATE": "4", "TOP": ""}
-TORCHRUN = ["-m", "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+_TORCHRUN = ["-m", "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+
+
+def on_processes(count: int) -> list[str]:
+    """Python, of which ``count`` processes run what follows."""
+    return [sys.executable, *([*_TORCHRUN, "--nproc_per_node", str(count)] if count > 1 else [])]
+
+
+def said_by(code: str, folder: Path, processes: int, *arguments) -> str:
+    """What ``code`` prints, which is written to a file in ``folder`` and run on ``processes``."""
+    program = folder / "worker.py"
+    program.write_text(code)
+    command = [*on_processes(processes), str(program), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 class Launcher:
@@ -33,20 +48,8 @@ class Launcher:
             text = text.replace(key, str(value))
         recipe = self.folder / f"{name}.yaml"
         recipe.write_text(text)
-        torchrun = [*TORCHRUN, "--nproc_per_node", processes] if processes > 1 else []
-        command = [
-            sys.executable,
-            *torchrun,
-            "-m",
-            "torchqat",
-            "train",
-            recipe,
-            "--model",
-            self.model,
-            "--data",
-            self.data,
-        ]
-        command += ["--output", self.folder / name, *options]
+        command = [*on_processes(processes), "-m", "torchqat", "train", recipe, "--model", self.model]
+        command += ["--data", self.data, "--output", self.folder / name, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
@@ -57,3 +60,9 @@ class Launcher:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
         return self.folder / name, out + err
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until ``reached`` holds, or ``process`` has ended."""
+    while not reached() and process.poll() is None:
+        time.sleep(0.02)

@@ -3,18 +3,12 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from launcher import Launcher
+from launcher import wait_until
 from torchqat.files import load_state
-
-
-@pytest.fixture
-def train(tmp_path, model_folder, data_folder):
-    return Launcher(tmp_path, model_folder, data_folder)
 
 
 def state(folder):
@@ -62,8 +56,7 @@ def test_a_run_goes_on_with_another_number_of_processes(train, tmp_path):
     whole, _ = train("whole", 1, ACCUMULATION=2)
     process = train.start("parts", 2, ACCUMULATION=2)
     checkpoint = tmp_path / "parts" / "checkpoints" / "train.pt"
-    while not checkpoint.is_file() and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(checkpoint.is_file, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     resumed, _ = train("parts", 1, "--resume", ACCUMULATION=2)
@@ -75,8 +68,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(train, tmp_pa
     whole, _ = train("whole", 1, ACCUMULATION=2)
     process = train.start("broken", 2, ACCUMULATION=2)
     checkpoint = tmp_path / "broken" / "checkpoints" / "train.pt"
-    while not checkpoint.is_file() and process.poll() is None:
-        time.sleep(0.02)
+    wait_until(checkpoint.is_file, process)
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [child for task in tasks for child in task.read_text().split()]
     if children:  # it may have finished

@@ -2,13 +2,10 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from launcher import TORCHRUN, Launcher
+from launcher import said_by, wait_until
 from torchqat.convert import convert
 from torchqat.errors import UserError
 from torchqat.restore import open_run, trained_model
@@ -17,11 +14,6 @@ from torchqat.training_state import load_training
 # Without clipping: the norm of all gradients is a sum whose order depends on how they are spread.
 FSDP = ", strategy: fsdp, gradient_clip: 0"
 ALL = ", strategy: fsdp, gradient_checkpointing: true, compile: true, mixed_precision: bfloat16, cpu_offload: true"
-
-
-@pytest.fixture
-def train(tmp_path, model_folder, data_folder):
-    return Launcher(tmp_path, model_folder, data_folder)
 
 
 def weights(folder):
@@ -77,10 +69,7 @@ def test_a_run_goes_on_with_another_number_of_processes(processes, train, tmp_pa
     whole, _ = train("whole", 1, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     process = train.start("parts", 2, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     checkpoints = tmp_path / "parts" / "checkpoints" / "train"
-    while (
-        not (checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())) and process.poll() is None
-    ):
-        time.sleep(0.02)
+    wait_until(lambda: checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir()), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     stopped = load_training(tmp_path / "parts" / "checkpoints" / "train.pt").facts["step"]
@@ -113,7 +102,7 @@ def test_adapters_are_merged_when_the_run_is_opened(train):
     assert_equal(weights(alone), weights(together))
 
 
-def test_scales_of_inputs_that_are_learned_or_follow(train):
+def test_scales_of_inputs_that_are_learned(train):
     """One number a layer, so that all processes but the first hold nothing of it."""
     given = "input: {dtype: int8, granularity: tensor, scale: learned}"
     alone, _ = train("alone", 1, INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
@@ -171,11 +160,29 @@ def test_the_first_process_alone_reads_the_model(tmp_path, model_folder, data_fo
     text = OUTLINES
     for name, path in places.items():
         text = text.replace(name, str(path))
-    (tmp_path / "worker.py").write_text(text)
-    command = [sys.executable, *TORCHRUN, "--nproc_per_node", "2", str(tmp_path / "worker.py")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    said = said_by(text, tmp_path, 2)
     assert "process 0 holds 40 of 40, tied: True" in said
     assert "process 1 holds 0 of 40, tied: True" in said
+
+
+PATIENT = """
+import sys, time
+from datetime import timedelta
+from torchqat import distributed
+
+distributed._TIMEOUT = timedelta(seconds=4)
+with distributed.processes():
+    if distributed.is_first():
+        time.sleep(10)
+    distributed.wait_for_first()
+    distributed.wait()
+    sys.stdout.write("waited\\n")
+"""
+
+
+def test_others_wait_for_the_first_longer_than_for_each_other(tmp_path):
+    """It may calibrate for hours before a model is dealt out."""
+    assert said_by(PATIENT, tmp_path, 2).count("waited") == 2
 
 
 def test_a_damaged_part_is_said(train, tmp_path):
@@ -209,8 +216,6 @@ with processes():
 def test_a_number_that_is_none_in_one_part_is_named_by_all_processes(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("version: 1\nlayers: [{match: '*', weight: {dtype: int4, group_size: 8, scale: learned}}]\n")
-    (tmp_path / "worker.py").write_text(WORKER.replace("RECIPE", str(recipe)))
-    command = [sys.executable, *TORCHRUN, "--nproc_per_node", "2", str(tmp_path / "worker.py")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    said = said_by(WORKER.replace("RECIPE", str(recipe)), tmp_path, 2)
     assert said.count("before ['', '']") == 2
     assert said.count("after ['1.weight_scale', '1.weight_scale']") == 2

@@ -1,13 +1,11 @@
 """What a training takes by count is what its tensors take, on one process and on two, before and beside QAT."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import torchqat
-from launcher import TORCHRUN
+from launcher import said_by
 from torch import nn
 from torchqat.training_memory import training_memory
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,11 +50,7 @@ def test_bytes_are_those_of_the_tensors(processes, scale, tmp_path):
     recipe.write_text(
         f"version: 1\nlayers: [{{match: 'model.layers.*', weight: {{dtype: int4, group_size: 32, scale: {scale}}}}}]\n"
     )
-    (tmp_path / "worker.py").write_text(WORKER)
-    torchrun = [*TORCHRUN, "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *torchrun, str(tmp_path / "worker.py"), str(recipe)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    found, counted = json.loads(said)
+    found, counted = json.loads(said_by(WORKER, tmp_path, processes, recipe))
     assert found == counted
 
 
