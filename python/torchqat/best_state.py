@@ -58,7 +58,7 @@ class BestState:
 
     def restore(self) -> int:
         """Put the best state into the model, in its exported widths, and return the step it is from."""
-        load_training(self.path).restore(self.model, keep=["qat_step"])  # a schedule's step is the run's
+        restore_best(self.path, self.model)
         return self.step
 
     @property
@@ -69,3 +69,10 @@ class BestState:
     @property
     def best(self) -> float:
         return self._best
+
+
+def restore_best(path: Path, model: nn.Module) -> None:
+    """Put the state that is kept at ``path`` into ``model``, if one is; the step of a schedule stays that of the run."""
+    state = load_training(path)
+    if state is not None:
+        state.restore(model, keep=["qat_step"])

@@ -80,25 +80,19 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
     return model.eval()
 
 
-def empty(module: nn.Module, buffers: bool = False) -> None:
-    """Give the memory of the parameters back, and that of the buffers where asked."""
+def empty(module: nn.Module, buffers: bool = False) -> nn.Module:
+    """Give the memory of the parameters back, and that of the buffers where asked, in place; what is shared stays so."""
+    moved: dict[int, nn.Parameter] = {}
     for holder in module.modules():
         if buffers:
             holder._buffers.update({n: b.to("meta") for n, b in holder._buffers.items() if b is not None})
         for leaf, parameter in holder._parameters.items():
-            if parameter is not None:
-                holder._parameters[leaf] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-
-def without_numbers(model: nn.Module) -> nn.Module:
-    """Put the parameters of ``model`` on the meta device, in place; those that are shared stay so. Buffers keep theirs."""
-    moved: dict[int, nn.Parameter] = {}
-    for holder in model.modules():
-        for leaf, parameter in holder._parameters.items():
-            if parameter is not None and id(parameter) not in moved:
+            if parameter is None:
+                continue
+            if id(parameter) not in moved:
                 moved[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-            holder._parameters[leaf] = None if parameter is None else moved[id(parameter)]
-    return model
+            holder._parameters[leaf] = moved[id(parameter)]
+    return module
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
-from torchqat.best_state import BestState
+from torchqat.best_state import restore_best
 from torchqat.decide import Candidates
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
@@ -58,9 +58,8 @@ def trained_model(job: Run) -> nn.Module:
     schedule = Schedule(model, job.recipe, steps)
     state.restore(model)
     schedule.load_state_dict(state.facts["schedule"])
-    best = path.with_name("best.pt")
-    if job.recipe.train.validate_every and load_training(best) is not None:
-        BestState(model, job.original, [], best, job.identity, job.kind).restore()
+    if job.recipe.train.validate_every:
+        restore_best(path.with_name("best.pt"), model)
     return merge_adapters(model).eval()
 
 

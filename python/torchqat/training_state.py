@@ -60,8 +60,9 @@ class SavedState:
             _read_parts(self.path, model, optimizers, random, kept)
             return
         model.load_state_dict({**self._state["model"], **kept})
-        for optimizer, saved in zip(optimizers, self._state.get("optimizers", []), strict=False):
-            optimizer.load_state_dict(saved)
+        if optimizers:
+            for optimizer, saved in zip(optimizers, self._state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         if random:
             torch.set_rng_state(self._state["random"])
 

@@ -21,8 +21,9 @@ with atheris.instrument_imports(include=["torchqat", "gguf"]):
     import torchqat.readers.packed
     from torchqat.readers import read_checkpoint
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path += [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "python")]
 from freeze_vectors import ROOT, prepared
+from json_places import places
 
 VALUES = (
     None,
@@ -48,14 +49,6 @@ VALUES = (
     {},
     {"x": 1},
 )
-
-
-def places(value: object) -> list[tuple]:
-    """Every holder and key in a JSON value."""
-    if not isinstance(value, dict | list):
-        return []
-    keys = list(value) if isinstance(value, dict) else range(len(value))
-    return [place for key in keys for place in ((value, key), *places(value[key]))]
 
 
 def changed(text: bytes, data: atheris.FuzzedDataProvider) -> bytes:

@@ -8,6 +8,7 @@ import architectures
 import pytest
 import torch
 import torchqat
+from json_places import places
 from safetensors.torch import load_file, save_file
 from test_linear import recipe_for
 from torchqat.verification import Verification
@@ -59,20 +60,7 @@ def changed_text(text, generator):
         begin = generator.randrange(len(text))
         return text[:begin] + text[begin + generator.randrange(1, 20) :]
     config = json.loads(text)
-    places = []
-
-    def walk(value):
-        if isinstance(value, dict):
-            for key in value:
-                places.append((value, key))
-                walk(value[key])
-        elif isinstance(value, list):
-            for index, one in enumerate(value):
-                places.append((value, index))
-                walk(one)
-
-    walk(config["quantization_config"])
-    holder, key = generator.choice(places)
+    holder, key = generator.choice(places(config["quantization_config"]))
     holder[key] = generator.choice((None, -1, 0, 3, 10**12, "x", [], {}, True, 0.5))
     return json.dumps(config)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.batches import Batch
-from torchqat.checkpoint_reader import without_numbers
+from torchqat.checkpoint_reader import empty
 from torchqat.data import Data
 from torchqat.errors import UserError
 from torchqat.losses import forward_kl
@@ -51,7 +51,7 @@ class Kind(ABC):
 
     def outline(self, path: str, dtype: str) -> nn.Module:
         """The float model of ``path``, its parameters on the meta device: for a process that is given its part of them."""
-        return without_numbers(self.load(path, dtype))
+        return empty(self.load(path, dtype))
 
     @abstractmethod
     def load_tokenizer(self, path: str) -> Any:
