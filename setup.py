@@ -38,7 +38,7 @@ class CMakeBuild(build_ext):
         for command in (
             ["cmake", "-S", str(ROOT), "-B", str(build), *configure],
             ["cmake", "--build", str(build), "--parallel", jobs],
-            ["cmake", "--install", str(build)],
+            ["cmake", "--install", str(build), "--component", "python"],
         ):
             if subprocess.run(command).returncode != 0:
                 sys.exit(f"torchqat could not be built; the reason stands above, from: {' '.join(command[:2])}")

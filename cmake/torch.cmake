@@ -1,7 +1,7 @@
 # Finds torch. One that was built with CUDA wants the CUDA Toolkit as soon as CMake asks for it, although its half for the CPU
 # can be built against without: then torchqat is built for the CPU alone, from the folders of the wheel.
 
-find_file(QAT_TORCH_CONFIG Torch/TorchConfig.cmake PATHS ${CMAKE_PREFIX_PATH} NO_CACHE)
+find_file(QAT_TORCH_CONFIG Torch/TorchConfig.cmake PATHS ${CMAKE_PREFIX_PATH} PATH_SUFFIXES share/cmake NO_CACHE)
 get_filename_component(QAT_TORCH_ROOT "${QAT_TORCH_CONFIG}/../../../.." ABSOLUTE)
 set(QAT_CPU_HALF OFF)
 if(EXISTS ${QAT_TORCH_ROOT}/lib/libtorch_cuda.so)

@@ -1,50 +1,108 @@
 #include "qat/schedule.h"
 
+#include <ATen/ops/tensor.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/rmsprop.h>
+#include <torch/optim/sgd.h>
+
 #include <algorithm>
 #include <stdexcept>
+
+#include "qat/layer_quantizer.h"
 
 namespace qat {
 namespace {
 
-int width_of(int stage_bits, int target) {
-  if (stage_bits == kFloat) return kFloat;
-  return std::max(stage_bits, target);  // kTarget lies below every width
+template <typename State>
+void zero(torch::optim::OptimizerParamState* state,
+          std::initializer_list<torch::Tensor& (State::*)()> moments) {
+  auto* own = dynamic_cast<State*>(state);
+  if (!own) return;
+  for (const auto moment : moments)
+    if (torch::Tensor& one = (own->*moment)(); one.defined()) one.zero_();
+}
+
+void clear_moments(torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
+  using namespace torch::optim;
+  if (!parameter.defined()) return;
+  const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
+  if (found == optimizer.state().end()) return;
+  OptimizerParamState* state = found->second.get();
+  zero<AdamParamState>(state, {&AdamParamState::exp_avg, &AdamParamState::exp_avg_sq});
+  zero<AdamWParamState>(state, {&AdamWParamState::exp_avg, &AdamWParamState::exp_avg_sq});
+  zero<SGDParamState>(state, {&SGDParamState::momentum_buffer});
+  zero<RMSpropParamState>(state, {&RMSpropParamState::momentum_buffer});
 }
 
 }  // namespace
 
-Schedule::Schedule(std::vector<Stage> stages, Bound freeze_observers, int64_t total_steps)
-    : stages_(std::move(stages)), freeze_observers_(freeze_observers), total_steps_(total_steps) {
-  if (total_steps < 0)
-    throw std::invalid_argument("total_steps must not be negative, but is " +
-                                std::to_string(total_steps) + ".");
-  if (stages_.empty()) stages_.push_back(Stage{});
+Schedule::Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t total_steps,
+                   torch::optim::Optimizer* optimizer)
+    : module_(module),
+      bits_(recipe.schedule, recipe.train.freeze_observers, total_steps),
+      optimizer_(optimizer) {
+  if (prepared_layers(module).empty())
+    throw std::invalid_argument(
+        "The module must be prepared first, with qat::prepare(module, recipe).");
+  apply(recipe.initialize.rounding == "rtn" ? "minmax" : "mse");
 }
 
-int64_t Schedule::stage_at(int64_t step) const {
-  const int64_t last = static_cast<int64_t>(stages_.size()) - 1;
-  for (int64_t stage = 0; stage < last; ++stage)
-    if (step < stages_[static_cast<size_t>(stage)].until.step_of(total_steps_)) return stage;
-  return last;
+bool Schedule::step() {
+  const int64_t before = stage();
+  ++step_;
+  apply("mse");
+  return stage() != before;
 }
 
-int Schedule::weight_bits(int64_t step, int target) const {
-  return width_of(stages_[static_cast<size_t>(stage_at(step))].weight_bits, target);
+void Schedule::finish() {
+  step_ = std::max(step_, total_steps());
+  apply("mse");
 }
 
-int Schedule::input_bits(int64_t step, int target) const {
-  return width_of(stages_[static_cast<size_t>(stage_at(step))].input_bits, target);
+void Schedule::apply(const std::string& method, bool derive) {
+  for (const ModuleLayer& layer : prepared_layers(module_)) {
+    const auto quantizer = layer.quantizer();
+    const auto& weight = quantizer->weight();
+    auto& input = quantizer->input_quantizer();
+    const bool changed = quantizer->set_bits(
+        weight ? bits_.weight_bits(step_, weight->spec().bits) : kFloat,
+        input ? bits_.input_bits(step_, input->spec().bits) : kFloat, method, derive);
+    if (input) input->set_observing(bits_.observing(step_));
+    quantizer->refresh();
+    if (!changed || !optimizer_ || !weight->learned()) continue;
+    clear_moments(*optimizer_, weight->scale());
+    clear_moments(*optimizer_, weight->zero_point());
+  }
 }
 
-bool Schedule::observing(int64_t step) const {
-  return step < freeze_observers_.step_of(total_steps_);
+void Schedule::save(torch::serialize::OutputArchive& archive) const {
+  archive.write("step", at::tensor(step_, at::kLong));
+  archive.write("total_steps", at::tensor(total_steps(), at::kLong));
 }
 
-std::vector<int64_t> Schedule::boundaries() const {
-  std::vector<int64_t> first{0};
-  for (size_t stage = 0; stage + 1 < stages_.size(); ++stage)
-    first.push_back(stages_[stage].until.step_of(total_steps_));
-  return first;
+void Schedule::load(torch::serialize::InputArchive& archive) {
+  at::Tensor step, total;
+  archive.read("step", step);
+  archive.read("total_steps", total);
+  if (total.item<int64_t>() != total_steps())
+    throw std::invalid_argument("The schedule must have the length it was saved with, " +
+                                std::to_string(total.item<int64_t>()) + " steps, but has " +
+                                std::to_string(total_steps()) + ".");
+  step_ = step.item<int64_t>();
+  apply("mse", /*derive=*/false);
+}
+
+torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,
+                                            const Schedule& schedule) {
+  schedule.save(archive);
+  return archive;
+}
+
+torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive,
+                                           Schedule& schedule) {
+  schedule.load(archive);
+  return archive;
 }
 
 }  // namespace qat

@@ -1,35 +1,58 @@
 #pragma once
 
-#include <cstdint>
-#include <vector>
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
 
-#include "qat/plan.h"
+#include "qat/bit_schedule.h"
+#include "qat/recipe.h"
 
 namespace qat {
 
-// Bit-widths over a run: a pure function of the step, so a resumed run cannot disagree with one
-// that was never interrupted. Step s is the s-th optimizer step, counted from 0.
+// Moves the widths of a prepared module along its recipe's stages: call step() after each
+// optimizer.step(). It also rounds the weights anew, which the next forward then uses, so call it
+// where a recipe has but one stage, too. When a width drops, scales are derived anew from the
+// master weights, and the optimizer's moments of learned scales are cleared, since they belong to
+// the old grid.
+//
+// torch::save and torch::load take it, beside module and optimizer.
 class Schedule {
  public:
-  // Throws std::invalid_argument when `total_steps` is negative.
-  Schedule(std::vector<Stage> stages, Bound freeze_observers, int64_t total_steps);
+  // Percentages of the recipe refer to `total_steps`. `optimizer`: whose moments to clear, or null.
+  // Both must outlive the schedule. Throws std::invalid_argument when nothing is prepared, or when
+  // `total_steps` is negative.
+  Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t total_steps,
+           torch::optim::Optimizer* optimizer = nullptr);
 
-  // The stage that holds at `step`; the last one from the end of the run on.
-  int64_t stage_at(int64_t step) const;
-  // Width of a tensor whose exported width is `target`: never fewer bits than that, kFloat before
-  // its quantization begins.
-  int weight_bits(int64_t step, int target) const;
-  int input_bits(int64_t step, int target) const;
-  // Whether calibrated input ranges still follow the data.
-  bool observing(int64_t step) const;
-  // The first step of each stage.
-  std::vector<int64_t> boundaries() const;
-  int64_t total_steps() const { return total_steps_; }
+  // Counts an optimizer step. Returns whether widths changed.
+  bool step();
+  // Moves to the exported widths, for a run that stopped early.
+  void finish();
+
+  int64_t current_step() const { return step_; }
+  int64_t total_steps() const { return bits_.total_steps(); }
+  // Index of the stage in force.
+  int64_t stage() const { return bits_.stage_at(step_); }
+  const BitSchedule& bits() const { return bits_; }
+
+  void save(torch::serialize::OutputArchive& archive) const;
+  // Goes to the step that was saved; the scales of that step are the module's, which is loaded
+  // before. Throws std::invalid_argument for a run of another length.
+  void load(torch::serialize::InputArchive& archive);
 
  private:
-  std::vector<Stage> stages_;
-  Bound freeze_observers_;
-  int64_t total_steps_;
+  void apply(const std::string& method, bool derive = true);
+
+  torch::nn::Module& module_;
+  BitSchedule bits_;
+  torch::optim::Optimizer* optimizer_;
+  int64_t step_ = 0;
 };
+
+// For torch::save and torch::load.
+torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,
+                                            const Schedule& schedule);
+torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive,
+                                           Schedule& schedule);
 
 }  // namespace qat

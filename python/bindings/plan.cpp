@@ -1,7 +1,7 @@
 #include "qat/plan.h"
 
 #include "python/bindings/module.h"
-#include "qat/schedule.h"
+#include "qat/bit_schedule.h"
 
 namespace qat::bindings {
 
@@ -42,17 +42,17 @@ void def_plan(py::module_& m) {
       .def_readonly("untouched", &Plan::untouched)
       .def_readonly("kv_cache", &Plan::kv_cache)
       .def("__str__", &to_text);
-  py::class_<Schedule>(m, "BitSchedule")
+  py::class_<BitSchedule>(m, "BitSchedule")
       .def(py::init([](const Recipe& recipe, int64_t total_steps) {
-             return Schedule(recipe.schedule, recipe.train.freeze_observers, total_steps);
+             return BitSchedule(recipe.schedule, recipe.train.freeze_observers, total_steps);
            }),
            py::arg("recipe"), py::arg("total_steps"))
-      .def("stage_at", &Schedule::stage_at, py::arg("step"))
-      .def("weight_bits", &Schedule::weight_bits, py::arg("step"), py::arg("target"))
-      .def("input_bits", &Schedule::input_bits, py::arg("step"), py::arg("target"))
-      .def("observing", &Schedule::observing, py::arg("step"))
-      .def("boundaries", &Schedule::boundaries)
-      .def_property_readonly("total_steps", &Schedule::total_steps);
+      .def("stage_at", &BitSchedule::stage_at, py::arg("step"))
+      .def("weight_bits", &BitSchedule::weight_bits, py::arg("step"), py::arg("target"))
+      .def("input_bits", &BitSchedule::input_bits, py::arg("step"), py::arg("target"))
+      .def("observing", &BitSchedule::observing, py::arg("step"))
+      .def("boundaries", &BitSchedule::boundaries)
+      .def_property_readonly("total_steps", &BitSchedule::total_steps);
   m.def("make_plan", &make_plan, py::arg("recipe"), py::arg("layers"));
   m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
   m.def("float8_plan", &float8_plan, py::arg("plan"));

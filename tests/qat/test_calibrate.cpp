@@ -4,6 +4,7 @@
 
 #include "qat/calibrate.h"
 #include "qat/layers.h"
+#include "qat/prepare.h"
 #include "qat/recipe.h"
 
 namespace qat {
@@ -33,12 +34,16 @@ struct Prepared {
     for (int i = 0; i < 4; ++i) batches.push_back(at::mm(at::randn({64, 48}), mix));
     recipe = parse_recipe(
         "version: 1\nlayers: [{match: \"*\", " + specs + "}]\ninitialize: " + initialize, "r");
-    prepare(net, make_plan(recipe, linear_layers(net)), "mse");
+    prepare(net, recipe);
   }
   Calibration run() {
     return calibrate(net, batches, [&](const at::Tensor& x) { net.forward(x); }, recipe.initialize);
   }
 };
+
+const InputQuantizer& input_of(const Prepared& prepared) {
+  return *prepared_layers(prepared.net)[0].quantizer()->input_quantizer();
+}
 
 double error_of(const std::string& initialize) {
   at::manual_seed(0);
@@ -46,7 +51,7 @@ double error_of(const std::string& initialize) {
   Prepared prepared(initialize);
   const at::NoGradGuard no_grad;
   const auto from = original.named_parameters(), to = prepared.net.named_parameters();
-  for (const auto& item : from) EXPECT_TRUE(at::equal(item.value(), to[item.key()]));
+  for (const auto& item : from) EXPECT_TRUE(at::equal(item.value(), to[item.key()])) << item.key();
   prepared.run();
   double total = 0.0;
   for (const at::Tensor& x : prepared.batches)
@@ -73,8 +78,9 @@ TEST(Calibrate, MasterWeightsHaveTheCodesThatWereChosen) {
   prepared.run();
   for (const auto& weights : convert(prepared.net, at::kFloat))
     EXPECT_TRUE(weights.codes.abs().max().item<int>() <= 3);
-  const at::Tensor rounded = prepared.net.left->rounded_weight();
-  EXPECT_FALSE(at::equal(rounded, prepared.net.left->weight));
+  const at::Tensor rounded = prepared_layers(prepared.net)[0].quantizer()->rounded();
+  EXPECT_TRUE(at::equal(rounded, prepared.net.left->weight));
+  EXPECT_FALSE(at::equal(rounded, prepared.net.named_parameters()["left.weight"]));
   EXPECT_TRUE(at::equal(rounded, dequantize_weights(convert(prepared.net, at::kFloat)[0])));
 }
 
@@ -94,10 +100,10 @@ TEST(Calibrate, RangesOfInputsComeFromTheirObservers) {
         "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor, observer: " + observer +
             "}");
     prepared.run();
-    Observer expected(prepared.net.left->input_spec()->observer);
+    Observer expected(input_of(prepared).spec().observer);
     for (const at::Tensor& x : prepared.batches) expected.observe(x);
-    const QuantSpec& spec = *prepared.net.left->input_spec();
-    EXPECT_TRUE(at::equal(std::get<0>(prepared.net.left->observer().qparams(spec, 8)),
+    const QuantSpec& spec = input_of(prepared).spec();
+    EXPECT_TRUE(at::equal(std::get<0>(input_of(prepared).observer().qparams(spec, 8)),
                           std::get<0>(expected.qparams(spec, 8))))
         << observer;
   }
@@ -108,7 +114,7 @@ TEST(Calibrate, WeightsDoNotSeeInputsThatAreNotCalibratedYet) {
   Prepared plain("{method: gptq}", weight);
   Prepared fixed("{method: gptq}", weight + ", input: {dtype: int8, granularity: tensor}");
   EXPECT_EQ(plain.run().losses, fixed.run().losses);
-  EXPECT_FALSE(fixed.net.left->observer().empty());
+  EXPECT_FALSE(input_of(fixed).observer().empty());
 }
 
 TEST(Calibrate, WhatHasNoPlaceHereIsSaid) {

@@ -1,63 +1,91 @@
-#include <gtest/gtest.h>
-
-#include <stdexcept>
-
 #include "qat/schedule.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/nn.h>
+#include <torch/optim.h>
+
+#include "qat/layers.h"
+#include "qat/prepare.h"
 
 namespace qat {
 namespace {
 
-Stage stage(double percent, int weight_bits, int input_bits = kTarget) {
-  return {{true, percent}, weight_bits, input_bits, {}};
+namespace nn = torch::nn;
+
+Recipe ladder(const std::string& layers) {
+  return parse_recipe("version: 1\nlayers: [" + layers +
+                          "]\nschedule: [{until: 20%, weight: float}, {until: 60%, weight: int8}, "
+                          "{until: 100%}]\ntrain: {freeze_observers: 10%}\n",
+                      "r.yaml");
 }
 
-const std::vector<Stage> kLadder{stage(20, 8, kFloat), stage(50, 6, 8), stage(100, 4)};
-
-TEST(Schedule, GoesDownTheLadder) {
-  const Schedule schedule(kLadder, {true, 80}, 100);
-  EXPECT_EQ(schedule.weight_bits(0, 4), 8);
-  EXPECT_EQ(schedule.weight_bits(19, 4), 8);
-  EXPECT_EQ(schedule.weight_bits(20, 4), 6);
-  EXPECT_EQ(schedule.weight_bits(49, 4), 6);
-  EXPECT_EQ(schedule.weight_bits(50, 4), 4);
-  EXPECT_EQ(schedule.boundaries(), (std::vector<int64_t>{0, 20, 50}));
+const WeightQuantizer& weight_of(const nn::Module& net) {
+  return *prepared_layers(net)[0].quantizer()->weight();
 }
 
-TEST(Schedule, ReachesTheLastRungOnTheLastStepAndStaysThere) {
-  const Schedule schedule(kLadder, {true, 80}, 7);
-  EXPECT_EQ(schedule.weight_bits(6, 4), 4);
-  EXPECT_EQ(schedule.weight_bits(7, 4), 4);
-  EXPECT_EQ(schedule.weight_bits(1000000, 4), 4);
+TEST(Schedule, MovesWidthsAndRoundsAnew) {
+  nn::Sequential net(nn::Linear(16, 8));
+  const Recipe recipe = ladder("{match: \"*\", weight: {dtype: int4, scale: learned}}");
+  prepare(*net, recipe);
+  const at::Tensor narrow = weight_of(*net).scale().detach().clone();
+  Schedule schedule(*net, recipe, 10);
+  const at::Tensor master = net->named_parameters()["0.weight"];
+  EXPECT_TRUE(net[0]->as<nn::Linear>()->weight.is_same(master));  // still in floating point
+  EXPECT_FALSE(schedule.step());
+  EXPECT_TRUE(schedule.step());
+  EXPECT_EQ(weight_of(*net).bits(), 8);
+  EXPECT_FALSE(at::equal(net[0]->as<nn::Linear>()->weight, master));
+  for (int step = 2; step < 6; ++step) schedule.step();
+  EXPECT_EQ(schedule.stage(), 2);
+  EXPECT_EQ(weight_of(*net).bits(), 4);
+  EXPECT_TRUE(at::equal(weight_of(*net).scale(), narrow));  // derived from the master weight
 }
 
-TEST(Schedule, NeverGoesBelowALayersOwnWidth) {
-  const Schedule schedule(kLadder, {true, 80}, 100);
-  EXPECT_EQ(schedule.weight_bits(60, 8), 8);
-  EXPECT_EQ(schedule.weight_bits(60, 2), 4);
+TEST(Schedule, ClearsTheMomentsOfScalesThatItDerivesAnew) {
+  nn::Sequential net(nn::Linear(16, 8));
+  const Recipe recipe = ladder("{match: \"*\", weight: {dtype: int4, scale: learned}}");
+  prepare(*net, recipe);
+  torch::optim::Adam optimizer(parameter_groups(*net, torch::optim::AdamOptions(1e-3), 1e-3),
+                               torch::optim::AdamOptions(1e-3));
+  Schedule schedule(*net, recipe, 10, &optimizer);
+  const at::Tensor scale = weight_of(*net).scale();
+  const auto moment = [&] {
+    auto& state = static_cast<torch::optim::AdamParamState&>(
+        *optimizer.state().at(scale.unsafeGetTensorImpl()));
+    return state.exp_avg().abs().sum().item<float>();
+  };
+  for (int step = 0; step < 5; ++step) {
+    optimizer.zero_grad();
+    net->forward(at::randn({4, 16})).square().sum().backward();
+    optimizer.step();
+    schedule.step();
+  }
+  EXPECT_GT(moment(), 0.0f);
+  schedule.step();
+  EXPECT_EQ(moment(), 0.0f);
 }
 
-TEST(Schedule, LaddersOfWeightsAndInputsAreApart) {
-  const Schedule schedule(kLadder, {true, 80}, 100);
-  EXPECT_EQ(schedule.input_bits(0, 8), kFloat);
-  EXPECT_EQ(schedule.input_bits(20, 4), 8);
-  EXPECT_EQ(schedule.input_bits(50, 4), 4);
+TEST(Schedule, CalibratedInputsFollowTheirObserverUntilItFreezes) {
+  nn::Sequential net(QuantLinear(16, 8));
+  const Recipe recipe = ladder(
+      "{match: \"*\", weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}");
+  prepare(*net, recipe);
+  Schedule schedule(*net, recipe, 10);
+  net->forward(at::full({1, 16}, 127.0f));
+  net->eval();
+  net->forward(at::full({1, 16}, 500.0f));  // not while training
+  net->train();
+  schedule.step();
+  net->forward(at::full({1, 16}, 1000.0f));
+  schedule.finish();
+  EXPECT_EQ(convert(*net)[0].input_scale->item<float>(), 1.0f);
 }
 
-TEST(Schedule, FloatDelaysTheStart) {
-  const Schedule schedule({stage(50, kFloat), stage(100, kTarget)}, {true, 80}, 10);
-  EXPECT_EQ(schedule.weight_bits(4, 4), kFloat);
-  EXPECT_EQ(schedule.weight_bits(5, 4), 4);
-}
-
-TEST(Schedule, ObserversFreeze) {
-  const Schedule schedule({}, {false, 30}, 100);
-  EXPECT_TRUE(schedule.observing(29));
-  EXPECT_FALSE(schedule.observing(30));
-}
-
-TEST(Schedule, ARunWithoutStepsIsAtItsEnd) {
-  EXPECT_EQ(Schedule(kLadder, {true, 80}, 0).weight_bits(0, 4), 4);
-  EXPECT_THROW(Schedule(kLadder, {true, 80}, -1), std::invalid_argument);
+TEST(Schedule, RefusesAModuleThatIsNotPrepared) {
+  nn::Sequential net(nn::Linear(16, 8));
+  EXPECT_THROW(Schedule(*net, ladder("{match: \"*\", weight: {dtype: int4}}"), 10),
+               std::invalid_argument);
 }
 
 }  // namespace

@@ -1,10 +1,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/nn/module.h>
 
 #include <stdexcept>
 
-#include "qat/layers.h"
 #include "qat/weight_cache.h"
 
 namespace qat {
@@ -47,27 +45,6 @@ TEST(WeightCache, ACopyBeginsEmpty) {
   EXPECT_EQ(copy.policy(), CachePolicy::codes);
   EXPECT_EQ(copy.bytes(), 0);
   EXPECT_EQ(cache.bytes(), 16 * 32 + 32 * 5);
-}
-
-struct Net : torch::nn::Module {
-  QuantLinear layer{register_module("layer", QuantLinear(64, 32))};
-};
-
-TEST(WeightCache, LayersGiveTheSameBitsWithEachPolicy) {
-  const Recipe recipe = parse_recipe(
-      "version: 1\nlayers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 32, grid: full}}\n",
-      "r.yaml");
-  const at::Tensor x = at::randn({3, 64});
-  Net plain;
-  prepare(plain, make_plan(recipe, linear_layers(plain)), "mse");
-  for (const auto policy : {CachePolicy::codes, CachePolicy::weights}) {
-    Net net;
-    net.layer->weight.set_data(plain.layer->weight.detach().clone());
-    net.layer->bias.set_data(plain.layer->bias.detach().clone());
-    prepare(net, make_plan(recipe, linear_layers(net)), "mse", policy);
-    for (int round = 0; round < 2; ++round)
-      EXPECT_TRUE(at::equal(net.layer->forward(x), plain.layer->forward(x)));
-  }
 }
 
 }  // namespace

@@ -1,0 +1,253 @@
+#include "ops/packed_linear.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "ops/arguments.h"
+#include "ops/cpu/panel_input.h"
+#include "ops/cpu/panel_tile_bf16.h"
+
+namespace qat {
+namespace {
+
+// Weight rows whose panels are multiplied together.
+constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockPanels = kBlockRows / PanelLayout::kRows;
+
+// Vectors of weight rows that a tile of `rows` rows of x takes, so that its sums fill `registers`.
+constexpr int vectors_for(int rows, int lanes, int registers) {
+  int vectors = 1;
+  while (2 * vectors * rows <= registers && 2 * vectors * lanes <= kBlockRows) vectors *= 2;
+  return vectors;
+}
+
+template <int kLanes, int kRegisters, int kRows, int kBits>
+QAT_BODY inline void multiply_floats(const PanelBlock& block, const TileInput& input,
+                                     float* total) {
+  constexpr int kVectors = vectors_for(kRows, kLanes, kRegisters);
+  for (int64_t row = 0; row < kBlockRows; row += kVectors * kLanes)
+    float_tile<kLanes, kRows, kVectors, kBits>(block, row, input, total);
+}
+
+// All weight rows of a block for one tile of x, compiled for each processor.
+using Multiply = void (*)(const PanelBlock&, const TileInput&, float*);
+
+template <int kRows, int kBits>
+void multiply_portable(const PanelBlock& block, const TileInput& input, float* total) {
+  multiply_floats<4, 8, kRows, kBits>(block, input, total);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+template <int kRows, int kBits>
+__attribute__((target("avx2,fma"))) void multiply_avx2(const PanelBlock& block,
+                                                       const TileInput& input, float* total) {
+  multiply_floats<8, 10, kRows, kBits>(block, input, total);
+}
+
+template <int kRows, int kBits>
+__attribute__((target(QAT_AVX512_TARGET ",fma"))) void multiply_avx512(const PanelBlock& block,
+                                                                const TileInput& input,
+                                                                float* total) {
+  multiply_floats<16, 24, kRows, kBits>(block, input, total);
+}
+
+template <int kRows, int kBits>
+QAT_BF16_TARGET void multiply_bf16(const PanelBlock& block, const TileInput& input, float* total) {
+  constexpr int kVectors = vectors_for(kRows, 16, 24);
+  for (int64_t row = 0; row < kBlockRows; row += kVectors * 16)
+    bf16_tile<kRows, kVectors, kBits>(block, row, input, total);
+}
+
+bool has_bf16_products() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has && capability() == Capability::avx512;
+}
+
+template <int kRows, int kBits>
+Multiply multiply_for(bool pairs) {
+  if (pairs) return &multiply_bf16<kRows, kBits>;
+  if (capability() == Capability::avx512) return &multiply_avx512<kRows, kBits>;
+  if (capability() == Capability::avx2 && __builtin_cpu_supports("fma"))
+    return &multiply_avx2<kRows, kBits>;
+  return &multiply_portable<kRows, kBits>;
+}
+
+#else
+
+bool has_bf16_products() { return false; }
+
+template <int kRows, int kBits>
+Multiply multiply_for(bool) {
+  return &multiply_portable<kRows, kBits>;
+}
+
+#endif
+
+template <int kBits>
+Multiply multiply_for(int rows, bool pairs) {
+  switch (rows) {
+    case 1:
+      return multiply_for<1, kBits>(pairs);
+    case 2:
+      return multiply_for<2, kBits>(pairs);
+    case 3:
+      return multiply_for<3, kBits>(pairs);
+    case 4:
+      return multiply_for<4, kBits>(pairs);
+    case 6:
+      return multiply_for<6, kBits>(pairs);
+    default:
+      return multiply_for<8, kBits>(pairs);
+  }
+}
+
+// A weight in panels, block by block.
+struct PanelWeight {
+  PanelLayout layout;
+  at::Tensor panels;
+  at::Tensor scale;
+  std::optional<at::Tensor> zero_point;
+
+  int64_t blocks() const { return (layout.panels() + kBlockPanels - 1) / kBlockPanels; }
+  int64_t first_row(int64_t block) const { return block * kBlockRows; }
+  int64_t rows(int64_t block) const {
+    return std::min(kBlockRows, layout.rows - first_row(block));
+  }
+};
+
+// A view of one block, its scales and zero points widened to float32.
+class BlockView {
+ public:
+  explicit BlockView(const PanelWeight& weight)
+      : weight_(weight),
+        scale_(static_cast<size_t>(weight.layout.groups() * kBlockRows)),
+        zero_point_(weight.zero_point ? scale_.size() : 0) {}
+
+  PanelBlock at(int64_t block) {
+    const PanelLayout& layout = weight_.layout;
+    const int64_t panel = block * kBlockPanels;
+    const int64_t panels = std::min(kBlockPanels, layout.panels() - panel);
+    const int64_t panel_words = layout.words() * PanelLayout::kRows;
+    const int64_t first = panel * layout.groups() * PanelLayout::kRows;
+    QAT_DISPATCH_FLOAT(weight_.scale.scalar_type(), "packed_linear", [&] {
+      widen(weight_.scale.const_data_ptr<scalar_t>() + first, panels, scale_.data());
+    });
+    if (weight_.zero_point)
+      widen(weight_.zero_point->const_data_ptr<int8_t>() + first, panels, zero_point_.data());
+    return {weight_.panels.const_data_ptr<int32_t>() + panel * panel_words,
+            panel_words,
+            scale_.data(),
+            zero_point_.data(),
+            kBlockRows,
+            panels,
+            layout.groups(),
+            layout.words_per_group()};
+  }
+
+ private:
+  template <typename from_t>
+  void widen(const from_t* from, int64_t panels, float* to) const {
+    const int64_t groups = weight_.layout.groups();
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t group = 0; group < groups; ++group, from += PanelLayout::kRows)
+        for (int64_t i = 0; i < PanelLayout::kRows; ++i)
+          to[group * kBlockRows + panel * PanelLayout::kRows + i] = static_cast<float>(from[i]);
+  }
+
+  const PanelWeight& weight_;
+  std::vector<float> scale_, zero_point_;  // [group][weight row]
+};
+
+// Bytes of x that stay in the cache while the weight passes.
+constexpr int64_t kCachedInput = 512 << 10;
+
+template <typename x_t>
+void multiply_in_tiles(const at::Tensor& x, const PanelWeight& weight,
+                       const std::optional<at::Tensor>& bias, at::Tensor& result) {
+  const PanelLayout& layout = weight.layout;
+  const bool pairs = std::is_same_v<x_t, c10::BFloat16> && has_bf16_products();
+  const PanelInput input(x.const_data_ptr<x_t>(), x.numel() / layout.cols, layout, pairs,
+                         weight.zero_point.has_value());
+  const Multiply run = layout.bits == 4 ? multiply_for<4>(input.per_tile(), pairs)
+                                        : multiply_for<8>(input.per_tile(), pairs);
+  const int64_t together = std::max<int64_t>(1, kCachedInput / input.tile_bytes());
+  const x_t* add = data_or_null<x_t>(bias);
+  x_t* out = result.mutable_data_ptr<x_t>();
+
+  const auto write = [&](const float* total, int64_t tile, int64_t block) {
+    for (int64_t m = 0; m < input.rows_of(tile); ++m) {
+      const int64_t first = weight.first_row(block);
+      x_t* to = out + (tile * input.per_tile() + m) * layout.rows + first;
+      for (int64_t n = 0; n < weight.rows(block); ++n)
+        to[n] = static_cast<x_t>(total[m * kBlockRows + n] +
+                                 (add ? static_cast<float>(add[first + n]) : 0.0f));
+    }
+  };
+  at::parallel_for(0, weight.blocks(), 1, [&](int64_t begin, int64_t end) {
+    BlockView view(weight);
+    std::vector<float> total(static_cast<size_t>(input.per_tile() * kBlockRows));
+    for (int64_t first = 0; first < input.tiles(); first += together)
+      for (int64_t index = begin; index < end; ++index) {
+        const PanelBlock block = view.at(index);
+        for (int64_t tile = first; tile < std::min(input.tiles(), first + together); ++tile) {
+          run(block, input.tile(tile), total.data());
+          write(total.data(), tile, index);
+        }
+      }
+  });
+}
+
+// Where the processor's own products are slow beside those of torch's library: a block of the
+// weight at a time is dequantized and multiplied there.
+template <typename x_t>
+void multiply_dequantized(const at::Tensor& x, const PanelWeight& weight,
+                          const std::optional<at::Tensor>& bias, at::Tensor& result) {
+  const PanelLayout& layout = weight.layout;
+  const at::Tensor rows = x.view({-1, layout.cols});
+  at::Tensor out = result.view({-1, layout.rows});
+  at::parallel_for(0, weight.blocks(), 1, [&](int64_t begin, int64_t end) {
+    BlockView view(weight);
+    const at::Tensor tile = at::empty({kBlockRows, layout.cols}, x.options());
+    for (int64_t index = begin; index < end; ++index) {
+      dequantize_block(view.at(index), layout, tile.mutable_data_ptr<x_t>());
+      const int64_t first = weight.first_row(index), count = weight.rows(index);
+      const auto add = bias ? std::optional(bias->narrow(0, first, count)) : std::nullopt;
+      out.narrow(1, first, count).copy_(at::linear(rows, tile.narrow(0, 0, count), add));
+    }
+  });
+}
+
+// From how many rows of x on that is quicker.
+constexpr int64_t kManyRows = 64;
+
+at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& scale,
+                             const std::optional<at::Tensor>& zero_point,
+                             const std::optional<at::Tensor>& bias, int64_t bits,
+                             int64_t group_size, int64_t out) {
+  const PanelLayout layout =
+      check_packed_linear(x, panels, scale, zero_point, bias, bits, group_size, out);
+  c10::DimVector sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = out;
+  at::Tensor result = at::empty(sizes, x.options());
+  if (result.numel() == 0) return result;
+  if (layout.cols == 0) return bias ? result.copy_(*bias) : result.zero_();
+  const PanelWeight weight{layout, panels.contiguous(), scale.contiguous(), contiguous(zero_point)};
+  const at::Tensor input = x.contiguous();
+  const bool many = capability() == Capability::portable && x.numel() / layout.cols >= kManyRows;
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "packed_linear", [&] {
+    many ? multiply_dequantized<scalar_t>(input, weight, contiguous(bias), result)
+         : multiply_in_tiles<scalar_t>(input, weight, contiguous(bias), result);
+  });
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(qat, CPU, m) { m.impl("packed_linear", &packed_linear_cpu); }
+
+}  // namespace qat

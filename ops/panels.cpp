@@ -1,0 +1,134 @@
+#include "ops/panels.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/bitwise_left_shift.h>
+#include <ATen/ops/bitwise_right_shift.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace qat {
+namespace {
+
+void check_layout(const char* op, int64_t bits, int64_t group_size, const c10::SymInt& cols) {
+  TORCH_CHECK_VALUE(bits == 4 || bits == 8, "[", op, "] bits must be 4 or 8, but is ", bits, ".");
+  TORCH_CHECK_VALUE(group_size >= 1, "[", op, "] group_size must be at least 1, but is ",
+                    group_size, ".");
+  TORCH_CHECK_VALUE(cols % group_size == 0, "[", op, "] group_size must divide the ", cols,
+                    " columns, but is ", group_size, ".");
+}
+
+// Where the codes of a word begin, counted from its lowest bit.
+at::Tensor places(const at::Tensor& like, int64_t bits) {
+  std::vector<int64_t> begin;
+  for (int i = 0; i < 32 / bits; ++i) begin.push_back(bit_of(i, static_cast<int>(bits)));
+  return at::tensor(begin, like.options().dtype(at::kInt));
+}
+
+at::Tensor pack_panels_kernel(const at::Tensor& codes, int64_t bits, int64_t group_size) {
+  TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar && codes.dim() == 2,
+                   "[pack_panels] codes must be int8 [rows, cols].");
+  check_layout("pack_panels", bits, group_size, codes.sym_size(1));
+  const PanelLayout layout{codes.size(0), codes.size(1), group_size, static_cast<int>(bits)};
+  const int64_t panels = layout.panels(), groups = layout.groups();
+  const int64_t per_word = layout.codes_per_word(), words = layout.words_per_group();
+  const int64_t rows = panels * PanelLayout::kRows;
+  at::Tensor grouped =
+      at::constant_pad_nd(codes, {0, 0, 0, rows - layout.rows}).view({rows, groups, group_size});
+  grouped = at::constant_pad_nd(grouped, {0, words * per_word - group_size})
+                .view({panels, PanelLayout::kRows, groups * words, per_word});
+  const at::Tensor fields = at::bitwise_and(grouped.to(at::kInt), (int64_t{1} << bits) - 1);
+  // The fields do not overlap, so their sum is their union; int32 wraps into the sign bit.
+  return at::bitwise_left_shift(fields, places(codes, bits))
+      .sum({-1}, /*keepdim=*/false, at::kInt)
+      .transpose(1, 2)
+      .contiguous();
+}
+
+at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t group_size,
+                                int64_t rows, int64_t cols) {
+  check_layout("unpack_panels", bits, group_size, cols);
+  const PanelLayout layout{rows, cols, group_size, static_cast<int>(bits)};
+  TORCH_CHECK_VALUE(
+      panels.scalar_type() == at::kInt && panels.dim() == 3 && panels.size(0) == layout.panels() &&
+          panels.size(1) == layout.words() && panels.size(2) == PanelLayout::kRows,
+      "[unpack_panels] panels must be int32 [", layout.panels(), ", ", layout.words(), ", ",
+      PanelLayout::kRows, "] for ", rows, " rows of ", cols, " codes.");
+  const at::Tensor words = panels.transpose(1, 2).unsqueeze(-1);
+  // To the top of the word, and down again with its sign.
+  const at::Tensor up = places(panels, bits).neg().add(32 - bits);
+  return at::bitwise_right_shift(at::bitwise_left_shift(words, up), 32 - bits)
+      .to(at::kChar)
+      .reshape({layout.panels() * PanelLayout::kRows, layout.groups(),
+                layout.words_per_group() * layout.codes_per_word()})
+      .slice(2, 0, group_size)
+      .flatten(1)
+      .slice(0, 0, rows)
+      .contiguous();
+}
+
+at::Tensor pack_panels_meta(const at::Tensor& codes, int64_t bits, int64_t group_size) {
+  check_layout("pack_panels", bits, group_size, codes.sym_size(1));
+  const c10::SymInt rows = codes.sym_size(0), cols = codes.sym_size(1);
+  const int64_t per_word = 32 / bits, words = (group_size + per_word - 1) / per_word;
+  return at::empty_symint(
+      {(rows + 15) / 16, cols / group_size * words, PanelLayout::kRows},
+      codes.options().dtype(at::kInt));
+}
+
+at::Tensor unpack_panels_meta(const at::Tensor& panels, int64_t, int64_t, int64_t rows,
+                              int64_t cols) {
+  return at::empty({rows, cols}, panels.options().dtype(at::kChar));
+}
+
+}  // namespace
+
+at::Tensor pack_panels(const at::Tensor& codes, int64_t bits, int64_t group_size) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::pack_panels", "")
+                             .typed<decltype(pack_panels)>();
+  return op.call(codes, bits, group_size);
+}
+
+at::Tensor unpack_panels(const at::Tensor& panels, int64_t bits, int64_t group_size, int64_t rows,
+                         int64_t cols) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::unpack_panels", "")
+                             .typed<decltype(unpack_panels)>();
+  return op.call(panels, bits, group_size, rows, cols);
+}
+
+at::Tensor pack_panel_values(const at::Tensor& values) {
+  const int64_t rows = values.size(0), groups = values.size(1);
+  const int64_t padding = (PanelLayout::kRows - rows % PanelLayout::kRows) % PanelLayout::kRows;
+  return at::constant_pad_nd(values, {0, 0, 0, padding})
+      .view({(rows + padding) / PanelLayout::kRows, PanelLayout::kRows, groups})
+      .transpose(1, 2)
+      .contiguous();
+}
+
+at::Tensor unpack_panel_values(const at::Tensor& packed, int64_t rows) {
+  return packed.transpose(1, 2).reshape({-1, packed.size(1)}).slice(0, 0, rows).contiguous();
+}
+
+TORCH_LIBRARY_FRAGMENT(qat, m) {
+  m.def("pack_panels(Tensor codes, int bits, int group_size) -> Tensor");
+  m.def(
+      "unpack_panels(Tensor panels, int bits, int group_size, int rows, int cols) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
+  m.impl("pack_panels", &pack_panels_kernel);
+  m.impl("unpack_panels", &unpack_panels_kernel);
+}
+
+TORCH_LIBRARY_IMPL(qat, Meta, m) {
+  m.impl("pack_panels", &pack_panels_meta);
+  m.impl("unpack_panels", &unpack_panels_meta);
+}
+
+}  // namespace qat

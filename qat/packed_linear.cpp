@@ -1,0 +1,179 @@
+#include "qat/packed_linear.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/nn/init.h>
+#include <torch/serialize/archive.h>
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "ops/checks.h"
+#include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/packed_linear.h"
+#include "qat/formats/format.h"
+#include "qat/formats/spec_json.h"
+
+namespace qat {
+namespace {
+
+// The packed product has two widths; the codes of others fit one of them.
+int64_t packed_bits(const QuantSpec& spec) { return spec.bits <= 4 ? 4 : 8; }
+
+std::optional<at::Tensor> given(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+std::string text_of(const at::Tensor& bytes) {
+  return {reinterpret_cast<const char*>(bytes.const_data_ptr<uint8_t>()),
+          static_cast<size_t>(bytes.numel())};
+}
+
+at::Tensor bytes_of(const std::string& text) {
+  at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
+  std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
+  return bytes;
+}
+
+}  // namespace
+
+PackedLinearImpl::PackedLinearImpl(const torch::nn::LinearOptions& options) : options(options) {
+  reset();
+}
+
+PackedLinearImpl::PackedLinearImpl(const QuantizedWeights& weights, const at::Tensor& given_bias)
+    : PackedLinearImpl(torch::nn::LinearOptions(weights.codes.size(1), weights.codes.size(0))
+                           .bias(given_bias.defined())) {
+  set_weights(weights);
+  if (given_bias.defined()) bias.set_data(given_bias.detach().clone());
+}
+
+void PackedLinearImpl::reset() {
+  for (at::Tensor* one : {&panels_, &scale_, &zero_point_, &input_scale_, &input_zero_point_})
+    one->reset();
+  bias = options.bias() ? register_buffer("bias", at::zeros({options.out_features()}))
+                        : register_buffer("bias", at::Tensor());
+}
+
+int64_t PackedLinearImpl::group() const {
+  const int64_t cols = block_shape(spec_)[1];
+  return cols == -1 ? options.in_features() : cols;
+}
+
+void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
+  const at::NoGradGuard no_grad;
+  if (weights.weight.is_float8())
+    throw std::invalid_argument("PackedLinear must have integer weights, but those of " +
+                                weights.name + " are FP8.");
+  if (weights.codes.size(0) != options.out_features() ||
+      weights.codes.size(1) != options.in_features())
+    throw std::invalid_argument(
+        weights.name + " must be [" + std::to_string(options.out_features()) + ", " +
+        std::to_string(options.in_features()) + "], but the weights are [" +
+        std::to_string(weights.codes.size(0)) + ", " + std::to_string(weights.codes.size(1)) +
+        "].");
+  spec_ = weights.weight;
+  panels_ = pack_panels(weights.codes, packed_bits(spec_), group());
+  scale_ = pack_panel_values(per_group(weights.scale, weights, group()));
+  zero_point_ = weights.zero_point
+                    ? pack_panel_values(per_group(*weights.zero_point, weights, group()))
+                    : at::Tensor();
+  input_ = weights.input;
+  input_scale_ = weights.input_scale.value_or(at::Tensor());
+  input_zero_point_ = weights.input_zero_point.value_or(at::Tensor());
+}
+
+QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
+  if (!has_weights())
+    throw std::logic_error("PackedLinear " + name + " has no weights yet; call qat::load.");
+  const int64_t rows = options.out_features(), cols = options.in_features();
+  const int64_t height = block_shape(spec_)[0] == -1 ? rows : block_shape(spec_)[0];
+  // Rows of a block were given the same values.
+  const auto grid = [&](const at::Tensor& packed) {
+    return unpack_panel_values(packed, rows).slice(0, 0, std::nullopt, height).contiguous();
+  };
+  QuantizedWeights found{name, spec_, input_, {}, {}, {}, {}, {}};
+  found.codes = unpack_panels(panels_, packed_bits(spec_), group(), rows, cols);
+  found.scale = grid(scale_);
+  if (zero_point_.defined()) found.zero_point = grid(zero_point_);
+  found.input_scale = given(input_scale_);
+  found.input_zero_point = given(input_zero_point_);
+  return found;
+}
+
+at::Tensor PackedLinearImpl::rounded_input(const at::Tensor& x) const {
+  if (!input_) return x;
+  const auto block = block_shape(*input_);
+  if (input_->dynamic)
+    return std::get<0>(fake_quantize_dynamic(x, block, input_->bits, grid_name(input_->grid),
+                                             input_->scale_dtype));
+  const QuantRange range = quant_range(*input_, input_->bits);
+  const auto zero_point = input_zero_point_.defined()
+                              ? std::optional(input_zero_point_.view({1, 1}))
+                              : std::nullopt;
+  return fake_quantize(x, input_scale_.view({1, 1}), zero_point, block,
+                       static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+}
+
+at::Tensor PackedLinearImpl::forward(const at::Tensor& x) {
+  if (!has_weights())
+    throw std::logic_error("A PackedLinear has no weights yet; call qat::load first.");
+  const at::NoGradGuard no_grad;
+  const auto add = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
+  return packed_linear(rounded_input(x), panels_, scale_, given(zero_point_), add,
+                       packed_bits(spec_), group(), options.out_features());
+}
+
+int64_t PackedLinearImpl::bytes() const {
+  size_t bytes = 0;
+  for (const at::Tensor& one : {panels_, scale_, zero_point_, bias})
+    if (one.defined()) bytes += one.nbytes();
+  return static_cast<int64_t>(bytes);
+}
+
+void PackedLinearImpl::pretty_print(std::ostream& stream) const {
+  stream << "qat::PackedLinear(in_features=" << options.in_features()
+         << ", out_features=" << options.out_features() << ", bias=" << std::boolalpha
+         << options.bias() << ", weight=" << (has_weights() ? describe(spec_) : "none yet") << ")";
+}
+
+void PackedLinearImpl::save(torch::serialize::OutputArchive& archive) const {
+  torch::nn::Module::save(archive);
+  if (!has_weights()) return;
+  nlohmann::json spec = {{"weight", to_json(spec_)}};
+  if (input_) spec["input"] = to_json(*input_);
+  const QuantizedWeights own = weights("");
+  archive.write("spec", bytes_of(spec.dump()), /*is_buffer=*/true);
+  archive.write("codes", own.codes, /*is_buffer=*/true);
+  archive.write("scale", own.scale, /*is_buffer=*/true);
+  if (own.zero_point) archive.write("zero_point", *own.zero_point, /*is_buffer=*/true);
+  if (own.input_scale) archive.write("input_scale", *own.input_scale, /*is_buffer=*/true);
+  if (own.input_zero_point)
+    archive.write("input_zero_point", *own.input_zero_point, /*is_buffer=*/true);
+}
+
+void PackedLinearImpl::load(torch::serialize::InputArchive& archive) {
+  torch::nn::Module::load(archive);
+  at::Tensor spec;
+  if (!archive.try_read("spec", spec, /*is_buffer=*/true)) return;
+  const auto json = nlohmann::json::parse(text_of(spec));
+  QuantizedWeights own;
+  own.weight = spec_from_json(json.at("weight"));
+  if (json.contains("input")) own.input = spec_from_json(json.at("input"));
+  archive.read("codes", own.codes, /*is_buffer=*/true);
+  archive.read("scale", own.scale, /*is_buffer=*/true);
+  const auto read = [&](const char* name, std::optional<at::Tensor>& to) {
+    at::Tensor found;
+    if (archive.try_read(name, found, /*is_buffer=*/true)) to = found;
+  };
+  read("zero_point", own.zero_point);
+  read("input_scale", own.input_scale);
+  read("input_zero_point", own.input_zero_point);
+  set_weights(own);
+}
+
+}  // namespace qat

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/options/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <optional>
+#include <string>
+
+#include "qat/artifact.h"
+
+namespace qat {
+
+// A linear layer for inference whose weight stays packed in memory, in 4 bits or 8: a quarter or
+// an eighth of float32, scales aside. Programs that deploy declare it where those that train have
+// a torch::nn::Linear or qat::QuantLinear; qat::load fills it from a checkpoint. Inputs are rounded
+// as training rounded them, where the checkpoint says so. ops/packed_linear.h says how it
+// multiplies; float32, bfloat16 and float16 inputs are taken, whatever the bias is in.
+class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
+ public:
+  PackedLinearImpl(int64_t in_features, int64_t out_features)
+      : PackedLinearImpl(torch::nn::LinearOptions(in_features, out_features)) {}
+  explicit PackedLinearImpl(const torch::nn::LinearOptions& options);
+  // Of these weights; `bias` [out] or undefined.
+  PackedLinearImpl(const QuantizedWeights& weights, const at::Tensor& bias);
+
+  // [..., in] to [..., out], in the dtype of x. Without gradients. Throws std::logic_error before
+  // it has a weight.
+  at::Tensor forward(const at::Tensor& x);
+
+  // Throws std::invalid_argument for weights of another shape, for FP8, and for inputs that it
+  // cannot round.
+  void set_weights(const QuantizedWeights& weights);
+  // The same weights, bit for bit. Throws std::logic_error before it has any.
+  QuantizedWeights weights(const std::string& name) const;
+  bool has_weights() const { return panels_.defined(); }
+  // Bytes of weight, scales, zero points and bias.
+  int64_t bytes() const;
+
+  void reset() override;
+  void pretty_print(std::ostream& stream) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+  void save(torch::serialize::OutputArchive& archive) const override;
+
+  torch::nn::LinearOptions options;
+  at::Tensor bias;
+
+ private:
+  at::Tensor rounded_input(const at::Tensor& x) const;
+  // Columns that share a scale.
+  int64_t group() const;
+
+  QuantSpec spec_;
+  std::optional<QuantSpec> input_;
+  at::Tensor panels_, scale_, zero_point_, input_scale_, input_zero_point_;
+};
+TORCH_MODULE(PackedLinear);
+
+}  // namespace qat
