@@ -1,0 +1,39 @@
+// The program that is deployed: it reads the checkpoint into packed layers and has no training code.
+//
+//   digits_classify DIGITS_CSV CHECKPOINT_FOLDER
+
+#include <qat/deploy.h>
+#include <qat/packed_linear.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "classifier.h"
+
+namespace {
+
+void run(const std::string& csv, const std::string& folder) {
+  const digits::Data test = digits::test_part(digits::read(csv));
+  digits::Classifier<qat::PackedLinear> classifier;
+  qat::load(classifier, folder);
+  int64_t bytes = 0;
+  for (const auto& layer : {classifier.third, classifier.last}) bytes += layer->bytes();
+  std::printf("deployed    %.2f %%  %6.1f kB in memory\n", digits::accuracy(classifier, test),
+              1e-3 * static_cast<double>(bytes));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s DIGITS_CSV CHECKPOINT_FOLDER\n", argv[0]);
+    return 2;
+  }
+  try {
+    run(argv[1], argv[2]);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
