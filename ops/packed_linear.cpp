@@ -63,8 +63,8 @@ PanelLayout check_packed_linear(const at::Tensor& x, const at::Tensor& panels,
                    panels.scalar_type(), " and ", scale.scalar_type(), ".");
   TORCH_CHECK_VALUE(panels.sizes() == at::IntArrayRef({layout.panels(), layout.words(), rows}),
                     "[packed_linear] panels must be [", layout.panels(), ", ", layout.words(), ", ",
-                    rows, "] for ", out, " rows and inputs of ", layout.cols,
-                    " features, but is ", panels.sizes(), ".");
+                    rows, "] for ", out, " rows and inputs of ", layout.cols, " features, but is ",
+                    panels.sizes(), ".");
   const auto grid = {layout.panels(), layout.groups(), rows};
   TORCH_CHECK_VALUE(scale.sizes() == at::IntArrayRef(grid), "[packed_linear] scale must be [",
                     layout.panels(), ", ", layout.groups(), ", ", rows, "], but is ", scale.sizes(),

@@ -53,11 +53,11 @@ at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t 
                                 int64_t rows, int64_t cols) {
   check_layout("unpack_panels", bits, group_size, cols);
   const PanelLayout layout{rows, cols, group_size, static_cast<int>(bits)};
-  TORCH_CHECK_VALUE(
-      panels.scalar_type() == at::kInt && panels.dim() == 3 && panels.size(0) == layout.panels() &&
-          panels.size(1) == layout.words() && panels.size(2) == PanelLayout::kRows,
-      "[unpack_panels] panels must be int32 [", layout.panels(), ", ", layout.words(), ", ",
-      PanelLayout::kRows, "] for ", rows, " rows of ", cols, " codes.");
+  TORCH_CHECK_VALUE(panels.scalar_type() == at::kInt && panels.dim() == 3 &&
+                        panels.size(0) == layout.panels() && panels.size(1) == layout.words() &&
+                        panels.size(2) == PanelLayout::kRows,
+                    "[unpack_panels] panels must be int32 [", layout.panels(), ", ", layout.words(),
+                    ", ", PanelLayout::kRows, "] for ", rows, " rows of ", cols, " codes.");
   const at::Tensor words = panels.transpose(1, 2).unsqueeze(-1);
   // To the top of the word, and down again with its sign.
   const at::Tensor up = places(panels, bits).neg().add(32 - bits);
@@ -75,9 +75,8 @@ at::Tensor pack_panels_meta(const at::Tensor& codes, int64_t bits, int64_t group
   check_layout("pack_panels", bits, group_size, codes.sym_size(1));
   const c10::SymInt rows = codes.sym_size(0), cols = codes.sym_size(1);
   const int64_t per_word = 32 / bits, words = (group_size + per_word - 1) / per_word;
-  return at::empty_symint(
-      {(rows + 15) / 16, cols / group_size * words, PanelLayout::kRows},
-      codes.options().dtype(at::kInt));
+  return at::empty_symint({(rows + 15) / 16, cols / group_size * words, PanelLayout::kRows},
+                          codes.options().dtype(at::kInt));
 }
 
 at::Tensor unpack_panels_meta(const at::Tensor& panels, int64_t, int64_t, int64_t rows,
@@ -117,8 +116,7 @@ at::Tensor unpack_panel_values(const at::Tensor& packed, int64_t rows) {
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def("pack_panels(Tensor codes, int bits, int group_size) -> Tensor");
-  m.def(
-      "unpack_panels(Tensor panels, int bits, int group_size, int rows, int cols) -> Tensor");
+  m.def("unpack_panels(Tensor panels, int bits, int group_size, int rows, int cols) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {

@@ -95,8 +95,8 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
   return warning;
 }
 
-void round_together(const Together& together, const InputStatistics& statistics, const Initialize& settings,
-                 Calibration& found) {
+void round_together(const Together& together, const InputStatistics& statistics,
+                    const Initialize& settings, Calibration& found) {
   const auto hessian = statistics.tokens() > 0 ? std::optional(statistics.hessian()) : std::nullopt;
   for (const ModuleLayer& layer : together) {
     if (!layer.quantizer()->weight()) continue;
@@ -111,8 +111,9 @@ void round_together(const Together& together, const InputStatistics& statistics,
                              " tokens were ignored, since they are not finite.");
   if (settings.rounding == "gptq" && statistics.tokens() > 0 &&
       statistics.tokens() < statistics.features())
-    found.warnings.push_back(together.front().name + " has " + std::to_string(statistics.features()) +
-                             " features, but only " + std::to_string(statistics.tokens()) +
+    found.warnings.push_back(together.front().name + " has " +
+                             std::to_string(statistics.features()) + " features, but only " +
+                             std::to_string(statistics.tokens()) +
                              " calibration tokens reached it.");
 }
 

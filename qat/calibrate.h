@@ -23,9 +23,9 @@ struct Calibration {
 // Runs the module on one batch.
 using Forward = std::function<void(const at::Tensor& batch)>;
 
-// Where a LibTorch program lets AWQ and SmoothQuant put their scales: between a source, a layer or a
-// normalisation whose weight has a row for each feature, and the linear layers that are given what
-// it gives. Only what lets a scale for each feature pass, such as ReLU, may lie between.
+// Where a LibTorch program lets AWQ and SmoothQuant put their scales: between a source, a layer or
+// a normalisation whose weight has a row for each feature, and the linear layers that are given
+// what it gives. Only what lets a scale for each feature pass, such as ReLU, may lie between.
 struct Fold {
   std::string source;
   std::vector<std::string> consumers;
@@ -41,13 +41,15 @@ struct Fold {
 // user's own modules: block_training is left out likewise.
 //
 // The module runs in evaluation mode, without gradients. Throws std::invalid_argument without a
-// batch, when a method or an input needs one, and for a fold that the module does not allow (fold.h).
+// batch, when a method or an input needs one, and for a fold that the module does not allow
+// (fold.h).
 Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
                       const Forward& forward, const Initialize& settings,
                       const std::vector<Fold>& folds = {});
 
-// The same with the method named: what `initialize: {method: gptq}` or `awq` says in a recipe. To be
-// returned to by a schedule of several widths, codes want prepare() to have been told the method.
+// The same with the method named: what `initialize: {method: gptq}` or `awq` says in a recipe. To
+// be returned to by a schedule of several widths, codes want prepare() to have been told the
+// method.
 Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
                  const Forward& forward, const GptqOptions& options = {});
 Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,

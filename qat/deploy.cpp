@@ -23,7 +23,7 @@ std::string joined(const std::string& prefix, const std::string& leaf) {
 
 // Everything in a module that a checkpoint can hold, by the names of the model.
 struct Contents {
-  std::map<std::string, ModuleLayer> layers;         // of torch::nn and drop-ins
+  std::map<std::string, ModuleLayer> layers;  // of torch::nn and drop-ins
   std::map<std::string, PackedLinearImpl*> packed;
   NamedTensors tensors;  // parameters and buffers that the model itself has
 };
@@ -40,9 +40,9 @@ Contents contents_of(const torch::nn::Module& module) {
   // What prepare() added belongs to the quantization.
   for (const auto& [name, layer] : found.layers) {
     if (!layer.quantizer()) continue;
-    for (const char* state : {"weight_scale", "weight_zero_point", "lattice_scale",
-                              "lattice_zero_point", "input_scale", "input_zero_point", "input_low",
-                              "input_high", "quantizer.bits"})
+    for (const char* state :
+         {"weight_scale", "weight_zero_point", "lattice_scale", "lattice_zero_point", "input_scale",
+          "input_zero_point", "input_low", "input_high", "quantizer.bits"})
       found.tensors.erase(joined(name, state));
   }
   return found;
@@ -85,14 +85,16 @@ Action load_layer(const Contents& contents, const std::string& folder,
   if (layer.quantizer()) refuse(folder, name, "must be loaded before it is prepared");
   if (layer.weight->size(0) != weights.codes.size(0) ||
       layer.weight->numel() != weights.codes.numel())
-    refuse(folder, name, "has " + sizes_of(weights.codes) + " codes, but its weight is " +
-                             sizes_of(*layer.weight));
+    refuse(
+        folder, name,
+        "has " + sizes_of(weights.codes) + " codes, but its weight is " + sizes_of(*layer.weight));
   if (weights.input && !dynamic_cast<DropIn*>(layer.module.get()))
-    refuse(folder, name, "must be a qat::PackedLinear or qat::Quant" + layer.type +
-                             ", since the checkpoint quantizes its input");
+    refuse(folder, name,
+           "must be a qat::PackedLinear or qat::Quant" + layer.type +
+               ", since the checkpoint quantizes its input");
   return [layer, weights] {
-    layer.weight->copy_(dequantize_weights(weights, layer.weight->scalar_type())
-                            .view_as(*layer.weight));
+    layer.weight->copy_(
+        dequantize_weights(weights, layer.weight->scalar_type()).view_as(*layer.weight));
     if (weights.input) attach_input(layer, weights);
   };
 }
@@ -130,12 +132,12 @@ void export_safetensors(const torch::nn::Module& module, const std::string& fold
   for (const QuantizedWeights& layer : checkpoint.layers)
     contents.tensors.erase(joined(layer.name, "weight"));
   for (const auto& [name, tensor] : contents.tensors)
-    checkpoint.others[name] =
-        tensor.detach().to(tensor.is_floating_point() ? dtype.value_or(tensor.scalar_type())
-                                                      : tensor.scalar_type());
+    checkpoint.others[name] = tensor.detach().to(
+        tensor.is_floating_point() ? dtype.value_or(tensor.scalar_type()) : tensor.scalar_type());
   std::vector<std::string> ignore;
   for (const auto& [name, layer] : contents.layers)
-    if (layer.type == "Linear" && contents.tensors.count(joined(name, "weight"))) ignore.push_back(name);
+    if (layer.type == "Linear" && contents.tensors.count(joined(name, "weight")))
+      ignore.push_back(name);
   save_checkpoint(folder, checkpoint, format, ignore);
 }
 
@@ -157,8 +159,9 @@ void load(torch::nn::Module& module, const std::string& folder) {
     if (own == contents.tensors.end())
       refuse(folder, name, "is in the checkpoint, but not in the module");
     if (own->second.sizes() != stored.sizes())
-      refuse(folder, name, "is " + sizes_of(stored) + " in the checkpoint, but " +
-                               sizes_of(own->second) + " in the module");
+      refuse(folder, name,
+             "is " + sizes_of(stored) + " in the checkpoint, but " + sizes_of(own->second) +
+                 " in the module");
     actions.push_back([to = own->second, stored] { to.copy_(stored); });
     contents.tensors.erase(own);
   }

@@ -21,11 +21,11 @@ void export_safetensors(const torch::nn::Module& module, const std::string& fold
                         std::optional<at::ScalarType> dtype = std::nullopt,
                         const std::string& format = "safetensors");
 
-// Fills a module from such a folder of the format "safetensors". A quantized layer of the checkpoint
-// may be a PackedLinear, which keeps its weight packed, or a layer of torch::nn, which gets the
-// dequantized weight; one whose input is quantized too, a PackedLinear or a drop-in of layers.h.
-// Throws FileError for a folder that is damaged, std::invalid_argument, naming the tensor, where
-// module and checkpoint do not fit; nothing is changed then.
+// Fills a module from such a folder of the format "safetensors". A quantized layer of the
+// checkpoint may be a PackedLinear, which keeps its weight packed, or a layer of torch::nn, which
+// gets the dequantized weight; one whose input is quantized too, a PackedLinear or a drop-in of
+// layers.h. Throws FileError for a folder that is damaged, std::invalid_argument, naming the
+// tensor, where module and checkpoint do not fit; nothing is changed then.
 void load(torch::nn::Module& module, const std::string& folder);
 
 // What verify() found.

@@ -54,8 +54,8 @@ class Source {
     }
     if (parameters_.empty())
       throw std::invalid_argument(text_of(fold) + ": " + fold.source +
-                                  " must be a module with a weight of " +
-                                  std::to_string(features) + " rows, but is not.");
+                                  " must be a module with a weight of " + std::to_string(features) +
+                                  " rows, but is not.");
     for (const at::Tensor& one : parameters_) before_.push_back(one.clone());
   }
 
@@ -108,7 +108,8 @@ at::Tensor choose(const std::string& transform, const std::vector<ModuleLayer>& 
   std::vector<Consumer> weights;
   for (const ModuleLayer& one : consumers) {
     const auto quantizer = one.quantizer();
-    weights.push_back({quantizer->master(), quantizer->weight()->spec(), quantizer->weight()->spec().bits});
+    weights.push_back(
+        {quantizer->master(), quantizer->weight()->spec(), quantizer->weight()->spec().bits});
   }
   return awq_scale(weights, statistics).scale;
 }
@@ -130,9 +131,9 @@ void apply_fold(torch::nn::Module& module, const Fold& fold, const std::string& 
   Source source(module, fold, features);
   InputStatistics statistics(features);
   {
-    const InputTap tap({consumers.front()}, [&](size_t, const at::Tensor&, const InputTap::Rows& rows) {
-      statistics.add(rows());
-    });
+    const InputTap tap(
+        {consumers.front()},
+        [&](size_t, const at::Tensor&, const InputTap::Rows& rows) { statistics.add(rows()); });
     for (const at::Tensor& batch : batches) forward(batch);
   }
   if (statistics.tokens() == 0) return;

@@ -44,8 +44,8 @@ at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
   const Quantizer quantizer = input_quantizer_of(spec_, bits_, features_);
   const auto& block = quantizer.block;
   if (quantizer.mode == Quantizer::Mode::minmax)
-    return std::get<0>(fake_quantize_dynamic(x, block, bits_, grid_name(spec_.grid),
-                                             spec_.scale_dtype));
+    return std::get<0>(
+        fake_quantize_dynamic(x, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
   const QuantRange range = quant_range(spec_, bits_);
   const auto lowest = static_cast<int64_t>(range.min), highest = static_cast<int64_t>(range.max);
   if (!learned()) return fake_quantize(x, scale_, zero_point_, block, lowest, highest);
@@ -125,10 +125,9 @@ std::tuple<at::Tensor, at::Tensor> InputQuantizer::qparams() const {
   const at::NoGradGuard no_grad;
   if (!learned()) return {scale_, zero_point_};
   const QuantRange range = quant_range(spec_, scale_bits_);
-  return round_qparams(scale_.detach(),
-                       spec_.symmetric() ? std::nullopt : std::optional(zero_point_.detach()),
-                       static_cast<int64_t>(range.min), static_cast<int64_t>(range.max),
-                       spec_.scale_dtype);
+  return round_qparams(
+      scale_.detach(), spec_.symmetric() ? std::nullopt : std::optional(zero_point_.detach()),
+      static_cast<int64_t>(range.min), static_cast<int64_t>(range.max), spec_.scale_dtype);
 }
 
 }  // namespace qat

@@ -14,7 +14,8 @@ thread_local InputTap* active = nullptr;
 
 // The patches that a convolution multiplies, [batch, positions, in * height * width]; its arguments
 // are those of aten::conv2d or, where padding is a word, of aten::conv2d.padding.
-at::Tensor patches(const at::Tensor& x, const at::Tensor& weight, c10::ArrayRef<const c10::IValue> arguments) {
+at::Tensor patches(const at::Tensor& x, const at::Tensor& weight,
+                   c10::ArrayRef<const c10::IValue> arguments) {
   const auto kernel = weight.sizes().slice(2);
   const auto stride = arguments[3].toIntVector(), dilation = arguments[5].toIntVector();
   at::Tensor batch = x.dim() == 4 ? x : x.unsqueeze(0);
@@ -39,8 +40,9 @@ bool InputTap::reaches(const ModuleLayer& layer) {
 InputTap::InputTap(std::vector<ModuleLayer> layers, Callback callback)
     : layers_(std::move(layers)), callback_(std::move(callback)), before_(active) {
   active = this;
-  handle_ = at::addThreadLocalCallback(
-      at::RecordFunctionCallback(&InputTap::listen).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+  handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(&InputTap::listen)
+                                           .needsInputs(true)
+                                           .scopes({at::RecordScope::FUNCTION}));
 }
 
 InputTap::~InputTap() {
@@ -74,9 +76,10 @@ void InputTap::tell(const at::Tensor& weight, bool transposed, const at::Tensor&
   if (!weight.defined() || weight.dim() < 2) return;
   for (size_t index = 0; index < layers_.size(); ++index) {
     const at::Tensor& own = *layers_[index].weight;
-    const bool shaped = transposed ? own.dim() == 2 && weight.dim() == 2 &&
-                                         weight.size(0) == own.size(1) && weight.size(1) == own.size(0)
-                                   : weight.sizes() == own.sizes();
+    const bool shaped = transposed
+                            ? own.dim() == 2 && weight.dim() == 2 &&
+                                  weight.size(0) == own.size(1) && weight.size(1) == own.size(0)
+                            : weight.sizes() == own.sizes();
     if (shaped && reaches(layers_[index]) && weight.const_data_ptr() == own.const_data_ptr())
       callback_(index, x, rows);
   }

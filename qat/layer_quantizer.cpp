@@ -25,9 +25,8 @@ at::Tensor as_matrix(const at::Tensor& weight) {
 void add_gradient(at::Tensor to, const at::Tensor& gradient) {
   if (!to.requires_grad() || !gradient.defined()) return;
   // Not a view: optimizers detach gradients in place.
-  const at::Tensor shaped = gradient.layout() == at::kStrided
-                                ? at::_unsafe_view(gradient, to.sizes())
-                                : gradient;
+  const at::Tensor shaped =
+      gradient.layout() == at::kStrided ? at::_unsafe_view(gradient, to.sizes()) : gradient;
   to.mutable_grad() = to.grad().defined() ? to.grad() + shaped : shaped;
 }
 
@@ -36,9 +35,9 @@ void check(const ModuleLayer& layer, const LayerPlan& plan) {
     throw std::invalid_argument("The weight of " + layer.name +
                                 " must be finite, but has elements that are NaN or infinite.");
   if (plan.input && !dynamic_cast<DropIn*>(layer.module.get()))
-    throw std::invalid_argument(
-        layer.name + " must be a qat::Quant" + layer.type + " for its input to be quantized, but is a torch::nn::" + layer.type +
-        ", whose forward cannot be reached.");
+    throw std::invalid_argument(layer.name + " must be a qat::Quant" + layer.type +
+                                " for its input to be quantized, but is a torch::nn::" +
+                                layer.type + ", whose forward cannot be reached.");
   const auto* embedding = dynamic_cast<torch::nn::EmbeddingImpl*>(layer.module.get());
   if (embedding && embedding->options.max_norm())
     throw std::invalid_argument("The embedding " + layer.name +
@@ -126,12 +125,12 @@ LayerQuantizer::Stamp LayerQuantizer::stamp() const {
 at::Tensor LayerQuantizer::sample() const {
   constexpr int64_t kSample = 256;
   const int64_t count = master_.numel();
-  return master_.detach().reshape({-1}).slice(0, 0, count, std::max<int64_t>(1, count / kSample) | 1);
+  return master_.detach().reshape({-1}).slice(0, 0, count,
+                                              std::max<int64_t>(1, count / kSample) | 1);
 }
 
 bool LayerQuantizer::stale() const {
-  return weight_ && leaf_.defined() &&
-         (!(stamp() == rounded_at_) || !at::equal(sample(), sample_));
+  return weight_ && leaf_.defined() && (!(stamp() == rounded_at_) || !at::equal(sample(), sample_));
 }
 
 void LayerQuantizer::refresh() {

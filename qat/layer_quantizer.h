@@ -26,9 +26,9 @@ constexpr const char* kQuantizerName = "quantizer";
 // (numerics.md 4 to 6), and so do learned scales.
 //
 // The leaf is rounded anew by Schedule::step(), train(), eval() and torch::load, and in the forward
-// of the drop-ins of layers.h where its master changed. A backward through a weight that was rounded
-// before the last change of its master throws std::logic_error: the gradient would be that of other
-// numbers.
+// of the drop-ins of layers.h where its master changed. A backward through a weight that was
+// rounded before the last change of its master throws std::logic_error: the gradient would be that
+// of other numbers.
 //
 // Scales are registered in the layer, as weight_scale and so on, parameters where they are learned:
 // named_parameters() and torch::save have them.
@@ -95,7 +95,7 @@ class LayerQuantizer : public torch::nn::Module {
   Quantizer::Result found_;  // scale and zero point of the leaf, where they are found from it
   Stamp rounded_at_;
   at::Tensor sample_;  // of the master, when the leaf was rounded
-  at::Tensor bits_;  // int64 [2], the widths in force: what torch::save keeps of them
+  at::Tensor bits_;    // int64 [2], the widths in force: what torch::save keeps of them
 };
 
 // Lets a drop-in round its input as a checkpoint says; its weight is used as it is.

@@ -21,8 +21,7 @@ bool append_if(const std::string& name, const char* type,
 }
 
 bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() &&
-         text.compare(text.size() - end.size(), end.size(), end) == 0;
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 }  // namespace
@@ -63,8 +62,8 @@ std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
     const int64_t rows = layer.weight->size(0);
     const bool named = layer.name == "lm_head" || ends_with(layer.name, ".lm_head") ||
                        embeddings.count(layer.weight->unsafeGetTensorImpl()) > 0;
-    infos.push_back({layer.name, layer.type, layer.weight->numel() / std::max<int64_t>(1, rows),
-                     rows, named});
+    infos.push_back(
+        {layer.name, layer.type, layer.weight->numel() / std::max<int64_t>(1, rows), rows, named});
   }
   return infos;
 }

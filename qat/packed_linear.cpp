@@ -71,11 +71,11 @@ void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
                                 weights.name + " are FP8.");
   if (weights.codes.size(0) != options.out_features() ||
       weights.codes.size(1) != options.in_features())
-    throw std::invalid_argument(
-        weights.name + " must be [" + std::to_string(options.out_features()) + ", " +
-        std::to_string(options.in_features()) + "], but the weights are [" +
-        std::to_string(weights.codes.size(0)) + ", " + std::to_string(weights.codes.size(1)) +
-        "].");
+    throw std::invalid_argument(weights.name + " must be [" +
+                                std::to_string(options.out_features()) + ", " +
+                                std::to_string(options.in_features()) + "], but the weights are [" +
+                                std::to_string(weights.codes.size(0)) + ", " +
+                                std::to_string(weights.codes.size(1)) + "].");
   spec_ = weights.weight;
   panels_ = pack_panels(weights.codes, packed_bits(spec_), group());
   scale_ = pack_panel_values(per_group(weights.scale, weights, group()));
@@ -112,9 +112,8 @@ at::Tensor PackedLinearImpl::rounded_input(const at::Tensor& x) const {
     return std::get<0>(fake_quantize_dynamic(x, block, input_->bits, grid_name(input_->grid),
                                              input_->scale_dtype));
   const QuantRange range = quant_range(*input_, input_->bits);
-  const auto zero_point = input_zero_point_.defined()
-                              ? std::optional(input_zero_point_.view({1, 1}))
-                              : std::nullopt;
+  const auto zero_point =
+      input_zero_point_.defined() ? std::optional(input_zero_point_.view({1, 1})) : std::nullopt;
   return fake_quantize(x, input_scale_.view({1, 1}), zero_point, block,
                        static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
 }

@@ -54,10 +54,10 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
           ", which must be a Linear, Conv2d or Embedding of the module, but is not.");
     if (found->second.quantizer())
       throw std::invalid_argument(layer.name + " must not be prepared already, but is.");
-    const bool keeps = layer.weight && layer.weight->range != Range::minmax &&
-                       initialize.keeps_scales();
-    prepared.emplace_back(&found->second, std::make_shared<LayerQuantizer>(found->second, layer,
-                                                                         method, keeps));
+    const bool keeps =
+        layer.weight && layer.weight->range != Range::minmax && initialize.keeps_scales();
+    prepared.emplace_back(&found->second,
+                          std::make_shared<LayerQuantizer>(found->second, layer, method, keeps));
   }
   for (const auto& [layer, quantizer] : prepared) {
     layer->module->register_module(kQuantizerName, quantizer);
@@ -82,7 +82,8 @@ Parameters parameters_of(const torch::nn::Module& module) {
   for (const ModuleLayer& layer : prepared_layers(module)) {
     const auto quantizer = layer.quantizer();
     std::vector<at::Tensor> candidates;
-    if (const auto& weight = quantizer->weight()) candidates = {weight->scale(), weight->zero_point()};
+    if (const auto& weight = quantizer->weight())
+      candidates = {weight->scale(), weight->zero_point()};
     if (const auto& input = quantizer->input_quantizer())
       candidates.insert(candidates.end(), {input->scale(), input->zero_point()});
     for (const at::Tensor& one : candidates)

@@ -16,9 +16,10 @@ namespace qat {
 // RecipeError for a rule that matches no layer and for a group that does not divide one.
 Plan plan(const torch::nn::Module& module, const Recipe& recipe);
 
-// Puts a plan into the torch::nn::Linear, Conv2d and Embedding layers of a module tree, however they
-// are nested, shared or held; decides nothing. Parameters keep their names and tensors, so optimizers
-// that were built before go on. Without a Schedule the layers train at their exported widths.
+// Puts a plan into the torch::nn::Linear, Conv2d and Embedding layers of a module tree, however
+// they are nested, shared or held; decides nothing. Parameters keep their names and tensors, so
+// optimizers that were built before go on. Without a Schedule the layers train at their exported
+// widths.
 //
 // `method` is what calibrate() will do to the weights, a method or all of a recipe's section
 // `initialize`: scales begin by range for rtn, else by search. Call it once a module is where and

@@ -1,9 +1,9 @@
 #include "qat/weight_quantizer.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <ATen/core/grad_mode.h>
 
 #include "ops/checks.h"
 #include "ops/choose_qparams.h"
@@ -29,8 +29,8 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
 
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::derived(const at::Tensor& weight,
                                                             const std::string& method) const {
-  const bool returns = lattice_scale_.defined() && bits_ == spec_.bits &&
-                       lattice_scale_.any().item<bool>();
+  const bool returns =
+      lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
   if (returns) return {lattice_scale_, lattice_zero_point_};
   return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), method,
                         spec_.scale_dtype);

@@ -51,8 +51,8 @@ __attribute__((target("avx2,fma"))) void multiply_avx2(const PanelBlock& block,
 
 template <int kRows, int kBits>
 __attribute__((target(QAT_AVX512_TARGET ",fma"))) void multiply_avx512(const PanelBlock& block,
-                                                                const TileInput& input,
-                                                                float* total) {
+                                                                       const TileInput& input,
+                                                                       float* total) {
   multiply_floats<16, 24, kRows, kBits>(block, input, total);
 }
 
@@ -115,9 +115,7 @@ struct PanelWeight {
 
   int64_t blocks() const { return (layout.panels() + kBlockPanels - 1) / kBlockPanels; }
   int64_t first_row(int64_t block) const { return block * kBlockRows; }
-  int64_t rows(int64_t block) const {
-    return std::min(kBlockRows, layout.rows - first_row(block));
-  }
+  int64_t rows(int64_t block) const { return std::min(kBlockRows, layout.rows - first_row(block)); }
 };
 
 // A view of one block, its scales and zero points widened to float32.

@@ -83,19 +83,21 @@ class PanelInput {
     for (int i = 0; i < layout.codes_per_word(); ++i)
       place[static_cast<size_t>(code_at(i, layout.bits))] = i;
     auto* to = reinterpret_cast<float*>(x_.data() + tile * tile_bytes_);
-    for_each_element(tile, layout, [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
-      const int64_t at = word * layout.codes_per_word() + place[static_cast<size_t>(code)];
-      to[at * per_tile_ + row] = static_cast<float>(x[row * layout.cols + col]);
-    });
+    for_each_element(
+        tile, layout, [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
+          const int64_t at = word * layout.codes_per_word() + place[static_cast<size_t>(code)];
+          to[at * per_tile_ + row] = static_cast<float>(x[row * layout.cols + col]);
+        });
   }
 
   template <typename scalar_t>
   void fill_pairs(const scalar_t* x, int64_t tile, const PanelLayout& layout) {
     auto* to = reinterpret_cast<scalar_t*>(x_.data() + tile * tile_bytes_);
-    for_each_element(tile, layout, [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
-      const int64_t pair = (word * layout.codes_per_word() + code) / 2;
-      to[2 * (pair * per_tile_ + row) + code % 2] = x[row * layout.cols + col];
-    });
+    for_each_element(tile, layout,
+                     [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
+                       const int64_t pair = (word * layout.codes_per_word() + code) / 2;
+                       to[2 * (pair * per_tile_ + row) + code % 2] = x[row * layout.cols + col];
+                     });
   }
 
   template <typename scalar_t>

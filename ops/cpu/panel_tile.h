@@ -123,7 +123,8 @@ void dequantize_block(const PanelBlock& block, const PanelLayout& layout, to_t* 
         const auto per_word = layout.codes_per_word();
         const auto bits = static_cast<uint32_t>(word[i / per_word * PanelLayout::kRows]);
         const int begins = bit_of(static_cast<int>(i % per_word), layout.bits);
-        const int code = static_cast<int32_t>(bits << (32 - layout.bits - begins)) >> (32 - layout.bits);
+        const int code =
+            static_cast<int32_t>(bits << (32 - layout.bits - begins)) >> (32 - layout.bits);
         to[row * layout.cols + begin + i] =
             static_cast<to_t>(affine::dequantize(static_cast<float>(code), scale, zero));
       }

@@ -19,7 +19,8 @@ namespace qat {
 template <int kBits>
 QAT_BF16_BODY inline __m512i code_pair(__m512i words, int pair, __m512i table) {
   if constexpr (kBits == 4)  // the table has each value twice, so the bit above does not matter
-    return _mm512_permutexvar_epi16(_mm512_srli_epi16(words, static_cast<unsigned>(4 * pair)), table);
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(words, static_cast<unsigned>(4 * pair)),
+                                    table);
   const auto code = [&](int i) QAT_BF16_BODY {
     const auto up = static_cast<unsigned>(24 - 8 * i);
     return _mm512_castps_si512(
@@ -42,8 +43,8 @@ QAT_BF16_BODY inline __m512i code_table() {
 
 // As float_tile, for 16 lanes; input.x is [pair of columns][row of the tile].
 template <int kRows, int kVectors, int kBits>
-QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first,
-                                      const TileInput& input, float* total) {
+QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first, const TileInput& input,
+                                    float* total) {
   constexpr int kPairs = 16 / kBits;
   const auto* x = static_cast<const int32_t*>(input.x);
   const __m512i table = code_table();
@@ -57,8 +58,7 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first,
     for (int64_t word = 0; word < block.words_per_group; ++word) {
       __m512i words[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        words[v] = _mm512_loadu_si512(at + v * block.panel_words);
+      for (int v = 0; v < kVectors; ++v) words[v] = _mm512_loadu_si512(at + v * block.panel_words);
       at += PanelLayout::kRows;
 #pragma GCC unroll 8
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -67,8 +67,8 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first,
           const __m512i codes = code_pair<kBits>(words[v], pair, table);
 #pragma GCC unroll 16
           for (int m = 0; m < kRows; ++m)
-            sum[v][m] = _mm512_dpbf16_ps(sum[v][m], (__m512bh)codes,
-                                         (__m512bh)_mm512_set1_epi32(x[m]));
+            sum[v][m] =
+                _mm512_dpbf16_ps(sum[v][m], (__m512bh)codes, (__m512bh)_mm512_set1_epi32(x[m]));
         }
         x += kRows;
       }

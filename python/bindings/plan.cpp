@@ -20,8 +20,8 @@ void def_plan(py::module_& m) {
       .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
                        std::optional<QuantSpec> weight, std::optional<QuantSpec> input,
                        std::string type) {
-             return LayerPlan{std::move(name), in_features, out_features, weight, input,
-                              std::move(type)};
+             return LayerPlan{std::move(name), in_features, out_features,
+                              weight,          input,       std::move(type)};
            }),
            py::arg("name"), py::arg("in_features"), py::arg("out_features"),
            py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt,

@@ -1,8 +1,7 @@
-#include "ops/packed_linear.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "ops/packed_linear.h"
 #include "ops/quantize.h"
 
 namespace qat {
@@ -14,9 +13,9 @@ struct Case {
   bool zero_point;
 };
 
-const std::vector<Case> kCases{{64, 64, 32, 4, false}, {70, 96, 32, 4, true}, {33, 100, 20, 4, true},
-                               {16, 50, 50, 8, false}, {130, 64, 16, 8, true}, {1, 9, 3, 4, true},
-                               {200, 256, 128, 4, false}};
+const std::vector<Case> kCases{
+    {64, 64, 32, 4, false}, {70, 96, 32, 4, true}, {33, 100, 20, 4, true},   {16, 50, 50, 8, false},
+    {130, 64, 16, 8, true}, {1, 9, 3, 4, true},    {200, 256, 128, 4, false}};
 
 struct Weight {
   at::Tensor codes, scale, panels, scales;
@@ -50,16 +49,19 @@ TEST(PackedLinear, StaysWithinItsBoundOfDequantizingFirst) {
         const at::Tensor found = weight.multiply(c, x).to(at::kDouble);
         const at::Tensor w = weight.dequantized(c).to(at::kDouble), wide = x.to(at::kDouble);
         const at::Tensor exact = at::mm(wide, w.t());
-        // With zero points, codes and their sums are subtracted from each other after they are summed.
+        // With zero points, codes and their sums are subtracted from each other after they are
+        // summed.
         at::Tensor magnitude = w.abs();
         if (weight.zero_point) {
           const at::Tensor s = weight.scale.to(at::kDouble).repeat_interleave(c.group, 1);
-          const at::Tensor z = weight.zero_point->to(at::kDouble).abs().repeat_interleave(c.group, 1);
+          const at::Tensor z =
+              weight.zero_point->to(at::kDouble).abs().repeat_interleave(c.group, 1);
           magnitude = (weight.codes.to(at::kDouble).abs() + z) * s;
         }
         const at::Tensor size = at::mm(wide.abs(), magnitude.t());
         const double n = static_cast<double>(c.in) + 8, unit = std::ldexp(1.0, -24);
-        const double last = dtype == at::kFloat ? 0.0 : std::ldexp(1.0, dtype == at::kHalf ? -11 : -8);
+        const double last =
+            dtype == at::kFloat ? 0.0 : std::ldexp(1.0, dtype == at::kHalf ? -11 : -8);
         const at::Tensor bound = size * (n * unit) + exact.abs() * last + 1e-12;
         EXPECT_TRUE(((found - exact).abs() <= bound).all().item<bool>())
             << c.out << "x" << c.in << " " << c.bits << " bits, " << rows << " rows, " << dtype;
@@ -72,8 +74,10 @@ TEST(PackedLinear, IsExactWhereEverythingIs) {
   weight.scale = at::full_like(weight.scale, 0.5);
   weight.scales = pack_panel_values(weight.scale);
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    const at::Tensor x = at::randint(-3, 4, {9, c.in}).to(dtype), bias = at::randint(-9, 9, {c.out}).to(dtype);
-    const at::Tensor exact = at::addmm(bias.to(at::kFloat), x.to(at::kFloat), weight.dequantized(c).t());
+    const at::Tensor x = at::randint(-3, 4, {9, c.in}).to(dtype),
+                     bias = at::randint(-9, 9, {c.out}).to(dtype);
+    const at::Tensor exact =
+        at::addmm(bias.to(at::kFloat), x.to(at::kFloat), weight.dequantized(c).t());
     EXPECT_TRUE(at::equal(weight.multiply(c, x, bias), exact.to(dtype)));
   }
 }
@@ -94,7 +98,8 @@ TEST(PackedLinear, TakesAnyShapeOfInput) {
   const at::Tensor x = at::randn({2, 3, 24});
   EXPECT_TRUE(at::equal(weight.multiply(c, x).view({6, 20}), weight.multiply(c, x.view({6, 24}))));
   EXPECT_EQ(weight.multiply(c, at::empty({0, 24})).sizes(), at::IntArrayRef({0, 20}));
-  EXPECT_TRUE(at::equal(weight.multiply(c, x.transpose(0, 1)), weight.multiply(c, x.transpose(0, 1).contiguous())));
+  EXPECT_TRUE(at::equal(weight.multiply(c, x.transpose(0, 1)),
+                        weight.multiply(c, x.transpose(0, 1).contiguous())));
 }
 
 TEST(PackedLinear, RefusesWhatDoesNotFit) {
@@ -103,15 +108,21 @@ TEST(PackedLinear, RefusesWhatDoesNotFit) {
   EXPECT_THROW(weight.multiply(c, at::randn({2, 23})), c10::ValueError);
   EXPECT_THROW(weight.multiply(c, at::randn({2, 32})), c10::ValueError);
   EXPECT_THROW(weight.multiply(c, at::randn({2, 24}).to(at::kDouble)), c10::TypeError);
-  EXPECT_THROW(packed_linear(at::randn({2, 24}), weight.panels, weight.scales, {}, at::randn({19}), 4, 8, 20), c10::ValueError);
-  EXPECT_THROW(packed_linear(at::randn({2, 24}), weight.panels, weight.scales, {}, {}, 3, 8, 20), c10::ValueError);
-  EXPECT_THROW(packed_linear(at::randn({2, 24}), weight.panels, weight.scales.slice(1, 1), {}, {}, 4, 8, 20), c10::ValueError);
+  EXPECT_THROW(packed_linear(at::randn({2, 24}), weight.panels, weight.scales, {}, at::randn({19}),
+                             4, 8, 20),
+               c10::ValueError);
+  EXPECT_THROW(packed_linear(at::randn({2, 24}), weight.panels, weight.scales, {}, {}, 3, 8, 20),
+               c10::ValueError);
+  EXPECT_THROW(
+      packed_linear(at::randn({2, 24}), weight.panels, weight.scales.slice(1, 1), {}, {}, 4, 8, 20),
+      c10::ValueError);
 }
 
 TEST(Panels, GiveTheirCodesBack) {
   for (const Case& c : kCases) {
     const Weight weight(c);
-    EXPECT_TRUE(at::equal(unpack_panels(weight.panels, c.bits, c.group, c.out, c.in), weight.codes));
+    EXPECT_TRUE(
+        at::equal(unpack_panels(weight.panels, c.bits, c.group, c.out, c.in), weight.codes));
     EXPECT_TRUE(at::equal(unpack_panel_values(weight.scales, c.out), weight.scale));
   }
 }

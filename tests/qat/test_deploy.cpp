@@ -1,5 +1,3 @@
-#include "qat/deploy.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
@@ -9,6 +7,7 @@
 
 #include "qat/calibrate.h"
 #include "qat/checkpoint.h"
+#include "qat/deploy.h"
 #include "qat/layers.h"
 #include "qat/packed_linear.h"
 #include "qat/prepare.h"
@@ -40,8 +39,10 @@ struct Net : nn::Module {
 };
 
 Recipe recipe(const std::string& input = "") {
-  return parse_recipe("version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, group_size: 16, scale: mse}" + input +
-                          "}, {match: words, weight: {dtype: int8}}]\n", "r.yaml");
+  return parse_recipe(
+      "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, group_size: 16, scale: mse}" +
+          input + "}, {match: words, weight: {dtype: int8}}]\n",
+      "r.yaml");
 }
 
 std::string message_of(const std::function<void()>& body) {
@@ -80,8 +81,7 @@ TEST_F(Deploy, APackedModuleHasTheSameWeightsAndAgrees) {
   EXPECT_TRUE(at::allclose(net.forward(ids), packed.forward(ids), 1e-5, 1e-5));
   const std::string again = folder + "/again";
   export_safetensors(packed, again);
-  EXPECT_EQ(verify(packed, again).differences,
-            std::vector<std::string>{});
+  EXPECT_EQ(verify(packed, again).differences, std::vector<std::string>{});
 }
 
 TEST_F(Deploy, CalibratedInputsComeAlong) {
@@ -103,8 +103,9 @@ TEST_F(Deploy, CalibratedInputsComeAlong) {
     EXPECT_LT((packed.forward(ids) - expected).abs().max().item<float>(), 0.05) << input;
     Net<nn::Linear> plain;
     EXPECT_EQ(message_of([&] { load(plain, folder); }),
-              folder + ": first must be a qat::PackedLinear or qat::QuantLinear, since the "
-                       "checkpoint quantizes its input.");
+              folder +
+                  ": first must be a qat::PackedLinear or qat::QuantLinear, since the "
+                  "checkpoint quantizes its input.");
   }
 }
 

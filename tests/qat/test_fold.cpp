@@ -1,9 +1,8 @@
-#include "qat/fold.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
 
+#include "qat/fold.h"
 #include "qat/layers.h"
 #include "qat/prepare.h"
 
@@ -44,14 +43,14 @@ struct Calibrated {
     batch = at::randn({64, 32});
     const at::NoGradGuard no_grad;
     expected = net.forward(batch);
-    recipe = parse_recipe(
-        "version: 1\nlayers: [{match: \"*\", " + layers + "}]\ninitialize: {method: " + method + "}\n",
-        "r.yaml");
+    recipe = parse_recipe("version: 1\nlayers: [{match: \"*\", " + layers +
+                              "}]\ninitialize: {method: " + method + "}\n",
+                          "r.yaml");
     prepare(net, recipe);
   }
   Calibration run(const std::vector<Fold>& folds) {
-    return calibrate(net, {batch}, [this](const at::Tensor& x) { net.forward(x); },
-                     recipe.initialize, folds);
+    return calibrate(
+        net, {batch}, [this](const at::Tensor& x) { net.forward(x); }, recipe.initialize, folds);
   }
   double error() {
     const at::NoGradGuard no_grad;

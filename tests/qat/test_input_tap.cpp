@@ -1,9 +1,8 @@
-#include "qat/input_tap.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
 
+#include "qat/input_tap.h"
 #include "qat/prepare.h"
 
 namespace qat {
@@ -13,8 +12,9 @@ namespace nn = torch::nn;
 
 std::vector<at::Tensor> heard(nn::Sequential& net, const at::Tensor& x) {
   std::vector<at::Tensor> rows;
-  const InputTap tap(module_layers(*net),
-                     [&](size_t, const at::Tensor&, const InputTap::Rows& make) { rows.push_back(make()); });
+  const InputTap tap(
+      module_layers(*net),
+      [&](size_t, const at::Tensor&, const InputTap::Rows& make) { rows.push_back(make()); });
   net->forward(x);
   return rows;
 }
@@ -46,16 +46,18 @@ TEST(InputTap, HearsNoGradAndInferenceModeAndPreparedLayers) {
 }
 
 TEST(InputTap, GivesThePatchesOfConvolutions) {
-  for (auto options : {nn::Conv2dOptions(3, 5, 3), nn::Conv2dOptions(3, 5, {3, 2}).stride(2).padding(1),
-                       nn::Conv2dOptions(3, 5, 3).dilation(2).padding(torch::kSame),
-                       nn::Conv2dOptions(3, 5, 3).padding(1).padding_mode(torch::kReflect)}) {
+  for (auto options :
+       {nn::Conv2dOptions(3, 5, 3), nn::Conv2dOptions(3, 5, {3, 2}).stride(2).padding(1),
+        nn::Conv2dOptions(3, 5, 3).dilation(2).padding(torch::kSame),
+        nn::Conv2dOptions(3, 5, 3).padding(1).padding_mode(torch::kReflect)}) {
     nn::Sequential net(nn::Conv2d(options.bias(false)));
     const at::Tensor x = at::randn({2, 3, 9, 8});
     const auto rows = heard(net, x);
     ASSERT_EQ(rows.size(), 1u);
     const at::Tensor weight = net[0]->as<nn::Conv2d>()->weight.flatten(1);
     const at::Tensor expected = net->forward(x).flatten(2);
-    EXPECT_TRUE(at::allclose(at::matmul(rows[0], weight.t()).transpose(1, 2), expected, 1e-4, 1e-5));
+    EXPECT_TRUE(
+        at::allclose(at::matmul(rows[0], weight.t()).transpose(1, 2), expected, 1e-4, 1e-5));
   }
 }
 

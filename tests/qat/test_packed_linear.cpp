@@ -1,5 +1,3 @@
-#include "qat/packed_linear.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
@@ -8,6 +6,7 @@
 #include <sstream>
 
 #include "qat/layers.h"
+#include "qat/packed_linear.h"
 #include "qat/prepare.h"
 
 namespace qat {
@@ -55,7 +54,8 @@ TEST(PackedLinear, AgreesWithTheTrainedLayer) {
       const at::Tensor x = at::randn({rows, 48});
       const at::Tensor expected = net->forward(x), found = packed->forward(x);
       EXPECT_LT((found - expected).abs().max().item<float>(),
-                1e-5 * (1 + expected.abs().max().item<float>())) << spec;
+                1e-5 * (1 + expected.abs().max().item<float>()))
+          << spec;
     }
   }
 }
@@ -83,7 +83,8 @@ TEST(PackedLinear, SaysWhatItLacks) {
   nn::Sequential net(QuantLinear(24, 24));
   EXPECT_THROW(empty->set_weights(weights_of(net, "weight: {dtype: int8}")), std::invalid_argument);
   nn::Sequential fp8(QuantLinear(48, 24));
-  EXPECT_THROW(empty->set_weights(weights_of(fp8, "weight: {dtype: fp8_e4m3}")), std::invalid_argument);
+  EXPECT_THROW(empty->set_weights(weights_of(fp8, "weight: {dtype: fp8_e4m3}")),
+               std::invalid_argument);
 }
 
 }  // namespace

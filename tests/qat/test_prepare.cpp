@@ -1,5 +1,3 @@
-#include "qat/prepare.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
@@ -12,6 +10,7 @@
 #include "ops/fake_quantize_dynamic.h"
 #include "ops/fake_quantize_learned.h"
 #include "qat/layers.h"
+#include "qat/prepare.h"
 #include "qat/schedule.h"
 
 namespace qat {
@@ -22,8 +21,8 @@ namespace nn = torch::nn;
 // Layers in every way that LibTorch holds them.
 struct Net : nn::Module {
   nn::Embedding words{register_module("words", nn::Embedding(32, 16))};
-  nn::Sequential body{register_module(
-      "body", nn::Sequential(nn::Linear(16, 32), nn::ReLU(), nn::Linear(32, 16)))};
+  nn::Sequential body{
+      register_module("body", nn::Sequential(nn::Linear(16, 32), nn::ReLU(), nn::Linear(32, 16)))};
   nn::ModuleList list{register_module("list", nn::ModuleList(nn::Linear(16, 16)))};
   nn::Linear shared{register_module("shared", nn::Linear(16, 16))};
   nn::Linear again{register_module("again", shared)};
@@ -102,8 +101,7 @@ TEST(Prepare, ConvolutionsAreQuantizedAsMatrices) {
   EXPECT_EQ(converted[0].scale.sizes(), at::IntArrayRef({8, 1}));
   const at::Tensor weight = dequantize_weights(converted[0]).view({8, 3, 3, 3});
   const at::Tensor x = at::randn({2, 3, 4, 4});
-  EXPECT_TRUE(at::equal(net.conv->forward(x),
-                        at::conv2d(x, weight, net.conv->bias, 1, 1)));
+  EXPECT_TRUE(at::equal(net.conv->forward(x), at::conv2d(x, weight, net.conv->bias, 1, 1)));
 }
 
 TEST(Prepare, ParametersKeepTheirNamesAndTensors) {
@@ -212,7 +210,8 @@ TEST(Prepare, DropInsArePlainUntilThenAndRoundTheirInputAfterwards) {
 TEST(Prepare, LearnedScalesHaveAnOptimizerGroupOfTheirOwn) {
   Net net;
   prepare(net, recipe_of("{match: \"*\", weight: {dtype: int4, scale: learned}}"));
-  const auto groups = parameter_groups(net, torch::optim::AdamWOptions(1e-3).weight_decay(0.1), 1e-4);
+  const auto groups =
+      parameter_groups(net, torch::optim::AdamWOptions(1e-3).weight_decay(0.1), 1e-4);
   ASSERT_EQ(groups.size(), 2u);
   EXPECT_EQ(groups[1].params().size(), 4u);
   EXPECT_EQ(groups[0].params().size(), 9u);  // the shared layer once
@@ -237,7 +236,8 @@ TEST(Prepare, StateGoesThroughSaveAndLoad) {
   torch::optim::Adam optimizer(net->parameters(), 0.01);
   Schedule schedule(*net, recipe, 10, &optimizer);
   const at::Tensor x = at::randn({16, 8});
-  const auto train = [&x](nn::Sequential& one, torch::optim::Optimizer& by, Schedule& along, int steps) {
+  const auto train = [&x](nn::Sequential& one, torch::optim::Optimizer& by, Schedule& along,
+                          int steps) {
     for (int step = 0; step < steps; ++step) {
       by.zero_grad();
       one->forward(x).square().sum().backward();
@@ -281,7 +281,8 @@ TEST(Prepare, RefusesWhatItCannotQuantizeAndChangesNothing) {
 
   nn::Sequential plain(nn::Linear(8, 8));
   EXPECT_EQ(message_of([&] {
-              prepare(*plain, recipe_of("{match: \"*\", input: {dtype: int8, granularity: token}}"));
+              prepare(*plain,
+                      recipe_of("{match: \"*\", input: {dtype: int8, granularity: token}}"));
             }),
             "0 must be a qat::QuantLinear for its input to be quantized, but is a "
             "torch::nn::Linear, whose forward cannot be reached.");

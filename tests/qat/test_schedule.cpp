@@ -1,5 +1,3 @@
-#include "qat/schedule.h"
-
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
@@ -7,6 +5,7 @@
 
 #include "qat/layers.h"
 #include "qat/prepare.h"
+#include "qat/schedule.h"
 
 namespace qat {
 namespace {
@@ -68,8 +67,8 @@ TEST(Schedule, ClearsTheMomentsOfScalesThatItDerivesAnew) {
 
 TEST(Schedule, CalibratedInputsFollowTheirObserverUntilItFreezes) {
   nn::Sequential net(QuantLinear(16, 8));
-  const Recipe recipe = ladder(
-      "{match: \"*\", weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}");
+  const Recipe recipe =
+      ladder("{match: \"*\", weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}");
   prepare(*net, recipe);
   Schedule schedule(*net, recipe, 10);
   net->forward(at::full({1, 16}, 127.0f));

@@ -126,8 +126,8 @@ void run(const std::string& path, const std::string& recipe_path, const std::str
   qat::prepare(model, plan, recipe.initialize);
   std::vector<torch::Tensor> batches;
   for (int i = 0; i < 8; ++i) batches.push_back(inputs(pieces(text.train, 16)));
-  qat::calibrate(model, batches, [&](const torch::Tensor& batch) { model.forward(batch); },
-                 recipe.initialize);
+  qat::calibrate(
+      model, batches, [&](const torch::Tensor& batch) { model.forward(batch); }, recipe.initialize);
   std::printf("GPTQ    %.3f\n", bits(model, text.test));
   fine_tune(model, original, text.train, recipe);
   model.eval();

@@ -20,10 +20,12 @@ constexpr int64_t kBlocks = 3;
 // qat::PackedLinear to deploy.
 template <typename Linear>
 struct BlockImpl : torch::nn::Module {
-  torch::nn::LayerNorm before_attention{register_module("before_attention", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
+  torch::nn::LayerNorm before_attention{register_module(
+      "before_attention", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
   Linear qkv{register_module("qkv", Linear(kHidden, 3 * kHidden))};
   Linear out{register_module("out", Linear(kHidden, kHidden))};
-  torch::nn::LayerNorm before_mlp{register_module("before_mlp", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
+  torch::nn::LayerNorm before_mlp{
+      register_module("before_mlp", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
   Linear up{register_module("up", Linear(kHidden, 4 * kHidden))};
   Linear down{register_module("down", Linear(4 * kHidden, kHidden))};
 
@@ -47,7 +49,8 @@ struct Transformer : torch::nn::Module {
   torch::nn::Embedding bytes{register_module("bytes", torch::nn::Embedding(kVocabulary, kHidden))};
   torch::nn::Embedding places{register_module("places", torch::nn::Embedding(kContext, kHidden))};
   torch::nn::ModuleList blocks{register_module("blocks", torch::nn::ModuleList())};
-  torch::nn::LayerNorm last_norm{register_module("last_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
+  torch::nn::LayerNorm last_norm{
+      register_module("last_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kHidden})))};
   Linear head{register_module("head", Linear(kHidden, kVocabulary))};
 
   Transformer() {
@@ -69,7 +72,8 @@ std::string continued(Transformer<Linear>& model, const std::string& start, int6
   while (static_cast<int64_t>(text.size()) < length) {
     const std::string seen = text.substr(text.size() - std::min<size_t>(text.size(), kContext));
     torch::Tensor ids = torch::empty({1, static_cast<int64_t>(seen.size())}, torch::kLong);
-    for (size_t i = 0; i < seen.size(); ++i) ids[0][static_cast<int64_t>(i)] = static_cast<uint8_t>(seen[i]);
+    for (size_t i = 0; i < seen.size(); ++i)
+      ids[0][static_cast<int64_t>(i)] = static_cast<uint8_t>(seen[i]);
     const torch::Tensor next = (model.forward(ids)[0][-1] / 0.7).softmax(0);
     text += static_cast<char>(torch::multinomial(next, 1).template item<int64_t>());
   }

@@ -1,4 +1,5 @@
-// The program that is deployed: it reads the checkpoint into packed layers and has no training code.
+// The program that is deployed: it reads the checkpoint into packed layers and has no training
+// code.
 //
 //   digits_classify DIGITS_CSV CHECKPOINT_FOLDER
 

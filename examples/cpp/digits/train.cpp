@@ -19,8 +19,8 @@ namespace {
 // A torch::nn::Linear lets its weight be quantized; a qat::QuantLinear, its drop-in, its input too.
 using Classifier = digits::Classifier<qat::QuantLinear>;
 
-// Moved by up to a pixel to the side, where images have a margin: the classifier then does not learn
-// places by heart.
+// Moved by up to a pixel to the side, where images have a margin: the classifier then does not
+// learn places by heart.
 torch::Tensor shifted(const torch::Tensor& images) {
   const int64_t by = torch::randint(-1, 2, {}).item<int64_t>();
   return images.view({-1, 8, 8}).roll(by, 2).flatten(1);
@@ -29,9 +29,9 @@ torch::Tensor shifted(const torch::Tensor& images) {
 // Takes steps on loss(images, labels) of random batches, while the optimizer's rates go down to
 // nothing; calls `after` after each.
 template <typename Loss>
-void for_batches(const digits::Data& data, int64_t steps, int64_t batch_size,
-                 torch::optim::Optimizer& optimizer, const Loss& loss,
-                 const std::function<void()>& after = [] {}) {
+void for_batches(
+    const digits::Data& data, int64_t steps, int64_t batch_size, torch::optim::Optimizer& optimizer,
+    const Loss& loss, const std::function<void()>& after = [] {}) {
   std::vector<double> rates;
   for (const auto& group : optimizer.param_groups()) rates.push_back(group.options().get_lr());
   for (int64_t i = 0; i < steps; ++i) {
@@ -40,7 +40,8 @@ void for_batches(const digits::Data& data, int64_t steps, int64_t batch_size,
       optimizer.param_groups()[group].options().set_lr(left * rates[group]);
     const torch::Tensor picked = torch::randint(data.labels.size(0), {batch_size});
     optimizer.zero_grad();
-    loss(shifted(data.images.index_select(0, picked)), data.labels.index_select(0, picked)).backward();
+    loss(shifted(data.images.index_select(0, picked)), data.labels.index_select(0, picked))
+        .backward();
     optimizer.step();
     after();
   }
@@ -52,15 +53,17 @@ void quantize(Classifier& classifier, const qat::Plan& plan, const std::string& 
   qat::prepare(classifier, plan, method);
   qat::Initialize initialize;
   qat::parse_method(method, &initialize);
-  qat::calibrate(classifier, {data.images.narrow(0, 0, 256)},
-                 [&](const torch::Tensor& images) { classifier.forward(images); }, initialize);
+  qat::calibrate(
+      classifier, {data.images.narrow(0, 0, 256)},
+      [&](const torch::Tensor& images) { classifier.forward(images); }, initialize);
 }
 
 void train_in_float(Classifier& classifier, const digits::Data& data) {
   torch::optim::Adam optimizer(classifier.parameters(), 3e-3);
-  for_batches(data, 1500, 64, optimizer, [&](const torch::Tensor& images, const torch::Tensor& labels) {
-    return torch::nn::functional::cross_entropy(classifier.forward(images), labels);
-  });
+  for_batches(data, 1500, 64, optimizer,
+              [&](const torch::Tensor& images, const torch::Tensor& labels) {
+                return torch::nn::functional::cross_entropy(classifier.forward(images), labels);
+              });
 }
 
 // Towards what the float classifier says of each image, which tells more than the label alone.
@@ -70,13 +73,14 @@ void fine_tune(Classifier& classifier, Classifier& teacher, const digits::Data& 
   torch::optim::Adam optimizer(
       qat::parameter_groups(classifier, options, recipe.train.scale_learning_rate), options);
   qat::Schedule schedule(classifier, recipe, recipe.train.steps, &optimizer);
-  for_batches(data, recipe.train.steps, recipe.train.batch_size, optimizer,
-              [&](const torch::Tensor& images, const torch::Tensor&) {
-                const torch::Tensor wanted = teacher.forward(images).detach().softmax(1);
-                const torch::Tensor found = classifier.forward(images);
-                return torch::nn::functional::cross_entropy(found, wanted);
-              },
-              [&] { schedule.step(); });
+  for_batches(
+      data, recipe.train.steps, recipe.train.batch_size, optimizer,
+      [&](const torch::Tensor& images, const torch::Tensor&) {
+        const torch::Tensor wanted = teacher.forward(images).detach().softmax(1);
+        const torch::Tensor found = classifier.forward(images);
+        return torch::nn::functional::cross_entropy(found, wanted);
+      },
+      [&] { schedule.step(); });
 }
 
 Classifier copy_of(const Classifier& classifier) {
@@ -97,7 +101,8 @@ void run(const std::string& csv, const std::string& recipe_path, const std::stri
   train_in_float(original, data);
   int64_t parameters = 0;
   for (const torch::Tensor& one : original.parameters()) parameters += one.numel();
-  std::printf("float       %.2f %%  %6.1f kB\n", digits::accuracy(original, test), 4e-3 * static_cast<double>(parameters));
+  std::printf("float       %.2f %%  %6.1f kB\n", digits::accuracy(original, test),
+              4e-3 * static_cast<double>(parameters));
 
   Classifier naive = copy_of(original);
   quantize(naive, qat::plan(naive, recipe), "rtn", data);  // by range, without training
@@ -111,11 +116,14 @@ void run(const std::string& csv, const std::string& recipe_path, const std::stri
   classifier.eval();
   qat::export_safetensors(classifier, output);
   const auto size = std::filesystem::file_size(output + "/model.safetensors");
-  std::printf("INT4 QAT    %.2f %%  %6.1f kB in %s\n", digits::accuracy(classifier, test), 1e-3 * static_cast<double>(size), output.c_str());
+  std::printf("INT4 QAT    %.2f %%  %6.1f kB in %s\n", digits::accuracy(classifier, test),
+              1e-3 * static_cast<double>(size), output.c_str());
 
   const qat::Verification verification = qat::verify(classifier, output);
-  for (const std::string& difference : verification.differences) std::printf("%s\n", difference.c_str());
-  if (!verification.equal()) throw std::runtime_error("The checkpoint differs from what was trained.");
+  for (const std::string& difference : verification.differences)
+    std::printf("%s\n", difference.c_str());
+  if (!verification.equal())
+    throw std::runtime_error("The checkpoint differs from what was trained.");
   std::printf("verified: %lld layers, bit for bit\n", static_cast<long long>(verification.layers));
 }
 
