@@ -71,6 +71,19 @@ at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t 
       .contiguous();
 }
 
+at::Tensor pack_panel_values_kernel(const at::Tensor& values) {
+  const c10::SymInt rows = values.sym_size(0), groups = values.sym_size(1);
+  const c10::SymInt panels = (rows + (PanelLayout::kRows - 1)) / PanelLayout::kRows;
+  return at::constant_pad_nd_symint(values, {0, 0, 0, panels * PanelLayout::kRows - rows})
+      .view_symint({panels, PanelLayout::kRows, groups})
+      .transpose(1, 2)
+      .contiguous();
+}
+
+at::Tensor unpack_panel_values_kernel(const at::Tensor& packed, int64_t rows) {
+  return packed.transpose(1, 2).flatten(0, 1).slice(0, 0, rows).contiguous();
+}
+
 at::Tensor pack_panels_meta(const at::Tensor& codes, int64_t bits, int64_t group_size) {
   check_layout("pack_panels", bits, group_size, codes.sym_size(1));
   const c10::SymInt rows = codes.sym_size(0), cols = codes.sym_size(1);
@@ -102,26 +115,31 @@ at::Tensor unpack_panels(const at::Tensor& panels, int64_t bits, int64_t group_s
 }
 
 at::Tensor pack_panel_values(const at::Tensor& values) {
-  const int64_t rows = values.size(0), groups = values.size(1);
-  const int64_t padding = (PanelLayout::kRows - rows % PanelLayout::kRows) % PanelLayout::kRows;
-  return at::constant_pad_nd(values, {0, 0, 0, padding})
-      .view({(rows + padding) / PanelLayout::kRows, PanelLayout::kRows, groups})
-      .transpose(1, 2)
-      .contiguous();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::pack_panel_values", "")
+                             .typed<decltype(pack_panel_values)>();
+  return op.call(values);
 }
 
 at::Tensor unpack_panel_values(const at::Tensor& packed, int64_t rows) {
-  return packed.transpose(1, 2).reshape({-1, packed.size(1)}).slice(0, 0, rows).contiguous();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::unpack_panel_values", "")
+                             .typed<decltype(unpack_panel_values)>();
+  return op.call(packed, rows);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def("pack_panels(Tensor codes, int bits, int group_size) -> Tensor");
   m.def("unpack_panels(Tensor panels, int bits, int group_size, int rows, int cols) -> Tensor");
+  m.def("pack_panel_values(Tensor values) -> Tensor");
+  m.def("unpack_panel_values(Tensor packed, int rows) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
   m.impl("pack_panels", &pack_panels_kernel);
   m.impl("unpack_panels", &unpack_panels_kernel);
+  m.impl("pack_panel_values", &pack_panel_values_kernel);
+  m.impl("unpack_panel_values", &unpack_panel_values_kernel);
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {

@@ -37,7 +37,8 @@ at::Tensor pack_panels(const at::Tensor& codes, int64_t bits, int64_t group_size
 at::Tensor unpack_panels(const at::Tensor& panels, int64_t bits, int64_t group_size, int64_t rows,
                          int64_t cols);
 
-// One value for each row and group, [rows, groups], arranged like the words: [panels, groups, 16].
+// One value for each row and group, [rows, groups] of any dtype, arranged like the words:
+// [panels, groups, 16].
 at::Tensor pack_panel_values(const at::Tensor& values);
 at::Tensor unpack_panel_values(const at::Tensor& packed, int64_t rows);
 

@@ -21,9 +21,6 @@
 namespace qat {
 namespace {
 
-// The packed product has two widths; the codes of others fit one of them.
-int64_t packed_bits(const QuantSpec& spec) { return spec.bits <= 4 ? 4 : 8; }
-
 std::optional<at::Tensor> given(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
@@ -41,6 +38,26 @@ at::Tensor bytes_of(const std::string& text) {
 
 }  // namespace
 
+PackedWeights pack_weights(const QuantizedWeights& weights) {
+  if (weights.weight.is_float8())
+    throw std::invalid_argument("PackedLinear must have integer weights, but those of " +
+                                weights.name + " are FP8.");
+  const int64_t cols = block_shape(weights.weight)[1];
+  PackedWeights packed;
+  packed.bits = weights.weight.bits <= 4 ? 4 : 8;
+  packed.group_size = cols == -1 ? weights.codes.size(1) : cols;
+  packed.rows = weights.codes.size(0);
+  packed.panels = pack_panels(weights.codes, packed.bits, packed.group_size);
+  packed.scale = pack_panel_values(per_group(weights.scale, weights, packed.group_size));
+  if (weights.zero_point)
+    packed.zero_point = pack_panel_values(per_group(*weights.zero_point, weights, packed.group_size));
+  return packed;
+}
+
+at::Tensor PackedWeights::codes(int64_t cols) const {
+  return unpack_panels(panels, bits, group_size, rows, cols);
+}
+
 PackedLinearImpl::PackedLinearImpl(const torch::nn::LinearOptions& options) : options(options) {
   reset();
 }
@@ -53,35 +70,24 @@ PackedLinearImpl::PackedLinearImpl(const QuantizedWeights& weights, const at::Te
 }
 
 void PackedLinearImpl::reset() {
-  for (at::Tensor* one : {&panels_, &scale_, &zero_point_, &input_scale_, &input_zero_point_})
-    one->reset();
-  bias = options.bias() ? register_buffer("bias", at::zeros({options.out_features()}))
-                        : register_buffer("bias", at::Tensor());
-}
-
-int64_t PackedLinearImpl::group() const {
-  const int64_t cols = block_shape(spec_)[1];
-  return cols == -1 ? options.in_features() : cols;
+  packed_ = PackedWeights();
+  input_scale_.reset();
+  input_zero_point_.reset();
+  bias = register_buffer("bias",
+                         options.bias() ? at::zeros({options.out_features()}) : at::Tensor());
 }
 
 void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
   const at::NoGradGuard no_grad;
-  if (weights.weight.is_float8())
-    throw std::invalid_argument("PackedLinear must have integer weights, but those of " +
-                                weights.name + " are FP8.");
   if (weights.codes.size(0) != options.out_features() ||
       weights.codes.size(1) != options.in_features())
-    throw std::invalid_argument(weights.name + " must be [" +
-                                std::to_string(options.out_features()) + ", " +
-                                std::to_string(options.in_features()) + "], but the weights are [" +
-                                std::to_string(weights.codes.size(0)) + ", " +
-                                std::to_string(weights.codes.size(1)) + "].");
+    throw std::invalid_argument(
+        weights.name + " must be [" + std::to_string(options.out_features()) + ", " +
+        std::to_string(options.in_features()) + "], but the weights are [" +
+        std::to_string(weights.codes.size(0)) + ", " + std::to_string(weights.codes.size(1)) +
+        "].");
+  packed_ = pack_weights(weights);
   spec_ = weights.weight;
-  panels_ = pack_panels(weights.codes, packed_bits(spec_), group());
-  scale_ = pack_panel_values(per_group(weights.scale, weights, group()));
-  zero_point_ = weights.zero_point
-                    ? pack_panel_values(per_group(*weights.zero_point, weights, group()))
-                    : at::Tensor();
   input_ = weights.input;
   input_scale_ = weights.input_scale.value_or(at::Tensor());
   input_zero_point_ = weights.input_zero_point.value_or(at::Tensor());
@@ -90,16 +96,16 @@ void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
 QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
   if (!has_weights())
     throw std::logic_error("PackedLinear " + name + " has no weights yet; call qat::load.");
-  const int64_t rows = options.out_features(), cols = options.in_features();
+  const int64_t rows = options.out_features();
   const int64_t height = block_shape(spec_)[0] == -1 ? rows : block_shape(spec_)[0];
   // Rows of a block were given the same values.
   const auto grid = [&](const at::Tensor& packed) {
     return unpack_panel_values(packed, rows).slice(0, 0, std::nullopt, height).contiguous();
   };
   QuantizedWeights found{name, spec_, input_, {}, {}, {}, {}, {}};
-  found.codes = unpack_panels(panels_, packed_bits(spec_), group(), rows, cols);
-  found.scale = grid(scale_);
-  if (zero_point_.defined()) found.zero_point = grid(zero_point_);
+  found.codes = packed_.codes(options.in_features());
+  found.scale = grid(packed_.scale);
+  if (packed_.zero_point.defined()) found.zero_point = grid(packed_.zero_point);
   found.input_scale = given(input_scale_);
   found.input_zero_point = given(input_zero_point_);
   return found;
@@ -123,13 +129,13 @@ at::Tensor PackedLinearImpl::forward(const at::Tensor& x) {
     throw std::logic_error("A PackedLinear has no weights yet; call qat::load first.");
   const at::NoGradGuard no_grad;
   const auto add = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
-  return packed_linear(rounded_input(x), panels_, scale_, given(zero_point_), add,
-                       packed_bits(spec_), group(), options.out_features());
+  return packed_linear(rounded_input(x), packed_.panels, packed_.scale, given(packed_.zero_point),
+                       add, packed_.bits, packed_.group_size, packed_.rows);
 }
 
 int64_t PackedLinearImpl::bytes() const {
   size_t bytes = 0;
-  for (const at::Tensor& one : {panels_, scale_, zero_point_, bias})
+  for (const at::Tensor& one : {packed_.panels, packed_.scale, packed_.zero_point, bias})
     if (one.defined()) bytes += one.nbytes();
   return static_cast<int64_t>(bytes);
 }

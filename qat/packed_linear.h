@@ -11,6 +11,21 @@
 
 namespace qat {
 
+// A weight as the packed product takes it (ops/packed_linear.h).
+struct PackedWeights {
+  at::Tensor panels;
+  at::Tensor scale;
+  at::Tensor zero_point;  // undefined where all are 0
+  int64_t bits = 0;       // 4 or 8; the codes of other widths fit one of them
+  int64_t group_size = 0;
+  int64_t rows = 0;
+
+  // int8 [out, in].
+  at::Tensor codes(int64_t cols) const;
+};
+// Throws std::invalid_argument for FP8.
+PackedWeights pack_weights(const QuantizedWeights& weights);
+
 // A linear layer for inference whose weight stays packed in memory, in 4 bits or 8: a quarter or
 // an eighth of float32, scales aside. Programs that deploy declare it where those that train have
 // a torch::nn::Linear or qat::QuantLinear; qat::load fills it from a checkpoint. Inputs are rounded
@@ -33,7 +48,7 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   void set_weights(const QuantizedWeights& weights);
   // The same weights, bit for bit. Throws std::logic_error before it has any.
   QuantizedWeights weights(const std::string& name) const;
-  bool has_weights() const { return panels_.defined(); }
+  bool has_weights() const { return packed_.panels.defined(); }
   // Bytes of weight, scales, zero points and bias.
   int64_t bytes() const;
 
@@ -47,12 +62,11 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
 
  private:
   at::Tensor rounded_input(const at::Tensor& x) const;
-  // Columns that share a scale.
-  int64_t group() const;
 
   QuantSpec spec_;
   std::optional<QuantSpec> input_;
-  at::Tensor panels_, scale_, zero_point_, input_scale_, input_zero_point_;
+  PackedWeights packed_;
+  at::Tensor input_scale_, input_zero_point_;
 };
 TORCH_MODULE(PackedLinear);
 

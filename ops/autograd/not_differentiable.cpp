@@ -11,4 +11,9 @@ TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("quantize", torch::CppFunction::makeFallthrough());
   m.impl("pack", torch::CppFunction::makeFallthrough());
   m.impl("unpack", torch::CppFunction::makeFallthrough());
+  m.impl("pack_panels", torch::CppFunction::makeFallthrough());
+  m.impl("unpack_panels", torch::CppFunction::makeFallthrough());
+  m.impl("pack_panel_values", torch::CppFunction::makeFallthrough());
+  m.impl("unpack_panel_values", torch::CppFunction::makeFallthrough());
+  m.impl("packed_linear", torch::CppFunction::makeFallthrough());
 }

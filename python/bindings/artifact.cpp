@@ -1,6 +1,7 @@
 #include "qat/artifact.h"
 
 #include "python/bindings/module.h"
+#include "qat/packed_linear.h"
 
 namespace qat::bindings {
 namespace {
@@ -27,6 +28,17 @@ void def_artifact(py::module_& m) {
       .def("dequantize", &dequantize_weights, py::arg("dtype") = std::nullopt);
   m.def("quantize_weights", &make_quantized_weights, py::arg("name"), py::arg("spec"),
         py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"));
+  py::class_<PackedWeights>(m, "PackedWeights")
+      .def_readonly("panels", &PackedWeights::panels)
+      .def_readonly("scale", &PackedWeights::scale)
+      .def_property_readonly("zero_point",
+                             [](const PackedWeights& packed) {
+                               return packed.zero_point.defined() ? std::optional(packed.zero_point)
+                                                                  : std::nullopt;
+                             })
+      .def_readonly("bits", &PackedWeights::bits)
+      .def_readonly("group_size", &PackedWeights::group_size);
+  m.def("pack_weights", &pack_weights, py::arg("weights"));
 }
 
 }  // namespace qat::bindings

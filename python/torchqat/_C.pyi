@@ -173,6 +173,17 @@ def quantize_weights(
     name: str, spec: QuantSpec, weight: Tensor, scale: Tensor, zero_point: Tensor, dtype: dtype
 ) -> QuantizedWeights: ...
 
+class PackedWeights:
+    """A weight as ``ops.packed_linear`` takes it."""
+
+    panels: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
+    group_size: int
+
+def pack_weights(weights: QuantizedWeights) -> PackedWeights: ...
+
 class CheckpointPlan:
     """What a configuration is made from: layers without tensors, layers that stay float, the cache."""
 

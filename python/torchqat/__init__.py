@@ -15,6 +15,7 @@ from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat.calibrate import calibrate
 from torchqat.convert import QuantizedWeights, convert
+from torchqat.deploy import load, pack
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.export import export
@@ -22,6 +23,7 @@ from torchqat.frozen import freeze_codes
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
+from torchqat.layers.packed_linear import PackedLinear
 from torchqat.lora import attach_adapters
 from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
@@ -48,6 +50,7 @@ __all__ = [
     "Evaluation",
     "FileError",
     "LightningCallback",
+    "PackedLinear",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantLinear",
@@ -64,9 +67,11 @@ __all__ = [
     "evaluate",
     "export",
     "freeze_codes",
+    "load",
     "load_recipe",
     "make_plan",
     "ops",
+    "pack",
     "parse_recipe",
     "prepare",
     "verify",

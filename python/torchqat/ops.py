@@ -295,3 +295,50 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
     """The inverse of ``pack``: int8 ``[..., cols]``."""
     return torch.ops.qat.unpack(packed, bits, cols)
+
+
+def pack_panels(codes: Tensor, bits: int, group_size: int) -> Tensor:
+    """Codes as ``packed_linear`` reads them: panels of 16 rows, 8 codes of 4 bits or 4 of 8 bits to an int32 word.
+
+    Args:
+        codes: int8 ``[rows, cols]`` within ``bits``.
+        bits: 4 or 8.
+        group_size: Columns that share a scale; divides ``cols``. Each group begins a word.
+
+    Returns:
+        int32 ``[panels, words, 16]``; rows that are not there have code 0.
+    """
+    return torch.ops.qat.pack_panels(codes, bits, group_size)
+
+
+def unpack_panels(panels: Tensor, bits: int, group_size: int, rows: int, cols: int) -> Tensor:
+    """The inverse of ``pack_panels``: int8 ``[rows, cols]``."""
+    return torch.ops.qat.unpack_panels(panels, bits, group_size, rows, cols)
+
+
+def packed_linear(
+    x: Tensor,
+    panels: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+) -> Tensor:
+    """A linear layer on a weight that stays packed, for inference. Equation (33).
+
+    Args:
+        x: float32, float16 or bfloat16 ``[..., in]``.
+        panels: The weight's codes, of ``pack_panels``.
+        scale: ``[panels, groups, 16]`` of ``torch.ops.qat.pack_panel_values``, float32, float16 or bfloat16.
+        zero_point: int8, shaped like ``scale``; ``None`` means 0.
+        bias: ``[out]`` in the dtype of ``x``, or ``None``.
+        bits: 4 or 8.
+        group_size: Columns that share a scale.
+        out_features: Rows of the weight.
+
+    Returns:
+        ``[..., out]`` in the dtype of ``x``. Sums run in float32. A row's result does not depend on the rows beside it.
+    """
+    return torch.ops.qat.packed_linear(x, panels, scale, zero_point, bias, bits, group_size, out_features)

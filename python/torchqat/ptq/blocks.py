@@ -57,11 +57,14 @@ class WholeModel(Block):
 
 
 def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLayer) -> list[tuple[str, nn.Module]]:
-    """The repeated blocks of ``model``: the elements of the list that holds most of its layers of ``kind``; else none."""
+    """The repeated blocks of ``model``: the elements of the list that holds most of its layers of ``kind``; else none.
+
+    A list of such layers themselves is no list of blocks.
+    """
     best: list[tuple[str, nn.Module]] = []
     most = 0
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
+        if isinstance(module, nn.ModuleList) and not any(isinstance(child, kind) for child in module):
             held = sum(isinstance(child, kind) for child in module.modules())
             if held > most:
                 most, best = held, [(f"{name}.{index}", child) for index, child in enumerate(module)]

@@ -1,0 +1,120 @@
+"""``pack`` and ``load``: quantized models that run here, at the memory and speed of their codes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import FileError, QuantizedWeights, load_checkpoint
+from torchqat.errors import UserError
+from torchqat.layers.packed_linear import PackedLinear
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.prepare import QUANTIZABLE, quant_layers, require_prepared
+
+
+@torch.no_grad()
+def pack(model: nn.Module) -> nn.Module:
+    """Put ``PackedLinear`` in the place of every linear layer with an integer weight, in place, and return the model.
+
+    What was trained is then evaluated at the memory and speed at which it is deployed, without another engine. Layers of
+    other types and with other weights, and those whose weight another module shares, stay as they are. The model cannot
+    be trained or exported afterwards.
+
+    Args:
+        model: A prepared model whose schedule, if it has one, has ended.
+
+    Raises:
+        UserError: The model is not prepared, or a weight is not finite.
+    """
+    require_prepared(model)
+    for name, layer in quant_layers(model):
+        if _packs(model, layer):
+            try:
+                weights = layer.convert(name, layer.weight.dtype)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            _replace(model, name, PackedLinear(weights, layer.bias))
+    return model.eval()
+
+
+@torch.no_grad()
+def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Module:
+    """Fill a float model, in place, from a folder of the format ``safetensors``, and return it.
+
+    Such folders are written by ``export(model, folder, format="safetensors")`` and by C++ programs
+    (``qat::export_safetensors``), which read them, too; both get the same bits.
+
+    Args:
+        model: Of the architecture that was exported.
+        folder: What was written.
+        packed: Put ``PackedLinear`` in the place of linear layers with integer weights, rather than dequantized weights
+            into them. Needed for layers whose input is quantized.
+
+    Raises:
+        UserError: The folder is damaged, or it does not fit the model; nothing is changed then.
+    """
+    try:
+        checkpoint = load_checkpoint(str(folder))
+    except FileError as error:
+        raise UserError(str(error)) from error
+    layers = {weights.name: weights for weights in checkpoint.layers}
+    for name, weights in layers.items():
+        _check_layer(model, folder, name, weights, packed)
+    state = {
+        name: t for name, t in model.state_dict(keep_vars=True).items() if name.removesuffix(".weight") not in layers
+    }
+    _check_others(folder, state, checkpoint.others)
+    for name, tensor in checkpoint.others.items():
+        state[name].data.copy_(tensor)
+    for name, weights in layers.items():
+        layer = model.get_submodule(name)
+        if packed and isinstance(layer, nn.Linear) and not weights.weight.grid.startswith("fp8"):
+            _replace(model, name, PackedLinear(weights, layer.bias))
+        else:
+            layer.weight.data.copy_(weights.dequantize(layer.weight.dtype).view(layer.weight.shape))
+    return model
+
+
+def _packs(model: nn.Module, layer: QuantLayer) -> bool:
+    spec = layer.weight_spec
+    shared = sum(p is layer.weight for module in model.modules() for p in module._parameters.values()) > 1
+    return isinstance(layer, nn.Linear) and spec is not None and not spec.grid.startswith("fp8") and not shared
+
+
+def _check_layer(model: nn.Module, folder: str | Path, name: str, weights: QuantizedWeights, packed: bool) -> None:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        raise UserError(f"{folder}: {name} is a quantized layer of the checkpoint, but none of the model.") from None
+    if not isinstance(layer, QUANTIZABLE) or isinstance(layer, QuantLayer):
+        raise UserError(f"{folder}: {name} must be a layer of torch.nn to be loaded, but is a {type(layer).__name__}.")
+    rows, cols = weights.codes.shape
+    if layer.weight.shape[0] != rows or layer.weight.numel() != rows * cols:
+        raise UserError(
+            f"{folder}: {name} has [{rows}, {cols}] codes, but its weight is {list(layer.weight.shape)} in the model."
+        )
+    if weights.input is not None and not (packed and isinstance(layer, nn.Linear)):
+        raise UserError(
+            f"{folder}: the input of {name} is quantized, which a {type(layer).__name__} cannot do; load with packed=True."
+        )
+
+
+def _check_others(folder: str | Path, state: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    for name, tensor in others.items():
+        if name not in state:
+            raise UserError(f"{folder}: {name} is in the checkpoint, but not in the model.")
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{folder}: {name} is {list(tensor.shape)} in the checkpoint, but {list(state[name].shape)} in the model."
+            )
+    found = {state[name].data_ptr() for name in others}
+    missing = [
+        name for name, t in state.items() if name not in others and t.data_ptr() not in found
+    ]  # tied ones are there
+    if missing:
+        raise UserError(f"{folder}: {missing[0]} is in the model, but not in the checkpoint.")
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)

@@ -1,0 +1,173 @@
+"""``PackedLinear``, ``pack`` and ``load``: the product on packed codes, and models that run on it."""
+
+import copy
+
+import pytest
+import torch
+import torchqat
+from torch import nn
+from torchqat import PackedLinear, QuantSpec, ops
+from torchqat.layers.linear import QuantLinear
+
+SPECS = {
+    "int4_groups": QuantSpec(4, granularity="group", group_size=16),
+    "int4_zero": QuantSpec(4, grid="asymmetric", granularity="group", group_size=16),
+    "int3": QuantSpec(3, scale="mse"),
+    "int2_tensor": QuantSpec(2, granularity="tensor"),
+    "int8": QuantSpec(8),
+    "int8_blocks": QuantSpec(8, granularity="block", block=(8, 16)),
+}
+
+
+def _layer(spec, input=None, dtype=torch.float32):
+    torch.manual_seed(0)
+    return QuantLinear(nn.Linear(48, 24, dtype=dtype), spec, input).eval()
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_agrees_with_the_trained_layer(spec, dtype):
+    layer = _layer(spec, dtype=dtype)
+    packed = PackedLinear(layer.convert("layer", torch.float32), layer.bias)
+    exact = layer.convert("layer", torch.float32).dequantize(torch.float32)
+    assert torch.equal(packed.weight, exact)
+    for rows in (1, 2, 3, 7, 9, 40):
+        x = torch.randn(rows, 48).to(dtype)
+        expected = x.double() @ exact.double().T + layer.bias.double()
+        found = packed(x)
+        assert found.dtype == dtype
+        bound = (x.double().abs() @ exact.double().abs().T + 1) * (
+            48 + 8
+        ) * 2.0**-22 + expected.abs() * 2 * torch.finfo(dtype).eps
+        assert ((found.double() - expected).abs() <= bound).all()
+
+
+def test_rounds_inputs_as_training_did():
+    for input in (
+        QuantSpec(8, granularity="token", dynamic=True),
+        QuantSpec(8, granularity="tensor", grid="asymmetric"),
+    ):
+        layer = _layer(SPECS["int4_groups"], input)
+        x = torch.randn(5, 48)
+        if not input.dynamic:
+            layer.start_calibration()
+            layer(x)
+            layer.finish_calibration()
+        packed = PackedLinear(layer.convert("layer", torch.float32), layer.bias)
+        assert torch.equal(packed.rounded_input(x), layer.quantized_input(x))
+        torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_memory_and_state():
+    layer = _layer(SPECS["int4_groups"])
+    weights = layer.convert("layer", torch.float32)
+    packed, other = PackedLinear(weights, layer.bias), PackedLinear(weights)
+    assert packed.nbytes == 32 * 48 // 2 + 32 * 3 * 4 + 24 * 4  # rows fill up panels of 16
+    other = PackedLinear(_layer(SPECS["int4_groups"]).convert("layer", torch.float32), torch.zeros(24))
+    other.load_state_dict(packed.state_dict())
+    x = torch.randn(2, 48)
+    assert torch.equal(other(x), packed(x))
+
+
+def test_refuses_float8():
+    with pytest.raises(ValueError, match="PackedLinear must have integer weights, but those of layer are FP8"):
+        PackedLinear(_layer(QuantSpec(8, grid="fp8_e4m3")).convert("layer", torch.float32))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_operators_are_whole(zero):
+    codes, x = torch.randint(-8, 8, (20, 32), dtype=torch.int8), torch.randn(3, 32)
+    panels = ops.pack_panels(codes, 4, 16)
+    scale = torch.ops.qat.pack_panel_values(torch.rand(20, 2))
+    points = torch.ops.qat.pack_panel_values(torch.randint(-8, 8, (20, 2), dtype=torch.int8)) if zero else None
+    for op, arguments in (
+        (torch.ops.qat.pack_panels, (codes, 4, 16)),
+        (torch.ops.qat.unpack_panels, (panels, 4, 16, 20, 32)),
+        (torch.ops.qat.pack_panel_values, (torch.rand(20, 2),)),
+        (torch.ops.qat.unpack_panel_values, (scale, 20)),
+        (torch.ops.qat.packed_linear, (x, panels, scale, points, torch.rand(20), 4, 16, 20)),
+    ):
+        torch.library.opcheck(op.default, arguments)
+
+
+def test_compiles():
+    layer = _layer(SPECS["int4_zero"])
+    packed = PackedLinear(layer.convert("layer", torch.float32), layer.bias)
+    x = torch.randn(3, 48)
+    assert torch.equal(torch.compile(packed, fullgraph=True)(x), packed(x))
+
+
+RECIPE = """
+version: 1
+layers:
+  - {match: "*", weight: {dtype: int4, group_size: 32}}
+  - {match: "*.down_proj", weight: {dtype: int8}}
+"""
+
+
+def test_a_packed_model_is_evaluated_like_the_trained_one(tiny_llama):
+    model = torchqat.prepare(tiny_llama, torchqat.parse_recipe(RECIPE, "r.yaml")).eval()
+    batches = [torch.randint(0, 128, (2, 16))]
+    before = torchqat.evaluate(model, batches)
+    linear = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
+    torchqat.pack(model)
+    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == 14
+    assert sum(m.nbytes for m in packed) < linear  # a byte for each weight, of 4
+    after = torchqat.evaluate(model, batches)
+    assert after.perplexity == pytest.approx(before.perplexity, rel=1e-5)
+    assert model.generate(batches[0], max_new_tokens=4, do_sample=False).shape == (2, 20)
+
+
+def test_packing_asks_for_a_prepared_model():
+    with pytest.raises(torchqat.UserError, match="The model must be prepared first"):
+        torchqat.pack(nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_a_folder_is_loaded_bit_for_bit(tmp_path, tiny_llama):
+    original = copy.deepcopy(tiny_llama)
+    model = torchqat.prepare(tiny_llama, torchqat.parse_recipe(RECIPE, "r.yaml")).eval()
+    torchqat.export(model, tmp_path / "out", format="safetensors")
+    ids = torch.randint(0, 128, (2, 16))
+    plain = torchqat.load(copy.deepcopy(original), tmp_path / "out")
+    assert torch.equal(plain(ids).logits, model(ids).logits)
+    packed = torchqat.load(copy.deepcopy(original), tmp_path / "out", packed=True)
+    torch.testing.assert_close(packed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
+    net = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 8))
+    recipe = torchqat.parse_recipe('version: 1\nlayers: [{match: "0", weight: {dtype: int4}}]\n', "r.yaml")
+    torchqat.export(torchqat.prepare(net, recipe), tmp_path / "out", format="safetensors")
+    for other, said in (
+        (nn.Sequential(nn.Linear(32, 12), nn.Linear(16, 8)), r"0 has \[16, 32\] codes, but its weight is \[12, 32\]"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(16, 8)), "0 must be a layer of torch.nn to be loaded, but is a ReLU"),
+        (nn.Sequential(nn.Linear(32, 16)), "1.bias is in the checkpoint, but not in the model"),
+        (
+            nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 9)),
+            r"1.bias is \[8\] in the checkpoint, but \[9\] in the model",
+        ),
+        (nn.Sequential(*net[:2], nn.Linear(2, 2)), "0 must be a layer of torch.nn to be loaded, but is a QuantLinear"),
+        (
+            nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 8), nn.Linear(2, 2)),
+            "2.weight is in the model, but not in the",
+        ),
+    ):
+        before = {name: t.clone() for name, t in other.state_dict().items()}
+        with pytest.raises(torchqat.UserError, match=said):
+            torchqat.load(other, tmp_path / "out")
+        assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
+    with pytest.raises(torchqat.UserError, match="must be"):
+        torchqat.load(net, tmp_path / "nowhere")
+
+
+def test_inputs_want_packed_layers(tmp_path):
+    net = nn.Sequential(nn.Linear(32, 16))
+    layers = '{match: "0", weight: {dtype: int8}, input: {dtype: int8, granularity: token}}'
+    torchqat.prepare(net, torchqat.parse_recipe(f"version: 1\nlayers: [{layers}]\n", "r.yaml"))
+    torchqat.export(net, tmp_path / "out", format="safetensors")
+    with pytest.raises(torchqat.UserError, match="the input of 0 is quantized, which a Linear cannot do"):
+        torchqat.load(nn.Sequential(nn.Linear(32, 16)), tmp_path / "out")
+    x = torch.randn(3, 32)
+    packed = torchqat.load(nn.Sequential(nn.Linear(32, 16)), tmp_path / "out", packed=True)
+    torch.testing.assert_close(packed(x), net(x), rtol=1e-5, atol=1e-5)
