@@ -22,7 +22,7 @@ namespace qat {
 //
 // On return [..., out] in the dtype of x. Sums run in float32; scales multiply the sums of their
 // groups, and the weight is not rounded to the dtype of x. How far that is from dequantizing first:
-// numerics.md (33). Not differentiable.
+// numerics.md (35). Not differentiable.
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& scale,
                          const std::optional<at::Tensor>& zero_point,
                          const std::optional<at::Tensor>& bias, int64_t bits, int64_t group_size,

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -13,10 +14,6 @@
 
 namespace qat {
 namespace {
-
-// Weight rows whose panels are multiplied together.
-constexpr int64_t kBlockRows = 64;
-constexpr int64_t kBlockPanels = kBlockRows / PanelLayout::kRows;
 
 // Vectors of weight rows that a tile of `rows` rows of x takes, so that its sums fill `registers`.
 constexpr int vectors_for(int rows, int lanes, int registers) {
@@ -106,7 +103,8 @@ Multiply multiply_for(int rows, bool pairs) {
   }
 }
 
-// A weight in panels, block by block.
+// A weight in panels, block by block. The panels of a block lie far apart, so that the next block
+// goes on where this one ends: each of kBlockPanels streams is read from its beginning to its end.
 struct PanelWeight {
   PanelLayout layout;
   at::Tensor panels;
@@ -114,52 +112,36 @@ struct PanelWeight {
   std::optional<at::Tensor> zero_point;
 
   int64_t blocks() const { return (layout.panels() + kBlockPanels - 1) / kBlockPanels; }
-  int64_t first_row(int64_t block) const { return block * kBlockRows; }
-  int64_t rows(int64_t block) const { return std::min(kBlockRows, layout.rows - first_row(block)); }
+  // Panels of a block that are there, and which they are.
+  int64_t panels_of(int64_t block) const {
+    return (layout.panels() - block + blocks() - 1) / blocks();
+  }
+  int64_t panel(int64_t block, int64_t index) const { return block + index * blocks(); }
+  // The weight rows of a panel.
+  int64_t first_row(int64_t panel) const { return panel * PanelLayout::kRows; }
+  int64_t rows(int64_t panel) const {
+    return std::min(PanelLayout::kRows, layout.rows - first_row(panel));
+  }
 };
 
-// A view of one block, its scales and zero points widened to float32.
-class BlockView {
- public:
-  explicit BlockView(const PanelWeight& weight)
-      : weight_(weight),
-        scale_(static_cast<size_t>(weight.layout.groups() * kBlockRows)),
-        zero_point_(weight.zero_point ? scale_.size() : 0) {}
-
-  PanelBlock at(int64_t block) {
-    const PanelLayout& layout = weight_.layout;
-    const int64_t panel = block * kBlockPanels;
-    const int64_t panels = std::min(kBlockPanels, layout.panels() - panel);
-    const int64_t panel_words = layout.words() * PanelLayout::kRows;
-    const int64_t first = panel * layout.groups() * PanelLayout::kRows;
-    QAT_DISPATCH_FLOAT(weight_.scale.scalar_type(), "packed_linear", [&] {
-      widen(weight_.scale.const_data_ptr<scalar_t>() + first, panels, scale_.data());
-    });
-    if (weight_.zero_point)
-      widen(weight_.zero_point->const_data_ptr<int8_t>() + first, panels, zero_point_.data());
-    return {weight_.panels.const_data_ptr<int32_t>() + panel * panel_words,
-            panel_words,
-            scale_.data(),
-            zero_point_.data(),
-            kBlockRows,
-            panels,
-            layout.groups(),
-            layout.words_per_group()};
+PanelBlock block_of(const PanelWeight& weight, int64_t block) {
+  const PanelLayout& layout = weight.layout;
+  PanelBlock view{};
+  view.half_scales = weight.scale.scalar_type() == at::kBFloat16;
+  view.groups = layout.groups();
+  view.words_per_group = layout.words_per_group();
+  const int64_t words = layout.words() * PanelLayout::kRows;
+  const int64_t values = layout.groups() * PanelLayout::kRows;
+  for (int64_t i = 0; i < kBlockPanels; ++i) {
+    const int64_t panel = weight.panel(block, i < weight.panels_of(block) ? i : 0);
+    view.words[i] = weight.panels.const_data_ptr<int32_t>() + words * panel;
+    view.scale[i] = static_cast<const std::byte*>(weight.scale.const_data_ptr()) +
+                    values * panel * static_cast<int64_t>(weight.scale.element_size());
+    if (weight.zero_point)
+      view.zero_point[i] = weight.zero_point->const_data_ptr<int8_t>() + values * panel;
   }
-
- private:
-  template <typename from_t>
-  void widen(const from_t* from, int64_t panels, float* to) const {
-    const int64_t groups = weight_.layout.groups();
-    for (int64_t panel = 0; panel < panels; ++panel)
-      for (int64_t group = 0; group < groups; ++group, from += PanelLayout::kRows)
-        for (int64_t i = 0; i < PanelLayout::kRows; ++i)
-          to[group * kBlockRows + panel * PanelLayout::kRows + i] = static_cast<float>(from[i]);
-  }
-
-  const PanelWeight& weight_;
-  std::vector<float> scale_, zero_point_;  // [group][weight row]
-};
+  return view;
+}
 
 // Bytes of x that stay in the cache while the weight passes.
 constexpr int64_t kCachedInput = 512 << 10;
@@ -178,20 +160,20 @@ void multiply_in_tiles(const at::Tensor& x, const PanelWeight& weight,
   x_t* out = result.mutable_data_ptr<x_t>();
 
   const auto write = [&](const float* total, int64_t tile, int64_t block) {
-    for (int64_t m = 0; m < input.rows_of(tile); ++m) {
-      const int64_t first = weight.first_row(block);
-      x_t* to = out + (tile * input.per_tile() + m) * layout.rows + first;
-      for (int64_t n = 0; n < weight.rows(block); ++n)
-        to[n] = static_cast<x_t>(total[m * kBlockRows + n] +
-                                 (add ? static_cast<float>(add[first + n]) : 0.0f));
-    }
+    for (int64_t m = 0; m < input.rows_of(tile); ++m)
+      for (int64_t i = 0; i < weight.panels_of(block); ++i) {
+        const int64_t panel = weight.panel(block, i), first = weight.first_row(panel);
+        const float* from = total + m * kBlockRows + i * PanelLayout::kRows;
+        x_t* to = out + (tile * input.per_tile() + m) * layout.rows + first;
+        for (int64_t n = 0; n < weight.rows(panel); ++n)
+          to[n] = static_cast<x_t>(from[n] + (add ? static_cast<float>(add[first + n]) : 0.0f));
+      }
   };
   at::parallel_for(0, weight.blocks(), 1, [&](int64_t begin, int64_t end) {
-    BlockView view(weight);
     std::vector<float> total(static_cast<size_t>(input.per_tile() * kBlockRows));
     for (int64_t first = 0; first < input.tiles(); first += together)
       for (int64_t index = begin; index < end; ++index) {
-        const PanelBlock block = view.at(index);
+        const PanelBlock block = block_of(weight, index);
         for (int64_t tile = first; tile < std::min(input.tiles(), first + together); ++tile) {
           run(block, input.tile(tile), total.data());
           write(total.data(), tile, index);
@@ -201,21 +183,25 @@ void multiply_in_tiles(const at::Tensor& x, const PanelWeight& weight,
 }
 
 // Where the processor's own products are slow beside those of torch's library: a block of the
-// weight at a time is dequantized and multiplied there.
-template <typename x_t>
+// weight at a time is dequantized, in float32, and multiplied there.
 void multiply_dequantized(const at::Tensor& x, const PanelWeight& weight,
                           const std::optional<at::Tensor>& bias, at::Tensor& result) {
   const PanelLayout& layout = weight.layout;
-  const at::Tensor rows = x.view({-1, layout.cols});
+  const at::Tensor rows = x.view({-1, layout.cols}).to(at::kFloat);
+  const auto add = bias ? std::optional(bias->to(at::kFloat)) : std::nullopt;
   at::Tensor out = result.view({-1, layout.rows});
   at::parallel_for(0, weight.blocks(), 1, [&](int64_t begin, int64_t end) {
-    BlockView view(weight);
-    const at::Tensor tile = at::empty({kBlockRows, layout.cols}, x.options());
+    const at::Tensor tile = at::zeros({kBlockRows, layout.cols}, rows.options());
     for (int64_t index = begin; index < end; ++index) {
-      dequantize_block(view.at(index), layout, tile.mutable_data_ptr<x_t>());
-      const int64_t first = weight.first_row(index), count = weight.rows(index);
-      const auto add = bias ? std::optional(bias->narrow(0, first, count)) : std::nullopt;
-      out.narrow(1, first, count).copy_(at::linear(rows, tile.narrow(0, 0, count), add));
+      const int64_t panels = weight.panels_of(index);
+      dequantize_block(block_of(weight, index), panels, layout, tile.mutable_data_ptr<float>());
+      at::Tensor products = at::linear(rows, tile);
+      for (int64_t i = 0; i < panels; ++i) {
+        const int64_t panel = weight.panel(index, i), first = weight.first_row(panel);
+        at::Tensor part = products.narrow(1, i * PanelLayout::kRows, weight.rows(panel));
+        if (add) part.add_(add->narrow(0, first, weight.rows(panel)));
+        out.narrow(1, first, weight.rows(panel)).copy_(part);
+      }
     }
   });
 }
@@ -234,13 +220,20 @@ at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& panels, cons
   at::Tensor result = at::empty(sizes, x.options());
   if (result.numel() == 0) return result;
   if (layout.cols == 0) return bias ? result.copy_(*bias) : result.zero_();
-  const PanelWeight weight{layout, panels.contiguous(), scale.contiguous(), contiguous(zero_point)};
+  // Float16 scales are widened as a whole: few have them, and they are a 16th of the weight or
+  // less.
+  const at::Tensor scales = scale.scalar_type() == at::kHalf ? scale.to(at::kFloat) : scale;
+  const PanelWeight weight{layout, panels.contiguous(), scales.contiguous(),
+                           contiguous(zero_point)};
   const at::Tensor input = x.contiguous();
   const bool many = capability() == Capability::portable && x.numel() / layout.cols >= kManyRows;
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "packed_linear", [&] {
-    many ? multiply_dequantized<scalar_t>(input, weight, contiguous(bias), result)
-         : multiply_in_tiles<scalar_t>(input, weight, contiguous(bias), result);
-  });
+  if (many) {
+    multiply_dequantized(input, weight, bias, result);
+  } else {
+    QAT_DISPATCH_FLOAT(x.scalar_type(), "packed_linear", [&] {
+      multiply_in_tiles<scalar_t>(input, weight, contiguous(bias), result);
+    });
+  }
   return result;
 }
 

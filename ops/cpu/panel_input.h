@@ -62,50 +62,63 @@ class PanelInput {
   }
 
  private:
-  // Calls visit(row, col, group, word, code) for every element of a tile; words count along a row.
-  template <typename Visit>
-  void for_each_element(int64_t tile, const PanelLayout& layout, const Visit& visit) const {
-    const int64_t per_word = layout.codes_per_word();
-    for (int64_t row = 0; row < rows_of(tile); ++row)
-      for (int64_t group = 0; group < groups_; ++group) {
-        const int64_t begin = group * layout.group_size;
-        const int64_t end = begin + layout.group_size;
-        int64_t word = group * layout.words_per_group();
-        for (int64_t col = begin; col < end; ++word)
-          for (int64_t code = 0; code < per_word && col < end; ++code, ++col)
-            visit(row, col, group, word, code);
-      }
+  // Calls visit(code, word) for the columns of one row of x from `x` on, word by word; words count
+  // along the row.
+  template <int kCodes, typename scalar_t, typename Visit>
+  void for_each_word(const scalar_t* x, const PanelLayout& layout, const Visit& visit) const {
+    int64_t word = 0;
+    for (int64_t group = 0; group < groups_; ++group) {
+      const scalar_t* from = x + group * layout.group_size;
+      const scalar_t* end = from + layout.group_size;
+      for (; from + kCodes <= end; from += kCodes) visit(from, kCodes, word++);
+      if (from < end) visit(from, static_cast<int>(end - from), word++);
+    }
+  }
+
+  template <typename scalar_t, typename Visit>
+  void for_each_word(const scalar_t* x, const PanelLayout& layout, const Visit& visit) const {
+    layout.bits == 4 ? for_each_word<8>(x, layout, visit) : for_each_word<4>(x, layout, visit);
   }
 
   template <typename scalar_t>
   void fill_floats(const scalar_t* x, int64_t tile, const PanelLayout& layout) {
     std::array<int64_t, 8> place{};  // of each code of a word
     for (int i = 0; i < layout.codes_per_word(); ++i)
-      place[static_cast<size_t>(code_at(i, layout.bits))] = i;
-    auto* to = reinterpret_cast<float*>(x_.data() + tile * tile_bytes_);
-    for_each_element(
-        tile, layout, [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
-          const int64_t at = word * layout.codes_per_word() + place[static_cast<size_t>(code)];
-          to[at * per_tile_ + row] = static_cast<float>(x[row * layout.cols + col]);
-        });
+      place[static_cast<size_t>(code_at(i, layout.bits))] = i * per_tile_;
+    const int64_t size = layout.codes_per_word() * per_tile_;
+    for (int64_t row = 0; row < rows_of(tile); ++row) {
+      auto* to = reinterpret_cast<float*>(x_.data() + tile * tile_bytes_) + row;
+      for_each_word(
+          x + row * layout.cols, layout, [&](const scalar_t* from, int count, int64_t word) {
+            for (int i = 0; i < count; ++i)
+              to[word * size + place[static_cast<size_t>(i)]] = static_cast<float>(from[i]);
+          });
+    }
   }
 
   template <typename scalar_t>
   void fill_pairs(const scalar_t* x, int64_t tile, const PanelLayout& layout) {
-    auto* to = reinterpret_cast<scalar_t*>(x_.data() + tile * tile_bytes_);
-    for_each_element(tile, layout,
-                     [&](int64_t row, int64_t col, int64_t, int64_t word, int64_t code) {
-                       const int64_t pair = (word * layout.codes_per_word() + code) / 2;
-                       to[2 * (pair * per_tile_ + row) + code % 2] = x[row * layout.cols + col];
-                     });
+    const int64_t size = layout.codes_per_word() * per_tile_;
+    for (int64_t row = 0; row < rows_of(tile); ++row) {
+      auto* to = reinterpret_cast<scalar_t*>(x_.data() + tile * tile_bytes_) + 2 * row;
+      for_each_word(x + row * layout.cols, layout,
+                    [&](const scalar_t* from, int count, int64_t word) {
+                      for (int i = 0; i < count; ++i)
+                        to[word * size + i / 2 * 2 * per_tile_ + i % 2] = from[i];
+                    });
+    }
   }
 
   template <typename scalar_t>
   void fill_sums(const scalar_t* x, int64_t tile, const PanelLayout& layout) {
     float* to = sums_.data() + tile * groups_ * per_tile_;
-    for_each_element(tile, layout, [&](int64_t row, int64_t col, int64_t group, int64_t, int64_t) {
-      to[group * per_tile_ + row] += static_cast<float>(x[row * layout.cols + col]);
-    });
+    for (int64_t row = 0; row < rows_of(tile); ++row)
+      for (int64_t group = 0; group < groups_; ++group) {
+        const scalar_t* from = x + row * layout.cols + group * layout.group_size;
+        float sum = 0.0f;
+        for (int64_t i = 0; i < layout.group_size; ++i) sum += static_cast<float>(from[i]);
+        to[group * per_tile_ + row] = sum;
+      }
   }
 
   int64_t rows_;

@@ -18,6 +18,8 @@ template <int kLanes>
 struct Lanes {
   typedef float Floats __attribute__((vector_size(kLanes * 4)));
   typedef int32_t Words __attribute__((vector_size(kLanes * 4)));
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 };
 
 // From and to memory that is aligned to no more than its elements.
@@ -30,16 +32,46 @@ QAT_BODY inline void store(element_t* to, const vector_t& from) {
   std::memcpy(to, &from, sizeof(vector_t));
 }
 
-// What the tiles of one block of weight rows share. Everything begins at the block's first row.
+// Words that lie so far ahead are fetched beforehand: a weight is read once, faster than the
+// processor by itself looks ahead.
+constexpr int64_t kAhead = 32 * PanelLayout::kRows;
+
+// Weight rows whose panels are multiplied together: enough vectors to keep the multipliers busy.
+constexpr int64_t kBlockPanels = 4;
+constexpr int64_t kBlockRows = kBlockPanels * PanelLayout::kRows;
+
+// What the tiles of one block of weight rows share. In place of a panel that is not there stands
+// another, whose results nobody reads.
 struct PanelBlock {
-  const int32_t* words;     // panels of the block
-  int64_t panel_words;      // from one panel to the next
-  const float* scale;       // [groups][block rows]
-  const float* zero_point;  // the same, or null
-  int64_t block_rows;       // a multiple of 16
-  int64_t panels;           // that are there
+  const int32_t* words[kBlockPanels];      // of each panel
+  const void* scale[kBlockPanels];         // [group][16], float32 or bfloat16
+  const int8_t* zero_point[kBlockPanels];  // the same, or null
+  bool half_scales;                        // bfloat16
   int64_t groups;
   int64_t words_per_group;
+
+  // Scales and zero points of a group for the weight rows from `row` on.
+  template <int kLanes>
+  QAT_BODY inline void load_scale(int64_t row, int64_t group,
+                                  typename Lanes<kLanes>::Floats& to) const {
+    const int64_t at = group * PanelLayout::kRows + row % PanelLayout::kRows;
+    const void* from = scale[row / PanelLayout::kRows];
+    if (!half_scales) return load(static_cast<const float*>(from) + at, to);
+    typename Lanes<kLanes>::Halves halves;
+    load(static_cast<const uint16_t*>(from) + at, halves);
+    const auto wide = __builtin_convertvector(halves, typename Lanes<kLanes>::Words) << 16;
+    std::memcpy(&to, &wide, sizeof(to));
+  }
+  template <int kLanes>
+  QAT_BODY inline void load_zero_point(int64_t row, int64_t group,
+                                       typename Lanes<kLanes>::Floats& to) const {
+    typename Lanes<kLanes>::Bytes bytes;
+    load(zero_point[row / PanelLayout::kRows] + group * PanelLayout::kRows +
+             row % PanelLayout::kRows,
+         bytes);
+    to = __builtin_convertvector(__builtin_convertvector(bytes, typename Lanes<kLanes>::Words),
+                                 typename Lanes<kLanes>::Floats);
+  }
 };
 
 // Rows of x as a tile reads them.
@@ -54,7 +86,7 @@ constexpr int code_at(int place, int bits) {
 }
 
 // total[row of x][weight row from `first` on] = x ŵᵀ for kRows rows of x and kVectors * kLanes
-// weight rows. `total` has `block.block_rows` weight rows.
+// weight rows. `total` has kBlockRows weight rows.
 template <int kLanes, int kRows, int kVectors, int kBits>
 QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const TileInput& input,
                                 float* total) {
@@ -65,7 +97,7 @@ QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const Ti
   const int32_t* at[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int64_t row = first + v * kLanes;
-    at[v] = block.words + row / PanelLayout::kRows * block.panel_words + row % PanelLayout::kRows;
+    at[v] = block.words[row / PanelLayout::kRows] + row % PanelLayout::kRows;
   }
   for (int64_t group = 0; group < block.groups; ++group) {
     Floats sum[kVectors][kRows] = {};
@@ -74,6 +106,7 @@ QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const Ti
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         load(at[v], words[v]);
+        __builtin_prefetch(at[v] + kAhead);
         at[v] += PanelLayout::kRows;
       }
 #pragma GCC unroll 8
@@ -88,17 +121,15 @@ QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const Ti
         x += kRows;
       }
     }
-    const float* scale = block.scale + group * block.block_rows + first;
-    const float* zero = block.zero_point + group * block.block_rows + first;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       Floats by, offset;
-      load(scale + v * kLanes, by);
-      if (input.sum) load(zero + v * kLanes, offset);
+      block.load_scale<kLanes>(first + v * kLanes, group, by);
+      if (input.sum) block.load_zero_point<kLanes>(first + v * kLanes, group, offset);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         if (input.sum) sum[v][m] -= offset * input.sum[group * kRows + m];
-        float* to = total + m * block.block_rows + first + v * kLanes;
+        float* to = total + m * kBlockRows + first + v * kLanes;
         Floats before = {};
         if (group > 0) load(to, before);
         store(to, before + sum[v][m] * by);
@@ -108,25 +139,24 @@ QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const Ti
 }
 
 // The weight of a block as it is, [row][column], in the order in which a reader of the checkpoint
-// computes it.
-template <typename to_t>
-void dequantize_block(const PanelBlock& block, const PanelLayout& layout, to_t* to) {
-  for (int64_t row = 0; row < block.panels * PanelLayout::kRows; ++row)
+// computes it; `panels` of it are there.
+inline void dequantize_block(const PanelBlock& block, int64_t panels, const PanelLayout& layout,
+                             float* to) {
+  const int64_t per_word = layout.codes_per_word();
+  for (int64_t row = 0; row < panels * PanelLayout::kRows; ++row)
     for (int64_t group = 0; group < block.groups; ++group) {
-      const int32_t* word = block.words + row / PanelLayout::kRows * block.panel_words +
-                            group * block.words_per_group * PanelLayout::kRows +
-                            row % PanelLayout::kRows;
-      const float scale = block.scale[group * block.block_rows + row];
-      const float zero = block.zero_point ? block.zero_point[group * block.block_rows + row] : 0.0f;
-      const int64_t begin = group * layout.group_size;
+      const int32_t* words = block.words[row / PanelLayout::kRows] + row % PanelLayout::kRows +
+                             group * block.words_per_group * PanelLayout::kRows;
+      Lanes<1>::Floats scale, zero = {};
+      block.load_scale<1>(row, group, scale);
+      if (block.zero_point[0]) block.load_zero_point<1>(row, group, zero);
+      float* out = to + row * layout.cols + group * layout.group_size;
       for (int64_t i = 0; i < layout.group_size; ++i) {
-        const auto per_word = layout.codes_per_word();
-        const auto bits = static_cast<uint32_t>(word[i / per_word * PanelLayout::kRows]);
-        const int begins = bit_of(static_cast<int>(i % per_word), layout.bits);
-        const int code =
-            static_cast<int32_t>(bits << (32 - layout.bits - begins)) >> (32 - layout.bits);
-        to[row * layout.cols + begin + i] =
-            static_cast<to_t>(affine::dequantize(static_cast<float>(code), scale, zero));
+        const auto word = static_cast<uint32_t>(words[i / per_word * PanelLayout::kRows]);
+        const int top = 32 - layout.bits,
+                  begin = bit_of(static_cast<int>(i % per_word), layout.bits);
+        const int code = static_cast<int32_t>(word << (top - begin)) >> top;
+        out[i] = affine::dequantize(static_cast<float>(code), scale[0], zero[0]);
       }
     }
 }

@@ -48,7 +48,8 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first, cons
   constexpr int kPairs = 16 / kBits;
   const auto* x = static_cast<const int32_t*>(input.x);
   const __m512i table = code_table();
-  const int32_t* at = block.words + first / PanelLayout::kRows * block.panel_words;
+  const int32_t* at[kVectors];
+  for (int v = 0; v < kVectors; ++v) at[v] = block.words[first / PanelLayout::kRows + v];
   for (int64_t group = 0; group < block.groups; ++group) {
     __m512 sum[kVectors][kRows];
 #pragma GCC unroll 8
@@ -58,8 +59,11 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first, cons
     for (int64_t word = 0; word < block.words_per_group; ++word) {
       __m512i words[kVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) words[v] = _mm512_loadu_si512(at + v * block.panel_words);
-      at += PanelLayout::kRows;
+      for (int v = 0; v < kVectors; ++v) {
+        words[v] = _mm512_loadu_si512(at[v]);
+        __builtin_prefetch(at[v] + kAhead);
+        at[v] += PanelLayout::kRows;
+      }
 #pragma GCC unroll 8
       for (int pair = 0; pair < kPairs; ++pair) {
 #pragma GCC unroll 8
@@ -73,20 +77,22 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first, cons
         x += kRows;
       }
     }
-    const float* scale = block.scale + group * block.block_rows + first;
-    const float* zero = block.zero_point + group * block.block_rows + first;
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v)
+    for (int v = 0; v < kVectors; ++v) {
+      Lanes<16>::Floats by, offset;
+      block.load_scale<16>(first + v * 16, group, by);
+      if (input.sum) block.load_zero_point<16>(first + v * 16, group, offset);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         if (input.sum)
-          sum[v][m] = _mm512_fnmadd_ps(_mm512_loadu_ps(zero + v * 16),
-                                       _mm512_set1_ps(input.sum[group * kRows + m]), sum[v][m]);
-        float* to = total + m * block.block_rows + first + v * 16;
-        const __m512 by = _mm512_loadu_ps(scale + v * 16);
-        _mm512_storeu_ps(to, group == 0 ? _mm512_mul_ps(sum[v][m], by)
-                                        : _mm512_fmadd_ps(sum[v][m], by, _mm512_loadu_ps(to)));
+          sum[v][m] = _mm512_fnmadd_ps((__m512)offset, _mm512_set1_ps(input.sum[group * kRows + m]),
+                                       sum[v][m]);
+        float* to = total + m * kBlockRows + first + v * 16;
+        _mm512_storeu_ps(to, group == 0
+                                 ? _mm512_mul_ps(sum[v][m], (__m512)by)
+                                 : _mm512_fmadd_ps(sum[v][m], (__m512)by, _mm512_loadu_ps(to)));
       }
+    }
   }
 }
 

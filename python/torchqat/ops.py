@@ -326,7 +326,7 @@ def packed_linear(
     group_size: int,
     out_features: int,
 ) -> Tensor:
-    """A linear layer on a weight that stays packed, for inference. Equation (33).
+    """A linear layer on a weight that stays packed, for inference. Equation (35).
 
     Args:
         x: float32, float16 or bfloat16 ``[..., in]``.

@@ -39,7 +39,7 @@ struct Weight {
   }
 };
 
-// numerics.md (33): how far the result may be from the exact product with the dequantized weight.
+// numerics.md (35): how far the result may be from the exact product with the dequantized weight.
 TEST(PackedLinear, StaysWithinItsBoundOfDequantizingFirst) {
   for (const Case& c : kCases)
     for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16})

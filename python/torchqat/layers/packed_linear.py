@@ -11,7 +11,7 @@ class PackedLinear(nn.Module):
     """``nn.Linear`` on a weight that stays in 4 or 8 bits; on a CPU its product reads the codes as they are.
 
     Inputs are rounded as training rounded them. Up to the rounding of sums the result is that of dequantizing first,
-    numerics.md (33). Without gradients.
+    numerics.md (35). Without gradients.
 
     Args:
         weights: What ``convert`` gives, of an integer grid.
