@@ -33,7 +33,7 @@ demo: $(SETUP)
 test: test-cpp test-cuda test-python
 
 test-cpp: $(SETUP)
-	cmake -S . -B $(BUILD) -DQAT_BUILD_TESTS=ON -DQAT_BUILD_EXAMPLES=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
+	cmake -S . -B $(BUILD) -DQAT_BUILD_TESTS=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
 	cmake --build $(BUILD) --parallel $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 

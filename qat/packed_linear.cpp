@@ -50,7 +50,8 @@ PackedWeights pack_weights(const QuantizedWeights& weights) {
   packed.panels = pack_panels(weights.codes, packed.bits, packed.group_size);
   packed.scale = pack_panel_values(per_group(weights.scale, weights, packed.group_size));
   if (weights.zero_point)
-    packed.zero_point = pack_panel_values(per_group(*weights.zero_point, weights, packed.group_size));
+    packed.zero_point =
+        pack_panel_values(per_group(*weights.zero_point, weights, packed.group_size));
   return packed;
 }
 
@@ -70,22 +71,19 @@ PackedLinearImpl::PackedLinearImpl(const QuantizedWeights& weights, const at::Te
 }
 
 void PackedLinearImpl::reset() {
-  packed_ = PackedWeights();
-  input_scale_.reset();
-  input_zero_point_.reset();
-  bias = register_buffer("bias",
-                         options.bias() ? at::zeros({options.out_features()}) : at::Tensor());
+  bias =
+      register_buffer("bias", options.bias() ? at::zeros({options.out_features()}) : at::Tensor());
 }
 
 void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
   const at::NoGradGuard no_grad;
   if (weights.codes.size(0) != options.out_features() ||
       weights.codes.size(1) != options.in_features())
-    throw std::invalid_argument(
-        weights.name + " must be [" + std::to_string(options.out_features()) + ", " +
-        std::to_string(options.in_features()) + "], but the weights are [" +
-        std::to_string(weights.codes.size(0)) + ", " + std::to_string(weights.codes.size(1)) +
-        "].");
+    throw std::invalid_argument(weights.name + " must be [" +
+                                std::to_string(options.out_features()) + ", " +
+                                std::to_string(options.in_features()) + "], but the weights are [" +
+                                std::to_string(weights.codes.size(0)) + ", " +
+                                std::to_string(weights.codes.size(1)) + "].");
   packed_ = pack_weights(weights);
   spec_ = weights.weight;
   input_ = weights.input;
@@ -138,6 +136,22 @@ int64_t PackedLinearImpl::bytes() const {
   for (const at::Tensor& one : {packed_.panels, packed_.scale, packed_.zero_point, bias})
     if (one.defined()) bytes += one.nbytes();
   return static_cast<int64_t>(bytes);
+}
+
+void PackedLinearImpl::to(torch::Device device, torch::Dtype dtype, bool non_blocking) {
+  torch::nn::Module::to(device, dtype, non_blocking);
+  move(device);
+}
+
+void PackedLinearImpl::to(torch::Device device, bool non_blocking) {
+  torch::nn::Module::to(device, non_blocking);
+  move(device);
+}
+
+void PackedLinearImpl::move(torch::Device device) {
+  for (at::Tensor* one :
+       {&packed_.panels, &packed_.scale, &packed_.zero_point, &input_scale_, &input_zero_point_})
+    if (one->defined()) *one = one->to(device);
 }
 
 void PackedLinearImpl::pretty_print(std::ostream& stream) const {

@@ -52,7 +52,11 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   // Bytes of weight, scales, zero points and bias.
   int64_t bytes() const;
 
+  // Of torch::nn::Module. A dtype is that of the bias alone.
   void reset() override;
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override;
+  void to(torch::Device device, bool non_blocking = false) override;
+  using torch::nn::Module::to;
   void pretty_print(std::ostream& stream) const override;
   void load(torch::serialize::InputArchive& archive) override;
   void save(torch::serialize::OutputArchive& archive) const override;
@@ -62,6 +66,7 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
 
  private:
   at::Tensor rounded_input(const at::Tensor& x) const;
+  void move(torch::Device device);
 
   QuantSpec spec_;
   std::optional<QuantSpec> input_;

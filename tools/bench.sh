@@ -10,5 +10,6 @@ if [ ! -d "$peers/torchao" ]; then
 fi
 export PYTHONPATH=$peers
 python benchmarks/fake_quantize.py --compiled
+python benchmarks/packed_linear.py
 python benchmarks/training_step.py
 python benchmarks/growth.py

@@ -49,6 +49,23 @@ def load_pretrained(path: str, dtype: str, loader: str, what: str) -> nn.Module:
     return model.eval()
 
 
+def empty_model(path: str) -> nn.Module:
+    """A causal language model as the configuration in a folder describes it, its weights yet to be loaded.
+
+    Raises:
+        UserError: It describes none.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # of no method that transformers has
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(_why(path, "causal language model", error)) from error
+
+
 def check_finite(model: nn.Module, path: str) -> None:
     """Raises UserError, naming the first, if a parameter has elements that are not finite."""
     for name, parameter in model.named_parameters():

@@ -7,12 +7,13 @@ from torch import nn
 from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import restore_best
 from torchqat.decide import Candidates
+from torchqat.deploy import load
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.fine_tune import choose_parameters
 from torchqat.lora import merge_adapters
-from torchqat.models import load_model
+from torchqat.models import empty_model, load_model
 from torchqat.prepare import prepare
 from torchqat.progress import Progress
 from torchqat.run import Run
@@ -91,8 +92,12 @@ def _candidate(job: Run, name: str) -> nn.Module:
 
 
 def load_any(path: str) -> nn.Module:
-    """A causal language model from a folder or hub id, quantized by compressed-tensors or not."""
+    """A causal language model from a folder or hub id.
+
+    One of the format safetensors runs here on packed weights; other quantized ones are dequantized by transformers.
+    """
     config = Path(path) / "config.json"
-    if config.is_file() and read_json(config, "A model's configuration").get("quantization_config"):
-        return load_in_transformers(Path(path))
+    if config.is_file() and (found := read_json(config, "A model's configuration").get("quantization_config")):
+        packed = isinstance(found, dict) and found.get("quant_method") == "torchqat"
+        return load(empty_model(path), path, packed=True).eval() if packed else load_in_transformers(Path(path))
     return load_model(path)

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 import torchqat
+from command import call
 from torch import nn
 from torchqat import PackedLinear, QuantSpec, ops
 from torchqat.layers.linear import QuantLinear
+from torchqat.restore import load_any
 
 SPECS = {
     "int4_groups": QuantSpec(4, granularity="group", group_size=16),
@@ -133,6 +135,19 @@ def test_a_folder_is_loaded_bit_for_bit(tmp_path, tiny_llama):
     assert torch.equal(plain(ids).logits, model(ids).logits)
     packed = torchqat.load(copy.deepcopy(original), tmp_path / "out", packed=True)
     torch.testing.assert_close(packed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_runs_a_folder_on_packed_weights(tmp_path, tiny_llama, tokenizer, data_folder, capsys):
+    model = torchqat.prepare(tiny_llama, torchqat.parse_recipe(RECIPE, "r.yaml")).eval()
+    torchqat.export(model, tmp_path / "out", format="safetensors", tokenizer=tokenizer)
+    loaded = load_any(str(tmp_path / "out"))
+    assert sum(isinstance(m, PackedLinear) for m in loaded.modules()) == 14
+    ids = torch.randint(0, 128, (2, 16))
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+    code, out, _ = call(
+        capsys, "evaluate", tmp_path / "out", "--data", data_folder, "--samples", 4, "--sequence-length", 32
+    )
+    assert code == 0 and "perplexity" in out
 
 
 def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):

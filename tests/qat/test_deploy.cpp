@@ -109,6 +109,22 @@ TEST_F(Deploy, CalibratedInputsComeAlong) {
   }
 }
 
+TEST_F(Deploy, ExportsInTheDtypeAndFormatThatIsAskedFor) {
+  Net<nn::Linear> net;
+  prepare(net,
+          parse_recipe(
+              "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, group_size: 16}}]", "r"));
+  export_safetensors(net, folder, at::kBFloat16);
+  const Checkpoint read = load_checkpoint(folder);
+  EXPECT_EQ(read.layers[0].scale.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(read.others.at("norm.weight").scalar_type(), at::kBFloat16);
+  EXPECT_TRUE(verify(net, folder).equal());
+  const std::string other = folder + "/compressed";
+  export_safetensors(net, other, at::kBFloat16, "compressed-tensors");
+  EXPECT_EQ(load_safetensors(other + "/model.safetensors").count("first.weight_packed"), 1u);
+  EXPECT_THROW(verify(net, other), FileError);
+}
+
 TEST_F(Deploy, WhatDiffersIsNamed) {
   Net<nn::Linear> net;
   prepare(net, recipe());

@@ -77,6 +77,19 @@ TEST(PackedLinear, GoesThroughSaveAndLoad) {
   EXPECT_TRUE(at::equal(other->forward(x), packed->forward(x)));
 }
 
+TEST(PackedLinear, IsClonedAndMoved) {
+  nn::Sequential net(QuantLinear(48, 24));
+  PackedLinear packed(weights_of(net, kSpecs[1]), net->named_parameters()["0.bias"]);
+  const at::Tensor x = at::randn({2, 48});
+  const auto clone = std::dynamic_pointer_cast<PackedLinearImpl>(packed->clone());
+  EXPECT_TRUE(at::equal(clone->forward(x), packed->forward(x)));
+  packed->to(at::kCPU, at::kBFloat16);
+  EXPECT_EQ(packed->bias.scalar_type(), at::kBFloat16);
+  EXPECT_TRUE(at::equal(packed->weights("0").codes, clone->weights("0").codes));
+  packed->to(at::kCPU);
+  EXPECT_TRUE(at::allclose(packed->forward(x), clone->forward(x), 1e-2, 1e-2));
+}
+
 TEST(PackedLinear, SaysWhatItLacks) {
   PackedLinear empty(48, 24);
   EXPECT_THROW(empty->forward(at::randn({1, 48})), std::logic_error);

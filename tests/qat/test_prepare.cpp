@@ -301,6 +301,12 @@ TEST(Prepare, RefusesWhatItCannotQuantizeAndChangesNothing) {
             "words and shared share a weight, so that all or none of them must be quantized, and "
             "alike, but the recipe has no such rule for shared.");
 
+  Plan cached = plan(*nn::Sequential(nn::Linear(8, 8)), int8);
+  cached.kv_cache.emplace();
+  EXPECT_EQ(message_of([&] { prepare(*nn::Sequential(nn::Linear(8, 8)), cached); }),
+            "kv_cache has no attention layers to go to in a LibTorch program: take the section out "
+            "of the recipe, and call qat::KvCache in your attention.");
+
   Net fresh;
   Plan lacking = plan(fresh, int8);
   lacking.layers[0].name = "third";
