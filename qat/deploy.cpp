@@ -76,7 +76,7 @@ Action load_layer(const Contents& contents, const std::string& folder,
     // Made beforehand, so that what it refuses changes nothing.
     const auto ready = std::make_shared<PackedLinearImpl>(packed->second->options);
     ready->set_weights(weights);
-    return [to = packed->second, weights] { to->set_weights(weights); };
+    return [to = packed->second, ready] { to->set_weights(*ready); };
   }
   const auto found = contents.layers.find(name);
   if (found == contents.layers.end())

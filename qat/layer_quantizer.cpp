@@ -54,7 +54,7 @@ struct LayerQuantizer::HandOn : torch::autograd::PostAccumulateGradHook {
     leaf.mutable_grad().reset();
     quantizer->hand_on(std::move(gradient));
   }
-  LayerQuantizer* quantizer;  // which takes the hook off its leaf when it goes
+  LayerQuantizer* quantizer;  // which takes this off its leaf when it goes
 };
 
 LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
@@ -69,6 +69,11 @@ LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
   bits_ = register_buffer("bits", at::tensor({kFloat, kFloat}, at::kLong));
   set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
            method);
+}
+
+// A graph may hold the leaf for longer.
+LayerQuantizer::~LayerQuantizer() {
+  if (leaf_.defined()) torch::autograd::impl::set_post_acc_grad_hooks(leaf_, nullptr);
 }
 
 void LayerQuantizer::register_state(torch::nn::Module& layer) {

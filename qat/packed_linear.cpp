@@ -91,6 +91,14 @@ void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
   input_zero_point_ = weights.input_zero_point.value_or(at::Tensor());
 }
 
+void PackedLinearImpl::set_weights(const PackedLinearImpl& other) {
+  packed_ = other.packed_;
+  spec_ = other.spec_;
+  input_ = other.input_;
+  input_scale_ = other.input_scale_;
+  input_zero_point_ = other.input_zero_point_;
+}
+
 QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
   if (!has_weights())
     throw std::logic_error("PackedLinear " + name + " has no weights yet; call qat::load.");

@@ -46,6 +46,8 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   // Throws std::invalid_argument for weights of another shape, for FP8, and for inputs that it
   // cannot round.
   void set_weights(const QuantizedWeights& weights);
+  // Those of another, with which it then shares their memory.
+  void set_weights(const PackedLinearImpl& other);
   // The same weights, bit for bit. Throws std::logic_error before it has any.
   QuantizedWeights weights(const std::string& name) const;
   bool has_weights() const { return packed_.panels.defined(); }

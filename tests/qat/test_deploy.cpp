@@ -11,6 +11,7 @@
 #include "qat/layers.h"
 #include "qat/packed_linear.h"
 #include "qat/prepare.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
@@ -43,15 +44,6 @@ Recipe recipe(const std::string& input = "") {
       "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, group_size: 16, scale: mse}" +
           input + "}, {match: words, weight: {dtype: int8}}]\n",
       "r.yaml");
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST_F(Deploy, APlainModuleGetsTheWeightsOfTrainingBitForBit) {

@@ -12,6 +12,7 @@
 #include "qat/layers.h"
 #include "qat/prepare.h"
 #include "qat/schedule.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
@@ -47,15 +48,6 @@ std::vector<std::string> names_of(const nn::Module& net) {
   std::vector<std::string> names;
   for (const LayerInfo& layer : plannable_layers(net)) names.push_back(layer.name);
   return names;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST(ModuleLayers, AreFoundHoweverTheyAreHeldAndEachOnce) {
@@ -154,6 +146,16 @@ TEST(Prepare, SharedWeightsReceiveTheGradientsOfAllTheirUses) {
   const auto quantizer = prepared_layers(net)[0].quantizer();
   EXPECT_FALSE(net.shared->weight.grad().defined());  // the leaf has handed it on
   EXPECT_GT(net.words->weight.grad().abs().sum().item<float>(), 0.0f);
+}
+
+TEST(Prepare, AGraphMayOutliveItsModule) {
+  at::Tensor loss;
+  {
+    nn::Sequential net(nn::Linear(8, 8));
+    prepare(*net, recipe_of("{match: \"*\", weight: {dtype: int4, scale: learned}}"));
+    loss = net->forward(at::randn({2, 8})).sum();
+  }
+  loss.backward();
 }
 
 TEST(Prepare, SparseGradientsOfEmbeddingsStaySparseWhereNothingIsClipped) {

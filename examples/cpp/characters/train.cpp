@@ -8,12 +8,15 @@
 #include <torch/nn/functional/loss.h>
 #include <torch/optim/adamw.h>
 
+#include <cmath>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
+#include <vector>
 
+#include "../program.h"
 #include "transformer.h"
 
 namespace {
@@ -147,15 +150,6 @@ void run(const std::string& path, const std::string& recipe_path, const std::str
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: %s TEXT_FILE RECIPE OUTPUT_FOLDER\n", argv[0]);
-    return 2;
-  }
-  try {
-    run(argv[1], argv[2], argv[3]);
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return run_program(argc, argv, 3, "TEXT_FILE RECIPE OUTPUT_FOLDER",
+                     [&] { run(argv[1], argv[2], argv[3]); });
 }

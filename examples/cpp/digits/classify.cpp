@@ -7,8 +7,8 @@
 #include <qat/packed_linear.h>
 
 #include <cstdio>
-#include <exception>
 
+#include "../program.h"
 #include "classifier.h"
 
 namespace {
@@ -26,15 +26,5 @@ void run(const std::string& csv, const std::string& folder) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s DIGITS_CSV CHECKPOINT_FOLDER\n", argv[0]);
-    return 2;
-  }
-  try {
-    run(argv[1], argv[2]);
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return run_program(argc, argv, 2, "DIGITS_CSV CHECKPOINT_FOLDER", [&] { run(argv[1], argv[2]); });
 }

@@ -8,10 +8,12 @@
 #include <torch/optim/adam.h>
 
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <functional>
+#include <stdexcept>
+#include <vector>
 
+#include "../program.h"
 #include "classifier.h"
 
 namespace {
@@ -130,15 +132,6 @@ void run(const std::string& csv, const std::string& recipe_path, const std::stri
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "usage: %s DIGITS_CSV RECIPE OUTPUT_FOLDER\n", argv[0]);
-    return 2;
-  }
-  try {
-    run(argv[1], argv[2], argv[3]);
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return run_program(argc, argv, 3, "DIGITS_CSV RECIPE OUTPUT_FOLDER",
+                     [&] { run(argv[1], argv[2], argv[3]); });
 }
