@@ -48,13 +48,14 @@ void check(const ModuleLayer& layer, const LayerPlan& plan) {
 
 // Runs when a backward has added to the gradient of a leaf.
 struct LayerQuantizer::HandOn : torch::autograd::PostAccumulateGradHook {
-  explicit HandOn(LayerQuantizer* to) : quantizer(to) {}
+  explicit HandOn(std::weak_ptr<torch::nn::Module> to) : quantizer(std::move(to)) {}
   void operator()(const at::Tensor& leaf) override {
     at::Tensor gradient = leaf.grad();
     leaf.mutable_grad().reset();
-    quantizer->hand_on(std::move(gradient));
+    const auto held = quantizer.lock();
+    if (held) static_cast<LayerQuantizer&>(*held).hand_on(std::move(gradient));
   }
-  LayerQuantizer* quantizer;  // which takes this off its leaf when it goes
+  std::weak_ptr<torch::nn::Module> quantizer;  // a graph may hold the leaf for longer
 };
 
 LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
@@ -69,11 +70,6 @@ LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
   bits_ = register_buffer("bits", at::tensor({kFloat, kFloat}, at::kLong));
   set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
            method);
-}
-
-// A graph may hold the leaf for longer.
-LayerQuantizer::~LayerQuantizer() {
-  if (leaf_.defined()) torch::autograd::impl::set_post_acc_grad_hooks(leaf_, nullptr);
 }
 
 void LayerQuantizer::register_state(torch::nn::Module& layer) {
@@ -105,7 +101,9 @@ void LayerQuantizer::attach(torch::nn::Module& layer) {
   if (!weight_) return;
   const bool trains = master_.requires_grad() || weight_->learned();
   leaf_ = at::empty_like(master_.detach()).requires_grad_(trains);
-  if (trains) torch::autograd::impl::set_post_acc_grad_hooks(leaf_, std::make_unique<HandOn>(this));
+  if (trains)
+    torch::autograd::impl::set_post_acc_grad_hooks(leaf_,
+                                                   std::make_unique<HandOn>(shared_from_this()));
   refresh();
 }
 

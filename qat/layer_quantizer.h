@@ -38,7 +38,6 @@ class LayerQuantizer : public torch::nn::Module {
   // renormalises its weight in the forward, and for an input of a layer that is no drop-in.
   LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan, const std::string& method,
                  bool keeps_scales);
-  ~LayerQuantizer() override;
   LayerQuantizer(const LayerQuantizer&) = delete;
   LayerQuantizer& operator=(const LayerQuantizer&) = delete;
 

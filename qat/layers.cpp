@@ -2,14 +2,13 @@
 
 namespace qat {
 
-at::Tensor DropIn::passed(const torch::nn::Module& layer, LayerQuantizer*& quantizer,
-                          const at::Tensor& x) {
-  if (!quantizer) {
+at::Tensor DropIn::passed(const torch::nn::Module& layer, const at::Tensor& x) {
+  if (!quantizer_) {
     const auto children = layer.named_children();
     if (children.contains(kQuantizerName))
-      quantizer = dynamic_cast<LayerQuantizer*>(children[kQuantizerName].get());
+      quantizer_ = dynamic_cast<LayerQuantizer*>(children[kQuantizerName].get());
   }
-  return quantizer ? quantizer->input(x) : x;
+  return quantizer_ ? quantizer_->input(x) : x;
 }
 
 }  // namespace qat

@@ -13,10 +13,10 @@ class DropIn {
   virtual ~DropIn() = default;
 
  protected:
-  // `quantized`: the child that prepare() added, found once.
-  static at::Tensor passed(const torch::nn::Module& layer, LayerQuantizer*& quantizer,
-                           const at::Tensor& x);
-  LayerQuantizer* quantizer_ = nullptr;
+  at::Tensor passed(const torch::nn::Module& layer, const at::Tensor& x);
+
+ private:
+  LayerQuantizer* quantizer_ = nullptr;  // the child that prepare() added, once it was found
 };
 
 // Drop-ins for the layers of torch::nn, equal to them until prepare(), for recipes that quantize
@@ -26,7 +26,7 @@ class QuantLinearImpl : public torch::nn::LinearImpl, public DropIn {
  public:
   using torch::nn::LinearImpl::LinearImpl;
   at::Tensor forward(const at::Tensor& x) {
-    return torch::nn::LinearImpl::forward(passed(*this, quantizer_, x));
+    return torch::nn::LinearImpl::forward(passed(*this, x));
   }
 };
 TORCH_MODULE(QuantLinear);
@@ -35,7 +35,7 @@ class QuantConv2dImpl : public torch::nn::Conv2dImpl, public DropIn {
  public:
   using torch::nn::Conv2dImpl::Conv2dImpl;
   at::Tensor forward(const at::Tensor& x) {
-    return torch::nn::Conv2dImpl::forward(passed(*this, quantizer_, x));
+    return torch::nn::Conv2dImpl::forward(passed(*this, x));
   }
 };
 TORCH_MODULE(QuantConv2d);
