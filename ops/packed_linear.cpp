@@ -11,11 +11,6 @@
 namespace qat {
 namespace {
 
-bool is_float(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kHalf ||
-         tensor.scalar_type() == at::kBFloat16;
-}
-
 // For devices without a kernel of their own: the weight exists while it is multiplied.
 at::Tensor packed_linear_dequantized(const at::Tensor& x, const at::Tensor& panels,
                                      const at::Tensor& scale,
@@ -49,18 +44,12 @@ PanelLayout check_packed_linear(const at::Tensor& x, const at::Tensor& panels,
                                 int64_t group_size, int64_t out) {
   check_input("packed_linear", x);
   TORCH_CHECK_VALUE(x.dim() >= 1, "[packed_linear] x must be [..., in], but is a scalar.");
-  TORCH_CHECK_VALUE(bits == 4 || bits == 8, "[packed_linear] bits must be 4 or 8, but is ", bits,
-                    ".");
-  TORCH_CHECK_VALUE(group_size >= 1, "[packed_linear] group_size must be at least 1, but is ",
-                    group_size, ".");
-  TORCH_CHECK_VALUE(x.size(-1) % group_size == 0, "[packed_linear] group_size must divide the ",
-                    x.size(-1), " features of x, but is ", group_size, ".");
+  check_panel_layout("packed_linear", bits, group_size, x.sym_size(-1));
+  check_scale_dtype("packed_linear", scale.scalar_type());
   const PanelLayout layout{out, x.size(-1), group_size, static_cast<int>(bits)};
   const int64_t rows = PanelLayout::kRows;
-  TORCH_CHECK_TYPE(panels.scalar_type() == at::kInt && is_float(scale),
-                   "[packed_linear] panels must be int32 and scale float32, float16 or bfloat16, "
-                   "but are ",
-                   panels.scalar_type(), " and ", scale.scalar_type(), ".");
+  TORCH_CHECK_TYPE(panels.scalar_type() == at::kInt,
+                   "[packed_linear] panels must be int32, but is ", panels.scalar_type(), ".");
   TORCH_CHECK_VALUE(panels.sizes() == at::IntArrayRef({layout.panels(), layout.words(), rows}),
                     "[packed_linear] panels must be [", layout.panels(), ", ", layout.words(), ", ",
                     rows, "] for ", out, " rows and inputs of ", layout.cols, " features, but is ",

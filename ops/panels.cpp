@@ -12,15 +12,16 @@
 #include <vector>
 
 namespace qat {
-namespace {
 
-void check_layout(const char* op, int64_t bits, int64_t group_size, const c10::SymInt& cols) {
+void check_panel_layout(const char* op, int64_t bits, int64_t group_size, const c10::SymInt& cols) {
   TORCH_CHECK_VALUE(bits == 4 || bits == 8, "[", op, "] bits must be 4 or 8, but is ", bits, ".");
   TORCH_CHECK_VALUE(group_size >= 1, "[", op, "] group_size must be at least 1, but is ",
                     group_size, ".");
   TORCH_CHECK_VALUE(cols % group_size == 0, "[", op, "] group_size must divide the ", cols,
                     " columns, but is ", group_size, ".");
 }
+
+namespace {
 
 // Where the codes of a word begin, counted from its lowest bit.
 at::Tensor places(const at::Tensor& like, int64_t bits) {
@@ -32,7 +33,7 @@ at::Tensor places(const at::Tensor& like, int64_t bits) {
 at::Tensor pack_panels_kernel(const at::Tensor& codes, int64_t bits, int64_t group_size) {
   TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar && codes.dim() == 2,
                    "[pack_panels] codes must be int8 [rows, cols].");
-  check_layout("pack_panels", bits, group_size, codes.sym_size(1));
+  check_panel_layout("pack_panels", bits, group_size, codes.sym_size(1));
   const PanelLayout layout{codes.size(0), codes.size(1), group_size, static_cast<int>(bits)};
   const int64_t panels = layout.panels(), groups = layout.groups();
   const int64_t per_word = layout.codes_per_word(), words = layout.words_per_group();
@@ -51,7 +52,7 @@ at::Tensor pack_panels_kernel(const at::Tensor& codes, int64_t bits, int64_t gro
 
 at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t group_size,
                                 int64_t rows, int64_t cols) {
-  check_layout("unpack_panels", bits, group_size, cols);
+  check_panel_layout("unpack_panels", bits, group_size, cols);
   const PanelLayout layout{rows, cols, group_size, static_cast<int>(bits)};
   TORCH_CHECK_VALUE(panels.scalar_type() == at::kInt && panels.dim() == 3 &&
                         panels.size(0) == layout.panels() && panels.size(1) == layout.words() &&
@@ -85,10 +86,11 @@ at::Tensor unpack_panel_values_kernel(const at::Tensor& packed, int64_t rows) {
 }
 
 at::Tensor pack_panels_meta(const at::Tensor& codes, int64_t bits, int64_t group_size) {
-  check_layout("pack_panels", bits, group_size, codes.sym_size(1));
+  check_panel_layout("pack_panels", bits, group_size, codes.sym_size(1));
   const c10::SymInt rows = codes.sym_size(0), cols = codes.sym_size(1);
   const int64_t per_word = 32 / bits, words = (group_size + per_word - 1) / per_word;
-  return at::empty_symint({(rows + 15) / 16, cols / group_size * words, PanelLayout::kRows},
+  return at::empty_symint({(rows + (PanelLayout::kRows - 1)) / PanelLayout::kRows,
+                           cols / group_size * words, PanelLayout::kRows},
                           codes.options().dtype(at::kInt));
 }
 

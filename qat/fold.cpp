@@ -1,7 +1,6 @@
 #include "qat/fold.h"
 
 #include <ATen/ops/abs.h>
-#include <torch/nn/modules/linear.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -48,9 +47,7 @@ class Source {
         if (parameters.contains(name) && parameters[name].defined() &&
             parameters[name].size(0) == features)
           parameters_.push_back(parameters[name].detach());
-      const auto children = modules[fold.source]->named_children();
-      if (children.contains(kQuantizerName))
-        quantizer_ = std::dynamic_pointer_cast<LayerQuantizer>(children[kQuantizerName]);
+      quantizer_ = quantizer_of(*modules[fold.source]);
     }
     if (parameters_.empty())
       throw std::invalid_argument(text_of(fold) + ": " + fold.source +

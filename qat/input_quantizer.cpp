@@ -14,6 +14,18 @@
 
 namespace qat {
 
+at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
+                         const at::Tensor& scale, const std::optional<at::Tensor>& zero_point) {
+  const auto block = block_shape(spec);
+  if (spec.dynamic)
+    return std::get<0>(
+        fake_quantize_dynamic(x, block, bits, grid_name(spec.grid), spec.scale_dtype));
+  const QuantRange range = quant_range(spec, bits);
+  const auto zero = zero_point ? std::optional(zero_point->view({1, 1})) : std::nullopt;
+  return fake_quantize(x, scale.view({1, 1}), zero, block, static_cast<int64_t>(range.min),
+                       static_cast<int64_t>(range.max));
+}
+
 InputQuantizer::InputQuantizer(const QuantSpec& spec, int64_t features, at::Device device)
     : spec_(spec), features_(features), scale_bits_(spec.bits), observer_(spec.observer) {
   if (spec.dynamic) return;
@@ -41,17 +53,13 @@ at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
   if (calibrating_ || (calibrated() && observing_ && training && follows(spec_.observer.kind)))
     observe(x);
   if (calibrating_ || bits_ == kFloat || (calibrated() && !ready_)) return x;
+  if (!learned()) return rounded_input(x, spec_, bits_, scale_, zero_point_);
   const Quantizer quantizer = input_quantizer_of(spec_, bits_, features_);
-  const auto& block = quantizer.block;
-  if (quantizer.mode == Quantizer::Mode::minmax)
-    return std::get<0>(
-        fake_quantize_dynamic(x, block, bits_, grid_name(spec_.grid), spec_.scale_dtype));
   const QuantRange range = quant_range(spec_, bits_);
-  const auto lowest = static_cast<int64_t>(range.min), highest = static_cast<int64_t>(range.max);
-  if (!learned()) return fake_quantize(x, scale_, zero_point_, block, lowest, highest);
   const auto zero_point = spec_.symmetric() ? std::nullopt : std::optional(zero_point_);
-  return fake_quantize_learned(x, scale_, zero_point, block, lowest, highest, spec_.scale_dtype,
-                               quantizer.gradient_scale);
+  return fake_quantize_learned(x, scale_, zero_point, quantizer.block,
+                               static_cast<int64_t>(range.min), static_cast<int64_t>(range.max),
+                               spec_.scale_dtype, quantizer.gradient_scale);
 }
 
 void InputQuantizer::set_bits(int bits, bool derive) {

@@ -11,6 +11,11 @@
 
 namespace qat {
 
+// x rounded as `spec` says at `bits`: with a scale found in the call, or with these, of one
+// element each.
+at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
+                         const at::Tensor& scale, const std::optional<at::Tensor>& zero_point);
+
 // Fake quantization of a layer's input: with a scale that is found in every call, or with one that
 // was calibrated, goes on following the input's range while training, or is learned.
 class InputQuantizer {

@@ -235,6 +235,13 @@ void LayerQuantizer::pretty_print(std::ostream& stream) const {
          << ", input=" << (input_ ? describe(input_->spec()) : "float") << ")";
 }
 
+std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer) {
+  const auto children = layer.named_children();
+  return children.contains(kQuantizerName)
+             ? std::dynamic_pointer_cast<LayerQuantizer>(children[kQuantizerName])
+             : nullptr;
+}
+
 void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights) {
   LayerPlan plan;
   plan.name = layer.name;

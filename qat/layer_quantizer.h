@@ -100,6 +100,9 @@ class LayerQuantizer : public torch::nn::Module {
   at::Tensor bits_;    // int64 [2], the widths in force: what torch::save keeps of them
 };
 
+// The quantizer that prepare() put into a layer, or none.
+std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer);
+
 // Lets a drop-in round its input as a checkpoint says; its weight is used as it is.
 void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights);
 

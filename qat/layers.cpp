@@ -3,11 +3,7 @@
 namespace qat {
 
 at::Tensor DropIn::passed(const torch::nn::Module& layer, const at::Tensor& x) {
-  if (!quantizer_) {
-    const auto children = layer.named_children();
-    if (children.contains(kQuantizerName))
-      quantizer_ = dynamic_cast<LayerQuantizer*>(children[kQuantizerName].get());
-  }
+  if (!quantizer_) quantizer_ = quantizer_of(layer).get();
   return quantizer_ ? quantizer_->input(x) : x;
 }
 

@@ -26,12 +26,7 @@ bool ends_with(const std::string& text, const std::string& end) {
 
 }  // namespace
 
-std::shared_ptr<LayerQuantizer> ModuleLayer::quantizer() const {
-  const auto children = module->named_children();
-  return children.contains(kQuantizerName)
-             ? std::dynamic_pointer_cast<LayerQuantizer>(children[kQuantizerName])
-             : nullptr;
-}
+std::shared_ptr<LayerQuantizer> ModuleLayer::quantizer() const { return quantizer_of(*module); }
 
 std::vector<ModuleLayer> module_layers(const torch::nn::Module& module) {
   std::vector<ModuleLayer> layers;

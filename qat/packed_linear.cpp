@@ -2,21 +2,17 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <torch/nn/init.h>
+#include <ATen/ops/zeros.h>
 #include <torch/serialize/archive.h>
 
-#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
 #include "ops/packed_linear.h"
 #include "qat/formats/format.h"
 #include "qat/formats/spec_json.h"
+#include "qat/input_quantizer.h"
 
 namespace qat {
 namespace {
@@ -117,26 +113,15 @@ QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
   return found;
 }
 
-at::Tensor PackedLinearImpl::rounded_input(const at::Tensor& x) const {
-  if (!input_) return x;
-  const auto block = block_shape(*input_);
-  if (input_->dynamic)
-    return std::get<0>(fake_quantize_dynamic(x, block, input_->bits, grid_name(input_->grid),
-                                             input_->scale_dtype));
-  const QuantRange range = quant_range(*input_, input_->bits);
-  const auto zero_point =
-      input_zero_point_.defined() ? std::optional(input_zero_point_.view({1, 1})) : std::nullopt;
-  return fake_quantize(x, input_scale_.view({1, 1}), zero_point, block,
-                       static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
-}
-
 at::Tensor PackedLinearImpl::forward(const at::Tensor& x) {
   if (!has_weights())
     throw std::logic_error("A PackedLinear has no weights yet; call qat::load first.");
   const at::NoGradGuard no_grad;
   const auto add = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
-  return packed_linear(rounded_input(x), packed_.panels, packed_.scale, given(packed_.zero_point),
-                       add, packed_.bits, packed_.group_size, packed_.rows);
+  const at::Tensor input =
+      input_ ? rounded_input(x, *input_, input_->bits, input_scale_, given(input_zero_point_)) : x;
+  return packed_linear(input, packed_.panels, packed_.scale, given(packed_.zero_point), add,
+                       packed_.bits, packed_.group_size, packed_.rows);
 }
 
 int64_t PackedLinearImpl::bytes() const {

@@ -67,7 +67,6 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   at::Tensor bias;
 
  private:
-  at::Tensor rounded_input(const at::Tensor& x) const;
   void move(torch::Device device);
 
   QuantSpec spec_;

@@ -43,8 +43,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
   if (plan.kv_cache)
     throw std::invalid_argument(
         "kv_cache has no attention layers to go to in a LibTorch program: take the section out of "
-        "the recipe, and call "
-        "qat::KvCache in your attention.");
+        "the recipe, and call qat::KvCache in your attention.");
   std::map<std::string, ModuleLayer> layers;
   const std::vector<ModuleLayer> all = module_layers(module);
   for (const ModuleLayer& layer : all) layers.emplace(layer.name, layer);

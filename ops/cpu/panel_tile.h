@@ -74,6 +74,17 @@ struct PanelBlock {
   }
 };
 
+// The next words of `kVectors` vectors of weight rows, from the streams that `at` points into.
+template <int kVectors, typename vector_t>
+QAT_BODY inline void next_words(const int32_t* (&at)[kVectors], vector_t (&words)[kVectors]) {
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    load(at[v], words[v]);
+    __builtin_prefetch(at[v] + kAhead);
+    at[v] += PanelLayout::kRows;
+  }
+}
+
 // Rows of x as a tile reads them.
 struct TileInput {
   const void* x;     // float32 [word][code of the word][row of the tile], or bfloat16 in pairs
@@ -103,12 +114,7 @@ QAT_BODY inline void float_tile(const PanelBlock& block, int64_t first, const Ti
     Floats sum[kVectors][kRows] = {};
     for (int64_t word = 0; word < block.words_per_group; ++word) {
       Words words[kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        load(at[v], words[v]);
-        __builtin_prefetch(at[v] + kAhead);
-        at[v] += PanelLayout::kRows;
-      }
+      next_words(at, words);
 #pragma GCC unroll 8
       for (int place = 0; place < kCodes; ++place) {
 #pragma GCC unroll 8

@@ -58,12 +58,7 @@ QAT_BF16_BODY inline void bf16_tile(const PanelBlock& block, int64_t first, cons
       for (int m = 0; m < kRows; ++m) sum[v][m] = _mm512_setzero_ps();
     for (int64_t word = 0; word < block.words_per_group; ++word) {
       __m512i words[kVectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        words[v] = _mm512_loadu_si512(at[v]);
-        __builtin_prefetch(at[v] + kAhead);
-        at[v] += PanelLayout::kRows;
-      }
+      next_words(at, words);
 #pragma GCC unroll 8
       for (int pair = 0; pair < kPairs; ++pair) {
 #pragma GCC unroll 8

@@ -34,10 +34,11 @@ def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: s
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     if not layers:
         raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")
-    return (_converted(prefix + name, layer, dtype) for name, layer in layers)
+    return (convert_layer(prefix + name, layer, dtype) for name, layer in layers)
 
 
-def _converted(name: str, layer: QuantLayer, dtype: torch.dtype | None) -> QuantizedWeights:
+def convert_layer(name: str, layer: QuantLayer, dtype: torch.dtype | None = None) -> QuantizedWeights:
+    """``convert`` for one layer, called ``name`` in what comes back."""
     try:
         return layer.convert(name, dtype or layer.weight.dtype)
     except ValueError as error:

@@ -1,11 +1,13 @@
 """``pack`` and ``load``: quantized models that run here, at the memory and speed of their codes."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FileError, QuantizedWeights, load_checkpoint
+from torchqat._library import FileError, QuantizedWeights, QuantSpec, load_checkpoint
+from torchqat.convert import convert_layer
 from torchqat.errors import UserError
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.quant_layer import QuantLayer
@@ -27,13 +29,10 @@ def pack(model: nn.Module) -> nn.Module:
         UserError: The model is not prepared, or a weight is not finite.
     """
     require_prepared(model)
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, layer in quant_layers(model):
-        if _packs(model, layer):
-            try:
-                weights = layer.convert(name, layer.weight.dtype)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            _replace(model, name, PackedLinear(weights, layer.bias))
+        if layer.weight_spec is not None and _packs(layer, layer.weight_spec) and holders[id(layer.weight)] == 1:
+            model.set_submodule(name, PackedLinear(convert_layer(name, layer), layer.bias))
     return model.eval()
 
 
@@ -68,17 +67,16 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
         state[name].data.copy_(tensor)
     for name, weights in layers.items():
         layer = model.get_submodule(name)
-        if packed and isinstance(layer, nn.Linear) and not weights.weight.grid.startswith("fp8"):
-            _replace(model, name, PackedLinear(weights, layer.bias))
+        if packed and _packs(layer, weights.weight):
+            model.set_submodule(name, PackedLinear(weights, layer.bias))
         else:
             layer.weight.data.copy_(weights.dequantize(layer.weight.dtype).view(layer.weight.shape))
     return model
 
 
-def _packs(model: nn.Module, layer: QuantLayer) -> bool:
-    spec = layer.weight_spec
-    shared = sum(p is layer.weight for module in model.modules() for p in module._parameters.values()) > 1
-    return isinstance(layer, nn.Linear) and spec is not None and not spec.grid.startswith("fp8") and not shared
+def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
+    """Whether a packed form exists of a layer whose weight is quantized so."""
+    return isinstance(layer, nn.Linear) and not spec.grid.startswith("fp8")
 
 
 def _check_layer(model: nn.Module, folder: str | Path, name: str, weights: QuantizedWeights, packed: bool) -> None:
@@ -108,13 +106,7 @@ def _check_others(folder: str | Path, state: dict[str, Tensor], others: dict[str
                 f"{folder}: {name} is {list(tensor.shape)} in the checkpoint, but {list(state[name].shape)} in the model."
             )
     found = {state[name].data_ptr() for name in others}
-    missing = [
-        name for name, t in state.items() if name not in others and t.data_ptr() not in found
-    ]  # tied ones are there
+    # Of tensors that are tied, one is there.
+    missing = [name for name, t in state.items() if name not in others and t.data_ptr() not in found]
     if missing:
         raise UserError(f"{folder}: {missing[0]} is in the model, but not in the checkpoint.")
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
