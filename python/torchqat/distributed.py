@@ -5,6 +5,7 @@ which each process takes an equal part, and gradients are averaged.
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,9 @@ from torchqat.sharded import local
 
 _TIMEOUT = timedelta(minutes=30)
 _PATIENCE = timedelta(days=7)
+# Threads of gloo hold what a collective was given for some instructions after it has returned, and PyTorch keeps them alive,
+# whatever becomes of their group, once there have been DTensors. Python before 3.14 that ends in that moment aborts.
+_LETTING_GO = timedelta(seconds=0.2)
 
 
 @contextmanager
@@ -41,6 +45,7 @@ def processes() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        time.sleep(_LETTING_GO.total_seconds())
 
 
 def count() -> int:

@@ -33,7 +33,9 @@ def said_by(code: str, folder: Path, processes: int, *arguments) -> str:
     program = folder / "worker.py"
     program.write_text(code)
     command = [*on_processes(processes), str(program), *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Launcher:

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,3 +221,25 @@ def test_a_number_that_is_none_in_one_part_is_named_by_all_processes(tmp_path):
     said = said_by(WORKER.replace("RECIPE", str(recipe)), tmp_path, 2)
     assert said.count("before ['', '']") == 2
     assert said.count("after ['1.weight_scale', '1.weight_scale']") == 2
+
+
+ENDS = """
+import sys, torch
+from torch import nn
+from torchqat.distributed import first_said, processes, shard
+from torchqat.layers.quant_layer import QuantLayer
+
+with processes():
+    model = shard(nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 8)), QuantLayer)
+    first_said([])
+    sys.stdout.write("ends\\n")
+"""
+
+
+def test_programs_end_though_gloo_lets_go_late(tmp_path, monkeypatch):
+    """Its threads outlive the group; one that holds a tensor when Python ends aborts it: one run in a hundred did."""
+    late = tmp_path / "late_gloo.so"
+    source = Path(__file__).with_name("late_gloo.c")
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", late, "-ldl"], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(late))
+    assert said_by(ENDS, tmp_path, 2).count("ends") == 2
