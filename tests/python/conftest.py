@@ -1,6 +1,8 @@
-"""Fixtures: the device to test on, seeds, and a small Llama that is built rather than fetched."""
+"""Fixtures: the device to test on, seeds, and small models and data that are built rather than fetched."""
 
+import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -8,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 from launcher import Launcher
 from torchqat.data import Corpus
 from torchqat.scratch import new_model, train_tokenizer
@@ -104,3 +107,68 @@ def recipe_file(tmp_path):
 def arguments(recipe_file, model_folder, data_folder, tmp_path):
     """What a command that takes a recipe is given, beside the command itself."""
     return [recipe_file, "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
+
+
+BERT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def encoder_folder(tmp_path, tokenizer):
+    """A sentence-transformers folder with a tiny BERT."""
+    folder = tmp_path / "encoder"
+    transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "modules.json").write_text("[]")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}'
+    )
+    return folder
+
+
+@pytest.fixture
+def classifier_folder(tmp_path, tokenizer):
+    folder = tmp_path / "classifier"
+    config = transformers.BertConfig(**BERT, num_labels=3)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    lines = [{"text": f"def function_{i}(argument): return {i % 3}", "label": i % 3} for i in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "sentences.jsonl"
+    lines = [
+        {"text": f"Function number {i} adds {i} to its argument{'' if i % 2 else ' and returns it'}."}
+        for i in range(80)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def digits_module(tmp_path, monkeypatch):
+    """A module of the user's in the working directory, whose functions a recipe names."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))\n\n\n"
+        "def data():\n    g = torch.Generator().manual_seed(0)\n"
+        "    return torch.randn(80, 1, 8, 8, generator=g), torch.randint(4, (80,), generator=g)\n\n\n"
+        "def bad():\n    return torch.zeros(3), torch.zeros(4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "mine"
+    sys.modules.pop("mine", None)
