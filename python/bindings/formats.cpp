@@ -21,8 +21,7 @@ void def_formats(py::module_& m) {
       .def_readonly("name", &Format::name)
       .def_readonly("used_by", &Format::used_by)
       .def_readonly("dtype", &Format::dtype)
-      .def(
-          "refusal", &refusal, py::arg("layer"))
+      .def("refusal", &refusal, py::arg("layer"))
       .def(
           "tensors",
           [](const Format& self, const QuantizedWeights& layer) { return self.tensors(layer); },
@@ -34,6 +33,7 @@ void def_formats(py::module_& m) {
       .def("check", &check_format, py::arg("plan"));
   m.def("formats", &formats, py::return_value_policy::reference);
   m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));
+  m.def("fused_layers", &fused_layers);
   m.def("fusion_warning", &fusion_warning, py::arg("plan"));
   m.def("holds_kv_cache", &holds_kv_cache, py::arg("spec"));
   m.def("gguf_type", &gguf_type, py::arg("spec"));

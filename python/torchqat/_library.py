@@ -60,6 +60,7 @@ clipped_qparams = _C.clipped_qparams
 find_format = _C.find_format
 formats = _C.formats
 float8_plan = _C.float8_plan
+fused_layers = _C.fused_layers
 fusion_warning = _C.fusion_warning
 gguf_type = _C.gguf_type
 gptq = _C.gptq

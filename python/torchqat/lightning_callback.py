@@ -9,7 +9,6 @@ except ImportError:
 
 from torchqat._library import Recipe
 from torchqat.monitor import Monitor
-from torchqat.prepare import quant_layers
 from torchqat.schedule import Schedule
 
 
@@ -50,8 +49,8 @@ class LightningCallback(Callback):
         self._steps = trainer.global_step
         self.schedule.step()
         seen = self.monitor.step() if self.monitor is not None else {}
-        bits = [layer.weight_bits for _, layer in quant_layers(module) if layer.weight_spec is not None]
-        module.log_dict({f"qat/{name}": value for name, value in {**seen, "weight_bits": float(max(bits))}.items()})
+        seen = {**seen, "weight_bits": float(self.schedule.weight_bits)}
+        module.log_dict({f"qat/{name}": value for name, value in seen.items()})
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.schedule.finish()

@@ -50,6 +50,12 @@ class Schedule:
         """Index of the stage in force."""
         return self.bits.stage_at(self.current_step)
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of the weights in force, the most of any layer; 0 where only inputs are quantized."""
+        layers = [layer for _, layer in quant_layers(self.model) if layer.weight_spec is not None]
+        return max((layer.weight_bits for layer in layers), default=0)
+
     def step(self) -> bool:
         """Count one optimizer step; returns whether widths changed."""
         before = self.stage

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torchqat._library import FLOAT, Initialize, Plan, QuantSpec, allocate_widths
+from torchqat._library import FLOAT, Initialize, Plan, QuantSpec, allocate_widths, fused_layers
 from torchqat.batches import Batch
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
@@ -20,8 +20,6 @@ from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import find_stages, gather
 
 WIDTHS = (2, 3, 4, 8)
-# Layers that engines fuse into one matrix, which must then share a width.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _SEARCH = Initialize("mse")
 
@@ -185,8 +183,9 @@ def _spec_text(spec: QuantSpec, bits: int) -> str:
 
 
 def _fused_name(name: str) -> str:
+    """Of the matrix that engines make of the layer and others, which must then share a width."""
     parent, _, leaf = name.rpartition(".")
-    group = next((group for group in _FUSED if leaf in group), (leaf,))
+    group = next((group for group in fused_layers() if leaf in group), (leaf,))
     return f"{parent}.{'+'.join(group)}"
 
 

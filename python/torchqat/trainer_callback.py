@@ -4,7 +4,6 @@ from transformers import TrainerCallback as _Base
 
 from torchqat._library import Recipe
 from torchqat.monitor import Monitor
-from torchqat.prepare import quant_layers
 from torchqat.schedule import Schedule
 
 
@@ -37,8 +36,7 @@ class TrainerCallback(_Base):
         self.schedule.step()
         if self.monitor is not None:
             self._seen = self.monitor.step()
-        bits = {layer.weight_bits for _, layer in quant_layers(self.schedule.model) if layer.weight_spec is not None}
-        self._seen["weight_bits"] = float(max(bits, default=0))
+        self._seen["weight_bits"] = float(self.schedule.weight_bits)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         seen = {f"qat/{name}": value for name, value in self._seen.items()}

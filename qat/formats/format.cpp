@@ -39,11 +39,9 @@ std::string scheme_of(const LayerPlan& layer) {
 // The other layers of the matrix that engines make of the one called `name` and them, which is the
 // first of it.
 std::vector<std::string> fused_with(const std::string& name) {
-  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
-                                                            {"gate_proj", "up_proj"}};
   const size_t dot = name.rfind('.');
   if (dot == std::string::npos) return {};
-  for (const auto& leaves : kFused) {
+  for (const auto& leaves : fused_layers()) {
     if (name.substr(dot + 1) != leaves.front()) continue;
     std::vector<std::string> others;
     for (size_t i = 1; i < leaves.size(); ++i)
@@ -158,6 +156,12 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
   };
   return grid.index_select(0, index(rows, 1, height, rows))
       .index_select(1, index(cols / group, group, width, cols));
+}
+
+const std::vector<std::vector<std::string>>& fused_layers() {
+  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
+                                                            {"gate_proj", "up_proj"}};
+  return kFused;
 }
 
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan) {

@@ -25,7 +25,7 @@ struct CheckpointPlan {
 // A checkpoint format: which layers it can hold, and how it writes them.
 struct Format {
   const char* name;
-  const char* used_by;  // for people
+  const char* used_by;                   // for people
   std::vector<std::string> layer_types;  // that it has a place for
   // Why it cannot hold a layer of these types, in words that follow "because"; empty when it can.
   std::string (*scheme_refusal)(const LayerPlan& layer);
@@ -63,6 +63,9 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
 
 // The group size as GPTQ's and AWQ's configurations have it: -1 for a scale per output channel.
 int64_t group_size_of(const QuantSpec& spec);
+
+// The layers that engines make one matrix of, by the last parts of their names, in its order.
+const std::vector<std::vector<std::string>>& fused_layers();
 
 // Layers that engines fuse but whose schemes differ, one sentence each.
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan);

@@ -1,5 +1,6 @@
-// Preloaded, makes gloo's threads late: each waits before every mutex that it takes, so it still holds what a collective was
-// given when the program that called it goes on, as on a machine that is busy.
+// Preloaded, makes gloo's threads late: each waits before every mutex that it takes, so it still
+// holds what a collective was given when the program that called it goes on, as on a machine that
+// is busy.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>

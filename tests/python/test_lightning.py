@@ -18,12 +18,11 @@ schedule:
 
 
 class Module(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, recipe=None):
         super().__init__()
         torch.manual_seed(0)
-        self.net = torchqat.prepare(
-            nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), torchqat.parse_recipe(RECIPE, "recipe")
-        )
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        self.net = torchqat.prepare(net, recipe or torchqat.parse_recipe(RECIPE, "recipe"))
         self.widths: list[int] = []
 
     def training_step(self, batch, index):
@@ -55,6 +54,15 @@ def test_widths_follow_the_steps_and_are_logged(tmp_path, loader):
     assert fit.callback_metrics["qat/weight_bits"] == 4.0
     assert {"qat/clipped_share", "qat/oscillating_share"} <= set(fit.callback_metrics)
     assert torchqat.convert(module)[0].weight.bits == 4
+
+
+def test_inputs_alone_can_be_quantized(tmp_path, loader):
+    text = 'version: 1\nlayers: [{match: "*", input: {dtype: int8, granularity: token}}]\n'
+    recipe = torchqat.parse_recipe(text, "recipe")
+    module, callback = Module(recipe), torchqat.LightningCallback(recipe)
+    fit = trainer(tmp_path, callbacks=[callback], enable_checkpointing=False)
+    fit.fit(module, loader)
+    assert callback.schedule.current_step == 8 and fit.callback_metrics["qat/weight_bits"] == 0.0
 
 
 def test_micro_batches_are_not_steps(tmp_path, loader):
