@@ -7,11 +7,10 @@
 
 #include <optional>
 
-#define QAT_DISPATCH_FLOAT(type, name, ...)                       \
-  AT_DISPATCH_SWITCH(type, name,                                  \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__)    \
-                         AT_DISPATCH_CASE(at::kHalf, __VA_ARGS__) \
-                             AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+#define QAT_DISPATCH_FLOAT(type, name, ...)                                      \
+  AT_DISPATCH_SWITCH(type, name,                                                 \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
+                         at::kHalf, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 
 namespace qat {
 

@@ -10,11 +10,12 @@
 
 namespace qat {
 
-// The codes of `x` in as little memory as is quick to read: what a layer keeps of its weight between
-// a forward and its backward. Not a checkpoint format.
+// The codes of `x` in as little memory as is quick to read: what a layer keeps of its weight
+// between a forward and its backward. Not a checkpoint format.
 //
 //   x            float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
-//   scale        float32 [grid_rows, grid_cols], as it is stored; none: found from the range of each
+//   scale        float32 [grid_rows, grid_cols], as it is stored; none: found from the range of
+//   each
 //                block, as by fake_quantize_dynamic
 //   zero_point   int8, shaped like `scale`; none means 0
 //   bits         2 to 8; up to 4 bits share a byte in twos
@@ -35,9 +36,9 @@ at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Te
                   at::IntArrayRef block, int64_t bits, std::string_view grid, c10::SymInt cols,
                   at::ScalarType dtype);
 
-// Where the codes of a row lie. Up to 4 bits, byte j of a segment holds element 2 j in its lower half
-// and element 2 j + 1 in its upper half; above, a byte holds one code. Each segment begins a byte.
-// Codes count from the grid's lowest level.
+// Where the codes of a row lie. Up to 4 bits, byte j of a segment holds element 2 j in its lower
+// half and element 2 j + 1 in its upper half; above, a byte holds one code. Each segment begins a
+// byte. Codes count from the grid's lowest level.
 struct CodeLayout {
   bool shared;        // two codes to a byte
   int64_t per_block;  // bytes of a whole segment
@@ -51,9 +52,10 @@ struct CodeLayout {
 inline CodeLayout code_layout(const BlockLayout& layout, int64_t bits) {
   CodeLayout codes{bits <= 4, 0, 0};
   codes.per_block = codes.bytes_of(layout.block_cols);
-  codes.per_row = layout.grid_cols == 0 ? 0
-                                        : (layout.grid_cols - 1) * codes.per_block +
-                                              codes.bytes_of(layout.segment_length(layout.grid_cols - 1));
+  codes.per_row = layout.grid_cols == 0
+                      ? 0
+                      : (layout.grid_cols - 1) * codes.per_block +
+                            codes.bytes_of(layout.segment_length(layout.grid_cols - 1));
   return codes;
 }
 

@@ -18,12 +18,9 @@ void check_fake_quantize_dynamic(const at::Tensor& x, at::IntArrayRef block, int
   check_scale_dtype("fake_quantize_dynamic", scale_dtype);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(const at::Tensor& x,
-                                                                     at::IntArrayRef block,
-                                                                     int64_t bits,
-                                                                     std::string_view grid,
-                                                                     at::ScalarType scale_dtype,
-                                                                     std::optional<at::ScalarType> dtype) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(
+    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
+    at::ScalarType scale_dtype, std::optional<at::ScalarType> dtype) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::fake_quantize_dynamic", "")
                              .typed<decltype(fake_quantize_dynamic)>();
@@ -48,7 +45,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic_meta(
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
-      "fake_quantize_dynamic(Tensor x, int[2] block, int bits, str grid, ScalarType scale_dtype, *, "
+      "fake_quantize_dynamic(Tensor x, int[2] block, int bits, str grid, ScalarType scale_dtype, "
+      "*, "
       "ScalarType? dtype=None) -> (Tensor, Tensor, Tensor)");
 }
 

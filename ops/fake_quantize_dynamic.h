@@ -22,12 +22,9 @@ namespace qat {
 // per block, zero points being 0 on a symmetric grid. Differentiable in `x` through y only: the
 // scale counts as a constant. On the narrow grid nothing is clipped, so the backward is the
 // identity.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(const at::Tensor& x,
-                                                                     at::IntArrayRef block,
-                                                                     int64_t bits,
-                                                                     std::string_view grid,
-                                                                     at::ScalarType scale_dtype,
-                                                                     std::optional<at::ScalarType> dtype = std::nullopt);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_dynamic(
+    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
+    at::ScalarType scale_dtype, std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Called by every backend before it computes.
 void check_fake_quantize_dynamic(const at::Tensor& x, at::IntArrayRef block, int64_t bits,

@@ -20,9 +20,10 @@ void check_quant_linear(const at::Tensor& x, const at::Tensor& weight) {
   TORCH_CHECK_VALUE(weight.dim() == 2 && x.dim() >= 1 && x.sym_size(-1) == weight.sym_size(1),
                     "[quant_linear] x must end in the columns of weight [out, in], but they are ",
                     x.sym_sizes(), " and ", weight.sym_sizes(), ".");
-  TORCH_CHECK_TYPE(x.scalar_type() == weight.scalar_type() || weight.scalar_type() == at::kFloat,
-                   "[quant_linear] x and weight must have one dtype, or weight be float32, but they are ",
-                   x.scalar_type(), " and ", weight.scalar_type(), ".");
+  TORCH_CHECK_TYPE(
+      x.scalar_type() == weight.scalar_type() || weight.scalar_type() == at::kFloat,
+      "[quant_linear] x and weight must have one dtype, or weight be float32, but they are ",
+      x.scalar_type(), " and ", weight.scalar_type(), ".");
 }
 
 // The rounded weight in `dtype`, from what is kept of it where something is.
@@ -79,9 +80,8 @@ QuantLinearGradients quant_linear_backward_kernel(
         grad_x, x, input_scale, input_zero_point, Quantizer::Result());
   }
   if (needs[1]) {
-    const at::Tensor inputs =
-        input_quantizer(x, input_scale, input_zero_point, dtype).values.reshape_symint(
-            {-1, weight.sym_size(1)});
+    const at::Tensor inputs = input_quantizer(x, input_scale, input_zero_point, dtype)
+                                  .values.reshape_symint({-1, weight.sym_size(1)});
     grad_weight = at::mm(upstream.t(), inputs).to(weight.scalar_type());
     if (kept.size() == 3) found.scale = kept[1], found.zero_point = kept[2];
     std::tie(grad_weight_scale, grad_weight_zero) = weight_quantizer.backward_inplace(
@@ -104,14 +104,11 @@ at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight, const Opt
                  kept, weight_quantizer, input_quantizer);
 }
 
-QuantLinearGradients quant_linear_backward(const at::Tensor& grad, const at::Tensor& x,
-                                           const at::Tensor& weight, const Optional& weight_scale,
-                                           const Optional& weight_zero_point,
-                                           const Optional& input_scale,
-                                           const Optional& input_zero_point, at::TensorList kept,
-                                           std::string_view weight_quantizer,
-                                           std::string_view input_quantizer,
-                                           std::array<bool, 2> needs) {
+QuantLinearGradients quant_linear_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+    const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
+    const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
+    std::string_view input_quantizer, std::array<bool, 2> needs) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::_quant_linear_backward", "")
                              .typed<decltype(quant_linear_backward)>();

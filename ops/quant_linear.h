@@ -13,13 +13,15 @@ namespace qat {
 // for the product, which is torch's, but for memory: the rounded tensors live only while they are
 // multiplied, and the backward computes them again instead of saving them.
 //
-//   x, weight         [..., in] and [out, in], float32, float16 or bfloat16, of one dtype; or float32
+//   x, weight         [..., in] and [out, in], float32, float16 or bfloat16, of one dtype; or
+//   float32
 //                     weights under half inputs, which are rounded to the grid in float32 and then
 //                     once to the inputs' dtype
 //   bias              [out] or none
 //   *_scale           float32, one per block, for fixed and learned quantizers
 //   *_zero_point      one per block: int8 for fixed, float32 for learned; none means 0
-//   kept              what the caller keeps of the rounded weight while it does not change: nothing;
+//   kept              what the caller keeps of the rounded weight while it does not change:
+//   nothing;
 //                     {codes, scale, zero_point} of encode.h; or {ŵ} or {ŵ, scale, zero_point}. The
 //                     result is the same for each.
 //   *_quantizer       a Quantizer's text (quantizer.h); empty for none

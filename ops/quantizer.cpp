@@ -127,7 +127,8 @@ std::vector<at::Tensor> Quantizer::encoded(const at::Tensor& x, const Optional& 
   return {codes, kept_scale, kept_zero_point};
 }
 
-at::Tensor Quantizer::decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const {
+at::Tensor Quantizer::decoded(at::TensorList encoded, c10::SymInt cols,
+                              at::ScalarType dtype) const {
   return decode(encoded[0], encoded[1], encoded[2], block, bits, grid_name(grid), std::move(cols),
                 dtype);
 }

@@ -52,8 +52,9 @@ void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer
     problems->push_back({rule.place, "input must not be given for an Embedding, but " + rule.match +
                                          " matches " + layer.name});
   if (layer.type == "Conv2d" && spec.granularity != Granularity::tensor)
-    problems->push_back({rule.place, "input of a Conv2d must have granularity tensor, but that of " +
-                                         layer.name + " has " + name_of(spec.granularity)});
+    problems->push_back(
+        {rule.place, "input of a Conv2d must have granularity tensor, but that of " + layer.name +
+                         " has " + name_of(spec.granularity)});
 }
 
 std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
@@ -177,7 +178,8 @@ Plan float8_plan(const Plan& plan) {
   Plan result = plan;
   result.stages = {Stage{}};
   for (LayerPlan& layer : result.layers) {
-    const c10::ScalarType stored = layer.weight ? layer.weight->scale_dtype : c10::ScalarType::BFloat16;
+    const c10::ScalarType stored =
+        layer.weight ? layer.weight->scale_dtype : c10::ScalarType::BFloat16;
     QuantSpec spec;
     spec.grid = Grid::e4m3;
     spec.scale_dtype = stored;
@@ -198,13 +200,12 @@ std::string to_text(const Plan& plan) {
   std::ostringstream out;
   for (const auto& layer : plan.layers) {
     out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  "
-        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", " << layer.in_features << "]  weight "
-        << (layer.weight ? describe(*layer.weight) : "float");
+        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", "
+        << layer.in_features << "]  weight " << (layer.weight ? describe(*layer.weight) : "float");
     if (layer.input) out << "; input " << describe(*layer.input);
     out << "\n";
   }
-  out << plan.layers.size() << " layers quantized, " << plan.untouched
-      << " layers left alone\n";
+  out << plan.layers.size() << " layers quantized, " << plan.untouched << " layers left alone\n";
   if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
   const auto width_name = [](int bits) {
     return bits == kTarget  ? std::string("as exported")

@@ -51,8 +51,8 @@ Plan naive_plan(const Plan& plan, int bits);
 // The same plan with the weights of the named layers at other widths.
 Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
 
-// The same layers in FP8 E4M3, a scale for each output channel, the inputs of linear layers with one
-// for each token: what hardware that multiplies FP8 runs.
+// The same layers in FP8 E4M3, a scale for each output channel, the inputs of linear layers with
+// one for each token: what hardware that multiplies FP8 runs.
 Plan float8_plan(const Plan& plan);
 
 // True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.

@@ -49,8 +49,7 @@ ScratchModel read_scratch(YamlSection section) {
 ModelSection read_model(YamlSection section) {
   ModelSection model;
   model.path = section.text("path", "");
-  model.kind =
-      section.one_of("kind", model.kind, {"causal_lm", "classifier", "sentence_encoder"});
+  model.kind = section.one_of("kind", model.kind, {"causal_lm", "classifier", "sentence_encoder"});
   model.dtype = section.one_of("dtype", model.dtype, {"float32", "bfloat16", "float16"});
   if (section.has("scratch")) {
     model.scratch = read_scratch(section.section("scratch"));

@@ -74,8 +74,8 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
 
 void read_input_granularity(YamlSection& section, QuantSpec& spec) {
   const std::string fallback = section.has("group_size") ? "group" : "token";
-  spec.granularity = parse_granularity(
-      section.one_of("granularity", fallback, {"token", "tensor", "group"}));
+  spec.granularity =
+      parse_granularity(section.one_of("granularity", fallback, {"token", "tensor", "group"}));
   read_group_size(section, spec);
   const bool whole = spec.granularity == Granularity::tensor;
   spec.dynamic = section.boolean("dynamic", !whole);

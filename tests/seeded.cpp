@@ -1,4 +1,5 @@
-// Seeds torch before every test: in C++ programs its default generator starts differently each time.
+// Seeds torch before every test: in C++ programs its default generator starts differently each
+// time.
 
 #include <ATen/Context.h>
 #include <gtest/gtest.h>

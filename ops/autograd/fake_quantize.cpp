@@ -31,8 +31,9 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const auto saved = ctx->get_saved_variables();
     const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const at::Tensor grad_x = fake_quantize_backward(
-        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
-        ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt());
+        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point,
+        ctx->saved_data["block"].toIntVector(), ctx->saved_data["quant_min"].toInt(),
+        ctx->saved_data["quant_max"].toInt());
     return {grad_x, {}, {}, {}, {}, {}, {}};
   }
 };

@@ -34,11 +34,12 @@ class FakeQuantizeLearned : public torch::autograd::Function<FakeQuantizeLearned
     const auto saved = ctx->get_saved_variables();
     const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
     const auto [grad_x, grad_scale, grad_zero_point] = fake_quantize_learned_backward(
-        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point, ctx->saved_data["block"].toIntVector(),
-        ctx->saved_data["quant_min"].toInt(), ctx->saved_data["quant_max"].toInt(),
-        ctx->saved_data["scale_dtype"].toScalarType(),
+        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point,
+        ctx->saved_data["block"].toIntVector(), ctx->saved_data["quant_min"].toInt(),
+        ctx->saved_data["quant_max"].toInt(), ctx->saved_data["scale_dtype"].toScalarType(),
         ctx->saved_data["gradient_scale"].toDouble());
-    return {grad_x, grad_scale, zero_point ? grad_zero_point : at::Tensor(), {}, {}, {}, {}, {}, {}};
+    return {grad_x, grad_scale, zero_point ? grad_zero_point : at::Tensor(), {}, {}, {}, {},
+            {},     {}};
   }
 };
 

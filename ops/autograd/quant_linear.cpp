@@ -14,7 +14,16 @@ using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
 // The differentiable arguments, in order.
-enum Argument { kX, kWeight, kBias, kWeightScale, kWeightZero, kInputScale, kInputZero, kArguments };
+enum Argument {
+  kX,
+  kWeight,
+  kBias,
+  kWeightScale,
+  kWeightZero,
+  kInputScale,
+  kInputZero,
+  kArguments
+};
 
 // Saves its arguments, which live anyway, and nothing that it computed.
 class QuantLinear : public torch::autograd::Function<QuantLinear> {

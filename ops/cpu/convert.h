@@ -19,8 +19,8 @@ namespace qat {
 typedef uint32_t Pair __attribute__((may_alias, aligned(2)));
 
 template <typename... Types>
-constexpr bool kInPairs = (std::is_same_v<Types, c10::BFloat16> && ...) &&
-                          __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+constexpr bool kInPairs =
+    (std::is_same_v<Types, c10::BFloat16> && ...) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
 
 QAT_HOST_DEVICE float low_of(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 QAT_HOST_DEVICE float high_of(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }

@@ -146,11 +146,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
   return {to.codes, to.scale, to.zero_point};
 }
 
-at::Tensor decode_cpu(const at::Tensor& codes, const at::Tensor& scale,
-                      const at::Tensor& zero_point, at::IntArrayRef block, int64_t bits,
-                      std::string_view grid_text,
-                      c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
-                      at::ScalarType dtype) {
+at::Tensor decode_cpu(
+    const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
+    at::IntArrayRef block, int64_t bits, std::string_view grid_text,
+    c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
+    at::ScalarType dtype) {
   const int64_t cols = cols_symbol.expect_int();
   const BlockLayout layout = check_decode(codes, scale, zero_point, block, bits, cols, dtype);
   const Grid grid = parse_grid("decode", grid_text);

@@ -51,34 +51,35 @@ void backward_tiles(const BlockLayout& layout, QuantRange range, at::ScalarType 
     round_params(tile, scale, zero_point, range, scale_dtype, params);
     LaneSum scales, zeros;
     alignas(64) float scale_terms[kStage], zero_terms[kStage];
-    write_tile(
-        tile, store, out, [&](int k, int64_t offset, auto length, scalar_t* to) QAT_BODY {
-          const float s = params.scale[k], inverse = params.inverse[k];
-          const float z = kSymmetric ? 0.0f : params.zero_point[k];
-          const int64_t at = tile.at(k) + offset;
-          select_indexed(g + at, in + at, to, length, [&, ends = range](int64_t i, float grad, float x)
-                                                   QAT_BODY {
-            scale_terms[i] = affine::scale_gradient(grad, x, inverse, z, ends);
-            if constexpr (!kSymmetric)
-              zero_terms[i] = affine::zero_point_gradient(grad, x, s, inverse, z, ends);
-            return affine::straight_through(grad, x, inverse, z, ends);
-          });
-          if (offset == 0) scales.clear(), zeros.clear();
-          scales.add(scale_terms, length);
-          if constexpr (!kSymmetric) zeros.add(zero_terms, length);
-          if (offset + length < tile.length(k)) return;
-          scale_sum[tile.first_segment + k] = scales.total();
-          if constexpr (!kSymmetric) zero_sum[tile.first_segment + k] = zeros.total();
-        });
+    write_tile(tile, store, out, [&](int k, int64_t offset, auto length, scalar_t* to) QAT_BODY {
+      const float s = params.scale[k], inverse = params.inverse[k];
+      const float z = kSymmetric ? 0.0f : params.zero_point[k];
+      const int64_t at = tile.at(k) + offset;
+      select_indexed(g + at, in + at, to, length,
+                     [&, ends = range](int64_t i, float grad, float x) QAT_BODY {
+                       scale_terms[i] = affine::scale_gradient(grad, x, inverse, z, ends);
+                       if constexpr (!kSymmetric)
+                         zero_terms[i] = affine::zero_point_gradient(grad, x, s, inverse, z, ends);
+                       return affine::straight_through(grad, x, inverse, z, ends);
+                     });
+      if (offset == 0) scales.clear(), zeros.clear();
+      scales.add(scale_terms, length);
+      if constexpr (!kSymmetric) zeros.add(zero_terms, length);
+      if (offset + length < tile.length(k)) return;
+      scale_sum[tile.first_segment + k] = scales.total();
+      if constexpr (!kSymmetric) zero_sum[tile.first_segment + k] = zeros.total();
+    });
   });
 }
 
 // Writes the gradient of x to `out`, which may be `grad` itself, and returns those of scale and
 // zero point.
-std::tuple<at::Tensor, at::Tensor> learned_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, QuantRange range,
-    at::ScalarType scale_dtype, double gradient_scale, const at::Tensor& out) {
+std::tuple<at::Tensor, at::Tensor> learned_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                    const at::Tensor& scale,
+                                                    const std::optional<at::Tensor>& zero_point,
+                                                    at::IntArrayRef block, QuantRange range,
+                                                    at::ScalarType scale_dtype,
+                                                    double gradient_scale, const at::Tensor& out) {
   const at::Tensor input = x.contiguous(), scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
   const BlockLayout layout = layout_of(x, block);

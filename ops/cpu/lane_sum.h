@@ -30,11 +30,10 @@ class LaneSum {
   }
 
   QAT_HOST_DEVICE float total() const {
-    const Lanes<16> sixteen =
-        __builtin_shufflevector(lanes_, lanes_, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-                                15) +
-        __builtin_shufflevector(lanes_, lanes_, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
-                                29, 30, 31);
+    const Lanes<16> sixteen = __builtin_shufflevector(lanes_, lanes_, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                      10, 11, 12, 13, 14, 15) +
+                              __builtin_shufflevector(lanes_, lanes_, 16, 17, 18, 19, 20, 21, 22,
+                                                      23, 24, 25, 26, 27, 28, 29, 30, 31);
     const Lanes<8> eight = __builtin_shufflevector(sixteen, sixteen, 0, 1, 2, 3, 4, 5, 6, 7) +
                            __builtin_shufflevector(sixteen, sixteen, 8, 9, 10, 11, 12, 13, 14, 15);
     const Lanes<4> four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +

@@ -30,9 +30,8 @@ at::Tensor quantize_cpu(const at::Tensor& x, const at::Tensor& scale,
       load_params(tile, scale_at, zero_at, params);
       for_each_segment(tile, [&](int k, auto length) QAT_BODY {
         const float inverse = params.inverse[k], z = params.zero_point[k];
-        convert(in + tile.at(k), out + tile.at(k), length, [=](float value) QAT_BODY {
-          return affine::quantize(value, inverse, z, range);
-        });
+        convert(in + tile.at(k), out + tile.at(k), length,
+                [=](float value) QAT_BODY { return affine::quantize(value, inverse, z, range); });
       });
     });
   });

@@ -19,18 +19,16 @@ struct RoundTile {
                                   const scalar_t* in, out_t* out) const {
     const QuantRange ends = range;
     const auto write = [&](const auto& value) QAT_BODY {
-      write_tile(tile, store, out,
-                 [&](int k, int64_t offset, auto length, out_t* to) QAT_BODY {
-                   const float s = params.scale[k], inverse = params.inverse[k];
-                   const float z = params.zero_point[k];
-                   convert(in + tile.at(k) + offset, to, length,
-                           [=](float x) QAT_BODY { return value(x, s, inverse, z); });
-                 });
+      write_tile(tile, store, out, [&](int k, int64_t offset, auto length, out_t* to) QAT_BODY {
+        const float s = params.scale[k], inverse = params.inverse[k];
+        const float z = params.zero_point[k];
+        convert(in + tile.at(k) + offset, to, length,
+                [=](float x) QAT_BODY { return value(x, s, inverse, z); });
+      });
     };
     if (!finite)
-      return write([=](float x, float s, float inverse, float z) QAT_BODY {
-        return affine::fake_quantize(x, s, inverse, z, ends);
-      });
+      return write([=](float x, float s, float inverse, float z)
+                       QAT_BODY { return affine::fake_quantize(x, s, inverse, z, ends); });
     if (symmetric && never_clips)
       return write([=](float x, float s, float inverse, float) QAT_BODY {
         return affine::dequantize(affine::level_of(x, inverse, 0.0f), s, 0.0f);
@@ -39,9 +37,8 @@ struct RoundTile {
       return write([=](float x, float s, float inverse, float) QAT_BODY {
         return affine::dequantize(affine::quantize(x, inverse, 0.0f, ends), s, 0.0f);
       });
-    write([=](float x, float s, float inverse, float z) QAT_BODY {
-      return affine::dequantize(affine::quantize(x, inverse, z, ends), s, z);
-    });
+    write([=](float x, float s, float inverse, float z)
+              QAT_BODY { return affine::dequantize(affine::quantize(x, inverse, z, ends), s, z); });
   }
 };
 

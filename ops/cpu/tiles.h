@@ -111,9 +111,8 @@ QAT_HOST_DEVICE void write_tile(const Tile& tile, Store store, out_t* out, const
   const bool direct = store == Store::direct;
   if (tile.length() <= kStage) {
     out_t* piece = direct ? to : stage;
-    for_each_segment(tile, [&](int k, auto length) QAT_BODY {
-      write(k, int64_t{0}, length, piece + k * tile.step);
-    });
+    for_each_segment(tile, [&](int k, auto length)
+                               QAT_BODY { write(k, int64_t{0}, length, piece + k * tile.step); });
     return finish(to, tile.length());
   }
   for (int k = 0; k < tile.count; ++k) {

@@ -57,8 +57,8 @@ T __shfl_sync(unsigned, T value, int from) {
 }
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  return static_cast<T>(simulator::exchange(static_cast<double>(value),
-                                            static_cast<int>(threadIdx.x % 32) ^ mask));
+  return static_cast<T>(
+      simulator::exchange(static_cast<double>(value), static_cast<int>(threadIdx.x % 32) ^ mask));
 }
 
 #define QAT_LAUNCH(kernel, blocks, ...) \
@@ -67,9 +67,9 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 // The kernels are registered as qat_simulated::name for CPU tensors.
 #include <torch/library.h>
 #undef TORCH_LIBRARY_IMPL
-#define TORCH_LIBRARY_IMPL(ns, k, m)                                                        \
-  static void register_simulated(torch::Library& m);                                        \
-  static const torch::detail::TorchLibraryInit simulated_library(                           \
-      torch::Library::IMPL, &register_simulated, "qat_simulated", c10::DispatchKey::CPU,    \
-      __FILE__, __LINE__);                                                                  \
+#define TORCH_LIBRARY_IMPL(ns, k, m)                                                               \
+  static void register_simulated(torch::Library& m);                                               \
+  static const torch::detail::TorchLibraryInit simulated_library(                                  \
+      torch::Library::IMPL, &register_simulated, "qat_simulated", c10::DispatchKey::CPU, __FILE__, \
+      __LINE__);                                                                                   \
   void register_simulated(torch::Library& m)

@@ -1,5 +1,5 @@
-// Any configuration beside any tensors is a checkpoint or a FileError. The first two bytes of an input say how many of the
-// next ones are the configuration; the rest is the file of tensors.
+// Any configuration beside any tensors is a checkpoint or a FileError. The first two bytes of an
+// input say how many of the next ones are the configuration; the rest is the file of tensors.
 #include <unistd.h>
 
 #include <algorithm>

@@ -1,8 +1,9 @@
-// The C++ half of tests/python/test_interchange.py: the same network, weights, recipe and data as there.
+// The C++ half of tests/python/test_interchange.py: the same network, weights, recipe and data as
+// there.
 //
 //   qat_interchange round WEIGHTS RECIPE STEP TOTAL OUT    the weights in force at a step
-//   qat_interchange train WEIGHTS RECIPE TOTAL FOLDER      trains on `x` and `y` of WEIGHTS, exports
-//   qat_interchange calibrate WEIGHTS RECIPE FOLDER        calibrates on `x`, exports
+//   qat_interchange train WEIGHTS RECIPE TOTAL FOLDER      trains on `x` and `y` of WEIGHTS,
+//   exports qat_interchange calibrate WEIGHTS RECIPE FOLDER        calibrates on `x`, exports
 //   qat_interchange export FOLDER AGAIN                    loads into packed layers, exports again
 //   qat_interchange run FOLDER X OUT                       loads, writes the outputs for `x` of X
 
@@ -79,8 +80,8 @@ void calibrate(const std::vector<std::string>& arguments) {
   fill(net, given);
   const qat::Recipe recipe = qat::load_recipe(arguments[1]);
   qat::prepare(net, recipe);
-  qat::calibrate(net, {given.at("x")}, [&](const at::Tensor& x) { net.forward(x); },
-                 recipe.initialize);
+  qat::calibrate(
+      net, {given.at("x")}, [&](const at::Tensor& x) { net.forward(x); }, recipe.initialize);
   qat::export_safetensors(net, arguments[2]);
 }
 

@@ -141,7 +141,8 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, Meta, testing::Values(at::kFloat, at::kBFloat16
 
 TEST(MetaFeedback, GptqColumns) {
   const at::Tensor weight = at::randn({4, 8}), offset = at::zeros({4, 8});
-  const at::Tensor transfer = at::eye(8), scale = at::ones({4, 8}), zero = at::zeros({4, 8}, at::kChar);
+  const at::Tensor transfer = at::eye(8), scale = at::ones({4, 8}),
+                   zero = at::zeros({4, 8}, at::kChar);
   expect_alike({weight, offset, transfer, scale, zero}, [](const Tensors& t) {
     return list_of(quantize_with_feedback(t[0], t[1], t[2], t[3], t[4], -8, 7));
   });

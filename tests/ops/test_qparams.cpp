@@ -129,7 +129,8 @@ TEST(QParams, ZeroPointsAreCountedInSteps) {
   EXPECT_EQ(half.scale, 0.5f);
   EXPECT_EQ(half.zero_point, -3.0f);
   // -128 + 100.49 is rounded down, and would not be a thousandth further on.
-  EXPECT_EQ(qparams_of(-100.49f, 154.51f, Grid::asymmetric, 8, ScalarType::Float).zero_point, -28.0f);
+  EXPECT_EQ(qparams_of(-100.49f, 154.51f, Grid::asymmetric, 8, ScalarType::Float).zero_point,
+            -28.0f);
 }
 
 TEST(QParams, NothingIsClippedWhereTheExtremeLandsOnAnEnd) {

@@ -23,9 +23,9 @@ TEST(QuantLinearOp, EqualsItsPartsForwardAndBackward) {
   const at::Tensor x = at::randn({2, 3, 64}).requires_grad_(true);
   const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
   const at::Tensor bias = at::randn({16}).requires_grad_(true);
-  const at::Tensor expected =
-      at::linear(std::get<0>(fake_quantize_dynamic(x, {1, -1}, 8, "narrow", at::kFloat)),
-                 std::get<0>(fake_quantize_dynamic(weight, {1, 32}, 4, "full", at::kBFloat16)), bias);
+  const at::Tensor expected = at::linear(
+      std::get<0>(fake_quantize_dynamic(x, {1, -1}, 8, "narrow", at::kFloat)),
+      std::get<0>(fake_quantize_dynamic(weight, {1, 32}, 4, "full", at::kBFloat16)), bias);
   const at::Tensor gradient = at::randn_like(expected);
   expected.backward(gradient);
   const std::vector<at::Tensor> leaves{x, weight, bias};

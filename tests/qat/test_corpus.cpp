@@ -1,5 +1,5 @@
-// What strangers may send, and what fuzzers have found: every file of tests/fuzz/corpus ends in an answer or in the error that
-// is promised.
+// What strangers may send, and what fuzzers have found: every file of tests/fuzz/corpus ends in an
+// answer or in the error that is promised.
 #include <gtest/gtest.h>
 #include <unistd.h>
 

@@ -52,7 +52,8 @@ TEST(Hadamard, IsOrthogonalWithEntriesOfOneSize) {
 TEST(Equalize, RefusesOtherFeaturesAndSharesBeyondOne) {
   InputStatistics inputs(4);
   inputs.add(at::randn({8, 4}));
-  EXPECT_THROW(awq_scale({{at::randn({2, 5}), group_spec(4, 4), 4}}, inputs, 20), std::invalid_argument);
+  EXPECT_THROW(awq_scale({{at::randn({2, 5}), group_spec(4, 4), 4}}, inputs, 20),
+               std::invalid_argument);
   EXPECT_THROW(smoothing_scale({at::randn({2, 4})}, at::ones({4}), 1.5), std::invalid_argument);
 }
 

@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "ops/checks.h"
 #include "ops/fake_quantize.h"
 #include "ops/fake_quantize_dynamic.h"
 #include "ops/quantize.h"
-#include "ops/checks.h"
 #include "qat/gptq.h"
 #include "qat/input_statistics.h"
 #include "tests/qat/group_spec.h"
@@ -97,8 +97,8 @@ TEST(InputStatistics, RefusesOtherFeaturesAndAMissingFloatModel) {
   EXPECT_TRUE(with_drift.drift().has_value());
 }
 
-// Whatever the order and the blocks, a short one at the end included, the weight lies on its grid and its
-// output is nearer than that of rounding to nearest.
+// Whatever the order and the blocks, a short one at the end included, the weight lies on its grid
+// and its output is nearer than that of rounding to nearest.
 TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
   const at::Tensor x = tokens().slice(1, 0, 40), weight = at::randn({6, 40}) / 10.0;
   InputStatistics inputs(40);
@@ -114,7 +114,8 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
       options.scale_search = "minmax";
       const RoundedWeight found = gptq(weight, inputs.hessian(), spec, 4, options);
       const auto block = block_shape(spec);
-      const at::Tensor again = dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
+      const at::Tensor again =
+          dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
       EXPECT_TRUE(at::equal(again, found.weight));
       const at::Tensor nearest = std::get<0>(
           fake_quantize_dynamic(weight, block, 4, grid_name(spec.grid), spec.scale_dtype));

@@ -71,10 +71,9 @@ TEST(Plan, FloatTakesALayerOut) {
 }
 
 TEST(Plan, ARuleThatMatchesNothingIsAnError) {
-  EXPECT_EQ(
-      problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
-      "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 layers; "
-      "did you mean model.0.q_proj?");
+  EXPECT_EQ(problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
+            "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 layers; "
+            "did you mean model.0.q_proj?");
   EXPECT_EQ(problems_of("layers:\n  - {match: \"re:(\", weight: {dtype: int8}}\n"),
             "r.yaml:3:5: match must be a regular expression after re:, but is re:(");
 }
@@ -163,8 +162,8 @@ TEST(Plan, InFloat8TokensOfLinearLayersAreRoundedToo) {
 }
 
 TEST(Plan, PrintsTheTypeOfLayersThatAreNotLinear) {
-  const std::string text = to_text(
-      plan_of_network("  - {match: \"*\", weight: {dtype: int8, granularity: channel}}\n"));
+  const std::string text =
+      to_text(plan_of_network("  - {match: \"*\", weight: {dtype: int8, granularity: channel}}\n"));
   EXPECT_NE(text.find("stem  Conv2d [8, 27]  weight int8"), std::string::npos) << text;
   EXPECT_NE(text.find("out   [10, 64]  weight int8"), std::string::npos) << text;
 }

@@ -96,9 +96,9 @@ TEST(Recipe, AKindOfModelHasItsLossLimitsAndEngines) {
   EXPECT_EQ(recipe.evaluate.accept_cosine, 0.99);
   EXPECT_TRUE(recipe.evaluate.sensitivity);
   EXPECT_EQ(recipe.exports, std::vector<std::string>{"onnx"});
-  const Recipe classifier = parse_recipe("version: 1\nmodel: {kind: classifier}\n" + rule +
-                                             "evaluate: {accept: {task_drop: 0.01}}\n",
-                                         "r.yaml");
+  const Recipe classifier = parse_recipe(
+      "version: 1\nmodel: {kind: classifier}\n" + rule + "evaluate: {accept: {task_drop: 0.01}}\n",
+      "r.yaml");
   EXPECT_EQ(classifier.distill.loss, "forward_kl");
   EXPECT_EQ(classifier.evaluate.accept_task_drop, 0.01);
   EXPECT_EQ(parse_recipe("version: 1\n" + rule, "r.yaml").model.kind, "causal_lm");
@@ -209,10 +209,12 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:15: model.kind must be causal_lm, classifier or sentence_encoder, but is "
               "detector"},
         Fault{"version: 1\n" + kRule + "train: {lora: {rank: 4}}\n",
-              "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is {rank: 4}"},
+              "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is {rank: "
+              "4}"},
         Fault{"version: 1\n" + kRule + "train: {oscillation: {method: stop}}\n",
               "r.yaml:5:31: train.oscillation.method must be none, dampen or freeze, but is stop"},
-        Fault{"version: 1\n" + kRule + "train: 3\n", "r.yaml:5:8: train must be a map of keys, but is 3"},
+        Fault{"version: 1\n" + kRule + "train: 3\n",
+              "r.yaml:5:8: train must be a map of keys, but is 3"},
         Fault{"version: 1\n" + kRule + "train: {cpu_offload: true}\n",
               "r.yaml:5:22: train.cpu_offload must be false unless strategy is fsdp, but is true"},
         Fault{"version: 1\n" + kRule +
@@ -222,34 +224,40 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:54: train.weight_cache must be none where strategy is fsdp, but is codes\n"
               "r.yaml:5:74: train.oscillation must have method none where strategy is fsdp, but is "
               "{method: freeze}"},
-        Fault{"version: 1\n" + kRule + "model: {dtype: bfloat16}\ntrain: {mixed_precision: bfloat16}\n",
-              "r.yaml:6:26: train.mixed_precision must be none unless model.dtype is float32, but is "
-              "bfloat16"},
-        Fault{"version: 1\nmodel: {dtype: bfloat16}\nlayers:\n"
-              "  - {match: a, weight: {dtype: int4, scale: learned}}\ntrain: {strategy: fsdp}\n",
-              "r.yaml:5:19: train.strategy must be ddp unless model.dtype is float32 or no scale is "
-              "learned (with mixed_precision: bfloat16, float32 weights compute in it), but is fsdp"},
+        Fault{
+            "version: 1\n" + kRule +
+                "model: {dtype: bfloat16}\ntrain: {mixed_precision: bfloat16}\n",
+            "r.yaml:6:26: train.mixed_precision must be none unless model.dtype is float32, but is "
+            "bfloat16"},
+        Fault{
+            "version: 1\nmodel: {dtype: bfloat16}\nlayers:\n"
+            "  - {match: a, weight: {dtype: int4, scale: learned}}\ntrain: {strategy: fsdp}\n",
+            "r.yaml:5:19: train.strategy must be ddp unless model.dtype is float32 or no scale is "
+            "learned (with mixed_precision: bfloat16, float32 weights compute in it), but is fsdp"},
         Fault{"version: 1\n" + kRule + "train: {parameters: scales}\n",
-              "r.yaml:5:21: train.parameters must be all unless every weight has a learned scale, but "
+              "r.yaml:5:21: train.parameters must be all unless every weight has a learned scale, "
+              "but "
               "is scales"},
         Fault{"version: 1\nlayers:\n  - {match: a, weight: {dtype: int4, scale: learned}}\n"
               "schedule: [{until: 100%, weight: int4}]\ntrain: {parameters: scales}\n",
               "r.yaml:5:21: train.parameters must be all where a schedule changes widths, and so "
               "codes, but is scales"},
-        Fault{"version: 1\n" + kRule +
-                  "model: {kind: sentence_encoder}\ntrain: {control: true, "
-                  "parameters: lora, oscillation: {method: dampen}}\n",
-              "r.yaml:6:18: train.control must be false for a sentence_encoder, but is true\n"
-              "r.yaml:6:55: train.oscillation must have method none unless parameters is all, but is "
-              "{method: dampen}"},
-        Fault{"version: 1\nlayers:\n"
-              "  - {match: a, weight: {dtype: fp8_e4m3, symmetric: true, scale: mse}}\n"
-              "  - {match: b, weight: {dtype: int4, granularity: channel, block: [2, 2]}}\n",
-              "r.yaml:3:53: layers[0].weight.symmetric must not be given for an FP8 dtype, but is "
-              "true\n"
-              "r.yaml:3:66: layers[0].weight.scale must be minmax for an FP8 dtype, but is mse\n"
-              "r.yaml:4:67: layers[1].weight.block must not be given for granularity channel, but is "
-              "[2, 2]"},
+        Fault{
+            "version: 1\n" + kRule +
+                "model: {kind: sentence_encoder}\ntrain: {control: true, "
+                "parameters: lora, oscillation: {method: dampen}}\n",
+            "r.yaml:6:18: train.control must be false for a sentence_encoder, but is true\n"
+            "r.yaml:6:55: train.oscillation must have method none unless parameters is all, but is "
+            "{method: dampen}"},
+        Fault{
+            "version: 1\nlayers:\n"
+            "  - {match: a, weight: {dtype: fp8_e4m3, symmetric: true, scale: mse}}\n"
+            "  - {match: b, weight: {dtype: int4, granularity: channel, block: [2, 2]}}\n",
+            "r.yaml:3:53: layers[0].weight.symmetric must not be given for an FP8 dtype, but is "
+            "true\n"
+            "r.yaml:3:66: layers[0].weight.scale must be minmax for an FP8 dtype, but is mse\n"
+            "r.yaml:4:67: layers[1].weight.block must not be given for granularity channel, but is "
+            "[2, 2]"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",
               "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
               "modelopt, onnx or safetensors, but has bin"},
@@ -275,10 +283,11 @@ TEST(Recipe, AMissingFileIsOneSentence) {
 
 TEST(Recipe, SpreadModelsHaveNoMonitor) {
   const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
-  const Recipe spread = parse_recipe("version: 1\n" + rule +
-                                         "train: {strategy: fsdp, cpu_offload: true, compile: true, "
-                                         "mixed_precision: bfloat16}\n",
-                                     "r.yaml");
+  const Recipe spread =
+      parse_recipe("version: 1\n" + rule +
+                       "train: {strategy: fsdp, cpu_offload: true, compile: true, "
+                       "mixed_precision: bfloat16}\n",
+                   "r.yaml");
   EXPECT_FALSE(spread.train.monitor);
   EXPECT_TRUE(spread.train.cpu_offload && spread.train.compile);
   EXPECT_EQ(spread.train.mixed_precision, "bfloat16");

@@ -101,15 +101,19 @@ TEST(CompressedTensors, RefusesWhatTheFormatCannotHold) {
 }
 
 TEST(CompressedTensors, RefusesPairsThatNoEngineMultiplies) {
-  const auto refusal = [](const QuantizedWeights& q) { return refusal_of("compressed-tensors", {q}); };
+  const auto refusal = [](const QuantizedWeights& q) {
+    return refusal_of("compressed-tensors", {q});
+  };
   const auto has = [](const std::string& text, const char* part) {
     return text.find(part) != std::string::npos;
   };
   QuantSpec groups = int8_input(true);
   groups.granularity = Granularity::group;
   groups.group_size = 32;
-  EXPECT_TRUE(has(refusal(with_input(8, Granularity::channel, groups)), "these have one per group"));
-  EXPECT_TRUE(has(refusal(with_input(6, Granularity::group, int8_input(true))), "but they are int6"));
+  EXPECT_TRUE(
+      has(refusal(with_input(8, Granularity::channel, groups)), "these have one per group"));
+  EXPECT_TRUE(
+      has(refusal(with_input(6, Granularity::group, int8_input(true))), "but they are int6"));
   EXPECT_TRUE(has(refusal(with_input(8, Granularity::group, int8_input(true))),
                   "granularity channel or tensor"));
   EXPECT_TRUE(has(refusal(with_input(4, Granularity::group, int8_input(false))),
@@ -120,8 +124,8 @@ TEST(CompressedTensors, RefusesPairsThatNoEngineMultiplies) {
   QuantSpec wide = fp8_input();
   wide.grid = Grid::e5m2;
   EXPECT_TRUE(has(refusal(with_input(4, Granularity::group, wide)), "must both be fp8_e4m3"));
-  EXPECT_TRUE(has(refusal(with_input(8, Granularity::channel, fp8_input())),
-                  "fp8_e4m3 or symmetric int4"));
+  EXPECT_TRUE(
+      has(refusal(with_input(8, Granularity::channel, fp8_input())), "fp8_e4m3 or symmetric int4"));
   QuantSpec parts = fp8_input();
   parts.granularity = Granularity::group;
   parts.group_size = 32;
