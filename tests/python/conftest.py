@@ -1,8 +1,6 @@
-"""Fixtures: the device to test on, seeds, and small models and data that are built rather than fetched."""
+"""Fixtures: the device to test on, seeds, and small models that are built rather than fetched."""
 
-import json
 import os
-import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -136,39 +134,3 @@ def classifier_folder(tmp_path, tokenizer):
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    path = tmp_path / "labelled.jsonl"
-    lines = [{"text": f"def function_{i}(argument): return {i % 3}", "label": i % 3} for i in range(60)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def sentences(tmp_path):
-    path = tmp_path / "sentences.jsonl"
-    lines = [
-        {"text": f"Function number {i} adds {i} to its argument{'' if i % 2 else ' and returns it'}."}
-        for i in range(80)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def digits_module(tmp_path, monkeypatch):
-    """A module of the user's in the working directory, whose functions a recipe names."""
-    (tmp_path / "mine.py").write_text(
-        "import torch\nfrom torch import nn\n\n\n"
-        "def model():\n    torch.manual_seed(0)\n"
-        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))\n\n\n"
-        "def data():\n    g = torch.Generator().manual_seed(0)\n"
-        "    return torch.randn(80, 1, 8, 8, generator=g), torch.randint(4, (80,), generator=g)\n\n\n"
-        "def bad():\n    return torch.zeros(3), torch.zeros(4)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield "mine"
-    sys.modules.pop("mine", None)

@@ -1,6 +1,7 @@
 """Models that are no language models, by the same recipes, from data to report; recipes and data that are refused."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -18,6 +19,42 @@ layers:
   - match: "*encoder.layer.*"
     weight: {dtype: int4, group_size: 32, grid: full, scale: learned}
 """
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    lines = [{"text": f"def function_{i}(argument): return {i % 3}", "label": i % 3} for i in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "sentences.jsonl"
+    lines = [
+        {"text": f"Function number {i} adds {i} to its argument{'' if i % 2 else ' and returns it'}."}
+        for i in range(80)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def digits_module(tmp_path, monkeypatch):
+    """A module of the user's in the working directory, whose functions a recipe names."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def model():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))\n\n\n"
+        "def data():\n    g = torch.Generator().manual_seed(0)\n"
+        "    return torch.randn(80, 1, 8, 8, generator=g), torch.randint(4, (80,), generator=g)\n\n\n"
+        "def bad():\n    return torch.zeros(3), torch.zeros(4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "mine"
+    sys.modules.pop("mine", None)
 
 
 def run(capsys, tmp_path, text, *arguments, command="run"):
@@ -109,6 +146,13 @@ def test_fp8_is_tried_where_there_is_hardware(capsys, tmp_path, classifier_folde
     config = json.loads((tmp_path / "run" / "exports" / "compressed-tensors" / "config.json").read_text())
     group = config["quantization_config"]["config_groups"]["group_0"]
     assert group["weights"]["type"] == "float" and group["input_activations"]["dynamic"] is True
+
+
+@pytest.mark.parametrize(("capability", "runs"), [(None, False), ((8, 0), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_hardware_is_that_of_compute_capability_8_9(capability, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert deciding.runs_float8() is runs
 
 
 def test_the_control_of_a_classifier(capsys, tmp_path, classifier_folder, labelled):
