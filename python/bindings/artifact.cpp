@@ -1,7 +1,7 @@
 #include "qat/artifact.h"
 
 #include "python/bindings/module.h"
-#include "qat/packed_linear.h"
+#include "qat/nn/packed_linear.h"
 
 namespace qat::bindings {
 namespace {

@@ -1,12 +1,12 @@
 #include <algorithm>
 
 #include "python/bindings/module.h"
-#include "qat/allocation.h"
-#include "qat/equalize.h"
-#include "qat/gptq.h"
-#include "qat/hadamard.h"
-#include "qat/input_statistics.h"
-#include "qat/observer.h"
+#include "qat/solvers/allocation.h"
+#include "qat/solvers/equalize.h"
+#include "qat/solvers/gptq.h"
+#include "qat/solvers/hadamard.h"
+#include "qat/solvers/input_statistics.h"
+#include "qat/solvers/observer.h"
 
 namespace qat::bindings {
 namespace {

@@ -1,8 +1,8 @@
 #include "python/bindings/module.h"
-#include "qat/checkpoint.h"
-#include "qat/formats/compressed_tensors.h"
-#include "qat/formats/format.h"
-#include "qat/formats/gguf.h"
+#include "qat/checkpoint/checkpoint.h"
+#include "qat/checkpoint/formats/compressed_tensors.h"
+#include "qat/checkpoint/formats/format.h"
+#include "qat/checkpoint/formats/gguf.h"
 
 namespace qat::bindings {
 

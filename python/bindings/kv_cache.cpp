@@ -1,4 +1,4 @@
-#include "qat/kv_cache.h"
+#include "qat/nn/kv_cache.h"
 
 #include "python/bindings/module.h"
 

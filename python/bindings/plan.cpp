@@ -1,7 +1,7 @@
-#include "qat/plan.h"
+#include "qat/recipe/plan.h"
 
 #include "python/bindings/module.h"
-#include "qat/bit_schedule.h"
+#include "qat/recipe/bit_schedule.h"
 
 namespace qat::bindings {
 

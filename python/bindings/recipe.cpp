@@ -1,4 +1,4 @@
-#include "qat/recipe.h"
+#include "qat/recipe/recipe.h"
 
 #include "python/bindings/module.h"
 

@@ -1,4 +1,4 @@
-#include "qat/safetensors.h"
+#include "qat/checkpoint/safetensors.h"
 
 #include "python/bindings/module.h"
 

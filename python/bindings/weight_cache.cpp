@@ -1,4 +1,4 @@
-#include "qat/weight_cache.h"
+#include "qat/nn/weight_cache.h"
 
 #include "python/bindings/module.h"
 

@@ -195,7 +195,7 @@ class CheckpointPlan:
     kv_cache: KvCacheSpec | None
 
 class Format:
-    """A checkpoint format (``qat/formats/format.h``)."""
+    """A checkpoint format (``qat/checkpoint/formats/format.h``)."""
 
     name: str
     used_by: str

@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "qat/checkpoint.h"
+#include "qat/checkpoint/checkpoint.h"
 
 namespace {
 

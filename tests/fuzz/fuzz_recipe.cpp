@@ -1,7 +1,7 @@
 // Any text is a recipe or a RecipeError; so is its plan for a model.
 #include <string>
 
-#include "qat/plan.h"
+#include "qat/recipe/plan.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::vector<qat::LayerInfo> kLayers{

@@ -1,5 +1,5 @@
 // Any bytes are a safetensors file or a FileError.
-#include "qat/safetensors.h"
+#include "qat/checkpoint/safetensors.h"
 #include "tests/fuzz/scratch_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

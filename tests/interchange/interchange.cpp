@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "qat/qat.h"
-#include "qat/safetensors.h"
+#include "qat/checkpoint/safetensors.h"
 
 namespace {
 

@@ -76,7 +76,7 @@ int main(int, char** argv) {
 """
 
 READS_A_RECIPE = """
-#include <qat/recipe.h>
+#include <qat/recipe/recipe.h>
 #include <cstdio>
 
 int main(int, char** argv) {

@@ -86,7 +86,7 @@ def test_mse_is_near_the_least_squared_error(bits, grid, device):
 def entropy_twin(x, bits):
     """TensorRT's calibration over the magnitudes, as its authors describe it, on our bins."""
     magnitudes = np.abs(x)
-    # The bins of qat/histogram.h, folded into at most 2048.
+    # The bins of qat/solvers/histogram.h, folded into at most 2048.
     width = 2.0 ** np.ceil(np.log2((batches()[0].max() - batches()[0].min()).item() / 4096))
     while x.max() / width - np.floor(x.min() / width) > 8190:
         width *= 2

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "qat/recipe.h"
+#include "qat/recipe/recipe.h"
 
 namespace qat {
 

@@ -7,8 +7,8 @@
 #include <fstream>
 #include <sstream>
 
-#include "qat/checkpoint.h"
-#include "qat/plan.h"
+#include "qat/checkpoint/checkpoint.h"
+#include "qat/recipe/plan.h"
 
 namespace qat {
 namespace {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <qat/layers.h>
+#include <qat/nn/layers.h>
 #include <torch/nn/module.h>
 
 #include "data.h"

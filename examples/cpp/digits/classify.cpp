@@ -3,8 +3,8 @@
 //
 //   digits_classify DIGITS_CSV CHECKPOINT_FOLDER
 
-#include <qat/deploy.h>
-#include <qat/packed_linear.h>
+#include <qat/checkpoint/deploy.h>
+#include <qat/nn/packed_linear.h>
 
 #include <cstdio>
 

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "qat/artifact.h"
+#include "qat/checkpoint/safetensors.h"
+
+namespace qat {
+
+// A quantized model on disk, for programs without Python.
+struct Checkpoint {
+  std::vector<QuantizedWeights> layers;
+  NamedTensors others;  // everything that is not quantized, by its name in the model
+};
+
+// Writes the folder: model.safetensors, and config.json with the `quantization_config` of `format`,
+// one of those that are laid out as folders (qat/checkpoint/formats/format.h). `ignore` names linear layers
+// that stay in floating point. Throws std::invalid_argument when the format cannot hold a layer,
+// FileError when the folder cannot be written.
+void save_checkpoint(const std::string& folder, const Checkpoint& checkpoint,
+                     const std::string& format = "safetensors",
+                     const std::vector<std::string>& ignore = {});
+
+// Reads a folder of the format "safetensors", in one file or several. Throws FileError, naming the
+// file or the tensor, for one that is missing, of another shape, or with codes that its grid does
+// not have.
+Checkpoint load_checkpoint(const std::string& folder);
+
+}  // namespace qat

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "qat/checkpoint/formats/format.h"
+
+namespace qat {
+
+// The compressed-tensors format of vLLM and transformers; layers become
+//
+//   weights alone, or 4-bit ones with FP8 inputs
+//       pack-quantized: weight_packed int32, weight_scale, weight_shape and, on an asymmetric grid,
+//       weight_zero_point packed along the output axis
+//   int8 or int4 weights with int8 inputs
+//       int-quantized: weight int8, weight_scale, and input_scale (and input_zero_point) when the
+//       input is calibrated
+//   FP8 weights, with FP8 inputs or without
+//       float-quantized: weight in torch's FP8, weight_scale, input_scale
+//
+// Codes of 3 bits are stored in 4, those of 5 to 7 in 8.
+std::string compressed_tensors_refusal(const LayerPlan& layer);
+NamedTensors compressed_tensors_of(const QuantizedWeights& layer);
+Documents compressed_tensors_documents(const CheckpointPlan& plan);
+
+// Whether a checkpoint can tell engines of this cache: FP8 E4M3 with a scale per tensor or per
+// head, k_scale and v_scale beside each attention layer. Others are settings of the engine.
+bool holds_kv_cache(const KvCacheSpec& spec);
+
+}  // namespace qat

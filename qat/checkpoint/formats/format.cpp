@@ -1,0 +1,193 @@
+#include "qat/checkpoint/formats/format.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+
+#include "qat/checkpoint/formats/awq.h"
+#include "qat/checkpoint/formats/compressed_tensors.h"
+#include "qat/checkpoint/formats/gguf.h"
+#include "qat/checkpoint/formats/gptq.h"
+#include "qat/checkpoint/formats/modelopt.h"
+#include "qat/checkpoint/formats/onnx.h"
+#include "qat/checkpoint/formats/plain.h"
+
+namespace qat {
+namespace {
+
+std::string join(const std::vector<std::string>& words, const char* last) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? last : ", ") + words[i];
+  return text;
+}
+
+// What an engine must know of a tensor to read it: not how its scale was found.
+std::string scheme_of(const QuantSpec& spec) {
+  std::ostringstream text;
+  text << dtype_name(spec) << ' ' << name_of(spec.granularity) << ' ' << spec.group_size << ' '
+       << spec.block[0] << ' ' << spec.block[1] << ' ' << spec.symmetric() << spec.dynamic;
+  return text.str();
+}
+
+std::string scheme_of(const LayerPlan& layer) {
+  return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
+}
+
+// The other layers of the matrix that engines make of the one called `name` and them, which is the
+// first of it.
+std::vector<std::string> fused_with(const std::string& name) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string::npos) return {};
+  for (const auto& leaves : fused_layers()) {
+    if (name.substr(dot + 1) != leaves.front()) continue;
+    std::vector<std::string> others;
+    for (size_t i = 1; i < leaves.size(); ++i)
+      others.push_back(name.substr(0, dot + 1) + leaves[i]);
+    return others;
+  }
+  return {};
+}
+
+[[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
+  std::vector<std::string> others;
+  for (const Format& other : formats())
+    if (refusal(other, layer).empty()) others.push_back(other.name);
+  throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name +
+                              ", because " + why + "; " + join(others, " and ") + " can.");
+}
+
+}  // namespace
+
+const std::vector<Format>& formats() {
+  static const std::vector<std::string> kLinear{"Linear"}, kWithEmbedding{"Linear", "Embedding"},
+      kAll{"Linear", "Conv2d", "Embedding"};
+  static const std::vector<Format> kFormats{
+      {"compressed-tensors",
+       "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
+       kLinear,
+       &compressed_tensors_refusal,
+       &compressed_tensors_of,
+       &compressed_tensors_documents,
+       {},
+       true},
+      {"gptq", "vLLM, transformers, TGI, SGLang", kLinear, &gptq_refusal, &gptq_tensors,
+       &gptq_documents, at::kHalf, true},
+      {"gptq_v2", "transformers, GPTQModel", kLinear, &gptq_v2_refusal, &gptq_v2_tensors,
+       &gptq_v2_documents, at::kHalf, true},
+      {"awq", "vLLM, transformers, TGI, LMDeploy", kLinear, &awq_refusal, &awq_tensors,
+       &awq_documents, at::kHalf, true},
+      {"gguf", "llama.cpp, Ollama, LM Studio", kWithEmbedding, &gguf_refusal, &gguf_tensors,
+       &gguf_documents, at::kHalf, false},
+      {"modelopt",
+       "TensorRT-LLM, vLLM (FP8)",
+       kLinear,
+       &modelopt_refusal,
+       &modelopt_tensors,
+       &modelopt_documents,
+       {},
+       true},
+      {"onnx", "onnxruntime", kAll, &onnx_refusal, &onnx_tensors, &onnx_documents, {}, false},
+      {"safetensors",
+       "LibTorch programs",
+       kAll,
+       &plain_refusal,
+       &plain_tensors,
+       &plain_documents,
+       {},
+       false},
+  };
+  return kFormats;
+}
+
+std::string refusal(const Format& format, const LayerPlan& layer) {
+  const std::vector<std::string>& types = format.layer_types;
+  if (std::find(types.begin(), types.end(), layer.type) == types.end())
+    return "the layer is of the type " + layer.type + ", and there is a place for " +
+           join(types, " and ");
+  return format.scheme_refusal(layer);
+}
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (const Format& format : formats()) names.push_back(format.name);
+  return names;
+}
+
+const Format& find_format(const std::string& name) {
+  for (const Format& format : formats())
+    if (name == format.name) return format;
+  throw std::invalid_argument("format must be " + join(format_names(), " or ") + ", but is " +
+                              name + ".");
+}
+
+void check_format(const Format& format, const CheckpointPlan& plan) {
+  if (plan.layers.empty())
+    throw std::invalid_argument(std::string(format.name) +
+                                " needs at least one quantized layer, but there is none.");
+  for (const LayerPlan& layer : plan.layers) {
+    if (!layer.weight)
+      throw std::invalid_argument(
+          "To be written, every planned layer must have a quantized weight, but " + layer.name +
+          " has not.");
+    const std::string why = refusal(format, layer);
+    if (!why.empty()) refuse(format, layer, why);
+  }
+  if (!format.engines_fuse) return;
+  const std::vector<std::string> problems = fusion_problems(plan);
+  if (!problems.empty()) throw std::invalid_argument(problems.front());
+}
+
+LayerPlan plan_of(const QuantizedWeights& layer) {
+  return {layer.name, layer.codes.size(1), layer.codes.size(0), layer.weight, layer.input};
+}
+
+int64_t group_size_of(const QuantSpec& spec) {
+  return spec.granularity == Granularity::group ? spec.group_size : -1;
+}
+
+at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group) {
+  const int64_t rows = layer.codes.size(0), cols = layer.codes.size(1);
+  const auto [height, width] = block_shape(layer.weight);
+  const auto index = [&](int64_t count, int64_t step, int64_t side, int64_t whole) {
+    return at::arange(count).mul(step).div(side == -1 ? whole : side, "floor");
+  };
+  return grid.index_select(0, index(rows, 1, height, rows))
+      .index_select(1, index(cols / group, group, width, cols));
+}
+
+const std::vector<std::vector<std::string>>& fused_layers() {
+  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
+                                                            {"gate_proj", "up_proj"}};
+  return kFused;
+}
+
+std::vector<std::string> fusion_problems(const CheckpointPlan& plan) {
+  std::map<std::string, std::string> schemes;
+  for (const LayerPlan& layer : plan.layers) schemes[layer.name] = scheme_of(layer);
+  for (const std::string& name : plan.ignore) schemes[name] = "float";
+  std::vector<std::string> problems;
+  for (const auto& [name, scheme] : schemes)
+    for (const std::string& other : fused_with(name)) {
+      const auto found = schemes.find(other);
+      if (found != schemes.end() && found->second != scheme)
+        problems.push_back(name + " and " + other +
+                           " must share one scheme, because engines fuse them, but they differ.");
+    }
+  return problems;
+}
+
+std::string fusion_warning(const CheckpointPlan& plan) {
+  for (const LayerPlan& layer : plan.layers)
+    if (layer.weight && layer.weight->granularity == Granularity::tensor &&
+        !fused_with(layer.name).empty())
+      return layer.name +
+             " and the layers that engines fuse it with have a scale each for the "
+             "whole weight, of which engines take the largest and round the others again; "
+             "granularity: channel keeps what was trained.";
+  return "";
+}
+
+}  // namespace qat

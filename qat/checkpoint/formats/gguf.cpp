@@ -1,0 +1,82 @@
+#include "qat/checkpoint/formats/gguf.h"
+
+#include <ATen/Functions.h>
+
+#include <stdexcept>
+
+namespace qat {
+namespace {
+
+constexpr int64_t kBlock = 32;
+
+// The bytes of a tensor of two-byte numbers, [out, blocks] to [out, blocks, 2].
+at::Tensor bytes_of(const at::Tensor& halves) {
+  return halves.contiguous().unsqueeze(-1).view(at::kByte);
+}
+
+// Columns j and j + 16 of each block in one byte: [out, blocks, 16].
+at::Tensor nibbles_of(const at::Tensor& codes) {
+  const at::Tensor u = codes.to(at::kInt).add(8).reshape({codes.size(0), -1, 2, kBlock / 2});
+  return u.select(2, 0).bitwise_or(u.select(2, 1).mul(16)).to(at::kByte);
+}
+
+// What a block's lowest level stands for, [out, blocks] in float16.
+at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
+  const at::Tensor zero = per_group(*layer.zero_point, layer, kBlock);
+  const at::Tensor exact = scale.to(at::kFloat).mul(zero.to(at::kFloat).add(8).neg());
+  const at::Tensor stored = exact.to(at::kHalf);
+  const int64_t bad = stored.to(at::kFloat).ne(exact).sum().item<int64_t>();
+  if (bad != 0)
+    throw std::invalid_argument("gguf cannot hold " + layer.name +
+                                ", because Q4_1 stores the least level of a block as a "
+                                "float16, which " +
+                                std::to_string(bad) + " of " + std::to_string(exact.numel()) +
+                                " are not; train with scale_dtype: float16, which makes them so.");
+  return stored;
+}
+
+// What enters a product with these blocks anyhow.
+bool is_llama_cpps(const QuantSpec& input) {
+  return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
+         input.granularity == Granularity::group && input.group_size == kBlock;
+}
+
+}  // namespace
+
+std::string gguf_type(const QuantSpec& spec) {
+  if (spec.bits > 4) return "Q8_0";
+  return spec.symmetric() ? "Q4_0" : "Q4_1";
+}
+
+std::string gguf_refusal(const LayerPlan& layer) {
+  const QuantSpec& weight = *layer.weight;
+  if (weight.is_float8())
+    return "its blocks are integer, but the weights are " + dtype_name(weight);
+  if (layer.input && !is_llama_cpps(*layer.input))
+    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  if (weight.bits > 4 && !weight.symmetric())
+    return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
+  if (layer.in_features % kBlock != 0)
+    return "its blocks have 32 columns, but there are " + std::to_string(layer.in_features);
+  const int64_t group = weight.granularity == Granularity::group   ? weight.group_size
+                        : weight.granularity == Granularity::block ? weight.block[1]
+                                                                   : kBlock;
+  if (group % kBlock != 0)
+    return "groups must be multiples of 32 columns, but have " + std::to_string(group);
+  return "";
+}
+
+NamedTensors gguf_tensors(const QuantizedWeights& layer) {
+  const int64_t rows = layer.codes.size(0);
+  const at::Tensor scale = per_group(layer.scale, layer, kBlock);
+  std::vector<at::Tensor> parts{bytes_of(scale)};
+  const std::string type = gguf_type(layer.weight);
+  if (type == "Q4_1") parts.push_back(bytes_of(least_level(layer, scale)));
+  parts.push_back(type == "Q8_0" ? layer.codes.reshape({rows, -1, kBlock}).view(at::kByte)
+                                 : nibbles_of(layer.codes));
+  return {{layer.name + ".weight", at::cat(parts, -1).reshape({rows, -1})}};
+}
+
+Documents gguf_documents(const CheckpointPlan& /*plan*/) { return {}; }
+
+}  // namespace qat

@@ -1,0 +1,30 @@
+#pragma once
+
+#include "qat/checkpoint/formats/format.h"
+
+namespace qat {
+
+// llama.cpp's blocks of 32 columns. The container around them is written by the gguf package.
+//
+//   Q4_0   symmetric, up to 4 bits: float16 scale, 16 bytes of which byte j has columns j and j +
+//   16 Q4_1   asymmetric, up to 4 bits: float16 scale, float16 least level, then as Q4_0 Q8_0
+//   symmetric, 5 to 8 bits: float16 scale, 32 int8
+//
+// Inputs are float, or int8 in groups of 32, which is how llama.cpp rounds them on a CPU anyhow.
+//
+// Groups are a multiple of 32 columns, each of whose blocks repeats the scale. The least level of
+// Q4_1, -scale * (zero_point + 8), must be a float16 number: with scale_dtype float16 it always is
+// (numerics.md 7b).
+std::string gguf_refusal(const LayerPlan& layer);
+
+// "Q4_0", "Q4_1" or "Q8_0".
+std::string gguf_type(const QuantSpec& spec);
+
+// One tensor, <name>.weight: uint8 [out, in / 32 * bytes of a block]. Throws std::invalid_argument,
+// naming the layer, when a least level is no float16 number.
+NamedTensors gguf_tensors(const QuantizedWeights& layer);
+
+// None: its configuration is in the file.
+Documents gguf_documents(const CheckpointPlan& plan);
+
+}  // namespace qat

@@ -1,0 +1,231 @@
+#include "qat/nn/calibrate.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+
+#include "ops/checks.h"
+#include "ops/choose_qparams.h"
+#include "qat/solvers/equalize.h"
+#include "qat/nn/fold.h"
+#include "qat/solvers/input_statistics.h"
+#include "qat/nn/input_tap.h"
+#include "qat/nn/layer_quantizer.h"
+
+namespace qat {
+namespace {
+
+// Layers that are given the same tensor.
+using Together = std::vector<ModuleLayer>;
+
+// The layers in the order in which they run, and those that no batch reaches.
+std::vector<Together> find_order(const std::vector<ModuleLayer>& layers,
+                                 const std::vector<at::Tensor>& batches, const Forward& forward,
+                                 std::vector<ModuleLayer>& unreached) {
+  std::vector<std::pair<at::Tensor, Together>> order;
+  std::vector<bool> seen(layers.size(), false);
+  {
+    const InputTap tap(layers, [&](size_t index, const at::Tensor& x, const InputTap::Rows&) {
+      if (seen[index]) return;
+      seen[index] = true;
+      const auto same = std::find_if(order.begin(), order.end(),
+                                     [&](const auto& one) { return one.first.is_same(x); });
+      if (same != order.end())
+        same->second.push_back(layers[index]);
+      else
+        order.push_back({x, {layers[index]}});  // held, so that no later tensor takes its place
+    });
+    for (const at::Tensor& batch : batches)
+      if (std::find(seen.begin(), seen.end(), false) != seen.end()) forward(batch);
+  }
+  for (size_t index = 0; index < layers.size(); ++index)
+    if (!seen[index]) unreached.push_back(layers[index]);
+  std::vector<Together> found;
+  for (auto& [tensor, together] : order) found.push_back(std::move(together));
+  return found;
+}
+
+std::vector<InputStatistics> gather(const std::vector<Together>& order,
+                                    const std::vector<at::Tensor>& batches,
+                                    const Forward& forward) {
+  std::vector<ModuleLayer> firsts;
+  std::vector<InputStatistics> statistics;
+  for (const Together& together : order) {
+    firsts.push_back(together.front());
+    statistics.emplace_back(together.front().quantizer()->master().size(1));
+  }
+  const InputTap tap(firsts, [&](size_t index, const at::Tensor&, const InputTap::Rows& rows) {
+    statistics[index].add(rows());
+  });
+  for (const at::Tensor& batch : batches) forward(batch);
+  return statistics;
+}
+
+// (15) to (21), or plain rounding where there is nothing to go by.
+std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& hessian,
+                        const Initialize& settings, double* loss) {
+  const WeightQuantizer& quantizer = *layer.weight();
+  const QuantSpec& spec = quantizer.spec();
+  const int bits = quantizer.bits();
+  const at::Tensor before = layer.master().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  std::string warning;
+  if (spec.range != Range::minmax && bits != 0) {
+    if (settings.rounding == "gptq" && hessian) {
+      const GptqOptions options{settings.damping, settings.block_size,
+                                parse_column_order(settings.order), settings.scale_search, 0.0};
+      const RoundedWeight rounded = gptq(layer.master(), *hessian, spec, bits, options);
+      layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
+      warning = rounded.warning;
+    } else if (settings.rounding == "clip" && hessian) {
+      const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits);
+      layer.set_rounded(layer.master(), scale, zero_point);
+    } else {
+      const bool searched = settings.rounding != "rtn";
+      const auto importance =
+          hessian && searched ? std::optional(hessian->diagonal().contiguous()) : std::nullopt;
+      const auto [scale, zero_point] =
+          choose_qparams(layer.master(), block_shape(spec), bits, grid_name(spec.grid),
+                         searched ? "mse" : "minmax", spec.scale_dtype, importance);
+      layer.set_rounded(layer.master(), scale, zero_point);
+    }
+  }
+  if (hessian && bits != 0) *loss = output_error(before - layer.rounded(), *hessian);
+  return warning;
+}
+
+void round_together(const Together& together, const InputStatistics& statistics,
+                    const Initialize& settings, Calibration& found) {
+  const auto hessian = statistics.tokens() > 0 ? std::optional(statistics.hessian()) : std::nullopt;
+  for (const ModuleLayer& layer : together) {
+    if (!layer.quantizer()->weight()) continue;
+    double loss = 0.0;
+    const std::string warning = round_layer(*layer.quantizer(), hessian, settings, &loss);
+    found.losses[layer.name] = loss;
+    found.tokens[layer.name] = statistics.tokens();
+    if (!warning.empty()) found.warnings.push_back(layer.name + ": " + warning + ".");
+  }
+  if (statistics.ignored() > 0)
+    found.warnings.push_back(together.front().name + ": " + std::to_string(statistics.ignored()) +
+                             " tokens were ignored, since they are not finite.");
+  if (settings.rounding == "gptq" && statistics.tokens() > 0 &&
+      statistics.tokens() < statistics.features())
+    found.warnings.push_back(together.front().name + " has " +
+                             std::to_string(statistics.features()) + " features, but only " +
+                             std::to_string(statistics.tokens()) +
+                             " calibration tokens reached it.");
+}
+
+void transform(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+               const Forward& forward, const Initialize& settings, const std::vector<Fold>& folds,
+               Calibration& found) {
+  for (const std::string& one : settings.transforms) {
+    const bool here = one != "hadamard" && !folds.empty();
+    if (!here)
+      found.warnings.push_back(
+          one + " has nothing to fold scales into in a LibTorch program, so it was left out.");
+    else
+      for (const Fold& fold : folds) apply_fold(module, fold, one, settings, batches, forward);
+  }
+  if (settings.block_training.steps > 0)
+    found.warnings.push_back("block_training was left out: a LibTorch program has no blocks.");
+}
+
+void round_weights(const std::vector<ModuleLayer>& layers, const std::vector<at::Tensor>& batches,
+                   const Forward& forward, const Initialize& settings, Calibration& found) {
+  std::vector<ModuleLayer> unreached;
+  const std::vector<Together> order = find_order(layers, batches, forward, unreached);
+  if (settings.sequential) {
+    for (const Together& together : order)
+      round_together(together, gather({together}, batches, forward).front(), settings, found);
+  } else {
+    const std::vector<InputStatistics> statistics = gather(order, batches, forward);
+    for (size_t place = 0; place < order.size(); ++place)
+      round_together(order[place], statistics[place], settings, found);
+  }
+  for (const ModuleLayer& layer : unreached) {
+    const auto quantizer = layer.quantizer();
+    if (!quantizer->weight()) continue;
+    if (InputTap::reaches(layer))
+      found.warnings.push_back(
+          layer.name + " was never reached by the calibration data, so it was rounded to nearest.");
+    double loss = 0.0;
+    round_layer(*quantizer, std::nullopt, settings, &loss);
+  }
+}
+
+void calibrate_inputs(const std::vector<ModuleLayer>& layers,
+                      const std::vector<at::Tensor>& batches, const Forward& forward,
+                      Calibration& found) {
+  std::vector<std::pair<std::string, InputQuantizer*>> fixed;
+  for (const ModuleLayer& layer : layers)
+    if (auto& input = layer.quantizer()->input_quantizer(); input && input->calibrated())
+      fixed.emplace_back(layer.name, &*input);
+  if (fixed.empty()) return;
+  if (batches.empty())
+    throw std::invalid_argument("Calibration needs at least one batch, but there is none.");
+  for (const auto& [name, input] : fixed) input->start_calibration();
+  for (const at::Tensor& batch : batches) forward(batch);
+  for (const auto& [name, input] : fixed)
+    if (const int64_t ignored = input->finish_calibration())
+      found.warnings.push_back(name + ": inputs had " + std::to_string(ignored) +
+                               " elements that are not finite, which were ignored.");
+}
+
+// Evaluation mode while it lives.
+class Evaluating {
+ public:
+  explicit Evaluating(torch::nn::Module& module) : module_(module), before_(module.is_training()) {
+    module_.eval();
+  }
+  ~Evaluating() { module_.train(before_); }
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+
+ private:
+  torch::nn::Module& module_;
+  bool before_;
+};
+
+}  // namespace
+
+Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                      const Forward& forward, const Initialize& settings,
+                      const std::vector<Fold>& folds) {
+  const at::NoGradGuard no_grad;
+  const Evaluating evaluating(module);
+  const std::vector<ModuleLayer> layers = prepared_layers(module);
+  for (const ModuleLayer& layer : layers)
+    if (auto& input = layer.quantizer()->input_quantizer()) input->forget();
+  Calibration found;
+  if (settings.needs_data()) {
+    if (batches.empty())
+      throw std::invalid_argument("initialize.method " + settings.method +
+                                  " needs at least one calibration batch, but there is none.");
+    transform(module, batches, forward, settings, folds, found);
+    round_weights(layers, batches, forward, settings, found);
+  }
+  calibrate_inputs(layers, batches, forward, found);
+  return found;
+}
+
+Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                 const Forward& forward, const GptqOptions& options) {
+  Initialize settings;
+  parse_method("gptq", &settings);
+  settings.damping = options.damping;
+  settings.block_size = options.block_size;
+  settings.order = name_of(options.order);
+  settings.scale_search = options.scale_search;
+  return calibrate(module, batches, forward, settings);
+}
+
+Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                const Forward& forward, const std::vector<Fold>& folds) {
+  Initialize settings;
+  parse_method("awq", &settings);
+  return calibrate(module, batches, forward, settings, folds);
+}
+
+}  // namespace qat

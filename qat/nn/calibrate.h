@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "qat/solvers/gptq.h"
+#include "qat/recipe/initialize.h"
+
+namespace qat {
+
+// What calibration found.
+struct Calibration {
+  std::map<std::string, double> losses;   // squared error of each rounded layer's output, per token
+  std::map<std::string, int64_t> tokens;  // calibrated tokens of each layer
+  std::vector<std::string> warnings;      // what had to be done differently, one sentence each
+};
+
+// Runs the module on one batch.
+using Forward = std::function<void(const at::Tensor& batch)>;
+
+// Where a LibTorch program lets AWQ and SmoothQuant put their scales: between a source, a layer or
+// a normalisation whose weight has a row for each feature, and the linear layers that are given
+// what it gives. Only what lets a scale for each feature pass, such as ReLU, may lie between.
+struct Fold {
+  std::string source;
+  std::vector<std::string> consumers;
+};
+
+// Rounds the weights of a prepared module as `settings` say, layer after layer in the order in
+// which they run, each on what the rounded layers before it give; then finds the scales of inputs
+// that are fixed beforehand. Layers that are given the same tensor share one pass, or, unless
+// settings.sequential, all of them do.
+//
+// Nothing tells where in a LibTorch program scales of AWQ and SmoothQuant may go but `folds`;
+// without them awq clips alone, and each transform that is left out has its warning. Blocks are the
+// user's own modules: block_training is left out likewise.
+//
+// The module runs in evaluation mode, without gradients. Throws std::invalid_argument without a
+// batch, when a method or an input needs one, and for a fold that the module does not allow
+// (fold.h).
+Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                      const Forward& forward, const Initialize& settings,
+                      const std::vector<Fold>& folds = {});
+
+// The same with the method named: what `initialize: {method: gptq}` or `awq` says in a recipe. To
+// be returned to by a schedule of several widths, codes want prepare() to have been told the
+// method.
+Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                 const Forward& forward, const GptqOptions& options = {});
+Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                const Forward& forward, const std::vector<Fold>& folds = {});
+
+}  // namespace qat

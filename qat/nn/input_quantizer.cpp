@@ -1,0 +1,141 @@
+#include "qat/nn/input_quantizer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "ops/checks.h"
+#include "ops/choose_qparams.h"
+#include "ops/fake_quantize.h"
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/fake_quantize_learned.h"
+
+namespace qat {
+
+at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
+                         const at::Tensor& scale, const std::optional<at::Tensor>& zero_point) {
+  const auto block = block_shape(spec);
+  if (spec.dynamic)
+    return std::get<0>(
+        fake_quantize_dynamic(x, block, bits, grid_name(spec.grid), spec.scale_dtype));
+  const QuantRange range = quant_range(spec, bits);
+  const auto zero = zero_point ? std::optional(zero_point->view({1, 1})) : std::nullopt;
+  return fake_quantize(x, scale.view({1, 1}), zero, block, static_cast<int64_t>(range.min),
+                       static_cast<int64_t>(range.max));
+}
+
+InputQuantizer::InputQuantizer(const QuantSpec& spec, int64_t features, at::Device device)
+    : spec_(spec), features_(features), scale_bits_(spec.bits), observer_(spec.observer) {
+  if (spec.dynamic) return;
+  const auto options = at::TensorOptions(device).dtype(at::kFloat);
+  low_ = at::zeros({1, 1}, options);
+  high_ = at::zeros({1, 1}, options);
+  scale_ = at::ones({1, 1}, options);
+  zero_point_ = at::zeros({1, 1}, options.dtype(at::kChar));
+  if (!learned()) return;
+  scale_.requires_grad_(true);
+  if (!spec.symmetric()) zero_point_ = zero_point_.to(at::kFloat).requires_grad_(true);
+}
+
+void InputQuantizer::observe(const at::Tensor& x) {
+  const at::NoGradGuard no_grad;
+  observer_.observe(x);
+  if (observer_.empty()) return;
+  ready_ = true;
+  low_.fill_(observer_.low());
+  high_.fill_(observer_.high());
+  if (spec_.range == Range::minmax && !calibrating_) take_scale(observer_);
+}
+
+at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
+  if (calibrating_ || (calibrated() && observing_ && training && follows(spec_.observer.kind)))
+    observe(x);
+  if (calibrating_ || bits_ == kFloat || (calibrated() && !ready_)) return x;
+  if (!learned()) return rounded_input(x, spec_, bits_, scale_, zero_point_);
+  const Quantizer quantizer = input_quantizer_of(spec_, bits_, features_);
+  const QuantRange range = quant_range(spec_, bits_);
+  const auto zero_point = spec_.symmetric() ? std::nullopt : std::optional(zero_point_);
+  return fake_quantize_learned(x, scale_, zero_point, quantizer.block,
+                               static_cast<int64_t>(range.min), static_cast<int64_t>(range.max),
+                               spec_.scale_dtype, quantizer.gradient_scale);
+}
+
+void InputQuantizer::set_bits(int bits, bool derive) {
+  bits_ = bits;
+  if (!calibrated() || bits == kFloat) return;
+  const int before = scale_bits_;
+  scale_bits_ = bits;
+  if (!derive || before == bits) return;
+  const at::NoGradGuard no_grad;
+  Observer range;
+  if (spec_.range == Range::minmax) {
+    range.restore(low_.item<double>(), high_.item<double>());
+  } else {
+    const QuantRange ends = quant_range(spec_, before);
+    const double scale = scale_.item<double>(), zero = zero_point_.item<double>();
+    const double one = (ends.min - zero) * scale, other = (ends.max - zero) * scale;
+    range.restore(std::min(one, other), std::max(one, other));
+  }
+  take_scale(range);
+}
+
+void InputQuantizer::take_scale(const Observer& observer) {
+  const at::NoGradGuard no_grad;
+  const auto [scale, zero_point] = observer.qparams(spec_, scale_bits_);
+  scale_.copy_(scale);
+  zero_point_.copy_(zero_point);
+}
+
+void InputQuantizer::forget() {
+  if (!calibrated()) return;
+  observer_.reset();
+  ready_ = false;
+  low_.zero_();
+  high_.zero_();
+}
+
+void InputQuantizer::start_calibration() {
+  if (!calibrated()) return;
+  forget();
+  calibrating_ = true;
+}
+
+int64_t InputQuantizer::finish_calibration() {
+  if (!calibrating_) return 0;
+  calibrating_ = false;
+  take_scale(observer_);
+  return observer_.ignored();
+}
+
+void InputQuantizer::set_qparams(const at::Tensor& scale,
+                                 const std::optional<at::Tensor>& zero_point) {
+  const at::NoGradGuard no_grad;
+  scale_.fill_(scale.item());
+  zero_point_.fill_(zero_point ? zero_point->item() : at::Scalar(0));
+  const QuantRange range = quant_range(spec_, bits_);
+  const double step = scale_.item<double>(), zero = zero_point_.item<double>();
+  low_.fill_((range.min - zero) * step);
+  high_.fill_((range.max - zero) * step);
+  restore();
+}
+
+void InputQuantizer::restore() {
+  if (!calibrated()) return;
+  const double low = low_.item<double>(), high = high_.item<double>();
+  ready_ = low != 0.0 || high != 0.0;
+  observer_.reset();
+  if (ready_) observer_.restore(low, high);
+}
+
+std::tuple<at::Tensor, at::Tensor> InputQuantizer::qparams() const {
+  const at::NoGradGuard no_grad;
+  if (!learned()) return {scale_, zero_point_};
+  const QuantRange range = quant_range(spec_, scale_bits_);
+  return round_qparams(
+      scale_.detach(), spec_.symmetric() ? std::nullopt : std::optional(zero_point_.detach()),
+      static_cast<int64_t>(range.min), static_cast<int64_t>(range.max), spec_.scale_dtype);
+}
+
+}  // namespace qat

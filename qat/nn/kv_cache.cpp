@@ -1,0 +1,185 @@
+#include "qat/nn/kv_cache.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <limits>
+#include <stdexcept>
+
+#include "ops/checks.h"
+#include "ops/kv_cache.h"
+#include "qat/recipe/spec_reader.h"
+
+namespace qat {
+namespace {
+
+// As KIVI (arXiv 2402.02750) and llama.cpp have them.
+constexpr int64_t kGroup = 32;
+
+bool given_beforehand(const QuantSpec& spec) {
+  return spec.granularity == Granularity::tensor || spec.granularity == Granularity::head;
+}
+
+bool grouped(const QuantSpec& spec) {
+  return spec.granularity == Granularity::group || spec.granularity == Granularity::channel;
+}
+
+void read_side(YamlSection& section, const char* key, const char* fallback,
+               const std::vector<std::string>& allowed, QuantSpec& spec) {
+  spec.granularity = parse_granularity(section.one_of(key, fallback, allowed));
+  spec.dynamic = !given_beforehand(spec);
+  if (grouped(spec)) spec.group_size = section.integer("group_size", kGroup, 1, 1 << 20);
+  if (!spec.dynamic && spec.grid == Grid::asymmetric)
+    section.reject(key, "must be token, group or channel unless symmetric is true");
+}
+
+// One observer for both sides.
+void read_cache_observer(YamlSection& section, KvCacheSpec& cache) {
+  if (!cache.calibrated()) {
+    for (const auto* key : {"observer", "percentile", "averaging_constant"})
+      if (section.has(key))
+        section.reject(key, "must not be given unless keys or values are tensor or head");
+    return;
+  }
+  QuantSpec& fixed = cache.key.dynamic ? cache.value : cache.key;
+  read_observer(section, fixed);
+  cache.key.observer = cache.value.observer = fixed.observer;
+}
+
+std::string describe_side(const QuantSpec& spec) {
+  std::string text = dtype_name(spec) + " " + name_of(spec.granularity);
+  if (grouped(spec)) text += " " + std::to_string(spec.group_size);
+  if (!spec.is_float8() && !spec.symmetric()) text += " asymmetric";
+  return text;
+}
+
+at::Tensor rounded(const at::Tensor& x, const QuantSpec& spec, const at::Tensor& scale,
+                   int64_t first) {
+  return fake_quantize_cache(x, scale.defined() ? std::optional(scale) : std::nullopt,
+                             name_of(spec.granularity), spec.group_size, spec.bits,
+                             grid_name(spec.grid), first);
+}
+
+at::Tensor repeated(const at::Tensor& x, int64_t heads) {
+  return x.size(1) == heads ? x : x.repeat_interleave(heads / x.size(1), 1);
+}
+
+}  // namespace
+
+std::string describe(const KvCacheSpec& spec) {
+  std::string text = describe_side(spec.key) + " keys, " + describe_side(spec.value) + " values";
+  if (spec.recent > 0)
+    text += ", the latest " + std::to_string(spec.recent) + " tokens as they are";
+  if (spec.first > 0) text += ", the first " + std::to_string(spec.first) + " as they are";
+  return text;
+}
+
+KvCacheSpec read_kv_cache(YamlSection& section) {
+  KvCacheSpec cache;
+  QuantSpec spec;
+  spec.scale_dtype = c10::ScalarType::Float;
+  const bool float8 = read_dtype(section, spec);
+  if (float8 && section.has("symmetric"))
+    section.reject("symmetric", "must not be given for an FP8 dtype");
+  if (!float8) {
+    const bool symmetric = section.boolean("symmetric", false);
+    spec.grid = symmetric ? Grid::narrow : Grid::asymmetric;
+  }
+  cache.key = cache.value = spec;
+  read_side(section, "keys", float8 ? "tensor" : "channel",
+            {"tensor", "head", "token", "group", "channel"}, cache.key);
+  read_side(section, "values", float8 ? "tensor" : "token", {"tensor", "head", "token", "group"},
+            cache.value);
+  if (section.has("group_size") && !grouped(cache.key) && !grouped(cache.value))
+    section.reject("group_size", "must not be given unless keys or values are group or channel");
+  read_cache_observer(section, cache);
+  cache.recent = section.integer("recent", 0, 0, 1 << 20);
+  cache.first = section.integer("first", 0, 0, 1 << 20);
+  section.finish();
+  return cache;
+}
+
+KvCache::KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size) : spec_(spec) {
+  for (const QuantSpec* side : {&spec.key, &spec.value})
+    if (side->granularity == Granularity::group && head_size % side->group_size != 0)
+      throw std::invalid_argument("kv_cache.group_size must divide the head size, " +
+                                  std::to_string(head_size) + ", but is " +
+                                  std::to_string(side->group_size) + ".");
+  const auto observers = [&](const QuantSpec& side) {
+    const int64_t count = side.dynamic ? 0 : side.granularity == Granularity::head ? heads : 1;
+    return Observers(static_cast<size_t>(count), Observer(side.observer));
+  };
+  key_observers_ = observers(spec.key);
+  value_observers_ = observers(spec.value);
+}
+
+void KvCache::observe_heads(Observers& observers, const at::Tensor& x) {
+  if (observers.size() == 1) return observers.front().observe(x);
+  for (size_t head = 0; head < observers.size(); ++head)
+    observers[head].observe(x.select(1, static_cast<int64_t>(head)));
+}
+
+void KvCache::observe(const at::Tensor& key, const at::Tensor& value) {
+  const at::NoGradGuard no_grad;
+  // What never is quantized has no say in the range.
+  const auto beyond = [&](const at::Tensor& x) {
+    return x.slice(2, std::min(spec_.first, x.size(2)));
+  };
+  if (!key_observers_.empty()) observe_heads(key_observers_, beyond(key));
+  if (!value_observers_.empty()) observe_heads(value_observers_, beyond(value));
+}
+
+at::Tensor KvCache::scale_of(const QuantSpec& spec, const Observers& observers) {
+  if (observers.empty() || observers.front().empty()) return {};
+  std::vector<at::Tensor> scales;
+  for (const Observer& observer : observers)
+    scales.push_back(std::get<0>(observer.qparams(spec, spec.bits)).view({1}));
+  return at::cat(scales);
+}
+
+int64_t KvCache::ignored() const {
+  int64_t count = 0;
+  for (const Observers* side : {&key_observers_, &value_observers_})
+    for (const Observer& observer : *side) count += observer.ignored();
+  return count;
+}
+
+std::tuple<at::Tensor, at::Tensor> KvCache::fake_quantize(const at::Tensor& key,
+                                                          const at::Tensor& value) const {
+  const at::Tensor key_scale = this->key_scale(), value_scale = this->value_scale();
+  const auto ready = [](const QuantSpec& spec, const at::Tensor& scale) {
+    return spec.dynamic || scale.defined();
+  };
+  return {ready(spec_.key, key_scale) ? rounded(key, spec_.key, key_scale, spec_.first) : key,
+          ready(spec_.value, value_scale) ? rounded(value, spec_.value, value_scale, spec_.first)
+                                          : value};
+}
+
+at::Tensor KvCache::attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                           const std::optional<at::Tensor>& mask, double scaling) const {
+  const int64_t queries = query.size(2), keys = key.size(2), heads = query.size(1);
+  auto [seen_key, seen_value] = fake_quantize(key, value);
+  const double never = -std::numeric_limits<double>::infinity();
+  at::Tensor added = mask.value_or(at::Tensor());
+  if (!added.defined()) {
+    const auto order = query.options().dtype(at::kLong);
+    const at::Tensor later =
+        at::arange(keys, order).unsqueeze(0) > at::arange(keys - queries, keys, order).unsqueeze(1);
+    added = at::zeros({queries, keys}, query.options()).masked_fill(later, never);
+  }
+  if (spec_.mixes()) {
+    const int64_t group = spec_.key.granularity == Granularity::channel ? spec_.key.group_size : 1;
+    const at::Tensor quantized =
+        quantized_pairs(query, queries, keys, group, spec_.recent, spec_.first);
+    added = at::cat(
+        {added.masked_fill(quantized.logical_not(), never), added.masked_fill(quantized, never)},
+        -1);
+    seen_key = at::cat({seen_key, key}, 2);
+    seen_value = at::cat({seen_value, value}, 2);
+  }
+  return at::scaled_dot_product_attention(query, repeated(seen_key, heads),
+                                          repeated(seen_value, heads), added, /*dropout_p=*/0.0,
+                                          /*is_causal=*/false, scaling);
+}
+
+}  // namespace qat

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "qat/solvers/observer.h"
+#include "qat/spec.h"
+
+namespace qat {
+
+class YamlSection;
+
+// The recipe's section `kv_cache`: how the cache of attention's keys (after the rotary embedding)
+// and values is quantized.
+struct KvCacheSpec {
+  QuantSpec key;       // granularity tensor, head, token, group or channel
+  QuantSpec value;     // tensor, head, token or group
+  int64_t recent = 0;  // latest tokens that a query finds as they are
+  int64_t first = 0;   // tokens at the beginning that stay as they are
+  bool operator==(const KvCacheSpec& other) const = default;
+
+  // Whether scales are found beforehand, on calibration data.
+  bool calibrated() const { return !key.dynamic || !value.dynamic; }
+  // Whether queries differ in what they find quantized.
+  bool mixes() const { return recent > 0 || key.granularity == Granularity::channel; }
+};
+
+// One line, such as "int4 channel 32 keys, int4 token values, the latest 128 tokens as they are".
+std::string describe(const KvCacheSpec& spec);
+
+KvCacheSpec read_kv_cache(YamlSection& section);
+
+// The cache of one attention layer: what it gives back, and the scales that it needs for that.
+class KvCache {
+ public:
+  // Throws std::invalid_argument for a group that does not divide `head_size`.
+  KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size);
+
+  // Key and value [batch, heads, tokens, head_size], from which scales are found.
+  void observe(const at::Tensor& key, const at::Tensor& value);
+  // Float32 [1], or [heads] for granularity head; undefined for those found in every call.
+  at::Tensor key_scale() const { return scale_of(spec_.key, key_observers_); }
+  at::Tensor value_scale() const { return scale_of(spec_.value, value_observers_); }
+  int64_t ignored() const;
+
+  // What attention reads. As they are before the first observation, where one is needed.
+  std::tuple<at::Tensor, at::Tensor> fake_quantize(const at::Tensor& key,
+                                                   const at::Tensor& value) const;
+
+  // The attention of queries [batch, query_heads, queries, head_size] to the cache, each to what is
+  // quantized for it and what is not: softmax(q kᵀ · scaling + mask) v. `mask` is added to the
+  // scores, [queries, keys] or broadcast to it; without one attention is causal.
+  at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                    const std::optional<at::Tensor>& mask, double scaling) const;
+
+  const KvCacheSpec& spec() const { return spec_; }
+
+ private:
+  using Observers = std::vector<Observer>;  // one, or one a head; none for dynamic
+  static at::Tensor scale_of(const QuantSpec& spec, const Observers& observers);
+  static void observe_heads(Observers& observers, const at::Tensor& x);
+
+  KvCacheSpec spec_;
+  Observers key_observers_, value_observers_;
+};
+
+}  // namespace qat

@@ -1,0 +1,256 @@
+#include "qat/nn/layer_quantizer.h"
+
+#include <ATen/ops/_unsafe_view.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/tensor.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/serialize/archive.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "qat/nn/layers.h"
+
+namespace qat {
+namespace {
+
+at::Tensor as_matrix(const at::Tensor& weight) {
+  return weight.dim() == 2 ? weight : weight.reshape({weight.size(0), -1});
+}
+
+void add_gradient(at::Tensor to, const at::Tensor& gradient) {
+  if (!to.requires_grad() || !gradient.defined()) return;
+  // Not a view: optimizers detach gradients in place.
+  const at::Tensor shaped =
+      gradient.layout() == at::kStrided ? at::_unsafe_view(gradient, to.sizes()) : gradient;
+  to.mutable_grad() = to.grad().defined() ? to.grad() + shaped : shaped;
+}
+
+void check(const ModuleLayer& layer, const LayerPlan& plan) {
+  if (!at::isfinite(*layer.weight).all().item<bool>())
+    throw std::invalid_argument("The weight of " + layer.name +
+                                " must be finite, but has elements that are NaN or infinite.");
+  if (plan.input && !dynamic_cast<DropIn*>(layer.module.get()))
+    throw std::invalid_argument(layer.name + " must be a qat::Quant" + layer.type +
+                                " for its input to be quantized, but is a torch::nn::" +
+                                layer.type + ", whose forward cannot be reached.");
+  const auto* embedding = dynamic_cast<torch::nn::EmbeddingImpl*>(layer.module.get());
+  if (embedding && embedding->options.max_norm())
+    throw std::invalid_argument("The embedding " + layer.name +
+                                " must not renormalise its weight (max_norm) to be quantized.");
+}
+
+}  // namespace
+
+// Runs when a backward has added to the gradient of a leaf.
+struct LayerQuantizer::HandOn : torch::autograd::PostAccumulateGradHook {
+  explicit HandOn(std::weak_ptr<torch::nn::Module> to) : quantizer(std::move(to)) {}
+  void operator()(const at::Tensor& leaf) override {
+    at::Tensor gradient = leaf.grad();
+    leaf.mutable_grad().reset();
+    const auto held = quantizer.lock();
+    if (held) static_cast<LayerQuantizer&>(*held).hand_on(std::move(gradient));
+  }
+  std::weak_ptr<torch::nn::Module> quantizer;  // a graph may hold the leaf for longer
+};
+
+LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
+                               const std::string& method, bool keeps_scales)
+    : torch::nn::Module("LayerQuantizer"),
+      name_(layer.name),
+      member_(layer.weight),
+      master_(*layer.weight) {
+  check(layer, plan);
+  if (plan.weight) weight_.emplace(*plan.weight, master(), keeps_scales);
+  if (plan.input) input_.emplace(*plan.input, master().size(1), master_.device());
+  bits_ = register_buffer("bits", at::tensor({kFloat, kFloat}, at::kLong));
+  set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
+           method);
+}
+
+void LayerQuantizer::register_state(torch::nn::Module& layer) {
+  const auto add = [&](const char* name, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    if (tensor.requires_grad())
+      layer.register_parameter(name, tensor);
+    else
+      layer.register_buffer(name, tensor);
+  };
+  if (weight_) {
+    add("weight_scale", weight_->scale());
+    if (!weight_->learned() || !weight_->spec().symmetric())
+      add("weight_zero_point", weight_->zero_point());
+    add("lattice_scale", weight_->lattice_scale());
+    add("lattice_zero_point", weight_->lattice_zero_point());
+  }
+  if (input_) {
+    add("input_low", input_->low());
+    add("input_high", input_->high());
+    add("input_scale", input_->scale());
+    if (!input_->learned() || !input_->spec().symmetric())
+      add("input_zero_point", input_->zero_point());
+  }
+}
+
+void LayerQuantizer::attach(torch::nn::Module& layer) {
+  register_state(layer);
+  if (!weight_) return;
+  const bool trains = master_.requires_grad() || weight_->learned();
+  leaf_ = at::empty_like(master_.detach()).requires_grad_(trains);
+  if (trains)
+    torch::autograd::impl::set_post_acc_grad_hooks(leaf_,
+                                                   std::make_unique<HandOn>(shared_from_this()));
+  refresh();
+}
+
+bool LayerQuantizer::set_bits(int weight_bits, int input_bits, const std::string& method,
+                              bool derive) {
+  const bool changed = weight_ && weight_->set_bits(weight_bits, master(), method, derive);
+  if (input_) input_->set_bits(input_bits, derive);
+  bits_[0] = weight_bits;
+  bits_[1] = input_bits;
+  return changed;
+}
+
+LayerQuantizer::Stamp LayerQuantizer::stamp() const {
+  if (!weight_) return {};
+  const auto version = [](const at::Tensor& tensor) {
+    return tensor.defined() && !tensor.is_inference() ? static_cast<int64_t>(tensor._version()) : 0;
+  };
+  return {master_.const_data_ptr(), version(master_), version(weight_->scale()),
+          version(weight_->zero_point()), weight_->bits()};
+}
+
+at::Tensor LayerQuantizer::sample() const {
+  constexpr int64_t kSample = 256;
+  const int64_t count = master_.numel();
+  return master_.detach().reshape({-1}).slice(0, 0, count,
+                                              std::max<int64_t>(1, count / kSample) | 1);
+}
+
+bool LayerQuantizer::stale() const {
+  return weight_ && leaf_.defined() && (!(stamp() == rounded_at_) || !at::equal(sample(), sample_));
+}
+
+void LayerQuantizer::refresh() {
+  if (!weight_ || !leaf_.defined()) return;
+  const at::NoGradGuard no_grad;
+  if (weight_->bits() == kFloat) {
+    *member_ = master_;
+  } else {
+    if (leaf_.device() != master_.device() || leaf_.scalar_type() != master_.scalar_type())
+      leaf_.set_data(at::empty_like(master_.detach()));
+    found_ = weight_->quantizer()(master(), weight_->scale_argument(),
+                                  weight_->zero_point_argument(), master_.scalar_type());
+    leaf_.copy_(found_.values.view_as(leaf_));
+    found_.values.reset();
+    *member_ = leaf_;
+  }
+  rounded_at_ = stamp();
+  sample_ = sample().clone();
+}
+
+void LayerQuantizer::hand_on(at::Tensor gradient) {
+  if (stale())
+    throw std::logic_error("The weight of " + name_ +
+                           " changed after it was rounded; call schedule.step() after "
+                           "optimizer.step(), before the next forward.");
+  const at::NoGradGuard no_grad;
+  const Quantizer quantizer = weight_->quantizer();
+  if (quantizer.never_clips()) return add_gradient(master_, gradient);
+  if (gradient.layout() != at::kStrided) gradient = gradient.to_dense();
+  at::Tensor matrix = as_matrix(gradient).contiguous();
+  const auto [scale, zero_point] = quantizer.backward_inplace(
+      matrix, master(), weight_->scale_argument(), weight_->zero_point_argument(), found_);
+  add_gradient(master_, matrix);
+  if (!weight_->learned()) return;
+  add_gradient(weight_->scale(), scale);
+  if (!weight_->spec().symmetric()) add_gradient(weight_->zero_point(), zero_point);
+}
+
+at::Tensor LayerQuantizer::input(const at::Tensor& x) {
+  if (stale()) refresh();
+  return input_ ? (*input_)(x, is_training()) : x;
+}
+
+at::Tensor LayerQuantizer::master() const { return as_matrix(master_.detach()); }
+
+at::Tensor LayerQuantizer::rounded() const {
+  return weight_ ? weight_->rounded(master()) : master().to(at::kFloat);
+}
+
+void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& scale,
+                                 const at::Tensor& zero_point) {
+  const at::NoGradGuard no_grad;
+  master_.copy_(master.view_as(master_));
+  weight_->set_qparams(scale, zero_point);
+  refresh();
+}
+
+void LayerQuantizer::scale_columns(const at::Tensor& scale) {
+  const at::NoGradGuard no_grad;
+  master_.copy_((master() * scale.to(master_.scalar_type())).view_as(master_));
+  refresh();
+}
+
+QuantizedWeights LayerQuantizer::convert(const std::string& name,
+                                         std::optional<at::ScalarType> dtype) const {
+  const QuantSpec& spec = weight_->spec();
+  if (weight_->bits() != spec.bits)
+    throw std::invalid_argument(
+        name + " must be at its exported width, int" + std::to_string(spec.bits) +
+        ", but its schedule has it at " +
+        (weight_->bits() == kFloat ? "float" : "int" + std::to_string(weight_->bits())) +
+        "; finish the schedule first.");
+  const auto [scale, zero_point] = weight_->qparams(master());
+  QuantizedWeights converted = quantize_weights(name, spec, master(), scale, zero_point,
+                                                dtype.value_or(master_.scalar_type()));
+  if (!input_) return converted;
+  converted.input = input_->spec();
+  if (!input_->calibrated()) return converted;
+  const auto [input_scale, input_zero_point] = input_->qparams();
+  converted.input_scale = input_scale.reshape({1});
+  if (!input_->spec().symmetric()) converted.input_zero_point = input_zero_point.reshape({1});
+  return converted;
+}
+
+void LayerQuantizer::train(bool on) {
+  torch::nn::Module::train(on);
+  refresh();
+}
+
+void LayerQuantizer::load(torch::serialize::InputArchive& archive) {
+  torch::nn::Module::load(archive);  // after the tensors of the layer, whose child this is
+  set_bits(bits_[0].item<int>(), bits_[1].item<int>(), "mse", /*derive=*/false);
+  if (input_) input_->restore();
+  refresh();
+}
+
+void LayerQuantizer::pretty_print(std::ostream& stream) const {
+  stream << "qat::LayerQuantizer(weight=" << (weight_ ? describe(weight_->spec()) : "float")
+         << ", input=" << (input_ ? describe(input_->spec()) : "float") << ")";
+}
+
+std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer) {
+  const auto children = layer.named_children();
+  return children.contains(kQuantizerName)
+             ? std::dynamic_pointer_cast<LayerQuantizer>(children[kQuantizerName])
+             : nullptr;
+}
+
+void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights) {
+  LayerPlan plan;
+  plan.name = layer.name;
+  plan.input = weights.input;
+  const auto quantizer = std::make_shared<LayerQuantizer>(layer, plan, "mse", false);
+  layer.module->register_module(kQuantizerName, quantizer);
+  quantizer->attach(*layer.module);
+  if (!weights.input->dynamic)
+    quantizer->input_quantizer()->set_qparams(*weights.input_scale, weights.input_zero_point);
+}
+
+}  // namespace qat

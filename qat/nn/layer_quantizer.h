@@ -1,0 +1,109 @@
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "qat/artifact.h"
+#include "qat/nn/input_quantizer.h"
+#include "qat/nn/module_layers.h"
+#include "qat/nn/weight_quantizer.h"
+
+namespace qat {
+
+// Under which name it is a child of its layer.
+constexpr const char* kQuantizerName = "quantizer";
+
+// The fake quantization of one layer, which prepare() puts into it as a child.
+//
+// Modules of LibTorch are held by their members, and their forwards are not virtual, so a layer
+// cannot be exchanged from outside. What it multiplies by, however, is its member `weight`: in a
+// prepared layer that is a leaf of its own with the rounded weight, while the master stays the
+// registered parameter, which parameters(), optimizers, torch::save and torch::load see. When a
+// backward has brought the leaf its gradient, the master receives it, straight through the rounding
+// (numerics.md 4 to 6), and so do learned scales.
+//
+// The leaf is rounded anew by Schedule::step(), train(), eval() and torch::load, and in the forward
+// of the drop-ins of layers.h where its master changed. A backward through a weight that was
+// rounded before the last change of its master throws std::logic_error: the gradient would be that
+// of other numbers.
+//
+// Scales are registered in the layer, as weight_scale and so on, parameters where they are learned:
+// named_parameters() and torch::save have them.
+class LayerQuantizer : public torch::nn::Module {
+ public:
+  // Throws std::invalid_argument for a weight that is not finite, for an embedding that
+  // renormalises its weight in the forward, and for an input of a layer that is no drop-in.
+  LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan, const std::string& method,
+                 bool keeps_scales);
+  LayerQuantizer(const LayerQuantizer&) = delete;
+  LayerQuantizer& operator=(const LayerQuantizer&) = delete;
+
+  // Sets the widths, kFloat switching off. Returns whether scales were derived anew.
+  bool set_bits(int weight_bits, int input_bits, const std::string& method, bool derive = true);
+  // The input as the layer multiplies it; for drop-ins.
+  at::Tensor input(const at::Tensor& x);
+  // Rounds the weight anew.
+  void refresh();
+  // Whether master, scale or width have changed since: by their versions and, since some optimizers
+  // write past them through data(), by a sample of the master.
+  bool stale() const;
+
+  // Scales and zero points that were chosen together with the weight, for the width in force; the
+  // weight moves to `master` [rows, cols], whose codes they have. For searched and learned scales.
+  void set_rounded(const at::Tensor& master, const at::Tensor& scale, const at::Tensor& zero_point);
+  // Multiplies the columns of the master by `scale` [cols].
+  void scale_columns(const at::Tensor& scale);
+  // The weight before and after it is rounded, [rows, cols], without gradient.
+  at::Tensor master() const;
+  at::Tensor rounded() const;
+  // Throws std::invalid_argument, naming the layer, unless its schedule has ended.
+  QuantizedWeights convert(const std::string& name, std::optional<at::ScalarType> dtype) const;
+
+  const std::optional<WeightQuantizer>& weight() const { return weight_; }
+  std::optional<InputQuantizer>& input_quantizer() { return input_; }
+  const std::optional<InputQuantizer>& input_quantizer() const { return input_; }
+
+  // Of torch::nn::Module, called with those of the layer.
+  void train(bool on = true) override;
+  void load(torch::serialize::InputArchive& archive) override;
+  void pretty_print(std::ostream& stream) const override;
+
+  // Called by prepare() once the layer holds this as a child: registers scales, rounds the weight.
+  void attach(torch::nn::Module& layer);
+
+ private:
+  struct HandOn;
+  // What the leaf was rounded from: where it lies, and how often it was written.
+  struct Stamp {
+    const void* master = nullptr;
+    int64_t master_version = -1, scale_version = -1, zero_point_version = -1;
+    int bits = kFloat;
+    bool operator==(const Stamp&) const = default;
+  };
+  Stamp stamp() const;
+  at::Tensor sample() const;
+  void hand_on(at::Tensor gradient);
+  void register_state(torch::nn::Module& layer);
+
+  std::string name_;
+  at::Tensor* member_;  // the layer's `weight`
+  at::Tensor master_;   // the parameter
+  at::Tensor leaf_;     // undefined without a weight to quantize
+  std::optional<WeightQuantizer> weight_;
+  std::optional<InputQuantizer> input_;
+  Quantizer::Result found_;  // scale and zero point of the leaf, where they are found from it
+  Stamp rounded_at_;
+  at::Tensor sample_;  // of the master, when the leaf was rounded
+  at::Tensor bits_;    // int64 [2], the widths in force: what torch::save keeps of them
+};
+
+// The quantizer that prepare() put into a layer, or none.
+std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer);
+
+// Lets a drop-in round its input as a checkpoint says; its weight is used as it is.
+void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights);
+
+}  // namespace qat

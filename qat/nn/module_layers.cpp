@@ -1,0 +1,66 @@
+#include "qat/nn/module_layers.h"
+
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+
+#include <algorithm>
+#include <set>
+
+#include "qat/nn/layer_quantizer.h"
+
+namespace qat {
+namespace {
+
+template <typename Impl>
+bool append_if(const std::string& name, const char* type,
+               const std::shared_ptr<torch::nn::Module>& module, std::vector<ModuleLayer>& layers) {
+  auto* layer = dynamic_cast<Impl*>(module.get());
+  if (layer) layers.push_back({name, type, module, &layer->weight});
+  return layer != nullptr;
+}
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+}  // namespace
+
+std::shared_ptr<LayerQuantizer> ModuleLayer::quantizer() const { return quantizer_of(*module); }
+
+std::vector<ModuleLayer> module_layers(const torch::nn::Module& module) {
+  std::vector<ModuleLayer> layers;
+  std::set<const torch::nn::Module*> seen;
+  // Without the module itself, which need not be held by a shared_ptr.
+  for (const auto& item : module.named_modules("", /*include_self=*/false)) {
+    if (!seen.insert(item.value().get()).second) continue;
+    append_if<torch::nn::LinearImpl>(item.key(), "Linear", item.value(), layers) ||
+        append_if<torch::nn::Conv2dImpl>(item.key(), "Conv2d", item.value(), layers) ||
+        append_if<torch::nn::EmbeddingImpl>(item.key(), "Embedding", item.value(), layers);
+  }
+  return layers;
+}
+
+std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module) {
+  std::vector<ModuleLayer> layers = module_layers(module);
+  std::erase_if(layers, [](const ModuleLayer& layer) { return !layer.quantizer(); });
+  return layers;
+}
+
+std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
+  const std::vector<ModuleLayer> layers = module_layers(module);
+  std::set<const void*> embeddings;
+  for (const ModuleLayer& layer : layers)
+    if (layer.type == "Embedding") embeddings.insert(layer.weight->unsafeGetTensorImpl());
+  std::vector<LayerInfo> infos;
+  for (const ModuleLayer& layer : layers) {
+    const int64_t rows = layer.weight->size(0);
+    const bool named = layer.name == "lm_head" || ends_with(layer.name, ".lm_head") ||
+                       embeddings.count(layer.weight->unsafeGetTensorImpl()) > 0;
+    infos.push_back(
+        {layer.name, layer.type, layer.weight->numel() / std::max<int64_t>(1, rows), rows, named});
+  }
+  return infos;
+}
+
+}  // namespace qat

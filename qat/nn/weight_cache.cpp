@@ -1,0 +1,76 @@
+#include "qat/nn/weight_cache.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <stdexcept>
+
+namespace qat {
+
+const char* name_of(CachePolicy policy) {
+  switch (policy) {
+    case CachePolicy::none:
+      return "none";
+    case CachePolicy::codes:
+      return "codes";
+    case CachePolicy::weights:
+      return "weights";
+  }
+  return "";
+}
+
+CachePolicy parse_cache_policy(const std::string& name) {
+  for (const auto policy : {CachePolicy::none, CachePolicy::codes, CachePolicy::weights})
+    if (name == name_of(policy)) return policy;
+  throw std::invalid_argument("weight_cache must be none, codes or weights, but is " + name + ".");
+}
+
+WeightCache& WeightCache::operator=(const WeightCache& other) {
+  clear();
+  policy_ = other.policy_;
+  return *this;
+}
+
+WeightCache::Stamp WeightCache::stamp_of(const std::optional<at::Tensor>& tensor) {
+  if (!tensor || !tensor->defined()) return {};
+  return {tensor->const_data_ptr(), static_cast<int64_t>(tensor->_version())};
+}
+
+std::vector<at::Tensor> WeightCache::get(const Quantizer& quantizer, const at::Tensor& weight,
+                                         const std::optional<at::Tensor>& scale,
+                                         const std::optional<at::Tensor>& zero_point,
+                                         at::ScalarType dtype) {
+  // Tensors made in inference mode have no version to watch.
+  if (policy_ == CachePolicy::none || !quantizer.active() || weight.is_inference()) return {};
+  const std::lock_guard lock(mutex_);
+  // FP8 has no packed codes: the rounded weight is kept instead.
+  const bool as_codes = policy_ == CachePolicy::codes && !is_float8(quantizer.grid);
+  const Key key{stamp_of(weight), stamp_of(scale), stamp_of(zero_point), quantizer.text(),
+                as_codes ? at::kFloat : dtype};
+  if (key == key_ && !kept_.empty()) return kept_;
+  kept_.clear();  // first, so that the new one can lie where the old one lay
+  const at::NoGradGuard no_grad;
+  if (as_codes) {
+    kept_ = quantizer.encoded(weight, scale, zero_point);
+  } else {
+    const Quantizer::Result result = quantizer(weight, scale, zero_point, dtype);
+    kept_ = {result.values};
+    if (result.scale.defined()) kept_.insert(kept_.end(), {result.scale, result.zero_point});
+  }
+  key_ = key;
+  return kept_;
+}
+
+void WeightCache::clear() {
+  const std::lock_guard lock(mutex_);
+  kept_.clear();
+  key_ = Key();
+}
+
+int64_t WeightCache::bytes() const {
+  const std::lock_guard lock(mutex_);
+  int64_t bytes = 0;
+  for (const at::Tensor& one : kept_) bytes += static_cast<int64_t>(one.nbytes());
+  return bytes;
+}
+
+}  // namespace qat

@@ -1,0 +1,88 @@
+#include "qat/nn/weight_quantizer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "ops/checks.h"
+#include "ops/choose_qparams.h"
+#include "ops/kept_memory.h"
+
+namespace qat {
+
+WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales)
+    : spec_(spec), rows_(weight.size(0)), cols_(weight.size(1)) {
+  if (spec.range == Range::minmax) return;
+  const int64_t rows = block_count(spec, rows_, 1), blocks = block_count(spec, rows_, cols_);
+  const auto options = weight.options().dtype(at::kFloat).requires_grad(false);
+  scale_ = at::ones({rows, blocks / rows}, options);
+  zero_point_ = at::zeros({rows, blocks / rows}, options.dtype(at::kChar));
+  if (keeps_scales) {
+    lattice_scale_ = at::zeros_like(scale_);
+    lattice_zero_point_ = at::zeros_like(zero_point_);
+  }
+  if (!learned()) return;
+  scale_.requires_grad_(true);
+  if (!spec.symmetric()) zero_point_ = zero_point_.to(at::kFloat).requires_grad_(true);
+}
+
+std::tuple<at::Tensor, at::Tensor> WeightQuantizer::derived(const at::Tensor& weight,
+                                                            const std::string& method) const {
+  const bool returns =
+      lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
+  if (returns) return {lattice_scale_, lattice_zero_point_};
+  return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), method,
+                        spec_.scale_dtype);
+}
+
+bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method,
+                               bool derive) {
+  if (bits == bits_) return false;
+  bits_ = bits;
+  if (bits == kFloat || !scale_.defined() || !derive) return false;
+  const at::NoGradGuard no_grad;
+  const auto [scale, zero_point] = derived(weight, method);
+  scale_.copy_(scale);
+  zero_point_.copy_(zero_point);
+  return true;
+}
+
+void WeightQuantizer::set_qparams(const at::Tensor& scale, const at::Tensor& zero_point) {
+  const at::NoGradGuard no_grad;
+  scale_.copy_(scale);
+  zero_point_.copy_(zero_point);
+  if (!lattice_scale_.defined() || bits_ != spec_.bits) return;
+  lattice_scale_.copy_(scale);
+  lattice_zero_point_.copy_(zero_point);
+}
+
+std::optional<at::Tensor> WeightQuantizer::scale_argument() const {
+  return scale_.defined() ? std::optional(scale_.detach()) : std::nullopt;
+}
+
+std::optional<at::Tensor> WeightQuantizer::zero_point_argument() const {
+  // A symmetric grid has none to learn.
+  if (!zero_point_.defined() || (learned() && spec_.symmetric())) return std::nullopt;
+  return zero_point_.detach();
+}
+
+std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
+  const at::NoGradGuard no_grad;
+  if (spec_.range == Range::minmax)
+    return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), "minmax",
+                          spec_.scale_dtype);
+  if (spec_.range == Range::mse) return {scale_, zero_point_};
+  const QuantRange range = quant_range(spec_, bits_);
+  return round_qparams(scale_.detach(), zero_point_argument(), static_cast<int64_t>(range.min),
+                       static_cast<int64_t>(range.max), spec_.scale_dtype);
+}
+
+at::Tensor WeightQuantizer::rounded(const at::Tensor& weight) const {
+  const at::NoGradGuard no_grad;
+  const at::Tensor master = weight.detach().to(at::kFloat);
+  if (bits_ == kFloat) return master;
+  return quantizer()(master, scale_argument(), zero_point_argument(), at::kFloat).values.clone();
+}
+
+}  // namespace qat

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <tuple>
+
+#include "qat/recipe/recipe.h"
+#include "qat/spec.h"
+
+namespace qat {
+
+// Fake quantization of a weight as a matrix [rows, cols]: its spec, the width in force, and the
+// scale and zero point when they are searched or learned rather than found from the weight itself.
+class WeightQuantizer {
+ public:
+  // `keeps_scales`: scales are chosen before training together with codes (GPTQ, AWQ), and a
+  // schedule returns to them.
+  WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales);
+
+  // Sets the width; kFloat switches off. Scales are derived anew from the master weight, unless
+  // `derive` is false: then they were loaded for it. `method` is "minmax" or "mse". Learned
+  // parameters keep their tensors, so an optimizer goes on with them. Returns whether searched or
+  // learned scales changed.
+  bool set_bits(int bits, const at::Tensor& weight, const std::string& method, bool derive = true);
+  // Chosen together with the weight, for the width in force.
+  void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
+
+  // How the operators round a weight at the width in force.
+  Quantizer quantizer() const { return weight_quantizer_of(spec_, bits_, rows_, cols_); }
+  // What the quantizer is called with.
+  std::optional<at::Tensor> scale_argument() const;
+  std::optional<at::Tensor> zero_point_argument() const;
+  // Scale float32 and zero point int8 in force, as they are stored.
+  std::tuple<at::Tensor, at::Tensor> qparams(const at::Tensor& weight) const;
+  // The weight on its grid, float32 [rows, cols].
+  at::Tensor rounded(const at::Tensor& weight) const;
+
+  const QuantSpec& spec() const { return spec_; }
+  int bits() const { return bits_; }
+  bool learned() const { return spec_.range == Range::learned; }
+  // Undefined where scales are found from the weight each time.
+  const at::Tensor& scale() const { return scale_; }
+  const at::Tensor& zero_point() const { return zero_point_; }
+  // The scales to which a schedule returns at the exported width; undefined without keeps_scales.
+  const at::Tensor& lattice_scale() const { return lattice_scale_; }
+  const at::Tensor& lattice_zero_point() const { return lattice_zero_point_; }
+
+ private:
+  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight,
+                                             const std::string& method) const;
+
+  QuantSpec spec_;
+  int64_t rows_, cols_;
+  int bits_ = kFloat;
+  at::Tensor scale_;       // float32
+  at::Tensor zero_point_;  // float32 when learned on an asymmetric grid, else int8
+  at::Tensor lattice_scale_, lattice_zero_point_;
+};
+
+}  // namespace qat

@@ -1,0 +1,223 @@
+#include "qat/recipe/plan.h"
+
+#include <fnmatch.h>
+
+#include <algorithm>
+#include <iomanip>
+#include <regex>
+#include <sstream>
+
+#include "qat/recipe/yaml_section.h"
+
+namespace qat {
+namespace {
+
+bool starts_with(const std::string& text, const std::string& prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
+
+std::optional<std::regex> regex_of(const Rule& rule, std::vector<Problem>* problems) {
+  if (!starts_with(rule.match, "re:")) return std::nullopt;
+  try {
+    return std::regex(rule.match.substr(3));
+  } catch (const std::regex_error&) {
+    problems->push_back(
+        {rule.place, "match must be a regular expression after re:, but is " + rule.match});
+    return std::nullopt;
+  }
+}
+
+void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
+                     std::vector<Problem>* problems) {
+  const auto report = [&](const std::string& side, int64_t block, int64_t size) {
+    if (block <= 0 || size % block == 0) return;
+    problems->push_back({rule.place, side + " must divide the layer, but " + layer.name + " has " +
+                                         (side == "block rows" ? "out_features " : "in_features ") +
+                                         std::to_string(size) + ", which " + std::to_string(block) +
+                                         " does not divide"});
+  };
+  if (spec.granularity == Granularity::group)
+    report("group_size", spec.group_size, layer.in_features);
+  if (spec.granularity == Granularity::block) {
+    report("block rows", spec.block[0], layer.out_features);
+    report("block columns", spec.block[1], layer.in_features);
+  }
+}
+
+// The pixels of a patch lie in many tokens, so that only one scale for all fits; an embedding is
+// given no numbers to round.
+void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
+                 std::vector<Problem>* problems) {
+  if (layer.type == "Embedding")
+    problems->push_back({rule.place, "input must not be given for an Embedding, but " + rule.match +
+                                         " matches " + layer.name});
+  if (layer.type == "Conv2d" && spec.granularity != Granularity::tensor)
+    problems->push_back(
+        {rule.place, "input of a Conv2d must have granularity tensor, but that of " + layer.name +
+                         " has " + name_of(spec.granularity)});
+}
+
+std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
+  std::vector<std::string> names;
+  names.reserve(layers.size());
+  for (const auto& layer : layers) names.push_back(layer.name);
+  const std::string near = nearest(rule.match, names);
+  return "match must name a layer, but " + rule.match + " matches none of " +
+         std::to_string(layers.size()) + " layers" +
+         (near.empty() ? names.empty() ? "" : " (the first is " + names.front() + ")"
+                       : "; did you mean " + near + "?");
+}
+
+struct Chosen {
+  const Rule* rule = nullptr;
+  std::optional<QuantSpec> spec;
+};
+
+// At the end of the run each tensor must have the width that is exported.
+void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
+  const Stage& last = plan.stages.back();
+  const auto check = [&](const char* key, int bits, const std::optional<QuantSpec>& spec,
+                         const std::string& layer) {
+    if (!spec || bits == kTarget || (bits != kFloat && bits <= spec->bits)) return true;
+    problems->push_back(
+        {last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) + "]." + key +
+                         " must end at the width that is exported, int" +
+                         std::to_string(spec->bits) + " for " + layer + ", but is " +
+                         (bits == kFloat ? "float" : "int" + std::to_string(bits))});
+    return false;
+  };
+  for (const auto& layer : plan.layers)
+    if (!check("weight", last.weight_bits, layer.weight, layer.name) ||
+        !check("input", last.input_bits, layer.input, layer.name))
+      return;
+}
+
+void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
+  if (recipe.schedule.empty()) return;
+  int64_t before = -1;
+  for (const Stage& stage : recipe.schedule) {
+    const int64_t step = stage.until.step_of(recipe.train.steps);
+    if (step < before)
+      problems->push_back(
+          {stage.place, "until must lie after the stage before it, which ends at step " +
+                            std::to_string(before) + ", but is step " + std::to_string(step)});
+    before = step;
+  }
+  if (before < recipe.train.steps)
+    problems->push_back(
+        {recipe.schedule.back().place, "until of the last stage must be 100% or train.steps, " +
+                                           std::to_string(recipe.train.steps) + ", but is step " +
+                                           std::to_string(before)});
+}
+
+}  // namespace
+
+bool matches(const std::string& match, const LayerInfo& layer) {
+  if (layer.by_name_only)
+    return match == layer.name || (layer.type == "Embedding" && match == "type:Embedding");
+  if (starts_with(match, "type:")) return layer.type == match.substr(5);
+  if (starts_with(match, "re:")) return std::regex_search(layer.name, std::regex(match.substr(3)));
+  return fnmatch(match.c_str(), layer.name.c_str(), 0) == 0;
+}
+
+Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
+  std::vector<Problem> problems;
+  std::vector<Chosen> weights(layers.size()), inputs(layers.size());
+  for (const Rule& rule : recipe.layers) {
+    const auto regex = regex_of(rule, &problems);
+    if (starts_with(rule.match, "re:") && !regex) continue;
+    bool matched = false;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const bool hit = regex && !layers[i].by_name_only ? std::regex_search(layers[i].name, *regex)
+                                                        : matches(rule.match, layers[i]);
+      if (!hit) continue;
+      matched = true;
+      if (rule.weight.given) weights[i] = {&rule, rule.weight.spec};
+      if (rule.input.given) inputs[i] = {&rule, rule.input.spec};
+    }
+    if (!matched) problems.push_back({rule.place, no_match(rule, layers)});
+  }
+  Plan plan;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (inputs[i].spec) check_input(*inputs[i].rule, *inputs[i].spec, layers[i], &problems);
+    for (const Chosen& chosen : {weights[i], inputs[i]})
+      if (chosen.spec) check_divisible(*chosen.rule, *chosen.spec, layers[i], &problems);
+    if (weights[i].spec || inputs[i].spec)
+      plan.layers.push_back({layers[i].name, layers[i].in_features, layers[i].out_features,
+                             weights[i].spec, inputs[i].spec, layers[i].type});
+  }
+  plan.untouched = static_cast<int64_t>(layers.size() - plan.layers.size());
+  plan.kv_cache = recipe.kv_cache;
+  plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
+  check_bounds(recipe, &problems);
+  check_last_stage(recipe, plan, &problems);
+  if (!problems.empty()) throw RecipeError(recipe.file, problems);
+  return plan;
+}
+
+Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths) {
+  Plan result = plan;
+  for (LayerPlan& layer : result.layers)
+    if (const auto found = widths.find(layer.name); layer.weight && found != widths.end())
+      layer.weight->bits = found->second;
+  return result;
+}
+
+Plan naive_plan(const Plan& plan, int bits) {
+  Plan naive = plan;
+  naive.stages = {Stage{}};
+  for (LayerPlan& layer : naive.layers) {
+    if (!layer.weight || layer.weight->is_float8()) continue;
+    layer.weight->bits = bits;
+    layer.weight->range = Range::minmax;
+  }
+  return naive;
+}
+
+Plan float8_plan(const Plan& plan) {
+  Plan result = plan;
+  result.stages = {Stage{}};
+  for (LayerPlan& layer : result.layers) {
+    const c10::ScalarType stored =
+        layer.weight ? layer.weight->scale_dtype : c10::ScalarType::BFloat16;
+    QuantSpec spec;
+    spec.grid = Grid::e4m3;
+    spec.scale_dtype = stored;
+    layer.weight = spec;
+    layer.input.reset();
+    if (layer.type != "Linear") continue;
+    spec.granularity = Granularity::token;
+    spec.dynamic = true;
+    spec.scale_dtype = c10::ScalarType::Float;
+    layer.input = spec;
+  }
+  return result;
+}
+
+std::string to_text(const Plan& plan) {
+  size_t width = 0;
+  for (const auto& layer : plan.layers) width = std::max(width, layer.name.size());
+  std::ostringstream out;
+  for (const auto& layer : plan.layers) {
+    out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  "
+        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", "
+        << layer.in_features << "]  weight " << (layer.weight ? describe(*layer.weight) : "float");
+    if (layer.input) out << "; input " << describe(*layer.input);
+    out << "\n";
+  }
+  out << plan.layers.size() << " layers quantized, " << plan.untouched << " layers left alone\n";
+  if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
+  const auto width_name = [](int bits) {
+    return bits == kTarget  ? std::string("as exported")
+           : bits == kFloat ? std::string("float")
+                            : "int" + std::to_string(bits);
+  };
+  for (const Stage& stage : plan.stages) {
+    out << "until " << stage.until.value << (stage.until.is_percent ? "%" : " steps")
+        << ": weights " << width_name(stage.weight_bits) << ", inputs "
+        << width_name(stage.input_bits) << "\n";
+  }
+  return out.str();
+}
+
+}  // namespace qat

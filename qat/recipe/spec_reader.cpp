@@ -1,0 +1,189 @@
+#include "qat/recipe/spec_reader.h"
+
+#include "ops/checks.h"
+
+namespace qat {
+namespace {
+
+const std::vector<std::string> kDtypes{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
+
+// The FP8 grid that a dtype names, if it does.
+std::optional<Grid> float8_of(const std::string& dtype) {
+  for (const Grid grid : {Grid::e4m3, Grid::e5m2})
+    if (dtype == grid_name(grid)) return grid;
+  return std::nullopt;
+}
+
+// What an FP8 tensor has no choice of.
+void reject_integer_keys(YamlSection& section) {
+  for (const auto* key : {"symmetric", "grid"})
+    if (section.has(key)) section.reject(key, "must not be given for an FP8 dtype");
+  if (section.one_of("scale", "minmax", {"minmax", "mse", "learned"}) != "minmax")
+    section.reject("scale", "must be minmax for an FP8 dtype");
+}
+
+int bits_of(const std::string& dtype) {
+  for (const auto& known : kDtypes)
+    if (dtype == known) return dtype.back() - '0';
+  return kTarget;
+}
+
+Range parse_range(const std::string& name) {
+  return name == "learned" ? Range::learned : name == "mse" ? Range::mse : Range::minmax;
+}
+
+void read_grid(YamlSection& section, QuantSpec& spec) {
+  const bool symmetric = section.boolean("symmetric", true);
+  const std::string grid = section.one_of("grid", "narrow", {"narrow", "full", "signed"});
+  if (!symmetric && section.has("grid"))
+    section.reject("grid", "must not be given when symmetric is false");
+  spec.grid = !symmetric         ? Grid::asymmetric
+              : grid == "full"   ? Grid::full
+              : grid == "signed" ? Grid::extreme
+                                 : Grid::narrow;
+}
+
+void read_group_size(YamlSection& section, QuantSpec& spec) {
+  spec.group_size = section.integer("group_size", 0, 1, 1 << 20);
+  if (spec.granularity == Granularity::group && spec.group_size == 0 && !section.has("group_size"))
+    section.reject("group_size", "must be given for granularity group");
+  if (spec.granularity != Granularity::group && section.has("group_size"))
+    section.reject("group_size",
+                   std::string("must not be given for granularity ") + name_of(spec.granularity));
+}
+
+void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
+  const std::string fallback = section.has("group_size") ? "group"
+                               : section.has("block")    ? "block"
+                                                         : "channel";
+  spec.granularity = parse_granularity(
+      section.one_of("granularity", fallback, {"tensor", "channel", "group", "block"}));
+  read_group_size(section, spec);
+  const auto sides = section.list("block");
+  if (spec.granularity == Granularity::block) {
+    const bool valid = sides.size() == 2 &&
+                       YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
+                       YAML::convert<int64_t>::decode(sides[1], spec.block[1]) &&
+                       spec.block[0] > 0 && spec.block[1] > 0;
+    if (!valid) section.reject("block", "must be two positive sides, such as [128, 128]");
+  } else if (section.has("block")) {
+    section.reject("block",
+                   std::string("must not be given for granularity ") + name_of(spec.granularity));
+  }
+}
+
+void read_input_granularity(YamlSection& section, QuantSpec& spec) {
+  const std::string fallback = section.has("group_size") ? "group" : "token";
+  spec.granularity =
+      parse_granularity(section.one_of("granularity", fallback, {"token", "tensor", "group"}));
+  read_group_size(section, spec);
+  const bool whole = spec.granularity == Granularity::tensor;
+  spec.dynamic = section.boolean("dynamic", !whole);
+  if (!whole && !spec.dynamic)
+    section.reject("dynamic",
+                   std::string("must be true for granularity ") + name_of(spec.granularity));
+  if (spec.dynamic && spec.range != Range::minmax)
+    section.reject("scale", "must be minmax for a dynamic input");
+  read_observer(section, spec);
+}
+
+void read_integer(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
+  read_grid(section, spec);
+  spec.range = parse_range(
+      section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
+  if (keeps_scales && spec.range == Range::minmax)
+    section.reject("scale",
+                   "must be mse or learned, since initialize chooses codes for scales that stay");
+}
+
+}  // namespace
+
+bool read_dtype(YamlSection& section, QuantSpec& spec) {
+  const YAML::Node dtype = section.child("dtype");
+  const std::string name = dtype.IsDefined() ? text_of(dtype) : "";
+  if (const auto float8 = float8_of(name)) {
+    spec.grid = *float8;
+    return true;
+  }
+  std::vector<std::string> allowed = kDtypes;
+  allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
+  const int bits = bits_of(name);
+  if (bits == kTarget)
+    section.reject("dtype", "must be " + join(allowed));
+  else
+    spec.bits = bits;
+  return false;
+}
+
+// A range that is searched once counts as Range::mse, whatever is searched for, unless it is
+// learned from there.
+void read_observer(YamlSection& section, QuantSpec& spec) {
+  ObserverSpec& observer = spec.observer;
+  if (spec.dynamic) {
+    for (const auto* key : {"observer", "percentile", "averaging_constant"})
+      if (section.has(key)) section.reject(key, "must not be given for a dynamic input");
+    return;
+  }
+  std::vector<std::string> allowed{"minmax", "moving_average", "percentile"};
+  if (!spec.is_float8()) allowed.insert(allowed.end(), {"mse", "entropy"});
+  const bool searched = spec.range != Range::minmax;
+  observer.kind = parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
+  observer.percentile = section.number("percentile", observer.percentile, 50.0, 100.0);
+  observer.averaging_constant =
+      section.number("averaging_constant", observer.averaging_constant, 1e-6, 1.0);
+  for (const auto& [key, kind] : {std::pair("percentile", ObserverKind::percentile),
+                                  std::pair("averaging_constant", ObserverKind::moving_average)})
+    if (section.has(key) && observer.kind != kind)
+      section.reject(key, std::string("must not be given for observer ") + name_of(observer.kind));
+  if (observer.kind == ObserverKind::entropy && (!spec.symmetric() || spec.bits != 8))
+    section.reject("observer", "must not be entropy unless the input is a symmetric int8");
+  if (section.has("scale") && spec.range == (follows(observer.kind) ? Range::mse : Range::minmax))
+    section.reject("scale", std::string("must not be ") + name_of(spec.range) + " for observer " +
+                                name_of(observer.kind));
+  if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::mse;
+}
+
+int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
+  const int bits = bits_of(text_of(node));
+  if (bits != kTarget) return bits;
+  section.file(node,
+               section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
+  return 8;
+}
+
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, bool keeps_scales) {
+  const YAML::Node node = rule.child(key);
+  if (!node.IsDefined()) return {};
+  if (node.IsScalar()) {
+    if (node.Scalar() != "float") rule.reject(key, "must be a map with a dtype, or float");
+    return {true, std::nullopt};
+  }
+  YamlSection section = rule.section(key);
+  QuantSpec spec;
+  if (read_dtype(section, spec))
+    reject_integer_keys(section);
+  else
+    read_integer(section, keeps_scales, spec);
+  spec.scale_dtype =
+      parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
+                                 {"float32", "bfloat16", "float16"}));
+  if (role == TensorRole::weight)
+    read_weight_granularity(section, spec);
+  else
+    read_input_granularity(section, spec);
+  section.finish();
+  return {true, spec};
+}
+
+int read_stage_bits(YamlSection& stage, const std::string& key) {
+  const YAML::Node node = stage.child(key);
+  if (!node.IsDefined()) return kTarget;
+  if (node.IsScalar() && node.Scalar() == "float") return kFloat;
+  const int bits = bits_of(text_of(node));
+  std::vector<std::string> allowed = kDtypes;
+  allowed.push_back("float");
+  if (bits == kTarget) stage.reject(key, "must be " + join(allowed));
+  return bits;
+}
+
+}  // namespace qat

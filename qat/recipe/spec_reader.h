@@ -1,0 +1,27 @@
+#pragma once
+
+#include "qat/recipe/yaml_section.h"
+
+namespace qat {
+
+enum class TensorRole { weight, input };
+
+// The value of `key` in a rule: a map that describes a QuantSpec, or the word float.
+// `keeps_scales`: scales are chosen before training together with codes, and stay.
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
+                   bool keeps_scales = false);
+
+// The key `dtype`, int2 to int8 or FP8: sets bits or grid of `spec` and returns whether it is FP8.
+bool read_dtype(YamlSection& section, QuantSpec& spec);
+
+// The keys `observer`, `percentile` and `averaging_constant` of a tensor whose scale is found on
+// calibration data, and rejects them for a dynamic one.
+void read_observer(YamlSection& section, QuantSpec& spec);
+
+// The width that a stage names: int2 to int8, or float; kTarget when the stage does not say.
+int read_stage_bits(YamlSection& stage, const std::string& key);
+
+// The width of "int2" to "int8"; files a problem about `key` and returns 8 for anything else.
+int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key);
+
+}  // namespace qat

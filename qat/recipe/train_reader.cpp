@@ -1,0 +1,120 @@
+#include "qat/recipe/train_reader.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace qat {
+namespace {
+
+LoraSection read_lora(YamlSection section) {
+  LoraSection lora;
+  lora.rank = section.integer("rank", lora.rank, 1, 65536);
+  lora.alpha = section.number("alpha", lora.alpha, 0.0, 1e6);
+  section.finish();
+  return lora;
+}
+
+OscillationSection read_oscillation(YamlSection section) {
+  OscillationSection oscillation;
+  oscillation.method = section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
+  oscillation.dampening = section.number("dampening", oscillation.dampening, 0.0, 1.0);
+  oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
+  section.finish();
+  return oscillation;
+}
+
+// What needs more of the model than a process has of a sharded one.
+void check_strategy(YamlSection& section, const TrainSection& train) {
+  if (train.strategy != "fsdp") {
+    if (train.cpu_offload) section.reject("cpu_offload", "must be false unless strategy is fsdp");
+    return;
+  }
+  if (train.monitor) section.reject("monitor", "must be false where strategy is fsdp");
+  if (train.weight_cache != "none")
+    section.reject("weight_cache", "must be none where strategy is fsdp");
+  if (train.oscillation.method != "none")
+    section.reject("oscillation", "must have method none where strategy is fsdp");
+}
+
+bool has_learned_scale(const Rule& rule) {
+  return rule.weight.spec && rule.weight.spec->range == Range::learned;
+}
+
+// Codes that stay as they are need scales to train, and a width that does not change.
+void check_frozen_codes(YamlSection& train, const Recipe& recipe) {
+  if (recipe.train.parameters != "scales") return;
+  const bool learned =
+      std::all_of(recipe.layers.begin(), recipe.layers.end(),
+                  [](const Rule& rule) { return !rule.weight.spec || has_learned_scale(rule); });
+  if (!learned)
+    train.reject("parameters", "must be all unless every weight has a learned scale");
+  else if (!recipe.schedule.empty())
+    train.reject("parameters", "must be all where a schedule changes widths, and so codes");
+}
+
+}  // namespace
+
+TrainSection read_train(YamlSection& section) {
+  TrainSection train;
+  train.steps = section.integer("steps", train.steps, 0, kMany);
+  train.batch_size = section.integer("batch_size", train.batch_size, 1, kMany);
+  train.sequence_length = section.integer("sequence_length", train.sequence_length, 8, 131072);
+  train.gradient_accumulation =
+      section.integer("gradient_accumulation", train.gradient_accumulation, 1, kMany);
+  train.learning_rate = section.number("learning_rate", train.learning_rate, 0.0, 1.0);
+  train.scale_learning_rate =
+      section.number("scale_learning_rate", train.scale_learning_rate, 0.0, 1.0);
+  train.weight_decay = section.number("weight_decay", train.weight_decay, 0.0, 1.0);
+  train.gradient_clip = section.number("gradient_clip", train.gradient_clip, 0.0, 1e6);
+  train.learning_rate_decay =
+      section.one_of("learning_rate_decay", train.learning_rate_decay, {"cosine", "constant"});
+  train.warmup = section.bound("warmup", train.warmup);
+  train.freeze_observers = section.bound("freeze_observers", train.freeze_observers);
+  train.checkpoint_every = section.integer("checkpoint_every", train.checkpoint_every, 1, kMany);
+  train.seed = section.integer("seed", train.seed, 0, std::numeric_limits<int32_t>::max());
+  train.parameters = section.one_of("parameters", train.parameters, {"all", "scales", "lora"});
+  if (section.has("lora") && train.parameters != "lora")
+    section.reject("lora", "must not be given unless parameters is lora");
+  train.lora = read_lora(section.section("lora"));
+  train.oscillation = read_oscillation(section.section("oscillation"));
+  if (train.oscillation.method != "none" && train.parameters != "all")
+    section.reject("oscillation", "must have method none unless parameters is all");
+  train.gradient_checkpointing =
+      section.boolean("gradient_checkpointing", train.gradient_checkpointing);
+  train.compile = section.boolean("compile", train.compile);
+  train.mixed_precision =
+      section.one_of("mixed_precision", train.mixed_precision, {"none", "bfloat16"});
+  train.non_finite = section.one_of("non_finite", train.non_finite, {"stop", "skip"});
+  train.weight_cache =
+      section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
+  train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);
+  train.strategy = section.one_of("strategy", train.strategy, {"ddp", "fsdp"});
+  train.cpu_offload = section.boolean("cpu_offload", train.cpu_offload);
+  // It looks at whole weights, which no process has of a sharded model.
+  train.monitor = section.boolean("monitor", train.strategy != "fsdp");
+  train.tensorboard = section.boolean("tensorboard", train.tensorboard);
+  train.control = section.boolean("control", train.control);
+  check_strategy(section, train);
+  section.finish();
+  return train;
+}
+
+void check_train(YamlSection& train, const Recipe& recipe) {
+  const bool in_float32 = recipe.model.dtype == "float32";
+  if (recipe.train.control && recipe.model.kind == "sentence_encoder")
+    train.reject("control", "must be false for a sentence_encoder");
+  if (recipe.train.mixed_precision != "none" && !in_float32)
+    train.reject("mixed_precision", "must be none unless model.dtype is float32");
+  // Parameters that are sharded together have one dtype, and scales are learned in float32.
+  if (recipe.train.strategy == "fsdp" && !in_float32 &&
+      std::any_of(recipe.layers.begin(), recipe.layers.end(), has_learned_scale))
+    train.reject("strategy",
+                 "must be ddp unless model.dtype is float32 or no scale is learned (with "
+                 "mixed_precision: bfloat16, float32 weights compute in it)");
+  check_frozen_codes(train, recipe);
+}
+
+}  // namespace qat

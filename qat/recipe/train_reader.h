@@ -1,0 +1,13 @@
+#pragma once
+
+#include "qat/recipe/yaml_section.h"
+
+namespace qat {
+
+// The recipe's `train`.
+TrainSection read_train(YamlSection& section);
+
+// What `train` asks for and the rest of the recipe does not allow.
+void check_train(YamlSection& train, const Recipe& recipe);
+
+}  // namespace qat

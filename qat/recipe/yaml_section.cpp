@@ -1,0 +1,197 @@
+#include "qat/recipe/yaml_section.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <sstream>
+
+namespace qat {
+
+Place place_of(const YAML::Mark& mark) { return {mark.line + 1, mark.column + 1}; }
+
+std::string text_of(const YAML::Node& node) {
+  if (!node.IsDefined() || node.IsNull()) return "empty";
+  if (node.IsScalar()) return node.Scalar().empty() ? "empty" : node.Scalar();
+  YAML::Emitter out;
+  out.SetMapFormat(YAML::Flow);
+  out.SetSeqFormat(YAML::Flow);
+  out << node;
+  return out.c_str();
+}
+
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
+  const auto distance = [&word](const std::string& other) {
+    std::vector<size_t> row(other.size() + 1);
+    std::iota(row.begin(), row.end(), size_t{0});
+    for (size_t i = 1; i <= word.size(); ++i) {
+      size_t diagonal = row[0];
+      row[0] = i;
+      for (size_t j = 1; j <= other.size(); ++j) {
+        const size_t above = row[j];
+        row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (word[i - 1] != other[j - 1])});
+        diagonal = above;
+      }
+    }
+    return row.back();
+  };
+  std::string best;
+  size_t least = std::max<size_t>(2, word.size() / 2) + 1;
+  for (const auto& candidate : candidates)
+    if (const size_t d = distance(candidate); d < least) least = d, best = candidate;
+  return best;
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
+
+YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
+    : node_(node), path_(std::move(path)), problems_(problems) {
+  // yaml-cpp throws when an absent node is asked anything but whether it is there.
+  is_map_ = node_.IsDefined() && node_.IsMap();
+  if (node_.IsDefined()) place_ = place_of(node_.Mark());
+  if (node_.IsDefined() && !node_.IsNull() && !is_map_)
+    file(node_,
+         (path_.empty() ? "a recipe" : path_) + " must be a map of keys, but is " + text_of(node_));
+}
+
+YAML::Node YamlSection::child(const std::string& key) {
+  asked_.insert(key);
+  return is_map_ ? node_[key] : YAML::Node(YAML::NodeType::Undefined);
+}
+
+bool YamlSection::has(const std::string& key) { return child(key).IsDefined(); }
+
+YamlSection YamlSection::section(const std::string& key) {
+  YamlSection section(child(key), path_of(key), problems_);
+  if (!has(key)) section.place_ = place_;
+  return section;
+}
+
+std::vector<YAML::Node> YamlSection::list(const std::string& key) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return {};
+  if (!node.IsSequence()) {
+    reject(key, "must be a list");
+    return {};
+  }
+  return {node.begin(), node.end()};
+}
+
+std::vector<std::string> YamlSection::words(const std::string& key,
+                                            std::vector<std::string> fallback,
+                                            const std::vector<std::string>& allowed) {
+  if (!has(key)) return fallback;
+  std::vector<std::string> found;
+  for (const YAML::Node& entry : list(key)) {
+    const std::string word = text_of(entry);
+    if (std::find(allowed.begin(), allowed.end(), word) == allowed.end())
+      file(entry, path_of(key) + " must list only " + join(allowed) + ", but has " + word);
+    found.push_back(word);
+  }
+  return found;
+}
+
+int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t least,
+                             int64_t greatest) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  int64_t value = 0;
+  if (node.IsScalar() && YAML::convert<int64_t>::decode(node, value) && value >= least &&
+      value <= greatest)
+    return value;
+  reject(key, "must be a whole number from " + std::to_string(least) + " to " +
+                  std::to_string(greatest));
+  return fallback;
+}
+
+double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  double value = 0.0;
+  if (node.IsScalar() && YAML::convert<double>::decode(node, value) && value >= least &&
+      value <= greatest)
+    return value;
+  std::ostringstream rule;
+  rule << "must be a number from " << least << " to " << greatest;
+  reject(key, rule.str());
+  return fallback;
+}
+
+bool YamlSection::boolean(const std::string& key, bool fallback) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  bool value = fallback;
+  if (!node.IsScalar() || !YAML::convert<bool>::decode(node, value))
+    reject(key, "must be true or false");
+  return value;
+}
+
+std::string YamlSection::text(const std::string& key, const std::string& fallback) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  if (node.IsScalar() && !node.Scalar().empty()) return node.Scalar();
+  reject(key, "must be a text");
+  return fallback;
+}
+
+std::string YamlSection::one_of(const std::string& key, const std::string& fallback,
+                                const std::vector<std::string>& allowed) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  const std::string value = text_of(node);
+  if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
+  reject(key, "must be " + join(allowed));
+  return fallback;
+}
+
+Bound YamlSection::bound(const std::string& key, Bound fallback) {
+  const YAML::Node node = child(key);
+  if (!node.IsDefined()) return fallback;
+  const std::string rule = "must be a percentage from 0% to 100% or a step from 0 on";
+  if (!node.IsScalar() || node.Scalar().empty()) {
+    reject(key, rule);
+    return fallback;
+  }
+  std::string text = node.Scalar();
+  const bool is_percent = text.back() == '%';
+  if (is_percent) text.pop_back();
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  const bool is_number = !text.empty() && end == text.c_str() + text.size();
+  const bool fits = is_percent ? value <= 100.0 : value == std::floor(value) && value < 1e15;
+  if (is_number && value >= 0.0 && fits) return {is_percent, value};
+  reject(key, rule);
+  return fallback;
+}
+
+void YamlSection::reject(const std::string& key, const std::string& rule) {
+  const YAML::Node node = child(key);
+  problems_->push_back({node.IsDefined() ? place_of(node.Mark()) : place_,
+                        path_of(key) + " " + rule + ", but is " + text_of(node)});
+}
+
+void YamlSection::file(const YAML::Node& at, const std::string& text) {
+  problems_->push_back({place_of(at.Mark()), text});
+}
+
+void YamlSection::finish() {
+  if (!is_map_) return;
+  std::set<std::string> seen;
+  for (const auto& entry : node_) {
+    const std::string key = text_of(entry.first);
+    if (!seen.insert(key).second) {
+      file(entry.first, path_of(key) + " is given twice");
+    } else if (!asked_.count(key)) {
+      const std::string near = nearest(key, {asked_.begin(), asked_.end()});
+      file(entry.first, path_of(key) + " is not a known key" +
+                            (near.empty() ? ", which are " + join({asked_.begin(), asked_.end()})
+                                          : "; did you mean " + near + "?"));
+    }
+  }
+}
+
+}  // namespace qat

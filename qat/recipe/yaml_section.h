@@ -1,0 +1,71 @@
+#pragma once
+
+#include <yaml-cpp/yaml.h>
+
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "qat/recipe/recipe.h"
+
+namespace qat {
+
+// More of anything than a recipe can mean.
+constexpr int64_t kMany = 1'000'000'000;
+
+Place place_of(const YAML::Mark& mark);
+
+// Text of a scalar as the user wrote it, or of a map or list on one line.
+std::string text_of(const YAML::Node& node);
+
+// The candidate nearest to `word` by edit distance, or empty when none is near.
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
+std::string join(const std::vector<std::string>& words);
+
+// One map of a recipe. Files every problem where it stands instead of stopping at the first, and
+// knows which keys nobody asked for.
+class YamlSection {
+ public:
+  // A `node` that is absent stands for an empty map; one that is not a map is a problem.
+  YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems);
+
+  bool has(const std::string& key);
+  YAML::Node child(const std::string& key);
+  YamlSection section(const std::string& key);
+  // The entries of a list, or the problem that it is none.
+  std::vector<YAML::Node> list(const std::string& key);
+  std::vector<std::string> words(const std::string& key, std::vector<std::string> fallback,
+                                 const std::vector<std::string>& allowed);
+
+  int64_t integer(const std::string& key, int64_t fallback, int64_t least, int64_t greatest);
+  double number(const std::string& key, double fallback, double least, double greatest);
+  bool boolean(const std::string& key, bool fallback);
+  std::string text(const std::string& key, const std::string& fallback);
+  std::string one_of(const std::string& key, const std::string& fallback,
+                     const std::vector<std::string>& allowed);
+  Bound bound(const std::string& key, Bound fallback);
+
+  // Files "path.key RULE, but is VALUE".
+  void reject(const std::string& key, const std::string& rule);
+  void file(const YAML::Node& at, const std::string& text);
+
+  // Reports unknown and duplicate keys. Call it last.
+  void finish();
+
+  Place place() const { return place_; }
+  std::string path_of(const std::string& key) const {
+    return path_.empty() ? key : path_ + "." + key;
+  }
+
+ private:
+  const YAML::Node node_;  // const, so that operator[] cannot insert
+  std::string path_;
+  std::vector<Problem>* problems_;
+  std::set<std::string> asked_;
+  bool is_map_ = false;
+  Place place_;  // of the map, or of the one it is missing from
+};
+
+}  // namespace qat

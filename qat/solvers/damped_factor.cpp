@@ -1,0 +1,77 @@
+#include "qat/solvers/damped_factor.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace qat {
+namespace {
+
+template <typename scalar_t>
+at::Tensor gathered(const at::Tensor& matrix, const at::Tensor& order) {
+  const at::Tensor from = matrix.contiguous(), places = order.contiguous();
+  const at::Tensor moved = at::empty({from.size(0), places.numel()}, from.options());
+  const scalar_t* in = from.const_data_ptr<scalar_t>();
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  scalar_t* out = moved.mutable_data_ptr<scalar_t>();
+  const int64_t width = from.size(1), count = places.numel();
+  at::parallel_for(0, from.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t col = 0; col < count; ++col)
+        out[row * count + col] = in[row * width + place[col]];
+  });
+  return moved;
+}
+
+// R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. `reversed` is H
+// with rows and columns back to front, and is overwritten. Undefined when H is not positive
+// definite.
+at::Tensor factor_of(const at::Tensor& reversed) {
+  // Seen transposed, which it equals, it lies as LAPACK wants it and is not rearranged.
+  const auto [lower, info] = at::linalg_cholesky_ex(reversed.t());
+  // What is not finite shows in a pivot.
+  if (info.item<int>() != 0 || !at::isfinite(lower.diagonal()).all().item<bool>()) return {};
+  return at::flip(lower, {0, 1});
+}
+
+}  // namespace
+
+bool all_finite(const at::Tensor& x) {
+  // One pass as a rule: a sum is not finite where one of its terms is not.
+  return std::isfinite(x.sum().item<double>()) || at::isfinite(x).all().item<bool>();
+}
+
+at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
+  if (!matrix.is_cpu()) return matrix.index_select(1, order);
+  return matrix.scalar_type() == at::kChar ? gathered<int8_t>(matrix, order)
+                                           : gathered<float>(matrix, order);
+}
+
+at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {
+  return columns_in_order(square.index_select(0, order), order);
+}
+
+Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping) {
+  if (!all_finite(hessian))
+    return {at::eye(hessian.size(0), hessian.options()),
+            "its Hessian is not finite, so it was rounded to nearest"};
+  const at::Tensor reversed = square_in_order(hessian, at::flip(order, {0}));
+  const at::Tensor undamped = reversed.diagonal().clone(), dead = undamped <= 0;
+  const double mean = undamped.mean().item<double>();
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    reversed.diagonal().copy_((undamped + damping * mean).masked_fill_(dead, 1.0));
+    const at::Tensor upper = factor_of(reversed);
+    if (upper.defined())
+      return {upper, attempt == 0
+                         ? ""
+                         : "its Hessian is not positive definite, so damping was raised to " +
+                               std::to_string(damping)};
+    damping = std::max(damping, 1e-3) * 10.0;
+  }
+  return {at::flip(undamped, {0}).clamp_min(1e-12).sqrt().diag(),
+          "its Hessian is not positive definite, so it was rounded to nearest"};
+}
+
+}  // namespace qat

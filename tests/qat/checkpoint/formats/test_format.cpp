@@ -1,0 +1,106 @@
+#include <gtest/gtest.h>
+
+#include "qat/checkpoint/formats/format.h"
+#include "tests/qat/checkpoint/formats/layers.h"
+
+namespace qat {
+namespace {
+
+QuantizedWeights layer(const std::string& name, int bits = 4) {
+  return random_layer(name, group_spec(bits, 32), 32, 64);
+}
+
+TEST(Format, AnUnknownNameIsAnsweredWithAllOfThem) {
+  EXPECT_THROW(
+      {
+        try {
+          find_format("bin");
+        } catch (const std::invalid_argument& error) {
+          EXPECT_STREQ(
+              error.what(),
+              "format must be compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx "
+              "or safetensors, but is bin.");
+          throw;
+        }
+      },
+      std::invalid_argument);
+}
+
+TEST(Format, ARefusalNamesTheFormatsThatCan) {
+  EXPECT_EQ(
+      refusal_of("awq", {layer("a", 3)}),
+      "awq cannot hold a, because its weights must be int4, but are int3; compressed-tensors, "
+      "gptq, gptq_v2, gguf, onnx and safetensors can.");
+  QuantSpec spec = group_spec(4, 32);
+  spec.grid = Grid::asymmetric;
+  EXPECT_EQ(refusal_of("gptq", {random_layer("a", spec, 32, 64)}),
+            "gptq cannot hold a, because its grid must be symmetric, but is asymmetric; "
+            "compressed-tensors, gptq_v2, awq, gguf, onnx and safetensors can.");
+}
+
+TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
+  LayerPlan conv;
+  conv.name = "stem";
+  conv.out_features = 8;
+  conv.in_features = 32;
+  conv.weight = QuantSpec{};
+  conv.type = "Conv2d";
+  LayerPlan embedding = conv;
+  embedding.type = "Embedding";
+  std::vector<std::string> held_conv, held_embedding;
+  for (const Format& format : formats()) {
+    if (refusal(format, conv).empty()) held_conv.push_back(format.name);
+    if (refusal(format, embedding).empty()) held_embedding.push_back(format.name);
+  }
+  EXPECT_EQ(held_conv, (std::vector<std::string>{"onnx", "safetensors"}));
+  EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "onnx", "safetensors"}));
+  EXPECT_EQ(refusal(find_format("gguf"), conv),
+            "the layer is of the type Conv2d, and there is a place for Linear and Embedding");
+}
+
+TEST(Format, NothingQuantizedIsRefused) {
+  EXPECT_EQ(refusal_of("gguf", {}), "gguf needs at least one quantized layer, but there is none.");
+}
+
+TEST(Format, LayersThatEnginesFuseMustAgree) {
+  EXPECT_EQ(refusal_of("gptq", {layer("m.q_proj"), layer("m.k_proj"), layer("m.v_proj")}), "");
+  for (const char* format : {"compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt"})
+    EXPECT_EQ(
+        refusal_of(format, {layer("m.gate_proj")}, {"m.up_proj"}),
+        "m.gate_proj and m.up_proj must share one scheme, because engines fuse them, but they "
+        "differ.")
+        << format;
+  EXPECT_NE(refusal_of("gptq", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
+  // llama.cpp and LibTorch programs fuse nothing.
+  EXPECT_EQ(refusal_of("gguf", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
+  EXPECT_EQ(refusal_of("safetensors", {layer("m.q_proj", 4), layer("m.k_proj", 8)}), "");
+}
+
+TEST(Format, OneScaleForALayerThatEnginesFuseIsWarnedOf) {
+  QuantizedWeights whole = layer("m.q_proj");
+  EXPECT_EQ(fusion_warning({{plan_of(whole)}, {}, {}}), "");
+  whole.weight.granularity = Granularity::tensor;
+  EXPECT_EQ(fusion_warning({{plan_of(layer("m.o_proj")), plan_of(whole)}, {}, {}}).substr(0, 8),
+            "m.q_proj");
+  whole.name = "m.o_proj";
+  EXPECT_EQ(fusion_warning({{plan_of(whole)}, {}, {}}), "");
+}
+
+TEST(Format, HowAScaleWasFoundIsNoDifference) {
+  QuantizedWeights learned = layer("m.q_proj");
+  learned.weight.range = Range::learned;
+  EXPECT_EQ(refusal_of("gptq", {learned, layer("m.k_proj")}), "");
+}
+
+TEST(Format, ValuesOfBlocksAreSpreadOverGroups) {
+  QuantSpec spec = group_spec(4, 64);
+  QuantizedWeights layer = random_layer("a", spec, 2, 128);
+  layer.scale = at::tensor({1.0f, 2.0f, 3.0f, 4.0f}).reshape({2, 2});
+  EXPECT_TRUE(at::equal(per_group(layer.scale, layer, 32),
+                        at::tensor({1.f, 1.f, 2.f, 2.f, 3.f, 3.f, 4.f, 4.f}).reshape({2, 4})));
+  layer.weight.granularity = Granularity::tensor;
+  EXPECT_TRUE(at::equal(per_group(at::full({1, 1}, 5.0f), layer, 32), at::full({2, 4}, 5.0f)));
+}
+
+}  // namespace
+}  // namespace qat

@@ -1,0 +1,76 @@
+#include <gtest/gtest.h>
+
+#include "qat/checkpoint/formats/gguf.h"
+#include "tests/qat/checkpoint/formats/layers.h"
+
+namespace qat {
+namespace {
+
+QuantizedWeights layer(int bits, bool symmetric = true, int64_t group = 32) {
+  QuantSpec spec = group_spec(bits, group);
+  if (!symmetric) spec.grid = Grid::asymmetric;
+  return random_layer("a", spec, 2, 64);
+}
+
+float half_at(const at::Tensor& bytes, int64_t at) {
+  return bytes.slice(0, at, at + 2).contiguous().view(at::kHalf).item<float>();
+}
+
+TEST(Gguf, Q4_0PairsColumnsSixteenApart) {
+  const QuantizedWeights q = layer(4);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[1];
+  ASSERT_EQ(row.numel(), 2 * 18);
+  EXPECT_EQ(half_at(row, 18), q.scale[1][1].item<float>());
+  for (int j = 0; j < 16; ++j) {
+    const int64_t byte = row[18 + 2 + j].item<int64_t>();
+    EXPECT_EQ((byte & 15) - 8, q.codes[1][32 + j].item<int64_t>());
+    EXPECT_EQ((byte >> 4) - 8, q.codes[1][32 + j + 16].item<int64_t>());
+  }
+}
+
+TEST(Gguf, Q8_0HoldsCodesAsTheyAre) {
+  const QuantizedWeights q = layer(6);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[0];
+  ASSERT_EQ(row.numel(), 2 * 34);
+  EXPECT_TRUE(at::equal(row.slice(0, 2, 34).view(at::kChar), q.codes[0].slice(0, 0, 32)));
+}
+
+TEST(Gguf, Q4_1StoresTheLeastLevel) {
+  QuantizedWeights q = layer(4, false);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[0];
+  ASSERT_EQ(row.numel(), 2 * 20);
+  const float scale = q.scale[0][0].item<float>(), zero = (*q.zero_point)[0][0].item<float>();
+  EXPECT_EQ(half_at(row, 2), -scale * (zero + 8.0f));
+  q.scale.fill_(2047.0f / 4096.0f);  // 11 bits: no room left for a product
+  q.zero_point->fill_(7);
+  EXPECT_THROW(
+      {
+        try {
+          gguf_tensors(q);
+        } catch (const std::invalid_argument& error) {
+          EXPECT_STREQ(
+              error.what(),
+              "gguf cannot hold a, because Q4_1 stores the least level of a block as a "
+              "float16, which 4 of 4 are not; train with scale_dtype: float16, which makes "
+              "them so.");
+          throw;
+        }
+      },
+      std::invalid_argument);
+}
+
+TEST(Gguf, LargerGroupsRepeatTheirScale) {
+  const QuantizedWeights q = layer(4, true, 64);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[0];
+  EXPECT_EQ(half_at(row, 0), q.scale[0][0].item<float>());
+  EXPECT_EQ(half_at(row, 18), q.scale[0][0].item<float>());
+}
+
+TEST(Gguf, RefusesGroupsThatAreNoBlocks) {
+  EXPECT_NE(refusal_of("gguf", {layer(4, true, 16)}).find("multiples of 32 columns, but have 16"),
+            std::string::npos);
+  EXPECT_NE(refusal_of("gguf", {layer(8, false)}).find("Q8_0 is symmetric"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace qat

@@ -1,0 +1,109 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "ops/kv_cache.h"
+#include "qat/nn/kv_cache.h"
+#include "qat/recipe/recipe.h"
+
+namespace qat {
+namespace {
+
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+KvCacheSpec spec_of(const std::string& section) {
+  return *parse_recipe(
+              "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4}}]\nkv_cache: " + section,
+              "r")
+              .kv_cache;
+}
+
+std::string problem_of(const std::string& section) {
+  try {
+    spec_of(section);
+  } catch (const RecipeError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(KvCache, RecipesDescribeIt) {
+  EXPECT_EQ(describe(spec_of("{dtype: fp8_e4m3}")), "fp8_e4m3 tensor keys, fp8_e4m3 tensor values");
+  EXPECT_EQ(
+      describe(spec_of("{dtype: int4, recent: 64, first: 4}")),
+      "int4 channel 32 asymmetric keys, int4 token asymmetric values, the latest 64 tokens as "
+      "they are, the first 4 as they are");
+  EXPECT_EQ(describe(spec_of("{dtype: int8, keys: head, values: head, symmetric: true}")),
+            "int8 head keys, int8 head values");
+}
+
+TEST(KvCache, RecipeFaultsHaveTheirSentence) {
+  EXPECT_EQ(problem_of("{dtype: int9}"),
+            "r:3:19: kv_cache.dtype must be int2, int3, int4, int5, int6, int7, int8, fp8_e4m3 or "
+            "fp8_e5m2, but is int9");
+  EXPECT_NE(problem_of("{dtype: int8, keys: tensor}")
+                .find("must be token, group or channel unless symmetric is true"),
+            std::string::npos);
+  EXPECT_NE(problem_of("{dtype: int8, keys: token, group_size: 4}")
+                .find("must not be given unless keys or values"),
+            std::string::npos);
+  EXPECT_NE(problem_of("{dtype: int8, observer: minmax}")
+                .find("must not be given unless keys or values are tensor or head"),
+            std::string::npos);
+}
+
+TEST(KvCache, ScalesComeFromWhatWasObserved) {
+  KvCache cache(spec_of("{dtype: fp8_e4m3}"), 2, 8);
+  EXPECT_FALSE(cache.key_scale().defined());
+  at::Tensor key = at::zeros({1, 2, 3, 8}), value = at::zeros({1, 2, 3, 8});
+  key[0][1][2][3] = -896.0;
+  value[0][0][0][0] = 44.8;
+  cache.observe(key, value);
+  EXPECT_EQ(cache.key_scale().item<float>(), 2.0f);
+  EXPECT_FLOAT_EQ(cache.value_scale().item<float>(), 0.1f);
+  KvCache heads(spec_of("{dtype: fp8_e4m3, keys: head, values: head}"), 2, 8);
+  heads.observe(key, value);
+  EXPECT_TRUE(at::equal(heads.key_scale(), at::tensor({1.0f, 2.0f})));
+}
+
+TEST(KvCache, AGroupMustDivideTheHead) {
+  EXPECT_THROW(KvCache(spec_of("{dtype: int4, keys: group}"), 2, 40), std::invalid_argument);
+}
+
+// What one query after the other would see in a cache that grows token by token.
+TEST(KvCache, AttentionIsThatOfACacheThatGrows) {
+  at::manual_seed(0);
+  const KvCacheSpec spec = spec_of("{dtype: int4, group_size: 4, recent: 3, first: 2}");
+  const KvCache cache(spec, 2, 8);
+  const at::Tensor query = at::randn({1, 4, 23, 8}), key = at::randn({1, 2, 23, 8}),
+                   value = at::randn({1, 2, 23, 8});
+  const at::Tensor found = cache.attend(query, key, value, std::nullopt, 0.3);
+  const auto [rounded_key, rounded_value] = cache.fake_quantize(key, value);
+  for (int64_t t = 0; t < 23; ++t) {
+    at::Tensor keys = key.slice(2, 0, t + 1).clone(), values = value.slice(2, 0, t + 1).clone();
+    // Whole groups after the first 2 tokens of which the last is at least 3 tokens back.
+    int64_t done = 2;
+    while (done + 4 <= t + 1 - 3) done += 4;
+    if (done > 2) {
+      keys.slice(2, 0, done).copy_(rounded_key.slice(2, 0, done));
+      values.slice(2, 0, done).copy_(rounded_value.slice(2, 0, done));
+    }
+    keys = keys.repeat_interleave(2, 1), values = values.repeat_interleave(2, 1);
+    const at::Tensor scores = at::matmul(query.slice(2, t, t + 1), keys.transpose(2, 3)) * 0.3;
+    const at::Tensor expected = at::matmul(scores.softmax(-1), values);
+    EXPECT_TRUE(at::allclose(found.slice(2, t, t + 1), expected, 1e-4, 1e-5)) << t;
+  }
+}
+
+TEST(KvCache, AMaskIsKept) {
+  const KvCache cache(spec_of("{dtype: int8, keys: token}"), 1, 8);
+  const at::Tensor query = at::randn({1, 1, 4, 8}), key = at::randn({1, 1, 4, 8}),
+                   value = at::randn({1, 1, 4, 8});
+  const at::Tensor mask = at::full({4, 4}, kNever).fill_diagonal_(0.0);
+  EXPECT_TRUE(at::allclose(cache.attend(query, key, value, mask, 1.0),
+                           std::get<1>(cache.fake_quantize(key, value))));
+}
+
+}  // namespace
+}  // namespace qat

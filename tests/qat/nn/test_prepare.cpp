@@ -1,0 +1,258 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/nn.h>
+#include <torch/optim.h>
+
+#include <stdexcept>
+
+#include "ops/fake_quantize_dynamic.h"
+#include "ops/fake_quantize_learned.h"
+#include "qat/nn/layers.h"
+#include "qat/nn/prepare.h"
+#include "qat/nn/schedule.h"
+#include "tests/qat/message_of.h"
+#include "tests/qat/recipe_of.h"
+
+namespace qat {
+namespace {
+
+namespace nn = torch::nn;
+
+// Layers in every way that LibTorch holds them.
+struct Net : nn::Module {
+  nn::Embedding words{register_module("words", nn::Embedding(32, 16))};
+  nn::Sequential body{
+      register_module("body", nn::Sequential(nn::Linear(16, 32), nn::ReLU(), nn::Linear(32, 16)))};
+  nn::ModuleList list{register_module("list", nn::ModuleList(nn::Linear(16, 16)))};
+  nn::Linear shared{register_module("shared", nn::Linear(16, 16))};
+  nn::Linear again{register_module("again", shared)};
+  at::Tensor forward(const at::Tensor& ids) {
+    at::Tensor x = body->forward(words->forward(ids));
+    x = list->ptr<nn::LinearImpl>(0)->forward(x);
+    return again->forward(at::tanh(shared->forward(x)));
+  }
+};
+
+struct Image : nn::Module {
+  nn::Conv2d conv{register_module("conv", nn::Conv2d(nn::Conv2dOptions(3, 8, 3).padding(1)))};
+  nn::Linear head{register_module("head", nn::Linear(8 * 16, 4))};
+  at::Tensor forward(const at::Tensor& x) { return head->forward(conv->forward(x).flatten(1)); }
+};
+
+std::vector<std::string> names_of(const nn::Module& net) {
+  std::vector<std::string> names;
+  for (const LayerInfo& layer : plannable_layers(net)) names.push_back(layer.name);
+  return names;
+}
+
+TEST(ModuleLayers, AreFoundHoweverTheyAreHeldAndEachOnce) {
+  EXPECT_EQ(names_of(Net()),
+            (std::vector<std::string>{"words", "body.0", "body.2", "list.0", "shared"}));
+  const auto conv = plannable_layers(Image())[0];
+  EXPECT_EQ(conv.type, "Conv2d");
+  EXPECT_EQ(conv.in_features, 27);
+  EXPECT_EQ(conv.out_features, 8);
+}
+
+TEST(ModuleLayers, EmbeddingsAndTiedHeadsAreReachedByNameAlone) {
+  Net net;
+  net.shared->weight = net.words->weight;
+  for (const LayerInfo& layer : plannable_layers(net))
+    EXPECT_EQ(layer.by_name_only, layer.name == "words" || layer.name == "shared") << layer.name;
+}
+
+TEST(Prepare, TheForwardUsesTheConvertedWeightsBitForBit) {
+  for (const std::string weight :
+       {"{dtype: int4, group_size: 16}", "{dtype: int4, group_size: 16, scale: mse, grid: full}",
+        "{dtype: int3, scale: learned, symmetric: false}",
+        "{dtype: int8, scale: learned, grid: signed}"}) {
+    Net net, plain;
+    for (const auto& item : net.named_parameters())
+      plain.named_parameters()[item.key()].set_data(item.value().detach().clone());
+    prepare(net, recipe_of("{match: \"*\", weight: " + weight +
+                           "}, {match: words, weight: " + weight + "}"));
+    const auto converted = convert(net, at::kFloat);
+    ASSERT_EQ(converted.size(), 5u);
+    for (const QuantizedWeights& one : converted)
+      plain.named_parameters()[one.name + ".weight"].set_data(dequantize_weights(one));
+    const at::Tensor ids = at::randint(32, {3, 5});
+    EXPECT_TRUE(at::equal(net.forward(ids), plain.forward(ids))) << weight;
+  }
+}
+
+TEST(Prepare, ConvolutionsAreQuantizedAsMatrices) {
+  Image net;
+  prepare(net, recipe_of("{match: \"*\", weight: {dtype: int4}}"));
+  const auto converted = convert(net);
+  EXPECT_EQ(converted[0].codes.sizes(), at::IntArrayRef({8, 27}));
+  EXPECT_EQ(converted[0].scale.sizes(), at::IntArrayRef({8, 1}));
+  const at::Tensor weight = dequantize_weights(converted[0]).view({8, 3, 3, 3});
+  const at::Tensor x = at::randn({2, 3, 4, 4});
+  EXPECT_TRUE(at::equal(net.conv->forward(x), at::conv2d(x, weight, net.conv->bias, 1, 1)));
+}
+
+TEST(Prepare, ParametersKeepTheirNamesAndTensors) {
+  Net net;
+  const auto before = net.named_parameters();
+  prepare(net, recipe_of("{match: \"*\", weight: {dtype: int4, scale: mse}}"));
+  const auto after = net.named_parameters();
+  EXPECT_EQ(before.size(), after.size());
+  for (const auto& item : before) EXPECT_TRUE(item.value().is_same(after[item.key()]));
+}
+
+// The gradients that LibTorch's own autograd gives through the operators.
+TEST(Prepare, GradientsAreThoseOfTheOperators) {
+  for (const std::string weight : {"{dtype: int3, group_size: 8}", "{dtype: int3, grid: full}",
+                                   "{dtype: int3, scale: learned, symmetric: false}"}) {
+    nn::Sequential net(nn::Linear(16, 8));
+    prepare(*net, recipe_of("{match: \"*\", weight: " + weight + "}"));
+    const auto parameters = net->named_parameters();
+    const at::Tensor master = parameters["0.weight"].detach().clone().requires_grad_();
+    const auto quantizer = prepared_layers(*net)[0].quantizer();
+    const QuantSpec& spec = quantizer->weight()->spec();
+    at::Tensor scale, zero_point, rounded;
+    if (spec.range == Range::learned) {
+      scale = parameters["0.weight_scale"].detach().clone().requires_grad_();
+      zero_point = parameters["0.weight_zero_point"].detach().clone().requires_grad_();
+      const Quantizer own = quantizer->weight()->quantizer();
+      rounded = fake_quantize_learned(master, scale, zero_point, own.block, -4, 3, own.scale_dtype,
+                                      own.gradient_scale);
+    } else {
+      rounded = std::get<0>(fake_quantize_dynamic(master, block_shape(spec), 3,
+                                                  spec.grid == Grid::full ? "full" : "narrow",
+                                                  spec.scale_dtype));
+    }
+    const at::Tensor x = at::randn({5, 16}), bias = parameters["0.bias"].detach();
+    at::addmm(bias, x, rounded.t()).square().sum().backward();
+    for (int micro_batch = 0; micro_batch < 2; ++micro_batch)
+      net->forward(x).square().sum().backward();
+    EXPECT_TRUE(at::equal(parameters["0.weight"].grad(), 2 * master.grad())) << weight;
+    if (!scale.defined()) continue;
+    EXPECT_TRUE(at::equal(parameters["0.weight_scale"].grad(), 2 * scale.grad()));
+    EXPECT_TRUE(at::equal(parameters["0.weight_zero_point"].grad(), 2 * zero_point.grad()));
+  }
+}
+
+TEST(Prepare, SharedWeightsReceiveTheGradientsOfAllTheirUses) {
+  Net net;
+  net.shared->weight = net.words->weight.slice(0, 0, 16).detach().clone().requires_grad_();
+  prepare(net, recipe_of("{match: shared, weight: {dtype: int8}}"));
+  net.forward(at::randint(32, {2, 3})).sum().backward();
+  const auto quantizer = prepared_layers(net)[0].quantizer();
+  EXPECT_FALSE(net.shared->weight.grad().defined());  // the leaf has handed it on
+  EXPECT_GT(net.words->weight.grad().abs().sum().item<float>(), 0.0f);
+}
+
+TEST(Prepare, AGraphMayOutliveItsModule) {
+  at::Tensor loss;
+  {
+    nn::Sequential net(nn::Linear(8, 8));
+    prepare(*net, recipe_of("{match: \"*\", weight: {dtype: int4, scale: learned}}"));
+    loss = net->forward(at::randn({2, 8})).sum();
+  }
+  loss.backward();
+}
+
+TEST(Prepare, SparseGradientsOfEmbeddingsStaySparseWhereNothingIsClipped) {
+  nn::Sequential net(nn::Embedding(nn::EmbeddingOptions(16, 8).sparse(true)));
+  prepare(*net, recipe_of("{match: \"type:Embedding\", weight: {dtype: int8}}"));
+  net->forward(at::tensor({1, 3})).sum().backward();
+  const at::Tensor gradient = net->named_parameters()["0.weight"].grad();
+  EXPECT_TRUE(gradient.is_sparse());
+  EXPECT_EQ(gradient.to_dense().sum().item<float>(), 16.0f);
+}
+
+TEST(Prepare, TrainingWithoutAScheduleStepIsRefused) {
+  nn::Sequential net(nn::Linear(8, 8));
+  prepare(*net, recipe_of("{match: \"*\", weight: {dtype: int4}}"));
+  torch::optim::SGD optimizer(net->parameters(), 0.1);
+  const at::Tensor x = at::randn({2, 8});
+  net->forward(x).sum().backward();
+  optimizer.step();
+  EXPECT_EQ(message_of([&] { net->forward(x).sum().backward(); }),
+            "The weight of 0 changed after it was rounded; call schedule.step() after "
+            "optimizer.step(), before the next forward.");
+  net->eval();
+  net->forward(x).sum().backward();  // rounded anew
+}
+
+TEST(Prepare, LearnedScalesHaveAnOptimizerGroupOfTheirOwn) {
+  Net net;
+  prepare(net, recipe_of("{match: \"*\", weight: {dtype: int4, scale: learned}}"));
+  const auto groups =
+      parameter_groups(net, torch::optim::AdamWOptions(1e-3).weight_decay(0.1), 1e-4);
+  ASSERT_EQ(groups.size(), 2u);
+  EXPECT_EQ(groups[1].params().size(), 4u);
+  EXPECT_EQ(groups[0].params().size(), 9u);  // the shared layer once
+  const auto& options = static_cast<const torch::optim::AdamWOptions&>(groups[1].options());
+  EXPECT_EQ(options.lr(), 1e-4);
+  EXPECT_EQ(options.weight_decay(), 0.0);
+  torch::optim::AdamW optimizer(groups, torch::optim::AdamWOptions(1e-3));
+  const at::Tensor before = groups[1].params()[0].detach().clone();
+  net.forward(at::randint(32, {4, 3})).square().sum().backward();
+  optimizer.step();
+  EXPECT_FALSE(at::equal(before, groups[1].params()[0]));
+}
+
+TEST(Prepare, RefusesWhatItCannotQuantizeAndChangesNothing) {
+  const Recipe int8 = recipe_of("{match: \"*\", weight: {dtype: int8}}");
+  Net net;
+  {
+    const at::NoGradGuard no_grad;
+    net.shared->weight[0][0] = NAN;
+  }
+  EXPECT_EQ(message_of([&] { prepare(net, int8); }),
+            "The weight of shared must be finite, but has elements that are NaN or infinite.");
+  EXPECT_TRUE(prepared_layers(net).empty());
+
+  nn::Sequential plain(nn::Linear(8, 8));
+  EXPECT_EQ(message_of([&] {
+              prepare(*plain,
+                      recipe_of("{match: \"*\", input: {dtype: int8, granularity: token}}"));
+            }),
+            "0 must be a qat::QuantLinear for its input to be quantized, but is a "
+            "torch::nn::Linear, whose forward cannot be reached.");
+  prepare(*plain, int8);
+  EXPECT_EQ(message_of([&] { prepare(*plain, int8); }), "0 must not be prepared already, but is.");
+
+  nn::Sequential clipped(nn::Embedding(nn::EmbeddingOptions(8, 8).max_norm(1.0)));
+  EXPECT_EQ(message_of([&] {
+              prepare(*clipped, recipe_of("{match: \"type:Embedding\", weight: {dtype: int8}}"));
+            }),
+            "The embedding 0 must not renormalise its weight (max_norm) to be quantized.");
+
+  Net tied;
+  tied.shared->weight = tied.words->weight;
+  EXPECT_EQ(message_of([&] { prepare(tied, recipe_of("{match: words, weight: {dtype: int8}}")); }),
+            "words and shared share a weight, so that all or none of them must be quantized, and "
+            "alike, but the recipe has no such rule for shared.");
+
+  Plan cached = plan(*nn::Sequential(nn::Linear(8, 8)), int8);
+  cached.kv_cache.emplace();
+  EXPECT_EQ(message_of([&] { prepare(*nn::Sequential(nn::Linear(8, 8)), cached); }),
+            "kv_cache has no attention layers to go to in a LibTorch program: take the section out "
+            "of the recipe, and call qat::KvCache in your attention.");
+
+  Net fresh;
+  Plan lacking = plan(fresh, int8);
+  lacking.layers[0].name = "third";
+  EXPECT_EQ(message_of([&] { prepare(fresh, lacking); }),
+            "The plan names third, which must be a Linear, Conv2d or Embedding of the module, but "
+            "is not.");
+}
+
+TEST(Convert, RefusesAScheduleThatHasNotEnded) {
+  nn::Sequential net(nn::Linear(8, 8));
+  const Recipe recipe = recipe_of("{match: \"*\", weight: {dtype: int4}}",
+                                  "schedule: [{until: 50%, weight: int8}, {until: 100%}]");
+  prepare(*net, recipe);
+  Schedule schedule(*net, recipe, 10);
+  EXPECT_EQ(message_of([&] { convert(*net); }),
+            "0 must be at its exported width, int4, but its schedule has it at int8; finish the "
+            "schedule first.");
+  schedule.finish();
+  EXPECT_EQ(convert(*net).size(), 1u);
+}
+
+}  // namespace
+}  // namespace qat

@@ -1,0 +1,85 @@
+#include <gtest/gtest.h>
+
+#include "qat/recipe/recipe.h"
+
+namespace qat {
+namespace {
+
+using Words = std::vector<std::string>;
+
+TEST(Initialize, ReadsMethods) {
+  const struct {
+    std::string method;
+    Words transforms;
+    std::string rounding;
+    bool keeps_scales;
+    bool needs_data;
+  } cases[] = {
+      {"rtn", {}, "rtn", false, false},
+      {"mse", {}, "mse", false, false},
+      {"gptq", {}, "gptq", true, true},
+      {"awq", {"awq"}, "clip", true, true},
+      {"awq+gptq", {"awq"}, "gptq", true, true},
+      {"smoothquant", {"smoothquant"}, "mse", false, true},
+      {"hadamard+rtn", {"hadamard"}, "rtn", false, false},
+      {"hadamard+smoothquant+gptq", {"hadamard", "smoothquant"}, "gptq", true, true},
+  };
+  for (const auto& expected : cases) {
+    Initialize found;
+    EXPECT_EQ(parse_method(expected.method, &found), "") << expected.method;
+    EXPECT_EQ(found.transforms, expected.transforms);
+    EXPECT_EQ(found.rounding, expected.rounding);
+    EXPECT_EQ(found.keeps_scales(), expected.keeps_scales) << expected.method;
+    EXPECT_EQ(found.needs_data(), expected.needs_data) << expected.method;
+  }
+}
+
+TEST(Initialize, RefusesOtherMethods) {
+  for (const auto* method : {"", "best", "gptq+awq", "awq+", "+gptq", "awq+awq", "rtn+mse"}) {
+    Initialize found;
+    EXPECT_NE(parse_method(method, &found), "") << method;
+  }
+}
+
+const std::string kHead = "version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4}\n";
+
+TEST(Initialize, ScalesThatStayAreSearchedUnlessTheyAreLearned) {
+  const auto range = [](const std::string& weight, const std::string& method) {
+    return parse_recipe("version: 1\nlayers:\n  - match: a\n    weight: " + weight +
+                            "\ninitialize: {method: " + method + "}\n",
+                        "r")
+        .layers[0]
+        .weight.spec->range;
+  };
+  EXPECT_EQ(range("{dtype: int4}", "rtn"), Range::minmax);
+  EXPECT_EQ(range("{dtype: int4}", "gptq"), Range::mse);
+  EXPECT_EQ(range("{dtype: int4, scale: learned}", "gptq"), Range::learned);
+  EXPECT_THROW(range("{dtype: int4, scale: minmax}", "gptq"), RecipeError);
+}
+
+TEST(Initialize, BlockTrainingKeepsScales) {
+  const Recipe recipe = parse_recipe(
+      kHead + "initialize: {method: mse, block_training: {steps: 5, rounding: signed}}\n", "r");
+  EXPECT_TRUE(recipe.initialize.keeps_scales());
+  EXPECT_TRUE(recipe.initialize.needs_data());
+  EXPECT_EQ(recipe.initialize.block_training.rounding, "signed");
+}
+
+TEST(Initialize, BadValuesHaveTheirSentence) {
+  try {
+    parse_recipe(kHead + "initialize: {method: gptqq, order: best, damping: -1, correction: 2}\n",
+                 "r");
+    FAIL();
+  } catch (const RecipeError& error) {
+    EXPECT_EQ(
+        std::string(error.what()),
+        "r:5:22: initialize.method must be rtn, mse, gptq or awq, or one of them after hadamard+, "
+        "smoothquant+ or awq+, but is gptqq\n"
+        "r:5:36: initialize.order must be plain, group or column, but is best\n"
+        "r:5:51: initialize.damping must be a number from 0 to 10, but is -1\n"
+        "r:5:67: initialize.correction must be a number from 0 to 1, but is 2");
+  }
+}
+
+}  // namespace
+}  // namespace qat

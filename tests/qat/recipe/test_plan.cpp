@@ -1,0 +1,182 @@
+#include <gtest/gtest.h>
+
+#include "qat/recipe/plan.h"
+
+namespace qat {
+namespace {
+
+const std::vector<LayerInfo> kLayers{{"model.0.q_proj", "Linear", 64, 64, false},
+                                     {"model.0.down_proj", "Linear", 96, 64, false},
+                                     {"lm_head", "Linear", 64, 100, true}};
+
+Recipe recipe_of(const std::string& rest) { return parse_recipe("version: 1\n" + rest, "r.yaml"); }
+
+std::string problems_of(const std::string& rest) {
+  try {
+    make_plan(recipe_of(rest), kLayers);
+  } catch (const RecipeError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Plan, WidthsOfNamedLayersChange) {
+  Plan plan;
+  for (const char* name : {"a", "b"}) {
+    LayerPlan layer;
+    layer.name = name;
+    layer.weight = QuantSpec{};
+    plan.layers.push_back(layer);
+  }
+  const Plan changed = with_widths(plan, {{"b", 4}, {"c", 2}});
+  EXPECT_EQ(changed.layers[0].weight->bits, 8);
+  EXPECT_EQ(changed.layers[1].weight->bits, 4);
+}
+
+TEST(Plan, LaterRulesWinTensorByTensor) {
+  const Plan plan = make_plan(recipe_of("layers:\n"
+                                        "  - match: \"model.*\"\n"
+                                        "    weight: {dtype: int4, group_size: 32}\n"
+                                        "  - match: \"*.down_proj\"\n"
+                                        "    weight: {dtype: int8}\n"
+                                        "  - match: \"re:q_proj$\"\n"
+                                        "    input: {dtype: int8}\n"),
+                              kLayers);
+  ASSERT_EQ(plan.layers.size(), 2u);
+  EXPECT_EQ(plan.layers[0].weight->bits, 4);
+  EXPECT_TRUE(plan.layers[0].input);
+  EXPECT_EQ(describe(*plan.layers[1].weight), "int8 channel narrow, minmax scale in bfloat16");
+  EXPECT_EQ(plan.untouched, 1);
+}
+
+TEST(Plan, AnOutputHeadIsReachedByItsFullNameOnly) {
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"type:Linear\", weight: {dtype: int8}}\n"),
+                      kLayers)
+                .layers.size(),
+            2u);
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"*\", weight: {dtype: int8}}\n"), kLayers)
+                .layers.size(),
+            2u);
+  EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: lm_head, weight: {dtype: int8}}\n"), kLayers)
+                .layers.size(),
+            1u);
+}
+
+TEST(Plan, FloatTakesALayerOut) {
+  const Plan plan = make_plan(recipe_of("layers:\n  - {match: \"*\", weight: {dtype: int8}}\n"
+                                        "  - {match: \"*.q_proj\", weight: float}\n"),
+                              kLayers);
+  ASSERT_EQ(plan.layers.size(), 1u);
+  EXPECT_EQ(plan.layers[0].name, "model.0.down_proj");
+}
+
+TEST(Plan, ARuleThatMatchesNothingIsAnError) {
+  EXPECT_EQ(problems_of("layers:\n  - {match: model.0.q_porj, weight: {dtype: int8}}\n"),
+            "r.yaml:3:5: match must name a layer, but model.0.q_porj matches none of 3 layers; "
+            "did you mean model.0.q_proj?");
+  EXPECT_EQ(problems_of("layers:\n  - {match: \"re:(\", weight: {dtype: int8}}\n"),
+            "r.yaml:3:5: match must be a regular expression after re:, but is re:(");
+}
+
+TEST(Plan, AGroupThatDoesNotDivideNamesTheLayer) {
+  EXPECT_EQ(
+      problems_of("layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 64}}\n"),
+      "r.yaml:3:5: group_size must divide the layer, but model.0.down_proj has in_features 96, "
+      "which 64 does not divide");
+}
+
+TEST(Plan, TheScheduleMustEndAtTheExportedWidth) {
+  const std::string rule = "layers:\n  - {match: \"*\", weight: {dtype: int4}}\n";
+  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 100%, weight: int6}\n"),
+            "r.yaml:5:5: schedule[0].weight must end at the width that is exported, int4 for "
+            "model.0.q_proj, but is int6");
+  EXPECT_EQ(
+      problems_of(rule + "schedule:\n  - {until: 90%, weight: int4}\n"),
+      "r.yaml:5:5: until of the last stage must be 100% or train.steps, 300, but is step 270");
+  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 200, weight: int8}\n  - {until: 50%, "
+                               "weight: int6}\n  - {until: 100%}\n"),
+            "r.yaml:6:5: until must lie after the stage before it, which ends at step 200, but is "
+            "step 150");
+}
+
+TEST(Plan, NaivePlanRoundsEverythingToOneWidth) {
+  const Plan plan = make_plan(
+      recipe_of(
+          "layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 32, scale: learned}}\n"),
+      kLayers);
+  const Plan naive = naive_plan(plan, 8);
+  EXPECT_EQ(describe(*naive.layers[0].weight), "int8 group 32 narrow, minmax scale in bfloat16");
+  EXPECT_EQ(naive.stages.size(), 1u);
+}
+
+const std::vector<LayerInfo> kNetwork{{"stem", "Conv2d", 27, 8, false},
+                                      {"words", "Embedding", 64, 100, true},
+                                      {"out", "Linear", 64, 10, false}};
+
+Plan plan_of_network(const std::string& rule) {
+  return make_plan(recipe_of("layers:\n" + rule), kNetwork);
+}
+
+TEST(Plan, AnEmbeddingIsReachedByItsTypeOrItsNameAlone) {
+  const auto names = [](const Plan& plan) {
+    std::vector<std::string> found;
+    for (const auto& layer : plan.layers) found.push_back(layer.name);
+    return found;
+  };
+  const std::string weight = ", weight: {dtype: int8}}\n";
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(names(plan_of_network("  - {match: \"*\"" + weight)), (Names{"stem", "out"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"re:.\"" + weight)), (Names{"stem", "out"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"type:Embedding\"" + weight)), (Names{"words"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: words" + weight)), (Names{"words"}));
+  EXPECT_EQ(names(plan_of_network("  - {match: \"type:Conv2d\"" + weight)), (Names{"stem"}));
+}
+
+TEST(Plan, SomeTypesOfLayersCannotHaveSomeInputs) {
+  const auto refusal = [](const std::string& rule) {
+    try {
+      plan_of_network(rule);
+    } catch (const RecipeError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(refusal("  - {match: words, input: {dtype: int8}}\n"),
+            "r.yaml:3:5: input must not be given for an Embedding, but words matches words");
+  EXPECT_EQ(refusal("  - {match: stem, input: {dtype: int8}}\n"),
+            "r.yaml:3:5: input of a Conv2d must have granularity tensor, but that of stem has "
+            "token");
+  EXPECT_EQ(refusal("  - {match: stem, input: {dtype: int8, granularity: tensor}}\n"), "");
+}
+
+TEST(Plan, InFloat8TokensOfLinearLayersAreRoundedToo) {
+  const Plan plan = float8_plan(plan_of_network(
+      "  - {match: \"*\", weight: {dtype: int4, granularity: channel, scale_dtype: float16}}\n"));
+  ASSERT_EQ(plan.layers.size(), 2u);
+  EXPECT_EQ(describe(*plan.layers[0].weight), "fp8_e4m3 channel, minmax scale in float16");
+  EXPECT_FALSE(plan.layers[0].input);
+  EXPECT_EQ(describe(*plan.layers[1].weight), "fp8_e4m3 channel, minmax scale in float16");
+  ASSERT_TRUE(plan.layers[1].input);
+  EXPECT_EQ(plan.layers[1].input->granularity, Granularity::token);
+  EXPECT_TRUE(plan.layers[1].input->dynamic && plan.layers[1].input->is_float8());
+}
+
+TEST(Plan, PrintsTheTypeOfLayersThatAreNotLinear) {
+  const std::string text =
+      to_text(plan_of_network("  - {match: \"*\", weight: {dtype: int8, granularity: channel}}\n"));
+  EXPECT_NE(text.find("stem  Conv2d [8, 27]  weight int8"), std::string::npos) << text;
+  EXPECT_NE(text.find("out   [10, 64]  weight int8"), std::string::npos) << text;
+}
+
+TEST(Plan, PrintsOneLineALayer) {
+  const Plan plan = make_plan(
+      recipe_of("layers:\n  - {match: \"*.q_proj\", weight: {dtype: int4, group_size: 32}}\n"),
+      kLayers);
+  EXPECT_EQ(to_text(plan),
+            "model.0.q_proj  [64, 64]  weight int4 group 32 narrow, minmax scale in bfloat16\n"
+            "1 layers quantized, 2 layers left alone\n"
+            "until 100%: weights as exported, inputs as exported\n");
+}
+
+}  // namespace
+}  // namespace qat
