@@ -35,7 +35,7 @@ if(QAT_CHECK_CUDA)
       OUTPUT ${object}
       COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/cuda_check
       COMMAND ${QAT_NVCC} ${QAT_NVCC_FLAGS} ${QAT_GENCODE} -Xcompiler -fPIC -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
-              -I${PROJECT_SOURCE_DIR} -isystem ${QAT_CUDA_STUB} ${QAT_TORCH_INCLUDES}
+              -I${PROJECT_SOURCE_DIR} -I${QAT_GENERATED} -isystem ${QAT_CUDA_STUB} ${QAT_TORCH_INCLUDES}
       DEPENDS ${source} ${QAT_HEADERS}
       COMMENT "Compiling ${source} for ${QAT_CUDA_ARCHITECTURES}"
       VERBATIM)

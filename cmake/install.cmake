@@ -21,7 +21,7 @@ install(EXPORT torchqatTargets NAMESPACE qat:: DESTINATION ${QAT_CMAKE_DIR})
 # Those that need nothing but LibTorch: YAML and JSON stay inside the library.
 install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING
   PATTERN "*.h" PATTERN yaml_section.h EXCLUDE PATTERN spec_json.h EXCLUDE)
-install(DIRECTORY ops/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/ops FILES_MATCHING
+install(DIRECTORY ops/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat/ops FILES_MATCHING
   PATTERN "*.h" PATTERN cpu EXCLUDE PATTERN cuda EXCLUDE PATTERN autograd EXCLUDE PATTERN autocast EXCLUDE)
 install(FILES ${QAT_GENERATED}/qat/built_with.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat)
 

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "ops/affine.h"
+#include "qat/ops/affine.h"
 
 namespace qat {
 

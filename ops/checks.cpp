@@ -1,4 +1,4 @@
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {

@@ -10,8 +10,8 @@
 #include <string_view>
 #include <utility>
 
-#include "ops/blocks.h"
-#include "ops/qparams.h"
+#include "qat/ops/blocks.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 

@@ -1,4 +1,4 @@
-#include "ops/encode.h"
+#include "qat/ops/encode.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "ops/blocks.h"
+#include "qat/ops/blocks.h"
 
 namespace qat {
 

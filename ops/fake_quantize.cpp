@@ -1,10 +1,10 @@
-#include "ops/fake_quantize.h"
+#include "qat/ops/fake_quantize.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

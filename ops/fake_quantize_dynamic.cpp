@@ -1,11 +1,11 @@
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

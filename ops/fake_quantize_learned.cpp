@@ -1,13 +1,13 @@
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 

@@ -1,8 +1,8 @@
-#include "ops/float8.h"
+#include "qat/ops/float8.h"
 
 #include <ATen/ATen.h>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {

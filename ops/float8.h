@@ -6,7 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "ops/qparams.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 

@@ -1,4 +1,4 @@
-#include "ops/kept_memory.h"
+#include "qat/ops/kept_memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>

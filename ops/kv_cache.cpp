@@ -1,12 +1,12 @@
-#include "ops/kv_cache.h"
+#include "qat/ops/kv_cache.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {

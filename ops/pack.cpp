@@ -1,4 +1,4 @@
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/bitwise_and.h>

@@ -1,12 +1,12 @@
-#include "ops/packed_linear.h"
+#include "qat/ops/packed_linear.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/quantize.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "ops/panels.h"
+#include "qat/ops/panels.h"
 
 namespace qat {
 

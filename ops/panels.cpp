@@ -1,4 +1,4 @@
-#include "ops/panels.h"
+#include "qat/ops/panels.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/bitwise_and.h>

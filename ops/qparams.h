@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ops/affine.h"
+#include "qat/ops/affine.h"
 
 namespace qat {
 

@@ -1,4 +1,4 @@
-#include "ops/quant_linear.h"
+#include "qat/ops/quant_linear.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -6,8 +6,8 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/quantizer.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 namespace {

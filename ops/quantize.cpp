@@ -1,4 +1,4 @@
-#include "ops/quantize.h"
+#include "qat/ops/quantize.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -7,7 +7,7 @@
 #include <ATen/ops/ones_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

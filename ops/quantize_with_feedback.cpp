@@ -1,10 +1,10 @@
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/quantize_with_feedback.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

@@ -1,16 +1,16 @@
-#include "ops/quantizer.h"
+#include "qat/ops/quantizer.h"
 
 #include <ATen/ops/empty.h>
 
 #include <cstdio>
 #include <sstream>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/encode.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/encode.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/qparams.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 

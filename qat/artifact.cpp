@@ -4,8 +4,8 @@
 
 #include <stdexcept>
 
-#include "ops/float8.h"
-#include "ops/quantize.h"
+#include "qat/ops/float8.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "ops/blocks.h"
-#include "ops/checks.h"
+#include "qat/ops/blocks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/qparams.h"
-#include "ops/quantizer.h"
+#include "qat/ops/qparams.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 

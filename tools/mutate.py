@@ -113,7 +113,8 @@ def mutants_of(file: str) -> Iterator[Mutant]:
 
 
 def compiled(sources: list[str], target: str, folder: Path) -> list[str]:
-    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-w", "-I", str(folder), "-I", str(ROOT)]
+    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-w"]
+    flags += [f"-I{root}" for root in (folder / "mutated", folder / "whole", ROOT)]
     flags += [f"-isystem{path}" for path in include_paths()]
     libraries = [f"-L{path}" for path in library_paths()] + [f"-Wl,-rpath,{path}" for path in library_paths()]
     libraries += ["-lgtest", "-lgtest_main", "-lpthread", "-lc10", "-ltorch_cpu"]
@@ -124,8 +125,10 @@ def survives(mutant: Mutant) -> bool:
     """Whether every test passes with ``mutant`` in place of its file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        changed = folder / mutant.file
+        changed = folder / "mutated" / ("qat" if mutant.file.startswith("ops/") else "") / mutant.file
         changed.parent.mkdir(parents=True)
+        (folder / "whole" / "qat").mkdir(parents=True)
+        (folder / "whole" / "qat" / "ops").symlink_to(ROOT / "ops")  # as CMakeLists.txt has it
         changed.write_text(mutant.text)
         sources = [str(ROOT / "tests" / "ops" / f"test_{SUITES[mutant.file]}.cpp")]
         sources += [str(changed)] if mutant.file.endswith(".cpp") else []

@@ -1,4 +1,4 @@
-#include "ops/quant_linear.h"
+#include "qat/ops/quant_linear.h"
 
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>

@@ -2,8 +2,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/autograd/no_double_backward.h"
-#include "ops/quantize.h"
+#include "qat/ops/autograd/no_double_backward.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

@@ -1,11 +1,11 @@
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/fake_quantize.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {

@@ -1,10 +1,10 @@
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/autograd/no_double_backward.h"
+#include "qat/ops/autograd/no_double_backward.h"
 
 namespace qat {
 namespace {

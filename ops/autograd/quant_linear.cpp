@@ -1,10 +1,10 @@
-#include "ops/quant_linear.h"
+#include "qat/ops/quant_linear.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/autograd/no_double_backward.h"
+#include "qat/ops/autograd/no_double_backward.h"
 
 namespace qat {
 namespace {

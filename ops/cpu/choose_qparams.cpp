@@ -1,4 +1,4 @@
-#include "ops/choose_qparams.h"
+#include "qat/ops/choose_qparams.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -7,11 +7,11 @@
 
 #include <algorithm>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/cpu/lane_sum.h"
-#include "ops/cpu/span.h"
-#include "ops/cpu/vectorised.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cpu/lane_sum.h"
+#include "qat/ops/cpu/span.h"
+#include "qat/ops/cpu/vectorised.h"
 
 namespace qat {
 namespace {

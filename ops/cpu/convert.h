@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "ops/affine.h"
-#include "ops/cpu/vectorised.h"
+#include "qat/ops/affine.h"
+#include "qat/ops/cpu/vectorised.h"
 
 namespace qat {
 

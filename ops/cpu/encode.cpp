@@ -1,14 +1,14 @@
-#include "ops/encode.h"
+#include "qat/ops/encode.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/cpu/convert.h"
-#include "ops/cpu/tile_params.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cpu/convert.h"
+#include "qat/ops/cpu/tile_params.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

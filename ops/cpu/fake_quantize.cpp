@@ -1,12 +1,12 @@
-#include "ops/fake_quantize.h"
+#include "qat/ops/fake_quantize.h"
 
 #include <torch/library.h>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/cpu/round_tile.h"
-#include "ops/float8.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cpu/round_tile.h"
+#include "qat/ops/float8.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

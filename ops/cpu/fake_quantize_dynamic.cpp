@@ -1,14 +1,14 @@
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/cpu/round_tile.h"
-#include "ops/fake_quantize.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cpu/round_tile.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

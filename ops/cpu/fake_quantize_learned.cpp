@@ -1,14 +1,14 @@
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/cpu/lane_sum.h"
-#include "ops/cpu/round_tile.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cpu/lane_sum.h"
+#include "qat/ops/cpu/round_tile.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

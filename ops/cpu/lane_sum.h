@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ops/affine.h"
+#include "qat/ops/affine.h"
 
 namespace qat {
 

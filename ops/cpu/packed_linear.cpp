@@ -1,4 +1,4 @@
-#include "ops/packed_linear.h"
+#include "qat/ops/packed_linear.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -8,9 +8,9 @@
 
 #include <vector>
 
-#include "ops/arguments.h"
-#include "ops/cpu/panel_input.h"
-#include "ops/cpu/panel_tile_bf16.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/cpu/panel_input.h"
+#include "qat/ops/cpu/panel_tile_bf16.h"
 
 namespace qat {
 namespace {

@@ -11,8 +11,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "ops/cpu/panel_tile.h"
-#include "ops/panels.h"
+#include "qat/ops/cpu/panel_tile.h"
+#include "qat/ops/panels.h"
 
 namespace qat {
 

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ops/affine.h"
-#include "ops/cpu/vectorised.h"
-#include "ops/panels.h"
+#include "qat/ops/affine.h"
+#include "qat/ops/cpu/vectorised.h"
+#include "qat/ops/panels.h"
 
 namespace qat {
 

@@ -3,7 +3,7 @@
 // The tile of panel_tile.h on processors that multiply pairs of bfloat16 (AVX512_BF16): codes are
 // exact in bfloat16, and so is x, which is given in it.
 
-#include "ops/cpu/panel_tile.h"
+#include "qat/ops/cpu/panel_tile.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define QAT_BF16_TILE

@@ -1,13 +1,13 @@
-#include "ops/quantize.h"
+#include "qat/ops/quantize.h"
 
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/arguments.h"
-#include "ops/checks.h"
-#include "ops/cpu/convert.h"
-#include "ops/cpu/tile_params.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cpu/convert.h"
+#include "qat/ops/cpu/tile_params.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

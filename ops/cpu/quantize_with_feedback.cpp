@@ -1,4 +1,4 @@
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/quantize_with_feedback.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
-#include "ops/checks.h"
-#include "ops/cpu/vectorised.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cpu/vectorised.h"
 
 namespace qat {
 namespace {

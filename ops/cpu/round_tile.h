@@ -2,8 +2,8 @@
 
 // Rounding a tile whose parameters are known: the inner loop of every forward.
 
-#include "ops/cpu/convert.h"
-#include "ops/cpu/tile_params.h"
+#include "qat/ops/cpu/convert.h"
+#include "qat/ops/cpu/tile_params.h"
 
 namespace qat {
 

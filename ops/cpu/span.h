@@ -12,8 +12,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "ops/cpu/tiles.h"
-#include "ops/qparams.h"
+#include "qat/ops/cpu/tiles.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "ops/affine.h"
+#include "qat/ops/affine.h"
 
 #if defined(__x86_64__)
 #include <emmintrin.h>

@@ -5,9 +5,9 @@
 
 #include <type_traits>
 
-#include "ops/cpu/span.h"
-#include "ops/cpu/tiles.h"
-#include "ops/qparams.h"
+#include "qat/ops/cpu/span.h"
+#include "qat/ops/cpu/tiles.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 

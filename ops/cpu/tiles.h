@@ -10,9 +10,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "ops/blocks.h"
-#include "ops/cpu/stream.h"
-#include "ops/cpu/vectorised.h"
+#include "qat/ops/blocks.h"
+#include "qat/ops/cpu/stream.h"
+#include "qat/ops/cpu/vectorised.h"
 
 namespace qat {
 

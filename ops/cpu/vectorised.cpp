@@ -1,4 +1,4 @@
-#include "ops/cpu/vectorised.h"
+#include "qat/ops/cpu/vectorised.h"
 
 #include <c10/util/Exception.h>
 #include <torch/library.h>

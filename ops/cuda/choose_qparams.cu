@@ -2,9 +2,9 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/cuda/segments.cuh"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cuda/segments.cuh"
 
 namespace qat {
 namespace {

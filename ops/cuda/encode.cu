@@ -1,10 +1,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/cuda/segments.cuh"
-#include "ops/encode.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/encode.h"
 
 namespace qat {
 namespace {

@@ -1,10 +1,10 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/cuda/round.cuh"
-#include "ops/fake_quantize.h"
-#include "ops/float8.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cuda/round.cuh"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/float8.h"
 
 namespace qat {
 namespace {

@@ -2,11 +2,11 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/cuda/vectors.cuh"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cuda/vectors.cuh"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {

@@ -2,9 +2,9 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/cuda/round.cuh"
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cuda/round.cuh"
+#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {

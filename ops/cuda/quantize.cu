@@ -1,9 +1,9 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/cuda/segments.cuh"
-#include "ops/quantize.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

@@ -1,9 +1,9 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/checks.h"
-#include "ops/cuda/segments.cuh"
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/quantize_with_feedback.h"
 
 namespace qat {
 namespace {

@@ -2,7 +2,7 @@
 
 // Rounding with parameters that are known: the forward of fixed and of learned quantizers.
 
-#include "ops/cuda/vectors.cuh"
+#include "qat/ops/cuda/vectors.cuh"
 
 namespace qat {
 

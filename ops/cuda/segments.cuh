@@ -11,9 +11,9 @@
 
 #include <algorithm>
 
-#include "ops/arguments.h"
-#include "ops/blocks.h"
-#include "ops/qparams.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/blocks.h"
+#include "qat/ops/qparams.h"
 
 // Tests run the kernels on a CPU, where a launch is a call (tests/cuda/simulator.h).
 #ifndef QAT_LAUNCH

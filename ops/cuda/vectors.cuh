@@ -4,7 +4,7 @@
 // 16-byte vectors lie one after the other in memory, so that a thread takes one vector, and a shift
 // says to which block it belongs. Each kernel has a way over segments.cuh for all other layouts.
 
-#include "ops/cuda/segments.cuh"
+#include "qat/ops/cuda/segments.cuh"
 
 namespace qat {
 

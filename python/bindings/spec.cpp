@@ -1,6 +1,6 @@
 #include "qat/spec.h"
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 #include "python/bindings/module.h"
 
 namespace qat::bindings {

@@ -8,8 +8,8 @@
 #include <set>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/pack.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/checkpoint/formats/spec_json.h"

@@ -6,8 +6,8 @@
 #include <optional>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
 #include "qat/solvers/equalize.h"
 #include "qat/nn/fold.h"
 #include "qat/solvers/input_statistics.h"

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 

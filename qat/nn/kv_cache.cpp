@@ -6,8 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/kv_cache.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/kv_cache.h"
 #include "qat/recipe/spec_reader.h"
 
 namespace qat {

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "ops/packed_linear.h"
+#include "qat/ops/packed_linear.h"
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/spec_json.h"
 #include "qat/nn/input_quantizer.h"

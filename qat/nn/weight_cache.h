@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/quantizer.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 

@@ -5,9 +5,9 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/kept_memory.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 

@@ -1,6 +1,6 @@
 #include "qat/recipe/spec_reader.h"
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {

@@ -7,10 +7,10 @@
 #include <limits>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
-#include "ops/quantize.h"
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/quantize.h"
+#include "qat/ops/quantize_with_feedback.h"
 #include "qat/solvers/damped_factor.h"
 
 namespace qat {

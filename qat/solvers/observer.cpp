@@ -7,8 +7,8 @@
 #include <limits>
 #include <vector>
 
-#include "ops/checks.h"
-#include "ops/choose_qparams.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/choose_qparams.h"
 
 namespace qat {
 namespace {

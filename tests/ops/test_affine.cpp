@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/affine.h"
+#include "qat/ops/affine.h"
 
 namespace qat {
 namespace {

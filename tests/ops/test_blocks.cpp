@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "ops/blocks.h"
+#include "qat/ops/blocks.h"
 
 namespace qat {
 namespace {

@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {

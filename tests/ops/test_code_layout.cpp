@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "ops/encode.h"
+#include "qat/ops/encode.h"
 
 namespace qat {
 namespace {

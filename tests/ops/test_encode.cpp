@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/encode.h"
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/encode.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/fake_quantize.h"
+#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {

@@ -2,9 +2,9 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {

@@ -2,9 +2,9 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {

@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/float8.h"
-#include "ops/quantize.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/float8.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

@@ -2,11 +2,11 @@
 #include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 
-#include "ops/encode.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
-#include "ops/quant_linear.h"
+#include "qat/ops/encode.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
+#include "qat/ops/quant_linear.h"
 
 // Tensors in bfloat16 and float16 are computed in float32, and rounded once.
 namespace qat {

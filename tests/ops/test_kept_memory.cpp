@@ -3,7 +3,7 @@
 
 #include <thread>
 
-#include "ops/kept_memory.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

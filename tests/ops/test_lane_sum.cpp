@@ -3,7 +3,7 @@
 #include <random>
 #include <vector>
 
-#include "ops/cpu/lane_sum.h"
+#include "qat/ops/cpu/lane_sum.h"
 
 namespace qat {
 namespace {

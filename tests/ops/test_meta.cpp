@@ -1,15 +1,15 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/encode.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
-#include "ops/kv_cache.h"
-#include "ops/quant_linear.h"
-#include "ops/quantize.h"
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/encode.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
+#include "qat/ops/kv_cache.h"
+#include "qat/ops/quant_linear.h"
+#include "qat/ops/quantize.h"
+#include "qat/ops/quantize_with_feedback.h"
 
 // On the meta device every operator gives what it gives on the CPU, but for the numbers: shapes,
 // dtypes and which results there are. torch.compile and models without memory rest on it.

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 
 namespace qat {
 namespace {

@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/packed_linear.h"
-#include "ops/quantize.h"
+#include "qat/ops/packed_linear.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

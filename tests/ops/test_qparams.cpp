@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "ops/qparams.h"
+#include "qat/ops/qparams.h"
 
 namespace qat {
 namespace {

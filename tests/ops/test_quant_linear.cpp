@@ -1,11 +1,11 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
-#include "ops/kept_memory.h"
-#include "ops/quant_linear.h"
-#include "ops/quantizer.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
+#include "qat/ops/kept_memory.h"
+#include "qat/ops/quant_linear.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 namespace {

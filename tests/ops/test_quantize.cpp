@@ -1,9 +1,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
-#include "ops/quantize.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {

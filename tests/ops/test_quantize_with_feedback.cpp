@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/quantize_with_feedback.h"
+#include "qat/ops/quantize_with_feedback.h"
 
 namespace qat {
 namespace {

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/quantizer.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <stdexcept>
 
-#include "ops/choose_qparams.h"
-#include "ops/fake_quantize.h"
+#include "qat/ops/choose_qparams.h"
+#include "qat/ops/fake_quantize.h"
 #include "qat/artifact.h"
 
 namespace qat {

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 
 namespace qat {
 namespace {

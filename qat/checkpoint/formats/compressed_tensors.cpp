@@ -5,7 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 
 namespace qat {
 namespace {

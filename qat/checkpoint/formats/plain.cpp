@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/spec_json.h"
 
 namespace qat {

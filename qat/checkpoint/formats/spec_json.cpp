@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "ops/checks.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {

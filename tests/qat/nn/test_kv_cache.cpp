@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "ops/kv_cache.h"
+#include "qat/ops/kv_cache.h"
 #include "qat/nn/kv_cache.h"
 #include "qat/recipe/recipe.h"
 

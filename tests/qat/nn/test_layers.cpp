@@ -6,7 +6,7 @@
 
 #include <sstream>
 
-#include "ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_dynamic.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"

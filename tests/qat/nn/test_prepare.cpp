@@ -5,8 +5,8 @@
 
 #include <stdexcept>
 
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/fake_quantize_learned.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/fake_quantize_learned.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"

@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "ops/checks.h"
-#include "ops/fake_quantize.h"
-#include "ops/fake_quantize_dynamic.h"
-#include "ops/quantize.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/fake_quantize.h"
+#include "qat/ops/fake_quantize_dynamic.h"
+#include "qat/ops/quantize.h"
 #include "qat/solvers/gptq.h"
 #include "qat/solvers/input_statistics.h"
 #include "tests/qat/group_spec.h"

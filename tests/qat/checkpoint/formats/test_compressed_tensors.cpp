@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "ops/pack.h"
+#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/compressed_tensors.h"
 #include "tests/qat/checkpoint/formats/layers.h"
 
