@@ -36,6 +36,9 @@ struct BlockLayout {
   QAT_HOST_DEVICE int64_t segments() const { return rows * grid_cols; }
 };
 
+// Rows whose sums are added first when a block has more; numerics.md (5).
+constexpr int64_t kSumRows = 1024;
+
 // `block` sides of -1 take the whole axis, as do sides longer than it.
 inline BlockLayout make_layout(int64_t rows, int64_t cols, int64_t block_rows, int64_t block_cols) {
   const auto side = [](int64_t block, int64_t axis) {

@@ -7,13 +7,14 @@
 #include <c10/core/SymInt.h>
 
 #include <optional>
-#include <string_view>
 #include <utility>
 
 #include "qat/ops/blocks.h"
-#include "qat/ops/qparams.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
+
+using OptionalTensor = std::optional<at::Tensor>;
 
 // [rows, cols] of `x` seen as a matrix, and the number of blocks along each.
 std::pair<c10::SymInt, c10::SymInt> matrix_sizes(const at::Tensor& x);
@@ -21,30 +22,22 @@ std::pair<c10::SymInt, c10::SymInt> grid_sizes(const at::Tensor& x, at::IntArray
 
 BlockLayout layout_of(const at::Tensor& x, at::IntArrayRef block);
 
-// "narrow", "full", "signed", "asymmetric", "fp8_e4m3" or "fp8_e5m2".
-Grid parse_grid(const char* op, std::string_view name);
-const char* grid_name(Grid grid);
-
 // Each raises TypeError or ValueError with one sentence that begins with `[op]`.
 void check_input(const char* op, const at::Tensor& x);
 void check_block(const char* op, at::IntArrayRef block);
 void check_bits(const char* op, int64_t bits);
-void check_range(const char* op, int64_t quant_min, int64_t quant_max);
-// The ends of an integer grid, or those of an FP8 one.
-void check_range_or_float8(const char* op, int64_t quant_min, int64_t quant_max);
-void check_integer_grid(const char* op, std::string_view grid);
-void check_scale_dtype(const char* op, at::ScalarType dtype);
-// `scale` and, where given, `zero_point` have one entry per block of `x` and its device.
-void check_qparams(const char* op, const at::Tensor& x, const at::Tensor& scale,
-                   const std::optional<at::Tensor>& zero_point, at::ScalarType zero_point_dtype,
-                   at::IntArrayRef block);
+// What a quantizer reads and writes of `x`: one entry per block and the device of x. `scale` float32;
+// `zero_point` float32 where it is learned or an offset, else int8; `outer_scale` float32, one per
+// outer block. Where `required`, fixed and learned quantizers must have a scale.
+void check_parameters(const char* op, const Quantizer& quantizer, const at::Tensor& x,
+                      const OptionalTensor& scale, const OptionalTensor& zero_point,
+                      const OptionalTensor& outer_scale = {});
+// That what is given lies where `x` does: kernels read it there.
+void check_device(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& x);
+void check_float(const char* op, const char* name, at::ScalarType dtype);
 // What a forward returns: the dtype of `x`, or for float32 `x` a half one.
 void check_result_dtype(const char* op, const at::Tensor& x, std::optional<at::ScalarType> dtype);
 void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x);
 void check_gradient_inplace(const char* op, const at::Tensor& grad, const at::Tensor& x);
-
-inline QuantRange to_range(int64_t quant_min, int64_t quant_max) {
-  return {static_cast<float>(quant_min), static_cast<float>(quant_max)};
-}
 
 }  // namespace qat

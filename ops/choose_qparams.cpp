@@ -9,33 +9,35 @@
 
 namespace qat {
 
-bool check_choose_qparams(const at::Tensor& x, at::IntArrayRef block, int64_t bits,
-                          std::string_view method, at::ScalarType scale_dtype,
-                          const std::optional<at::Tensor>& importance) {
+bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
+                          const OptionalTensor& importance, const OptionalTensor& outer_scale) {
   check_input("choose_qparams", x);
-  check_block("choose_qparams", block);
-  check_bits("choose_qparams", bits);
-  check_scale_dtype("choose_qparams", scale_dtype);
+  TORCH_CHECK_VALUE(quantizer.active(), "[choose_qparams] quantizer must not be empty.");
   TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
                     "[choose_qparams] method must be minmax or mse, but is ", method, ".");
-  if (importance) {
-    TORCH_CHECK_TYPE(importance->scalar_type() == at::kFloat,
-                     "[choose_qparams] importance must be float32, but is ",
-                     importance->scalar_type(), ".");
-    TORCH_CHECK_VALUE(importance->dim() == 1 && importance->sym_size(0) == matrix_sizes(x).second,
-                      "[choose_qparams] importance must have one entry per column of x, ",
-                      matrix_sizes(x).second, ", but is ", importance->sym_sizes(), ".");
-  }
+  if (outer_scale) check_device("choose_qparams", "outer_scale", *outer_scale, x);
+  if (!importance) return method == "mse";
+  check_device("choose_qparams", "importance", *importance, x);
+  TORCH_CHECK_TYPE(importance->scalar_type() == at::kFloat,
+                   "[choose_qparams] importance must be float32, but is ",
+                   importance->scalar_type(), ".");
+  TORCH_CHECK_VALUE(importance->dim() == 1 && importance->sym_size(0) == matrix_sizes(x).second,
+                    "[choose_qparams] importance must have one entry per column of x, ",
+                    matrix_sizes(x).second, ", but is ", importance->sym_sizes(), ".");
   return method == "mse";
 }
 
-void check_round_qparams(const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
-                         int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype) {
-  check_range("round_qparams", quant_min, quant_max);
-  check_scale_dtype("round_qparams", scale_dtype);
+void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
+                         const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
+  TORCH_CHECK_VALUE(quantizer.active(), "[round_qparams] quantizer must not be empty.");
   TORCH_CHECK_TYPE(scale.scalar_type() == at::kFloat,
                    "[round_qparams] scale must be float32, but is ", scale.scalar_type(), ".");
+  TORCH_CHECK_VALUE(!quantizer.has_outer_scale() || scale.dim() == 2,
+                    "[round_qparams] scale must have one row per row of blocks, but is ",
+                    scale.sym_sizes(), ".");
+  if (outer_scale) check_device("round_qparams", "outer_scale", *outer_scale, scale);
   if (!zero_point) return;
+  check_device("round_qparams", "zero_point", *zero_point, scale);
   TORCH_CHECK_TYPE(zero_point->scalar_type() == at::kFloat,
                    "[round_qparams] zero_point must be float32, but is ", zero_point->scalar_type(),
                    ".");
@@ -44,58 +46,63 @@ void check_round_qparams(const at::Tensor& scale, const std::optional<at::Tensor
                     ", but has ", zero_point->sym_sizes(), ".");
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, at::IntArrayRef block,
-                                                  int64_t bits, std::string_view grid,
+std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
                                                   std::string_view method,
-                                                  at::ScalarType scale_dtype,
-                                                  const std::optional<at::Tensor>& importance) {
+                                                  const OptionalTensor& importance,
+                                                  const OptionalTensor& outer_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::choose_qparams", "")
                              .typed<decltype(choose_qparams)>();
-  return op.call(x, block, bits, grid, method, scale_dtype, importance);
+  return op.call(x, quantizer, method, importance, outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
-                                                 const std::optional<at::Tensor>& zero_point,
-                                                 int64_t quant_min, int64_t quant_max,
-                                                 at::ScalarType scale_dtype) {
+                                                 std::string_view quantizer,
+                                                 const OptionalTensor& zero_point,
+                                                 const OptionalTensor& outer_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::round_qparams", "")
                              .typed<decltype(round_qparams)>();
-  return op.call(scale, zero_point, quant_min, quant_max, scale_dtype);
+  return op.call(scale, quantizer, zero_point, outer_scale);
 }
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(
-    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid,
-    std::string_view method, at::ScalarType scale_dtype,
-    const std::optional<at::Tensor>& importance) {
-  check_choose_qparams(x, block, bits, method, scale_dtype, importance);
-  parse_grid("choose_qparams", grid);
-  const auto [rows, cols] = grid_sizes(x, block);
+at::ScalarType zero_dtype(const Quantizer& quantizer) {
+  return quantizer.has_offset() ? at::kFloat : at::kChar;
+}
+
+std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, std::string_view text,
+                                                       std::string_view method,
+                                                       const OptionalTensor& importance,
+                                                       const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  check_choose_qparams(x, quantizer, method, importance, outer_scale);
+  const auto [rows, cols] = grid_sizes(x, quantizer.block);
   return {at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
-          at::empty_symint({rows, cols}, x.options().dtype(at::kChar))};
+          at::empty_symint({rows, cols}, x.options().dtype(zero_dtype(quantizer)))};
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,
-                                                      const std::optional<at::Tensor>& zero_point,
-                                                      int64_t quant_min, int64_t quant_max,
-                                                      at::ScalarType scale_dtype) {
-  check_round_qparams(scale, zero_point, quant_min, quant_max, scale_dtype);
+                                                      std::string_view text,
+                                                      const OptionalTensor& zero_point,
+                                                      const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  check_round_qparams(scale, quantizer, zero_point, outer_scale);
   return {at::empty_like(scale, at::MemoryFormat::Contiguous),
-          at::empty_like(scale, scale.options().dtype(at::kChar), at::MemoryFormat::Contiguous)};
+          at::empty_like(scale, scale.options().dtype(zero_dtype(quantizer)),
+                         at::MemoryFormat::Contiguous)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
-      "choose_qparams(Tensor x, int[2] block, int bits, str grid, str method, "
-      "ScalarType scale_dtype, Tensor? importance=None) -> (Tensor, Tensor)");
+      "choose_qparams(Tensor x, str quantizer, str method=\"minmax\", Tensor? importance=None, "
+      "Tensor? outer_scale=None) -> (Tensor, Tensor)");
   m.def(
-      "round_qparams(Tensor scale, Tensor? zero_point, int quant_min, int quant_max, "
-      "ScalarType scale_dtype) -> (Tensor, Tensor)");
+      "round_qparams(Tensor scale, str quantizer, Tensor? zero_point=None, "
+      "Tensor? outer_scale=None) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {

@@ -6,43 +6,46 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/ops/quantizer.h"
+
 namespace qat {
 
-// Scale and zero point of each block of `x`.
+// Scale and zero point of each block of `x`, as a quantizer's checkpoint stores them.
 //
 //   x            float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
-//   bits         2 to 8
-//   grid         "narrow", "full", "signed" or "asymmetric" (qparams.h)
+//   quantizer    a Quantizer's text (quantizer.h); its mode does not matter
 //   method       "minmax": from the smallest and largest finite element, numerics.md (9);
 //                "mse": that range shrunk to the fraction 1, 0.99, ... 0.2 whose squared rounding
 //                error is smallest, the widest winning a tie, numerics.md (10)
-//   scale_dtype  float32, bfloat16 or float16, to which the scale is rounded before it is judged
 //   importance   float32 [cols] or none: weights of the columns in the squared error of "mse", such
-//   as
-//                their mean squared input; numerics.md (10)
+//                as their mean squared input; numerics.md (10)
+//   outer_scale  float32, one per outer block, of a quantizer that has them; none: the largest that
+//                its scales need
 //
-// On return scale float32 and zero_point int8, both [grid_rows, grid_cols]; zero points are 0 on a
-// symmetric grid. Elements that are not finite are ignored. Not differentiable.
-std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, at::IntArrayRef block,
-                                                  int64_t bits, std::string_view grid,
+// On return scale float32 and zero_point int8, or the offset float32, both [grid_rows, grid_cols];
+// zero points are 0 on a symmetric grid. Elements that are not finite are ignored. Not
+// differentiable.
+std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
                                                   std::string_view method,
-                                                  at::ScalarType scale_dtype,
-                                                  const std::optional<at::Tensor>& importance = {});
+                                                  const std::optional<at::Tensor>& importance = {},
+                                                  const std::optional<at::Tensor>& outer_scale = {});
 
-// Learned parameters as a checkpoint will store them: the scale rounded to `scale_dtype` and kept
-// invertible (7), the zero point rounded to a level of the grid (8), int8, 0 when there is none.
-// Not differentiable; fake_quantize_learned passes gradients through it.
+// Scales and zero points [grid_rows, grid_cols] that are real numbers, such as learned ones, as a
+// checkpoint will store them: the scale rounded to what it is stored in and kept invertible (7), the
+// zero point rounded to a level of the grid (8), int8, 0 when there is none; an offset as the scale,
+// float32 (8b). Not differentiable; fake_quantize passes gradients through it.
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
-                                                 const std::optional<at::Tensor>& zero_point,
-                                                 int64_t quant_min, int64_t quant_max,
-                                                 at::ScalarType scale_dtype);
+                                                 std::string_view quantizer,
+                                                 const std::optional<at::Tensor>& zero_point = {},
+                                                 const std::optional<at::Tensor>& outer_scale = {});
 
 // Called by every backend before it computes. True for "mse".
-bool check_choose_qparams(const at::Tensor& x, at::IntArrayRef block, int64_t bits,
-                          std::string_view method, at::ScalarType scale_dtype,
-                          const std::optional<at::Tensor>& importance);
-void check_round_qparams(const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
-                         int64_t quant_min, int64_t quant_max, at::ScalarType scale_dtype);
+bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
+                          const std::optional<at::Tensor>& importance,
+                          const std::optional<at::Tensor>& outer_scale);
+void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
+                         const std::optional<at::Tensor>& zero_point,
+                         const std::optional<at::Tensor>& outer_scale);
 
 // The fractions that the search tries, widest first.
 constexpr int kSearchSteps = 81;

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "qat/ops/blocks.h"
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 
@@ -14,27 +15,24 @@ namespace qat {
 // between a forward and its backward. Not a checkpoint format.
 //
 //   x            float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
-//   scale        float32 [grid_rows, grid_cols], as it is stored; none: found from the range of
-//   each
-//                block, as by fake_quantize_dynamic
-//   zero_point   int8, shaped like `scale`; none means 0
-//   bits         2 to 8; up to 4 bits share a byte in twos
-//   grid         "narrow", "full", "signed" or "asymmetric" (qparams.h)
+//   quantizer    a Quantizer's text (quantizer.h) of whole levels; up to 4 bits share a byte in twos
+//   scale        float32 [grid_rows, grid_cols], as it is stored, or a learned one; none: found from
+//                the range of each block
+//   zero_point   shaped like `scale`, int8, or float32 when learned; none means 0
+//   outer_scale  as in fake_quantize
 //
 // On return (codes, scale, zero_point): codes uint8 [rows, bytes_per_row], scale and zero point of
 // each block. An element that is not finite has no code: its block's scale is returned as NaN, so
 // that decode gives NaN rather than a legal level. Not differentiable.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
+                                                      std::string_view quantizer,
                                                       const std::optional<at::Tensor>& scale,
                                                       const std::optional<at::Tensor>& zero_point,
-                                                      at::IntArrayRef block, int64_t bits,
-                                                      std::string_view grid,
-                                                      at::ScalarType scale_dtype);
+                                                      const std::optional<at::Tensor>& outer_scale);
 
 // The inverse: [rows, cols] in `dtype`, bit for bit what fake_quantize gives for a finite x.
-at::Tensor decode(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
-                  at::IntArrayRef block, int64_t bits, std::string_view grid, c10::SymInt cols,
-                  at::ScalarType dtype);
+at::Tensor decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
+                  const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype);
 
 // Where the codes of a row lie. Up to 4 bits, byte j of a segment holds element 2 j in its lower
 // half and element 2 j + 1 in its upper half; above, a byte holds one code. Each segment begins a
@@ -59,13 +57,12 @@ inline CodeLayout code_layout(const BlockLayout& layout, int64_t bits) {
   return codes;
 }
 
-// Called by every backend before it computes.
-void check_encode(const at::Tensor& x, const std::optional<at::Tensor>& scale,
-                  const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
-                  at::ScalarType scale_dtype);
-// Returns the layout of the matrix that the codes stand for.
-BlockLayout check_decode(const at::Tensor& codes, const at::Tensor& scale,
-                         const at::Tensor& zero_point, at::IntArrayRef block, int64_t bits,
-                         int64_t cols, at::ScalarType dtype);
+// Called by every backend before it computes; each returns the quantizer of the text.
+Quantizer check_encode(const at::Tensor& x, std::string_view quantizer,
+                       const std::optional<at::Tensor>& scale,
+                       const std::optional<at::Tensor>& zero_point,
+                       const std::optional<at::Tensor>& outer_scale);
+Quantizer check_decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
+                       const at::Tensor& zero_point, int64_t cols, at::ScalarType dtype);
 
 }  // namespace qat

@@ -1,6 +1,7 @@
 #include "qat/ops/fake_quantize.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
@@ -8,88 +9,107 @@
 
 namespace qat {
 
-void check_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                         int64_t quant_min, int64_t quant_max,
-                         std::optional<at::ScalarType> dtype) {
+Quantizer check_fake_quantize(const at::Tensor& x, std::string_view text,
+                              const OptionalTensor& scale, const OptionalTensor& zero_point,
+                              const OptionalTensor& outer_scale,
+                              std::optional<at::ScalarType> dtype) {
   check_input("fake_quantize", x);
   check_result_dtype("fake_quantize", x, dtype);
-  check_block("fake_quantize", block);
-  check_range_or_float8("fake_quantize", quant_min, quant_max);
-  check_qparams("fake_quantize", x, scale, zero_point, at::kChar, block);
+  const Quantizer quantizer = Quantizer::parse(text);
+  TORCH_CHECK_VALUE(quantizer.active(), "[fake_quantize] quantizer must not be empty.");
+  check_parameters("fake_quantize", quantizer, x, scale, zero_point, outer_scale);
+  return quantizer;
 }
 
-at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                         int64_t quant_min, int64_t quant_max,
-                         std::optional<at::ScalarType> dtype) {
+FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
+                            const OptionalTensor& scale, const OptionalTensor& zero_point,
+                            const OptionalTensor& outer_scale,
+                            std::optional<at::ScalarType> dtype) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::fake_quantize", "")
                              .typed<decltype(fake_quantize)>();
-  return op.call(x, scale, zero_point, block, quant_min, quant_max, dtype);
+  return op.call(x, quantizer, scale, zero_point, outer_scale, dtype);
 }
 
-at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
-                                  const at::Tensor& scale,
-                                  const std::optional<at::Tensor>& zero_point,
-                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
+    const OptionalTensor& scale, const OptionalTensor& zero_point,
+    const OptionalTensor& outer_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::_fake_quantize_backward", "")
                              .typed<decltype(fake_quantize_backward)>();
-  return op.call(grad, x, scale, zero_point, block, quant_min, quant_max);
+  return op.call(grad, x, quantizer, scale, zero_point, outer_scale);
 }
 
-void fake_quantize_backward_inplace(at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-                                    const std::optional<at::Tensor>& zero_point,
-                                    at::IntArrayRef block, int64_t quant_min, int64_t quant_max) {
+std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace(
+    at::Tensor& grad, const at::Tensor& x, std::string_view quantizer, const OptionalTensor& scale,
+    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::_fake_quantize_backward_", "")
                              .typed<decltype(fake_quantize_backward_inplace)>();
-  op.call(grad, x, scale, zero_point, block, quant_min, quant_max);
+  return op.call(grad, x, quantizer, scale, zero_point, outer_scale);
 }
 
 namespace {
 
-at::Tensor fake_quantize_meta(const at::Tensor& x, const at::Tensor& scale,
-                              const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                              int64_t quant_min, int64_t quant_max,
-                              std::optional<at::ScalarType> dtype) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
-  return at::empty_like(x, x.options().dtype(dtype.value_or(x.scalar_type())),
-                        at::MemoryFormat::Contiguous);
+at::Tensor like(const at::Tensor& x, at::ScalarType dtype) {
+  return at::empty_like(x, x.options().dtype(dtype), at::MemoryFormat::Contiguous);
 }
 
-void fake_quantize_backward_inplace_meta(at::Tensor& grad, const at::Tensor& x,
-                                         const at::Tensor& scale,
-                                         const std::optional<at::Tensor>& zero_point,
-                                         at::IntArrayRef block, int64_t quant_min,
-                                         int64_t quant_max) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
-  check_gradient_inplace("fake_quantize", grad, x);
+FakeQuantized fake_quantize_meta(const at::Tensor& x, std::string_view text,
+                                 const OptionalTensor& scale, const OptionalTensor& zero_point,
+                                 const OptionalTensor& outer_scale,
+                                 std::optional<at::ScalarType> dtype) {
+  const Quantizer quantizer =
+      check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
+  c10::SymInt rows = 0, cols = 0;
+  if (quantizer.mode == Quantizer::Mode::minmax)
+    std::tie(rows, cols) = grid_sizes(x, quantizer.block);
+  return {like(x, dtype.value_or(x.scalar_type())),
+          at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
+          at::empty_symint({rows, cols},
+                           x.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar))};
 }
 
-at::Tensor fake_quantize_backward_meta(const at::Tensor& grad, const at::Tensor& x,
-                                       const at::Tensor& scale,
-                                       const std::optional<at::Tensor>& zero_point,
-                                       at::IntArrayRef block, int64_t quant_min,
-                                       int64_t quant_max) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
+// Gradients of scale and zero point, shaped like them.
+std::tuple<at::Tensor, at::Tensor> parameter_gradients(const at::Tensor& x,
+                                                       const Quantizer& quantizer,
+                                                       const OptionalTensor& scale,
+                                                       const OptionalTensor& zero_point) {
+  const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
+  if (quantizer.mode != Quantizer::Mode::learned) return {none, none};
+  return {like(*scale, at::kFloat), zero_point ? like(*zero_point, at::kFloat) : none};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_meta(
+    const at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
+    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
   check_gradient("fake_quantize", grad, x);
-  return at::empty_like(x, at::MemoryFormat::Contiguous);
+  const auto [grad_scale, grad_zero] = parameter_gradients(x, quantizer, scale, zero_point);
+  return {like(x, x.scalar_type()), grad_scale, grad_zero};
+}
+
+std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace_meta(
+    at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
+    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
+  check_gradient_inplace("fake_quantize", grad, x);
+  return parameter_gradients(x, quantizer, scale, zero_point);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
-      "fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, "
-      "int quant_max, *, ScalarType? dtype=None) -> Tensor");
+      "fake_quantize(Tensor x, str quantizer, Tensor? scale=None, Tensor? zero_point=None, "
+      "Tensor? outer_scale=None, *, ScalarType? dtype=None) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, "
-      "int[2] block, int quant_min, int quant_max) -> Tensor");
+      "_fake_quantize_backward(Tensor grad, Tensor x, str quantizer, Tensor? scale, "
+      "Tensor? zero_point, Tensor? outer_scale) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "_fake_quantize_backward_(Tensor(a!) grad, Tensor x, Tensor scale, Tensor? zero_point, "
-      "int[2] block, int quant_min, int quant_max) -> ()");
+      "_fake_quantize_backward_(Tensor(a!) grad, Tensor x, str quantizer, Tensor? scale, "
+      "Tensor? zero_point, Tensor? outer_scale) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {

@@ -3,41 +3,60 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 
-// Rounds `x` to the levels that given scales and zero points describe. numerics.md (1) to (3).
+// Rounds `x` to the levels of a quantizer and back. numerics.md (1) to (9).
 //
-//   x           float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols]
-//   scale       float32 [grid_rows, grid_cols], one per block
-//   zero_point  int8, shaped like `scale`; none means 0
-//   block       {block_rows, block_cols}, -1 for a whole axis (blocks.h)
-//   dtype       of the result: that of x, which is also the default, or for float32 x a half one
+//   x            float32, float16 or bfloat16, any shape, seen as a matrix [rows, cols] that is cut
+//                into blocks (blocks.h)
+//   quantizer    a Quantizer's text (quantizer.h), not empty
+//   scale        float32 [grid_rows, grid_cols], one per block. fixed: as it is stored; learned:
+//                rounded to what is stored first. minmax: none, found from each block's smallest and
+//                largest finite element
+//   zero_point   shaped like `scale`: int8 for fixed, float32 for learned quantizers, which round it
+//                to a level; none means 0. On the grid `offset` the offset, float32
+//   outer_scale  float32, one per outer block, of a quantizer that has them; none: the largest that
+//                its scales need
+//   dtype        of the result: that of x, which is also the default, or for float32 x a half one
 //
-// On return y has the shape of x, and every element is (q - zero_point) * scale, rounded
-// once to that dtype, for an integer q in [quant_min, quant_max]; an element of x that is not
-// finite comes out as NaN. Differentiable in `x` (4), straight through.
-at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                         int64_t quant_min, int64_t quant_max,
-                         std::optional<at::ScalarType> dtype = std::nullopt);
+// On return (y, scale, zero_point): y has the shape of x, and every element is (q - zero_point) *
+// scale (+ offset), rounded once to that dtype, for a level q; an element of x that is not finite
+// comes out as NaN. scale and zero_point are what a minmax quantizer found, else empty. They count
+// as constants: y is differentiable in x (4), straight through, and in learned scales (5) and zero
+// points or offsets (6), whose rounding counts as the identity. Gradients of parameters are
+// multiplied by the quantizer's factor; LSQ: 1 / sqrt(block size * quant_max). The mask is that of
+// the rounded level; the LSQ paper (arXiv 1902.08153) masks the unrounded one. Sums run in a fixed
+// order: the same bits every run, for any number of threads.
+using FakeQuantized = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
+                            const std::optional<at::Tensor>& scale = {},
+                            const std::optional<at::Tensor>& zero_point = {},
+                            const std::optional<at::Tensor>& outer_scale = {},
+                            std::optional<at::ScalarType> dtype = std::nullopt);
 
-// (4): `grad` where the rounded level lies on the grid, else 0. Recomputed from `x`; no mask is
-// kept.
-at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x,
-                                  const at::Tensor& scale,
-                                  const std::optional<at::Tensor>& zero_point,
-                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max);
+// Gradients of x, scale and zero point; the last two are empty unless learned. A minmax quantizer
+// may be given what its forward found, and finds it anew otherwise. No mask is kept.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
+    const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero_point,
+    const std::optional<at::Tensor>& outer_scale);
 
-// The same, written over `grad`.
-void fake_quantize_backward_inplace(at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-                                    const std::optional<at::Tensor>& zero_point,
-                                    at::IntArrayRef block, int64_t quant_min, int64_t quant_max);
+// The same, the gradient of x written over `grad`; returns the other two.
+std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace(
+    at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
+    const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero_point,
+    const std::optional<at::Tensor>& outer_scale);
 
-// Called by every backend before it computes.
-void check_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                         int64_t quant_min, int64_t quant_max,
-                         std::optional<at::ScalarType> dtype = std::nullopt);
+// Called by every backend before it computes; returns the quantizer of the text.
+Quantizer check_fake_quantize(const at::Tensor& x, std::string_view quantizer,
+                              const std::optional<at::Tensor>& scale,
+                              const std::optional<at::Tensor>& zero_point,
+                              const std::optional<at::Tensor>& outer_scale,
+                              std::optional<at::ScalarType> dtype = std::nullopt);
 
 }  // namespace qat

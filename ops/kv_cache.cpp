@@ -6,7 +6,6 @@
 
 #include "qat/ops/checks.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {
@@ -39,10 +38,20 @@ void check_cache(const at::Tensor& x, const Optional& scale, std::string_view gr
                     "with 1 entry or one a head, and for no other.");
 }
 
+Quantizer cache_quantizer(Quantizer::Mode mode, int64_t bits, std::string_view grid) {
+  Quantizer quantizer;
+  quantizer.mode = mode;
+  quantizer.grid = parse_grid("fake_quantize_cache", grid);
+  quantizer.bits = is_float(quantizer.grid) ? float_bits(quantizer.grid) : static_cast<int>(bits);
+  quantizer.block = {1, -1};
+  return quantizer;
+}
+
 // Each row a block, with a scale of its own found from it.
 at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) {
   const auto rounded = [&](const at::Tensor& values) {
-    return std::get<0>(fake_quantize_dynamic(values, {1, -1}, bits, grid, at::kFloat));
+    return cache_quantizer(Quantizer::Mode::minmax, bits, grid)(values, {}, values.scalar_type())
+        .values;
   };
   if (grid != "asymmetric" || rows.sym_numel() == 0) return rounded(rows);
   // In float32, so that the offset comes off exactly enough: x is rounded once, at the end.
@@ -53,15 +62,13 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
 
 at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t bits,
                           std::string_view grid) {
-  const QuantRange range =
-      range_of(parse_grid("fake_quantize_cache", grid), static_cast<int>(bits));
+  Quantizer quantizer = cache_quantizer(Quantizer::Mode::fixed, bits, grid);
   // A row a head, or one in all.
   const bool one = scale.sym_numel() == 1;
   const at::Tensor rows = one ? x : x.transpose(0, 1).flatten(1);
   const at::Tensor scales = one ? scale.view({1, 1}) : scale.view({-1, 1});
-  const at::Tensor y =
-      fake_quantize(rows, scales, std::nullopt, {one ? -1 : 1, -1}, static_cast<int64_t>(range.min),
-                    static_cast<int64_t>(range.max));
+  if (one) quantizer.block = {-1, -1};
+  const at::Tensor y = quantizer(rows, {scales, {}, {}}, x.scalar_type()).values;
   if (one) return y;
   return y.view_symint(x.transpose(0, 1).sym_sizes()).transpose(0, 1);
 }

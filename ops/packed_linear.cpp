@@ -45,7 +45,7 @@ PanelLayout check_packed_linear(const at::Tensor& x, const at::Tensor& panels,
   check_input("packed_linear", x);
   TORCH_CHECK_VALUE(x.dim() >= 1, "[packed_linear] x must be [..., in], but is a scalar.");
   check_panel_layout("packed_linear", bits, group_size, x.sym_size(-1));
-  check_scale_dtype("packed_linear", scale.scalar_type());
+  check_float("packed_linear", "scale", scale.scalar_type());
   const PanelLayout layout{out, x.size(-1), group_size, static_cast<int>(bits)};
   const int64_t rows = PanelLayout::kRows;
   TORCH_CHECK_TYPE(panels.scalar_type() == at::kInt,

@@ -12,7 +12,8 @@
 namespace qat {
 namespace {
 
-using Optional = std::optional<at::Tensor>;
+using Optional = OptionalTensor;
+using Parameters = Quantizer::Parameters;
 
 void check_quant_linear(const at::Tensor& x, const at::Tensor& weight) {
   check_input("quant_linear", x);
@@ -28,15 +29,21 @@ void check_quant_linear(const at::Tensor& x, const at::Tensor& weight) {
 
 // The rounded weight in `dtype`, from what is kept of it where something is.
 Quantizer::Result rounded_weight(const Quantizer& quantizer, const at::Tensor& weight,
-                                 const Optional& scale, const Optional& zero_point,
-                                 at::TensorList kept, at::ScalarType dtype) {
-  if (!quantizer.active()) return {weight.to(dtype), {}, {}};
-  if (kept.empty()) return quantizer(weight, scale, zero_point, dtype);
+                                 const Parameters& parameters, at::TensorList kept,
+                                 at::ScalarType dtype) {
+  if (!quantizer.active() || kept.empty()) return quantizer(weight, parameters, dtype);
+  const bool encoded = kept[0].scalar_type() == at::kByte;
+  TORCH_CHECK_VALUE(kept.size() == 3 || (kept.size() == 1 && !encoded),
+                    "[quant_linear] kept must be empty, a rounded weight, or one or its codes with "
+                    "scale and zero point, but are ",
+                    kept.size(), " tensors.");
+  TORCH_CHECK_VALUE(encoded || kept[0].sym_sizes() == weight.sym_sizes(),
+                    "[quant_linear] the weight that is kept must have the shape of weight, ",
+                    weight.sym_sizes(), ", but has ", kept[0].sym_sizes(), ".");
   Quantizer::Result result;
   if (kept.size() == 3) result.scale = kept[1], result.zero_point = kept[2];
-  result.values = kept[0].scalar_type() == at::kByte
-                      ? quantizer.decoded(kept, weight.sym_size(1), dtype)
-                      : kept[0].to(dtype);
+  result.values =
+      encoded ? quantizer.decoded(kept, weight.sym_size(1), dtype) : kept[0].to(dtype);
   return result;
 }
 
@@ -44,14 +51,17 @@ at::Tensor quant_linear_kernel(const at::Tensor& x, const at::Tensor& weight, co
                                const Optional& weight_scale, const Optional& weight_zero_point,
                                const Optional& input_scale, const Optional& input_zero_point,
                                at::TensorList kept, std::string_view weight_quantizer,
-                               std::string_view input_quantizer) {
+                               std::string_view input_quantizer, const Optional& weight_outer,
+                               const Optional& input_outer) {
   check_quant_linear(x, weight);
   const at::ScalarType dtype = x.scalar_type();
-  const at::Tensor inputs =
-      Quantizer::parse(input_quantizer)(x, input_scale, input_zero_point, dtype).values;
-  const at::Tensor weights = rounded_weight(Quantizer::parse(weight_quantizer), weight,
-                                            weight_scale, weight_zero_point, kept, dtype)
-                                 .values;
+  const at::Tensor inputs = Quantizer::parse(input_quantizer)(
+                                x, {input_scale, input_zero_point, input_outer}, dtype)
+                                .values;
+  const at::Tensor weights =
+      rounded_weight(Quantizer::parse(weight_quantizer), weight,
+                     {weight_scale, weight_zero_point, weight_outer}, kept, dtype)
+          .values;
   const bool biased = bias && bias->defined();
   return at::linear(inputs, weights, biased ? Optional(bias->to(dtype)) : std::nullopt);
 }
@@ -60,9 +70,12 @@ QuantLinearGradients quant_linear_backward_kernel(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
     const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
     const Optional& input_zero_point, at::TensorList kept, std::string_view weight_text,
-    std::string_view input_text, std::array<bool, 2> needs) {
+    std::string_view input_text, const Optional& weight_outer, const Optional& input_outer,
+    std::array<bool, 2> needs) {
   const Quantizer weight_quantizer = Quantizer::parse(weight_text),
                   input_quantizer = Quantizer::parse(input_text);
+  const Parameters of_weight{weight_scale, weight_zero_point, weight_outer},
+      of_input{input_scale, input_zero_point, input_outer};
   const at::ScalarType dtype = x.scalar_type();
   const at::Tensor upstream = grad.reshape_symint({-1, weight.sym_size(0)});
   const at::Tensor none = at::empty({0}, weight.options());
@@ -73,19 +86,19 @@ QuantLinearGradients quant_linear_backward_kernel(
   // Each rounded tensor goes before the next one comes: they take turns on one buffer.
   Quantizer::Result found;
   if (needs[0]) {
-    found = rounded_weight(weight_quantizer, weight, weight_scale, weight_zero_point, kept, dtype);
+    found = rounded_weight(weight_quantizer, weight, of_weight, kept, dtype);
     grad_x = at::mm(upstream, found.values).view_symint(x.sym_sizes());
     found.values.reset();
-    std::tie(grad_input_scale, grad_input_zero) = input_quantizer.backward_inplace(
-        grad_x, x, input_scale, input_zero_point, Quantizer::Result());
+    std::tie(grad_input_scale, grad_input_zero) =
+        input_quantizer.backward_inplace(grad_x, x, of_input, Quantizer::Result());
   }
   if (needs[1]) {
-    const at::Tensor inputs = input_quantizer(x, input_scale, input_zero_point, dtype)
-                                  .values.reshape_symint({-1, weight.sym_size(1)});
+    const at::Tensor inputs =
+        input_quantizer(x, of_input, dtype).values.reshape_symint({-1, weight.sym_size(1)});
     grad_weight = at::mm(upstream.t(), inputs).to(weight.scalar_type());
     if (kept.size() == 3) found.scale = kept[1], found.zero_point = kept[2];
-    std::tie(grad_weight_scale, grad_weight_zero) = weight_quantizer.backward_inplace(
-        grad_weight, weight, weight_scale, weight_zero_point, found);
+    std::tie(grad_weight_scale, grad_weight_zero) =
+        weight_quantizer.backward_inplace(grad_weight, weight, of_weight, found);
   }
   return gradients;
 }
@@ -96,35 +109,40 @@ at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight, const Opt
                         const Optional& weight_scale, const Optional& weight_zero_point,
                         const Optional& input_scale, const Optional& input_zero_point,
                         at::TensorList kept, std::string_view weight_quantizer,
-                        std::string_view input_quantizer) {
+                        std::string_view input_quantizer, const Optional& weight_outer_scale,
+                        const Optional& input_outer_scale) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::quant_linear", "")
                              .typed<decltype(quant_linear)>();
   return op.call(x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point,
-                 kept, weight_quantizer, input_quantizer);
+                 kept, weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale);
 }
 
 QuantLinearGradients quant_linear_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
     const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
     const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
-    std::string_view input_quantizer, std::array<bool, 2> needs) {
+    std::string_view input_quantizer, const Optional& weight_outer_scale,
+    const Optional& input_outer_scale, std::array<bool, 2> needs) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::_quant_linear_backward", "")
                              .typed<decltype(quant_linear_backward)>();
   return op.call(grad, x, weight, weight_scale, weight_zero_point, input_scale, input_zero_point,
-                 kept, weight_quantizer, input_quantizer, needs);
+                 kept, weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale,
+                 needs);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "quant_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? weight_scale, "
       "Tensor? weight_zero_point, Tensor? input_scale, Tensor? input_zero_point, Tensor[] kept, "
-      "str weight_quantizer, str input_quantizer) -> Tensor");
+      "str weight_quantizer, str input_quantizer, Tensor? weight_outer_scale=None, "
+      "Tensor? input_outer_scale=None) -> Tensor");
   m.def(
       "_quant_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? weight_scale, "
       "Tensor? weight_zero_point, Tensor? input_scale, Tensor? input_zero_point, Tensor[] kept, "
-      "str weight_quantizer, str input_quantizer, bool[2] needs) "
+      "str weight_quantizer, str input_quantizer, Tensor? weight_outer_scale, "
+      "Tensor? input_outer_scale, bool[2] needs) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

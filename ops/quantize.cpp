@@ -11,33 +11,44 @@
 
 namespace qat {
 
-void check_quantize(const at::Tensor& x, const at::Tensor& scale,
-                    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                    int64_t quant_min, int64_t quant_max) {
+Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::Tensor& scale,
+                         const OptionalTensor& zero_point) {
   check_input("quantize", x);
-  check_block("quantize", block);
-  check_range("quantize", quant_min, quant_max);
-  check_qparams("quantize", x, scale, zero_point, at::kChar, block);
+  Quantizer quantizer = Quantizer::parse(text);
+  TORCH_CHECK_VALUE(quantizer.active(), "[quantize] quantizer must not be empty.");
+  quantizer.mode = Quantizer::Mode::fixed;
+  check_parameters("quantize", quantizer, x, scale, zero_point);
+  return quantizer;
+}
+
+at::ScalarType code_dtype(Grid grid) {
+  return !is_float(grid)       ? at::kChar
+         : grid == Grid::e5m2 ? at::kFloat8_e5m2
+                              : at::kFloat8_e4m3fn;
 }
 
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "[dequantize] codes must be int8, but is ",
-                   codes.scalar_type(), ".");
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
-                   "[dequantize] dtype must be float32, float16 or bfloat16, but is ", dtype, ".");
+  const auto kind = codes.scalar_type();
+  TORCH_CHECK_TYPE(kind == at::kChar || kind == at::kFloat8_e4m3fn || kind == at::kFloat8_e5m2,
+                   "[dequantize] codes must be int8, float8_e4m3fn or float8_e5m2, but is ", kind,
+                   ".");
+  check_float("dequantize", "dtype", dtype);
   check_block("dequantize", block);
-  check_qparams("dequantize", codes, scale, zero_point, at::kChar, block);
+  Quantizer given;
+  given.mode = Quantizer::Mode::fixed;
+  std::copy(block.begin(), block.end(), given.block.begin());
+  if (zero_point && zero_point->scalar_type() == at::kFloat) given.grid = Grid::offset;
+  check_parameters("dequantize", given, codes, scale, zero_point);
 }
 
-at::Tensor quantize(const at::Tensor& x, const at::Tensor& scale,
-                    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                    int64_t quant_min, int64_t quant_max) {
+at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
+                    const OptionalTensor& zero_point) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::quantize", "")
                              .typed<decltype(quantize)>();
-  return op.call(x, scale, zero_point, block, quant_min, quant_max);
+  return op.call(x, quantizer, scale, zero_point);
 }
 
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
@@ -66,7 +77,9 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
                                       const std::optional<at::Tensor>& zero_point,
                                       at::IntArrayRef block) {
   const BlockLayout layout = layout_of(codes, block);
-  const at::Tensor levels = dequantize(codes, at::ones_like(scale), zero_point, block, at::kFloat);
+  const bool offset = zero_point && zero_point->scalar_type() == at::kFloat;
+  const at::Tensor levels = dequantize(codes, at::ones_like(scale),
+                                       offset ? std::nullopt : zero_point, block, at::kFloat);
   const at::Tensor products = at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
   const int64_t rows = layout.grid_rows * layout.block_rows,
                 cols = layout.grid_cols * layout.block_cols;
@@ -80,11 +93,11 @@ at::Tensor dequantize_backward_meta(const at::Tensor&, const at::Tensor&, const 
   return at::empty_like(scale);
 }
 
-at::Tensor quantize_meta(const at::Tensor& x, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                         int64_t quant_min, int64_t quant_max) {
-  check_quantize(x, scale, zero_point, block, quant_min, quant_max);
-  return at::empty_like(x, x.options().dtype(at::kChar), at::MemoryFormat::Contiguous);
+at::Tensor quantize_meta(const at::Tensor& x, std::string_view text, const at::Tensor& scale,
+                         const OptionalTensor& zero_point) {
+  const Quantizer quantizer = check_quantize(x, text, scale, zero_point);
+  return at::empty_like(x, x.options().dtype(code_dtype(quantizer.grid)),
+                        at::MemoryFormat::Contiguous);
 }
 
 at::Tensor dequantize_meta(const at::Tensor& codes, const at::Tensor& scale,
@@ -97,9 +110,7 @@ at::Tensor dequantize_meta(const at::Tensor& codes, const at::Tensor& scale,
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
-  m.def(
-      "quantize(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, "
-      "int quant_max) -> Tensor");
+  m.def("quantize(Tensor x, str quantizer, Tensor scale, Tensor? zero_point=None) -> Tensor");
   m.def(
       "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, int[2] block, ScalarType dtype) "
       "-> Tensor");

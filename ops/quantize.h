@@ -3,18 +3,24 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
+
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 
-// The codes that fake_quantize uses: int8, shaped like `x`, in [quant_min, quant_max]. numerics.md
-// (1), (2). NaN becomes quant_min; infinities saturate. Arguments as in fake_quantize. Not
-// differentiable.
-at::Tensor quantize(const at::Tensor& x, const at::Tensor& scale,
-                    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                    int64_t quant_min, int64_t quant_max);
+// The codes that fake_quantize uses, shaped like `x`: the levels, int8, or in the narrowest float of
+// torch's that has them, float8_e5m2 for its own and float8_e4m3fn for all other floats. numerics.md
+// (1), (2). NaN becomes the lowest level; infinities saturate. `scale` and `zero_point` as they are
+// stored; the quantizer's mode does not matter. Not differentiable.
+at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
+                    const std::optional<at::Tensor>& zero_point = {});
+
+// What torch keeps the codes of a grid in.
+at::ScalarType code_dtype(Grid grid);
 
 // (3): (codes - zero_point) * scale in float32, rounded once to `dtype` (float32, float16 or
-// bfloat16). `codes` is int8. For finite x, dequantize(quantize(x)) equals fake_quantize(x) bit for
+// bfloat16). `codes` as above; a `zero_point` of float32 is an offset, which is added. For finite x, dequantize(quantize(x)) equals fake_quantize(x) bit for
 // bit. Differentiable in `scale`, numerics.md (29).
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
@@ -25,10 +31,9 @@ at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
                                const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
                                at::IntArrayRef block);
 
-// Called by every backend before it computes.
-void check_quantize(const at::Tensor& x, const at::Tensor& scale,
-                    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                    int64_t quant_min, int64_t quant_max);
+// Called by every backend before it computes; returns the quantizer of the text.
+Quantizer check_quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
+                         const std::optional<at::Tensor>& zero_point);
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype);

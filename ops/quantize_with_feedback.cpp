@@ -5,22 +5,30 @@
 #include <torch/library.h>
 
 #include "qat/ops/checks.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 
-void check_quantize_with_feedback(const at::Tensor& weight, const at::Tensor& offset,
-                                  const at::Tensor& transfer, const at::Tensor& scale,
-                                  const at::Tensor& zero_point, int64_t quant_min,
-                                  int64_t quant_max) {
-  check_range("quantize_with_feedback", quant_min, quant_max);
+Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_view text,
+                                       const at::Tensor& offset, const at::Tensor& transfer,
+                                       const at::Tensor& scale, const OptionalTensor& zero_point) {
+  const char* op = "quantize_with_feedback";
+  const Quantizer quantizer = Quantizer::parse(text);
+  TORCH_CHECK_VALUE(quantizer.active() && !quantizer.has_offset(),
+                    "[quantize_with_feedback] quantizer must be one without an offset, but is \"",
+                    text, "\".");
   TORCH_CHECK_TYPE(
       weight.scalar_type() == at::kFloat && offset.scalar_type() == at::kFloat &&
           transfer.scalar_type() == at::kFloat && scale.scalar_type() == at::kFloat &&
-          zero_point.scalar_type() == at::kChar,
+          (!zero_point || zero_point->scalar_type() == at::kChar),
       "[quantize_with_feedback] weight, offset, transfer and scale must be float32 and "
       "zero_point int8, but they are ",
       weight.scalar_type(), ", ", offset.scalar_type(), ", ", transfer.scalar_type(), ", ",
-      scale.scalar_type(), " and ", zero_point.scalar_type(), ".");
+      scale.scalar_type(), " and ", zero_point ? zero_point->scalar_type() : at::kChar, ".");
+  check_device(op, "offset", offset, weight);
+  check_device(op, "transfer", transfer, weight);
+  check_device(op, "scale", scale, weight);
+  if (zero_point) check_device(op, "zero_point", *zero_point, weight);
   TORCH_CHECK_VALUE(weight.dim() == 2 && offset.sym_sizes() == weight.sym_sizes(),
                     "[quantize_with_feedback] weight and offset must be matrices of one shape, but "
                     "they are ",
@@ -35,38 +43,40 @@ void check_quantize_with_feedback(const at::Tensor& weight, const at::Tensor& of
       transfer.sym_sizes(), ".");
   TORCH_CHECK_VALUE(scale.dim() == 2 && scale.sym_size(0) == rows &&
                         (scale.sym_size(1) == 1 || scale.sym_size(1) == cols) &&
-                        zero_point.sym_sizes() == scale.sym_sizes(),
+                        (!zero_point || zero_point->sym_sizes() == scale.sym_sizes()),
                     "[quantize_with_feedback] scale and zero_point must be [", rows, ", 1] or [",
                     rows, ", ", cols, "], but they are ", scale.sym_sizes(), " and ",
-                    zero_point.sym_sizes(), ".");
+                    zero_point.value_or(scale).sym_sizes(), ".");
+  return quantizer;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
-    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
-    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
+    const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("qat::quantize_with_feedback", "")
                              .typed<decltype(quantize_with_feedback)>();
-  return op.call(weight, offset, transfer, scale, zero_point, quant_min, quant_max);
+  return op.call(weight, quantizer, offset, transfer, scale, zero_point);
 }
 
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_meta(
-    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
-    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  check_quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max);
+    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
+  const Quantizer quantizer =
+      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
   const at::Tensor like = weight.contiguous();
-  return {at::empty_like(like, like.options().dtype(at::kChar)), at::empty_like(like),
-          at::empty_like(like)};
+  return {at::empty_like(like, like.options().dtype(code_dtype(quantizer.grid))),
+          at::empty_like(like), at::empty_like(like)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
-      "quantize_with_feedback(Tensor weight, Tensor offset, Tensor transfer, Tensor scale, "
-      "Tensor zero_point, int quant_min, int quant_max) -> (Tensor, Tensor, Tensor)");
+      "quantize_with_feedback(Tensor weight, str quantizer, Tensor offset, Tensor transfer, "
+      "Tensor scale, Tensor? zero_point=None) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_meta); }

@@ -3,7 +3,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 #include <tuple>
+
+#include "qat/ops/quantizer.h"
 
 namespace qat {
 
@@ -16,22 +19,23 @@ constexpr int64_t kMostFeedbackColumns = 1024;
 //   weight      float32 [rows, cols]: what is to be represented
 //   offset      float32 [rows, cols]: what the columns before this matrix ask for
 //   transfer    float32 [cols, cols]: entry (i, j), i < j, is what column j gets of the error of i;
-//   the
-//               rest is not read
+//               the rest is not read
+//   quantizer   a Quantizer's text (quantizer.h), of which the levels count
 //   scale       float32 [rows, 1] or [rows, cols]
-//   zero_point  int8, shaped like `scale`
+//   zero_point  int8, shaped like `scale`; none means 0
 //
-// On return, column by column: `codes` int8 are those of weight + offset + Σ error_i · transfer_ij
+// On return, column by column: `codes`, in quantize's dtype, are those of weight + offset + Σ error_i · transfer_ij
 // under (1) and (2), `error` is weight - (codes - zero_point) · scale, and `residual` is what was
 // rounded less what it was rounded to. Sums run in a fixed order. Not differentiable.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
-    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
-    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max);
+    const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale,
+    const std::optional<at::Tensor>& zero_point);
 
-// Called by every backend before it computes.
-void check_quantize_with_feedback(const at::Tensor& weight, const at::Tensor& offset,
-                                  const at::Tensor& transfer, const at::Tensor& scale,
-                                  const at::Tensor& zero_point, int64_t quant_min,
-                                  int64_t quant_max);
+// Called by every backend before it computes; returns the quantizer of the text.
+Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_view quantizer,
+                                       const at::Tensor& offset, const at::Tensor& transfer,
+                                       const at::Tensor& scale,
+                                       const std::optional<at::Tensor>& zero_point);
 
 }  // namespace qat

@@ -2,58 +2,123 @@
 
 #include <ATen/ops/empty.h>
 
-#include <cstdio>
-#include <sstream>
+#include <charconv>
 
 #include "qat/ops/checks.h"
-#include "qat/ops/choose_qparams.h"
 #include "qat/ops/encode.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 namespace {
 
-const char* name_of(Quantizer::Mode mode) {
-  switch (mode) {
-    case Quantizer::Mode::minmax:
-      return "minmax";
-    case Quantizer::Mode::fixed:
-      return "fixed";
-    case Quantizer::Mode::learned:
-      return "learned";
-    case Quantizer::Mode::none:
-      return "";
-  }
+using Mode = Quantizer::Mode;
+
+// One table a vocabulary: parsing and printing read the same.
+template <typename Value>
+struct Name {
+  Value value;
+  std::string_view text;
+};
+
+constexpr Name<Mode> kModes[] = {
+    {Mode::minmax, "minmax"}, {Mode::fixed, "fixed"}, {Mode::learned, "learned"}};
+constexpr Name<Grid> kGrids[] = {
+    {Grid::narrow, "narrow"},         {Grid::full, "full"},     {Grid::extreme, "signed"},
+    {Grid::asymmetric, "asymmetric"}, {Grid::offset, "offset"}, {Grid::e2m1, "fp4_e2m1"},
+    {Grid::e2m3, "fp6_e2m3"},         {Grid::e3m2, "fp6_e3m2"}, {Grid::e4m3, "fp8_e4m3"},
+    {Grid::e5m2, "fp8_e5m2"}};
+constexpr Name<ScaleCode> kScaleCodes[] = {
+    {ScaleCode::float32, "float32"},       {ScaleCode::bfloat16, "bfloat16"},
+    {ScaleCode::float16, "float16"},       {ScaleCode::e8m0_floor, "e8m0_floor"},
+    {ScaleCode::e8m0_even, "e8m0_even"},   {ScaleCode::e8m0_ceil, "e8m0_ceil"},
+    {ScaleCode::e4m3, "e4m3"},             {ScaleCode::int6, "int6"},
+    {ScaleCode::int8, "int8"}};
+constexpr Name<c10::ScalarType> kDtypes[] = {{at::kFloat, "float32"},
+                                             {at::kBFloat16, "bfloat16"},
+                                             {at::kHalf, "float16"}};
+
+template <typename Value, size_t kCount>
+std::optional<Value> find(const Name<Value> (&names)[kCount], std::string_view text) {
+  for (const auto& name : names)
+    if (name.text == text) return name.value;
+  return std::nullopt;
+}
+
+template <typename Value, size_t kCount>
+std::string_view name_of(const Name<Value> (&names)[kCount], Value value) {
+  for (const auto& name : names)
+    if (name.value == value) return name.text;
   return "";
 }
 
-std::optional<Quantizer::Mode> mode_of(const std::string& word) {
-  using Mode = Quantizer::Mode;
-  for (const Mode mode : {Mode::minmax, Mode::fixed, Mode::learned})
-    if (word == name_of(mode)) return mode;
-  return std::nullopt;
+// The whole of `text` as a number, in no locale.
+template <typename Number>
+bool read(std::string_view text, Number& number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size();
 }
 
-const char* name_of(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
+std::string written(double number) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), number).ptr};
 }
 
-std::optional<at::ScalarType> dtype_of(const std::string& word) {
-  for (const at::ScalarType dtype : {at::kFloat, at::kHalf, at::kBFloat16})
-    if (word == name_of(dtype)) return dtype;
-  return std::nullopt;
+std::string written(const std::array<int64_t, 2>& block) {
+  return std::to_string(block[0]) + "x" + std::to_string(block[1]);
 }
 
-struct Ends {
-  int64_t min;
-  int64_t max;
-};
+bool read_block(std::string_view word, std::array<int64_t, 2>& block) {
+  const size_t by = word.find('x');
+  return by != std::string_view::npos && read(word.substr(0, by), block[0]) &&
+         read(word.substr(by + 1), block[1]);
+}
 
-Ends ends_of(const Quantizer& quantizer) {
-  const QuantRange range = range_of(quantizer.grid, quantizer.bits);
-  return {static_cast<int64_t>(range.min), static_cast<int64_t>(range.max)};
+// "e4m3" or "e4m3*float32@-1x-1".
+bool read_scale(std::string_view word, Quantizer& to) {
+  const size_t times = word.find('*');
+  const auto code = find(kScaleCodes, word.substr(0, times));
+  if (!code) return false;
+  to.scale_code = *code;
+  if (times == std::string_view::npos) return true;
+  const size_t at = word.find('@', times);
+  if (at == std::string_view::npos) return false;
+  const auto dtype = find(kDtypes, word.substr(times + 1, at - times - 1));
+  if (!dtype || !read_block(word.substr(at + 1), to.outer_block)) return false;
+  to.outer_dtype = *dtype;
+  check_block("quantizer", to.outer_block);
+  return true;
+}
+
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  for (size_t from = 0; from <= text.size();) {
+    const size_t end = std::min(text.find(' ', from), text.size());
+    words.push_back(text.substr(from, end - from));
+    from = end + 1;
+  }
+  return words;
+}
+
+// Reads the words in order; false where one is not what stands there.
+bool read_words(const std::vector<std::string_view>& words, Quantizer& to) {
+  size_t next = 0;
+  const auto word = [&] { return next < words.size() ? words[next++] : std::string_view(); };
+  const auto mode = find(kModes, word());
+  std::string_view levels = word();
+  if (!mode || levels.empty()) return false;
+  to.mode = *mode;
+  if (levels.substr(0, 3) == "int") {
+    if (!read(levels.substr(3), to.bits)) return false;
+    levels = word();
+  }
+  const auto grid = find(kGrids, levels);
+  if (!grid || is_float(*grid) != (next == 2)) return false;
+  to.grid = *grid;
+  if (is_float(*grid)) to.bits = float_bits(*grid);
+  if (!read_block(word(), to.block) || !read_scale(word(), to)) return false;
+  if (next < words.size() && to.mode == Mode::learned && !read(word(), to.gradient_scale))
+    return false;
+  return next == words.size();
 }
 
 }  // namespace
@@ -61,99 +126,96 @@ Ends ends_of(const Quantizer& quantizer) {
 Quantizer Quantizer::parse(std::string_view text) {
   Quantizer parsed;
   if (text.empty()) return parsed;
-  std::istringstream words{std::string(text)};
-  std::string mode, width, grid, block, dtype;
-  words >> mode >> width >> grid >> block >> dtype;
-  const auto known_mode = mode_of(mode);
-  const auto known_dtype = dtype_of(dtype);
-  const bool sized = std::sscanf(width.c_str(), "int%d", &parsed.bits) == 1 &&
-                     std::sscanf(block.c_str(), "%ldx%ld", &parsed.block[0], &parsed.block[1]) == 2;
-  TORCH_CHECK_VALUE(known_mode && known_dtype && sized,
-                    "[quantizer] must be minmax, fixed or learned, a width such as int4, a grid, a "
-                    "block such as 1x32, and the dtype of its scale, but is \"",
+  TORCH_CHECK_VALUE(read_words(words_of(text), parsed),
+                    "[quantizer] must be minmax, fixed or learned, a width and a grid such as int4 "
+                    "narrow, or a float such as fp4_e2m1, a block such as 1x32, what its scale is "
+                    "stored in, and for learned the factor of its gradients, but is \"",
                     text, "\".");
   check_bits("quantizer", parsed.bits);
   check_block("quantizer", parsed.block);
-  parsed.mode = *known_mode;
-  parsed.grid = parse_grid("quantizer", grid);
-  parsed.scale_dtype = *known_dtype;
-  words >> parsed.gradient_scale;
-  if (words.fail()) parsed.gradient_scale = 1.0;
+  TORCH_CHECK_VALUE(!parsed.has_offset() || parsed.bits < 8,
+                    "[quantizer] bits of the grid of offsets must be 2 to 7, since its codes are "
+                    "not negative, but is ",
+                    parsed.bits, ".");
+  TORCH_CHECK_VALUE(
+      !is_power_of_two(parsed.scale_code) || parsed.grid == Grid::narrow || is_float(parsed.grid),
+      "[quantizer] scales that are powers of two take a float's levels or narrow ones, not ",
+      grid_name(parsed.grid), ".");
   return parsed;
 }
 
 std::string Quantizer::text() const {
   if (!active()) return "";
-  std::ostringstream out;
-  out.precision(17);
-  out << name_of(mode) << " int" << bits << " " << grid_name(grid) << " " << block[0] << "x"
-      << block[1] << " " << name_of(scale_dtype);
-  if (mode == Mode::learned) out << " " << gradient_scale;
-  return out.str();
+  std::string out(name_of(kModes, mode));
+  out += ' ';
+  if (!is_float(grid)) out += "int" + std::to_string(bits) + ' ';
+  (out += grid_name(grid)) += ' ';
+  ((out += written(block)) += ' ') += scale_code_name(scale_code);
+  if (has_outer_scale())
+    ((out += '*') += name_of(kDtypes, outer_dtype)) += '@' + written(outer_block);
+  if (mode == Mode::learned && gradient_scale != 1.0) (out += ' ') += written(gradient_scale);
+  return out;
 }
 
-Quantizer::Result Quantizer::operator()(const at::Tensor& x, const Optional& scale,
-                                        const Optional& zero_point, at::ScalarType dtype) const {
-  const Ends ends = ends_of(*this);
-  switch (mode) {
-    case Mode::none:
-      return {x, {}, {}};
-    case Mode::minmax: {
-      auto [y, found, zero] =
-          fake_quantize_dynamic(x, block, bits, grid_name(grid), scale_dtype, dtype);
-      return {y, found, zero};
-    }
-    case Mode::fixed:
-      return {fake_quantize(x, *scale, zero_point, block, ends.min, ends.max, dtype), {}, {}};
-    case Mode::learned:
-      return {fake_quantize_learned(x, *scale, zero_point, block, ends.min, ends.max, scale_dtype,
-                                    gradient_scale, dtype),
-              {},
-              {}};
-  }
-  return {};
+Quantizer::Result Quantizer::operator()(const at::Tensor& x, const Parameters& parameters,
+                                        at::ScalarType dtype) const {
+  if (!active()) return {x.to(dtype), {}, {}};
+  auto [values, scale, zero_point] = fake_quantize(x, text(), parameters.scale, parameters.zero_point,
+                                                   parameters.outer_scale, dtype);
+  if (mode != Mode::minmax) return {values, {}, {}};
+  return {values, scale, zero_point};
 }
 
-std::vector<at::Tensor> Quantizer::encoded(const at::Tensor& x, const Optional& scale,
-                                           const Optional& zero_point) const {
-  Optional stored_scale = scale, stored_zero_point = zero_point;
-  if (mode == Mode::learned) {
-    const Ends ends = ends_of(*this);
-    std::tie(stored_scale, stored_zero_point) =
-        round_qparams(*scale, zero_point, ends.min, ends.max, scale_dtype);
-  }
-  const auto [codes, kept_scale, kept_zero_point] =
-      encode(x, stored_scale, stored_zero_point, block, bits, grid_name(grid), scale_dtype);
-  return {codes, kept_scale, kept_zero_point};
+std::vector<at::Tensor> Quantizer::encoded(const at::Tensor& x,
+                                           const Parameters& parameters) const {
+  const auto [codes, scale, zero_point] =
+      encode(x, text(), parameters.scale, parameters.zero_point, parameters.outer_scale);
+  return {codes, scale, zero_point};
 }
 
 at::Tensor Quantizer::decoded(at::TensorList encoded, c10::SymInt cols,
                               at::ScalarType dtype) const {
-  return decode(encoded[0], encoded[1], encoded[2], block, bits, grid_name(grid), std::move(cols),
-                dtype);
+  return decode(encoded[0], text(), encoded[1], encoded[2], std::move(cols), dtype);
 }
 
 std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,
                                                                const at::Tensor& x,
-                                                               const Optional& scale,
-                                                               const Optional& zero_point,
+                                                               const Parameters& parameters,
                                                                const Result& found) const {
-  const Ends ends = ends_of(*this);
-  const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
-  if (mode == Mode::learned)
-    return fake_quantize_learned_backward_inplace(grad, x, *scale, zero_point, block, ends.min,
-                                                  ends.max, scale_dtype, gradient_scale);
-  if (!active() || never_clips()) return {none, none};
-  if (mode == Mode::fixed) {
-    fake_quantize_backward_inplace(grad, x, *scale, zero_point, block, ends.min, ends.max);
+  if (!active() || never_clips()) {
+    const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
     return {none, none};
   }
-  const auto [range_scale, range_zero] =
-      found.scale.defined()
-          ? std::tuple(found.scale, found.zero_point)
-          : choose_qparams(x, block, bits, grid_name(grid), "minmax", scale_dtype);
-  fake_quantize_backward_inplace(grad, x, range_scale, range_zero, block, ends.min, ends.max);
-  return {none, none};
+  const bool given = mode == Mode::minmax && found.scale.defined();
+  const bool shifts = grid == Grid::asymmetric || has_offset();
+  using Given = std::optional<at::Tensor>;
+  return fake_quantize_backward_inplace(
+      grad, x, text(), given ? Given(found.scale) : parameters.scale,
+      given ? (shifts ? Given(found.zero_point) : std::nullopt) : parameters.zero_point,
+      parameters.outer_scale);
+}
+
+const char* grid_name(Grid grid) { return name_of(kGrids, grid).data(); }
+
+Grid parse_grid(const char* op, std::string_view name) {
+  const auto grid = find(kGrids, name);
+  TORCH_CHECK_VALUE(grid, "[", op,
+                    "] grid must be narrow, full, signed, asymmetric, offset, fp4_e2m1, fp6_e2m3, "
+                    "fp6_e3m2, fp8_e4m3 or fp8_e5m2, but is ",
+                    name, ".");
+  return *grid;
+}
+
+const char* scale_code_name(ScaleCode code) { return name_of(kScaleCodes, code).data(); }
+
+ScaleCode scale_code_of(c10::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? ScaleCode::bfloat16
+         : dtype == at::kHalf   ? ScaleCode::float16
+                                : ScaleCode::float32;
+}
+
+int float_bits(Grid grid) {
+  return !is_float(grid) ? 0 : grid == Grid::e2m1 ? 4 : is_float8(grid) ? 8 : 6;
 }
 
 }  // namespace qat

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,57 +14,83 @@
 
 namespace qat {
 
-// How one tensor is fake quantized: which operator, and its settings. A plain value that is passed
-// to operators as one text, such as
+// How one tensor is quantized: a plain value that operators take as one text, such as
 //
-//   minmax int4 narrow 1x32 bfloat16          the scale of each block is found from its range
-//   fixed int8 asymmetric -1x-1 float32       scale and zero point are given
-//   learned int4 full 1x128 bfloat16 0.03125  given and trained; the number multiplies their
-//                                             gradients (LSQ)
+//   minmax int4 narrow 1x32 bfloat16             the scale of each block is found from its range
+//   minmax fp4_e2m1 1x32 e8m0_floor              levels of a float, a power of two as scale
+//   minmax fp4_e2m1 1x16 e4m3*float32@-1x-1      scales that are E4M3 codes times an outer float32 one,
+//                                                of which there is one per -1x-1
+//   fixed int8 asymmetric -1x-1 float32          scale and zero point are given
+//   learned int4 full 1x128 bfloat16 0.03125     given and trained; the number multiplies their
+//                                                gradients (LSQ)
 //
 // in which -1 stands for a whole axis. An empty text leaves the tensor as it is.
 struct Quantizer {
-  enum class Mode { none, minmax, fixed, learned };
+  // What its operators are called with; a tensor that is not there is none. `outer_scale`: of those
+  // that have one, to be shared with other tensors.
+  struct Parameters {
+    std::optional<at::Tensor> scale;
+    std::optional<at::Tensor> zero_point;
+    std::optional<at::Tensor> outer_scale;
+  };
+
+  enum class Mode : int8_t { none, minmax, fixed, learned };
 
   Mode mode = Mode::none;
-  int bits = 8;
+  int bits = 8;  // of whole levels; a float's are those of its name
   Grid grid = Grid::narrow;
   std::array<int64_t, 2> block{-1, -1};
-  at::ScalarType scale_dtype = at::kFloat;
+  ScaleCode scale_code = ScaleCode::float32;
+  std::array<int64_t, 2> outer_block{0, 0};  // no outer scale
+  c10::ScalarType outer_dtype = c10::ScalarType::Float;
   double gradient_scale = 1.0;
 
-  // Raises ValueError for a text of another form.
+  // Raises ValueError for a text of another form. parse(q.text()) is q.
   static Quantizer parse(std::string_view text);
   std::string text() const;
 
-  bool active() const { return mode != Mode::none; }
-  // Whether the straight-through gradient is the identity: nothing is ever clipped.
-  bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_dtype); }
+  bool operator==(const Quantizer& other) const = default;
 
-  // What its parameters are called with: learned zero points are float32, given ones int8.
-  using Optional = std::optional<at::Tensor>;
+  bool active() const { return mode != Mode::none; }
+  bool has_outer_scale() const { return outer_block[0] != 0; }
+  bool has_offset() const { return grid == Grid::offset; }
+  Levels levels() const { return levels_of(grid, bits); }
+  // Whether the straight-through gradient is the identity: nothing is ever clipped.
+  bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_code); }
+  // Whether (7b) holds scales to 7 bits.
+  bool exact_offsets() const {
+    return grid == Grid::asymmetric && has_exact_offsets(levels(), scale_code);
+  }
 
   struct Result {
     at::Tensor values;      // in kept memory (kept_memory.h)
-    at::Tensor scale;       // as stored; undefined when learned
+    at::Tensor scale;       // what a minmax quantizer found; else undefined
     at::Tensor zero_point;  // likewise
   };
-  // The rounded tensor in `dtype`, which is that of x or, for float32 x, a half one.
-  Result operator()(const at::Tensor& x, const Optional& scale, const Optional& zero_point,
-                    at::ScalarType dtype) const;
+  // fake_quantize.h: the rounded tensor in `dtype`, which is that of x or, for float32 x, a half one.
+  Result operator()(const at::Tensor& x, const Parameters& parameters, at::ScalarType dtype) const;
 
-  // Codes, scale and zero point of x as encode.h keeps them, and the tensor that they stand for.
-  std::vector<at::Tensor> encoded(const at::Tensor& x, const Optional& scale,
-                                  const Optional& zero_point) const;
+  // encode.h: codes, scale and zero point of x, and the tensor that they stand for.
+  bool has_codes() const { return !is_float(grid) && !has_offset(); }
+  std::vector<at::Tensor> encoded(const at::Tensor& x, const Parameters& parameters) const;
   at::Tensor decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const;
 
   // Turns the gradient of the rounded tensor into that of x, in place, and returns those of learned
   // scales and zero points (else empty ones). `found`: the parameters of a minmax quantizer, as the
   // forward returned them; found anew when undefined.
   std::tuple<at::Tensor, at::Tensor> backward_inplace(at::Tensor& grad, const at::Tensor& x,
-                                                      const Optional& scale,
-                                                      const Optional& zero_point,
+                                                      const Parameters& parameters,
                                                       const Result& found) const;
 };
+
+// Names as the texts, recipes and checkpoints spell them: "narrow", "full", "signed", "asymmetric",
+// "offset", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
+const char* grid_name(Grid grid);
+Grid parse_grid(const char* op, std::string_view name);
+// "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8".
+const char* scale_code_name(ScaleCode code);
+ScaleCode scale_code_of(c10::ScalarType dtype);
+// The width of the codes of a float; 0 for whole levels.
+int float_bits(Grid grid);
 
 }  // namespace qat

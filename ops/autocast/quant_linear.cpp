@@ -16,12 +16,13 @@ at::Tensor quant_linear_autocast(const at::Tensor& x, const at::Tensor& weight,
                                  const Optional& weight_zero_point, const Optional& input_scale,
                                  const Optional& input_zero_point, at::TensorList kept,
                                  std::string_view weight_quantizer,
-                                 std::string_view input_quantizer) {
+                                 std::string_view input_quantizer, const Optional& weight_outer,
+                                 const Optional& input_outer) {
   const c10::impl::ExcludeDispatchKeyGuard without_autocast(kKey);
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
   return quant_linear(at::autocast::cached_cast(dtype, x, kDevice), weight, bias, weight_scale,
                       weight_zero_point, input_scale, input_zero_point, kept, weight_quantizer,
-                      input_quantizer);
+                      input_quantizer, weight_outer, input_outer);
 }
 
 }  // namespace

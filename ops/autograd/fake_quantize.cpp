@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "qat/ops/autograd/no_double_backward.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {
@@ -12,47 +13,74 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Gradient (4). Keeps `x` itself, which is the weight or an activation that lives anyway.
+OptionalTensor given(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// Gradients (4) to (6), found in one pass over x. Keeps its inputs, which live anyway, and the
+// parameters that it found; nothing at all where the gradient is the identity.
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& scale,
-                            const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                            int64_t quant_min, int64_t quant_max,
-                            std::optional<at::ScalarType> dtype) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::string& text,
+                               const OptionalTensor& scale, const OptionalTensor& zero_point,
+                               const OptionalTensor& outer_scale,
+                               std::optional<at::ScalarType> dtype) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    ctx->save_for_backward({x, scale, zero_point.value_or(at::Tensor())});
-    ctx->saved_data["block"] = block.vec();
-    ctx->saved_data["quant_min"] = quant_min;
-    ctx->saved_data["quant_max"] = quant_max;
-    return fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
+    ctx->set_materialize_grads(false);  // parameters that were found have none
+    const auto [y, found, zero] =
+        fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
+    ctx->mark_non_differentiable({found, zero});
+    ctx->saved_data["dtype"] = x.scalar_type();
+    const Quantizer quantizer = Quantizer::parse(text);
+    if (!quantizer.never_clips()) {
+      ctx->saved_data["quantizer"] = text;
+      const bool finds = quantizer.mode == Quantizer::Mode::minmax;
+      const bool shifts = finds ? quantizer.grid == Grid::asymmetric || quantizer.has_offset()
+                                : zero_point.has_value();
+      ctx->save_for_backward({x, finds ? found : *scale,
+                              !shifts ? at::Tensor() : finds ? zero : *zero_point,
+                              outer_scale.value_or(at::Tensor())});
+    }
+    return {y, found, zero};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list result(6);
+    if (!grads[0].defined()) return result;
+    const at::Tensor grad = grads[0].to(ctx->saved_data["dtype"].toScalarType());
+    if (!ctx->saved_data.count("quantizer")) {
+      result[0] = grad;
+      return result;
+    }
     const auto saved = ctx->get_saved_variables();
-    const auto zero_point = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
-    const at::Tensor grad_x = fake_quantize_backward(
-        grads[0].to(saved[0].scalar_type()), saved[0], saved[1], zero_point,
-        ctx->saved_data["block"].toIntVector(), ctx->saved_data["quant_min"].toInt(),
-        ctx->saved_data["quant_max"].toInt());
-    return {grad_x, {}, {}, {}, {}, {}, {}};
+    const std::string text = ctx->saved_data["quantizer"].toStringRef();
+    auto [grad_x, grad_scale, grad_zero] = fake_quantize_backward(
+        grad, saved[0], text, given(saved[1]), given(saved[2]), given(saved[3]));
+    result[0] = grad_x;
+    if (Quantizer::parse(text).mode != Quantizer::Mode::learned) return result;
+    result[2] = grad_scale;
+    if (saved[2].defined()) result[3] = grad_zero;
+    return result;
   }
 };
 
-at::Tensor fake_quantize_autograd(const at::Tensor& x, const at::Tensor& scale,
-                                  const std::optional<at::Tensor>& zero_point,
-                                  at::IntArrayRef block, int64_t quant_min, int64_t quant_max,
-                                  std::optional<at::ScalarType> dtype) {
-  return FakeQuantize::apply(x, scale, zero_point, block, quant_min, quant_max, dtype);
+FakeQuantized fake_quantize_autograd(const at::Tensor& x, std::string_view quantizer,
+                                     const OptionalTensor& scale, const OptionalTensor& zero_point,
+                                     const OptionalTensor& outer_scale,
+                                     std::optional<at::ScalarType> dtype) {
+  const auto outputs = FakeQuantize::apply(x, std::string(quantizer), scale, zero_point,
+                                           outer_scale, dtype);
+  return {outputs[0], outputs[1], outputs[2]};
 }
 
-at::Tensor fake_quantize_backward_autograd(const at::Tensor& grad, const at::Tensor& x,
-                                           const at::Tensor& scale,
-                                           const std::optional<at::Tensor>& zero_point,
-                                           at::IntArrayRef block, int64_t quant_min,
-                                           int64_t quant_max) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_autograd(
+    const at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
+    const OptionalTensor& scale, const OptionalTensor& zero_point,
+    const OptionalTensor& outer_scale) {
   refuse_double_backward("fake_quantize", grad, x);
+  if (scale) refuse_double_backward("fake_quantize", *scale);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return fake_quantize_backward(grad, x, scale, zero_point, block, quant_min, quant_max);
+  return fake_quantize_backward(grad, x, quantizer, scale, zero_point, outer_scale);
 }
 
 }  // namespace

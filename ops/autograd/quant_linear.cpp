@@ -13,7 +13,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
-// The differentiable arguments, in order.
+// The tensors that are saved, in order; `kept` follow them.
 enum Argument {
   kX,
   kWeight,
@@ -22,6 +22,8 @@ enum Argument {
   kWeightZero,
   kInputScale,
   kInputZero,
+  kWeightOuter,
+  kInputOuter,
   kArguments
 };
 
@@ -32,14 +34,15 @@ class QuantLinear : public torch::autograd::Function<QuantLinear> {
                             const Optional& bias, const Optional& weight_scale,
                             const Optional& weight_zero_point, const Optional& input_scale,
                             const Optional& input_zero_point, at::TensorList kept,
-                            const std::string& weight_quantizer,
-                            const std::string& input_quantizer) {
+                            const std::string& weight_quantizer, const std::string& input_quantizer,
+                            const Optional& weight_outer_scale, const Optional& input_outer_scale) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     variable_list saved;
     std::vector<int64_t> edges;  // where each argument stands among those that are there, else -1
     int64_t there = 0;
     for (const Optional& one : {Optional(x), Optional(weight), bias, weight_scale,
-                                weight_zero_point, input_scale, input_zero_point}) {
+                                weight_zero_point, input_scale, input_zero_point,
+                                weight_outer_scale, input_outer_scale}) {
       saved.push_back(one.value_or(at::Tensor()));
       edges.push_back(one && one->defined() ? there++ : -1);
     }
@@ -49,7 +52,8 @@ class QuantLinear : public torch::autograd::Function<QuantLinear> {
     ctx->saved_data["weight_quantizer"] = weight_quantizer;
     ctx->saved_data["input_quantizer"] = input_quantizer;
     return quant_linear(x, weight, bias, weight_scale, weight_zero_point, input_scale,
-                        input_zero_point, kept, weight_quantizer, input_quantizer);
+                        input_zero_point, kept, weight_quantizer, input_quantizer,
+                        weight_outer_scale, input_outer_scale);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -67,11 +71,12 @@ class QuantLinear : public torch::autograd::Function<QuantLinear> {
                               at::TensorList(saved.data() + kArguments, saved.size() - kArguments),
                               ctx->saved_data["weight_quantizer"].toStringRef(),
                               ctx->saved_data["input_quantizer"].toStringRef(),
+                              given(kWeightOuter), given(kInputOuter),
                               {needs(kX) || needs(kInputScale) || needs(kInputZero),
                                needs(kWeight) || needs(kWeightScale) || needs(kWeightZero)});
-    const at::Tensor found[kArguments] = {grad_x,      grad_weight, at::Tensor(), weight_scale,
+    const at::Tensor found[kInputZero + 1] = {grad_x,      grad_weight, at::Tensor(), weight_scale,
                                           weight_zero, input_scale, input_zero};
-    variable_list result(saved.size() + 2);  // the two texts are arguments as well
+    variable_list result(saved.size() + 2);  // the two texts are arguments as well, outer scales last
     for (const Argument one : {kX, kWeight, kWeightScale, kWeightZero, kInputScale, kInputZero})
       if (needs(one)) result[one] = found[one];
     if (needs(kBias))
@@ -88,21 +93,24 @@ at::Tensor quant_linear_autograd(const at::Tensor& x, const at::Tensor& weight,
                                  const Optional& weight_zero_point, const Optional& input_scale,
                                  const Optional& input_zero_point, at::TensorList kept,
                                  std::string_view weight_quantizer,
-                                 std::string_view input_quantizer) {
+                                 std::string_view input_quantizer, const Optional& weight_outer,
+                                 const Optional& input_outer) {
   return QuantLinear::apply(x, weight, bias, weight_scale, weight_zero_point, input_scale,
                             input_zero_point, kept, std::string(weight_quantizer),
-                            std::string(input_quantizer));
+                            std::string(input_quantizer), weight_outer, input_outer);
 }
 
 QuantLinearGradients quant_linear_backward_autograd(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
     const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
     const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
-    std::string_view input_quantizer, std::array<bool, 2> needs) {
+    std::string_view input_quantizer, const Optional& weight_outer_scale,
+    const Optional& input_outer_scale, std::array<bool, 2> needs) {
   refuse_double_backward("quant_linear", grad, x, weight);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return quant_linear_backward(grad, x, weight, weight_scale, weight_zero_point, input_scale,
-                               input_zero_point, kept, weight_quantizer, input_quantizer, needs);
+                               input_zero_point, kept, weight_quantizer, input_quantizer,
+                               weight_outer_scale, input_outer_scale, needs);
 }
 
 }  // namespace

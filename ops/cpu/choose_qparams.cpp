@@ -1,155 +1,241 @@
 #include "qat/ops/choose_qparams.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <vector>
 
 #include "qat/ops/arguments.h"
-#include "qat/ops/checks.h"
-#include "qat/ops/cpu/lane_sum.h"
-#include "qat/ops/cpu/span.h"
-#include "qat/ops/cpu/vectorised.h"
+#include "qat/ops/cpu/sum_rows.h"
+#include "qat/ops/cpu/tile_params.h"
+#include "qat/ops/parameters.h"
 
 namespace qat {
 namespace {
 
-// The part of `x` under one scale: `rows` segments of `cols` elements, `stride` apart.
-template <typename scalar_t>
-struct Block {
-  const scalar_t* x;
-  int64_t rows;
-  int64_t cols;
-  int64_t stride;
-  const float* importance;  // of its columns; may be null
+// The smallest and largest finite element of each segment, [rows, grid_cols].
+struct Spans {
+  at::Tensor low, high;
+
+  // Those of a block, whatever its height. A block without finite elements counts as one of zeros.
+  Span of_block(const BlockLayout& layout, int64_t block) const {
+    const int64_t first = block / layout.grid_cols * layout.block_rows;
+    const int64_t last = std::min(first + layout.block_rows, layout.rows);
+    const float *lows = low.const_data_ptr<float>(), *highs = high.const_data_ptr<float>();
+    Span span = empty_span();
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t at = row * layout.grid_cols + block % layout.grid_cols;
+      span = join(span, {lows[at], highs[at]});
+    }
+    return span.low > span.high ? Span{0.0f, 0.0f} : span;
+  }
 };
 
-template <typename scalar_t>
-Block<scalar_t> block_at(const scalar_t* x, const float* importance, const BlockLayout& layout,
-                         int64_t index) {
-  const int64_t first = index / layout.grid_cols * layout.block_rows;
-  const int64_t col = index % layout.grid_cols;
-  return {x + layout.offset_of(first, col), std::min(layout.block_rows, layout.rows - first),
-          layout.segment_length(col), layout.cols,
-          importance ? importance + col * layout.block_cols : nullptr};
+Spans spans_of(const at::Tensor& input, const BlockLayout& layout, Grid grid) {
+  const auto options = input.options().dtype(at::kFloat);
+  const Spans spans{at::empty({layout.rows, layout.grid_cols}, options),
+                    at::empty({layout.rows, layout.grid_cols}, options)};
+  float *low = spans.low.mutable_data_ptr<float>(), *high = spans.high.mutable_data_ptr<float>();
+  QAT_DISPATCH_FLOAT(input.scalar_type(), "choose_qparams", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+      const TileSpan found = span_of(grid, in, tile);
+      for (int k = 0; k < tile.count; ++k) {
+        low[tile.first_segment + k] = found.low[k];
+        high[tile.first_segment + k] = found.high[k];
+      }
+    });
+  });
+  return spans;
 }
 
-template <typename scalar_t>
-QAT_HOST_DEVICE Span span_of_block(const Block<scalar_t>& block) {
-  Span span = empty_span();
-  for (int64_t row = 0; row < block.rows; ++row)
-    span = join(span, span_of(block.x + row * block.stride, block.cols));
-  return span;
-}
-
-// Weighted sum of squared rounding errors of the finite elements, in float32 within a segment and
-// float64 across segments.
-template <typename scalar_t>
-QAT_HOST_DEVICE double squared_error(const Block<scalar_t>& block, QParams params,
-                                     QuantRange range) {
+// Weighted sum of squared rounding errors of the finite elements of a segment.
+template <typename scalar_t, typename Kind>
+QAT_HOST_DEVICE float squared_error(const scalar_t* x, int64_t length, const float* importance,
+                                    QParams params, bool offset, const Kind& levels) {
   constexpr int64_t kPiece = 256;
   const float inverse = 1.0f / params.scale;
-  double total = 0.0;
-  for (int64_t row = 0; row < block.rows; ++row) {
-    const scalar_t* x = block.x + row * block.stride;
-    LaneSum sum;
-    for (int64_t from = 0; from < block.cols; from += kPiece) {
-      const int64_t count = std::min(kPiece, block.cols - from);
-      alignas(64) float terms[kPiece];
-      for (int64_t i = 0; i < count; ++i) {
-        const float value = static_cast<float>(x[from + i]);
-        const float error =
-            value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
-        terms[i] = is_finite(value) ? error * error : 0.0f;
-      }
-      if (block.importance)
-        for (int64_t i = 0; i < count; ++i) terms[i] *= block.importance[from + i];
-      sum.add(terms, count);
+  const float z = offset ? 0.0f : params.zero_point, o = offset ? params.zero_point : 0.0f;
+  LaneSum<float> sum;
+  for (int64_t from = 0; from < length; from += kPiece) {
+    const int64_t count = std::min(kPiece, length - from);
+    alignas(64) float terms[kPiece];
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = static_cast<float>(x[from + i]) - o;
+      const float error = value - affine::fake_quantize(value, params.scale, inverse, z, levels);
+      terms[i] = is_finite(value) ? error * error : 0.0f;
     }
-    total += static_cast<double>(sum.total());
+    if (importance)
+      for (int64_t i = 0; i < count; ++i) terms[i] *= importance[from + i];
+    sum.add(terms, count);
   }
-  return total;
+  return sum.total();
 }
 
+// What a choice of parameters costs a block: segments in float32, added over its rows in float64.
+template <typename scalar_t, typename Kind>
+struct BlockError {
+  const scalar_t* x;
+  const float* importance;
+  BlockLayout layout;
+  Kind levels;
+  bool offset;
+
+  QAT_HOST_DEVICE double of_segment(int64_t row, int64_t col, QParams params) const {
+    return squared_error(x + layout.offset_of(row, col), layout.segment_length(col),
+                         importance ? importance + col * layout.block_cols : nullptr, params,
+                         offset, levels);
+  }
+  // Rows side by side, where blocks are not.
+  double of_rows(int64_t first, int64_t last, int64_t col, QParams params) const {
+    std::vector<double> errors(static_cast<size_t>(last - first));
+    const int64_t grain = std::max<int64_t>(1, 32768 / layout.segment_length(col));
+    at::parallel_for(first, last, grain, [&](int64_t begin, int64_t end) {
+      vectorised([&]() QAT_BODY {
+        for (int64_t row = begin; row < end; ++row)
+          errors[static_cast<size_t>(row - first)] = of_segment(row, col, params);
+      });
+    });
+    return sum_column(errors.data(), 1, 0, last - first);
+  }
+  QAT_HOST_DEVICE double operator()(int64_t block, QParams params) const {
+    const int64_t first = block / layout.grid_cols * layout.block_rows;
+    const int64_t last = std::min(first + layout.block_rows, layout.rows);
+    const int64_t col = block % layout.grid_cols;
+    return last - first == 1 ? of_segment(first, col, params) : of_rows(first, last, col, params);
+  }
+};
+
 // (10) Shrinks the range step by step and keeps the parameters with the smallest error.
-template <typename scalar_t>
-QAT_HOST_DEVICE QParams search(const Block<scalar_t>& block, Span span, Grid grid, int bits,
-                               c10::ScalarType scale_dtype) {
-  const QuantRange range = range_of(grid, bits);
-  QParams best = qparams_of(span, grid, bits, scale_dtype);
-  double least = squared_error(block, best, range);
+template <typename Error>
+QAT_HOST_DEVICE QParams search(Span span, const Quantizer& quantizer, const Error& error) {
+  const Levels levels = quantizer.levels();
+  // Those of two levels are stored when all are known.
+  const ScaleCode code = quantizer.has_outer_scale() ? ScaleCode::float32 : quantizer.scale_code;
+  QParams best = qparams_of(span.low, span.high, quantizer.grid, levels, code);
+  double least = error(best);
   for (int step = 1; step < kSearchSteps && least > 0.0; ++step) {
     const float fraction = search_fraction(step);
     const QParams candidate =
-        qparams_of(span.low * fraction, span.high * fraction, grid, bits, scale_dtype);
-    const double error = squared_error(block, candidate, range);
-    if (error < least) least = error, best = candidate;
+        qparams_of(span.low * fraction, span.high * fraction, quantizer.grid, levels, code);
+    const double cost = error(candidate);
+    if (cost < least) least = cost, best = candidate;
   }
   return best;
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, at::IntArrayRef block,
-                                                      int64_t bits, std::string_view grid_text,
-                                                      std::string_view method,
-                                                      at::ScalarType scale_dtype,
-                                                      const std::optional<at::Tensor>& importance) {
-  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
-  const Grid grid = parse_grid("choose_qparams", grid_text);
-  if (searching) check_integer_grid("choose_qparams", grid_text);
-  const int width = static_cast<int>(bits);
-  const at::Tensor input = x.contiguous();
-  const auto weights = contiguous(importance);
-  const float* columns = data_or_null<float>(weights);
-  const BlockLayout layout = layout_of(x, block);
-  const at::Tensor scale =
-      at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
-  const at::Tensor zero_point =
-      at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kChar));
-  const int64_t grain =
-      std::max<int64_t>(1, 4096 / std::max<int64_t>(1, layout.block_rows * layout.block_cols));
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
-    float* scale_at = scale.mutable_data_ptr<float>();
-    int8_t* zero_at = zero_point.mutable_data_ptr<int8_t>();
-    at::parallel_for(0, scale.numel(), grain, [&](int64_t begin, int64_t end) {
+QParams qparams_of(Span span, const Quantizer& quantizer) {
+  if (quantizer.has_outer_scale())
+    return unstored_qparams(span.low, span.high, quantizer.grid, quantizer.levels());
+  return qparams_of(span.low, span.high, quantizer.grid, quantizer.levels(), quantizer.scale_code);
+}
+
+// The parameters of all blocks from the ranges of their segments.
+template <typename scalar_t>
+void choose(const at::Tensor& input, const float* importance, const BlockLayout& layout,
+            const Quantizer& quantizer, bool searching, const TileSource& found) {
+  const Spans spans = spans_of(input, layout, quantizer.grid);
+  const int64_t cost = searching ? layout.block_rows * layout.block_cols : layout.block_rows;
+  const int64_t grain = std::max<int64_t>(1, 4096 / cost);
+  with_kind(quantizer.levels(), [&](const auto& kind) {
+    const BlockError<scalar_t, std::decay_t<decltype(kind)>> error{
+        input.const_data_ptr<scalar_t>(), importance, layout, kind, quantizer.has_offset()};
+    at::parallel_for(0, layout.grid_rows * layout.grid_cols, grain, [&](int64_t begin, int64_t end) {
       vectorised([&]() QAT_BODY {
-        for (int64_t index = begin; index < end; ++index) {
-          const Block<scalar_t> part = block_at(in, columns, layout, index);
-          const Span span = span_of_block(part);
-          const QParams found = searching && span.low <= span.high
-                                    ? search(part, span, grid, width, scale_dtype)
-                                    : qparams_of(span, grid, width, scale_dtype);
-          scale_at[index] = found.scale;
-          zero_at[index] = static_cast<int8_t>(found.zero_point);
+        for (int64_t block = begin; block < end; ++block) {
+          const Span span = spans.of_block(layout, block);
+          const bool search_it = searching && span.low < span.high;
+          found.store(block, search_it ? search(span, quantizer, [&](QParams one) QAT_BODY {
+                               return error(block, one);
+                             })
+                                       : qparams_of(span, quantizer));
         }
       });
     });
   });
-  return {scale, zero_point};
 }
 
-std::tuple<at::Tensor, at::Tensor> round_qparams_cpu(const at::Tensor& scale,
-                                                     const std::optional<at::Tensor>& zero_point,
-                                                     int64_t quant_min, int64_t quant_max,
-                                                     at::ScalarType scale_dtype) {
-  check_round_qparams(scale, zero_point, quant_min, quant_max, scale_dtype);
+std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, std::string_view text,
+                                                      std::string_view method,
+                                                      const OptionalTensor& importance,
+                                                      const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  const bool searching = check_choose_qparams(x, quantizer, method, importance, outer_scale);
+  const BlockLayout layout = layout_of(x, quantizer.block);
+  const at::Tensor input = x.contiguous();
+  const auto weights = contiguous(importance);
+  const FoundTensors to = empty_parameters(x, quantizer, layout);
+  const TileSource found(quantizer, to);
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
+    if (layout.block_rows == 1 && !searching) {
+      const scalar_t* in = input.const_data_ptr<scalar_t>();
+      for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+        TileParams params;
+        found(tile, in, params);
+      });
+    } else if (layout.cols != 0) {
+      choose<scalar_t>(input, data_or_null<float>(weights), layout, quantizer, searching, found);
+    }
+  });
+  if (!quantizer.has_outer_scale()) return {to.scale, to.zero_point};
+  const OptionalTensor offsets =
+      quantizer.has_offset() ? OptionalTensor(to.zero_point) : std::nullopt;
+  return round_qparams(to.scale, text, offsets, outer_scale);
+}
+
+// The outer scale of each block, or the one of all.
+struct OuterScales {
+  at::Tensor scales;
+  const float* at = nullptr;
+  int64_t step = 0;
+
+  OuterScales(const at::Tensor& outer, const at::Tensor& blocks, const Quantizer& quantizer)
+      : scales(outer.numel() == 1 ? outer : spread_outer(outer, blocks, quantizer)),
+        at(scales.const_data_ptr<float>()),
+        step(outer.numel() == 1 ? 0 : 1) {}
+  OuterScales() = default;
+  QAT_HOST_DEVICE float operator[](int64_t block) const { return at ? at[block * step] : 1.0f; }
+};
+
+std::tuple<at::Tensor, at::Tensor> round_qparams_cpu(const at::Tensor& scale, std::string_view text,
+                                                     const OptionalTensor& zero_point,
+                                                     const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  check_round_qparams(scale, quantizer, zero_point, outer_scale);
   const at::Tensor scales = scale.contiguous();
   const auto zeros = contiguous(zero_point);
-  const at::Tensor rounded_scale = at::empty_like(scales);
-  const at::Tensor rounded_zero = at::empty_like(scales, scales.options().dtype(at::kChar));
-  const QuantRange range = to_range(quant_min, quant_max);
-  const float* scale_in = scales.const_data_ptr<float>();
-  const float* zero_in = data_or_null<float>(zeros);
-  float* scale_out = rounded_scale.mutable_data_ptr<float>();
-  int8_t* zero_out = rounded_zero.mutable_data_ptr<int8_t>();
-  const bool exact_offsets = zero_in && has_exact_offsets(range, scale_dtype);
-  for (int64_t i = 0; i < scales.numel(); ++i) {
-    scale_out[i] = stored_scale(scale_in[i], scale_dtype, exact_offsets);
-    zero_out[i] = zero_in ? static_cast<int8_t>(stored_zero_point(zero_in[i], range)) : int8_t{0};
+  const at::Tensor rounded = at::empty_like(scales);
+  const at::Tensor rounded_zero = at::empty_like(
+      scales, scales.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar));
+  OuterScales outer, outer_zero;
+  if (quantizer.has_outer_scale()) {
+    outer = {outer_scale ? outer_scale->contiguous() : outer_scales(scales, quantizer), scales,
+             quantizer};
+    if (zeros) outer_zero = {outer_scales(*zeros, quantizer), scales, quantizer};
   }
-  return {rounded_scale, rounded_zero};
+  const Levels levels = quantizer.levels();
+  const float *from = scales.const_data_ptr<float>(), *zero_from = data_or_null<float>(zeros);
+  float* to = rounded.mutable_data_ptr<float>();
+  at::parallel_for(0, scales.numel(), 8192, [&](int64_t begin, int64_t end) {
+    vectorised([&]() QAT_BODY {
+      const bool exact = zero_from && quantizer.exact_offsets();
+      with_scale_code(quantizer.scale_code, [&](auto code) QAT_BODY {
+        for (int64_t i = begin; i < end; ++i)
+          to[i] = stored_scale(from[i], code(), outer[i], exact);
+      });
+    });
+  });
+  if (!zero_from) return {rounded, rounded_zero.zero_()};
+  for (int64_t i = 0; i < scales.numel(); ++i) {
+    if (quantizer.has_offset())
+      rounded_zero.mutable_data_ptr<float>()[i] =
+          stored_offset(zero_from[i], quantizer.scale_code, outer_zero[i]);
+    else
+      rounded_zero.mutable_data_ptr<int8_t>()[i] =
+          static_cast<int8_t>(stored_zero_point(zero_from[i], levels));
+  }
+  return {rounded, rounded_zero};
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
 #include "qat/ops/encode.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
+
+#include <atomic>
 
 #include "qat/ops/arguments.h"
 #include "qat/ops/checks.h"
@@ -17,7 +20,7 @@ namespace {
 template <typename scalar_t, typename Length>
 QAT_HOST_DEVICE void encode_segment(const scalar_t* __restrict in, uint8_t* __restrict out,
                                     Length length, bool shared, float inverse, float z,
-                                    QuantRange range) {
+                                    WholeLevels range) {
   const auto code = [=](float x) QAT_BODY {
     return static_cast<uint32_t>(static_cast<int32_t>(affine::quantize(x, inverse, z, range)) -
                                  static_cast<int32_t>(range.min));
@@ -42,7 +45,7 @@ QAT_HOST_DEVICE void encode_segment(const scalar_t* __restrict in, uint8_t* __re
 template <typename scalar_t, typename Length>
 QAT_HOST_DEVICE void decode_segment(const uint8_t* __restrict in, scalar_t* __restrict out,
                                     Length length, bool shared, float s, float z,
-                                    QuantRange range) {
+                                    WholeLevels range) {
   const auto value = [=](int code) QAT_BODY {
     return affine::dequantize(static_cast<float>(code) + range.min, s, z);
   };
@@ -71,91 +74,77 @@ QAT_HOST_DEVICE void decode_segment(const uint8_t* __restrict in, scalar_t* __re
   if (length % 2) out[length - 1] = narrowed<scalar_t>(value(in[length / 2] & 15));
 }
 
-// Marks the blocks of a tile that have elements which are not finite.
+// Marks the blocks of a tile that have elements which are not finite. The rows of a block may do so
+// at once.
 template <typename scalar_t>
 void poison(const scalar_t* in, const Tile& tile, float* scale) {
   for (int k = 0; k < tile.count; ++k)
     for (int64_t i = tile.at(k); i < tile.at(k) + tile.length(k); ++i)
-      if (!is_finite(static_cast<float>(in[i]))) scale[tile.first_block + k] = NAN;
+      if (!is_finite(static_cast<float>(in[i])))
+        std::atomic_ref(scale[tile.first_block + k]).store(NAN, std::memory_order_relaxed);
 }
 
-struct Encoded {
-  at::Tensor codes, scale, zero_point;
-};
+// Where the codes of a tile begin.
+int64_t first_byte(const Tile& tile, const BlockLayout& layout, const CodeLayout& code) {
+  return tile.first_segment / layout.grid_cols * code.per_row +
+         tile.first_segment % layout.grid_cols * code.per_block;
+}
 
-// Finds and writes the parameters unless some are given, which `to` then holds already: the rows of
-// a block only add what is not finite.
-template <typename scalar_t>
-void encode_tiles(const at::Tensor& input, const BlockLayout& layout, int bits, Grid grid,
-                  at::ScalarType scale_dtype, const float* given_scale, const int8_t* given_zero,
-                  const Encoded& to) {
-  const CodeLayout code = code_layout(layout, bits);
-  const QuantRange range = range_of(grid, bits);
-  const scalar_t* in = input.const_data_ptr<scalar_t>();
-  uint8_t* out = to.codes.mutable_data_ptr<uint8_t>();
-  float* scale_at = to.scale.mutable_data_ptr<float>();
-  int8_t* zero_at = to.zero_point.mutable_data_ptr<int8_t>();
-  for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
-    TileParams params;
-    bool finite;
-    if (given_scale) {
-      finite = magnitudes_of(in, tile).finite;
-      load_params(tile, given_scale, given_zero, params);
-    } else {
-      finite = find_params(in, tile, grid, bits, scale_dtype, params);
-      store_params(tile, params, scale_at, zero_at);
-    }
-    if (!finite) poison(in, tile, scale_at);
-    const int64_t row = tile.first_segment / layout.grid_cols;
-    const int64_t col = tile.first_segment % layout.grid_cols;
-    uint8_t* codes = out + row * code.per_row + col * code.per_block;
-    for_each_segment(tile, [&](int k, auto length) QAT_BODY {
-      encode_segment(in + tile.at(k), codes + k * code.per_block, length, code.shared,
-                     params.inverse[k], params.zero_point[k], range);
+// `scale` is what is returned; parameters that were found lie there already.
+void encode_tiles(const at::Tensor& input, const BlockLayout& layout, const Quantizer& quantizer,
+                  const TileSource& source, const at::Tensor& codes, const at::Tensor& scale) {
+  const CodeLayout code = code_layout(layout, quantizer.bits);
+  const Levels levels = quantizer.levels();
+  QAT_DISPATCH_FLOAT(input.scalar_type(), "encode", [&] {
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    auto* out = codes.mutable_data_ptr<uint8_t>();
+    auto* scale_at = scale.mutable_data_ptr<float>();
+    for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+      TileParams params;
+      if (!source(tile, in, params) && !magnitudes_of(in, tile).finite) poison(in, tile, scale_at);
+      uint8_t* to = out + first_byte(tile, layout, code);
+      for_each_segment(tile, [&](int k, auto length) QAT_BODY {
+        encode_segment(in + tile.at(k), to + k * code.per_block, length, code.shared,
+                       params.inverse[k], params.zero_point[k], {levels.min, levels.max});
+      });
     });
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(
-    const at::Tensor& x, const std::optional<at::Tensor>& scale,
-    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
-    std::string_view grid_text, at::ScalarType scale_dtype) {
-  check_encode(x, scale, zero_point, block, bits, scale_dtype);
-  check_integer_grid("encode", grid_text);
-  const Grid grid = parse_grid("encode", grid_text);
-  const BlockLayout layout = layout_of(x, block);
-  if (!scale && layout.block_rows > 1) {
-    const auto [found, zero] = choose_qparams(x, block, bits, grid_text, "minmax", scale_dtype);
-    return encode_cpu(x, found, zero, block, bits, grid_text, scale_dtype);
-  }
+std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(const at::Tensor& x,
+                                                          std::string_view text,
+                                                          const OptionalTensor& scale,
+                                                          const OptionalTensor& zero_point,
+                                                          const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = check_encode(x, text, scale, zero_point, outer_scale);
+  const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
-  const auto scales = contiguous(scale), zeros = contiguous(zero_point);
-  const auto options = x.options();
-  const Encoded to{kept_empty({layout.rows, code_layout(layout, bits).per_row},
-                              options.dtype(at::kByte), Fit::tight),
-                   at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat)),
-                   at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar))};
-  if (scales) {
-    to.scale.copy_(*scales);
-    zeros ? to.zero_point.copy_(*zeros) : to.zero_point.zero_();
+  const at::Tensor codes = kept_empty({layout.rows, code_layout(layout, quantizer.bits).per_row},
+                                      x.options().dtype(at::kByte), Fit::tight);
+  if (!scale && layout.block_rows == 1 && !quantizer.has_outer_scale()) {
+    const FoundTensors found = empty_parameters(x, quantizer, layout);
+    encode_tiles(input, layout, quantizer, TileSource(quantizer, found), codes, found.scale);
+    return {codes, found.scale, found.zero_point};
   }
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "encode", [&] {
-    encode_tiles<scalar_t>(input, layout, static_cast<int>(bits), grid, scale_dtype,
-                           data_or_null<float>(scales), data_or_null<int8_t>(zeros), to);
-  });
-  return {to.codes, to.scale, to.zero_point};
+  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
+  const at::Tensor returned = stored.scale.clone();
+  encode_tiles(input, layout, quantizer, TileSource(stored), codes, returned);
+  return {codes, returned,
+          stored.zero_point ? stored.zero_point->to(at::kChar)
+                            : at::zeros_like(returned, returned.options().dtype(at::kChar))};
 }
 
 at::Tensor decode_cpu(
-    const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
-    at::IntArrayRef block, int64_t bits, std::string_view grid_text,
+    const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
+    const at::Tensor& zero_point,
     c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
     at::ScalarType dtype) {
   const int64_t cols = cols_symbol.expect_int();
-  const BlockLayout layout = check_decode(codes, scale, zero_point, block, bits, cols, dtype);
-  const Grid grid = parse_grid("decode", grid_text);
-  const CodeLayout code = code_layout(layout, bits);
-  const QuantRange range = range_of(grid, static_cast<int>(bits));
+  const Quantizer quantizer = check_decode(codes, text, scale, zero_point, cols, dtype);
+  const auto [height, width] = quantizer.block;
+  const BlockLayout layout = make_layout(codes.size(0), cols, height, width);
+  const CodeLayout code = code_layout(layout, quantizer.bits);
+  const Levels levels = quantizer.levels();
   const at::Tensor input = codes.contiguous(), scales = scale.contiguous(),
                    zeros = zero_point.contiguous();
   const at::Tensor y = kept_empty({layout.rows, cols}, codes.options().dtype(dtype));
@@ -165,13 +154,11 @@ at::Tensor decode_cpu(
     const float* scale_at = scales.const_data_ptr<float>();
     const int8_t* zero_at = zeros.const_data_ptr<int8_t>();
     for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
-      const int64_t row = tile.first_segment / layout.grid_cols;
-      const int64_t col = tile.first_segment % layout.grid_cols;
-      const uint8_t* from = in + row * code.per_row + col * code.per_block;
+      const uint8_t* from = in + first_byte(tile, layout, code);
       for_each_segment(tile, [&](int k, auto length) QAT_BODY {
         const int64_t b = tile.first_block + k;
         decode_segment(from + k * code.per_block, out + tile.at(k), length, code.shared,
-                       scale_at[b], static_cast<float>(zero_at[b]), range);
+                       scale_at[b], static_cast<float>(zero_at[b]), {levels.min, levels.max});
       });
     });
   });

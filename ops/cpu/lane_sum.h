@@ -11,12 +11,13 @@ namespace qat {
 // to the lower until one is left. The same bits at any vector width, for any number of threads, and
 // on a GPU, whose warps have 32 lanes. The lanes are a vector of the compiler's, so that they stay
 // in registers.
+template <typename T>
 class LaneSum {
  public:
   QAT_HOST_DEVICE void clear() { lanes_ = Lanes<32>{}; }
 
   template <typename Length>
-  QAT_HOST_DEVICE void add(const float* terms, Length length) {
+  QAT_HOST_DEVICE void add(const T* terms, Length length) {
     int64_t i = 0;
     for (; i + 32 <= length; i += 32) {
       Lanes<32> next;
@@ -29,7 +30,7 @@ class LaneSum {
     lanes_ += rest;
   }
 
-  QAT_HOST_DEVICE float total() const {
+  QAT_HOST_DEVICE T total() const {
     const Lanes<16> sixteen = __builtin_shufflevector(lanes_, lanes_, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
                                                       10, 11, 12, 13, 14, 15) +
                               __builtin_shufflevector(lanes_, lanes_, 16, 17, 18, 19, 20, 21, 22,
@@ -43,7 +44,7 @@ class LaneSum {
 
  private:
   template <int kCount>
-  using Lanes __attribute__((vector_size(kCount * sizeof(float)))) = float;
+  using Lanes __attribute__((vector_size(kCount * sizeof(T)))) = T;
 
   Lanes<32> lanes_{};
 };

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 
+#include "qat/ops/arguments.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/cpu/vectorised.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {
@@ -17,6 +19,7 @@ namespace {
 constexpr int kRows = 16;
 typedef float Lanes __attribute__((vector_size(kRows * sizeof(float)), may_alias));
 
+template <typename Kind>
 struct Problem {
   const float* weight;
   const float* offset;
@@ -26,8 +29,8 @@ struct Problem {
   int64_t rows;
   int64_t cols;
   bool scale_per_column;
-  QuantRange range;
-  int8_t* codes;
+  Kind levels;
+  float* codes;
   float* error;
   float* residual;
 };
@@ -44,7 +47,8 @@ QAT_HOST_DEVICE Lanes feedback(const Lanes* errors, const float* shares, int64_t
 }
 
 // `errors` is room for one vector a column.
-QAT_HOST_DEVICE void round_rows(const Problem& p, int64_t first, Lanes* errors) {
+template <typename Kind>
+QAT_HOST_DEVICE void round_rows(const Problem<Kind>& p, int64_t first, Lanes* errors) {
   const int count = static_cast<int>(std::min<int64_t>(kRows, p.rows - first));
   float scale[kRows], inverse[kRows], zero[kRows], target[kRows], wanted[kRows];
   for (int64_t col = 0; col < p.cols; ++col) {
@@ -55,7 +59,7 @@ QAT_HOST_DEVICE void round_rows(const Problem& p, int64_t first, Lanes* errors) 
         const int64_t at = p.scale_per_column ? row * p.cols + col : row;
         scale[r] = p.scale[at];
         inverse[r] = 1.0f / scale[r];
-        zero[r] = static_cast<float>(p.zero_point[at]);
+        zero[r] = p.zero_point ? static_cast<float>(p.zero_point[at]) : 0.0f;
       }
     const Lanes asked = feedback(errors, p.transfer + col * p.cols, col);
     for (int r = 0; r < kRows; ++r) {
@@ -65,40 +69,21 @@ QAT_HOST_DEVICE void round_rows(const Problem& p, int64_t first, Lanes* errors) 
     }
     float level[kRows], rounded[kRows];
     for (int r = 0; r < kRows; ++r) {
-      level[r] = affine::quantize(target[r], inverse[r], zero[r], p.range);
+      level[r] = affine::quantize(target[r], inverse[r], zero[r], p.levels);
       rounded[r] = affine::dequantize(level[r], scale[r], zero[r]);
     }
     for (int r = 0; r < kRows; ++r) errors[col][r] = wanted[r] - rounded[r];
     for (int r = 0; r < count; ++r) {
       const int64_t at = (first + r) * p.cols + col;
-      p.codes[at] = static_cast<int8_t>(level[r]);
+      p.codes[at] = level[r];
       p.error[at] = wanted[r] - rounded[r];
       p.residual[at] = target[r] - rounded[r];
     }
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
-    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
-    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  check_quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max);
-  const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
-                   transposed = transfer.t().contiguous(), scales = scale.contiguous(),
-                   zeros = zero_point.contiguous();
-  const at::Tensor codes = at::empty_like(weights, weights.options().dtype(at::kChar)),
-                   error = at::empty_like(weights), residual = at::empty_like(weights);
-  const Problem problem{weights.const_data_ptr<float>(),
-                        offsets.const_data_ptr<float>(),
-                        transposed.const_data_ptr<float>(),
-                        scales.const_data_ptr<float>(),
-                        zeros.const_data_ptr<int8_t>(),
-                        weights.size(0),
-                        weights.size(1),
-                        scales.size(1) != 1,
-                        to_range(quant_min, quant_max),
-                        codes.mutable_data_ptr<int8_t>(),
-                        error.mutable_data_ptr<float>(),
-                        residual.mutable_data_ptr<float>()};
+template <typename Kind>
+void solve(const Problem<Kind>& problem) {
   const int64_t tiles = (problem.rows + kRows - 1) / kRows;
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     // ATen's memory is aligned as vectors want it, which a std::vector of them is not.
@@ -108,7 +93,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
       for (int64_t tile = begin; tile < end; ++tile) round_rows(problem, tile * kRows, errors);
     });
   });
-  return {codes, error, residual};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
+    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
+  const Quantizer quantizer =
+      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
+  const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
+                   transposed = transfer.t().contiguous(), scales = scale.contiguous();
+  const auto zeros = contiguous(zero_point);
+  const at::Tensor levels = at::empty_like(weights), error = at::empty_like(weights),
+                   residual = at::empty_like(weights);
+  with_kind(quantizer.levels(), [&](const auto& kind) {
+    solve(Problem<std::decay_t<decltype(kind)>>{
+        weights.const_data_ptr<float>(), offsets.const_data_ptr<float>(),
+        transposed.const_data_ptr<float>(), scales.const_data_ptr<float>(),
+        data_or_null<int8_t>(zeros), weights.size(0), weights.size(1), scales.size(1) != 1, kind,
+        levels.mutable_data_ptr<float>(), error.mutable_data_ptr<float>(),
+        residual.mutable_data_ptr<float>()});
+  });
+  return {levels.to(code_dtype(quantizer.grid)), error, residual};
 }
 
 }  // namespace

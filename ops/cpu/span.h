@@ -28,13 +28,6 @@ QAT_HOST_DEVICE Span join(Span a, Span b) {
   return {a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
 }
 
-// Parameters of a block whose elements were all visited. A block without finite elements counts as
-// one of zeros.
-QAT_HOST_DEVICE QParams qparams_of(Span span, Grid grid, int bits, c10::ScalarType dtype) {
-  return span.low > span.high ? qparams_of(0.0f, 0.0f, grid, bits, dtype)
-                              : qparams_of(span.low, span.high, grid, bits, dtype);
-}
-
 template <typename scalar_t>
 struct FloatBits {
   using Signed = std::conditional_t<sizeof(scalar_t) == 4, int32_t, int16_t>;
@@ -145,25 +138,8 @@ QAT_HOST_DEVICE TileSpan ends_of(const scalar_t* x, const Tile& tile) {
 // What `grid` needs to know of a tile.
 template <typename scalar_t>
 QAT_HOST_DEVICE TileSpan span_of(Grid grid, const scalar_t* x, const Tile& tile) {
-  return grid == Grid::narrow || grid == Grid::full ? magnitudes_of(x, tile) : ends_of(x, tile);
-}
-
-// The span of one segment of any length.
-template <typename scalar_t>
-QAT_HOST_DEVICE Span span_of(const scalar_t* x, int64_t length) {
-  using Bits = FloatBits<scalar_t>;
-  using Signed = typename Bits::Signed;
-  constexpr Signed kAbove = Bits::kInfinity;
-  constexpr Signed kBelow = static_cast<Signed>(-Bits::kInfinity - 1);
-  const auto* bits = bits_of(x);
-  Signed low = kAbove, high = kBelow;
-  for (int64_t i = 0; i < length; ++i) {
-    const Signed place = Bits::ordered(bits[i]);
-    low = place < low ? place : low;
-    high = place > high ? place : high;
-  }
-  if (low <= kBelow || high >= kAbove) return span_of_finite(x, length);
-  return {Bits::value(Bits::ordered(low)), Bits::value(Bits::ordered(high))};
+  const bool ends = grid == Grid::extreme || grid == Grid::asymmetric || grid == Grid::offset;
+  return ends ? ends_of(x, tile) : magnitudes_of(x, tile);
 }
 
 }  // namespace qat

@@ -73,10 +73,10 @@ QAT_HOST_DEVICE void for_each_segment(const Tile& tile, const Body& body) {
   const auto run = [&](auto length) QAT_BODY {
     for (int k = 0; k < whole; ++k) body(k, length);
   };
-  if (tile.step == 32) {
+  if (tile.step == 16) {
+    run(std::integral_constant<int64_t, 16>());
+  } else if (tile.step == 32) {
     run(std::integral_constant<int64_t, 32>());
-  } else if (tile.step == 64) {
-    run(std::integral_constant<int64_t, 64>());
   } else if (tile.step == 128) {
     run(std::integral_constant<int64_t, 128>());
   } else {

@@ -1,0 +1,78 @@
+#include "qat/ops/parameters.h"
+
+#include <ATen/ops/amax.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+
+#include "qat/ops/choose_qparams.h"
+
+namespace qat {
+namespace {
+
+// Blocks that share an outer scale, along one axis.
+int64_t blocks_in_outer(int64_t outer, int64_t block, int64_t axis) {
+  if (outer == -1) return std::max<int64_t>(axis, 1);
+  TORCH_CHECK_VALUE(block != -1 && outer % block == 0,
+                    "[quantizer] sides of an outer block must be multiples of those of its blocks, "
+                    "but are ",
+                    outer, " and ", block, ".");
+  return outer / block;
+}
+
+std::array<int64_t, 2> outer_shape(const at::Tensor& scale, const Quantizer& quantizer) {
+  return {blocks_in_outer(quantizer.outer_block[0], quantizer.block[0], scale.size(0)),
+          blocks_in_outer(quantizer.outer_block[1], quantizer.block[1], scale.size(1))};
+}
+
+}  // namespace
+
+FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer,
+                              const BlockLayout& layout) {
+  const auto zero_dtype = quantizer.has_offset() ? at::kFloat : at::kChar;
+  return {at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat)),
+          at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(zero_dtype))};
+}
+
+StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
+                                const OptionalTensor& scale, const OptionalTensor& zero_point,
+                                const OptionalTensor& outer_scale) {
+  const auto as_float = [](const at::Tensor& zero) { return zero.to(at::kFloat).contiguous(); };
+  if (quantizer.mode == Quantizer::Mode::minmax && !scale) {
+    const auto [found, zero] =
+        choose_qparams(x, quantizer.text(), "minmax", std::nullopt, outer_scale);
+    const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
+    return {found, shifts ? OptionalTensor(as_float(zero)) : std::nullopt, zero};
+  }
+  if (quantizer.mode == Quantizer::Mode::learned) {
+    const auto [rounded, zero] = round_qparams(*scale, quantizer.text(), zero_point, outer_scale);
+    return {rounded, zero_point ? OptionalTensor(as_float(zero)) : std::nullopt, {}};
+  }
+  return {scale->contiguous(),
+          zero_point ? OptionalTensor(as_float(*zero_point)) : std::nullopt,
+          zero_point.value_or(at::Tensor())};
+}
+
+at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
+  const auto [rows, cols] = outer_shape(scale, quantizer);
+  const int64_t below = (rows - scale.size(0) % rows) % rows,
+                right = (cols - scale.size(1) % cols) % cols;
+  const at::Tensor padded = at::constant_pad_nd(scale.abs(), {0, right, 0, below});
+  const at::Tensor largest =
+      padded.reshape({padded.size(0) / rows, rows, padded.size(1) / cols, cols}).amax({1, 3});
+  const double least = quantizer.outer_dtype == at::kHalf ? 0x1p-14 : 0x1p-100;
+  const at::Tensor outer = largest.div(greatest_scale(quantizer.scale_code)).clamp_min_(least);
+  // Where all blocks are zeros there is nothing to measure.
+  return outer.to(quantizer.outer_dtype).to(at::kFloat).masked_fill_(largest.eq(0), 1.0);
+}
+
+at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
+                        const Quantizer& quantizer) {
+  const auto [rows, cols] = outer_shape(scale, quantizer);
+  return outer.repeat_interleave(rows, 0)
+      .slice(0, 0, scale.size(0))
+      .repeat_interleave(cols, 1)
+      .slice(1, 0, scale.size(1))
+      .contiguous();
+}
+
+}  // namespace qat
