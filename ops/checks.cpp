@@ -76,8 +76,6 @@ void check_parameters(const char* op, const Quantizer& quantizer, const at::Tens
   TORCH_CHECK_VALUE(scale || !zero_point, "[", op, "] zero_point must come with a scale.");
   if (scale) check_entries(op, "scale", *scale, x, at::kFloat, quantizer.block);
   if (zero_point) {
-    TORCH_CHECK_VALUE(!is_float(quantizer.grid), "[", op, "] zero_point must not be given for ",
-                      grid_name(quantizer.grid), ".");
     const bool real = quantizer.mode == Mode::learned || quantizer.has_offset();
     check_entries(op, "zero_point", *zero_point, x, real ? at::kFloat : at::kChar, quantizer.block);
   }

@@ -26,9 +26,9 @@ BlockLayout layout_of(const at::Tensor& x, at::IntArrayRef block);
 void check_input(const char* op, const at::Tensor& x);
 void check_block(const char* op, at::IntArrayRef block);
 void check_bits(const char* op, int64_t bits);
-// What a quantizer reads and writes of `x`: one entry per block and the device of x. `scale` float32;
-// `zero_point` float32 where it is learned or an offset, else int8; `outer_scale` float32, one per
-// outer block. Where `required`, fixed and learned quantizers must have a scale.
+// What a quantizer reads beside `x`: one entry per block, on the device of x. `scale` float32, which
+// fixed and learned quantizers must have; `zero_point` float32 where it is learned or an offset, else
+// int8; `outer_scale` float32, one per outer block.
 void check_parameters(const char* op, const Quantizer& quantizer, const at::Tensor& x,
                       const OptionalTensor& scale, const OptionalTensor& zero_point,
                       const OptionalTensor& outer_scale = {});

@@ -78,7 +78,8 @@ std::tuple<at::Tensor, at::Tensor> parameter_gradients(const at::Tensor& x,
                                                        const OptionalTensor& zero_point) {
   const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
   if (quantizer.mode != Quantizer::Mode::learned) return {none, none};
-  return {like(*scale, at::kFloat), zero_point ? like(*zero_point, at::kFloat) : none};
+  const bool shifts = zero_point && !is_float(quantizer.grid);
+  return {like(*scale, at::kFloat), shifts ? like(*zero_point, at::kFloat) : none};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_meta(

@@ -19,7 +19,8 @@ namespace qat {
 //                rounded to what is stored first. minmax: none, found from each block's smallest and
 //                largest finite element
 //   zero_point   shaped like `scale`: int8 for fixed, float32 for learned quantizers, which round it
-//                to a level; none means 0. On the grid `offset` the offset, float32
+//                to a level; none means 0. On the grid `offset` the offset, float32. A float's levels
+//                have none: it is not read
 //   outer_scale  float32, one per outer block, of a quantizer that has them; none: the largest that
 //                its scales need
 //   dtype        of the result: that of x, which is also the default, or for float32 x a half one

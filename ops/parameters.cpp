@@ -36,20 +36,22 @@ FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer,
 StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
                                 const OptionalTensor& scale, const OptionalTensor& zero_point,
                                 const OptionalTensor& outer_scale) {
-  const auto as_float = [](const at::Tensor& zero) { return zero.to(at::kFloat).contiguous(); };
+  // In float32; a float's levels have none, whatever is given.
+  const auto shift = [&](const OptionalTensor& zero) {
+    return zero && !is_float(quantizer.grid) ? OptionalTensor(zero->to(at::kFloat).contiguous())
+                                             : std::nullopt;
+  };
   if (quantizer.mode == Quantizer::Mode::minmax && !scale) {
     const auto [found, zero] =
         choose_qparams(x, quantizer.text(), "minmax", std::nullopt, outer_scale);
     const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
-    return {found, shifts ? OptionalTensor(as_float(zero)) : std::nullopt, zero};
+    return {found, shifts ? shift(zero) : std::nullopt, zero};
   }
   if (quantizer.mode == Quantizer::Mode::learned) {
     const auto [rounded, zero] = round_qparams(*scale, quantizer.text(), zero_point, outer_scale);
-    return {rounded, zero_point ? OptionalTensor(as_float(zero)) : std::nullopt, {}};
+    return {rounded, zero_point ? shift(zero) : std::nullopt, {}};
   }
-  return {scale->contiguous(),
-          zero_point ? OptionalTensor(as_float(*zero_point)) : std::nullopt,
-          zero_point.value_or(at::Tensor())};
+  return {scale->contiguous(), shift(zero_point), zero_point.value_or(at::Tensor())};
 }
 
 at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {

@@ -4,7 +4,6 @@
 
 #include <stdexcept>
 
-#include "qat/ops/float8.h"
 #include "qat/ops/quantize.h"
 
 namespace qat {
@@ -23,15 +22,10 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
         "The scales of " + name + " were trained in " + name_of(spec.scale_dtype) +
         ", which a checkpoint in " + name_of(dtype) + " cannot hold exactly; set scale_dtype to " +
         name_of(dtype) + " or export in " + name_of(spec.scale_dtype) + " or float32.");
-  const QuantRange range = quant_range(spec, spec.bits);
   QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
-  if (spec.is_float8()) {
-    result.codes = float8_codes(master, scale.detach(), block_shape(spec), range);
-    return result;
-  }
-  result.codes = quantize(master, scale.detach(), zero_point, block_shape(spec),
-                          static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
   if (!spec.symmetric()) result.zero_point = zero_point.detach();
+  result.codes = quantize(master, quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text(),
+                          scale.detach(), result.zero_point);
   return result;
 }
 
@@ -39,8 +33,6 @@ at::Tensor dequantize_weights(const QuantizedWeights& weights,
                               std::optional<at::ScalarType> dtype) {
   const at::ScalarType result = dtype.value_or(weights.scale.scalar_type());
   const at::Tensor scale = weights.scale.to(at::kFloat);
-  if (weights.weight.is_float8())
-    return float8_dequantize(weights.codes, scale, block_shape(weights.weight), result);
   return dequantize(weights.codes, scale, weights.zero_point, block_shape(weights.weight), result);
 }
 

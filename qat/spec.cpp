@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "qat/ops/blocks.h"
-#include "qat/ops/checks.h"
 
 namespace qat {
 
@@ -32,7 +31,7 @@ int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
   return layout.grid_rows * layout.grid_cols;
 }
 
-QuantRange quant_range(const QuantSpec& spec, int bits) { return range_of(spec.grid, bits); }
+Levels quant_range(const QuantSpec& spec, int bits) { return levels_of(spec.grid, bits); }
 
 std::string dtype_name(const QuantSpec& spec) {
   return spec.is_float8() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
@@ -135,17 +134,23 @@ c10::ScalarType parse_dtype(const std::string& name) {
   throw std::invalid_argument("dtype must be float32, bfloat16 or float16, but is " + name + ".");
 }
 
-Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
+Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode) {
   Quantizer quantizer;
-  using Mode = Quantizer::Mode;
-  const bool found = spec.range == Range::minmax;
-  quantizer.mode = found                          ? Mode::minmax
-                   : spec.range == Range::learned ? Mode::learned
-                                                  : Mode::fixed;
-  quantizer.bits = bits;
+  quantizer.mode = mode;
+  quantizer.bits = is_float(spec.grid) ? float_bits(spec.grid) : bits;
   quantizer.grid = spec.grid;
   quantizer.block = block_shape(spec);
-  quantizer.scale_dtype = spec.scale_dtype;
+  quantizer.scale_code = scale_code_of(spec.scale_dtype);
+  return quantizer;
+}
+
+Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
+  using Mode = Quantizer::Mode;
+  const bool found = spec.range == Range::minmax;
+  Quantizer quantizer = quantizer_of(spec, bits,
+                                     found                          ? Mode::minmax
+                                     : spec.range == Range::learned ? Mode::learned
+                                                                    : Mode::fixed);
   if (spec.range == Range::learned)
     quantizer.gradient_scale =
         1.0 / std::sqrt(elements * static_cast<double>(quant_range(spec, bits).max));

@@ -65,12 +65,15 @@ std::array<int64_t, 2> block_shape(const QuantSpec& spec);
 // The number of blocks of a matrix [rows, cols] under `spec`.
 int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 
-// Inclusive integer ends of the grid at `bits`, which a schedule may set above spec.bits.
-QuantRange quant_range(const QuantSpec& spec, int bits);
+// The levels of the grid at `bits`, which a schedule may set above spec.bits.
+Levels quant_range(const QuantSpec& spec, int bits);
 
 // What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale,
 // for the factor on the gradients of learned ones, numerics.md (11).
 Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
+
+// The same whatever the range of `spec`: to find parameters, or for parameters that are given.
+Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode);
 
 // The same for the weight of a layer, and for its input, of which a token's features count.
 Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);

@@ -57,9 +57,10 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     auto [grad_x, grad_scale, grad_zero] = fake_quantize_backward(
         grad, saved[0], text, given(saved[1]), given(saved[2]), given(saved[3]));
     result[0] = grad_x;
-    if (Quantizer::parse(text).mode != Quantizer::Mode::learned) return result;
+    const Quantizer quantizer = Quantizer::parse(text);
+    if (quantizer.mode != Quantizer::Mode::learned) return result;
     result[2] = grad_scale;
-    if (saved[2].defined()) result[3] = grad_zero;
+    if (saved[2].defined() && !is_float(quantizer.grid)) result[3] = grad_zero;
     return result;
   }
 };

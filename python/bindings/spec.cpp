@@ -48,7 +48,7 @@ QuantSpec from_state(const py::tuple& state) {
 }
 
 std::pair<int, int> integer_range(const QuantSpec& spec, int bits) {
-  const QuantRange range = quant_range(spec, bits);
+  const Levels range = quant_range(spec, bits);
   return {static_cast<int>(range.min), static_cast<int>(range.max)};
 }
 
@@ -89,6 +89,15 @@ void def_spec(py::module_& m) {
             return input_quantizer_of(spec, bits, features).text();
           },
           py::arg("bits"), py::arg("features"))
+      .def(
+          "quantizer",
+          [](const QuantSpec& spec, int bits, const std::string& mode) {
+            // Parsed for its check of the mode.
+            Quantizer given = quantizer_of(spec, bits, Quantizer::Mode::minmax);
+            const std::string text = given.text();
+            return Quantizer::parse(mode + text.substr(text.find(' '))).text();
+          },
+          py::arg("bits"), py::arg("mode"))
       .def("quant_range", &integer_range, py::arg("bits"))
       .def("block_count", &block_count, py::arg("rows"), py::arg("cols"))
       .def("__eq__", [](const QuantSpec& a, const QuantSpec& b) { return a == b; })

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.oscillation import Moves
 from torchqat.prepare import quant_layers
@@ -71,8 +70,7 @@ class Monitor:
         rows = rows if height == -1 else max(height, rows // height * height)  # whole blocks
         weight = layer.master.detach()[:rows].float()
         scale, zero_point = _qparams(layer, rows)
-        ends = layer.weight_spec.quant_range(layer.weight_bits)
-        codes = ops.quantize(weight, scale, zero_point, layer.weight_spec.block, *ends)
+        codes = ops.quantize(weight, layer.weight_spec.quantizer(layer.weight_bits, "fixed"), scale, zero_point)
         values = ops.dequantize(codes, scale, zero_point, layer.weight_spec.block, torch.float32)
         half = ops.dequantize(torch.ones_like(codes), scale, None, layer.weight_spec.block, torch.float32).abs() / 2
         figures = {"clipped_share": ((weight - values).abs() > half * 1.0001).float().mean().item()}
@@ -95,7 +93,7 @@ def _qparams(layer: QuantLayer, rows: int) -> tuple[Tensor, Tensor]:
     spec = layer.weight_spec
     if spec.scale == "minmax" and spec.granularity in ("group", "channel"):
         weight = layer.master.detach()[:rows]
-        return ops.choose_qparams(weight, spec.block, layer.weight_bits, spec.grid, "minmax", DTYPES[spec.scale_dtype])
+        return ops.choose_qparams(weight, spec.quantizer(layer.weight_bits, "minmax"))
     scale, zero_point = layer.stored_qparams()
     kept = 1 if spec.block[0] == -1 else rows // spec.block[0]
     return scale[:kept], zero_point[:kept]

@@ -126,7 +126,7 @@ class LayerReader {
 
   at::Tensor codes(const QuantSpec& spec, int64_t rows, int64_t cols) {
     at::Tensor stored = take("codes");
-    const QuantRange range = quant_range(spec, spec.bits);
+    const Levels range = quant_range(spec, spec.bits);
     if (plain_is_packed(spec)) {
       const int64_t words = packed_words(cols, spec.bits);
       if (stored.scalar_type() != at::kInt || stored.sizes() != at::IntArrayRef({rows, words}))

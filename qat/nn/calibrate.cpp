@@ -86,8 +86,8 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
       const auto importance =
           hessian && searched ? std::optional(hessian->diagonal().contiguous()) : std::nullopt;
       const auto [scale, zero_point] =
-          choose_qparams(layer.master(), block_shape(spec), bits, grid_name(spec.grid),
-                         searched ? "mse" : "minmax", spec.scale_dtype, importance);
+          choose_qparams(layer.master(), quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
+                         searched ? "mse" : "minmax", importance);
       layer.set_rounded(layer.master(), scale, zero_point);
     }
   }

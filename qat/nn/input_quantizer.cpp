@@ -9,21 +9,18 @@
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 
 namespace qat {
 
 at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
                          const at::Tensor& scale, const std::optional<at::Tensor>& zero_point) {
-  const auto block = block_shape(spec);
-  if (spec.dynamic)
-    return std::get<0>(
-        fake_quantize_dynamic(x, block, bits, grid_name(spec.grid), spec.scale_dtype));
-  const QuantRange range = quant_range(spec, bits);
-  const auto zero = zero_point ? std::optional(zero_point->view({1, 1})) : std::nullopt;
-  return fake_quantize(x, scale.view({1, 1}), zero, block, static_cast<int64_t>(range.min),
-                       static_cast<int64_t>(range.max));
+  using Mode = Quantizer::Mode;
+  const auto quantizer = quantizer_of(spec, bits, spec.dynamic ? Mode::minmax : Mode::fixed);
+  if (spec.dynamic) return std::get<0>(fake_quantize(x, quantizer.text()));
+  const bool shifts = zero_point && !spec.symmetric();
+  return std::get<0>(
+      fake_quantize(x, quantizer.text(), scale.view({1, 1}),
+                    shifts ? std::optional(zero_point->view({1, 1})) : std::nullopt));
 }
 
 InputQuantizer::InputQuantizer(const QuantSpec& spec, int64_t features, at::Device device)
@@ -54,12 +51,9 @@ at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
     observe(x);
   if (calibrating_ || bits_ == kFloat || (calibrated() && !ready_)) return x;
   if (!learned()) return rounded_input(x, spec_, bits_, scale_, zero_point_);
-  const Quantizer quantizer = input_quantizer_of(spec_, bits_, features_);
-  const QuantRange range = quant_range(spec_, bits_);
-  const auto zero_point = spec_.symmetric() ? std::nullopt : std::optional(zero_point_);
-  return fake_quantize_learned(x, scale_, zero_point, quantizer.block,
-                               static_cast<int64_t>(range.min), static_cast<int64_t>(range.max),
-                               spec_.scale_dtype, quantizer.gradient_scale);
+  return std::get<0>(
+      fake_quantize(x, input_quantizer_of(spec_, bits_, features_).text(), scale_,
+                    spec_.symmetric() ? std::nullopt : std::optional(zero_point_)));
 }
 
 void InputQuantizer::set_bits(int bits, bool derive) {
@@ -73,7 +67,7 @@ void InputQuantizer::set_bits(int bits, bool derive) {
   if (spec_.range == Range::minmax) {
     range.restore(low_.item<double>(), high_.item<double>());
   } else {
-    const QuantRange ends = quant_range(spec_, before);
+    const Levels ends = quant_range(spec_, before);
     const double scale = scale_.item<double>(), zero = zero_point_.item<double>();
     const double one = (ends.min - zero) * scale, other = (ends.max - zero) * scale;
     range.restore(std::min(one, other), std::max(one, other));
@@ -114,7 +108,7 @@ void InputQuantizer::set_qparams(const at::Tensor& scale,
   const at::NoGradGuard no_grad;
   scale_.fill_(scale.item());
   zero_point_.fill_(zero_point ? zero_point->item() : at::Scalar(0));
-  const QuantRange range = quant_range(spec_, bits_);
+  const Levels range = quant_range(spec_, bits_);
   const double step = scale_.item<double>(), zero = zero_point_.item<double>();
   low_.fill_((range.min - zero) * step);
   high_.fill_((range.max - zero) * step);
@@ -132,10 +126,8 @@ void InputQuantizer::restore() {
 std::tuple<at::Tensor, at::Tensor> InputQuantizer::qparams() const {
   const at::NoGradGuard no_grad;
   if (!learned()) return {scale_, zero_point_};
-  const QuantRange range = quant_range(spec_, scale_bits_);
-  return round_qparams(
-      scale_.detach(), spec_.symmetric() ? std::nullopt : std::optional(zero_point_.detach()),
-      static_cast<int64_t>(range.min), static_cast<int64_t>(range.max), spec_.scale_dtype);
+  return round_qparams(scale_.detach(), input_quantizer_of(spec_, scale_bits_, features_).text(),
+                       spec_.symmetric() ? std::nullopt : std::optional(zero_point_.detach()));
 }
 
 }  // namespace qat

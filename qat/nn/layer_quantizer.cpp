@@ -144,8 +144,7 @@ void LayerQuantizer::refresh() {
   } else {
     if (leaf_.device() != master_.device() || leaf_.scalar_type() != master_.scalar_type())
       leaf_.set_data(at::empty_like(master_.detach()));
-    found_ = weight_->quantizer()(master(), weight_->scale_argument(),
-                                  weight_->zero_point_argument(), master_.scalar_type());
+    found_ = weight_->quantizer()(master(), weight_->parameters(), master_.scalar_type());
     leaf_.copy_(found_.values.view_as(leaf_));
     found_.values.reset();
     *member_ = leaf_;
@@ -164,8 +163,8 @@ void LayerQuantizer::hand_on(at::Tensor gradient) {
   if (quantizer.never_clips()) return add_gradient(master_, gradient);
   if (gradient.layout() != at::kStrided) gradient = gradient.to_dense();
   at::Tensor matrix = as_matrix(gradient).contiguous();
-  const auto [scale, zero_point] = quantizer.backward_inplace(
-      matrix, master(), weight_->scale_argument(), weight_->zero_point_argument(), found_);
+  const auto [scale, zero_point] =
+      quantizer.backward_inplace(matrix, master(), weight_->parameters(), found_);
   add_gradient(master_, matrix);
   if (!weight_->learned()) return;
   add_gradient(weight_->scale(), scale);

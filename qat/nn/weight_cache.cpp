@@ -42,17 +42,17 @@ std::vector<at::Tensor> WeightCache::get(const Quantizer& quantizer, const at::T
   // Tensors made in inference mode have no version to watch.
   if (policy_ == CachePolicy::none || !quantizer.active() || weight.is_inference()) return {};
   const std::lock_guard lock(mutex_);
-  // FP8 has no packed codes: the rounded weight is kept instead.
-  const bool as_codes = policy_ == CachePolicy::codes && !is_float8(quantizer.grid);
+  // Floats have no packed codes: the rounded weight is kept instead.
+  const bool as_codes = policy_ == CachePolicy::codes && quantizer.has_codes();
   const Key key{stamp_of(weight), stamp_of(scale), stamp_of(zero_point), quantizer.text(),
                 as_codes ? at::kFloat : dtype};
   if (key == key_ && !kept_.empty()) return kept_;
   kept_.clear();  // first, so that the new one can lie where the old one lay
   const at::NoGradGuard no_grad;
   if (as_codes) {
-    kept_ = quantizer.encoded(weight, scale, zero_point);
+    kept_ = quantizer.encoded(weight, {scale, zero_point, {}});
   } else {
-    const Quantizer::Result result = quantizer(weight, scale, zero_point, dtype);
+    const Quantizer::Result result = quantizer(weight, {scale, zero_point, {}}, dtype);
     kept_ = {result.values};
     if (result.scale.defined()) kept_.insert(kept_.end(), {result.scale, result.zero_point});
   }

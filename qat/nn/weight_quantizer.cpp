@@ -5,7 +5,6 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/kept_memory.h"
 
@@ -32,8 +31,7 @@ std::tuple<at::Tensor, at::Tensor> WeightQuantizer::derived(const at::Tensor& we
   const bool returns =
       lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
   if (returns) return {lattice_scale_, lattice_zero_point_};
-  return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), method,
-                        spec_.scale_dtype);
+  return choose_qparams(weight, quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text(), method);
 }
 
 bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method,
@@ -67,22 +65,23 @@ std::optional<at::Tensor> WeightQuantizer::zero_point_argument() const {
   return zero_point_.detach();
 }
 
+Quantizer::Parameters WeightQuantizer::parameters() const {
+  return {scale_argument(), zero_point_argument(), std::nullopt};
+}
+
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
-  if (spec_.range == Range::minmax)
-    return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), "minmax",
-                          spec_.scale_dtype);
+  if (spec_.range == Range::minmax) return choose_qparams(weight, quantizer().text(), "minmax");
   if (spec_.range == Range::mse) return {scale_, zero_point_};
-  const QuantRange range = quant_range(spec_, bits_);
-  return round_qparams(scale_.detach(), zero_point_argument(), static_cast<int64_t>(range.min),
-                       static_cast<int64_t>(range.max), spec_.scale_dtype);
+  return round_qparams(scale_.detach(), quantizer().text(), zero_point_argument());
 }
 
 at::Tensor WeightQuantizer::rounded(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
   const at::Tensor master = weight.detach().to(at::kFloat);
   if (bits_ == kFloat) return master;
-  return quantizer()(master, scale_argument(), zero_point_argument(), at::kFloat).values.clone();
+  return quantizer()(master, parameters(), at::kFloat)
+      .values.clone();
 }
 
 }  // namespace qat

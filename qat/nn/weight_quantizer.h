@@ -29,8 +29,7 @@ class WeightQuantizer {
   // How the operators round a weight at the width in force.
   Quantizer quantizer() const { return weight_quantizer_of(spec_, bits_, rows_, cols_); }
   // What the quantizer is called with.
-  std::optional<at::Tensor> scale_argument() const;
-  std::optional<at::Tensor> zero_point_argument() const;
+  Quantizer::Parameters parameters() const;
   // Scale float32 and zero point int8 in force, as they are stored.
   std::tuple<at::Tensor, at::Tensor> qparams(const at::Tensor& weight) const;
   // The weight on its grid, float32 [rows, cols].
@@ -47,6 +46,8 @@ class WeightQuantizer {
   const at::Tensor& lattice_zero_point() const { return lattice_zero_point_; }
 
  private:
+  std::optional<at::Tensor> scale_argument() const;
+  std::optional<at::Tensor> zero_point_argument() const;
   std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight,
                                              const std::string& method) const;
 

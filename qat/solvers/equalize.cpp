@@ -10,7 +10,6 @@
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
 
 namespace qat {
 namespace {
@@ -19,8 +18,8 @@ constexpr int kClipSteps = 11;
 constexpr double kClipStep = 0.05;
 
 at::Tensor rounded(const at::Tensor& weight, const QuantSpec& spec, int bits) {
-  return std::get<0>(fake_quantize_dynamic(weight, block_shape(spec), bits, grid_name(spec.grid),
-                                           spec.scale_dtype));
+  return std::get<0>(
+      fake_quantize(weight, quantizer_of(spec, bits, Quantizer::Mode::minmax).text()));
 }
 
 double loss_of(const std::vector<Consumer>& consumers, const at::Tensor& hessian,
@@ -91,7 +90,8 @@ std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
   const int64_t rows = master.size(0), cols = master.size(1);
   const auto block = block_shape(spec);
   const BlockLayout layout = make_layout(rows, cols, block[0], block[1]);
-  const QuantRange range = quant_range(spec, bits);
+  const std::string finds = quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
+                    rounds = quantizer_of(spec, bits, Quantizer::Mode::fixed).text();
   const at::Tensor least =
       at::full({layout.grid_rows, layout.grid_cols}, std::numeric_limits<double>::infinity(),
                master.options().dtype(at::kDouble));
@@ -99,11 +99,8 @@ std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
   for (int step = 0; step < kClipSteps; ++step) {
     const double fraction = 1.0 - step * kClipStep;
     // The range of the shrunk weight is the shrunk range.
-    const auto [scale, zero] = choose_qparams(master * fraction, block_shape(spec), bits,
-                                              grid_name(spec.grid), "minmax", spec.scale_dtype);
-    const at::Tensor error =
-        master - fake_quantize(master, scale, zero, block_shape(spec),
-                               static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+    const auto [scale, zero] = choose_qparams(master * fraction, finds, "minmax");
+    const at::Tensor error = master - std::get<0>(fake_quantize(master, rounds, scale, zero));
     if (!best_scale.defined()) best_scale = scale.clone(), best_zero = zero.clone();
     for (int64_t col = 0; col < layout.grid_cols; ++col) {
       const int64_t from = col * layout.block_cols;

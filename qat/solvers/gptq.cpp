@@ -66,13 +66,17 @@ class Solver {
   // `upper` is overwritten.
   Solver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec, int bits,
          const GptqOptions& options, const at::Tensor& order)
-      : spec_(spec), bits_(bits), options_(options), order_(order), weight_(weight) {
+      : spec_(spec),
+        quantizer_(quantizer_of(spec, bits, Quantizer::Mode::fixed)),
+        options_(options),
+        order_(order),
+        weight_(weight) {
     const int64_t rows = weight.size(0), cols = weight.size(1);
     const auto block = block_shape(spec);
     layout_ = make_layout(rows, cols, block[0], block[1]);
     pivots_ = upper.diagonal().clone();
     transfer_ = upper.div_(pivots_);
-    codes_ = at::empty({rows, cols}, weight.options().dtype(at::kChar));
+    codes_ = at::empty({rows, cols}, weight.options().dtype(code_dtype(spec.grid)));
     error_ = at::empty({rows, cols}, weight.options());
     residual_ = at::empty({rows, cols}, weight.options());
     scale_ = at::ones({layout_.grid_rows, layout_.grid_cols}, weight.options());
@@ -84,8 +88,7 @@ class Solver {
   RoundedWeight solve(const at::Tensor& original, const at::Tensor& importance) {
     if (!dynamic())
       std::tie(scale_, zero_point_) =
-          choose_qparams(original, block_shape(spec_), bits_, grid_name(spec_.grid),
-                         options_.scale_search, spec_.scale_dtype, importance);
+          choose_qparams(original, quantizer_.text(), options_.scale_search, importance);
     for (int64_t from = 0; from < layout_.cols; from += panel_width())
       round_panel(from, std::min(from + panel_width(), layout_.cols));
     return finish();
@@ -136,11 +139,10 @@ class Solver {
                                                       /*left=*/false, /*unitriangular=*/true);
     }
     const at::Tensor importance = pivots_.slice(0, from, to).square();
-    auto block = block_shape(spec_);
-    block[1] = -1;
+    Quantizer whole = quantizer_;
+    whole.block[1] = -1;
     const auto [scale, zero_point] =
-        choose_qparams(current.contiguous(), block, bits_, grid_name(spec_.grid),
-                       options_.scale_search, spec_.scale_dtype, importance);
+        choose_qparams(current.contiguous(), whole.text(), options_.scale_search, importance);
     const int64_t place = groups_.select(0, from).item<int64_t>();
     scale_.slice(1, place, place + 1).copy_(scale);
     zero_point_.slice(1, place, place + 1).copy_(zero_point);
@@ -155,11 +157,10 @@ class Solver {
   }
 
   void round_columns(int64_t from, int64_t to, const at::Tensor& offset) {
-    const QuantRange range = quant_range(spec_, bits_);
     const auto [codes, error, residual] = quantize_with_feedback(
-        weight_.slice(1, from, to), offset, transfer_.slice(0, from, to).slice(1, from, to),
-        expanded(scale_, from, to), expanded(zero_point_, from, to),
-        static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+        weight_.slice(1, from, to), quantizer_.text(), offset,
+        transfer_.slice(0, from, to).slice(1, from, to), expanded(scale_, from, to),
+        expanded(zero_point_, from, to));
     codes_.slice(1, from, to).copy_(codes);
     error_.slice(1, from, to).copy_(error);
     residual_.slice(1, from, to).copy_(residual);
@@ -184,7 +185,6 @@ class Solver {
   // `residual` is overwritten: fresh memory costs more than all that is computed here.
   at::Tensor within_cell(const at::Tensor& codes, const at::Tensor& rounded,
                          const at::Tensor& residual) const {
-    const QuantRange range = quant_range(spec_, bits_);
     const at::Tensor reach = expanded_scale().abs() * 0.49;
     if (layout_.cols % layout_.block_cols == 0)
       residual.view({layout_.rows, layout_.grid_cols, layout_.block_cols}).clamp_(-reach, reach);
@@ -192,9 +192,7 @@ class Solver {
       residual.clamp_(-by_column(reach), by_column(reach));
     const at::Tensor target = residual.add_(rounded);
     // Rounded scales may move a border by the last bit.
-    const at::Tensor other =
-        codes != quantize(target, scale_, zero_point_, block_shape(spec_),
-                          static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
+    const at::Tensor other = codes != quantize(target, quantizer_.text(), scale_, zero_point_);
     return other.any().item<bool>() ? at::where(other, rounded, target) : target;
   }
 
@@ -211,7 +209,7 @@ class Solver {
   }
 
   const QuantSpec& spec_;
-  int bits_;
+  Quantizer quantizer_;
   const GptqOptions& options_;
   at::Tensor order_;
   at::Tensor weight_;

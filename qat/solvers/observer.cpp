@@ -113,8 +113,9 @@ std::tuple<at::Tensor, at::Tensor> Observer::qparams(const QuantSpec& spec, int 
 std::tuple<at::Tensor, at::Tensor> Observer::find_qparams(const QuantSpec& spec, int bits) const {
   const auto choose = [&](const at::Tensor& values, const char* method,
                           const std::optional<at::Tensor>& importance = {}) {
-    return choose_qparams(values, {-1, -1}, bits, grid_name(spec.grid), method, spec.scale_dtype,
-                          importance);
+    Quantizer quantizer = quantizer_of(spec, bits, Quantizer::Mode::minmax);
+    quantizer.block = {-1, -1};
+    return choose_qparams(values, quantizer.text(), method, importance);
   };
   if (empty()) return choose(at::zeros({1, 2}), "minmax");
   if (spec_.kind == ObserverKind::mse && !histogram_.empty()) {

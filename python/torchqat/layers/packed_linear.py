@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, QuantizedWeights, pack_weights
+from torchqat._library import QuantizedWeights, pack_weights
 
 
 class PackedLinear(nn.Module):
@@ -51,10 +51,8 @@ class PackedLinear(nn.Module):
         if spec is None:
             return x
         if spec.dynamic:
-            return ops.fake_quantize_dynamic(x, spec.block, spec.bits, spec.grid, DTYPES[spec.scale_dtype])[0]
-        return ops.fake_quantize(
-            x, self.input_scale, self.input_zero_point, spec.block, *spec.quant_range(spec.bits)
-        )  # fmt: skip
+            return ops.fake_quantize(x, spec.quantizer(spec.bits, "minmax"))
+        return ops.fake_quantize(x, spec.quantizer(spec.bits, "fixed"), self.input_scale, self.input_zero_point)
 
     @property
     def weight(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import DTYPES, FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.quant_input import QuantInput
 from torchqat.sharded import assign, whole
@@ -141,9 +141,8 @@ class QuantLayer(QuantInput):
         if self._has_lattice and self.weight_bits == spec.bits:
             scale, zero_point = self.lattice_scale, self.lattice_zero_point
         else:
-            scale, zero_point = ops.choose_qparams(
-                self.master, spec.block, self.weight_bits, spec.grid, _search(method), DTYPES[spec.scale_dtype]
-            )
+            text = spec.quantizer(self.weight_bits, "minmax")
+            scale, zero_point = ops.choose_qparams(self.master, text, _search(method))
         assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
             assign(self.weight_zero_point, zero_point)
@@ -220,20 +219,18 @@ class QuantLayer(QuantInput):
     @torch.no_grad()
     def codes(self) -> Tensor:
         """The integer codes of the weight in force, int8 ``[rows, cols]``."""
-        spec = self.weight_spec
-        return ops.quantize(self.master, *self.stored_qparams(), spec.block, *spec.quant_range(self.weight_bits))
+        return ops.quantize(self.master, self.weight_spec.quantizer(self.weight_bits, "fixed"), *self.stored_qparams())
 
     @torch.no_grad()
     def stored_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, rounded to its stored dtype) and zero point (int8) of the weight in force."""
         spec = self.weight_spec
-        dtype = DTYPES[spec.scale_dtype]
         if spec.scale == "minmax":
-            return ops.choose_qparams(self.master, spec.block, self.weight_bits, spec.grid, "minmax", dtype)
+            return ops.choose_qparams(self.master, spec.quantizer(self.weight_bits, "minmax"))
         if spec.scale == "mse":
             return self.weight_scale, self.weight_zero_point
         zero_point = None if self.weight_zero_point is None else whole(self.weight_zero_point)
-        return ops.round_qparams(whole(self.weight_scale), zero_point, *spec.quant_range(self.weight_bits), dtype)
+        return ops.round_qparams(whole(self.weight_scale), spec.quantizer(self.weight_bits, "learned"), zero_point)
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
@@ -256,9 +253,7 @@ class QuantLayer(QuantInput):
         if spec is not None and not spec.dynamic:
             scale, zero_point = self.input_scale, self.input_zero_point
             if spec.scale == "learned":
-                scale, zero_point = ops.round_qparams(
-                    scale, zero_point, *spec.quant_range(spec.bits), DTYPES[spec.scale_dtype]
-                )
+                scale, zero_point = ops.round_qparams(scale, spec.quantizer(spec.bits, "learned"), zero_point)
             weights.input_scale = scale.reshape(1)
             weights.input_zero_point = None if spec.symmetric else zero_point.reshape(1)
         return weights

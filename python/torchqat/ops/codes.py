@@ -3,100 +3,110 @@
 import torch
 from torch import Tensor
 
+from torchqat.ops import deprecated
 from torchqat.ops.block import Block
+from torchqat.ops.deprecated import accepts_old_arguments
 
 
+@accepts_old_arguments(deprecated.old_choose_qparams)
 def choose_qparams(
     x: Tensor,
-    block: Block,
-    bits: int,
-    grid: str = "narrow",
+    quantizer: str,
     method: str = "minmax",
-    scale_dtype: torch.dtype = torch.float32,
     importance: Tensor | None = None,
+    outer_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero point (int8) of each block, by range or by least squared error. Equations (7) to (10).
+    """Scale (float32) and zero point (int8; offsets float32) of each block, as stored. Equations (7) to (10).
 
-    ``importance``, float32 ``[cols]``, weights the columns in that error.
+    Args:
+        x: float32, float16 or bfloat16, any shape.
+        quantizer: A quantizer's text (``quantizer_text``); its mode does not matter.
+        method: ``minmax``, by range, or ``mse``, by least squared error.
+        importance: float32 ``[cols]``, weights of the columns in that error.
+        outer_scale: float32, one per outer block, of quantizers that have them; ``None``: found.
     """
-    return torch.ops.qat.choose_qparams(x, block, bits, grid, method, scale_dtype, importance)
+    return torch.ops.qat.choose_qparams(x, quantizer, method, importance, outer_scale)
 
 
+@accepts_old_arguments(deprecated.old_round_qparams)
 def round_qparams(
-    scale: Tensor, zero_point: Tensor | None, quant_min: int, quant_max: int, scale_dtype: torch.dtype
+    scale: Tensor, quantizer: str, zero_point: Tensor | None = None, outer_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Learned parameters as they will be stored. Equations (7) and (8)."""
-    return torch.ops.qat.round_qparams(scale, zero_point, quant_min, quant_max, scale_dtype)
+    """Learned parameters, float32, as they will be stored. Equations (7) and (8)."""
+    return torch.ops.qat.round_qparams(scale, quantizer, zero_point, outer_scale)
 
 
-def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, block: Block, quant_min: int, quant_max: int
-) -> Tensor:
-    """The int8 codes that ``fake_quantize`` uses. Equations (1) and (2); NaN becomes ``quant_min``."""
-    return torch.ops.qat.quantize(x, scale, zero_point, block, quant_min, quant_max)
+@accepts_old_arguments(deprecated.old_quantize)
+def quantize(x: Tensor, quantizer: str, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """The codes that ``fake_quantize`` uses: levels, int8, or of floats in ``torch.float8_e4m3fn`` (E5M2 in its own).
+
+    Equations (1) and (2); NaN becomes the lowest level. Parameters as they are stored; the mode does not matter.
+    """
+    return torch.ops.qat.quantize(x, quantizer, scale, zero_point)
 
 
 def dequantize(
     codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: Block, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """``(codes - zero_point) * scale`` in float32, rounded once to ``dtype``. Equation (3); in ``scale``, (29)."""
+    """``(codes - zero_point) * scale`` in float32, rounded once to ``dtype``. Equation (3); in ``scale``, (29).
+
+    ``codes`` as ``quantize`` returns them; a float32 ``zero_point`` is an offset, which is added.
+    """
     return torch.ops.qat.dequantize(codes, scale, zero_point, block, dtype)
 
 
+@accepts_old_arguments(deprecated.old_quantize_with_feedback)
 def quantize_with_feedback(
     weight: Tensor,
+    quantizer: str,
     offset: Tensor,
     transfer: Tensor,
     scale: Tensor,
-    zero_point: Tensor,
-    quant_min: int,
-    quant_max: int,
+    zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Round columns left to right, each making good the errors of those before it: the inner loop of GPTQ, (16).
 
     Args:
         weight: float32 ``[rows, cols]``, at most 1024 columns.
+        quantizer: A quantizer's text, of which the levels count.
         offset: float32 ``[rows, cols]``, what earlier columns ask for.
         transfer: float32 ``[cols, cols]``; entry ``(i, j)``, ``i < j``, is what ``j`` gets of the error of ``i``.
         scale: float32 ``[rows, 1]`` or ``[rows, cols]``.
-        zero_point: int8, shaped like ``scale``.
-        quant_min: Lowest level.
-        quant_max: Highest level.
+        zero_point: int8, shaped like ``scale``; ``None`` means 0.
 
     Returns:
-        Codes int8; error, float32, ``weight`` less what it was rounded to; residual, what was rounded less the same.
+        Codes as of ``quantize``; error, float32, ``weight`` less what it was rounded to; residual, what was rounded
+        less the same.
     """
-    return torch.ops.qat.quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max)
+    return torch.ops.qat.quantize_with_feedback(weight, quantizer, offset, transfer, scale, zero_point)
 
 
+@accepts_old_arguments(deprecated.old_encode)
 def encode(
     x: Tensor,
-    scale: Tensor | None,
-    zero_point: Tensor | None,
-    block: Block,
-    bits: int,
-    grid: str = "narrow",
-    scale_dtype: torch.dtype = torch.float32,
+    quantizer: str,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    outer_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of ``x``, two to a byte up to 4 bits, with scale and zero point; without ``scale``, found from the range.
 
-    A block with elements that are not finite gets the scale NaN, since no code stands for them.
+    Whole levels alone. A block with elements that are not finite gets the scale NaN, since no code stands for them.
     """
-    return torch.ops.qat.encode(x, scale, zero_point, block, bits, grid, scale_dtype)
+    return torch.ops.qat.encode(x, quantizer, scale, zero_point, outer_scale)
 
 
+@accepts_old_arguments(deprecated.old_decode)
 def decode(
     codes: Tensor,
+    quantizer: str,
     scale: Tensor,
     zero_point: Tensor,
-    block: Block,
-    bits: int,
-    grid: str,
     cols: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The inverse of ``encode``: ``[rows, cols]``, bit for bit what ``fake_quantize`` gives."""
-    return torch.ops.qat.decode(codes, scale, zero_point, block, bits, grid, cols, dtype)
+    return torch.ops.qat.decode(codes, quantizer, scale, zero_point, cols, dtype)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

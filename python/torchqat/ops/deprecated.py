@@ -1,0 +1,166 @@
+"""The arguments and operators that ``quantizer`` has taken the place of; they go with the next version.
+
+Block, bits, ends of the grid and dtype of the scale came one by one. Each old call is one call of the new operator.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchqat.ops.block import Block
+from torchqat.ops.quantizer import quantizer_text
+
+_FLOATS = {448: "fp8_e4m3", 57344: "fp8_e5m2"}
+
+
+def accepts_old_arguments(old: Callable) -> Callable:
+    """A decorator: a call whose second argument is no text, and names no ``quantizer``, is one of ``old``."""
+
+    def decorate(new: Callable) -> Callable:
+        @functools.wraps(new)
+        def call(first: Tensor, *args: object, **kwargs: object) -> object:
+            if (args and isinstance(args[0], str)) or "quantizer" in kwargs:
+                return new(first, *args, **kwargs)
+            _warn(f"torchqat.ops.{new.__name__} with a block and the ends of a grid", "a quantizer's text")
+            return old(first, *args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _warn(what: str, instead: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"{what} is deprecated; use {instead}.", DeprecationWarning, stacklevel=4)
+
+
+def _grid_between(low: int, high: int, asymmetric: bool) -> tuple[int, str]:
+    """Bits and grid of levels between two ends."""
+    if low == -high and high in _FLOATS:
+        return 8, _FLOATS[high]
+    bits = (high + 1).bit_length()
+    if high + 1 == 1 << (bits - 1) and 2 <= bits <= 8:
+        if low == -high and not asymmetric:
+            return bits, "narrow"
+        if low == -high - 1:
+            return bits, "asymmetric" if asymmetric else "full"
+    raise ValueError(
+        f"[torchqat.ops] quant_min must be below quant_max, both the ends of a grid of 2 to 8 bits such as -8 and 7, "
+        f"but they are {low} and {high}."
+    )
+
+
+def _given(mode: str, block: Block, ends: tuple[int, int], zero_point: Tensor | None, *rest: object) -> str:
+    return quantizer_text(mode, block, *_grid_between(*ends, zero_point is not None), *rest)
+
+
+def old_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    block: Block,
+    quant_min: int,
+    quant_max: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    text = _given("fixed", block, (quant_min, quant_max), zero_point)
+    return torch.ops.qat.fake_quantize(x, text, scale, zero_point, dtype=dtype)[0]
+
+
+def fake_quantize_dynamic(
+    x: Tensor,
+    block: Block,
+    bits: int,
+    grid: str = "narrow",
+    scale_dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Deprecated: ``fake_quantize`` with a ``minmax`` quantizer. Returns scale and zero point as well."""
+    _warn("torchqat.ops.fake_quantize_dynamic", "fake_quantize with a minmax quantizer")
+    return torch.ops.qat.fake_quantize(x, quantizer_text("minmax", block, bits, grid, scale_dtype), dtype=dtype)
+
+
+def fake_quantize_learned(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    block: Block,
+    quant_min: int,
+    quant_max: int,
+    scale_dtype: torch.dtype = torch.float32,
+    gradient_scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Deprecated: ``fake_quantize`` with a ``learned`` quantizer."""
+    _warn("torchqat.ops.fake_quantize_learned", "fake_quantize with a learned quantizer")
+    text = _given("learned", block, (quant_min, quant_max), zero_point, scale_dtype, gradient_scale)
+    return torch.ops.qat.fake_quantize(x, text, scale, zero_point, dtype=dtype)[0]
+
+
+def old_choose_qparams(
+    x: Tensor,
+    block: Block,
+    bits: int,
+    grid: str = "narrow",
+    method: str = "minmax",
+    scale_dtype: torch.dtype = torch.float32,
+    importance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.qat.choose_qparams(x, quantizer_text("minmax", block, bits, grid, scale_dtype), method, importance)
+
+
+def old_round_qparams(
+    scale: Tensor, zero_point: Tensor | None, quant_min: int, quant_max: int, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    text = _given("learned", (1, 1), (quant_min, quant_max), zero_point, scale_dtype)
+    return torch.ops.qat.round_qparams(scale, text, zero_point)
+
+
+def old_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, block: Block, quant_min: int, quant_max: int
+) -> Tensor:
+    return torch.ops.qat.quantize(x, _given("fixed", block, (quant_min, quant_max), zero_point), scale, zero_point)
+
+
+def old_quantize_with_feedback(
+    weight: Tensor,
+    offset: Tensor,
+    transfer: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    bits, grid = _grid_between(quant_min, quant_max, False)
+    text = quantizer_text("fixed", (1, -1), bits, grid)
+    return torch.ops.qat.quantize_with_feedback(weight, text, offset, transfer, scale, zero_point)
+
+
+def old_encode(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    block: Block,
+    bits: int,
+    grid: str = "narrow",
+    scale_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mode = "minmax" if scale is None else "fixed"
+    return torch.ops.qat.encode(x, quantizer_text(mode, block, bits, grid, scale_dtype), scale, zero_point)
+
+
+def old_decode(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    block: Block,
+    bits: int,
+    grid: str,
+    cols: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    text = quantizer_text("fixed", block, bits, grid)
+    return torch.ops.qat.decode(codes, text, scale, zero_point, cols, dtype)
