@@ -5,7 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
+#include "qat/ops/parameters.h"
 
 namespace qat {
 
@@ -78,9 +78,8 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, std:
                                                        const OptionalTensor& outer_scale) {
   const Quantizer quantizer = Quantizer::parse(text);
   check_choose_qparams(x, quantizer, method, importance, outer_scale);
-  const auto [rows, cols] = grid_sizes(x, quantizer.block);
-  return {at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
-          at::empty_symint({rows, cols}, x.options().dtype(zero_dtype(quantizer)))};
+  const FoundTensors found = empty_parameters(x, quantizer);
+  return {found.scale, found.zero_point};
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,

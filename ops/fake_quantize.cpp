@@ -5,7 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
+#include "qat/ops/parameters.h"
 
 namespace qat {
 
@@ -62,13 +62,10 @@ FakeQuantized fake_quantize_meta(const at::Tensor& x, std::string_view text,
                                  std::optional<at::ScalarType> dtype) {
   const Quantizer quantizer =
       check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
-  c10::SymInt rows = 0, cols = 0;
-  if (quantizer.mode == Quantizer::Mode::minmax)
-    std::tie(rows, cols) = grid_sizes(x, quantizer.block);
-  return {like(x, dtype.value_or(x.scalar_type())),
-          at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
-          at::empty_symint({rows, cols},
-                           x.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar))};
+  const auto [scale_found, zero_found] = quantizer.mode == Quantizer::Mode::minmax
+                                             ? empty_parameters(x, quantizer)
+                                             : no_parameters(x, quantizer);
+  return {like(x, dtype.value_or(x.scalar_type())), scale_found, zero_found};
 }
 
 // Gradients of scale and zero point, shaped like them.
@@ -76,10 +73,10 @@ std::tuple<at::Tensor, at::Tensor> parameter_gradients(const at::Tensor& x,
                                                        const Quantizer& quantizer,
                                                        const OptionalTensor& scale,
                                                        const OptionalTensor& zero_point) {
-  const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
-  if (quantizer.mode != Quantizer::Mode::learned) return {none, none};
+  const auto none = [&] { return at::empty({0}, x.options().dtype(at::kFloat)); };
+  if (quantizer.mode != Quantizer::Mode::learned) return {none(), none()};
   const bool shifts = zero_point && !is_float(quantizer.grid);
-  return {like(*scale, at::kFloat), shifts ? like(*zero_point, at::kFloat) : none};
+  return {like(*scale, at::kFloat), shifts ? like(*zero_point, at::kFloat) : none()};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_meta(

@@ -26,11 +26,16 @@ std::array<int64_t, 2> outer_shape(const at::Tensor& scale, const Quantizer& qua
 
 }  // namespace
 
-FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer,
-                              const BlockLayout& layout) {
+FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer) {
+  const auto [rows, cols] = grid_sizes(x, quantizer.block);
   const auto zero_dtype = quantizer.has_offset() ? at::kFloat : at::kChar;
-  return {at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat)),
-          at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(zero_dtype))};
+  return {at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
+          at::empty_symint({rows, cols}, x.options().dtype(zero_dtype))};
+}
+
+FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer) {
+  return {at::empty({0}, x.options().dtype(at::kFloat)),
+          at::empty({0}, x.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar))};
 }
 
 StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,

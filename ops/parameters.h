@@ -12,8 +12,9 @@ struct FoundTensors {
   at::Tensor scale;
   at::Tensor zero_point;
 };
-FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer,
-                              const BlockLayout& layout);
+FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer);
+// The same of a quantizer that finds none.
+FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer);
 
 // Parameters as kernels read them, contiguous: scale as it is stored, zero point or offset in float32
 // where there is one.

@@ -111,10 +111,11 @@ bool read_words(const std::vector<std::string_view>& words, Quantizer& to) {
     if (!read(levels.substr(3), to.bits)) return false;
     levels = word();
   }
-  const auto grid = find(kGrids, levels);
-  if (!grid || is_float(*grid) != (next == 2)) return false;
-  to.grid = *grid;
-  if (is_float(*grid)) to.bits = float_bits(*grid);
+  const bool whole = next == 3;
+  if (!whole && !find(kGrids, levels)) return false;
+  to.grid = parse_grid("quantizer", levels);
+  if (is_float(to.grid) == whole) return false;
+  if (!whole) to.bits = float_bits(to.grid);
   if (!read_block(word(), to.block) || !read_scale(word(), to)) return false;
   if (next < words.size() && to.mode == Mode::learned && !read(word(), to.gradient_scale))
     return false;
@@ -183,8 +184,8 @@ std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,
                                                                const Parameters& parameters,
                                                                const Result& found) const {
   if (!active() || never_clips()) {
-    const at::Tensor none = at::empty({0}, x.options().dtype(at::kFloat));
-    return {none, none};
+    const auto none = [&] { return at::empty({0}, x.options().dtype(at::kFloat)); };
+    return {none(), none()};
   }
   const bool given = mode == Mode::minmax && found.scale.defined();
   const bool shifts = grid == Grid::asymmetric || has_offset();

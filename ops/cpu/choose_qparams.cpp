@@ -165,7 +165,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, std::
   const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
   const auto weights = contiguous(importance);
-  const FoundTensors to = empty_parameters(x, quantizer, layout);
+  const FoundTensors to = empty_parameters(x, quantizer);
   const TileSource found(quantizer, to);
   QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
     if (layout.block_rows == 1 && !searching) {

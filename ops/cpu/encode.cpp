@@ -122,7 +122,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(const at::Tensor& x,
   const at::Tensor codes = kept_empty({layout.rows, code_layout(layout, quantizer.bits).per_row},
                                       x.options().dtype(at::kByte), Fit::tight);
   if (!scale && layout.block_rows == 1 && !quantizer.has_outer_scale()) {
-    const FoundTensors found = empty_parameters(x, quantizer, layout);
+    const FoundTensors found = empty_parameters(x, quantizer);
     encode_tiles(input, layout, quantizer, TileSource(quantizer, found), codes, found.scale);
     return {codes, found.scale, found.zero_point};
   }

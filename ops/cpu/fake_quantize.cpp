@@ -1,6 +1,5 @@
 #include "qat/ops/fake_quantize.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "qat/ops/arguments.h"
@@ -39,7 +38,7 @@ FakeQuantized fake_quantize_cpu(const at::Tensor& x, std::string_view text,
                   store_for(y)};
   // One pass for blocks of one row: a tile is still in the nearest cache when its scales are known.
   if (quantizer.mode == Mode::minmax && layout.block_rows == 1 && !quantizer.has_outer_scale()) {
-    const auto found = empty_parameters(x, quantizer, layout);
+    const auto found = empty_parameters(x, quantizer);
     round.symmetric = quantizer.grid != Grid::asymmetric;
     round_tiles(input, layout, round, TileSource(quantizer, found), y);
     return {y, found.scale, found.zero_point};
@@ -48,7 +47,8 @@ FakeQuantized fake_quantize_cpu(const at::Tensor& x, std::string_view text,
   round.symmetric = !stored.zero_point;
   round_tiles(input, layout, round, TileSource(stored), y);
   if (quantizer.mode == Mode::minmax) return {y, stored.scale, stored.found_zero_point};
-  return {y, at::empty({0}, stored.scale.options()), at::empty({0}, x.options().dtype(at::kChar))};
+  const auto [no_scale, no_zero_point] = no_parameters(x, quantizer);
+  return {y, no_scale, no_zero_point};
 }
 
 }  // namespace

@@ -66,10 +66,10 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
   const at::Tensor input = x.contiguous();
   const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
   const bool learned = quantizer.mode == Quantizer::Mode::learned;
-  const at::Tensor none = at::empty({0}, stored.scale.options());
   // The sums of each segment, so that the order of addition does not depend on the threads.
   const auto sums = [&](bool wanted) {
-    return wanted ? at::empty({layout.rows, layout.grid_cols}, stored.scale.options()) : none;
+    return wanted ? at::empty({layout.rows, layout.grid_cols}, stored.scale.options())
+                  : at::empty({0}, stored.scale.options());
   };
   const at::Tensor scale_sums = sums(learned), zero_sums = sums(learned && stored.zero_point);
   const auto with_dtype = [&](auto shift, auto is_learned, const auto& kind) {

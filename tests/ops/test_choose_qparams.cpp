@@ -3,12 +3,13 @@
 
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
 
 double squared_error(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point) {
-  return (fake_quantize(x, scale, zero_point, {1, -1}, -8, 7) - x)
+  return (rounded(x, text("fixed", 4, "asymmetric", {1, -1}), scale, zero_point) - x)
       .to(at::kDouble)
       .square()
       .sum()
@@ -17,20 +18,20 @@ double squared_error(const at::Tensor& x, const at::Tensor& scale, const at::Ten
 
 TEST(ChooseQParams, IgnoresWhatIsNotFinite) {
   const at::Tensor x = at::tensor({1.0f, -7.0f, NAN, INFINITY, -INFINITY}).view({1, 5});
-  const auto [scale, zero_point] = choose_qparams(x, {1, -1}, 4, "narrow", "minmax", at::kFloat);
+  const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, "narrow", {1, -1}, at::kFloat), "minmax");
   EXPECT_EQ(scale.item<float>(), 1.0f);
 }
 
 TEST(ChooseQParams, ABlockWithoutFiniteElementsCountsAsZeros) {
   const at::Tensor x = at::full({1, 40}, NAN);
   for (const auto* method : {"minmax", "mse"})
-    EXPECT_EQ(std::get<0>(choose_qparams(x, {1, -1}, 4, "full", method, at::kFloat)).item<float>(),
+    EXPECT_EQ(std::get<0>(choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), method)).item<float>(),
               1.0f);
 }
 
 TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
   const at::Tensor x = at::randn({16, 128});
-  const auto [scale, zero_point] = choose_qparams(x, {1, -1}, 4, "full", "mse", at::kFloat);
+  const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), "mse");
   for (int64_t row = 0; row < 16; ++row) {
     const at::Tensor one = x.slice(0, row, row + 1);
     const float widest = one.abs().max().item<float>() / 7.5f;
@@ -47,13 +48,13 @@ TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
 
 TEST(ChooseQParams, RoundsToTheScaleDtype) {
   const auto [scale, zero_point] =
-      choose_qparams(at::randn({8, 64}), {1, 32}, 4, "narrow", "mse", at::kHalf);
+      choose_qparams(at::randn({8, 64}), text("minmax", 4, "narrow", {1, 32}, at::kHalf), "mse");
   EXPECT_TRUE(at::equal(scale, scale.to(at::kHalf).to(at::kFloat)));
 }
 
 TEST(RoundQParams, RoundsZeroPointsToLevels) {
   const at::Tensor zero_point = at::tensor({0.5f, 1.5f, -9.0f, 70.0f}).view({2, 2});
-  const auto [scale, rounded] = round_qparams(at::ones({2, 2}), zero_point, -8, 7, at::kFloat);
+  const auto [scale, rounded] = round_qparams(at::ones({2, 2}), text("learned", 4, "asymmetric", {1, 1}, at::kFloat), zero_point);
   EXPECT_TRUE(
       at::equal(rounded.to(at::kFloat), at::tensor({0.0f, 2.0f, -8.0f, 7.0f}).view({2, 2})));
 }

@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "qat/ops/encode.h"
-#include "qat/ops/fake_quantize_dynamic.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -14,11 +14,11 @@ TEST(Encode, DecodesToWhatFakeQuantizeGives) {
       for (const int64_t bits : {2, 3, 4, 5, 8})
         for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
           const at::Tensor x = at::randn({12, 97}).to(dtype);
-          const auto [y, s, z] = fake_quantize_dynamic(x, block, bits, grid, at::kBFloat16);
+          const auto [y, s, z] = fake_quantize(x, text("minmax", bits, grid, block, at::kBFloat16));
           const auto [codes, scale, zero] =
-              encode(x, std::nullopt, std::nullopt, block, bits, grid, at::kBFloat16);
+              encode(x, text("minmax", bits, grid, block, at::kBFloat16), std::nullopt, std::nullopt, std::nullopt);
           EXPECT_TRUE(at::equal(scale, s) && at::equal(zero, z));
-          EXPECT_TRUE(at::equal(decode(codes, scale, zero, block, bits, grid, 97, dtype), y))
+          EXPECT_TRUE(at::equal(decode(codes, text("fixed", bits, grid, block), scale, zero, 97, dtype), y))
               << grid << " " << bits << " " << dtype;
         }
 }
@@ -27,7 +27,7 @@ TEST(Encode, TwoCodesShareAByteInTheOrderThatTheHeaderSays) {
   // Levels -3 to 4 on a scale of 1; byte j holds elements 2 j and 2 j + 1.
   const at::Tensor x = at::arange(-3.0, 5.0).view({1, 8});
   const at::Tensor one = at::ones({1, 1});
-  const auto codes = std::get<0>(encode(x, one, std::nullopt, {1, 8}, 4, "full", at::kFloat));
+  const auto codes = std::get<0>(encode(x, text("fixed", 4, "full", {1, 8}, at::kFloat), one, std::nullopt, std::nullopt));
   for (int64_t j = 0; j < 4; ++j)
     EXPECT_EQ(codes[0][j].item<int>(), (2 * j - 3 + 8) | (2 * j - 2 + 8) << 4);
 }

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "qat/ops/fake_quantize.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -12,14 +13,14 @@ at::Tensor scales(std::vector<float> values, at::IntArrayRef shape) {
 
 TEST(FakeQuantize, RoundsToTheNearestLevelOfEachGroup) {
   const at::Tensor x = at::tensor({0.26f, 9.0f, -0.26f, 1.0f}).view({1, 4});
-  const at::Tensor y = fake_quantize(x, scales({0.5f, 1.0f}, {1, 2}), std::nullopt, {1, 2}, -8, 7);
+  const at::Tensor y = rounded(x, text("fixed", 4, "full", {1, 2}), scales({0.5f, 1.0f}, {1, 2}));
   EXPECT_TRUE(at::equal(y, at::tensor({0.5f, 3.5f, 0.0f, 1.0f}).view({1, 4})));
 }
 
 TEST(FakeQuantize, AppliesTheZeroPoint) {
   const at::Tensor x = at::tensor({-3.0f, 20.0f}).view({1, 2});
   const at::Tensor zero_point = at::full({1, 1}, 3, at::kChar);
-  const at::Tensor y = fake_quantize(x, scales({1.0f}, {1, 1}), zero_point, {-1, -1}, -8, 7);
+  const at::Tensor y = rounded(x, text("fixed", 4, "asymmetric", {-1, -1}), scales({1.0f}, {1, 1}), zero_point);
   EXPECT_TRUE(at::equal(y, at::tensor({-3.0f, 4.0f}).view({1, 2})));
 }
 
@@ -31,7 +32,7 @@ TEST(FakeQuantize, AcceptsEveryGranularityAndDtype) {
       const int64_t rows = block[0] == -1 ? 1 : (6 + block[0] - 1) / block[0];
       const int64_t cols = block[1] == -1 ? 1 : (10 + block[1] - 1) / block[1];
       const at::Tensor y =
-          fake_quantize(x, at::full({rows, cols}, 0.25f), std::nullopt, block, -8, 7);
+          rounded(x, text("fixed", 4, "full", block), at::full({rows, cols}, 0.25f));
       const at::Tensor expected =
           (x.to(at::kFloat) / 0.25).round().clamp(-8, 7).mul(0.25).to(dtype);
       EXPECT_TRUE(at::equal(y, expected)) << dtype << " " << block;
@@ -41,18 +42,18 @@ TEST(FakeQuantize, AcceptsEveryGranularityAndDtype) {
 TEST(FakeQuantize, ReadsPermutedTensors) {
   const at::Tensor x = at::randn({8, 4}).t();
   const at::Tensor scale = at::rand({4, 1}) + 0.1;
-  EXPECT_TRUE(at::equal(fake_quantize(x, scale, std::nullopt, {1, -1}, -8, 7),
-                        fake_quantize(x.contiguous(), scale, std::nullopt, {1, -1}, -8, 7)));
+  EXPECT_TRUE(at::equal(rounded(x, text("fixed", 4, "full", {1, -1}), scale),
+                        rounded(x.contiguous(), text("fixed", 4, "full", {1, -1}), scale)));
 }
 
 TEST(FakeQuantize, AnEmptyTensorStaysEmpty) {
   EXPECT_EQ(
-      fake_quantize(at::empty({0, 4}), at::empty({0, 1}), std::nullopt, {1, -1}, -8, 7).numel(), 0);
+      rounded(at::empty({0, 4}), text("fixed", 4, "full", {1, -1}), at::empty({0, 1})).numel(), 0);
 }
 
 TEST(FakeQuantize, PassesGradientsInsideTheRangeOnly) {
   const at::Tensor x = at::tensor({0.3f, 9.0f}).view({1, 2}).requires_grad_(true);
-  fake_quantize(x, at::ones({1, 1}), std::nullopt, {-1, -1}, -8, 7).sum().backward();
+  rounded(x, text("fixed", 4, "full", {-1, -1}), at::ones({1, 1})).sum().backward();
   EXPECT_TRUE(at::equal(x.grad(), at::tensor({1.0f, 0.0f}).view({1, 2})));
 }
 
@@ -66,17 +67,20 @@ TEST(FakeQuantize, RefusesBadArgumentsWithASentence) {
     return "";
   };
   const at::Tensor x = at::zeros({2, 4}), s = at::ones({2, 1});
-  EXPECT_EQ(message([&] { fake_quantize(x.to(at::kDouble), s, std::nullopt, {1, -1}, -8, 7); }),
+  const std::string fixed = text("fixed", 4, "full", {1, -1});
+  EXPECT_EQ(message([&] { fake_quantize(x.to(at::kDouble), fixed, s); }),
             "[fake_quantize] x must be float32, float16 or bfloat16, but is Double.");
-  EXPECT_EQ(message([&] { fake_quantize(x, s, std::nullopt, {1, -1}, 7, -8); }),
-            "[fake_quantize] quant_min must be below quant_max, both in [-128, 127], but they are "
-            "7 and -8.");
+  EXPECT_EQ(message([&] { fake_quantize(x, fixed); }),
+            "[fake_quantize] scale must be given for fixed int4 full 1x-1 float32.");
   EXPECT_EQ(
-      message([&] { fake_quantize(x, at::ones({1, 1}), std::nullopt, {1, -1}, -8, 7); }),
+      message([&] { fake_quantize(x, fixed, at::ones({1, 1})); }),
       "[fake_quantize] scale must have shape [2, 1], one entry per block of x, but has [1, 1].");
-  EXPECT_EQ(
-      message([&] { fake_quantize(x, s, std::nullopt, {0, -1}, -8, 7); }),
-      "[fake_quantize] block sides must be positive, or -1 for the whole axis, but are [0, -1].");
+  EXPECT_EQ(message([&] { fake_quantize(x, "fixed int4 full 0x-1 float32", s); }),
+            "[quantizer] block sides must be positive, or -1 for the whole axis, but are [0, -1].");
+  EXPECT_EQ(message([&] { fake_quantize(x, fixed, s, at::zeros({2, 1})); }),
+            "[fake_quantize] zero_point must be Char, but is Float.");
+  EXPECT_EQ(message([&] { fake_quantize(x, fixed, s, std::nullopt, at::ones({1, 1})); }),
+            "[fake_quantize] outer_scale must not be given for fixed int4 full 1x-1 float32.");
 }
 
 }  // namespace

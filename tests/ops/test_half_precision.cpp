@@ -4,9 +4,8 @@
 
 #include "qat/ops/encode.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 #include "qat/ops/quant_linear.h"
+#include "tests/ops/quantizer_text.h"
 
 // Tensors in bfloat16 and float16 are computed in float32, and rounded once.
 namespace qat {
@@ -22,9 +21,8 @@ class HalfPrecision : public testing::TestWithParam<at::ScalarType> {
 TEST_P(HalfPrecision, GradientsArePassedOrNotButNeverRounded) {
   // 37 columns: pairs of elements, and one that is left over.
   const at::Tensor x = half({5, 37}, 6.0), grad = half({5, 37}), scale = at::rand({5, 1}) + 0.3;
-  const at::Tensor passed = fake_quantize_backward(grad, x, scale, std::nullopt, {1, -1}, -8, 7);
-  const at::Tensor expected = fake_quantize_backward(grad.to(at::kFloat), x.to(at::kFloat), scale,
-                                                     std::nullopt, {1, -1}, -8, 7);
+  const at::Tensor passed = std::get<0>(fake_quantize_backward(grad, x, text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
+  const at::Tensor expected = std::get<0>(fake_quantize_backward(grad.to(at::kFloat), x.to(at::kFloat), text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
   EXPECT_EQ(passed.scalar_type(), GetParam());
   EXPECT_TRUE(at::equal(passed.to(at::kFloat), expected));
   EXPECT_GT((expected == 0).sum().item<int64_t>(), 0);
@@ -34,7 +32,7 @@ TEST_P(HalfPrecision, LearnedParametersHaveTheGradientsOfFloat32) {
   const at::Tensor x = half({4, 300}, 6.0), grad = half({4, 300}), scale = at::rand({4, 1}) + 0.3;
   const at::Tensor zero = at::tensor({-2.0f, 0.0f, 1.0f, 3.0f}).reshape({4, 1});
   const auto run = [&](const at::Tensor& g, const at::Tensor& values) {
-    return fake_quantize_learned_backward(g, values, scale, zero, {1, -1}, -8, 7, at::kFloat, 0.5);
+    return fake_quantize_backward(g, values, text("learned", 4, "asymmetric", {1, -1}, at::kFloat, 0.5), scale, zero, std::nullopt);
   };
   const auto [x_half, scale_half, zero_half] = run(grad, x);
   const auto [x_float, scale_float, zero_float] = run(grad.to(at::kFloat), x.to(at::kFloat));
@@ -49,12 +47,12 @@ TEST_P(HalfPrecision, LargeTensorsAreTheirRows) {
     const at::Tensor x = half({17 * 1024 * 1024 / cols + 1, cols}, 0.02);
     for (const int64_t group : {128, -1}) {
       const at::Tensor y =
-          std::get<0>(fake_quantize_dynamic(x, {1, group}, 4, "full", at::kBFloat16));
+          std::get<0>(fake_quantize(x, text("minmax", 4, "full", {1, group}, at::kBFloat16)));
       for (const int64_t row : {int64_t{0}, x.size(0) / 2, x.size(0) - 1}) {
         const at::Tensor one = x.slice(0, row, row + 1);
         EXPECT_TRUE(at::equal(
             y.slice(0, row, row + 1),
-            std::get<0>(fake_quantize_dynamic(one, {1, group}, 4, "full", at::kBFloat16))));
+            std::get<0>(fake_quantize(one, text("minmax", 4, "full", {1, group}, at::kBFloat16)))));
       }
     }
   }
@@ -64,12 +62,12 @@ TEST_P(HalfPrecision, ElementsThatAreNotFiniteSpoilTheirBlockAlone) {
   at::Tensor x = half({3, 64});
   x[1][40] = NAN;
   x[2][0] = INFINITY;
-  const auto [y, scale, zero] = fake_quantize_dynamic(x, {1, 32}, 4, "full", at::kFloat);
+  const auto [y, scale, zero] = fake_quantize(x, text("minmax", 4, "full", {1, 32}, at::kFloat));
   EXPECT_TRUE(at::equal(y.isnan(), at::isfinite(x).logical_not()));
   EXPECT_TRUE(at::isfinite(scale).all().item<bool>());
   for (const int64_t bits : {4, 6}) {
     const auto [codes, kept, point] =
-        encode(x, std::nullopt, std::nullopt, {1, 32}, bits, "full", at::kFloat);
+        encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt);
     EXPECT_TRUE(kept[1][1].isnan().item<bool>() && kept[2][0].isnan().item<bool>());
     EXPECT_EQ(kept.isnan().sum().item<int64_t>(), 2);
   }

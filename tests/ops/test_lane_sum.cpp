@@ -23,7 +23,7 @@ TEST(LaneSum, AddsInTheOrderThatTheHeaderSays) {
   for (const size_t length : {0, 1, 7, 31, 32, 33, 64, 100, 4096, 4099}) {
     std::vector<float> terms(length);
     for (float& term : terms) term = normal(random);
-    LaneSum sum;
+    LaneSum<float> sum;
     sum.clear();
     sum.add(terms.data(), static_cast<int64_t>(length));
     EXPECT_EQ(sum.total(), reference(terms)) << length;
@@ -33,7 +33,7 @@ TEST(LaneSum, AddsInTheOrderThatTheHeaderSays) {
 TEST(LaneSum, PiecesOfAMultipleOfTheLanesDoNotMatter) {
   std::vector<float> terms(5000);
   for (size_t i = 0; i < terms.size(); ++i) terms[i] = 1.0f / static_cast<float>(i + 1);
-  LaneSum sum;
+  LaneSum<float> sum;
   sum.clear();
   for (int64_t at = 0; at < 5000; at += 2048)
     sum.add(terms.data() + at, std::min<int64_t>(2048, 5000 - at));

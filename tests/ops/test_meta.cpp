@@ -4,12 +4,11 @@
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/encode.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 #include "qat/ops/kv_cache.h"
 #include "qat/ops/quant_linear.h"
 #include "qat/ops/quantize.h"
 #include "qat/ops/quantize_with_feedback.h"
+#include "tests/ops/quantizer_text.h"
 
 // On the meta device every operator gives what it gives on the CPU, but for the numbers: shapes,
 // dtypes and which results there are. torch.compile and models without memory rest on it.
@@ -49,43 +48,41 @@ class Meta : public testing::TestWithParam<at::ScalarType> {
 
 TEST_P(Meta, Parameters) {
   expect_alike({x}, [](const Tensors& t) {
-    return list_of(choose_qparams(t[0], {1, 32}, 4, "asymmetric", "mse", at::kHalf));
+    return list_of(choose_qparams(t[0], text("minmax", 4, "asymmetric", {1, 32}, at::kHalf), "mse"));
   });
   expect_alike({scale}, [](const Tensors& t) {
-    return list_of(round_qparams(t[0], std::nullopt, -8, 7, at::kHalf));
+    return list_of(round_qparams(t[0], text("learned", 4, "full", {1, 1}, at::kHalf)));
   });
 }
 
 TEST_P(Meta, FakeQuantization) {
   expect_alike({x, scale, zero}, [](const Tensors& t) {
-    return Tensors{fake_quantize(t[0], t[1], t[2], {1, 32}, -8, 7)};
+    return Tensors{rounded(t[0], text("fixed", 4, "asymmetric", {1, 32}), t[1], t[2])};
   });
   expect_alike({grad, x, scale, zero}, [](const Tensors& t) {
-    return Tensors{fake_quantize_backward(t[0], t[1], t[2], t[3], {1, 32}, -8, 7)};
+    return Tensors{std::get<0>(fake_quantize_backward(t[0], t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2], t[3], std::nullopt))};
   });
   expect_alike({grad, x, scale, zero}, [](const Tensors& t) {
     at::Tensor in_place = t[0].clone();
-    fake_quantize_backward_inplace(in_place, t[1], t[2], t[3], {1, 32}, -8, 7);
+    fake_quantize_backward_inplace(in_place, t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2], t[3], std::nullopt);
     return Tensors{in_place};
   });
   expect_alike({x}, [](const Tensors& t) {
-    return list_of(fake_quantize_dynamic(t[0], {1, 32}, 4, "full", at::kBFloat16));
+    return list_of(fake_quantize(t[0], text("minmax", 4, "full", {1, 32}, at::kBFloat16)));
   });
 }
 
 TEST_P(Meta, LearnedFakeQuantization) {
   expect_alike({x, scale}, [](const Tensors& t) {
     return Tensors{
-        fake_quantize_learned(t[0], t[1], std::nullopt, {1, 32}, -8, 7, at::kFloat, 0.5)};
+        rounded(t[0], text("learned", 4, "full", {1, 32}, at::kFloat, 0.5), t[1])};
   });
   for (const bool asymmetric : {false, true})
     expect_alike({grad, x, scale, zero.to(at::kFloat)}, [asymmetric](const Tensors& t) {
       const std::optional<at::Tensor> zero_point = asymmetric ? std::optional(t[3]) : std::nullopt;
       at::Tensor in_place = t[0].clone();
-      Tensors all = list_of(fake_quantize_learned_backward(t[0], t[1], t[2], zero_point, {1, 32},
-                                                           -8, 7, at::kFloat, 0.5));
-      for (const at::Tensor& more : list_of(fake_quantize_learned_backward_inplace(
-               in_place, t[1], t[2], zero_point, {1, 32}, -8, 7, at::kFloat, 0.5)))
+      Tensors all = list_of(fake_quantize_backward(t[0], t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2], zero_point, std::nullopt));
+      for (const at::Tensor& more : list_of(fake_quantize_backward_inplace(in_place, t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2], zero_point, std::nullopt)))
         all.push_back(more);
       return all;
     });
@@ -93,9 +90,9 @@ TEST_P(Meta, LearnedFakeQuantization) {
 
 TEST_P(Meta, Codes) {
   expect_alike({x, scale, zero}, [](const Tensors& t) {
-    return Tensors{quantize(t[0], t[1], t[2], {1, 32}, -8, 7)};
+    return Tensors{quantize(t[0], text("fixed", 4, "asymmetric", {1, 32}), t[1], t[2])};
   });
-  const at::Tensor codes = quantize(x, scale, zero, {1, 32}, -8, 7);
+  const at::Tensor codes = quantize(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero);
   expect_alike({codes, scale, zero}, [](const Tensors& t) {
     return Tensors{dequantize(t[0], t[1], t[2], {1, 32}, GetParam())};
   });
@@ -107,15 +104,15 @@ TEST_P(Meta, Codes) {
 TEST_P(Meta, CodesThatLayersKeep) {
   for (const int64_t bits : {4, 8}) {
     expect_alike({x, scale, zero}, [bits](const Tensors& t) {
-      return list_of(encode(t[0], t[1], t[2], {1, 32}, bits, "full", at::kFloat));
+      return list_of(encode(t[0], text("fixed", bits, "full", {1, 32}, at::kFloat), t[1], t[2], std::nullopt));
     });
     expect_alike({x}, [bits](const Tensors& t) {
-      return list_of(encode(t[0], std::nullopt, std::nullopt, {1, 32}, bits, "full", at::kFloat));
+      return list_of(encode(t[0], text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt));
     });
     const auto [codes, found, point] =
-        encode(x, std::nullopt, std::nullopt, {1, 32}, bits, "full", at::kFloat);
+        encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt);
     expect_alike({codes, found, point}, [bits](const Tensors& t) {
-      return Tensors{decode(t[0], t[1], t[2], {1, 32}, bits, "full", 64, GetParam())};
+      return Tensors{decode(t[0], text("fixed", bits, "full", {1, 32}), t[1], t[2], 64, GetParam())};
     });
   }
 }
@@ -144,7 +141,7 @@ TEST(MetaFeedback, GptqColumns) {
   const at::Tensor transfer = at::eye(8), scale = at::ones({4, 8}),
                    zero = at::zeros({4, 8}, at::kChar);
   expect_alike({weight, offset, transfer, scale, zero}, [](const Tensors& t) {
-    return list_of(quantize_with_feedback(t[0], t[1], t[2], t[3], t[4], -8, 7));
+    return list_of(quantize_with_feedback(t[0], "fixed int4 full 1x-1 float32", t[1], t[2], t[3], t[4]));
   });
 }
 

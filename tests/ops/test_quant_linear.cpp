@@ -1,11 +1,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 #include "qat/ops/kept_memory.h"
 #include "qat/ops/quant_linear.h"
 #include "qat/ops/quantizer.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -24,8 +23,8 @@ TEST(QuantLinearOp, EqualsItsPartsForwardAndBackward) {
   const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
   const at::Tensor bias = at::randn({16}).requires_grad_(true);
   const at::Tensor expected = at::linear(
-      std::get<0>(fake_quantize_dynamic(x, {1, -1}, 8, "narrow", at::kFloat)),
-      std::get<0>(fake_quantize_dynamic(weight, {1, 32}, 4, "full", at::kBFloat16)), bias);
+      rounded(x, kInput),
+      std::get<0>(fake_quantize(weight, text("minmax", 4, "full", {1, 32}, at::kBFloat16))), bias);
   const at::Tensor gradient = at::randn_like(expected);
   expected.backward(gradient);
   const std::vector<at::Tensor> leaves{x, weight, bias};
@@ -35,7 +34,7 @@ TEST(QuantLinearOp, EqualsItsPartsForwardAndBackward) {
     leaf.mutable_grad().reset();
   }
   const Quantizer quantizer = Quantizer::parse(kWeight);
-  const auto codes = quantizer.encoded(weight.detach(), std::nullopt, std::nullopt);
+  const auto codes = quantizer.encoded(weight.detach(), {});
   for (const at::TensorList kept : {at::TensorList(), at::TensorList(codes)}) {
     const at::Tensor y = apply(x, weight, bias, kept);
     EXPECT_TRUE(at::equal(y, expected));
@@ -52,7 +51,7 @@ TEST(QuantLinearOp, LearnedParametersReceiveTheirGradients) {
   const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
   const at::Tensor scale = at::full({16, 2}, 0.2f).requires_grad_(true);
   const at::Tensor zero = at::full({16, 2}, 0.4f).requires_grad_(true);
-  at::linear(x, fake_quantize_learned(weight, scale, zero, {1, 32}, -8, 7, at::kFloat, 0.5))
+  at::linear(x, rounded(weight, text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), scale, zero))
       .sum()
       .backward();
   const at::Tensor wanted = scale.grad().clone(), wanted_zero = zero.grad().clone();
@@ -78,6 +77,24 @@ TEST(QuantLinearOp, TheRoundedWeightIsGoneWhenTheForwardReturns) {
   EXPECT_EQ(kept_bytes(), 0);
   y.sum().backward();
   EXPECT_EQ(most_kept_bytes(), one_weight);
+}
+
+// What a layer keeps comes from outside: a list of another form is refused, not read past its end.
+TEST(QuantLinearOp, KeptTensorsOfAnotherFormAreRefused) {
+  const at::Tensor x = at::randn({2, 64}), weight = at::randn({16, 64});
+  const auto codes = Quantizer::parse(kWeight).encoded(weight, {});
+  for (const std::vector<at::Tensor>& kept :
+       {std::vector<at::Tensor>{codes[0]}, {codes[0], codes[1]}, {weight, codes[1]},
+        {weight.slice(0, 0, 3)}})
+    EXPECT_THROW(apply(x, weight, at::Tensor(), kept), c10::ValueError);
+}
+
+TEST(QuantLinearOp, AQuantizerWithoutItsScaleIsRefused) {
+  for (const auto* quantizer :
+       {"fixed int4 narrow 1x32 bfloat16", "learned int4 narrow 1x32 bfloat16"})
+    EXPECT_THROW(quant_linear(at::ones({2, 64}), at::ones({4, 64}), std::nullopt, std::nullopt,
+                              std::nullopt, std::nullopt, std::nullopt, {}, quantizer, ""),
+                 c10::ValueError);
 }
 
 }  // namespace

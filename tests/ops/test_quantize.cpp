@@ -4,6 +4,7 @@
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
 #include "qat/ops/quantize.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -12,17 +13,17 @@ TEST(Quantize, DequantizingTheCodesIsFakeQuantizing) {
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16})
     for (const auto* grid : {"narrow", "full", "signed", "asymmetric"}) {
       const at::Tensor x = at::randn({32, 96}).to(dtype);
-      const auto [scale, zero_point] = choose_qparams(x, {1, 32}, 4, grid, "minmax", at::kBFloat16);
-      const at::Tensor codes = quantize(x, scale, zero_point, {1, 32}, -8, 7);
+      const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, grid, {1, 32}, at::kBFloat16), "minmax");
+      const at::Tensor codes = quantize(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point);
       EXPECT_EQ(codes.scalar_type(), at::kChar);
       EXPECT_TRUE(at::equal(dequantize(codes, scale, zero_point, {1, 32}, dtype),
-                            fake_quantize(x, scale, zero_point, {1, 32}, -8, 7)));
+                            rounded(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point)));
     }
 }
 
 TEST(Quantize, SaturatesAndSendsNanToTheLowestLevel) {
   const at::Tensor x = at::tensor({INFINITY, -INFINITY, NAN, 1e30f}).view({1, 4});
-  const at::Tensor codes = quantize(x, at::ones({1, 1}), std::nullopt, {-1, -1}, -8, 7);
+  const at::Tensor codes = quantize(x, text("fixed", 4, "full", {-1, -1}), at::ones({1, 1}));
   EXPECT_TRUE(at::equal(codes.to(at::kInt), at::tensor({7, -8, -8, 7}, at::kInt).view({1, 4})));
 }
 

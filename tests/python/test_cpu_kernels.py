@@ -23,26 +23,32 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x = torch.randn(rows, cols).to(dtype)
         x[0, 3], x[-1, -1], x[0, 5] = float("nan"), float("inf"), -0.0
         g = torch.randn(rows, cols).to(dtype)
-        for bits, grid in [(4, "narrow"), (4, "full"), (3, "signed"), (8, "asymmetric"), (2, "narrow")]:
-            y, scale, zero = ops.fake_quantize_dynamic(x, block, bits, grid, torch.bfloat16)
+        for levels, code in [("int4 narrow", "bfloat16"), ("int4 full", "bfloat16"), ("int3 signed", "float16"),
+                             ("int8 asymmetric", "bfloat16"), ("int2 narrow", "float32"), ("int4 offset", "float16"),
+                             ("fp4_e2m1", "e8m0_floor"), ("fp4_e2m1", "e4m3*float32@-1x-1"), ("fp6_e2m3", "e8m0_even"),
+                             ("fp6_e3m2", "e8m0_ceil"), ("fp8_e4m3", "float32"), ("fp8_e5m2", "bfloat16")]:
+            shape = f"{block[0]}x{block[1]}"
+            found, given, trained = (f"{mode} {levels} {shape} {code}" for mode in ("minmax", "fixed", "learned"))
+            y, scale, zero = torch.ops.qat.fake_quantize(x, found)
             add(y.nan_to_num(7.0), scale, zero)
-            ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-            smaller = scale * 0.6
-            add(ops.fake_quantize(x, smaller, zero, block, *ends).nan_to_num(7.0))
-            add(ops.quantize(x, smaller, zero, block, *ends))
-            add(torch.ops.qat._fake_quantize_backward(g, x, smaller, zero, block, *ends))
-            add(*torch.ops.qat._fake_quantize_learned_backward(
-                g, x, smaller, zero.float() + 0.4, block, *ends, torch.float16, 0.3))
-            add(*torch.ops.qat._fake_quantize_learned_backward(g, x, smaller, None, block, *ends, torch.bfloat16, 0.3))
-            codes, kept_scale, kept_zero = ops.encode(x.nan_to_num(1.0, 1.0, 1.0), None, None, block, bits, grid)
-            add(codes, kept_scale, kept_zero, ops.decode(codes, kept_scale, kept_zero, block, bits, grid, cols, dtype))
-            add(*ops.choose_qparams(x[:8, :256], block, bits, grid, "mse", torch.bfloat16))
+            smaller, point = scale * 0.6, None if levels.startswith("fp") else zero
+            add(ops.fake_quantize(x, given, smaller, point).nan_to_num(7.0))
+            add(ops.quantize(x, given, smaller, point))
+            back = torch.ops.qat._fake_quantize_backward
+            add(back(g, x, given, smaller, point, None)[0])
+            add(*back(g, x, trained, smaller, None if point is None else zero.float() + 0.4, None))
+            add(*back(g, x, trained, smaller, None, None))
+            add(*ops.choose_qparams(x[:8, :256], found, "mse"))
+            if levels.startswith("fp") or "offset" in levels:
+                continue
+            codes, kept_scale, kept_zero = ops.encode(x.nan_to_num(1.0, 1.0, 1.0), found)
+            add(codes, kept_scale, kept_zero, ops.decode(codes, given, kept_scale, kept_zero, cols, dtype))
             if dtype == torch.float32:
                 part = x[:, :200].nan_to_num(1.0, 1.0, 1.0)
                 transfer = torch.randn(part.shape[1], part.shape[1]) * 0.1
                 one = torch.full((rows, 1), 0.3), torch.ones(rows, 1, dtype=torch.int8)
-                add(*ops.quantize_with_feedback(part, part, transfer, *one, *ends))
-                add(ops.fake_quantize_dynamic(x, block, bits, grid, dtype=torch.bfloat16)[0].nan_to_num(7.0))
+                add(*ops.quantize_with_feedback(part, f"fixed {levels} 1x-1 float32", part, transfer, *one))
+                add(ops.fake_quantize(x, found, dtype=torch.bfloat16).nan_to_num(7.0))
 print(ops.cpu_capability(), digest.hexdigest())
 """
 

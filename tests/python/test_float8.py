@@ -90,16 +90,11 @@ def test_gradients(grid, device):
     assert torch.equal(x.grad, grad)
 
 
-def test_integer_operators_refuse_it():
-    x = torch.randn(4, 32)
-    for call in (
-        lambda: ops.choose_qparams(x, (1, -1), 8, "fp8_e4m3", "mse"),
-        lambda: torch.ops.qat.encode(x, None, None, (1, -1), 8, "fp8_e4m3", torch.bfloat16),
-    ):
-        with pytest.raises(ValueError, match="grid must be one of integers, but is fp8_e4m3"):
-            call()
+def test_codes_in_nibbles_are_of_integers():
+    with pytest.raises(ValueError, match="must be one of whole levels without an offset"):
+        torch.ops.qat.encode(torch.randn(4, 32), "minmax fp8_e4m3 1x-1 bfloat16")
     with pytest.raises(ValueError, match="quant_min must be below quant_max"):
-        ops.fake_quantize(x, ONE, None, (-1, -1), -448, 449)
+        ops.fake_quantize(torch.randn(4, 32), ONE, None, (-1, -1), -448, 449)
 
 
 WEIGHTS = (

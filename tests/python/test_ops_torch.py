@@ -8,35 +8,47 @@ from torchqat import ops
 BF16 = torch.bfloat16
 
 
+GROUPS = "int4 asymmetric 1x32 bfloat16"
+
+
 def _cases(device):
     x = torch.randn(6, 64, device=device)
-    scale, zero_point = ops.choose_qparams(x, (1, 32), 4, "asymmetric")
+    scale, zero_point = ops.choose_qparams(x, "minmax int4 asymmetric 1x32 float32")
     learned = scale.clone().requires_grad_()
     learned_zero = zero_point.float().requires_grad_()
-    codes = ops.quantize(x, scale, zero_point, (1, 32), -8, 7)
+    sixteens = torch.rand(6, 4, device=device) + 0.1
+    codes = ops.quantize(x, f"fixed {GROUPS}", scale, zero_point)
     leaf = x.clone().requires_grad_()
     cache = torch.randn(2, 3, 17, 16, device=device, requires_grad=True)
     one, heads = torch.full((1,), 0.5, device=device), torch.rand(3, device=device) + 0.1
     q = torch.ops.qat
     return {
-        "fake_quantize": (q.fake_quantize, (leaf, scale, zero_point, (1, 32), -8, 7)),
-        "fake_quantize no zero": (q.fake_quantize, (leaf, scale, None, (1, 32), -8, 7)),
-        "fake_quantize backward": (q._fake_quantize_backward, (x, x, scale, zero_point, (1, 32), -8, 7)),
-        "dynamic narrow": (q.fake_quantize_dynamic, (leaf, (1, 32), 4, "narrow", BF16)),
-        "dynamic asymmetric": (q.fake_quantize_dynamic, (leaf, (-1, -1), 8, "asymmetric", torch.float32)),
-        "learned": (q.fake_quantize_learned, (leaf, learned, None, (1, 32), -8, 7, BF16, 0.5)),
-        "learned zero": (q.fake_quantize_learned, (leaf, learned, learned_zero, (1, 32), -8, 7, BF16, 0.5)),
+        "fixed": (q.fake_quantize, (leaf, f"fixed {GROUPS}", scale, zero_point)),
+        "fixed no zero": (q.fake_quantize, (leaf, "fixed int4 full 1x32 float32", scale)),
+        "fixed backward": (q._fake_quantize_backward, (x, x, f"fixed {GROUPS}", scale, zero_point, None)),
+        "minmax narrow": (q.fake_quantize, (leaf, "minmax int4 narrow 1x32 bfloat16")),
+        "minmax asymmetric": (q.fake_quantize, (leaf, "minmax int8 asymmetric -1x-1 float32")),
+        "minmax offset": (q.fake_quantize, (leaf, "minmax int4 offset 1x32 float16")),
+        "learned": (q.fake_quantize, (leaf, "learned int4 full 1x32 bfloat16 0.5", learned)),
+        "learned zero": (q.fake_quantize, (leaf, f"learned {GROUPS} 0.5", learned, learned_zero)),
         "learned backward": (
-            q._fake_quantize_learned_backward,
-            (x, x, scale, zero_point.float(), (1, 32), -8, 7, BF16, 0.5),
+            q._fake_quantize_backward,
+            (x, x, f"learned {GROUPS} 0.5", scale, zero_point.float(), None),
         ),
-        "choose_qparams": (q.choose_qparams, (x, (1, 32), 4, "full", "mse", BF16)),
-        "choose_qparams importance": (q.choose_qparams, (x, (1, 32), 4, "full", "mse", BF16, x[0].abs())),
-        "feedback": (q.quantize_with_feedback, (x, x, x.T @ x, scale[:, :1], zero_point[:, :1], -8, 7)),
-        "float8": (q.fake_quantize, (leaf, scale, None, (1, 32), -448, 448)),
-        "float8 dynamic": (q.fake_quantize_dynamic, (leaf, (1, -1), 8, "fp8_e5m2", BF16)),
-        "round_qparams": (q.round_qparams, (scale, zero_point.float(), -8, 7, BF16)),
-        "quantize": (q.quantize, (x, scale, zero_point, (1, 32), -8, 7)),
+        "float8": (q.fake_quantize, (leaf, "fixed fp8_e4m3 1x32 float32", scale)),
+        "float8 minmax": (q.fake_quantize, (leaf, "minmax fp8_e5m2 1x-1 bfloat16")),
+        "mxfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x32 e8m0_floor")),
+        "nvfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1", None, None, one.view(1, 1))),
+        "nvfp4 learned": (q.fake_quantize, (leaf, "learned fp4_e2m1 1x16 e4m3*float32@-1x-1", sixteens.requires_grad_())),
+        "choose_qparams": (q.choose_qparams, (x, "minmax int4 full 1x32 bfloat16", "mse")),
+        "choose_qparams importance": (q.choose_qparams, (x, "minmax int4 full 1x32 bfloat16", "mse", x[0].abs())),
+        "choose_qparams outer": (q.choose_qparams, (x, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1")),
+        "feedback": (
+            q.quantize_with_feedback,
+            (x, "fixed int4 full 1x-1 float32", x, x.T @ x, scale[:, :1], zero_point[:, :1]),
+        ),
+        "round_qparams": (q.round_qparams, (scale, f"learned {GROUPS}", zero_point.float())),
+        "quantize": (q.quantize, (x, f"fixed {GROUPS}", scale, zero_point)),
         "dequantize": (q.dequantize, (codes, scale, zero_point, (1, 32), BF16)),
         "dequantize learned": (q.dequantize, (codes, scale.clone().requires_grad_(), zero_point, (1, 32), BF16)),
         "dequantize backward": (q._dequantize_backward, (x, codes, scale, zero_point, (1, 32))),
@@ -148,6 +160,35 @@ def test_a_weight_changed_before_backward_is_noticed(device):
         y.sum().backward()
 
 
+def test_old_arguments_are_those_of_the_quantizer(device):
+    """What the operators were called with before they took a text, for one version more."""
+    x = torch.randn(6, 64, device=device)
+    scale, zero = ops.choose_qparams(x, (1, 32), 4, "asymmetric", "minmax", BF16)
+    text = "int4 asymmetric 1x32 bfloat16"
+    new_scale, new_zero = ops.choose_qparams(x, f"minmax {text}")
+    assert torch.equal(scale, new_scale) and torch.equal(zero, new_zero)
+    q, ends = torch.ops.qat, ((1, 32), -8, 7)
+    for old, new in (
+        (ops.fake_quantize(x, scale, zero, *ends), ops.fake_quantize(x, f"fixed {text}", scale, zero)),
+        (q.fake_quantize(x, scale, zero, *ends), ops.fake_quantize(x, f"fixed {text}", scale, zero)),
+        (ops.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, "minmax int4 full 1x32 bfloat16")),
+        (q.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, "minmax int4 full 1x32 bfloat16")),
+        (
+            q.fake_quantize_learned(x, scale * 0.9, zero.float(), *ends, BF16, 0.5),
+            ops.fake_quantize(x, f"learned {text} 0.5", scale * 0.9, zero.float()),
+        ),
+        (q.round_qparams(scale * 0.9, None, -8, 7, BF16)[0], ops.round_qparams(scale * 0.9, "learned int4 full 1x32 bfloat16")[0]),
+        (q.quantize(x, scale, zero, *ends), ops.quantize(x, f"fixed {text}", scale, zero)),
+        (q.encode(x, scale, zero, (1, 32), 4, "asymmetric", BF16)[0], ops.encode(x, f"fixed {text}", scale, zero)[0]),
+        (q.choose_qparams(x, (1, 32), 4, "full", "mse", BF16)[0], ops.choose_qparams(x, "minmax int4 full 1x32 bfloat16", "mse")[0]),
+    ):  # fmt: skip
+        assert torch.equal(old, new)
+    with pytest.warns(DeprecationWarning, match="fake_quantize_dynamic is deprecated"):
+        ops.fake_quantize_dynamic(x, (1, 32), 4)
+    with pytest.warns(DeprecationWarning, match="use a quantizer's text"):
+        ops.quantize(x, scale, zero, *ends)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
@@ -160,10 +201,10 @@ def test_a_weight_changed_before_backward_is_noticed(device):
         (
             lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "wide"),
             ValueError,
-            "grid must be narrow, full, signed, asymmetric, fp8_e4m3 or fp8_e5m2, but is",
+            "grid must be narrow, full, signed, asymmetric, offset, fp4_e2m1",
         ),
         (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, "block sides must be positive, or -1"),
-        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8), ValueError, "scale_dtype must be"),
+        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8), ValueError, "and what its scale is|a block such as 1x32, what its scale"),
         (lambda x: ops.choose_qparams(x, (1, -1), 4, "full", "best"), ValueError, "method must be minmax or mse"),
         (
             lambda x: ops.fake_quantize(x, torch.ones(1, 1), None, (1, -1), -8, 7),

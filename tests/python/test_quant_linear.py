@@ -211,9 +211,11 @@ def test_opcheck(device):
     args = (case.x, case.weight, None, None, None, None, None, codes, WEIGHTS["full"][0], "")
     torch.library.opcheck(torch.ops.qat.quant_linear.default, args)
     x = torch.randn(4, 64, device=device)
-    torch.library.opcheck(torch.ops.qat.encode.default, (x, None, None, (1, 32), 4, "full", BF16))
+    torch.library.opcheck(torch.ops.qat.encode.default, (x, "minmax int4 full 1x32 bfloat16"))
     encoded = ops.encode(x, None, None, (1, 32), 4, "full", BF16)
-    torch.library.opcheck(torch.ops.qat.decode.default, (*encoded, (1, 32), 4, "full", 64, BF16))
+    torch.library.opcheck(
+        torch.ops.qat.decode.default, (encoded[0], "fixed int4 full 1x32 bfloat16", *encoded[1:], 64, BF16)
+    )
 
 
 @pytest.mark.parametrize("policy", ["none", "codes"])

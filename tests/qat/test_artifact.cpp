@@ -24,18 +24,14 @@ TEST(QuantizeWeights, ReadersComputeWhatTheForwardUsed) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       const QuantSpec spec = int4_group(grid);
       const at::Tensor weight = at::randn({16, 64}).to(dtype);
-      const auto [scale, zero_point] = choose_qparams(weight, {1, 32}, 4,
-                                                      grid == Grid::narrow    ? "narrow"
-                                                      : grid == Grid::full    ? "full"
-                                                      : grid == Grid::extreme ? "signed"
-                                                                              : "asymmetric",
-                                                      "minmax", at::kBFloat16);
+      const auto [scale, zero_point] =
+          choose_qparams(weight, quantizer_of(spec, 4, Quantizer::Mode::minmax).text(), "minmax");
       const QuantizedWeights converted =
           quantize_weights("layer", spec, weight, scale, zero_point, dtype);
-      const QuantRange range = quant_range(spec, 4);
       EXPECT_TRUE(at::equal(
           dequantize_weights(converted),
-          fake_quantize(weight, scale, zero_point, {1, 32}, static_cast<int64_t>(range.min), 7)));
+          std::get<0>(fake_quantize(weight, quantizer_of(spec, 4, Quantizer::Mode::fixed).text(),
+                                    scale, zero_point))));
       EXPECT_EQ(converted.zero_point.has_value(), grid == Grid::asymmetric);
     }
 }

@@ -1,1 +1,1 @@
-"""How checkpoints are laid out on disk. What a format can hold, and the tensors of a layer, are C++ (``qat/checkpoint/formats``)."""
+"""How checkpoints are laid out on disk. What a format holds, and a layer's tensors, are C++ (``qat/checkpoint/formats``)."""

@@ -1,4 +1,4 @@
-"""GGUF files: the container that llama.cpp loads, around blocks that hold the trained codes (``qat/checkpoint/formats/gguf.h``)."""
+"""GGUF files: llama.cpp's container, around blocks that hold the trained codes (``qat/checkpoint/formats/gguf.h``)."""
 
 import math
 from collections.abc import Iterable, Iterator

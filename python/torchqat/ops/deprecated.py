@@ -43,7 +43,7 @@ def _grid_between(low: int, high: int, asymmetric: bool) -> tuple[int, str]:
         return 8, _FLOATS[high]
     bits = (high + 1).bit_length()
     if high + 1 == 1 << (bits - 1) and 2 <= bits <= 8:
-        if low == -high and not asymmetric:
+        if low == -high:
             return bits, "narrow"
         if low == -high - 1:
             return bits, "asymmetric" if asymmetric else "full"
@@ -70,6 +70,32 @@ def old_fake_quantize(
     return torch.ops.qat.fake_quantize(x, text, scale, zero_point, dtype=dtype)[0]
 
 
+def _old_dynamic(
+    x: Tensor,
+    block: Block,
+    bits: int,
+    grid: str,
+    scale_dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.qat.fake_quantize(x, quantizer_text("minmax", block, bits, grid, scale_dtype), dtype=dtype)
+
+
+def _old_learned(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    block: Block,
+    quant_min: int,
+    quant_max: int,
+    scale_dtype: torch.dtype,
+    gradient_scale: float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    text = _given("learned", block, (quant_min, quant_max), zero_point, scale_dtype, gradient_scale)
+    return torch.ops.qat.fake_quantize(x, text, scale, zero_point, dtype=dtype)[0]
+
+
 def fake_quantize_dynamic(
     x: Tensor,
     block: Block,
@@ -80,7 +106,7 @@ def fake_quantize_dynamic(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Deprecated: ``fake_quantize`` with a ``minmax`` quantizer. Returns scale and zero point as well."""
     _warn("torchqat.ops.fake_quantize_dynamic", "fake_quantize with a minmax quantizer")
-    return torch.ops.qat.fake_quantize(x, quantizer_text("minmax", block, bits, grid, scale_dtype), dtype=dtype)
+    return _old_dynamic(x, block, bits, grid, scale_dtype, dtype)
 
 
 def fake_quantize_learned(
@@ -96,8 +122,7 @@ def fake_quantize_learned(
 ) -> Tensor:
     """Deprecated: ``fake_quantize`` with a ``learned`` quantizer."""
     _warn("torchqat.ops.fake_quantize_learned", "fake_quantize with a learned quantizer")
-    text = _given("learned", block, (quant_min, quant_max), zero_point, scale_dtype, gradient_scale)
-    return torch.ops.qat.fake_quantize(x, text, scale, zero_point, dtype=dtype)[0]
+    return _old_learned(x, scale, zero_point, block, quant_min, quant_max, scale_dtype, gradient_scale, dtype)
 
 
 def old_choose_qparams(
@@ -164,3 +189,30 @@ def old_decode(
 ) -> Tensor:
     text = quantizer_text("fixed", block, bits, grid)
     return torch.ops.qat.decode(codes, text, scale, zero_point, cols, dtype)
+
+
+# The same under torch.ops.qat: operators of their own, and overloads beside the new ones of a name.
+_OPERATORS = {
+    "fake_quantize.ends(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, int quant_max, *, "
+    "ScalarType? dtype=None) -> Tensor": old_fake_quantize,
+    "fake_quantize_dynamic(Tensor x, int[2] block, int bits, str grid, ScalarType scale_dtype, *, "
+    "ScalarType? dtype=None) -> (Tensor, Tensor, Tensor)": _old_dynamic,
+    "fake_quantize_learned(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, int quant_max, "
+    "ScalarType scale_dtype, float gradient_scale, *, ScalarType? dtype=None) -> Tensor": _old_learned,
+    "choose_qparams.bits(Tensor x, int[2] block, int bits, str grid, str method, ScalarType scale_dtype, "
+    "Tensor? importance=None) -> (Tensor, Tensor)": old_choose_qparams,
+    "round_qparams.ends(Tensor scale, Tensor? zero_point, int quant_min, int quant_max, ScalarType scale_dtype) "
+    "-> (Tensor, Tensor)": old_round_qparams,
+    "quantize.ends(Tensor x, Tensor scale, Tensor? zero_point, int[2] block, int quant_min, int quant_max) "
+    "-> Tensor": old_quantize,
+    "quantize_with_feedback.ends(Tensor weight, Tensor offset, Tensor transfer, Tensor scale, Tensor zero_point, "
+    "int quant_min, int quant_max) -> (Tensor, Tensor, Tensor)": old_quantize_with_feedback,
+    "encode.bits(Tensor x, Tensor? scale, Tensor? zero_point, int[2] block, int bits, str grid, "
+    "ScalarType scale_dtype) -> (Tensor, Tensor, Tensor)": old_encode,
+    "decode.bits(Tensor codes, Tensor scale, Tensor zero_point, int[2] block, int bits, str grid, SymInt cols, "
+    "ScalarType dtype) -> Tensor": old_decode,
+}
+_LIBRARY = torch.library.Library("qat", "FRAGMENT")  # as long as it lives, its operators do
+for _schema, _old in _OPERATORS.items():
+    _LIBRARY.define(_schema)
+    _LIBRARY.impl(_schema.split("(")[0], _old, "CompositeImplicitAutograd")

@@ -14,5 +14,5 @@
 ``stream``              the same from a folder into a folder, in the memory of one block
 ======================  ==========================================================================
 
-What computes is C++ (``qat/solvers/gptq.h``, ``qat/solvers/equalize.h``, ``qat/solvers/hadamard.h``); here is what needs a model.
+What computes is C++ (``gptq.h``, ``equalize.h``, ``hadamard.h`` in ``qat/solvers``); here is what needs a model.
 """

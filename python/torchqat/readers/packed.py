@@ -1,7 +1,8 @@
 """GPTQ, AWQ, ModelOpt and our own folders, unpacked bit by bit from what their formats are documented to be.
 
 Checked in turn against GPTQModel, which loads the first two (``make test-engines``); ModelOpt's against bytes worked out by
-hand (``tests/qat/checkpoint/formats/test_modelopt.cpp``) and, once, against what the packing of ModelOpt 0.47 makes of the same weight.
+hand (``tests/qat/checkpoint/formats/test_modelopt.cpp``) and, once, against what the packing of ModelOpt 0.47 makes of
+the same weight.
 """
 
 import numpy as np

@@ -6,11 +6,11 @@
 
 #include <sstream>
 
-#include "qat/ops/fake_quantize_dynamic.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
 #include "tests/qat/recipe_of.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -39,7 +39,7 @@ TEST(DropIns, ArePlainUntilThenAndRoundTheirInputAfterwards) {
   EXPECT_TRUE(at::equal(layer->forward(x), at::addmm(layer->bias, x, layer->weight.t())));
   prepare(*net, recipe_of("{match: \"*\", input: {dtype: int8, granularity: token}}"));
   const at::Tensor rounded =
-      std::get<0>(fake_quantize_dynamic(x, {1, -1}, 8, "narrow", at::kFloat));
+      std::get<0>(fake_quantize(x, text("minmax", 8, "narrow", {1, -1}, at::kFloat)));
   const auto& input = prepared_layers(*net)[0].quantizer()->input_quantizer();
   EXPECT_EQ(input->spec().scale_dtype, at::kFloat);
   EXPECT_TRUE(at::equal(layer->forward(x), at::addmm(layer->bias, rounded, layer->weight.t())));

@@ -5,13 +5,12 @@
 
 #include <stdexcept>
 
-#include "qat/ops/fake_quantize_dynamic.h"
-#include "qat/ops/fake_quantize_learned.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
 #include "tests/qat/message_of.h"
 #include "tests/qat/recipe_of.h"
+#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {
@@ -114,13 +113,11 @@ TEST(Prepare, GradientsAreThoseOfTheOperators) {
     if (spec.range == Range::learned) {
       scale = parameters["0.weight_scale"].detach().clone().requires_grad_();
       zero_point = parameters["0.weight_zero_point"].detach().clone().requires_grad_();
-      const Quantizer own = quantizer->weight()->quantizer();
-      rounded = fake_quantize_learned(master, scale, zero_point, own.block, -4, 3, own.scale_dtype,
-                                      own.gradient_scale);
+      rounded = std::get<0>(
+          fake_quantize(master, quantizer->weight()->quantizer().text(), scale, zero_point));
     } else {
-      rounded = std::get<0>(fake_quantize_dynamic(master, block_shape(spec), 3,
-                                                  spec.grid == Grid::full ? "full" : "narrow",
-                                                  spec.scale_dtype));
+      rounded = std::get<0>(
+          fake_quantize(master, quantizer_of(spec, 3, Quantizer::Mode::minmax).text()));
     }
     const at::Tensor x = at::randn({5, 16}), bias = parameters["0.bias"].detach();
     at::addmm(bias, x, rounded.t()).square().sum().backward();

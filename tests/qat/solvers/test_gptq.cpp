@@ -3,11 +3,11 @@
 
 #include "qat/ops/checks.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/fake_quantize_dynamic.h"
 #include "qat/ops/quantize.h"
 #include "qat/solvers/gptq.h"
 #include "qat/solvers/input_statistics.h"
 #include "tests/qat/group_spec.h"
+#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {
@@ -38,7 +38,7 @@ TEST(Gptq, WorksWithoutPythonAndBeatsRoundingToNearest) {
     EXPECT_LT(objective(weight - found.weight, hessian),
               0.8 * objective(weight - nearest.weight, hessian));
     EXPECT_TRUE(at::equal(
-        fake_quantize(found.weight, found.scale, found.zero_point, {1, 32}, -8, 7), found.weight));
+        rounded(found.weight, text("fixed", 4, "asymmetric", {1, 32}), found.scale, found.zero_point), found.weight));
   }
 }
 
@@ -118,7 +118,7 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
           dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
       EXPECT_TRUE(at::equal(again, found.weight));
       const at::Tensor nearest = std::get<0>(
-          fake_quantize_dynamic(weight, block, 4, grid_name(spec.grid), spec.scale_dtype));
+          fake_quantize(weight, text("minmax", 4, grid_name(spec.grid), block, spec.scale_dtype)));
       EXPECT_LT(objective(weight - found.weight, inputs.hessian()),
                 objective(weight - nearest, inputs.hessian()));
     }

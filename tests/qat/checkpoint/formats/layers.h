@@ -19,7 +19,7 @@ inline at::Tensor int8_codes(std::vector<int> values) {
 // Random codes over the whole grid, scales that float16 and bfloat16 hold.
 inline QuantizedWeights random_layer(const std::string& name, const QuantSpec& spec, int64_t rows,
                                      int64_t cols) {
-  const QuantRange range = quant_range(spec, spec.bits);
+  const Levels range = quant_range(spec, spec.bits);
   const auto low = static_cast<int64_t>(range.min), high = static_cast<int64_t>(range.max) + 1;
   const auto [height, width] = block_shape(spec);
   const std::vector<int64_t> grid{height == -1 ? 1 : (rows + height - 1) / height,
