@@ -37,11 +37,11 @@ test-cpp: $(SETUP)
 	cmake --build $(BUILD) --parallel $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 
-# Compiles for sm_80 and sm_90; running needs a GPU and a CUDA build of torch, where the Python tests use it.
+# As beside a CUDA build of torch, but for fewer architectures and without linking. Running needs a GPU, where the Python tests use it.
 test-cuda: $(SETUP)
 ifneq ($(NVCC),)
 	cmake -S . -B $(BUILD) -DQAT_CHECK_CUDA=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
-	cmake --build $(BUILD) --target qat_cuda_check --parallel $(JOBS)
+	cmake --build $(BUILD) --target qat_cuda --parallel $(JOBS)
 else
 	@echo "nvcc is not here: the CUDA sources were not compiled"
 endif
