@@ -1,8 +1,11 @@
 # The CUDA sources, in one target that is linked into qat_ops beside a CUDA build of torch, and that is else only compiled,
 # when asked: so neither they nor the way they are built can rot on machines without a GPU.
 
-if(NOT TARGET torch_cuda AND NOT QAT_CHECK_CUDA)
-  return()
+if(NOT TARGET torch_cuda)
+  target_sources(qat_ops PRIVATE ops/no_cuda.cpp)  # must stay the last of its sources
+  if(NOT QAT_CHECK_CUDA)
+    return()
+  endif()
 endif()
 
 # torch's own configuration has enabled CUDA where it has CUDA.
