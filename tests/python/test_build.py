@@ -138,6 +138,9 @@ def test_cuda_check_is_the_real_build(tmp_path):
     assert len([word for word in linked if word.endswith(".cu.o")]) == len(real)
     assert "-lcudart" in linked and "-lcudart_static" not in linked
     assert not [word for word in without if ".cu.o" in word or "cudart" in word]
+    assert not [word for word in linked if "no_cuda" in word]
+    # It looks for the operators that are there when its turn comes.
+    assert [word for word in without if word.endswith(".cpp.o")][-1].endswith("no_cuda.cpp.o")
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
