@@ -1,15 +1,12 @@
 # The CUDA sources, in one target that is linked into qat_ops beside a CUDA build of torch, and that is else only compiled,
 # when asked: so neither they nor the way they are built can rot on machines without a GPU.
 
+# torch's own configuration enables CUDA where it has CUDA.
 if(NOT TARGET torch_cuda)
   target_sources(qat_ops PRIVATE ops/no_cuda.cpp)  # must stay the last of its sources
   if(NOT QAT_CHECK_CUDA)
     return()
   endif()
-endif()
-
-# torch's own configuration has enabled CUDA where it has CUDA.
-if(NOT TARGET torch_cuda)
   find_program(QAT_NVCC nvcc PATHS /usr/local/cuda/bin)
   if(NOT QAT_NVCC)
     message(FATAL_ERROR "QAT_CHECK_CUDA is ON, but nvcc was not found: install the CUDA Toolkit or pass -DQAT_CHECK_CUDA=OFF.")
@@ -27,23 +24,16 @@ enable_language(CUDA)
 string(REGEX REPLACE " *-gencode arch=[^ ]+" "" CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS}")
 
 # Of T4, A100, RTX 30, L4 and RTX 40, H100, B200, RTX 50 those that the toolkit knows, and the code that the driver
-# compiles for any newer one. A check compiles for two: the others differ in nothing that the sources ask for.
+# compiles for any newer one.
 set(QAT_ARCHITECTURES ${QAT_CUDA_ARCHITECTURES})
 if(NOT QAT_ARCHITECTURES)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE QAT_KNOWN_ARCHITECTURES)
-  if(TARGET torch_cuda)
-    set(wanted 75 80 86 89 90 100 120)
-  else()
-    set(wanted 80 90)
-  endif()
-  foreach(arch IN LISTS wanted)
+  foreach(arch 75 80 86 89 90 100 120)
     if(QAT_KNOWN_ARCHITECTURES MATCHES "compute_${arch}\n")
       list(APPEND QAT_ARCHITECTURES ${arch}-real)
     endif()
   endforeach()
-  list(POP_BACK QAT_ARCHITECTURES newest)
-  string(REPLACE -real "" newest "${newest}")
-  list(APPEND QAT_ARCHITECTURES ${newest})
+  string(REGEX REPLACE "-real$" "" QAT_ARCHITECTURES "${QAT_ARCHITECTURES}")
 endif()
 
 add_library(qat_cuda OBJECT EXCLUDE_FROM_ALL ${QAT_CUDA_SOURCES})
@@ -61,6 +51,7 @@ if(TARGET torch_cuda)
 else()
   # A CPU build of torch ships c10/cuda without this generated header.
   set(QAT_CUDA_STUB ${CMAKE_BINARY_DIR}/cuda_stub)
-  file(WRITE ${QAT_CUDA_STUB}/c10/cuda/impl/cuda_cmake_macros.h "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+  file(CONFIGURE OUTPUT ${QAT_CUDA_STUB}/c10/cuda/impl/cuda_cmake_macros.h
+    CONTENT "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
   target_include_directories(qat_cuda SYSTEM PRIVATE ${QAT_CUDA_STUB})
 endif()

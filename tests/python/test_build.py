@@ -128,8 +128,9 @@ def architectures(commands):
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 def test_cuda_check_is_the_real_build(tmp_path):
     folder = fake_torch(tmp_path, TORCH_WITH_CUDA)
-    real, linked = cuda_build(tmp_path / "real", f"-DTorch_DIR={folder}", "-DQAT_CUDA_ARCHITECTURES=80-real;90")
-    checked, without = cuda_build(tmp_path / "check", torch_here(), "-DQAT_CHECK_CUDA=ON")
+    for_two = "-DQAT_CUDA_ARCHITECTURES=80-real;90"
+    real, linked = cuda_build(tmp_path / "real", f"-DTorch_DIR={folder}", for_two)
+    checked, without = cuda_build(tmp_path / "check", torch_here(), "-DQAT_CHECK_CUDA=ON", for_two)
     for words in checked.values():
         words.remove("-isystem=BUILD/cuda_stub")
     assert set(real) == {file.name for file in (ROOT / "ops" / "cuda").glob("*.cu")}
