@@ -14,10 +14,7 @@ if(NOT TARGET torch_cuda)
   set(CMAKE_CUDA_COMPILER ${QAT_NVCC})
   set(CMAKE_CUDA_COMPILER_FORCED ON)  # nothing is linked, so nvcc alone will do
 endif()
-if(CMAKE_VERSION VERSION_LESS 3.25.2)  # the first to know nvcc's -std=c++20
-  message(FATAL_ERROR "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is ${CMAKE_VERSION}: "
-                      "install a newer one with pip install cmake.")
-endif()
+qat_check_cmake_for_cuda()
 enable_language(CUDA)
 # torch adds the architectures of the GPUs that it finds here or, where it finds none, those of a list, of which nvcc 13
 # refuses some; which we compile for is said below.

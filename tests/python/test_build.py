@@ -75,12 +75,28 @@ def test_cuda_check_without_nvcc(tmp_path):
     )
 
 
+OLD_CMAKE = (
+    "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is 3.25.1: install a newer one with pip install"
+)
+
+
 def test_cuda_by_a_cmake_that_is_too_old(tmp_path):
-    folder = fake_torch(tmp_path, "add_library(torch_cuda INTERFACE IMPORTED)\nset(CMAKE_VERSION 3.25.1)")
-    assert (
-        "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is 3.25.1: install a newer one with pip install"
-        in configure(tmp_path, f"-DTorch_DIR={folder}")
-    )
+    """Said before torch's own configuration is asked, which fails on the C++ standard."""
+    config = fake_torch(tmp_path, 'message(FATAL_ERROR "too late")')
+    (tmp_path / "torch" / "share" / "cmake").mkdir(parents=True)
+    config.rename(tmp_path / "torch" / "share" / "cmake" / "Torch")
+    (tmp_path / "torch" / "lib").mkdir()
+    (tmp_path / "torch" / "lib" / "libtorch_cuda.so").touch()
+    targets = "add_library(CUDA::cublas INTERFACE IMPORTED)\nadd_library(CUDA::nvrtc INTERFACE IMPORTED)\n"
+    (tmp_path / "FindCUDAToolkit.cmake").write_text(f"{targets}set(CMAKE_VERSION 3.25.1)")
+    prefix = f"-DCMAKE_PREFIX_PATH={tmp_path / 'torch' / 'share' / 'cmake'}"
+    said = configure(tmp_path, prefix, f"-DCMAKE_MODULE_PATH={tmp_path}")
+    assert OLD_CMAKE in said and "too late" not in said
+
+
+def test_cuda_check_by_a_cmake_that_is_too_old(tmp_path):
+    folder = fake_torch(tmp_path, "set(CMAKE_VERSION 3.25.1)")
+    assert OLD_CMAKE in configure(tmp_path, f"-DTorch_DIR={folder}", "-DQAT_CHECK_CUDA=ON", "-DQAT_NVCC=/bin/true")
 
 
 def test_the_cpu_alone_by_an_old_cmake(tmp_path):
