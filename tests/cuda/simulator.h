@@ -4,11 +4,11 @@
 // there is no GPU. Threads are fibers; those of a block meet at __syncthreads, those of a warp at
 // shuffles and votes.
 //
-// What it shows: results, bit for bit, and whether they hang on an order that a GPU does not
+// What it shows: results, bit for bit, and whether they depend on an order that a GPU does not
 // promise. Blocks, warps and threads take turns, from one place where they meet to the next, in an
 // order drawn anew for every launch (reseed). So is the number of blocks, from one to as many as
-// are asked for: kernels must stride over what is left. A shuffle, vote or barrier that not all of
-// its threads come to is an error.
+// are asked for, but no more than 64: kernels must stride over what is left. A shuffle, vote or
+// barrier that not all of its threads come to is an error.
 //
 // What it cannot show: speed; the device's own arithmetic, as in approximate divisions; races that
 // need two blocks at once, for each runs to its end, or two threads in the midst of a turn. Shared
@@ -41,8 +41,8 @@ extern Index thread_index, block_index, block_size, grid_size;
 constexpr int kLanes = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Gives `value` to the threads of the warp that `mask` names and returns what each gave; all of them
-// must arrive. Valid until the thread exchanges again.
+// Gives `value` to the threads of the warp that `mask` names and returns what each gave; all of
+// them must arrive. Valid until the thread exchanges again.
 const uint64_t* exchange(unsigned mask, uint64_t value);
 
 // Waits for every thread of the block that has not returned; `line` tells barriers apart.
