@@ -1,5 +1,13 @@
 # Finds what the build needs; each thing that is missing is one sentence that says what to install.
 
+# 3.25.2 is the first to know nvcc's -std=c++20.
+function(qat_check_cmake_for_cuda)
+  if(CMAKE_VERSION VERSION_LESS 3.25.2)
+    message(FATAL_ERROR "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is ${CMAKE_VERSION}: "
+                        "install a newer one with pip install cmake.")
+  endif()
+endfunction()
+
 include(cmake/torch.cmake)
 if(NOT Torch_FOUND)
   message(FATAL_ERROR "torchqat builds against PyTorch, which was not found: install torch>=2.11 and pass "

@@ -8,6 +8,8 @@ if(EXISTS ${QAT_TORCH_ROOT}/lib/libtorch_cuda.so)
   find_package(CUDAToolkit QUIET)
   if(NOT TARGET CUDA::cublas OR NOT TARGET CUDA::nvrtc)
     set(QAT_CPU_HALF ON)
+  elseif(COMMAND qat_check_cmake_for_cuda)  # by torchqat's own build, before torch's configuration stumbles over it
+    qat_check_cmake_for_cuda()
   endif()
 endif()
 
