@@ -103,7 +103,7 @@ QAT_HOST_DEVICE float greatest_scale(ScaleCode code) {
   }
 }
 
-// The nearest number of a code, ties to even; `x` lies between the two bounds above.
+// The nearest number of a code, ties to even, but of powers of two up; `x` lies between the two bounds above.
 QAT_HOST_DEVICE float round_to_code(float x, ScaleCode code) {
   switch (code) {
     case ScaleCode::float32:
@@ -117,8 +117,8 @@ QAT_HOST_DEVICE float round_to_code(float x, ScaleCode code) {
     case ScaleCode::int6:
     case ScaleCode::int8:
       return round_to_even(x);
-    default:  // a power of two: 1.5 times one goes to the even exponent
-      return float_of((bits_of(x) + kUpperHalf - 1 + ((bits_of(x) >> 23) & 1)) & kExponent);
+    default:  // a power of two: 1.5 times one goes up, as torch's cast has it
+      return float_of((bits_of(x) + kUpperHalf) & kExponent);
   }
 }
 

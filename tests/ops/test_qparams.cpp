@@ -179,7 +179,8 @@ TEST(QParams, PowersOfTwoByTheRulesOfMx) {
 }
 
 TEST(QParams, CodesOfScales) {
-  EXPECT_EQ(stored_scale(3.0f, e8m0_even), 2.0f);  // as near as 4, whose code 129 is odd
+  EXPECT_EQ(stored_scale(3.0f, e8m0_even), 4.0f);  // as near to 2
+  EXPECT_EQ(stored_scale(2.999f, e8m0_even), 2.0f);
   EXPECT_EQ(stored_scale(1.5f, e8m0_floor), 2.0f);
   EXPECT_EQ(stored_scale(1.499f, e8m0_ceil), 1.0f);
   EXPECT_EQ(stored_scale(1.501f, e8m0_ceil), 2.0f);
