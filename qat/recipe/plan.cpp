@@ -3,10 +3,9 @@
 #include <fnmatch.h>
 
 #include <algorithm>
-#include <iomanip>
 #include <regex>
-#include <sstream>
 
+#include "qat/recipe/numbers.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
@@ -197,27 +196,28 @@ Plan float8_plan(const Plan& plan) {
 std::string to_text(const Plan& plan) {
   size_t width = 0;
   for (const auto& layer : plan.layers) width = std::max(width, layer.name.size());
-  std::ostringstream out;
+  std::string text;
   for (const auto& layer : plan.layers) {
-    out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  "
-        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", "
-        << layer.in_features << "]  weight " << (layer.weight ? describe(*layer.weight) : "float");
-    if (layer.input) out << "; input " << describe(*layer.input);
-    out << "\n";
+    text += layer.name + std::string(width - layer.name.size() + 2, ' ');
+    if (layer.type != "Linear") text += layer.type + " ";
+    text += "[" + std::to_string(layer.out_features) + ", " + std::to_string(layer.in_features) +
+            "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
+    if (layer.input) text += "; input " + describe(*layer.input);
+    text += "\n";
   }
-  out << plan.layers.size() << " layers quantized, " << plan.untouched << " layers left alone\n";
-  if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
+  text += std::to_string(plan.layers.size()) + " layers quantized, " +
+          std::to_string(plan.untouched) + " layers left alone\n";
+  if (plan.kv_cache) text += "cache of keys and values: " + describe(*plan.kv_cache) + "\n";
   const auto width_name = [](int bits) {
     return bits == kTarget  ? std::string("as exported")
            : bits == kFloat ? std::string("float")
                             : "int" + std::to_string(bits);
   };
-  for (const Stage& stage : plan.stages) {
-    out << "until " << stage.until.value << (stage.until.is_percent ? "%" : " steps")
-        << ": weights " << width_name(stage.weight_bits) << ", inputs "
-        << width_name(stage.input_bits) << "\n";
-  }
-  return out.str();
+  for (const Stage& stage : plan.stages)
+    text += "until " + number_text(stage.until.value) + (stage.until.is_percent ? "%" : " steps") +
+            ": weights " + width_name(stage.weight_bits) + ", inputs " +
+            width_name(stage.input_bits) + "\n";
+  return text;
 }
 
 }  // namespace qat

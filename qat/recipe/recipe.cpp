@@ -17,11 +17,11 @@ std::string message_of(const std::string& file, std::vector<Problem>& problems) 
   std::stable_sort(problems.begin(), problems.end(), [](const Problem& a, const Problem& b) {
     return std::pair(a.place.line, a.place.column) < std::pair(b.place.line, b.place.column);
   });
-  std::ostringstream out;
-  for (size_t i = 0; i < problems.size(); ++i)
-    out << (i ? "\n" : "") << file << ":" << problems[i].place.line << ":"
-        << problems[i].place.column << ": " << problems[i].text;
-  return out.str();
+  std::string message;
+  for (const auto& [place, text] : problems)
+    message += (message.empty() ? "" : "\n") + file + ":" + std::to_string(place.line) + ":" +
+               std::to_string(place.column) + ": " + text;
+  return message;
 }
 
 ScratchModel read_scratch(YamlSection section) {

@@ -61,11 +61,12 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
   read_group_size(section, spec);
   const auto sides = section.list("block");
   if (spec.granularity == Granularity::block) {
-    const bool valid = sides.size() == 2 &&
-                       YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
-                       YAML::convert<int64_t>::decode(sides[1], spec.block[1]) &&
-                       spec.block[0] > 0 && spec.block[1] > 0;
-    if (!valid) section.reject("block", "must be two positive sides, such as [128, 128]");
+    const auto side = [&](size_t i) {
+      return i < sides.size() ? integer_of(sides[i]).value_or(0) : 0;
+    };
+    spec.block = {side(0), side(1)};
+    if (sides.size() != 2 || spec.block[0] < 1 || spec.block[1] < 1)
+      section.reject("block", "must be two positive sides, such as [128, 128]");
   } else if (section.has("block")) {
     section.reject("block",
                    std::string("must not be given for granularity ") + name_of(spec.granularity));

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <sstream>
+
+#include "qat/recipe/numbers.h"
 
 namespace qat {
 
@@ -17,6 +18,10 @@ std::string text_of(const YAML::Node& node) {
   out.SetSeqFormat(YAML::Flow);
   out << node;
   return out.c_str();
+}
+
+std::optional<int64_t> integer_of(const YAML::Node& node) {
+  return node.IsScalar() ? parse_number<int64_t>(node.Scalar()) : std::nullopt;
 }
 
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
@@ -99,10 +104,8 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
                              int64_t greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
-  int64_t value = 0;
-  if (node.IsScalar() && YAML::convert<int64_t>::decode(node, value) && value >= least &&
-      value <= greatest)
-    return value;
+  const auto value = integer_of(node);
+  if (value && *value >= least && *value <= greatest) return *value;
   reject(key, "must be a whole number from " + std::to_string(least) + " to " +
                   std::to_string(greatest));
   return fallback;
@@ -111,13 +114,9 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
 double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
-  double value = 0.0;
-  if (node.IsScalar() && YAML::convert<double>::decode(node, value) && value >= least &&
-      value <= greatest)
-    return value;
-  std::ostringstream rule;
-  rule << "must be a number from " << least << " to " << greatest;
-  reject(key, rule.str());
+  const auto value = node.IsScalar() ? parse_number<double>(node.Scalar()) : std::nullopt;
+  if (value && *value >= least && *value <= greatest) return *value;
+  reject(key, "must be a number from " + number_text(least) + " to " + number_text(greatest));
   return fallback;
 }
 
@@ -159,11 +158,10 @@ Bound YamlSection::bound(const std::string& key, Bound fallback) {
   std::string text = node.Scalar();
   const bool is_percent = text.back() == '%';
   if (is_percent) text.pop_back();
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  const bool is_number = !text.empty() && end == text.c_str() + text.size();
-  const bool fits = is_percent ? value <= 100.0 : value == std::floor(value) && value < 1e15;
-  if (is_number && value >= 0.0 && fits) return {is_percent, value};
+  if (const auto value = parse_number<double>(text); value && *value >= 0.0) {
+    const bool fits = is_percent ? *value <= 100.0 : *value == std::floor(*value) && *value < 1e15;
+    if (fits) return {is_percent, *value};
+  }
   reject(key, rule);
   return fallback;
 }

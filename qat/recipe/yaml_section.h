@@ -3,7 +3,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <cstdint>
-#include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -19,6 +19,9 @@ Place place_of(const YAML::Mark& mark);
 
 // Text of a scalar as the user wrote it, or of a map or list on one line.
 std::string text_of(const YAML::Node& node);
+
+// The value of a scalar that is a whole number, none for any other node.
+std::optional<int64_t> integer_of(const YAML::Node& node);
 
 // The candidate nearest to `word` by edit distance, or empty when none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
