@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <regex>
 
+#include "qat/error.h"
 #include "qat/recipe/numbers.h"
 #include "qat/recipe/yaml_section.h"
 
@@ -15,16 +16,40 @@ bool starts_with(const std::string& text, const std::string& prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
-std::optional<std::regex> regex_of(const Rule& rule, std::vector<Problem>* problems) {
-  if (!starts_with(rule.match, "re:")) return std::nullopt;
-  try {
-    return std::regex(rule.match.substr(3));
-  } catch (const std::regex_error&) {
-    problems->push_back(
-        {rule.place, "match must be a regular expression after re:, but is " + rule.match});
-    return std::nullopt;
+// The layers that a rule's `match` names. A regular expression is compiled once; whatever it throws
+// then, or at a name that it takes too long for, is an InvalidArgument.
+class Matcher {
+ public:
+  explicit Matcher(const std::string& match) : match_(match) {
+    if (!starts_with(match, "re:")) return;
+    try {
+      regex_.emplace(match.substr(3));
+    } catch (const std::regex_error&) {
+      throw InvalidArgument("match must be a regular expression after re:, but is " + match);
+    }
   }
-}
+
+  bool operator()(const LayerInfo& layer) const {
+    if (layer.by_name_only)
+      return match_ == layer.name || (layer.type == "Embedding" && match_ == "type:Embedding");
+    if (regex_) return search(layer.name);
+    if (starts_with(match_, "type:")) return layer.type == match_.substr(5);
+    return fnmatch(match_.c_str(), layer.name.c_str(), 0) == 0;
+  }
+
+ private:
+  bool search(const std::string& name) const {
+    try {
+      return std::regex_search(name, *regex_);
+    } catch (const std::regex_error&) {
+      throw InvalidArgument("match must be a regular expression that can be searched for, but " +
+                            match_ + " is too complex for " + name);
+    }
+  }
+
+  std::string match_;
+  std::optional<std::regex> regex_;
+};
 
 void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
                      std::vector<Problem>* problems) {
@@ -65,6 +90,22 @@ std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
          std::to_string(layers.size()) + " layers" +
          (near.empty() ? names.empty() ? "" : " (the first is " + names.front() + ")"
                        : "; did you mean " + near + "?");
+}
+
+// The places of the layers that a rule names; none, and a problem, where it cannot be told.
+std::optional<std::vector<size_t>> matched_by(const Rule& rule,
+                                              const std::vector<LayerInfo>& layers,
+                                              std::vector<Problem>* problems) {
+  try {
+    const Matcher matcher(rule.match);
+    std::vector<size_t> matched;
+    for (size_t i = 0; i < layers.size(); ++i)
+      if (matcher(layers[i])) matched.push_back(i);
+    return matched;
+  } catch (const InvalidArgument& error) {
+    problems->push_back({rule.place, error.what()});
+    return std::nullopt;
+  }
 }
 
 struct Chosen {
@@ -111,30 +152,19 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
 
 }  // namespace
 
-bool matches(const std::string& match, const LayerInfo& layer) {
-  if (layer.by_name_only)
-    return match == layer.name || (layer.type == "Embedding" && match == "type:Embedding");
-  if (starts_with(match, "type:")) return layer.type == match.substr(5);
-  if (starts_with(match, "re:")) return std::regex_search(layer.name, std::regex(match.substr(3)));
-  return fnmatch(match.c_str(), layer.name.c_str(), 0) == 0;
-}
+bool matches(const std::string& match, const LayerInfo& layer) { return Matcher(match)(layer); }
 
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   std::vector<Problem> problems;
   std::vector<Chosen> weights(layers.size()), inputs(layers.size());
   for (const Rule& rule : recipe.layers) {
-    const auto regex = regex_of(rule, &problems);
-    if (starts_with(rule.match, "re:") && !regex) continue;
-    bool matched = false;
-    for (size_t i = 0; i < layers.size(); ++i) {
-      const bool hit = regex && !layers[i].by_name_only ? std::regex_search(layers[i].name, *regex)
-                                                        : matches(rule.match, layers[i]);
-      if (!hit) continue;
-      matched = true;
+    const auto matched = matched_by(rule, layers, &problems);
+    if (!matched) continue;
+    for (const size_t i : *matched) {
       if (rule.weight.given) weights[i] = {&rule, rule.weight.spec};
       if (rule.input.given) inputs[i] = {&rule, rule.input.spec};
     }
-    if (!matched) problems.push_back({rule.place, no_match(rule, layers)});
+    if (matched->empty()) problems.push_back({rule.place, no_match(rule, layers)});
   }
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {

@@ -55,7 +55,8 @@ Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
 // one for each token: what hardware that multiplies FP8 runs.
 Plan float8_plan(const Plan& plan);
 
-// True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.
+// True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer. Throws InvalidArgument
+// for a regular expression that is none.
 bool matches(const std::string& match, const LayerInfo& layer);
 
 // A table for people: one line a layer, then one line a stage.

@@ -220,7 +220,7 @@ Recipe read_recipe(YamlSection& section, std::vector<Problem>* problems) {
 }  // namespace
 
 RecipeError::RecipeError(const std::string& file, std::vector<Problem> problems)
-    : std::runtime_error(message_of(file, problems)), problems_(std::move(problems)) {}
+    : ErrorAs(message_of(file, problems)), problems_(std::move(problems)) {}
 
 int64_t Bound::step_of(int64_t total_steps) const {
   return is_percent ? std::llround(value / 100.0 * static_cast<double>(total_steps))

@@ -6,8 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "qat/recipe/initialize.h"
+#include "qat/error.h"
 #include "qat/nn/kv_cache.h"
+#include "qat/recipe/initialize.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -24,7 +25,7 @@ struct Problem {
 };
 
 // Every problem of a recipe, one "file:line:column: sentence" a line.
-class RecipeError : public std::runtime_error {
+class RecipeError : public ErrorAs<std::runtime_error> {
  public:
   RecipeError(const std::string& file, std::vector<Problem> problems);
   const std::vector<Problem>& problems() const { return problems_; }
