@@ -1,5 +1,6 @@
 """The build's refusals: each one sentence that says what to install."""
 
+import json
 import os
 import re
 import shutil
@@ -107,6 +108,16 @@ def test_pip_install_outside_the_tree(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path)) and "qat.pack" in done.stdout
+
+
+def test_no_product_and_sum_become_one():
+    """Compilers for machines with fused multiply-add would else round once where docs/numerics.md rounds twice."""
+    build = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native"))
+    commands = json.loads((build / "compile_commands.json").read_text())
+    for folder, contracted in (("ops", ["packed_linear.cpp"]), ("qat", [])):  # whose sums are those of any product
+        ours = [one for one in commands if Path(one["file"]).is_relative_to(ROOT / folder)]
+        free = [one for one in ours if re.findall(r"-ffp-contract=(\w+)", one["command"])[-1:] != ["off"]]
+        assert ours and [one["file"] for one in free] == [str(ROOT / "ops/cpu" / name) for name in contracted]
 
 
 def test_layers_include_only_what_lies_below():
