@@ -60,7 +60,7 @@ std::string parse_method(const std::string& method, Initialize* into) {
   return "";
 }
 
-Initialize read_initialize(YamlSection& section) {
+Initialize read_initialize(YamlSection section) {
   Initialize initialize;
   const std::string rule = parse_method(section.text("method", initialize.method), &initialize);
   if (!rule.empty()) section.reject("method", rule);

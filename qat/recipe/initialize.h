@@ -44,6 +44,6 @@ struct Initialize {
 // broken, or nothing.
 std::string parse_method(const std::string& method, Initialize* into);
 
-Initialize read_initialize(YamlSection& section);
+Initialize read_initialize(YamlSection section);
 
 }  // namespace qat

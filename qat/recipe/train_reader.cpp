@@ -44,7 +44,7 @@ bool has_learned_scale(const Rule& rule) {
 }
 
 // Codes that stay as they are need scales to train, and a width that does not change.
-void check_frozen_codes(YamlSection& train, const Recipe& recipe) {
+void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
   if (recipe.train.parameters != "scales") return;
   const bool learned =
       std::all_of(recipe.layers.begin(), recipe.layers.end(),
@@ -102,7 +102,7 @@ TrainSection read_train(YamlSection& section) {
   return train;
 }
 
-void check_train(YamlSection& train, const Recipe& recipe) {
+void check_train(YamlSection& train, const RunRecipe& recipe) {
   const bool in_float32 = recipe.model.dtype == "float32";
   if (recipe.train.control && recipe.model.kind == "sentence_encoder")
     train.reject("control", "must be false for a sentence_encoder");

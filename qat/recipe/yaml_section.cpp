@@ -86,6 +86,13 @@ std::vector<YAML::Node> YamlSection::list(const std::string& key) {
   return {node.begin(), node.end()};
 }
 
+std::vector<YamlSection> YamlSection::sections(const std::string& key) {
+  std::vector<YamlSection> found;
+  for (const YAML::Node& node : list(key))
+    found.emplace_back(node, path_of(key) + "[" + std::to_string(found.size()) + "]", problems_);
+  return found;
+}
+
 std::vector<std::string> YamlSection::words(const std::string& key,
                                             std::vector<std::string> fallback,
                                             const std::vector<std::string>& allowed) {

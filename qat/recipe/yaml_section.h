@@ -39,6 +39,8 @@ class YamlSection {
   YamlSection section(const std::string& key);
   // The entries of a list, or the problem that it is none.
   std::vector<YAML::Node> list(const std::string& key);
+  // The same for a list of maps, such as layers[0] and layers[1].
+  std::vector<YamlSection> sections(const std::string& key);
   std::vector<std::string> words(const std::string& key, std::vector<std::string> fallback,
                                  const std::vector<std::string>& allowed);
 

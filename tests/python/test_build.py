@@ -115,7 +115,7 @@ def test_no_product_and_sum_become_one():
     build = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native"))
     commands = json.loads((build / "compile_commands.json").read_text())
     for folder, contracted in (("ops", ["packed_linear.cpp"]), ("qat", [])):  # whose sums are those of any product
-        ours = [one for one in commands if Path(one["file"]).is_relative_to(ROOT / folder)]
+        ours = [one for one in commands if one["file"].startswith(f"{ROOT / folder}/") and one["file"].endswith(".cpp")]
         free = [one for one in ours if re.findall(r"-ffp-contract=(\w+)", one["command"])[-1:] != ["off"]]
         assert ours and [one["file"] for one in free] == [str(ROOT / "ops/cpu" / name) for name in contracted]
 
