@@ -5,19 +5,34 @@
 namespace qat::bindings {
 namespace {
 
+// An enumeration as Python sees it: by its name, with another's refused.
+template <typename Owner, typename Enum>
+void def_name(py::class_<Owner>& owner, const char* name, Enum Owner::*field,
+              Enum (*parse)(const std::string&)) {
+  owner.def_property(
+      name, [field](const Owner& self) { return name_of(self.*field); },
+      [field, parse](Owner& self, const std::string& word) { self.*field = parse(word); });
+}
+
+std::vector<std::string> transform_names(const Initialize& self) {
+  std::vector<std::string> names;
+  for (const Transform transform : self.transforms) names.emplace_back(name_of(transform));
+  return names;
+}
+
 Initialize make_initialize(const std::string& method) {
   Initialize initialize;
   const std::string rule = parse_method(method, &initialize);
-  if (!rule.empty()) throw std::invalid_argument("method " + rule + ", but is " + method + ".");
+  if (!rule.empty()) throw InvalidArgument("method " + rule + ", but is " + method + ".");
   return initialize;
 }
 
 py::tuple state_of(const Initialize& self) {
   const BlockTraining& blocks = self.block_training;
-  return py::make_tuple(self.method, self.damping, self.block_size, self.order, self.scale_search,
-                        self.correction, self.smoothing, self.sequential, blocks.steps,
-                        blocks.batch_size, blocks.learning_rate, blocks.scale_learning_rate,
-                        blocks.rounding);
+  return py::make_tuple(self.method, self.damping, self.block_size, name_of(self.order),
+                        name_of(self.scale_search), self.correction, self.smoothing,
+                        self.sequential, blocks.steps, blocks.batch_size, blocks.learning_rate,
+                        blocks.scale_learning_rate, name_of(blocks.rounding));
 }
 
 Initialize initialize_from(const py::tuple& state) {
@@ -25,8 +40,8 @@ Initialize initialize_from(const py::tuple& state) {
   BlockTraining& blocks = self.block_training;
   self.damping = state[1].cast<double>();
   self.block_size = state[2].cast<int64_t>();
-  self.order = state[3].cast<std::string>();
-  self.scale_search = state[4].cast<std::string>();
+  self.order = parse_column_order(state[3].cast<std::string>());
+  self.scale_search = parse_scale_search(state[4].cast<std::string>());
   self.correction = state[5].cast<double>();
   self.smoothing = state[6].cast<double>();
   self.sequential = state[7].cast<bool>();
@@ -34,7 +49,7 @@ Initialize initialize_from(const py::tuple& state) {
   blocks.batch_size = state[9].cast<int64_t>();
   blocks.learning_rate = state[10].cast<double>();
   blocks.scale_learning_rate = state[11].cast<double>();
-  blocks.rounding = state[12].cast<std::string>();
+  blocks.rounding = parse_block_rounding(state[12].cast<std::string>());
   return self;
 }
 
@@ -46,21 +61,20 @@ void def_recipe(py::module_& m) {
       .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
            py::arg("value"), py::arg("is_percent") = true)
       .def("step_of", &Bound::step_of, py::arg("total_steps"));
-  py::class_<BlockTraining>(m, "BlockTraining")
-      .def_readwrite("steps", &BlockTraining::steps)
+  py::class_<BlockTraining> blocks(m, "BlockTraining");
+  blocks.def_readwrite("steps", &BlockTraining::steps)
       .def_readwrite("batch_size", &BlockTraining::batch_size)
       .def_readwrite("learning_rate", &BlockTraining::learning_rate)
-      .def_readwrite("scale_learning_rate", &BlockTraining::scale_learning_rate)
-      .def_readwrite("rounding", &BlockTraining::rounding);
-  py::class_<Initialize>(m, "Initialize")
-      .def(py::init(&make_initialize), py::arg("method") = "mse")
+      .def_readwrite("scale_learning_rate", &BlockTraining::scale_learning_rate);
+  def_name(blocks, "rounding", &BlockTraining::rounding, &parse_block_rounding);
+  py::class_<Initialize> initialize(m, "Initialize");
+  initialize.def(py::init(&make_initialize), py::arg("method") = "mse")
       .def_readonly("method", &Initialize::method)
-      .def_readonly("transforms", &Initialize::transforms)
-      .def_readonly("rounding", &Initialize::rounding)
+      .def_property_readonly("transforms", &transform_names)
+      .def_property_readonly("rounding",
+                             [](const Initialize& self) { return name_of(self.rounding); })
       .def_readwrite("damping", &Initialize::damping)
       .def_readwrite("block_size", &Initialize::block_size)
-      .def_readwrite("order", &Initialize::order)
-      .def_readwrite("scale_search", &Initialize::scale_search)
       .def_readwrite("correction", &Initialize::correction)
       .def_readwrite("smoothing", &Initialize::smoothing)
       .def_readwrite("sequential", &Initialize::sequential)
@@ -68,6 +82,8 @@ void def_recipe(py::module_& m) {
       .def_property_readonly("keeps_scales", &Initialize::keeps_scales)
       .def_property_readonly("needs_data", &Initialize::needs_data)
       .def(py::pickle(&state_of, &initialize_from));
+  def_name(initialize, "order", &Initialize::order, &parse_column_order);
+  def_name(initialize, "scale_search", &Initialize::scale_search, &parse_scale_search);
 }
 
 }  // namespace qat::bindings

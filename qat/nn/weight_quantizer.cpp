@@ -72,7 +72,7 @@ std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& we
   if (spec_.range == Range::minmax)
     return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), "minmax",
                           spec_.scale_dtype);
-  if (spec_.range == Range::mse) return {scale_, zero_point_};
+  if (spec_.range == Range::fixed) return {scale_, zero_point_};
   const QuantRange range = quant_range(spec_, bits_);
   return round_qparams(scale_.detach(), zero_point_argument(), static_cast<int64_t>(range.min),
                        static_cast<int64_t>(range.max), spec_.scale_dtype);

@@ -1,15 +1,15 @@
 #include "qat/recipe/bit_schedule.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "qat/error.h"
 
 namespace qat {
 namespace {
 
-int width_of(int stage_bits, int target) {
-  if (stage_bits == kFloat) return kFloat;
-  return std::max(stage_bits, target);  // kTarget lies below every width
+int width_of(std::optional<int> stage_bits, int target) {
+  return stage_bits == kFloat ? kFloat : std::max(stage_bits.value_or(target), target);
 }
 
 }  // namespace

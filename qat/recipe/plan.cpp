@@ -108,6 +108,10 @@ std::optional<std::vector<size_t>> matched_by(const Rule& rule,
   }
 }
 
+std::string width_name(std::optional<int> bits) {
+  return !bits ? "as exported" : bits == kFloat ? "float" : "int" + std::to_string(*bits);
+}
+
 struct Chosen {
   const Rule* rule = nullptr;
   std::optional<QuantSpec> spec;
@@ -116,14 +120,14 @@ struct Chosen {
 // At the end of the run each tensor must have the width that is exported.
 void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
   const Stage& last = plan.stages.back();
-  const auto check = [&](const char* key, int bits, const std::optional<QuantSpec>& spec,
-                         const std::string& layer) {
-    if (!spec || bits == kTarget || (bits != kFloat && bits <= spec->bits)) return true;
-    problems->push_back(
-        {last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) + "]." + key +
-                         " must end at the width that is exported, int" +
-                         std::to_string(spec->bits) + " for " + layer + ", but is " +
-                         (bits == kFloat ? "float" : "int" + std::to_string(bits))});
+  const auto check = [&](const char* key, std::optional<int> bits,
+                         const std::optional<QuantSpec>& spec, const std::string& layer) {
+    if (!spec || !bits || (bits != kFloat && *bits <= spec->bits)) return true;
+    problems->push_back({last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) +
+                                         "]." + key +
+                                         " must end at the width that is exported, int" +
+                                         std::to_string(spec->bits) + " for " + layer +
+                                         ", but is " + width_name(bits)});
     return false;
   };
   for (const auto& layer : plan.layers)
@@ -238,11 +242,6 @@ std::string to_text(const Plan& plan) {
   text += std::to_string(plan.layers.size()) + " layers quantized, " +
           std::to_string(plan.untouched) + " layers left alone\n";
   if (plan.kv_cache) text += "cache of keys and values: " + describe(*plan.kv_cache) + "\n";
-  const auto width_name = [](int bits) {
-    return bits == kTarget  ? std::string("as exported")
-           : bits == kFloat ? std::string("float")
-                            : "int" + std::to_string(bits);
-  };
   for (const Stage& stage : plan.stages)
     text += "until " + number_text(stage.until.value) + (stage.until.is_percent ? "%" : " steps") +
             ": weights " + width_name(stage.weight_bits) + ", inputs " +

@@ -43,15 +43,14 @@ struct Bound {
   bool operator==(const Bound& other) const = default;
 };
 
-// Bits of one rung of a ladder: kFloat leaves the tensor alone, kTarget takes the layer's own
-// width.
+// The width of a tensor that is not rounded.
 constexpr int kFloat = 0;
-constexpr int kTarget = -1;
 
+// A part of the run with widths of its own; none: that with which the layer is exported.
 struct Stage {
   Bound until;
-  int weight_bits = kTarget;
-  int input_bits = kTarget;
+  std::optional<int> weight_bits;
+  std::optional<int> input_bits;
   Place place;
 };
 

@@ -11,8 +11,8 @@ namespace qat {
 namespace {
 
 // The formats of qat/checkpoint/, which reads recipes and so is not read from here.
-const std::vector<std::string> kFormats{"compressed-tensors", "gptq",     "gptq_v2", "awq",
-                                        "gguf",               "modelopt", "onnx",    "safetensors"};
+const std::vector<std::string> kFormats{"compressed-tensors", "gptq", "gptq_v2",    "awq", "gguf",
+                                        "modelopt",           "onnx", "safetensors"};
 
 ScratchModel read_scratch(YamlSection section) {
   ScratchModel scratch;
@@ -148,8 +148,7 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
   recipe.initialize = read_initialize(section.section("initialize"));
   // Mode auto tries methods that choose scales.
-  recipe.layers =
-      read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
+  recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
   if (section.has("kv_cache")) {
     YamlSection cache = section.section("kv_cache");
     recipe.kv_cache = read_kv_cache(cache);

@@ -46,13 +46,6 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
   return best;
 }
 
-std::string join(const std::vector<std::string>& words) {
-  std::string text;
-  for (size_t i = 0; i < words.size(); ++i)
-    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
-  return text;
-}
-
 YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
     : node_(node), path_(std::move(path)), problems_(problems) {
   // yaml-cpp throws when an absent node is asked anything but whether it is there.

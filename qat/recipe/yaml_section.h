@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/recipe/names.h"
 #include "qat/recipe/recipe.h"
 
 namespace qat {
@@ -25,7 +26,6 @@ std::optional<int64_t> integer_of(const YAML::Node& node);
 
 // The candidate nearest to `word` by edit distance, or empty when none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
-std::string join(const std::vector<std::string>& words);
 
 // One map of a recipe. Files every problem where it stands instead of stopping at the first, and
 // knows which keys nobody asked for.
@@ -50,6 +50,10 @@ class YamlSection {
   std::string text(const std::string& key, const std::string& fallback);
   std::string one_of(const std::string& key, const std::string& fallback,
                      const std::vector<std::string>& allowed);
+  template <typename Enum>
+  Enum one_of(const std::string& key, Enum fallback, const NameTable<Enum>& names) {
+    return names.parse(one_of(key, names.name_of(fallback), names.names()));
+  }
   Bound bound(const std::string& key, Bound fallback);
 
   // Files "path.key RULE, but is VALUE".

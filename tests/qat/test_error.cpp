@@ -1,11 +1,10 @@
-#include "qat/error.h"
-
 #include <gtest/gtest.h>
 
 #include <functional>
 #include <string>
 
 #include "qat/checkpoint/safetensors.h"
+#include "qat/error.h"
 #include "qat/recipe/bit_schedule.h"
 
 namespace qat {

@@ -36,12 +36,13 @@ class Locale : public testing::Test {
 const std::string kHead = "version: 1\nlayers:\n  - match: a\n    weight: ";
 
 TEST_F(Locale, NumbersOfARecipeHaveAPoint) {
-  const Recipe recipe = parse_recipe(
-      kHead + "{dtype: int4, block: [1024, 2048]}\n"
-              "initialize: {damping: 0.025, block_size: 4096, smoothing: +7.5e-1}\n"
-              "schedule: [{until: 62.5%, weight: int8}, {until: 4096}]\n"
-              "train: {steps: 4096, learning_rate: 1.5e-4}\n",
-      "r");
+  const Recipe recipe =
+      parse_recipe(kHead +
+                       "{dtype: int4, block: [1024, 2048]}\n"
+                       "initialize: {damping: 0.025, block_size: 4096, smoothing: +7.5e-1}\n"
+                       "schedule: [{until: 62.5%, weight: int8}, {until: 4096}]\n"
+                       "train: {steps: 4096, learning_rate: 1.5e-4}\n",
+                   "r");
   EXPECT_EQ(recipe.layers[0].weight.spec->block, (std::array<int64_t, 2>{1024, 2048}));
   EXPECT_EQ(recipe.initialize.damping, 0.025);
   EXPECT_EQ(recipe.initialize.block_size, 4096);
@@ -77,8 +78,9 @@ TEST_F(Locale, ErrorsAreTheSame) {
 
 TEST_F(Locale, PlansAreTheSame) {
   const Recipe recipe = parse_recipe(
-      kHead + "{dtype: int4, group_size: 2048}\n"
-              "schedule: [{until: 62.5%, weight: int8}, {until: 4096}]\ntrain: {steps: 4096}\n",
+      kHead +
+          "{dtype: int4, group_size: 2048}\n"
+          "schedule: [{until: 62.5%, weight: int8}, {until: 4096}]\ntrain: {steps: 4096}\n",
       "r");
   EXPECT_EQ(to_text(make_plan(recipe, {{"a", "Linear", 4096, 11008, false}})),
             "a  [11008, 4096]  weight int4 group 2048 narrow, minmax scale in bfloat16\n"

@@ -50,7 +50,7 @@ TEST(Recipe, ReadsScheduleAndBounds) {
                                          "  - {until: 100%, weight: int4}\n",
                                      "r.yaml");
   EXPECT_EQ(recipe.schedule[0].weight_bits, kFloat);
-  EXPECT_EQ(recipe.schedule[0].input_bits, kTarget);
+  EXPECT_EQ(recipe.schedule[0].input_bits, std::nullopt);
   EXPECT_EQ(recipe.schedule[1].until.step_of(1000), 40);
   EXPECT_EQ(recipe.schedule[1].input_bits, kFloat);
   EXPECT_EQ(recipe.schedule[0].until.step_of(305), 31);

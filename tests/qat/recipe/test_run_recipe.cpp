@@ -1,10 +1,9 @@
-#include "qat/recipe/run_recipe.h"
-
 #include <gtest/gtest.h>
 
 #include <string>
 
 #include "qat/checkpoint/formats/format.h"
+#include "qat/recipe/run_recipe.h"
 
 namespace qat {
 namespace {
@@ -19,7 +18,7 @@ TEST(RunRecipe, ModeAutoHasBudgetsAndSearchesScales) {
   EXPECT_EQ(recipe.size_bits_per_weight, 4.5);
   EXPECT_EQ(recipe.evaluate.accept_task_drop, 0.01);
   EXPECT_EQ(recipe.exports, std::vector<std::string>{"gguf"});
-  EXPECT_EQ(recipe.layers[0].weight.spec->range, Range::mse);
+  EXPECT_EQ(recipe.layers[0].weight.spec->range, Range::fixed);
 }
 
 TEST(RunRecipe, AKindOfModelHasItsLossLimitsAndEngines) {
@@ -59,9 +58,9 @@ TEST(RunRecipe, SpreadModelsHaveNoMonitor) {
   const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
   const RunRecipe spread =
       parse_run_recipe("version: 1\n" + rule +
-                       "train: {strategy: fsdp, cpu_offload: true, compile: true, "
-                       "mixed_precision: bfloat16}\n",
-                   "r.yaml");
+                           "train: {strategy: fsdp, cpu_offload: true, compile: true, "
+                           "mixed_precision: bfloat16}\n",
+                       "r.yaml");
   EXPECT_FALSE(spread.train.monitor);
   EXPECT_TRUE(spread.train.cpu_offload && spread.train.compile);
   EXPECT_EQ(spread.train.mixed_precision, "bfloat16");
@@ -71,8 +70,7 @@ TEST(RunRecipe, SpreadModelsHaveNoMonitor) {
 }
 
 TEST(RunRecipe, EveryFormatMayBeExportedAndNoOther) {
-  const std::string head =
-      "version: 1\nlayers:\n  - {match: a, weight: {dtype: int4}}\nexport: [";
+  const std::string head = "version: 1\nlayers:\n  - {match: a, weight: {dtype: int4}}\nexport: [";
   std::string all, listed;
   const std::vector<std::string> names = format_names();
   for (size_t i = 0; i < names.size(); ++i) {
