@@ -54,7 +54,7 @@ struct Initialize {
   bool sequential = true;  // each group of layers sees those before it in their block quantized
   BlockTraining block_training;
 
-  // How scales are found that no solver chooses together with codes.
+  // The search for scales that are not chosen together with codes.
   ScaleSearch search() const;
   // Whether codes are chosen together with scales, which must then stay as they are.
   bool keeps_scales() const;

@@ -16,8 +16,8 @@ bool starts_with(const std::string& text, const std::string& prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
-// The layers that a rule's `match` names. A regular expression is compiled once; whatever it throws
-// then, or at a name that it takes too long for, is an InvalidArgument.
+// The layers that a rule's `match` names. A regular expression is compiled once. Errors of
+// std::regex, some of which come only while it searches, are thrown as InvalidArgument.
 class Matcher {
  public:
   explicit Matcher(const std::string& match) : match_(match) {
@@ -68,8 +68,8 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
   }
 }
 
-// The pixels of a patch lie in many tokens, so that only one scale for all fits; an embedding is
-// given no numbers to round.
+// Patches of a convolution overlap, so that a pixel is in several rows of its input matrix and only
+// a scale per tensor fits; the input of an embedding is indices.
 void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
                  std::vector<Problem>* problems) {
   if (layer.type == "Embedding")
@@ -92,7 +92,7 @@ std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
                        : "; did you mean " + near + "?");
 }
 
-// The places of the layers that a rule names; none, and a problem, where it cannot be told.
+// The indices of the layers that a rule matches; none, and a problem, when its match is invalid.
 std::optional<std::vector<size_t>> matched_by(const Rule& rule,
                                               const std::vector<LayerInfo>& layers,
                                               std::vector<Problem>* problems) {

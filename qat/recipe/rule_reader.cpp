@@ -18,7 +18,8 @@ Rule read_rule(YamlSection& section, bool keeps_scales) {
   return rule;
 }
 
-// Percentages grow and steps grow; the two kinds are compared once the number of steps is known.
+// Bounds of one kind must increase; a percentage and a step are compared by make_plan, which knows
+// the number of steps.
 bool grows(const Bound& before, const Bound& after) {
   return before.is_percent != after.is_percent || before.value < after.value;
 }

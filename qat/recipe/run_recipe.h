@@ -51,7 +51,7 @@ struct LoraSection {
   double alpha = 32.0;  // the adapters' product is multiplied by alpha / rank
 };
 
-// What is done about weights whose codes keep moving to and fro, numerics.md (31), (32).
+// What is done about weights whose codes oscillate between two levels, numerics.md (31), (32).
 struct OscillationSection {
   std::string method = "none";  // or dampen, freeze
   double dampening = 0.02;      // dampen: share of the way to the nearest level, at the end

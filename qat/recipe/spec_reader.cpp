@@ -21,7 +21,7 @@ std::optional<Grid> float8_of(const std::string& dtype) {
   return std::nullopt;
 }
 
-// What an FP8 tensor has no choice of.
+// Keys that only integer grids have.
 void reject_integer_keys(YamlSection& section) {
   for (const auto* key : {"symmetric", "grid"})
     if (section.has(key)) section.reject(key, "must not be given for an FP8 dtype");
@@ -114,8 +114,8 @@ bool read_dtype(YamlSection& section, QuantSpec& spec) {
   return false;
 }
 
-// A range that is searched once is Range::fixed, whatever is searched for, unless it is
-// learned from there.
+// A range that is searched once is Range::fixed, whatever the search minimises, or the start of a
+// learned one.
 void read_observer(YamlSection& section, QuantSpec& spec) {
   ObserverSpec& observer = spec.observer;
   if (spec.dynamic) {

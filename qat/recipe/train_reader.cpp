@@ -26,7 +26,7 @@ OscillationSection read_oscillation(YamlSection section) {
   return oscillation;
 }
 
-// What needs more of the model than a process has of a sharded one.
+// Options that look at whole weights, of which each process has a shard only under FSDP.
 void check_strategy(YamlSection& section, const TrainSection& train) {
   if (train.strategy != "fsdp") {
     if (train.cpu_offload) section.reject("cpu_offload", "must be false unless strategy is fsdp");
@@ -43,7 +43,7 @@ bool has_learned_scale(const Rule& rule) {
   return rule.weight.spec && rule.weight.spec->range == Range::learned;
 }
 
-// Codes that stay as they are need scales to train, and a width that does not change.
+// With `parameters: scales` codes are constant: scales must be learned, and widths must not change.
 void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
   if (recipe.train.parameters != "scales") return;
   const bool learned =

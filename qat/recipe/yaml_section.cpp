@@ -48,7 +48,7 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
 
 YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
     : node_(node), path_(std::move(path)), problems_(problems) {
-  // yaml-cpp throws when an absent node is asked anything but whether it is there.
+  // An undefined node of yaml-cpp has IsDefined(); anything else of it throws.
   is_map_ = node_.IsDefined() && node_.IsMap();
   if (node_.IsDefined()) place_ = place_of(node_.Mark());
   if (node_.IsDefined() && !node_.IsNull() && !is_map_)
@@ -57,7 +57,7 @@ YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<P
 }
 
 YAML::Node YamlSection::child(const std::string& key) {
-  asked_.insert(key);
+  known_.insert(key);
   return is_map_ ? node_[key] : YAML::Node(YAML::NodeType::Undefined);
 }
 
@@ -183,10 +183,10 @@ void YamlSection::finish() {
     const std::string key = text_of(entry.first);
     if (!seen.insert(key).second) {
       file(entry.first, path_of(key) + " is given twice");
-    } else if (!asked_.count(key)) {
-      const std::string near = nearest(key, {asked_.begin(), asked_.end()});
+    } else if (!known_.count(key)) {
+      const std::string near = nearest(key, {known_.begin(), known_.end()});
       file(entry.first, path_of(key) + " is not a known key" +
-                            (near.empty() ? ", which are " + join({asked_.begin(), asked_.end()})
+                            (near.empty() ? ", which are " + join({known_.begin(), known_.end()})
                                           : "; did you mean " + near + "?"));
     }
   }

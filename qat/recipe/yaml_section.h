@@ -13,7 +13,7 @@
 
 namespace qat {
 
-// More of anything than a recipe can mean.
+// The limit of counts that have no other.
 constexpr int64_t kMany = 1'000'000'000;
 
 Place place_of(const YAML::Mark& mark);
@@ -28,7 +28,7 @@ std::optional<int64_t> integer_of(const YAML::Node& node);
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
 
 // One map of a recipe. Files every problem where it stands instead of stopping at the first, and
-// knows which keys nobody asked for.
+// knows which keys no reader looked up.
 class YamlSection {
  public:
   // A `node` that is absent stands for an empty map; one that is not a map is a problem.
@@ -72,9 +72,9 @@ class YamlSection {
   const YAML::Node node_;  // const, so that operator[] cannot insert
   std::string path_;
   std::vector<Problem>* problems_;
-  std::set<std::string> asked_;
+  std::set<std::string> known_;  // keys that were looked up
   bool is_map_ = false;
-  Place place_;  // of the map, or of the one it is missing from
+  Place place_;  // of the map; of the one around it when it is absent
 };
 
 }  // namespace qat
