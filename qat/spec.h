@@ -18,8 +18,8 @@ enum class Granularity { tensor, channel, token, group, block, head };
 // are told to do (ops/quantizer.h):
 //
 //            `scale`   Quantizer::Mode                    found by
-//   minmax   minmax    minmax; fixed for observed inputs  choose_qparams "minmax", or an observer
-//   fixed    mse       fixed                              the method of `initialize`, or an observer
+//   minmax   minmax    minmax; fixed for observed inputs  choose_qparams "minmax", an observer
+//   fixed    mse       fixed                              the method of `initialize`, an observer
 //   learned  learned   learned                            likewise, to begin with
 //
 // A method that only searches finds it by choose_qparams, "minmax" for rtn and "mse" for mse; clip

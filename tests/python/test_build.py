@@ -120,13 +120,6 @@ def test_no_product_and_sum_become_one():
         assert ours and [one["file"] for one in free] == [str(ROOT / "ops/cpu" / name) for name in contracted]
 
 
-def test_layers_include_only_what_lies_below():
-    for folder, forbidden in (("ops", r'#include "(qat|python)/'), ("qat", r'#include "python/')):
-        for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".h", ".cpp", ".cu", ".cuh"):
-                assert not re.search(forbidden, file.read_text()), file
-
-
 def test_rounding_stands_in_one_header():
     for folder in ("ops", "qat"):
         for file in (ROOT / folder).rglob("*"):
