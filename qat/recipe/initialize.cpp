@@ -16,8 +16,9 @@ const NameTable<Rounding> kRoundings("rounding", {{Rounding::rtn, "rtn"},
                                                   {Rounding::mse, "mse"},
                                                   {Rounding::clip, "clip"},
                                                   {Rounding::gptq, "gptq"}});
-const NameTable<ScaleSearch> kSearches("scale_search", {{ScaleSearch::minmax, "minmax"},
-                                                        {ScaleSearch::mse, "mse"}});
+const NameTable<ScaleSearch> kSearches("scale_search",
+                                       {{ScaleSearch::minmax, name_of(ScaleSearch::minmax)},
+                                        {ScaleSearch::mse, name_of(ScaleSearch::mse)}});
 const NameTable<BlockRounding> kBlockRoundings("rounding", {{BlockRounding::free, "weights"},
                                                             {BlockRounding::half_step, "signed"}});
 const NameTable<ColumnOrder> kOrders("order",
@@ -45,8 +46,6 @@ BlockTraining read_block_training(YamlSection section) {
 
 const char* name_of(Transform transform) { return kTransforms.name_of(transform); }
 const char* name_of(Rounding rounding) { return kRoundings.name_of(rounding); }
-const char* name_of(ScaleSearch search) { return kSearches.name_of(search); }
-ScaleSearch parse_scale_search(const std::string& name) { return kSearches.parse(name); }
 const char* name_of(BlockRounding rounding) { return kBlockRoundings.name_of(rounding); }
 BlockRounding parse_block_rounding(const std::string& name) { return kBlockRoundings.parse(name); }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "qat/solvers/gptq.h"
+#include "qat/solvers/scale_search.h"
 
 namespace qat {
 
@@ -21,9 +22,6 @@ enum class Transform { hadamard, smoothquant, awq };
 //   clip    of the least error of the output (AWQ)   nearest
 //   gptq    searched for as scale_search says        column by column (gptq.h)
 enum class Rounding { rtn, mse, clip, gptq };
-
-// The operators' search for a scale, the `method` of choose_qparams.
-enum class ScaleSearch { minmax, mse };
 
 // How training a block may change the codes of its weights.
 enum class BlockRounding {
@@ -65,8 +63,6 @@ struct Initialize {
 // Names as recipes spell them; the parsers throw InvalidArgument with the allowed ones.
 const char* name_of(Transform transform);
 const char* name_of(Rounding rounding);
-const char* name_of(ScaleSearch search);
-ScaleSearch parse_scale_search(const std::string& name);
 const char* name_of(BlockRounding rounding);
 BlockRounding parse_block_rounding(const std::string& name);
 

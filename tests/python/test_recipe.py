@@ -39,6 +39,19 @@ def test_errors_are_recipe_errors_and_value_errors():
     assert issubclass(torchqat.RecipeError, ValueError)
 
 
+def test_words_of_initialize_are_those_of_recipes():
+    from torchqat._library import Initialize
+
+    settings = Initialize("hadamard+awq")
+    assert settings.transforms == ["hadamard", "awq"] and settings.rounding == "clip"
+    settings.order = "column"
+    assert (settings.order, settings.scale_search, settings.block_training.rounding) == ("column", "mse", "weights")
+    with pytest.raises(ValueError, match="order must be plain, group or column, but is best"):
+        settings.order = "best"
+    with pytest.raises(ValueError, match="rounding must be weights or signed, but is nearest"):
+        settings.block_training.rounding = "nearest"
+
+
 def test_specs_are_values():
     import copy
     import pickle
