@@ -4,6 +4,7 @@
 // convert, export, load, verify, and the packed layers that deploy.
 
 #include "qat/abi.h"
+#include "qat/error.h"
 #include "qat/nn/calibrate.h"
 #include "qat/checkpoint/checkpoint.h"
 #include "qat/checkpoint/deploy.h"

@@ -70,7 +70,7 @@ const char* name_of(Range range) {
   switch (range) {
     case Range::minmax:
       return "minmax";
-    case Range::mse:
+    case Range::fixed:
       return "mse";
     case Range::learned:
       return "learned";
@@ -100,6 +100,12 @@ ObserverKind parse_observer(const std::string& name) {
     if (name == name_of(kind)) return kind;
   throw std::invalid_argument(
       "observer must be minmax, moving_average, percentile, mse or entropy, but is " + name + ".");
+}
+
+Range parse_range(const std::string& name) {
+  for (const auto value : {Range::minmax, Range::fixed, Range::learned})
+    if (name == name_of(value)) return value;
+  throw std::invalid_argument("scale must be minmax, mse or learned, but is " + name + ".");
 }
 
 Granularity parse_granularity(const std::string& name) {

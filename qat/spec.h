@@ -14,10 +14,19 @@ namespace qat {
 
 enum class Granularity { tensor, channel, token, group, block, head };
 
-// Where the scale of a block comes from.
+// Where the scale of a block comes from. A recipe's `scale` says it, and it decides what operators
+// are told to do (ops/quantizer.h):
+//
+//            `scale`   Quantizer::Mode                    found by
+//   minmax   minmax    minmax; fixed for observed inputs  choose_qparams "minmax", an observer
+//   fixed    mse       fixed                              the method of `initialize`, an observer
+//   learned  learned   learned                            likewise, to begin with
+//
+// A method that only searches finds it by choose_qparams, "minmax" for rtn and "mse" for mse; clip
+// and gptq choose scales together with codes (recipe/initialize.h).
 enum class Range {
   minmax,   // the block's smallest and largest element, found anew in every forward
-  mse,      // a search for the least squared error, when bits change; fixed in between
+  fixed,    // searched for when bits change, and kept in between; spelled "mse", the usual search
   learned,  // a parameter, trained with the weights (LSQ)
 };
 
@@ -88,6 +97,7 @@ std::string describe(const QuantSpec& spec);
 // Names as recipes spell them; the parsers throw std::invalid_argument with the allowed ones.
 const char* name_of(Granularity granularity);
 const char* name_of(Range range);
+Range parse_range(const std::string& name);
 const char* name_of(ObserverKind kind);
 // Throws std::invalid_argument with the allowed names.
 ObserverKind parse_observer(const std::string& name);

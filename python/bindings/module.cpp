@@ -9,6 +9,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   qat::bindings::def_spec(m);
   qat::bindings::def_kv_cache(m);
   qat::bindings::def_recipe(m);
+  qat::bindings::def_run_recipe(m);
   qat::bindings::def_plan(m);
   qat::bindings::def_artifact(m);
   qat::bindings::def_safetensors(m);

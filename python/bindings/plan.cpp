@@ -2,6 +2,7 @@
 
 #include "python/bindings/module.h"
 #include "qat/recipe/bit_schedule.h"
+#include "qat/recipe/run_recipe.h"
 
 namespace qat::bindings {
 
@@ -43,7 +44,7 @@ void def_plan(py::module_& m) {
       .def_readonly("kv_cache", &Plan::kv_cache)
       .def("__str__", &to_text);
   py::class_<BitSchedule>(m, "BitSchedule")
-      .def(py::init([](const Recipe& recipe, int64_t total_steps) {
+      .def(py::init([](const RunRecipe& recipe, int64_t total_steps) {
              return BitSchedule(recipe.schedule, recipe.train.freeze_observers, total_steps);
            }),
            py::arg("recipe"), py::arg("total_steps"))
@@ -53,7 +54,12 @@ void def_plan(py::module_& m) {
       .def("observing", &BitSchedule::observing, py::arg("step"))
       .def("boundaries", &BitSchedule::boundaries)
       .def_property_readonly("total_steps", &BitSchedule::total_steps);
-  m.def("make_plan", &make_plan, py::arg("recipe"), py::arg("layers"));
+  m.def(
+      "make_plan",
+      [](const RunRecipe& recipe, const std::vector<LayerInfo>& layers) {
+        return make_plan(recipe.core(), layers);
+      },
+      py::arg("recipe"), py::arg("layers"));
   m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
   m.def("float8_plan", &float8_plan, py::arg("plan"));
   m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));

@@ -6,12 +6,6 @@
 namespace qat::bindings {
 namespace {
 
-Range range_mode_of(const std::string& name) {
-  for (const auto value : {Range::minmax, Range::mse, Range::learned})
-    if (name == name_of(value)) return value;
-  throw std::invalid_argument("scale must be minmax, mse or learned, but is " + name + ".");
-}
-
 QuantSpec make_spec(int bits, const std::string& grid, const std::string& granularity,
                     int64_t group_size, std::array<int64_t, 2> block, const std::string& scale,
                     const std::string& scale_dtype, bool dynamic, const std::string& observer,
@@ -22,7 +16,7 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
                  parse_granularity(granularity),
                  group_size,
                  block,
-                 range_mode_of(scale),
+                 parse_range(scale),
                  parse_dtype(scale_dtype),
                  dynamic,
                  {parse_observer(observer), percentile, averaging_constant}};

@@ -105,8 +105,8 @@ class LayerPlan:
 
 class Stage:
     until: Bound
-    weight_bits: int
-    input_bits: int
+    weight_bits: int | None
+    input_bits: int | None
 
 class Plan:
     """What happens to each layer, and when. ``str(plan)`` is a table."""

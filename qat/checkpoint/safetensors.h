@@ -9,15 +9,17 @@
 #include <string>
 #include <vector>
 
+#include "qat/error.h"
+
 namespace qat {
 
 using NamedTensors = std::map<std::string, at::Tensor>;
 using Metadata = std::map<std::string, std::string>;
 
 // A file that is not what it should be, or a disk that is full. One sentence that names the file.
-class FileError : public std::runtime_error {
+class FileError : public ErrorAs<std::runtime_error> {
  public:
-  using std::runtime_error::runtime_error;
+  using ErrorAs::ErrorAs;
 };
 
 // Writes `tensors` in the safetensors format: beside `path` first, flushed to the disk, then

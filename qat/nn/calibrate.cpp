@@ -72,22 +72,22 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
   const at::Tensor before = layer.master().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   std::string warning;
   if (spec.range != Range::minmax && bits != 0) {
-    if (settings.rounding == "gptq" && hessian) {
-      const GptqOptions options{settings.damping, settings.block_size,
-                                parse_column_order(settings.order), settings.scale_search, 0.0};
+    if (settings.rounding == Rounding::gptq && hessian) {
+      const GptqOptions options{settings.damping, settings.block_size, settings.order,
+                                name_of(settings.scale_search), 0.0};
       const RoundedWeight rounded = gptq(layer.master(), *hessian, spec, bits, options);
       layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
       warning = rounded.warning;
-    } else if (settings.rounding == "clip" && hessian) {
+    } else if (settings.rounding == Rounding::clip && hessian) {
       const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits);
       layer.set_rounded(layer.master(), scale, zero_point);
     } else {
-      const bool searched = settings.rounding != "rtn";
+      const bool searched = settings.search() == ScaleSearch::mse;
       const auto importance =
           hessian && searched ? std::optional(hessian->diagonal().contiguous()) : std::nullopt;
       const auto [scale, zero_point] =
           choose_qparams(layer.master(), quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
-                         searched ? "mse" : "minmax", importance);
+                         name_of(settings.search()), importance);
       layer.set_rounded(layer.master(), scale, zero_point);
     }
   }
@@ -109,7 +109,7 @@ void round_together(const Together& together, const InputStatistics& statistics,
   if (statistics.ignored() > 0)
     found.warnings.push_back(together.front().name + ": " + std::to_string(statistics.ignored()) +
                              " tokens were ignored, since they are not finite.");
-  if (settings.rounding == "gptq" && statistics.tokens() > 0 &&
+  if (settings.rounding == Rounding::gptq && statistics.tokens() > 0 &&
       statistics.tokens() < statistics.features())
     found.warnings.push_back(together.front().name + " has " +
                              std::to_string(statistics.features()) + " features, but only " +
@@ -120,8 +120,9 @@ void round_together(const Together& together, const InputStatistics& statistics,
 void transform(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
                const Forward& forward, const Initialize& settings, const std::vector<Fold>& folds,
                Calibration& found) {
-  for (const std::string& one : settings.transforms) {
-    const bool here = one != "hadamard" && !folds.empty();
+  for (const Transform chosen : settings.transforms) {
+    const std::string one = name_of(chosen);
+    const bool here = chosen != Transform::hadamard && !folds.empty();
     if (!here)
       found.warnings.push_back(
           one + " has nothing to fold scales into in a LibTorch program, so it was left out.");
@@ -216,8 +217,8 @@ Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batch
   parse_method("gptq", &settings);
   settings.damping = options.damping;
   settings.block_size = options.block_size;
-  settings.order = name_of(options.order);
-  settings.scale_search = options.scale_search;
+  settings.order = options.order;
+  settings.scale_search = parse_scale_search(options.scale_search);
   return calibrate(module, batches, forward, settings);
 }
 

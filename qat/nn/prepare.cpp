@@ -48,7 +48,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
   const std::vector<ModuleLayer> all = module_layers(module);
   for (const ModuleLayer& layer : all) layers.emplace(layer.name, layer);
   check_tied(all, plan);
-  const std::string method = initialize.rounding == "rtn" ? "minmax" : "mse";
+  const std::string method = name_of(initialize.search());
   std::vector<std::pair<const ModuleLayer*, std::shared_ptr<LayerQuantizer>>> prepared;
   for (const LayerPlan& layer : plan.layers) {
     const auto found = layers.find(layer.name);

@@ -45,7 +45,7 @@ Schedule::Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t tota
   if (prepared_layers(module).empty())
     throw std::invalid_argument(
         "The module must be prepared first, with qat::prepare(module, recipe).");
-  apply(recipe.initialize.rounding == "rtn" ? "minmax" : "mse");
+  apply(name_of(recipe.initialize.search()));
 }
 
 bool Schedule::step() {

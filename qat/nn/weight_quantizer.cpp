@@ -72,7 +72,7 @@ Quantizer::Parameters WeightQuantizer::parameters() const {
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
   if (spec_.range == Range::minmax) return choose_qparams(weight, quantizer().text(), "minmax");
-  if (spec_.range == Range::mse) return {scale_, zero_point_};
+  if (spec_.range == Range::fixed) return {scale_, zero_point_};
   return round_qparams(scale_.detach(), quantizer().text(), zero_point_argument());
 }
 

@@ -1,14 +1,15 @@
 #include "qat/recipe/bit_schedule.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <optional>
+
+#include "qat/error.h"
 
 namespace qat {
 namespace {
 
-int width_of(int stage_bits, int target) {
-  if (stage_bits == kFloat) return kFloat;
-  return std::max(stage_bits, target);  // kTarget lies below every width
+int width_of(std::optional<int> stage_bits, int target) {
+  return stage_bits == kFloat ? kFloat : std::max(stage_bits.value_or(target), target);
 }
 
 }  // namespace
@@ -16,8 +17,8 @@ int width_of(int stage_bits, int target) {
 BitSchedule::BitSchedule(std::vector<Stage> stages, Bound freeze_observers, int64_t total_steps)
     : stages_(std::move(stages)), freeze_observers_(freeze_observers), total_steps_(total_steps) {
   if (total_steps < 0)
-    throw std::invalid_argument("total_steps must not be negative, but is " +
-                                std::to_string(total_steps) + ".");
+    throw InvalidArgument("total_steps must not be negative, but is " +
+                          std::to_string(total_steps) + ".");
   if (stages_.empty()) stages_.push_back(Stage{});
 }
 

@@ -11,7 +11,7 @@ namespace qat {
 // that was never interrupted. Step s is the s-th optimizer step, counted from 0.
 class BitSchedule {
  public:
-  // Throws std::invalid_argument when `total_steps` is negative.
+  // Throws InvalidArgument when `total_steps` is negative.
   BitSchedule(std::vector<Stage> stages, Bound freeze_observers, int64_t total_steps);
 
   // The stage that holds at `step`; the last one from the end of the run on.

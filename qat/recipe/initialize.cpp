@@ -3,16 +3,31 @@
 #include <algorithm>
 #include <sstream>
 
+#include "qat/recipe/names.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
 namespace {
 
-const std::vector<std::string> kTransforms{"hadamard", "smoothquant", "awq"};
-const std::vector<std::string> kRoundings{"rtn", "mse", "gptq"};
+const NameTable<Transform> kTransforms("transform", {{Transform::hadamard, "hadamard"},
+                                                     {Transform::smoothquant, "smoothquant"},
+                                                     {Transform::awq, "awq"}});
+const NameTable<Rounding> kRoundings("rounding", {{Rounding::rtn, "rtn"},
+                                                  {Rounding::mse, "mse"},
+                                                  {Rounding::clip, "clip"},
+                                                  {Rounding::gptq, "gptq"}});
+const NameTable<ScaleSearch> kSearches("scale_search",
+                                       {{ScaleSearch::minmax, name_of(ScaleSearch::minmax)},
+                                        {ScaleSearch::mse, name_of(ScaleSearch::mse)}});
+const NameTable<BlockRounding> kBlockRoundings("rounding", {{BlockRounding::free, "weights"},
+                                                            {BlockRounding::half_step, "signed"}});
+const NameTable<ColumnOrder> kOrders("order",
+                                     {{ColumnOrder::plain, name_of(ColumnOrder::plain)},
+                                      {ColumnOrder::group, name_of(ColumnOrder::group)},
+                                      {ColumnOrder::column, name_of(ColumnOrder::column)}});
 
-bool contains(const std::vector<std::string>& words, const std::string& word) {
-  return std::find(words.begin(), words.end(), word) != words.end();
+bool contains(const std::vector<Transform>& transforms, Transform transform) {
+  return std::find(transforms.begin(), transforms.end(), transform) != transforms.end();
 }
 
 BlockTraining read_block_training(YamlSection section) {
@@ -22,19 +37,29 @@ BlockTraining read_block_training(YamlSection section) {
   training.learning_rate = section.number("learning_rate", training.learning_rate, 0.0, 1.0);
   training.scale_learning_rate =
       section.number("scale_learning_rate", training.scale_learning_rate, 0.0, 1.0);
-  training.rounding = section.one_of("rounding", training.rounding, {"weights", "signed"});
+  training.rounding = section.one_of("rounding", training.rounding, kBlockRoundings);
   section.finish();
   return training;
 }
 
 }  // namespace
 
+const char* name_of(Transform transform) { return kTransforms.name_of(transform); }
+const char* name_of(Rounding rounding) { return kRoundings.name_of(rounding); }
+const char* name_of(BlockRounding rounding) { return kBlockRoundings.name_of(rounding); }
+BlockRounding parse_block_rounding(const std::string& name) { return kBlockRoundings.parse(name); }
+
+ScaleSearch Initialize::search() const {
+  return rounding == Rounding::rtn ? ScaleSearch::minmax : ScaleSearch::mse;
+}
+
 bool Initialize::keeps_scales() const {
-  return rounding == "gptq" || rounding == "clip" || block_training.steps > 0;
+  return rounding == Rounding::gptq || rounding == Rounding::clip || block_training.steps > 0;
 }
 
 bool Initialize::needs_data() const {
-  return keeps_scales() || contains(transforms, "smoothquant") || contains(transforms, "awq");
+  return keeps_scales() || contains(transforms, Transform::smoothquant) ||
+         contains(transforms, Transform::awq);
 }
 
 std::string parse_method(const std::string& method, Initialize* into) {
@@ -45,30 +70,31 @@ std::string parse_method(const std::string& method, Initialize* into) {
   for (std::string part; std::getline(in, part, '+');) parts.push_back(part);
   into->method = method;
   into->transforms.clear();
-  into->rounding = "";
+  std::optional<Rounding> rounding;
   for (const std::string& part : parts) {
-    if (!into->rounding.empty()) return rule;  // something after the rounding
-    if (contains(kRoundings, part))
-      into->rounding = part;
-    else if (contains(kTransforms, part) && !contains(into->transforms, part))
-      into->transforms.push_back(part);
-    else
+    if (rounding) return rule;  // something after the rounding
+    const auto transform = kTransforms.find(part);
+    rounding = kRoundings.find(part);
+    if (transform && !contains(into->transforms, *transform))
+      into->transforms.push_back(*transform);
+    else if (!rounding || rounding == Rounding::clip)  // which awq alone stands for
       return rule;
   }
   if (parts.empty() || method.back() == '+') return rule;
-  if (into->rounding.empty()) into->rounding = into->transforms.back() == "awq" ? "clip" : "mse";
+  into->rounding = rounding                                    ? *rounding
+                   : into->transforms.back() == Transform::awq ? Rounding::clip
+                                                               : Rounding::mse;
   return "";
 }
 
-Initialize read_initialize(YamlSection& section) {
+Initialize read_initialize(YamlSection section) {
   Initialize initialize;
   const std::string rule = parse_method(section.text("method", initialize.method), &initialize);
   if (!rule.empty()) section.reject("method", rule);
   initialize.damping = section.number("damping", initialize.damping, 0.0, 10.0);
   initialize.block_size = section.integer("block_size", initialize.block_size, 1, 1 << 20);
-  initialize.order = section.one_of("order", initialize.order, {"plain", "group", "column"});
-  initialize.scale_search =
-      section.one_of("scale_search", initialize.scale_search, {"minmax", "mse"});
+  initialize.order = section.one_of("order", initialize.order, kOrders);
+  initialize.scale_search = section.one_of("scale_search", initialize.scale_search, kSearches);
   initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
   initialize.smoothing = section.number("smoothing", initialize.smoothing, 0.0, 1.0);
   initialize.sequential = section.boolean("sequential", initialize.sequential);

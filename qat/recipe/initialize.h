@@ -4,9 +4,30 @@
 #include <string>
 #include <vector>
 
+#include "qat/solvers/gptq.h"
+#include "qat/solvers/scale_search.h"
+
 namespace qat {
 
 class YamlSection;
+
+// What is done to a weight before it is rounded.
+enum class Transform { hadamard, smoothquant, awq };
+
+// How the codes of a weight are chosen.
+//
+//           scales                                   codes
+//   rtn     of the range                             nearest
+//   mse     of the least squared error               nearest
+//   clip    of the least error of the output (AWQ)   nearest
+//   gptq    searched for as scale_search says        column by column (gptq.h)
+enum class Rounding { rtn, mse, clip, gptq };
+
+// How training a block may change the codes of its weights.
+enum class BlockRounding {
+  free,      // "weights": weights move anywhere, by Adam
+  half_step  // "signed": within half a step of where they are, by the gradient's sign (AutoRound)
+};
 
 // Training one transformer block after the other to give what the float block gives.
 struct BlockTraining {
@@ -14,36 +35,41 @@ struct BlockTraining {
   int64_t batch_size = 8;
   double learning_rate = 1e-2;        // of weights, in units of their layer's mean scale
   double scale_learning_rate = 1e-3;  // relative to the size of a layer's scales
-  std::string rounding =
-      "weights";  // weights: they move freely, by Adam; signed: within half a step
-                  // of where they are, by the sign of the gradient (AutoRound)
+  BlockRounding rounding = BlockRounding::free;
 };
 
 // The recipe's section `initialize`: what happens to weights before training, or instead of it.
 struct Initialize {
-  std::string method = "mse";  // as the recipe spells it, such as "smoothquant+gptq"
-  std::vector<std::string>
-      transforms;                // of hadamard, smoothquant and awq, in the order of the method
-  std::string rounding = "mse";  // rtn, mse, clip (AWQ's) or gptq
-  double damping = 0.01;         // gptq.h
+  std::string method = "mse";         // as the recipe spells it, such as "smoothquant+gptq"
+  std::vector<Transform> transforms;  // in the order of the method
+  Rounding rounding = Rounding::mse;
+  double damping = 0.01;  // gptq.h
   int64_t block_size = 128;
-  std::string order = "group";
-  std::string scale_search = "mse";
+  ColumnOrder order = ColumnOrder::group;
+  ScaleSearch scale_search = ScaleSearch::mse;
   double correction = 0.5;
   double smoothing = 0.5;  // the power alpha of SmoothQuant
   bool sequential = true;  // each group of layers sees those before it in their block quantized
   BlockTraining block_training;
 
+  // The search for scales that are not chosen together with codes.
+  ScaleSearch search() const;
   // Whether codes are chosen together with scales, which must then stay as they are.
   bool keeps_scales() const;
   // Whether calibration data is needed.
   bool needs_data() const;
 };
 
+// Names as recipes spell them; the parsers throw InvalidArgument with the allowed ones.
+const char* name_of(Transform transform);
+const char* name_of(Rounding rounding);
+const char* name_of(BlockRounding rounding);
+BlockRounding parse_block_rounding(const std::string& name);
+
 // Reads "awq", "hadamard+gptq" and the like into transforms and rounding. Returns a rule that is
 // broken, or nothing.
 std::string parse_method(const std::string& method, Initialize* into);
 
-Initialize read_initialize(YamlSection& section);
+Initialize read_initialize(YamlSection section);
 
 }  // namespace qat

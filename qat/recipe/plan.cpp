@@ -3,10 +3,10 @@
 #include <fnmatch.h>
 
 #include <algorithm>
-#include <iomanip>
 #include <regex>
-#include <sstream>
 
+#include "qat/error.h"
+#include "qat/recipe/numbers.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
@@ -16,16 +16,40 @@ bool starts_with(const std::string& text, const std::string& prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
-std::optional<std::regex> regex_of(const Rule& rule, std::vector<Problem>* problems) {
-  if (!starts_with(rule.match, "re:")) return std::nullopt;
-  try {
-    return std::regex(rule.match.substr(3));
-  } catch (const std::regex_error&) {
-    problems->push_back(
-        {rule.place, "match must be a regular expression after re:, but is " + rule.match});
-    return std::nullopt;
+// The layers that a rule's `match` names. A regular expression is compiled once. Errors of
+// std::regex, some of which come only while it searches, are thrown as InvalidArgument.
+class Matcher {
+ public:
+  explicit Matcher(const std::string& match) : match_(match) {
+    if (!starts_with(match, "re:")) return;
+    try {
+      regex_.emplace(match.substr(3));
+    } catch (const std::regex_error&) {
+      throw InvalidArgument("match must be a regular expression after re:, but is " + match);
+    }
   }
-}
+
+  bool operator()(const LayerInfo& layer) const {
+    if (layer.by_name_only)
+      return match_ == layer.name || (layer.type == "Embedding" && match_ == "type:Embedding");
+    if (regex_) return search(layer.name);
+    if (starts_with(match_, "type:")) return layer.type == match_.substr(5);
+    return fnmatch(match_.c_str(), layer.name.c_str(), 0) == 0;
+  }
+
+ private:
+  bool search(const std::string& name) const {
+    try {
+      return std::regex_search(name, *regex_);
+    } catch (const std::regex_error&) {
+      throw InvalidArgument("match must be a regular expression that can be searched for, but " +
+                            match_ + " is too complex for " + name);
+    }
+  }
+
+  std::string match_;
+  std::optional<std::regex> regex_;
+};
 
 void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
                      std::vector<Problem>* problems) {
@@ -44,8 +68,8 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
   }
 }
 
-// The pixels of a patch lie in many tokens, so that only one scale for all fits; an embedding is
-// given no numbers to round.
+// Patches of a convolution overlap, so that a pixel is in several rows of its input matrix and only
+// a scale per tensor fits; the input of an embedding is indices.
 void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
                  std::vector<Problem>* problems) {
   if (layer.type == "Embedding")
@@ -68,6 +92,26 @@ std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
                        : "; did you mean " + near + "?");
 }
 
+// The indices of the layers that a rule matches; none, and a problem, when its match is invalid.
+std::optional<std::vector<size_t>> matched_by(const Rule& rule,
+                                              const std::vector<LayerInfo>& layers,
+                                              std::vector<Problem>* problems) {
+  try {
+    const Matcher matcher(rule.match);
+    std::vector<size_t> matched;
+    for (size_t i = 0; i < layers.size(); ++i)
+      if (matcher(layers[i])) matched.push_back(i);
+    return matched;
+  } catch (const InvalidArgument& error) {
+    problems->push_back({rule.place, error.what()});
+    return std::nullopt;
+  }
+}
+
+std::string width_name(std::optional<int> bits) {
+  return !bits ? "as exported" : bits == kFloat ? "float" : "int" + std::to_string(*bits);
+}
+
 struct Chosen {
   const Rule* rule = nullptr;
   std::optional<QuantSpec> spec;
@@ -76,14 +120,14 @@ struct Chosen {
 // At the end of the run each tensor must have the width that is exported.
 void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
   const Stage& last = plan.stages.back();
-  const auto check = [&](const char* key, int bits, const std::optional<QuantSpec>& spec,
-                         const std::string& layer) {
-    if (!spec || bits == kTarget || (bits != kFloat && bits <= spec->bits)) return true;
-    problems->push_back(
-        {last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) + "]." + key +
-                         " must end at the width that is exported, int" +
-                         std::to_string(spec->bits) + " for " + layer + ", but is " +
-                         (bits == kFloat ? "float" : "int" + std::to_string(bits))});
+  const auto check = [&](const char* key, std::optional<int> bits,
+                         const std::optional<QuantSpec>& spec, const std::string& layer) {
+    if (!spec || !bits || (bits != kFloat && *bits <= spec->bits)) return true;
+    problems->push_back({last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) +
+                                         "]." + key +
+                                         " must end at the width that is exported, int" +
+                                         std::to_string(spec->bits) + " for " + layer +
+                                         ", but is " + width_name(bits)});
     return false;
   };
   for (const auto& layer : plan.layers)
@@ -112,30 +156,19 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
 
 }  // namespace
 
-bool matches(const std::string& match, const LayerInfo& layer) {
-  if (layer.by_name_only)
-    return match == layer.name || (layer.type == "Embedding" && match == "type:Embedding");
-  if (starts_with(match, "type:")) return layer.type == match.substr(5);
-  if (starts_with(match, "re:")) return std::regex_search(layer.name, std::regex(match.substr(3)));
-  return fnmatch(match.c_str(), layer.name.c_str(), 0) == 0;
-}
+bool matches(const std::string& match, const LayerInfo& layer) { return Matcher(match)(layer); }
 
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   std::vector<Problem> problems;
   std::vector<Chosen> weights(layers.size()), inputs(layers.size());
   for (const Rule& rule : recipe.layers) {
-    const auto regex = regex_of(rule, &problems);
-    if (starts_with(rule.match, "re:") && !regex) continue;
-    bool matched = false;
-    for (size_t i = 0; i < layers.size(); ++i) {
-      const bool hit = regex && !layers[i].by_name_only ? std::regex_search(layers[i].name, *regex)
-                                                        : matches(rule.match, layers[i]);
-      if (!hit) continue;
-      matched = true;
+    const auto matched = matched_by(rule, layers, &problems);
+    if (!matched) continue;
+    for (const size_t i : *matched) {
       if (rule.weight.given) weights[i] = {&rule, rule.weight.spec};
       if (rule.input.given) inputs[i] = {&rule, rule.input.spec};
     }
-    if (!matched) problems.push_back({rule.place, no_match(rule, layers)});
+    if (matched->empty()) problems.push_back({rule.place, no_match(rule, layers)});
   }
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -197,27 +230,23 @@ Plan float8_plan(const Plan& plan) {
 std::string to_text(const Plan& plan) {
   size_t width = 0;
   for (const auto& layer : plan.layers) width = std::max(width, layer.name.size());
-  std::ostringstream out;
+  std::string text;
   for (const auto& layer : plan.layers) {
-    out << std::left << std::setw(static_cast<int>(width)) << layer.name << "  "
-        << (layer.type == "Linear" ? "" : layer.type + " ") << "[" << layer.out_features << ", "
-        << layer.in_features << "]  weight " << (layer.weight ? describe(*layer.weight) : "float");
-    if (layer.input) out << "; input " << describe(*layer.input);
-    out << "\n";
+    text += layer.name + std::string(width - layer.name.size() + 2, ' ');
+    if (layer.type != "Linear") text += layer.type + " ";
+    text += "[" + std::to_string(layer.out_features) + ", " + std::to_string(layer.in_features) +
+            "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
+    if (layer.input) text += "; input " + describe(*layer.input);
+    text += "\n";
   }
-  out << plan.layers.size() << " layers quantized, " << plan.untouched << " layers left alone\n";
-  if (plan.kv_cache) out << "cache of keys and values: " << describe(*plan.kv_cache) << "\n";
-  const auto width_name = [](int bits) {
-    return bits == kTarget  ? std::string("as exported")
-           : bits == kFloat ? std::string("float")
-                            : "int" + std::to_string(bits);
-  };
-  for (const Stage& stage : plan.stages) {
-    out << "until " << stage.until.value << (stage.until.is_percent ? "%" : " steps")
-        << ": weights " << width_name(stage.weight_bits) << ", inputs "
-        << width_name(stage.input_bits) << "\n";
-  }
-  return out.str();
+  text += std::to_string(plan.layers.size()) + " layers quantized, " +
+          std::to_string(plan.untouched) + " layers left alone\n";
+  if (plan.kv_cache) text += "cache of keys and values: " + describe(*plan.kv_cache) + "\n";
+  for (const Stage& stage : plan.stages)
+    text += "until " + number_text(stage.until.value) + (stage.until.is_percent ? "%" : " steps") +
+            ": weights " + width_name(stage.weight_bits) + ", inputs " +
+            width_name(stage.input_bits) + "\n";
+  return text;
 }
 
 }  // namespace qat

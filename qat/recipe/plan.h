@@ -16,8 +16,8 @@ struct LayerInfo {
   std::string type;  // Linear, Conv2d or Embedding
   int64_t in_features = 0;
   int64_t out_features = 0;
-  // An output head, an embedding or a tied weight: only a rule with its full name asks, and for an
-  // embedding type:Embedding.
+  // An output head, an embedding or a tied weight: matched only by its full name and, an embedding,
+  // by type:Embedding.
   bool by_name_only = false;
 };
 
@@ -30,8 +30,8 @@ struct LayerPlan {
   std::string type = "Linear";
 };
 
-// The joint between recipe and model: what happens to each layer, and when. Computed from the
-// recipe and the layers' names and shapes alone.
+// What happens to each layer of a model, and when. Computed from the recipe and the layers' names
+// and shapes alone.
 struct Plan {
   std::vector<LayerPlan> layers;  // those with a weight or an input to quantize, in model order
   std::vector<Stage> stages;  // never empty; the last one ends the run at the layers' own widths
@@ -55,7 +55,8 @@ Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
 // one for each token: what hardware that multiplies FP8 runs.
 Plan float8_plan(const Plan& plan);
 
-// True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer.
+// True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer. Throws InvalidArgument
+// for an invalid regular expression.
 bool matches(const std::string& match, const LayerInfo& layer);
 
 // A table for people: one line a layer, then one line a stage.

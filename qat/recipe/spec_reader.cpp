@@ -7,6 +7,13 @@ namespace {
 
 const std::vector<std::string> kDtypes{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
 
+const NameTable<Range> kRanges("scale", {{Range::minmax, name_of(Range::minmax)},
+                                         {Range::fixed, name_of(Range::fixed)},
+                                         {Range::learned, name_of(Range::learned)}});
+const NameTable<Grid> kGrids("grid", {{Grid::narrow, grid_name(Grid::narrow)},
+                                      {Grid::full, grid_name(Grid::full)},
+                                      {Grid::extreme, grid_name(Grid::extreme)}});
+
 // The FP8 grid that a dtype names, if it does.
 std::optional<Grid> float8_of(const std::string& dtype) {
   for (const Grid grid : {Grid::e4m3, Grid::e5m2})
@@ -14,33 +21,26 @@ std::optional<Grid> float8_of(const std::string& dtype) {
   return std::nullopt;
 }
 
-// What an FP8 tensor has no choice of.
+// Keys that only integer grids have.
 void reject_integer_keys(YamlSection& section) {
   for (const auto* key : {"symmetric", "grid"})
     if (section.has(key)) section.reject(key, "must not be given for an FP8 dtype");
-  if (section.one_of("scale", "minmax", {"minmax", "mse", "learned"}) != "minmax")
+  if (section.one_of("scale", Range::minmax, kRanges) != Range::minmax)
     section.reject("scale", "must be minmax for an FP8 dtype");
 }
 
-int bits_of(const std::string& dtype) {
+std::optional<int> bits_of(const std::string& dtype) {
   for (const auto& known : kDtypes)
     if (dtype == known) return dtype.back() - '0';
-  return kTarget;
-}
-
-Range parse_range(const std::string& name) {
-  return name == "learned" ? Range::learned : name == "mse" ? Range::mse : Range::minmax;
+  return std::nullopt;
 }
 
 void read_grid(YamlSection& section, QuantSpec& spec) {
   const bool symmetric = section.boolean("symmetric", true);
-  const std::string grid = section.one_of("grid", "narrow", {"narrow", "full", "signed"});
+  const Grid grid = section.one_of("grid", Grid::narrow, kGrids);
   if (!symmetric && section.has("grid"))
     section.reject("grid", "must not be given when symmetric is false");
-  spec.grid = !symmetric         ? Grid::asymmetric
-              : grid == "full"   ? Grid::full
-              : grid == "signed" ? Grid::extreme
-                                 : Grid::narrow;
+  spec.grid = symmetric ? grid : Grid::asymmetric;
 }
 
 void read_group_size(YamlSection& section, QuantSpec& spec) {
@@ -61,11 +61,12 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
   read_group_size(section, spec);
   const auto sides = section.list("block");
   if (spec.granularity == Granularity::block) {
-    const bool valid = sides.size() == 2 &&
-                       YAML::convert<int64_t>::decode(sides[0], spec.block[0]) &&
-                       YAML::convert<int64_t>::decode(sides[1], spec.block[1]) &&
-                       spec.block[0] > 0 && spec.block[1] > 0;
-    if (!valid) section.reject("block", "must be two positive sides, such as [128, 128]");
+    const auto side = [&](size_t i) {
+      return i < sides.size() ? integer_of(sides[i]).value_or(0) : 0;
+    };
+    spec.block = {side(0), side(1)};
+    if (sides.size() != 2 || spec.block[0] < 1 || spec.block[1] < 1)
+      section.reject("block", "must be two positive sides, such as [128, 128]");
   } else if (section.has("block")) {
     section.reject("block",
                    std::string("must not be given for granularity ") + name_of(spec.granularity));
@@ -89,8 +90,7 @@ void read_input_granularity(YamlSection& section, QuantSpec& spec) {
 
 void read_integer(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
   read_grid(section, spec);
-  spec.range = parse_range(
-      section.one_of("scale", keeps_scales ? "mse" : "minmax", {"minmax", "mse", "learned"}));
+  spec.range = section.one_of("scale", keeps_scales ? Range::fixed : Range::minmax, kRanges);
   if (keeps_scales && spec.range == Range::minmax)
     section.reject("scale",
                    "must be mse or learned, since initialize chooses codes for scales that stay");
@@ -107,16 +107,15 @@ bool read_dtype(YamlSection& section, QuantSpec& spec) {
   }
   std::vector<std::string> allowed = kDtypes;
   allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
-  const int bits = bits_of(name);
-  if (bits == kTarget)
-    section.reject("dtype", "must be " + join(allowed));
+  if (const auto bits = bits_of(name))
+    spec.bits = *bits;
   else
-    spec.bits = bits;
+    section.reject("dtype", "must be " + join(allowed));
   return false;
 }
 
-// A range that is searched once counts as Range::mse, whatever is searched for, unless it is
-// learned from there.
+// A range that is searched once is Range::fixed, whatever the search minimises, or the start of a
+// learned one.
 void read_observer(YamlSection& section, QuantSpec& spec) {
   ObserverSpec& observer = spec.observer;
   if (spec.dynamic) {
@@ -137,15 +136,14 @@ void read_observer(YamlSection& section, QuantSpec& spec) {
       section.reject(key, std::string("must not be given for observer ") + name_of(observer.kind));
   if (observer.kind == ObserverKind::entropy && (!spec.symmetric() || spec.bits != 8))
     section.reject("observer", "must not be entropy unless the input is a symmetric int8");
-  if (section.has("scale") && spec.range == (follows(observer.kind) ? Range::mse : Range::minmax))
+  if (section.has("scale") && spec.range == (follows(observer.kind) ? Range::fixed : Range::minmax))
     section.reject("scale", std::string("must not be ") + name_of(spec.range) + " for observer " +
                                 name_of(observer.kind));
-  if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::mse;
+  if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::fixed;
 }
 
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
-  const int bits = bits_of(text_of(node));
-  if (bits != kTarget) return bits;
+  if (const auto bits = bits_of(text_of(node))) return *bits;
   section.file(node,
                section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
   return 8;
@@ -175,14 +173,14 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   return {true, spec};
 }
 
-int read_stage_bits(YamlSection& stage, const std::string& key) {
+std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key) {
   const YAML::Node node = stage.child(key);
-  if (!node.IsDefined()) return kTarget;
+  if (!node.IsDefined()) return std::nullopt;
   if (node.IsScalar() && node.Scalar() == "float") return kFloat;
-  const int bits = bits_of(text_of(node));
+  const auto bits = bits_of(text_of(node));
   std::vector<std::string> allowed = kDtypes;
   allowed.push_back("float");
-  if (bits == kTarget) stage.reject(key, "must be " + join(allowed));
+  if (!bits) stage.reject(key, "must be " + join(allowed));
   return bits;
 }
 

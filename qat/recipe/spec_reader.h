@@ -1,5 +1,8 @@
 #pragma once
 
+#include <optional>
+#include <string>
+
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
@@ -18,8 +21,8 @@ bool read_dtype(YamlSection& section, QuantSpec& spec);
 // calibration data, and rejects them for a dynamic one.
 void read_observer(YamlSection& section, QuantSpec& spec);
 
-// The width that a stage names: int2 to int8, or float; kTarget when the stage does not say.
-int read_stage_bits(YamlSection& stage, const std::string& key);
+// The width that a stage names: int2 to int8, or kFloat; none when the stage does not say.
+std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key);
 
 // The width of "int2" to "int8"; files a problem about `key` and returns 8 for anything else.
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key);

@@ -26,7 +26,7 @@ OscillationSection read_oscillation(YamlSection section) {
   return oscillation;
 }
 
-// What needs more of the model than a process has of a sharded one.
+// Options that look at whole weights, of which each process has a shard only under FSDP.
 void check_strategy(YamlSection& section, const TrainSection& train) {
   if (train.strategy != "fsdp") {
     if (train.cpu_offload) section.reject("cpu_offload", "must be false unless strategy is fsdp");
@@ -43,8 +43,8 @@ bool has_learned_scale(const Rule& rule) {
   return rule.weight.spec && rule.weight.spec->range == Range::learned;
 }
 
-// Codes that stay as they are need scales to train, and a width that does not change.
-void check_frozen_codes(YamlSection& train, const Recipe& recipe) {
+// With `parameters: scales` codes are constant: scales must be learned, and widths must not change.
+void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
   if (recipe.train.parameters != "scales") return;
   const bool learned =
       std::all_of(recipe.layers.begin(), recipe.layers.end(),
@@ -102,7 +102,7 @@ TrainSection read_train(YamlSection& section) {
   return train;
 }
 
-void check_train(YamlSection& train, const Recipe& recipe) {
+void check_train(YamlSection& train, const RunRecipe& recipe) {
   const bool in_float32 = recipe.model.dtype == "float32";
   if (recipe.train.control && recipe.model.kind == "sentence_encoder")
     train.reject("control", "must be false for a sentence_encoder");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "qat/recipe/run_recipe.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
@@ -8,6 +9,6 @@ namespace qat {
 TrainSection read_train(YamlSection& section);
 
 // What `train` asks for and the rest of the recipe does not allow.
-void check_train(YamlSection& train, const Recipe& recipe);
+void check_train(YamlSection& train, const RunRecipe& recipe);
 
 }  // namespace qat

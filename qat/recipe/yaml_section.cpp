@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <sstream>
+
+#include "qat/recipe/numbers.h"
 
 namespace qat {
 
@@ -17,6 +18,10 @@ std::string text_of(const YAML::Node& node) {
   out.SetSeqFormat(YAML::Flow);
   out << node;
   return out.c_str();
+}
+
+std::optional<int64_t> integer_of(const YAML::Node& node) {
+  return node.IsScalar() ? parse_number<int64_t>(node.Scalar()) : std::nullopt;
 }
 
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
@@ -41,16 +46,9 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
   return best;
 }
 
-std::string join(const std::vector<std::string>& words) {
-  std::string text;
-  for (size_t i = 0; i < words.size(); ++i)
-    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
-  return text;
-}
-
 YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
     : node_(node), path_(std::move(path)), problems_(problems) {
-  // yaml-cpp throws when an absent node is asked anything but whether it is there.
+  // An undefined node of yaml-cpp has IsDefined(); anything else of it throws.
   is_map_ = node_.IsDefined() && node_.IsMap();
   if (node_.IsDefined()) place_ = place_of(node_.Mark());
   if (node_.IsDefined() && !node_.IsNull() && !is_map_)
@@ -59,7 +57,7 @@ YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<P
 }
 
 YAML::Node YamlSection::child(const std::string& key) {
-  asked_.insert(key);
+  known_.insert(key);
   return is_map_ ? node_[key] : YAML::Node(YAML::NodeType::Undefined);
 }
 
@@ -81,6 +79,13 @@ std::vector<YAML::Node> YamlSection::list(const std::string& key) {
   return {node.begin(), node.end()};
 }
 
+std::vector<YamlSection> YamlSection::sections(const std::string& key) {
+  std::vector<YamlSection> found;
+  for (const YAML::Node& node : list(key))
+    found.emplace_back(node, path_of(key) + "[" + std::to_string(found.size()) + "]", problems_);
+  return found;
+}
+
 std::vector<std::string> YamlSection::words(const std::string& key,
                                             std::vector<std::string> fallback,
                                             const std::vector<std::string>& allowed) {
@@ -99,10 +104,8 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
                              int64_t greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
-  int64_t value = 0;
-  if (node.IsScalar() && YAML::convert<int64_t>::decode(node, value) && value >= least &&
-      value <= greatest)
-    return value;
+  const auto value = integer_of(node);
+  if (value && *value >= least && *value <= greatest) return *value;
   reject(key, "must be a whole number from " + std::to_string(least) + " to " +
                   std::to_string(greatest));
   return fallback;
@@ -111,13 +114,9 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
 double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
-  double value = 0.0;
-  if (node.IsScalar() && YAML::convert<double>::decode(node, value) && value >= least &&
-      value <= greatest)
-    return value;
-  std::ostringstream rule;
-  rule << "must be a number from " << least << " to " << greatest;
-  reject(key, rule.str());
+  const auto value = node.IsScalar() ? parse_number<double>(node.Scalar()) : std::nullopt;
+  if (value && *value >= least && *value <= greatest) return *value;
+  reject(key, "must be a number from " + number_text(least) + " to " + number_text(greatest));
   return fallback;
 }
 
@@ -159,11 +158,10 @@ Bound YamlSection::bound(const std::string& key, Bound fallback) {
   std::string text = node.Scalar();
   const bool is_percent = text.back() == '%';
   if (is_percent) text.pop_back();
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  const bool is_number = !text.empty() && end == text.c_str() + text.size();
-  const bool fits = is_percent ? value <= 100.0 : value == std::floor(value) && value < 1e15;
-  if (is_number && value >= 0.0 && fits) return {is_percent, value};
+  if (const auto value = parse_number<double>(text); value && *value >= 0.0) {
+    const bool fits = is_percent ? *value <= 100.0 : *value == std::floor(*value) && *value < 1e15;
+    if (fits) return {is_percent, *value};
+  }
   reject(key, rule);
   return fallback;
 }
@@ -185,10 +183,10 @@ void YamlSection::finish() {
     const std::string key = text_of(entry.first);
     if (!seen.insert(key).second) {
       file(entry.first, path_of(key) + " is given twice");
-    } else if (!asked_.count(key)) {
-      const std::string near = nearest(key, {asked_.begin(), asked_.end()});
+    } else if (!known_.count(key)) {
+      const std::string near = nearest(key, {known_.begin(), known_.end()});
       file(entry.first, path_of(key) + " is not a known key" +
-                            (near.empty() ? ", which are " + join({asked_.begin(), asked_.end()})
+                            (near.empty() ? ", which are " + join({known_.begin(), known_.end()})
                                           : "; did you mean " + near + "?"));
     }
   }

@@ -3,16 +3,17 @@
 #include <yaml-cpp/yaml.h>
 
 #include <cstdint>
-#include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "qat/recipe/names.h"
 #include "qat/recipe/recipe.h"
 
 namespace qat {
 
-// More of anything than a recipe can mean.
+// The limit of counts that have no other.
 constexpr int64_t kMany = 1'000'000'000;
 
 Place place_of(const YAML::Mark& mark);
@@ -20,12 +21,14 @@ Place place_of(const YAML::Mark& mark);
 // Text of a scalar as the user wrote it, or of a map or list on one line.
 std::string text_of(const YAML::Node& node);
 
+// The value of a scalar that is a whole number, none for any other node.
+std::optional<int64_t> integer_of(const YAML::Node& node);
+
 // The candidate nearest to `word` by edit distance, or empty when none is near.
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates);
-std::string join(const std::vector<std::string>& words);
 
 // One map of a recipe. Files every problem where it stands instead of stopping at the first, and
-// knows which keys nobody asked for.
+// knows which keys no reader looked up.
 class YamlSection {
  public:
   // A `node` that is absent stands for an empty map; one that is not a map is a problem.
@@ -36,6 +39,8 @@ class YamlSection {
   YamlSection section(const std::string& key);
   // The entries of a list, or the problem that it is none.
   std::vector<YAML::Node> list(const std::string& key);
+  // The same for a list of maps, such as layers[0] and layers[1].
+  std::vector<YamlSection> sections(const std::string& key);
   std::vector<std::string> words(const std::string& key, std::vector<std::string> fallback,
                                  const std::vector<std::string>& allowed);
 
@@ -45,6 +50,10 @@ class YamlSection {
   std::string text(const std::string& key, const std::string& fallback);
   std::string one_of(const std::string& key, const std::string& fallback,
                      const std::vector<std::string>& allowed);
+  template <typename Enum>
+  Enum one_of(const std::string& key, Enum fallback, const NameTable<Enum>& names) {
+    return names.parse(one_of(key, names.name_of(fallback), names.names()));
+  }
   Bound bound(const std::string& key, Bound fallback);
 
   // Files "path.key RULE, but is VALUE".
@@ -63,9 +72,9 @@ class YamlSection {
   const YAML::Node node_;  // const, so that operator[] cannot insert
   std::string path_;
   std::vector<Problem>* problems_;
-  std::set<std::string> asked_;
+  std::set<std::string> known_;  // keys that were looked up
   bool is_map_ = false;
-  Place place_;  // of the map, or of the one it is missing from
+  Place place_;  // of the map; of the one around it when it is absent
 };
 
 }  // namespace qat

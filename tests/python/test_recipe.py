@@ -25,8 +25,8 @@ def test_the_quickstart_comments_every_key():
     import re
 
     text = (Path(__file__).parents[2] / "recipes" / "quickstart.yaml").read_text()
-    files = ("recipe.cpp", "spec_reader.cpp", "initialize.cpp", "kv_cache.cpp")
-    source = "".join((Path(__file__).parents[2] / "qat" / f).read_text() for f in files)
+    root = Path(__file__).parents[2] / "qat"
+    source = "".join(file.read_text() for file in (*root.glob("recipe/*.cpp"), root / "nn/kv_cache.cpp"))
     keys = set(re.findall(r'\.(?:integer|number|boolean|text|one_of|bound|section|words|child|has)\("(\w+)"', source))
     keys |= set(re.findall(r'list\("(\w+)"\)', source))
     missing = {key for key in keys if not re.search(rf"\b{key}\b", text)}
@@ -37,6 +37,19 @@ def test_errors_are_recipe_errors_and_value_errors():
     with pytest.raises(torchqat.RecipeError, match="r:1:10: version must be a whole number from 1 to 1, but is 7"):
         torchqat.parse_recipe("version: 7\nlayers: [{match: a, weight: float}]\n", "r")
     assert issubclass(torchqat.RecipeError, ValueError)
+
+
+def test_words_of_initialize_are_those_of_recipes():
+    from torchqat._library import Initialize
+
+    settings = Initialize("hadamard+awq")
+    assert settings.transforms == ["hadamard", "awq"] and settings.rounding == "clip"
+    settings.order = "column"
+    assert (settings.order, settings.scale_search, settings.block_training.rounding) == ("column", "mse", "weights")
+    with pytest.raises(ValueError, match="order must be plain, group or column, but is best"):
+        settings.order = "best"
+    with pytest.raises(ValueError, match="rounding must be weights or signed, but is nearest"):
+        settings.block_training.rounding = "nearest"
 
 
 def test_specs_are_values():

@@ -71,12 +71,12 @@ void train_in_float(Classifier& classifier, const digits::Data& data) {
 // Towards what the float classifier says of each image, which tells more than the label alone.
 void fine_tune(Classifier& classifier, Classifier& teacher, const digits::Data& data,
                const qat::Recipe& recipe) {
-  const torch::optim::AdamOptions options(recipe.train.learning_rate);
+  const torch::optim::AdamOptions options(1e-3);
   torch::optim::Adam optimizer(
-      qat::parameter_groups(classifier, options, recipe.train.scale_learning_rate), options);
+      qat::parameter_groups(classifier, options, /*scale_learning_rate=*/1e-3), options);
   qat::Schedule schedule(classifier, recipe, recipe.train.steps, &optimizer);
   for_batches(
-      data, recipe.train.steps, recipe.train.batch_size, optimizer,
+      data, recipe.train.steps, 64, optimizer,
       [&](const torch::Tensor& images, const torch::Tensor&) {
         const torch::Tensor wanted = teacher.forward(images).detach().softmax(1);
         const torch::Tensor found = classifier.forward(images);

@@ -6,9 +6,9 @@ namespace qat {
 
 // llama.cpp's blocks of 32 columns. The container around them is written by the gguf package.
 //
-//   Q4_0   symmetric, up to 4 bits: float16 scale, 16 bytes of which byte j has columns j and j +
-//   16 Q4_1   asymmetric, up to 4 bits: float16 scale, float16 least level, then as Q4_0 Q8_0
-//   symmetric, 5 to 8 bits: float16 scale, 32 int8
+//   Q4_0   symmetric, up to 4 bits: float16 scale, 16 bytes: byte j has columns j and j + 16
+//   Q4_1   asymmetric, up to 4 bits: float16 scale, float16 least level, then as Q4_0
+//   Q8_0   symmetric, 5 to 8 bits: float16 scale, 32 int8
 //
 // Inputs are float, or int8 in groups of 32, which is how llama.cpp rounds them on a CPU anyhow.
 //

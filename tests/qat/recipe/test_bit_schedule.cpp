@@ -7,7 +7,7 @@
 namespace qat {
 namespace {
 
-Stage stage(double percent, int weight_bits, int input_bits = kTarget) {
+Stage stage(double percent, std::optional<int> weight_bits, std::optional<int> input_bits = {}) {
   return {{true, percent}, weight_bits, input_bits, {}};
 }
 
@@ -44,7 +44,7 @@ TEST(BitSchedule, LaddersOfWeightsAndInputsAreApart) {
 }
 
 TEST(BitSchedule, FloatDelaysTheStart) {
-  const BitSchedule schedule({stage(50, kFloat), stage(100, kTarget)}, {true, 80}, 10);
+  const BitSchedule schedule({stage(50, kFloat), stage(100, std::nullopt)}, {true, 80}, 10);
   EXPECT_EQ(schedule.weight_bits(4, 4), kFloat);
   EXPECT_EQ(schedule.weight_bits(5, 4), 4);
 }

@@ -1,28 +1,33 @@
 #include <gtest/gtest.h>
 
 #include "qat/recipe/recipe.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
 
-using Words = std::vector<std::string>;
+using Transforms = std::vector<Transform>;
 
 TEST(Initialize, ReadsMethods) {
   const struct {
     std::string method;
-    Words transforms;
-    std::string rounding;
+    Transforms transforms;
+    Rounding rounding;
     bool keeps_scales;
     bool needs_data;
   } cases[] = {
-      {"rtn", {}, "rtn", false, false},
-      {"mse", {}, "mse", false, false},
-      {"gptq", {}, "gptq", true, true},
-      {"awq", {"awq"}, "clip", true, true},
-      {"awq+gptq", {"awq"}, "gptq", true, true},
-      {"smoothquant", {"smoothquant"}, "mse", false, true},
-      {"hadamard+rtn", {"hadamard"}, "rtn", false, false},
-      {"hadamard+smoothquant+gptq", {"hadamard", "smoothquant"}, "gptq", true, true},
+      {"rtn", {}, Rounding::rtn, false, false},
+      {"mse", {}, Rounding::mse, false, false},
+      {"gptq", {}, Rounding::gptq, true, true},
+      {"awq", {Transform::awq}, Rounding::clip, true, true},
+      {"awq+gptq", {Transform::awq}, Rounding::gptq, true, true},
+      {"smoothquant", {Transform::smoothquant}, Rounding::mse, false, true},
+      {"hadamard+rtn", {Transform::hadamard}, Rounding::rtn, false, false},
+      {"hadamard+smoothquant+gptq",
+       {Transform::hadamard, Transform::smoothquant},
+       Rounding::gptq,
+       true,
+       true},
   };
   for (const auto& expected : cases) {
     Initialize found;
@@ -35,7 +40,8 @@ TEST(Initialize, ReadsMethods) {
 }
 
 TEST(Initialize, RefusesOtherMethods) {
-  for (const auto* method : {"", "best", "gptq+awq", "awq+", "+gptq", "awq+awq", "rtn+mse"}) {
+  for (const auto* method :
+       {"", "best", "gptq+awq", "awq+", "+gptq", "awq+awq", "rtn+mse", "clip"}) {
     Initialize found;
     EXPECT_NE(parse_method(method, &found), "") << method;
   }
@@ -52,7 +58,7 @@ TEST(Initialize, ScalesThatStayAreSearchedUnlessTheyAreLearned) {
         .weight.spec->range;
   };
   EXPECT_EQ(range("{dtype: int4}", "rtn"), Range::minmax);
-  EXPECT_EQ(range("{dtype: int4}", "gptq"), Range::mse);
+  EXPECT_EQ(range("{dtype: int4}", "gptq"), Range::fixed);
   EXPECT_EQ(range("{dtype: int4, scale: learned}", "gptq"), Range::learned);
   EXPECT_THROW(range("{dtype: int4, scale: minmax}", "gptq"), RecipeError);
 }
@@ -62,7 +68,25 @@ TEST(Initialize, BlockTrainingKeepsScales) {
       kHead + "initialize: {method: mse, block_training: {steps: 5, rounding: signed}}\n", "r");
   EXPECT_TRUE(recipe.initialize.keeps_scales());
   EXPECT_TRUE(recipe.initialize.needs_data());
-  EXPECT_EQ(recipe.initialize.block_training.rounding, "signed");
+  EXPECT_EQ(recipe.initialize.block_training.rounding, BlockRounding::half_step);
+}
+
+TEST(Initialize, NamesAreThoseOfRecipes) {
+  const Initialize initialize =
+      parse_recipe(kHead + "initialize: {method: awq+rtn, order: column, scale_search: minmax}\n",
+                   "r")
+          .initialize;
+  EXPECT_STREQ(name_of(initialize.transforms[0]), "awq");
+  EXPECT_STREQ(name_of(initialize.rounding), "rtn");
+  EXPECT_EQ(initialize.search(), ScaleSearch::minmax);
+  EXPECT_EQ(initialize.order, ColumnOrder::column);
+  EXPECT_EQ(initialize.scale_search, ScaleSearch::minmax);
+  for (const auto search : {ScaleSearch::minmax, ScaleSearch::mse})
+    EXPECT_EQ(parse_scale_search(name_of(search)), search);
+  for (const auto rounding : {BlockRounding::free, BlockRounding::half_step})
+    EXPECT_EQ(parse_block_rounding(name_of(rounding)), rounding);
+  EXPECT_EQ(message_of([] { parse_scale_search("best"); }),
+            "scale_search must be minmax or mse, but is best.");
 }
 
 TEST(Initialize, BadValuesHaveTheirSentence) {

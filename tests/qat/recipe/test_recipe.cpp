@@ -50,7 +50,7 @@ TEST(Recipe, ReadsScheduleAndBounds) {
                                          "  - {until: 100%, weight: int4}\n",
                                      "r.yaml");
   EXPECT_EQ(recipe.schedule[0].weight_bits, kFloat);
-  EXPECT_EQ(recipe.schedule[0].input_bits, kTarget);
+  EXPECT_EQ(recipe.schedule[0].input_bits, std::nullopt);
   EXPECT_EQ(recipe.schedule[1].until.step_of(1000), 40);
   EXPECT_EQ(recipe.schedule[1].input_bits, kFloat);
   EXPECT_EQ(recipe.schedule[0].until.step_of(305), 31);
@@ -71,52 +71,6 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
       "r.yaml:5:22: train.steps is given twice\n"
       "r.yaml:6:1: trian is not a known key; did you mean train?");
-}
-
-TEST(Recipe, ModeAutoHasBudgetsAndSearchesScales) {
-  const Recipe recipe = parse_recipe(
-      "version: 1\nmode: auto\nlayers:\n  - {match: a, weight: {dtype: int4}}\n"
-      "evaluate: {task: t.jsonl, accept: {task_drop: 0.01}}\n"
-      "size: {bits_per_weight: 4.5}\nengine: llama.cpp\n",
-      "r.yaml");
-  EXPECT_EQ(recipe.mode, "auto");
-  EXPECT_EQ(recipe.size_bits_per_weight, 4.5);
-  EXPECT_EQ(recipe.evaluate.accept_task_drop, 0.01);
-  EXPECT_EQ(recipe.exports, std::vector<std::string>{"gguf"});
-  EXPECT_EQ(recipe.layers[0].weight.spec->range, Range::mse);
-}
-
-TEST(Recipe, AKindOfModelHasItsLossLimitsAndEngines) {
-  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
-  const Recipe recipe = parse_recipe(
-      "version: 1\nmode: auto\nmodel: {kind: sentence_encoder}\n" + rule +
-          "evaluate: {sensitivity: true, accept: {cosine: 0.99}}\nengine: onnxruntime\n",
-      "r.yaml");
-  EXPECT_EQ(recipe.distill.loss, "cosine");
-  EXPECT_EQ(recipe.evaluate.accept_cosine, 0.99);
-  EXPECT_TRUE(recipe.evaluate.sensitivity);
-  EXPECT_EQ(recipe.exports, std::vector<std::string>{"onnx"});
-  const Recipe classifier = parse_recipe(
-      "version: 1\nmodel: {kind: classifier}\n" + rule + "evaluate: {accept: {task_drop: 0.01}}\n",
-      "r.yaml");
-  EXPECT_EQ(classifier.distill.loss, "forward_kl");
-  EXPECT_EQ(classifier.evaluate.accept_task_drop, 0.01);
-  EXPECT_EQ(parse_recipe("version: 1\n" + rule, "r.yaml").model.kind, "causal_lm");
-}
-
-TEST(Recipe, ReadsAdaptersAndOscillation) {
-  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
-  const Recipe lora = parse_recipe(
-      "version: 1\n" + rule + "train: {parameters: lora, lora: {rank: 8, alpha: 4}}\n", "r.yaml");
-  EXPECT_EQ(lora.train.parameters, "lora");
-  EXPECT_EQ(lora.train.lora.rank, 8);
-  EXPECT_EQ(lora.train.lora.alpha, 4.0);
-  const Recipe frozen = parse_recipe(
-      "version: 1\n" + rule + "train: {oscillation: {method: freeze, threshold: 0.01}}\n",
-      "r.yaml");
-  EXPECT_EQ(frozen.train.oscillation.method, "freeze");
-  EXPECT_EQ(frozen.train.oscillation.threshold, 0.01);
-  EXPECT_EQ(frozen.train.oscillation.dampening, 0.02);
 }
 
 TEST(Recipe, InputsMayHaveAScalePerGroup) {
@@ -279,21 +233,6 @@ TEST(Recipe, AMissingFileIsOneSentence) {
     EXPECT_STREQ(error.what(),
                  "no/such/recipe.yaml:1:1: the recipe must be a readable file that is not empty");
   }
-}
-
-TEST(Recipe, SpreadModelsHaveNoMonitor) {
-  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
-  const Recipe spread =
-      parse_recipe("version: 1\n" + rule +
-                       "train: {strategy: fsdp, cpu_offload: true, compile: true, "
-                       "mixed_precision: bfloat16}\n",
-                   "r.yaml");
-  EXPECT_FALSE(spread.train.monitor);
-  EXPECT_TRUE(spread.train.cpu_offload && spread.train.compile);
-  EXPECT_EQ(spread.train.mixed_precision, "bfloat16");
-  const Recipe plain = parse_recipe("version: 1\n" + rule, "r.yaml");
-  EXPECT_TRUE(plain.train.monitor);
-  EXPECT_EQ(plain.train.strategy, "ddp");
 }
 
 }  // namespace

@@ -1,0 +1,12 @@
+#include "qat/recipe/names.h"
+
+namespace qat {
+
+std::string join(const std::vector<std::string>& words, const char* last) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? last : ", ") + words[i];
+  return text;
+}
+
+}  // namespace qat

@@ -1,0 +1,198 @@
+#include "qat/recipe/run_recipe.h"
+
+#include <fstream>
+#include <sstream>
+
+#include "qat/recipe/rule_reader.h"
+#include "qat/recipe/spec_reader.h"
+#include "qat/recipe/train_reader.h"
+
+namespace qat {
+namespace {
+
+// The formats of qat/checkpoint/, which reads recipes and so is not read from here.
+const std::vector<std::string> kFormats{"compressed-tensors", "gptq", "gptq_v2",    "awq", "gguf",
+                                        "modelopt",           "onnx", "safetensors"};
+
+ScratchModel read_scratch(YamlSection section) {
+  ScratchModel scratch;
+  scratch.hidden_size = section.integer("hidden_size", scratch.hidden_size, 8, 65536);
+  scratch.intermediate_size =
+      section.integer("intermediate_size", scratch.intermediate_size, 8, 262144);
+  scratch.layers = section.integer("layers", scratch.layers, 1, 1024);
+  scratch.heads = section.integer("heads", scratch.heads, 1, 1024);
+  scratch.kv_heads = section.integer("kv_heads", scratch.kv_heads, 1, 1024);
+  scratch.vocabulary = section.integer("vocabulary", scratch.vocabulary, 300, 262144);
+  scratch.steps = section.integer("steps", scratch.steps, 1, kMany);
+  scratch.batch_size = section.integer("batch_size", scratch.batch_size, 1, kMany);
+  scratch.sequence_length = section.integer("sequence_length", scratch.sequence_length, 8, 131072);
+  scratch.learning_rate = section.number("learning_rate", scratch.learning_rate, 1e-8, 1.0);
+  if (scratch.hidden_size % (2 * scratch.heads) != 0)
+    section.reject("hidden_size",
+                   "must be an even multiple of heads, " + std::to_string(scratch.heads));
+  if (scratch.heads % scratch.kv_heads != 0)
+    section.reject("kv_heads", "must divide heads, " + std::to_string(scratch.heads));
+  section.finish();
+  return scratch;
+}
+
+ModelSection read_model(YamlSection section) {
+  ModelSection model;
+  model.path = section.text("path", "");
+  model.kind = section.one_of("kind", model.kind, {"causal_lm", "classifier", "sentence_encoder"});
+  model.dtype = section.one_of("dtype", model.dtype, {"float32", "bfloat16", "float16"});
+  if (section.has("scratch")) {
+    model.scratch = read_scratch(section.section("scratch"));
+    if (!model.path.empty()) section.reject("scratch", "must not stand beside path");
+    if (model.kind != "causal_lm")
+      section.reject("scratch", "must not be given unless kind is causal_lm");
+  }
+  section.finish();
+  return model;
+}
+
+Samples read_samples(YamlSection& section) {
+  Samples samples;
+  samples.samples = section.integer("samples", samples.samples, 1, kMany);
+  samples.sequence_length = section.integer("sequence_length", samples.sequence_length, 8, 131072);
+  return samples;
+}
+
+DataSection read_data(YamlSection section) {
+  DataSection data;
+  data.train = section.text("train", "");
+  YamlSection calibration = section.section("calibration");
+  data.calibration = read_samples(calibration);
+  calibration.finish();
+  YamlSection evaluation = section.section("evaluation");
+  data.evaluation_path = evaluation.text("path", "");
+  data.evaluation = read_samples(evaluation);
+  evaluation.finish();
+  section.finish();
+  return data;
+}
+
+// An encoder's answers are embeddings, whose distance is trained on; others give probabilities.
+DistillSection read_distill(YamlSection section, const std::string& kind) {
+  const bool encodes = kind == "sentence_encoder";
+  DistillSection distill;
+  distill.loss = encodes ? "cosine" : distill.loss;
+  distill.teacher = section.one_of("teacher", distill.teacher, {"original"});
+  distill.loss = section.one_of("loss", distill.loss,
+                                encodes ? std::vector<std::string>{"cosine"}
+                                        : std::vector<std::string>{"forward_kl", "cross_entropy"});
+  distill.temperature = section.number("temperature", distill.temperature, 0.01, 100.0);
+  distill.weight = section.number("weight", distill.weight, 0.0, 1.0);
+  section.finish();
+  return distill;
+}
+
+EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
+  const bool encodes = kind == "sentence_encoder";
+  EvaluateSection evaluate;
+  evaluate.metrics = section.words("metrics", evaluate.metrics, evaluate.metrics);
+  for (const YAML::Node& node : section.list("compare"))
+    evaluate.compare.push_back(parse_bits(section, node, "compare"));
+  YamlSection accept = section.section("accept");
+  if (accept.has("kl")) evaluate.accept_kl = accept.number("kl", 0.0, 0.0, 1e6);
+  if (accept.has("task_drop"))
+    evaluate.accept_task_drop = accept.number("task_drop", 0.0, -1.0, 1.0);
+  if (accept.has("perplexity_ratio"))
+    evaluate.accept_perplexity_ratio = accept.number("perplexity_ratio", 1.0, 0.0, 1e6);
+  if (accept.has("cosine")) evaluate.accept_cosine = accept.number("cosine", 1.0, -1.0, 1.0);
+  if (evaluate.accept_cosine && !encodes)
+    accept.reject("cosine", "must not be given unless model.kind is sentence_encoder");
+  if (evaluate.accept_perplexity_ratio && encodes)
+    accept.reject("perplexity_ratio", "must not be given for a sentence_encoder, which has none");
+  evaluate.sensitivity = section.boolean("sensitivity", evaluate.sensitivity);
+  evaluate.task = section.text("task", "");
+  // A classifier's own task is the accuracy on its held-out data.
+  if (evaluate.accept_task_drop && evaluate.task.empty() && kind != "classifier")
+    accept.reject("task_drop", "must not be given without evaluate.task");
+  accept.finish();
+  section.finish();
+  return evaluate;
+}
+
+// What mode auto decides by, and the formats that are written.
+void read_decision(YamlSection& section, RunRecipe& recipe) {
+  const bool decides = recipe.mode == "auto";
+  for (const auto* key : {"size", "engine"})
+    if (section.has(key) && !decides) section.reject(key, "must not be given unless mode is auto");
+  YamlSection size = section.section("size");
+  recipe.size_bits_per_weight =
+      size.number("bits_per_weight", recipe.size_bits_per_weight, 2.0, 32.0);
+  size.finish();
+  const EvaluateSection& limits = recipe.evaluate;
+  if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop &&
+      !limits.accept_cosine)
+    section.reject("mode", "must be recipe unless evaluate.accept has limits");
+  const bool writes = recipe.model.kind == "causal_lm";
+  if (section.has("engine"))
+    recipe.engine =
+        section.one_of("engine", "transformers",
+                       writes ? std::vector<std::string>{"transformers", "vllm", "llama.cpp"}
+                              : std::vector<std::string>{"transformers", "onnxruntime"});
+  const char* fitting = recipe.engine == "llama.cpp"     ? "gguf"
+                        : recipe.engine == "onnxruntime" ? "onnx"
+                                                         : "compressed-tensors";
+  recipe.exports = section.words("export", {fitting}, kFormats);
+}
+
+RunRecipe read_recipe(YamlSection& section) {
+  RunRecipe recipe;
+  section.integer("version", 1, 1, 1);
+  if (!section.has("version")) section.reject("version", "must be 1");
+  recipe.model = read_model(section.section("model"));
+  recipe.data = read_data(section.section("data"));
+  recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
+  recipe.initialize = read_initialize(section.section("initialize"));
+  // Mode auto tries methods that choose scales.
+  recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
+  if (section.has("kv_cache")) {
+    YamlSection cache = section.section("kv_cache");
+    recipe.kv_cache = read_kv_cache(cache);
+    if (recipe.model.kind != "causal_lm")
+      section.reject("kv_cache", "must not be given unless model.kind is causal_lm");
+  }
+  recipe.schedule = read_schedule(section);
+  YamlSection train = section.section("train");
+  recipe.train = read_train(train);
+  check_train(train, recipe);
+  recipe.distill = read_distill(section.section("distill"), recipe.model.kind);
+  recipe.evaluate = read_evaluate(section.section("evaluate"), recipe.model.kind);
+  read_decision(section, recipe);
+  section.finish();
+  return recipe;
+}
+
+}  // namespace
+
+RunRecipe parse_run_recipe(const std::string& text, const std::string& file) {
+  std::vector<Problem> problems;
+  YAML::Node root;
+  try {
+    root = YAML::Load(text);
+  } catch (const YAML::ParserException& error) {
+    throw RecipeError(file, {{place_of(error.mark), "the file must be YAML, but " + error.msg}});
+  }
+  if (!root.IsDefined() || root.IsNull())
+    throw RecipeError(file, {{{1, 1}, "a recipe must be a map of keys, but is empty"}});
+  YamlSection section(root, "", &problems);
+  if (!root.IsMap()) throw RecipeError(file, problems);
+  RunRecipe recipe = read_recipe(section);
+  if (!problems.empty()) throw RecipeError(file, problems);
+  recipe.file = file;
+  recipe.text = text;
+  return recipe;
+}
+
+RunRecipe load_run_recipe(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  if (!in || !(text << in.rdbuf()))
+    throw RecipeError(path, {{{1, 1}, "the recipe must be a readable file that is not empty"}});
+  return parse_run_recipe(text.str(), path);
+}
+
+}  // namespace qat

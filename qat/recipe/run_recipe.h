@@ -1,0 +1,133 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "qat/recipe/recipe.h"
+
+namespace qat {
+
+// A small Llama that the run trains by itself before it quantizes it.
+struct ScratchModel {
+  int64_t hidden_size = 256;
+  int64_t intermediate_size = 704;
+  int64_t layers = 6;
+  int64_t heads = 8;
+  int64_t kv_heads = 4;
+  int64_t vocabulary = 4096;
+  int64_t steps = 400;
+  int64_t batch_size = 8;
+  int64_t sequence_length = 256;
+  double learning_rate = 2e-3;
+};
+
+struct ModelSection {
+  // A folder, a hub id or "module:function"; empty when `scratch` is given or --model will say.
+  std::string path;
+  std::string kind = "causal_lm";  // what it is for: also classifier, sentence_encoder
+  std::string dtype = "float32";
+  std::optional<ScratchModel> scratch;
+};
+
+struct Samples {
+  int64_t samples = 64;
+  int64_t sequence_length = 256;
+};
+
+struct DataSection {
+  // A file or folder of text or jsonl, "python-stdlib" or, for a classifier, "module:function";
+  // empty: --data says.
+  std::string train;
+  std::string evaluation_path;  // empty: held out from `train`
+  Samples calibration;
+  Samples evaluation;
+};
+
+// Low-rank adapters, added to the weights before they are quantized.
+struct LoraSection {
+  int64_t rank = 16;
+  double alpha = 32.0;  // the adapters' product is multiplied by alpha / rank
+};
+
+// What is done about weights whose codes oscillate between two levels, numerics.md (31), (32).
+struct OscillationSection {
+  std::string method = "none";  // or dampen, freeze
+  double dampening = 0.02;      // dampen: share of the way to the nearest level, at the end
+  double threshold = 0.02;      // freeze: moves back per step
+};
+
+struct TrainSection : Training {
+  int64_t batch_size = 8;
+  int64_t sequence_length = 256;
+  int64_t gradient_accumulation = 1;
+  double learning_rate = 2e-4;
+  double scale_learning_rate = 1e-4;
+  double weight_decay = 0.0;
+  double gradient_clip = 1.0;
+  std::string learning_rate_decay = "cosine";
+  Bound warmup{true, 5.0};
+  int64_t checkpoint_every = 50;
+  int64_t seed = 0;
+  std::string parameters = "all";  // or scales: the codes stay as they are; or lora
+  LoraSection lora;
+  OscillationSection oscillation;
+  bool gradient_checkpointing = false;
+  bool compile = false;                  // by torch.compile
+  std::string mixed_precision = "none";  // or bfloat16: products in it, weights stay in float32
+  std::string strategy = "ddp";          // of several processes; or fsdp: each holds a part
+  bool cpu_offload = false;              // fsdp: parts and optimizer states stay with the host
+  std::string non_finite = "stop";       // or skip: batches whose loss or gradient is not finite
+  std::string weight_cache = "none";     // none, codes or weights (weight_cache.h)
+  int64_t validate_every = 25;           // steps between two measurements of held-out KL; 0: never
+  bool monitor = true;       // look at clipping, oscillation and scales after every step
+  bool tensorboard = false;  // write every step's figures for TensorBoard as well
+  bool control = false;      // also fine-tune the float model for as long, and report it
+};
+
+struct DistillSection {
+  std::string teacher = "original";
+  std::string loss = "forward_kl";  // or cross_entropy; cosine for a sentence_encoder
+  double temperature = 1.0;
+  double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
+};
+
+struct EvaluateSection {
+  std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
+  std::vector<int> compare;  // bit-widths to round to without training, for comparison
+  bool sensitivity = false;  // also measure every layer alone, at its width and at 8 bits
+  std::string task;  // a jsonl file of the user's own task, or "module:function"; empty: none
+  std::optional<double> accept_kl;
+  std::optional<double> accept_perplexity_ratio;
+  std::optional<double> accept_cosine;     // to the float model's embeddings
+  std::optional<double> accept_task_drop;  // in the task's score, of which 1 is the best
+};
+
+// A whole recipe, as `torchqat run` takes it.
+struct RunRecipe {
+  std::string file;
+  std::string text;
+  std::string mode = "recipe";        // or auto: whatever is the first to meet `accept` and `size`
+  double size_bits_per_weight = 5.0;  // the budget of mode auto
+  std::string engine;                 // where mode auto measures what it exports; empty: nowhere
+  ModelSection model;
+  DataSection data;
+  std::vector<Rule> layers;
+  std::optional<KvCacheSpec> kv_cache;
+  Initialize initialize;
+  std::vector<Stage> schedule;
+  TrainSection train;
+  DistillSection distill;
+  EvaluateSection evaluate;
+  std::vector<std::string> exports;  // the key `export`
+
+  // The part that quantizes.
+  Recipe core() const { return {file, text, layers, kv_cache, initialize, schedule, train}; }
+};
+
+// As load_recipe and parse_recipe.
+RunRecipe load_run_recipe(const std::string& path);
+RunRecipe parse_run_recipe(const std::string& text, const std::string& file);
+
+}  // namespace qat
