@@ -11,6 +11,7 @@
 #include "qat/ops/quantize.h"
 #include "qat/ops/quantize_with_feedback.h"
 #include "qat/solvers/damped_factor.h"
+#include "qat/solvers/full_precision.h"
 
 namespace qat {
 namespace {
@@ -85,7 +86,7 @@ class Solver {
     if (!dynamic())
       std::tie(scale_, zero_point_) =
           choose_qparams(original, block_shape(spec_), bits_, grid_name(spec_.grid),
-                         options_.scale_search, spec_.scale_dtype, importance);
+                         name_of(options_.scale_search), spec_.scale_dtype, importance);
     for (int64_t from = 0; from < layout_.cols; from += panel_width())
       round_panel(from, std::min(from + panel_width(), layout_.cols));
     return finish();
@@ -140,7 +141,7 @@ class Solver {
     block[1] = -1;
     const auto [scale, zero_point] =
         choose_qparams(current.contiguous(), block, bits_, grid_name(spec_.grid),
-                       options_.scale_search, spec_.scale_dtype, importance);
+                       name_of(options_.scale_search), spec_.scale_dtype, importance);
     const int64_t place = groups_.select(0, from).item<int64_t>();
     scale_.slice(1, place, place + 1).copy_(scale);
     zero_point_.slice(1, place, place + 1).copy_(zero_point);
@@ -240,6 +241,7 @@ ColumnOrder parse_column_order(const std::string& name) {
 RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                    int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift) {
   const at::NoGradGuard no_grad;
+  const FullPrecision full;
   check(weight, hessian, drift, options);
   const at::Tensor master = weight.detach().to(at::kFloat);
   const auto block = block_shape(spec);
