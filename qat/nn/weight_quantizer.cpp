@@ -11,6 +11,10 @@
 
 namespace qat {
 
+ScaleSearch first_search(const Initialize& initialize) {
+  return initialize.rounding == "rtn" ? ScaleSearch::minmax : ScaleSearch::mse;
+}
+
 WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales)
     : spec_(spec), rows_(weight.size(0)), cols_(weight.size(1)) {
   if (spec.range == Range::minmax) return;
@@ -28,21 +32,21 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
 }
 
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::derived(const at::Tensor& weight,
-                                                            const std::string& method) const {
+                                                            ScaleSearch search) const {
   const bool returns =
       lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
   if (returns) return {lattice_scale_, lattice_zero_point_};
-  return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid), method,
-                        spec_.scale_dtype);
+  return choose_qparams(weight, block_shape(spec_), bits_, grid_name(spec_.grid),
+                        name_of(search), spec_.scale_dtype);
 }
 
-bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method,
+bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, ScaleSearch search,
                                bool derive) {
   if (bits == bits_) return false;
   bits_ = bits;
   if (bits == kFloat || !scale_.defined() || !derive) return false;
   const at::NoGradGuard no_grad;
-  const auto [scale, zero_point] = derived(weight, method);
+  const auto [scale, zero_point] = derived(weight, search);
   scale_.copy_(scale);
   zero_point_.copy_(zero_point);
   return true;

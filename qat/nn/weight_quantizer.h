@@ -2,13 +2,16 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
 #include <tuple>
 
 #include "qat/recipe/recipe.h"
+#include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
 namespace qat {
+
+// How scales begin that calibration has not chosen: by range where the recipe rounds to nearest.
+ScaleSearch first_search(const Initialize& initialize);
 
 // Fake quantization of a weight as a matrix [rows, cols]: its spec, the width in force, and the
 // scale and zero point when they are searched or learned rather than found from the weight itself.
@@ -19,10 +22,9 @@ class WeightQuantizer {
   WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales);
 
   // Sets the width; kFloat switches off. Scales are derived anew from the master weight, unless
-  // `derive` is false: then they were loaded for it. `method` is "minmax" or "mse". Learned
-  // parameters keep their tensors, so an optimizer goes on with them. Returns whether searched or
-  // learned scales changed.
-  bool set_bits(int bits, const at::Tensor& weight, const std::string& method, bool derive = true);
+  // `derive` is false: then they were loaded for it. Learned parameters keep their tensors, so an
+  // optimizer goes on with them. Returns whether searched or learned scales changed.
+  bool set_bits(int bits, const at::Tensor& weight, ScaleSearch search, bool derive = true);
   // Chosen together with the weight, for the width in force.
   void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
 
@@ -47,8 +49,7 @@ class WeightQuantizer {
   const at::Tensor& lattice_zero_point() const { return lattice_zero_point_; }
 
  private:
-  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight,
-                                             const std::string& method) const;
+  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight, ScaleSearch search) const;
 
   QuantSpec spec_;
   int64_t rows_, cols_;
