@@ -17,8 +17,8 @@ using Released = py::call_guard<py::gil_scoped_release>;
 RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                         int bits, double damping, int64_t block_size, const std::string& order,
                         const std::string& scale_search, double correction, const Optional& drift) {
-  const GptqOptions options{damping, block_size, parse_column_order(order), scale_search,
-                            correction};
+  const GptqOptions options{damping, block_size, parse_column_order(order),
+                            parse_scale_search(scale_search), correction};
   return gptq(weight, hessian, spec, bits, options, drift);
 }
 
@@ -49,17 +49,30 @@ std::vector<size_t> call_allocate(
 }  // namespace
 
 void def_calibration(py::module_& m) {
+  // Every one of these lets go of the interpreter: threads share an observer, and one that waits for
+  // its lock must not keep the one that has it from running Python.
+  const auto read = [](auto method) { return py::cpp_function(method, Released()); };
   py::class_<Observer>(m, "Observer")
       .def(py::init([](const QuantSpec& spec) { return Observer(spec.observer); }), py::arg("spec"))
       .def("observe", &Observer::observe, py::arg("x"), Released())
-      .def("restore", &Observer::restore, py::arg("low"), py::arg("high"))
-      .def("reset", &Observer::reset)
-      .def("__deepcopy__", [](const Observer& self, const py::dict&) { return Observer(self); })
+      .def("restore", py::overload_cast<const at::Tensor&, const at::Tensor&>(&Observer::restore),
+           py::arg("low"), py::arg("high"), Released())
+      .def("restore", py::overload_cast<double, double>(&Observer::restore), py::arg("low"),
+           py::arg("high"), Released())
+      .def("reset", &Observer::reset, Released())
+      .def(
+          "__deepcopy__",
+          [](const Observer& self, const py::dict&) {
+            const py::gil_scoped_release released;
+            return std::make_unique<Observer>(self);
+          })
       .def("qparams", &Observer::qparams, py::arg("spec"), py::arg("bits"), Released())
-      .def_property_readonly("empty", &Observer::empty)
-      .def_property_readonly("low", &Observer::low)
-      .def_property_readonly("high", &Observer::high)
-      .def_property_readonly("ignored", &Observer::ignored);
+      .def("range", &Observer::range, Released())
+      .def_property_readonly("observed", read(&Observer::observed))
+      .def_property_readonly("empty", read(&Observer::empty))
+      .def_property_readonly("low", read(&Observer::low))
+      .def_property_readonly("high", read(&Observer::high))
+      .def_property_readonly("ignored", read(&Observer::ignored));
   py::class_<InputStatistics>(m, "InputStatistics")
       .def(py::init<int64_t, bool>(), py::arg("features"), py::arg("drift") = false)
       .def("add", &InputStatistics::add, py::arg("x"), py::arg("original") = std::nullopt,
@@ -82,7 +95,8 @@ void def_calibration(py::module_& m) {
   const GptqOptions defaults;
   m.def("gptq", &call_gptq, py::arg("weight"), py::arg("hessian"), py::arg("spec"), py::arg("bits"),
         py::arg("damping") = defaults.damping, py::arg("block_size") = defaults.block_size,
-        py::arg("order") = name_of(defaults.order), py::arg("scale_search") = defaults.scale_search,
+        py::arg("order") = name_of(defaults.order),
+        py::arg("scale_search") = name_of(defaults.scale_search),
         py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt, Released());
   py::class_<ChannelScale>(m, "ChannelScale")
       .def_readonly("scale", &ChannelScale::scale)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchqat._library import BitSchedule, Recipe
@@ -15,14 +15,14 @@ class Schedule:
     """Bit-widths over a run, as a pure function of the step.
 
     Call ``step()`` after each ``optimizer.step()``. When a width drops, scales are re-derived from the master weights and
-    the optimizer's moments of learned scales are cleared, since they belong to the old grid. The step lives in the
-    model's ``state_dict`` as ``qat_step``, beside the scales.
+    what the optimizer keeps of learned ones begins anew, since it belongs to the old grid. The step lives in the model's
+    ``state_dict`` as ``qat_step``, beside the scales.
 
     Args:
         model: A prepared model.
         recipe: Its recipe.
         total_steps: Optimizer steps of the whole run; percentages refer to it.
-        optimizer: The optimizer whose moments to clear; optional.
+        optimizer: The optimizer to tell; optional.
 
     Raises:
         UserError: The model is not prepared, or ``total_steps`` is negative.
@@ -37,13 +37,14 @@ class Schedule:
         device = next(model.parameters()).device
         if "qat_step" not in dict(model.named_buffers()):
             model.register_buffer("qat_step", torch.zeros((), dtype=torch.int64, device=device))
+        self._step = int(model.qat_step)  # the same on the host: to read it would wait for the device
         self._hook = model.register_load_state_dict_post_hook(lambda *_: self._restore())
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
 
     @property
     def current_step(self) -> int:
         """Optimizer steps taken so far."""
-        return int(self.model.qat_step)
+        return self._step
 
     @property
     def stage(self) -> int:
@@ -59,7 +60,7 @@ class Schedule:
     def step(self) -> bool:
         """Count one optimizer step; returns whether widths changed."""
         before = self.stage
-        self.model.qat_step += 1
+        self._go_to(self._step + 1)
         self._apply(method="mse")
         return self.stage != before
 
@@ -77,16 +78,21 @@ class Schedule:
                 f"The schedule must have the length it was saved with, {state['total_steps']} steps, "
                 f"but has {self.bits.total_steps}."
             )
-        self.model.qat_step.fill_(state["step"])
-        self._restore()
+        self._go_to(state["step"])
+        self._apply(method="mse", derive=False)
 
     def finish(self) -> None:
         """Move to the exported widths, for a run that stopped early."""
-        self.model.qat_step.fill_(max(self.current_step, self.bits.total_steps))
+        self._go_to(max(self._step, self.bits.total_steps))
         self._apply(method="mse")
 
+    def _go_to(self, step: int) -> None:
+        self._step = step
+        self.model.qat_step.fill_(step)
+
     def _restore(self) -> None:
-        """Widths follow the step; the scales were loaded with it and stay."""
+        """Widths follow the step that was loaded; so were the scales, which stay."""
+        self._step = int(self.model.qat_step)
         self._apply(method="mse", derive=False)
 
     def _apply(self, method: str, derive: bool = True) -> None:
@@ -100,14 +106,31 @@ class Schedule:
             )
             layer.observing = self.bits.observing(step)
             layer.forget_weight()  # an optimizer may have written through .data, which no version shows
-            if changed:
-                self._clear_moments(layer)
+            if self.optimizer is not None:
+                for name in changed:
+                    _reset_state(self.optimizer, getattr(layer, name))
 
-    def _clear_moments(self, layer: nn.Module) -> None:
-        if self.optimizer is None:
-            return
-        for name in ("weight_scale", "weight_zero_point"):
-            state = self.optimizer.state.get(getattr(layer, name, None), {})
-            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
-                if torch.is_tensor(state.get(key)):
-                    state[key].zero_()
+
+# What a state that an optimizer has just made begins with, beside tensors of zeros.
+_BEGINNINGS = {"step": 0, "mu_product": 1}
+
+
+@torch.no_grad()
+def _reset_state(optimizer: Optimizer, parameter: Tensor | None) -> None:
+    """Let what ``optimizer`` keeps of ``parameter`` begin anew, whatever the optimizer.
+
+    All of it: moments that begin at zero, but late in the count of steps by which Adam corrects for that, would make steps
+    several times too long. In place, so that checkpoints find what they expect.
+    """
+    state = optimizer.state.get(parameter, {})
+    moments = [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
+    if not all(moment.is_floating_point() for moment in moments):
+        del optimizer.state[parameter]  # packed to codes, of which 0 need not be zero: the optimizer makes them anew
+        return
+    for moment in moments:
+        moment.zero_()
+    for key in _BEGINNINGS.keys() & state.keys():
+        if torch.is_tensor(state[key]):
+            state[key].fill_(_BEGINNINGS[key])
+        else:
+            state[key] = _BEGINNINGS[key]

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
@@ -22,7 +23,7 @@ using Together = std::vector<ModuleLayer>;
 
 // The layers in the order in which they run, and those that no batch reaches.
 std::vector<Together> find_order(const std::vector<ModuleLayer>& layers,
-                                 const std::vector<at::Tensor>& batches, const Forward& forward,
+                                 const std::vector<Pass>& passes,
                                  std::vector<ModuleLayer>& unreached) {
   std::vector<std::pair<at::Tensor, Together>> order;
   std::vector<bool> seen(layers.size(), false);
@@ -37,8 +38,8 @@ std::vector<Together> find_order(const std::vector<ModuleLayer>& layers,
       else
         order.push_back({x, {layers[index]}});  // held, so that no later tensor takes its place
     });
-    for (const at::Tensor& batch : batches)
-      if (std::find(seen.begin(), seen.end(), false) != seen.end()) forward(batch);
+    for (const Pass& pass : passes)
+      if (std::find(seen.begin(), seen.end(), false) != seen.end()) pass();
   }
   for (size_t index = 0; index < layers.size(); ++index)
     if (!seen[index]) unreached.push_back(layers[index]);
@@ -48,8 +49,7 @@ std::vector<Together> find_order(const std::vector<ModuleLayer>& layers,
 }
 
 std::vector<InputStatistics> gather(const std::vector<Together>& order,
-                                    const std::vector<at::Tensor>& batches,
-                                    const Forward& forward) {
+                                    const std::vector<Pass>& passes) {
   std::vector<ModuleLayer> firsts;
   std::vector<InputStatistics> statistics;
   for (const Together& together : order) {
@@ -59,7 +59,7 @@ std::vector<InputStatistics> gather(const std::vector<Together>& order,
   const InputTap tap(firsts, [&](size_t index, const at::Tensor&, const InputTap::Rows& rows) {
     statistics[index].add(rows());
   });
-  for (const at::Tensor& batch : batches) forward(batch);
+  for (const Pass& pass : passes) pass();
   return statistics;
 }
 
@@ -74,7 +74,7 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
   if (spec.range != Range::minmax && bits != 0) {
     if (settings.rounding == Rounding::gptq && hessian) {
       const GptqOptions options{settings.damping, settings.block_size, settings.order,
-                                name_of(settings.scale_search), 0.0};
+                                settings.scale_search, 0.0};
       const RoundedWeight rounded = gptq(layer.master(), *hessian, spec, bits, options);
       layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
       warning = rounded.warning;
@@ -82,12 +82,13 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
       const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits);
       layer.set_rounded(layer.master(), scale, zero_point);
     } else {
-      const bool searched = settings.search() == ScaleSearch::mse;
-      const auto importance =
-          hessian && searched ? std::optional(hessian->diagonal().contiguous()) : std::nullopt;
+      const ScaleSearch search = settings.search();
+      const auto importance = hessian && search == ScaleSearch::mse
+                                  ? std::optional(hessian->diagonal().contiguous())
+                                  : std::nullopt;
       const auto [scale, zero_point] =
           choose_qparams(layer.master(), quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
-                         name_of(settings.search()), importance);
+                         name_of(search), importance);
       layer.set_rounded(layer.master(), scale, zero_point);
     }
   }
@@ -117,31 +118,29 @@ void round_together(const Together& together, const InputStatistics& statistics,
                              " calibration tokens reached it.");
 }
 
-void transform(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
-               const Forward& forward, const Initialize& settings, const std::vector<Fold>& folds,
-               Calibration& found) {
+void transform(torch::nn::Module& module, const std::vector<Pass>& passes,
+               const Initialize& settings, const std::vector<Fold>& folds, Calibration& found) {
   for (const Transform chosen : settings.transforms) {
-    const std::string one = name_of(chosen);
     const bool here = chosen != Transform::hadamard && !folds.empty();
     if (!here)
       found.warnings.push_back(
-          one + " has nothing to fold scales into in a LibTorch program, so it was left out.");
+          std::string(name_of(chosen)) + " has nothing to fold scales into in a LibTorch program, so it was left out.");
     else
-      for (const Fold& fold : folds) apply_fold(module, fold, one, settings, batches, forward);
+      for (const Fold& fold : folds) apply_fold(module, fold, chosen, settings, passes);
   }
   if (settings.block_training.steps > 0)
     found.warnings.push_back("block_training was left out: a LibTorch program has no blocks.");
 }
 
-void round_weights(const std::vector<ModuleLayer>& layers, const std::vector<at::Tensor>& batches,
-                   const Forward& forward, const Initialize& settings, Calibration& found) {
+void round_weights(const std::vector<ModuleLayer>& layers, const std::vector<Pass>& passes,
+                   const Initialize& settings, Calibration& found) {
   std::vector<ModuleLayer> unreached;
-  const std::vector<Together> order = find_order(layers, batches, forward, unreached);
+  const std::vector<Together> order = find_order(layers, passes, unreached);
   if (settings.sequential) {
     for (const Together& together : order)
-      round_together(together, gather({together}, batches, forward).front(), settings, found);
+      round_together(together, gather({together}, passes).front(), settings, found);
   } else {
-    const std::vector<InputStatistics> statistics = gather(order, batches, forward);
+    const std::vector<InputStatistics> statistics = gather(order, passes);
     for (size_t place = 0; place < order.size(); ++place)
       round_together(order[place], statistics[place], settings, found);
   }
@@ -156,77 +155,109 @@ void round_weights(const std::vector<ModuleLayer>& layers, const std::vector<at:
   }
 }
 
-void calibrate_inputs(const std::vector<ModuleLayer>& layers,
-                      const std::vector<at::Tensor>& batches, const Forward& forward,
+void calibrate_inputs(const std::vector<ModuleLayer>& layers, const std::vector<Pass>& passes,
                       Calibration& found) {
   std::vector<std::pair<std::string, InputQuantizer*>> fixed;
   for (const ModuleLayer& layer : layers)
     if (auto& input = layer.quantizer()->input_quantizer(); input && input->calibrated())
       fixed.emplace_back(layer.name, &*input);
   if (fixed.empty()) return;
-  if (batches.empty())
+  if (passes.empty())
     throw std::invalid_argument("Calibration needs at least one batch, but there is none.");
   for (const auto& [name, input] : fixed) input->start_calibration();
-  for (const at::Tensor& batch : batches) forward(batch);
+  for (const Pass& pass : passes) pass();
   for (const auto& [name, input] : fixed)
     if (const int64_t ignored = input->finish_calibration())
       found.warnings.push_back(name + ": inputs had " + std::to_string(ignored) +
                                " elements that are not finite, which were ignored.");
 }
 
-// Evaluation mode while it lives.
+// Evaluation mode until restored: each module's own mode, since a program may have frozen some.
 class Evaluating {
  public:
-  explicit Evaluating(torch::nn::Module& module) : module_(module), before_(module.is_training()) {
-    module_.eval();
+  explicit Evaluating(torch::nn::Module& module) {
+    modes_.emplace_back(&module, module.is_training());
+    for (const auto& item : module.named_modules("", /*include_self=*/false))
+      modes_.emplace_back(item.value().get(), item.value()->is_training());
+    module.eval();
   }
-  ~Evaluating() { module_.train(before_); }
+  // After an error another one, of the memory for weights that are rounded anew, is not news.
+  ~Evaluating() {
+    try {
+      restore();
+    } catch (...) {
+    }
+  }
   Evaluating(const Evaluating&) = delete;
   Evaluating& operator=(const Evaluating&) = delete;
 
+  void restore() {
+    // Those that hold others come first: their mode is that of all in them, until these are set.
+    for (const auto& [module, mode] : std::exchange(modes_, {}))
+      if (module->is_training() != mode) module->train(mode);
+  }
+
  private:
-  torch::nn::Module& module_;
-  bool before_;
+  std::vector<std::pair<torch::nn::Module*, bool>> modes_;
 };
+
+Initialize settings_of(const char* method) {
+  Initialize settings;
+  parse_method(method, &settings);
+  return settings;
+}
 
 }  // namespace
 
-Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
-                      const Forward& forward, const Initialize& settings,
-                      const std::vector<Fold>& folds) {
+Calibration calibrate(torch::nn::Module& module, const std::vector<Pass>& passes,
+                      const Initialize& settings, const std::vector<Fold>& folds) {
   const at::NoGradGuard no_grad;
-  const Evaluating evaluating(module);
+  Evaluating evaluating(module);
   const std::vector<ModuleLayer> layers = prepared_layers(module);
   for (const ModuleLayer& layer : layers)
     if (auto& input = layer.quantizer()->input_quantizer()) input->forget();
   Calibration found;
   if (settings.needs_data()) {
-    if (batches.empty())
+    if (passes.empty())
       throw std::invalid_argument("initialize.method " + settings.method +
                                   " needs at least one calibration batch, but there is none.");
-    transform(module, batches, forward, settings, folds, found);
-    round_weights(layers, batches, forward, settings, found);
+    transform(module, passes, settings, folds, found);
+    round_weights(layers, passes, settings, found);
   }
-  calibrate_inputs(layers, batches, forward, found);
+  calibrate_inputs(layers, passes, found);
+  evaluating.restore();
   return found;
+}
+
+Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                      const Forward& forward, const Initialize& settings,
+                      const std::vector<Fold>& folds) {
+  return calibrate(module, detail::passes_of(batches, forward), settings, folds);
+}
+
+Calibration gptq(torch::nn::Module& module, const std::vector<Pass>& passes,
+                 const GptqOptions& options) {
+  Initialize settings = settings_of("gptq");
+  settings.damping = options.damping;
+  settings.block_size = options.block_size;
+  settings.order = options.order;
+  settings.scale_search = options.scale_search;
+  return calibrate(module, passes, settings);
 }
 
 Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
                  const Forward& forward, const GptqOptions& options) {
-  Initialize settings;
-  parse_method("gptq", &settings);
-  settings.damping = options.damping;
-  settings.block_size = options.block_size;
-  settings.order = options.order;
-  settings.scale_search = parse_scale_search(options.scale_search);
-  return calibrate(module, batches, forward, settings);
+  return gptq(module, detail::passes_of(batches, forward), options);
+}
+
+Calibration awq(torch::nn::Module& module, const std::vector<Pass>& passes,
+                const std::vector<Fold>& folds) {
+  return calibrate(module, passes, settings_of("awq"), folds);
 }
 
 Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
                 const Forward& forward, const std::vector<Fold>& folds) {
-  Initialize settings;
-  parse_method("awq", &settings);
-  return calibrate(module, batches, forward, settings, folds);
+  return awq(module, detail::passes_of(batches, forward), folds);
 }
 
 }  // namespace qat

@@ -73,7 +73,8 @@ class Source {
     if (!quantizer_ || !quantizer_->weight()) return;
     const auto& input = quantizer_->input_quantizer();
     if (!on) bits_ = quantizer_->weight()->bits();
-    quantizer_->set_bits(on ? bits_ : kFloat, input ? input->bits() : kFloat, "mse");
+    quantizer_->set_bits(on ? bits_ : kFloat, input ? input->bits() : kFloat,
+                         ScaleSearch::mse);
     refresh();
   }
 
@@ -86,18 +87,19 @@ class Source {
   int bits_ = kFloat;
 };
 
-at::Tensor first_input(const ModuleLayer& layer, const at::Tensor& batch, const Forward& forward) {
+// What the pass gives the layer first.
+at::Tensor first_input(const ModuleLayer& layer, const Pass& pass) {
   at::Tensor found;
   const InputTap tap({layer}, [&](size_t, const at::Tensor& x, const InputTap::Rows&) {
     if (!found.defined()) found = x.detach().clone();
   });
-  forward(batch);
+  pass();
   return found;
 }
 
-at::Tensor choose(const std::string& transform, const std::vector<ModuleLayer>& consumers,
+at::Tensor choose(Transform transform, const std::vector<ModuleLayer>& consumers,
                   const InputStatistics& statistics, const Initialize& settings) {
-  if (transform == "smoothquant") {
+  if (transform == Transform::smoothquant) {
     std::vector<at::Tensor> weights;
     for (const ModuleLayer& one : consumers) weights.push_back(one.quantizer()->master());
     return smoothing_scale(weights, statistics.max_magnitude(), settings.smoothing);
@@ -120,30 +122,33 @@ bool nearly_equal(const at::Tensor& found, const at::Tensor& expected) {
 
 }  // namespace
 
-void apply_fold(torch::nn::Module& module, const Fold& fold, const std::string& transform,
-                const Initialize& settings, const std::vector<at::Tensor>& batches,
-                const Forward& forward) {
+void apply_fold(torch::nn::Module& module, const Fold& fold, Transform transform,
+                const Initialize& settings, const std::vector<Pass>& passes) {
   const std::vector<ModuleLayer> consumers = consumers_of(module, fold);
   const int64_t features = consumers.front().weight->size(1);
   Source source(module, fold, features);
   InputStatistics statistics(features);
+  const Pass* reaching = nullptr;  // the first that gives the consumers anything
   {
     const InputTap tap(
         {consumers.front()},
         [&](size_t, const at::Tensor&, const InputTap::Rows& rows) { statistics.add(rows()); });
-    for (const at::Tensor& batch : batches) forward(batch);
+    for (const Pass& pass : passes) {
+      pass();
+      if (!reaching && statistics.tokens() > 0) reaching = &pass;
+    }
   }
-  if (statistics.tokens() == 0) return;
+  if (!reaching) return;
   const at::Tensor scale = choose(transform, consumers, statistics, settings);
 
   source.round(false);
-  const at::Tensor before = first_input(consumers.front(), batches.front(), forward);
+  const at::Tensor before = first_input(consumers.front(), *reaching);
   source.divide(scale);
-  const at::Tensor after = first_input(consumers.front(), batches.front(), forward);
-  const bool passes = nearly_equal(after * scale.to(after.scalar_type()), before);
-  if (!passes) source.restore();
+  const at::Tensor after = first_input(consumers.front(), *reaching);
+  const bool lets_pass = nearly_equal(after * scale.to(after.scalar_type()), before);
+  if (!lets_pass) source.restore();
   source.round(true);
-  if (!passes)
+  if (!lets_pass)
     throw std::invalid_argument(text_of(fold) +
                                 ": what lies between them must let a scale for each feature pass, "
                                 "as ReLU does, but the input changed in another way.");

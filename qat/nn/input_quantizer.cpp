@@ -1,10 +1,11 @@
 #include "qat/nn/input_quantizer.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
-
-#include <algorithm>
 
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
@@ -39,10 +40,9 @@ InputQuantizer::InputQuantizer(const QuantSpec& spec, int64_t features, at::Devi
 void InputQuantizer::observe(const at::Tensor& x) {
   const at::NoGradGuard no_grad;
   observer_.observe(x);
-  if (observer_.empty()) return;
+  if (!observer_.observed()) return;
   ready_ = true;
-  low_.fill_(observer_.low());
-  high_.fill_(observer_.high());
+  take_range();
   if (spec_.range == Range::minmax && !calibrating_) take_scale(observer_);
 }
 
@@ -56,23 +56,30 @@ at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
                     spec_.symmetric() ? std::nullopt : std::optional(zero_point_)));
 }
 
-void InputQuantizer::set_bits(int bits, bool derive) {
+bool InputQuantizer::set_bits(int bits, bool derive) {
   bits_ = bits;
-  if (!calibrated() || bits == kFloat) return;
+  if (!calibrated() || bits == kFloat) return false;
   const int before = scale_bits_;
   scale_bits_ = bits;
-  if (!derive || before == bits) return;
+  if (!derive || before == bits) return false;
   const at::NoGradGuard no_grad;
   Observer range;
   if (spec_.range == Range::minmax) {
-    range.restore(low_.item<double>(), high_.item<double>());
+    range.restore(low_, high_);
   } else {
     const Levels ends = quant_range(spec_, before);
-    const double scale = scale_.item<double>(), zero = zero_point_.item<double>();
-    const double one = (ends.min - zero) * scale, other = (ends.max - zero) * scale;
-    range.restore(std::min(one, other), std::max(one, other));
+    const at::Tensor scale = scale_.to(at::kDouble), zero = zero_point_.to(at::kDouble);
+    const at::Tensor one = (ends.min - zero) * scale, other = (ends.max - zero) * scale;
+    range.restore(at::minimum(one, other), at::maximum(one, other));
   }
   take_scale(range);
+  return true;
+}
+
+void InputQuantizer::take_range() {
+  const auto [low, high] = observer_.range();
+  low_.copy_(low);
+  high_.copy_(high);
 }
 
 void InputQuantizer::take_scale(const Observer& observer) {
@@ -99,6 +106,7 @@ void InputQuantizer::start_calibration() {
 int64_t InputQuantizer::finish_calibration() {
   if (!calibrating_) return 0;
   calibrating_ = false;
+  ready_ = !observer_.empty();
   take_scale(observer_);
   return observer_.ignored();
 }
@@ -117,10 +125,9 @@ void InputQuantizer::set_qparams(const at::Tensor& scale,
 
 void InputQuantizer::restore() {
   if (!calibrated()) return;
-  const double low = low_.item<double>(), high = high_.item<double>();
-  ready_ = low != 0.0 || high != 0.0;
+  ready_ = low_.item<float>() != 0.0f || high_.item<float>() != 0.0f;
   observer_.reset();
-  if (ready_) observer_.restore(low, high);
+  if (ready_) observer_.restore(low_, high_);
 }
 
 std::tuple<at::Tensor, at::Tensor> InputQuantizer::qparams() const {

@@ -23,13 +23,14 @@ class InputQuantizer {
   // `features`: elements that share a learned scale; `device` that of the layer.
   InputQuantizer(const QuantSpec& spec, int64_t features, at::Device device);
 
-  // What the layer multiplies, in the dtype of x. Before its range is known, an input whose scale
-  // is fixed beforehand passes as it is.
+  // What the layer multiplies, in the dtype of x. Before it was observed, an input whose scale is
+  // fixed beforehand passes as it is. Following a range does not wait for the device.
   at::Tensor operator()(const at::Tensor& x, bool training);
 
   // Sets the width; kFloat switches off. Unless `derive` is false, a range that is observed gives
-  // the new scale, and one that was searched or learned is kept as it is.
-  void set_bits(int bits, bool derive = true);
+  // the new scale, and one that was searched or learned is kept as it is. Returns whether the scale
+  // changed.
+  bool set_bits(int bits, bool derive = true);
   void set_observing(bool on) { observing_ = on; }
   // Lets an input whose scale is fixed beforehand pass as it is, until it is calibrated.
   void forget();
@@ -58,6 +59,7 @@ class InputQuantizer {
 
  private:
   void observe(const at::Tensor& x);
+  void take_range();
   void take_scale(const Observer& observer);
 
   QuantSpec spec_;

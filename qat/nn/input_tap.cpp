@@ -6,11 +6,14 @@
 #include <torch/nn/modules/conv.h>
 
 #include <string_view>
+#include <vector>
 
 namespace qat {
 namespace {
 
-thread_local InputTap* active = nullptr;
+// The taps of this thread, which share one callback.
+thread_local std::vector<InputTap*> active;
+thread_local at::CallbackHandle shared_handle = at::INVALID_CALLBACK_HANDLE;
 
 // The patches that a convolution multiplies, [batch, positions, in * height * width]; its arguments
 // are those of aten::conv2d or, where padding is a word, of aten::conv2d.padding.
@@ -38,21 +41,22 @@ bool InputTap::reaches(const ModuleLayer& layer) {
 }
 
 InputTap::InputTap(std::vector<ModuleLayer> layers, Callback callback)
-    : layers_(std::move(layers)), callback_(std::move(callback)), before_(active) {
-  active = this;
-  handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(&InputTap::listen)
-                                           .needsInputs(true)
-                                           .scopes({at::RecordScope::FUNCTION}));
+    : layers_(std::move(layers)), callback_(std::move(callback)) {
+  if (active.empty())
+    shared_handle = at::addThreadLocalCallback(at::RecordFunctionCallback(&InputTap::listen)
+                                                   .needsInputs(true)
+                                                   .scopes({at::RecordScope::FUNCTION}));
+  active.push_back(this);
 }
 
 InputTap::~InputTap() {
-  at::removeCallback(handle_);
-  active = before_;
+  std::erase(active, this);
+  if (active.empty()) at::removeCallback(shared_handle);
 }
 
 std::unique_ptr<at::ObserverContext> InputTap::listen(const at::RecordFunction& call) {
-  const at::DisableRecordFunctionGuard deaf;  // to what the callback itself computes
-  if (active) active->hear(call);
+  const at::DisableRecordFunctionGuard deaf;  // to what the callbacks themselves compute
+  for (InputTap* tap : active) tap->hear(call);
   return nullptr;
 }
 

@@ -13,7 +13,7 @@ namespace qat {
 // While it lives, says on this thread what the weights of layers are multiplied with, by listening
 // to the operators that LibTorch's layers call: nothing of the module is changed for that. Weights
 // of embeddings and of grouped convolutions are not multiplied with the same vectors row by row, so
-// they are never called for.
+// they are never called for. Of several that live, each says so once.
 class InputTap {
  public:
   // `layer` counts in `layers`; `x` is the operator's argument, the same tensor for layers that are
@@ -37,8 +37,6 @@ class InputTap {
 
   std::vector<ModuleLayer> layers_;
   Callback callback_;
-  at::CallbackHandle handle_;
-  InputTap* before_;  // taps nest
 };
 
 }  // namespace qat

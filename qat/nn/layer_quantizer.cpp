@@ -1,8 +1,8 @@
 #include "qat/nn/layer_quantizer.h"
 
 #include <ATen/ops/_unsafe_view.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/equal.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/function_hook.h>
@@ -59,7 +59,7 @@ struct LayerQuantizer::HandOn : torch::autograd::PostAccumulateGradHook {
 };
 
 LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
-                               const std::string& method, bool keeps_scales)
+                               ScaleSearch search, bool keeps_scales)
     : torch::nn::Module("LayerQuantizer"),
       name_(layer.name),
       member_(layer.weight),
@@ -69,7 +69,7 @@ LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
   if (plan.input) input_.emplace(*plan.input, master().size(1), master_.device());
   bits_ = register_buffer("bits", at::tensor({kFloat, kFloat}, at::kLong));
   set_bits(plan.weight ? plan.weight->bits : kFloat, plan.input ? plan.input->bits : kFloat,
-           method);
+           search);
 }
 
 void LayerQuantizer::register_state(torch::nn::Module& layer) {
@@ -99,21 +99,34 @@ void LayerQuantizer::register_state(torch::nn::Module& layer) {
 void LayerQuantizer::attach(torch::nn::Module& layer) {
   register_state(layer);
   if (!weight_) return;
-  const bool trains = master_.requires_grad() || weight_->learned();
-  leaf_ = at::empty_like(master_.detach()).requires_grad_(trains);
-  if (trains)
-    torch::autograd::impl::set_post_acc_grad_hooks(leaf_,
-                                                   std::make_unique<HandOn>(shared_from_this()));
+  leaf_ = at::empty_like(master_.detach());
+  torch::autograd::impl::set_post_acc_grad_hooks(leaf_,
+                                                 std::make_unique<HandOn>(shared_from_this()));
   refresh();
 }
 
-bool LayerQuantizer::set_bits(int weight_bits, int input_bits, const std::string& method,
-                              bool derive) {
-  const bool changed = weight_ && weight_->set_bits(weight_bits, master(), method, derive);
-  if (input_) input_->set_bits(input_bits, derive);
-  bits_[0] = weight_bits;
-  bits_[1] = input_bits;
+std::vector<at::Tensor> LayerQuantizer::set_bits(int weight_bits, int input_bits,
+                                                 ScaleSearch search, bool derive) {
+  std::vector<at::Tensor> changed;
+  if (weight_ && weight_->set_bits(weight_bits, master(), search, derive))
+    changed.insert(changed.end(), {weight_->scale(), weight_->zero_point()});
+  if (input_ && input_->set_bits(input_bits, derive))
+    changed.insert(changed.end(), {input_->scale(), input_->zero_point()});
+  const std::array<int, 2> widths{weight_bits, input_bits};
+  if (widths != written_) {
+    const at::NoGradGuard no_grad;
+    bits_.copy_(at::tensor({weight_bits, input_bits}, at::kLong));
+    written_ = widths;
+  }
   return changed;
+}
+
+bool LayerQuantizer::wants_gradient() const {
+  return master_.requires_grad() || (weight_->learned() && weight_->scale().requires_grad());
+}
+
+void LayerQuantizer::follow_freezing() {
+  if (leaf_.requires_grad() != wants_gradient()) leaf_.requires_grad_(wants_gradient());
 }
 
 LayerQuantizer::Stamp LayerQuantizer::stamp() const {
@@ -133,12 +146,16 @@ at::Tensor LayerQuantizer::sample() const {
 }
 
 bool LayerQuantizer::stale() const {
-  return weight_ && leaf_.defined() && (!(stamp() == rounded_at_) || !at::equal(sample(), sample_));
+  if (!weight_ || !leaf_.defined()) return false;
+  if (!(stamp() == rounded_at_)) return true;
+  if (versions_tell_ || !master_.requires_grad() || !(handed_on_ || is_training())) return false;
+  return !at::allclose(sample(), sample_, 0.0, 0.0, /*equal_nan=*/true);  // NaN has not changed
 }
 
 void LayerQuantizer::refresh() {
   if (!weight_ || !leaf_.defined()) return;
   const at::NoGradGuard no_grad;
+  follow_freezing();
   if (weight_->bits() == kFloat) {
     *member_ = master_;
   } else {
@@ -149,8 +166,12 @@ void LayerQuantizer::refresh() {
     found_.values.reset();
     *member_ = leaf_;
   }
-  rounded_at_ = stamp();
-  sample_ = sample().clone();
+  const Stamp now = stamp();
+  // Between a backward and this an optimizer has stepped, as a rule.
+  if (handed_on_ && now.master_version != rounded_at_.master_version) versions_tell_ = true;
+  rounded_at_ = now;
+  handed_on_ = false;
+  sample_ = versions_tell_ ? at::Tensor() : sample().clone();
 }
 
 void LayerQuantizer::hand_on(at::Tensor gradient) {
@@ -158,6 +179,7 @@ void LayerQuantizer::hand_on(at::Tensor gradient) {
     throw std::logic_error("The weight of " + name_ +
                            " changed after it was rounded; call schedule.step() after "
                            "optimizer.step(), before the next forward.");
+  handed_on_ = true;
   const at::NoGradGuard no_grad;
   const Quantizer quantizer = weight_->quantizer();
   if (quantizer.never_clips()) return add_gradient(master_, gradient);
@@ -173,6 +195,7 @@ void LayerQuantizer::hand_on(at::Tensor gradient) {
 
 at::Tensor LayerQuantizer::input(const at::Tensor& x) {
   if (stale()) refresh();
+  if (weight_) follow_freezing();
   return input_ ? (*input_)(x, is_training()) : x;
 }
 
@@ -185,6 +208,7 @@ at::Tensor LayerQuantizer::rounded() const {
 void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& scale,
                                  const at::Tensor& zero_point) {
   const at::NoGradGuard no_grad;
+  handed_on_ = false;  // what moves the version now is no optimizer
   master_.copy_(master.view_as(master_));
   weight_->set_qparams(scale, zero_point);
   refresh();
@@ -192,6 +216,7 @@ void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& sca
 
 void LayerQuantizer::scale_columns(const at::Tensor& scale) {
   const at::NoGradGuard no_grad;
+  handed_on_ = false;
   master_.copy_((master() * scale.to(master_.scalar_type())).view_as(master_));
   refresh();
 }
@@ -224,7 +249,8 @@ void LayerQuantizer::train(bool on) {
 
 void LayerQuantizer::load(torch::serialize::InputArchive& archive) {
   torch::nn::Module::load(archive);  // after the tensors of the layer, whose child this is
-  set_bits(bits_[0].item<int>(), bits_[1].item<int>(), "mse", /*derive=*/false);
+  handed_on_ = false;
+  set_bits(bits_[0].item<int>(), bits_[1].item<int>(), ScaleSearch::mse, /*derive=*/false);
   if (input_) input_->restore();
   refresh();
 }
@@ -245,7 +271,7 @@ void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights) {
   LayerPlan plan;
   plan.name = layer.name;
   plan.input = weights.input;
-  const auto quantizer = std::make_shared<LayerQuantizer>(layer, plan, "mse", false);
+  const auto quantizer = std::make_shared<LayerQuantizer>(layer, plan, ScaleSearch::mse, false);
   layer.module->register_module(kQuantizerName, quantizer);
   quantizer->attach(*layer.module);
   if (!weights.input->dynamic)

@@ -2,9 +2,11 @@
 
 #include <torch/nn/module.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "qat/artifact.h"
 #include "qat/nn/input_quantizer.h"
@@ -28,7 +30,8 @@ constexpr const char* kQuantizerName = "quantizer";
 // The leaf is rounded anew by Schedule::step(), train(), eval() and torch::load, and in the forward
 // of the drop-ins of layers.h where its master changed. A backward through a weight that was
 // rounded before the last change of its master throws std::logic_error: the gradient would be that
-// of other numbers.
+// of other numbers. A master that is frozen or unfrozen is seen then, too: its leaf wants a
+// gradient where the master does, or a learned scale.
 //
 // Scales are registered in the layer, as weight_scale and so on, parameters where they are learned:
 // named_parameters() and torch::save have them.
@@ -36,19 +39,23 @@ class LayerQuantizer : public torch::nn::Module {
  public:
   // Throws std::invalid_argument for a weight that is not finite, for an embedding that
   // renormalises its weight in the forward, and for an input of a layer that is no drop-in.
-  LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan, const std::string& method,
+  LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan, ScaleSearch search,
                  bool keeps_scales);
   LayerQuantizer(const LayerQuantizer&) = delete;
   LayerQuantizer& operator=(const LayerQuantizer&) = delete;
 
-  // Sets the widths, kFloat switching off. Returns whether scales were derived anew.
-  bool set_bits(int weight_bits, int input_bits, const std::string& method, bool derive = true);
+  // Sets the widths, kFloat switching off. Returns the scales and zero points, of weight and input,
+  // that are others than before.
+  std::vector<at::Tensor> set_bits(int weight_bits, int input_bits, ScaleSearch search,
+                                   bool derive = true);
   // The input as the layer multiplies it; for drop-ins.
   at::Tensor input(const at::Tensor& x);
   // Rounds the weight anew.
   void refresh();
-  // Whether master, scale or width have changed since: by their versions and, since some optimizers
-  // write past them through data(), by a sample of the master.
+  // Whether master, scale or width have changed since: by their versions. Some optimizers, such as
+  // LibTorch's SGD, write past these, through data(). While a layer trains, a sample of the master
+  // is therefore compared as well, which waits for the device, until its optimizer was seen to move
+  // the version.
   bool stale() const;
 
   // Scales and zero points that were chosen together with the weight, for the width in force; the
@@ -85,6 +92,8 @@ class LayerQuantizer : public torch::nn::Module {
   };
   Stamp stamp() const;
   at::Tensor sample() const;
+  bool wants_gradient() const;
+  void follow_freezing();
   void hand_on(at::Tensor gradient);
   void register_state(torch::nn::Module& layer);
 
@@ -96,8 +105,11 @@ class LayerQuantizer : public torch::nn::Module {
   std::optional<InputQuantizer> input_;
   Quantizer::Result found_;  // scale and zero point of the leaf, where they are found from it
   Stamp rounded_at_;
-  at::Tensor sample_;  // of the master, when the leaf was rounded
-  at::Tensor bits_;    // int64 [2], the widths in force: what torch::save keeps of them
+  at::Tensor sample_;           // of the master, when the leaf was rounded
+  bool handed_on_ = false;      // a gradient, since the leaf was rounded
+  bool versions_tell_ = false;  // the optimizer was seen to move the version of the master
+  at::Tensor bits_;             // int64 [2], the widths in force: what torch::save keeps of them
+  std::array<int, 2> written_{kFloat, kFloat};  // the same, on the host
 };
 
 // The quantizer that prepare() put into a layer, or none.

@@ -48,7 +48,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
   const std::vector<ModuleLayer> all = module_layers(module);
   for (const ModuleLayer& layer : all) layers.emplace(layer.name, layer);
   check_tied(all, plan);
-  const std::string method = name_of(initialize.search());
+  const ScaleSearch search = initialize.search();
   std::vector<std::pair<const ModuleLayer*, std::shared_ptr<LayerQuantizer>>> prepared;
   for (const LayerPlan& layer : plan.layers) {
     const auto found = layers.find(layer.name);
@@ -61,7 +61,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
     const bool keeps =
         layer.weight && layer.weight->range != Range::minmax && initialize.keeps_scales();
     prepared.emplace_back(&found->second,
-                          std::make_shared<LayerQuantizer>(found->second, layer, method, keeps));
+                          std::make_shared<LayerQuantizer>(found->second, layer, search, keeps));
   }
   for (const auto& [layer, quantizer] : prepared) {
     layer->module->register_module(kQuantizerName, quantizer);

@@ -1,6 +1,7 @@
 #include "qat/nn/schedule.h"
 
 #include <ATen/ops/tensor.h>
+#include <torch/optim/adagrad.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/rmsprop.h>
@@ -15,24 +16,31 @@ namespace qat {
 namespace {
 
 template <typename State>
-void zero(torch::optim::OptimizerParamState* state,
-          std::initializer_list<torch::Tensor& (State::*)()> moments) {
+void reset(torch::optim::OptimizerParamState* state,
+           std::initializer_list<torch::Tensor& (State::*)()> tensors) {
   auto* own = dynamic_cast<State*>(state);
   if (!own) return;
-  for (const auto moment : moments)
-    if (torch::Tensor& one = (own->*moment)(); one.defined()) one.zero_();
+  for (const auto tensor : tensors)
+    if (torch::Tensor& one = (own->*tensor)(); one.defined()) one.zero_();
+  if constexpr (requires { own->step(0); }) own->step(0);
 }
 
-void clear_moments(torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
+// All of it: moments that begin at zero, but late in the count of steps by which Adam corrects for
+// that, would make steps several times too long.
+void reset_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
   using namespace torch::optim;
   if (!parameter.defined()) return;
   const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
   if (found == optimizer.state().end()) return;
   OptimizerParamState* state = found->second.get();
-  zero<AdamParamState>(state, {&AdamParamState::exp_avg, &AdamParamState::exp_avg_sq});
-  zero<AdamWParamState>(state, {&AdamWParamState::exp_avg, &AdamWParamState::exp_avg_sq});
-  zero<SGDParamState>(state, {&SGDParamState::momentum_buffer});
-  zero<RMSpropParamState>(state, {&RMSpropParamState::momentum_buffer});
+  reset<AdamParamState>(state, {&AdamParamState::exp_avg, &AdamParamState::exp_avg_sq,
+                                &AdamParamState::max_exp_avg_sq});
+  reset<AdamWParamState>(state, {&AdamWParamState::exp_avg, &AdamWParamState::exp_avg_sq,
+                                 &AdamWParamState::max_exp_avg_sq});
+  reset<AdagradParamState>(state, {&AdagradParamState::sum});
+  reset<RMSpropParamState>(state, {&RMSpropParamState::square_avg, &RMSpropParamState::grad_avg,
+                                   &RMSpropParamState::momentum_buffer});
+  reset<SGDParamState>(state, {&SGDParamState::momentum_buffer});
 }
 
 }  // namespace
@@ -45,34 +53,33 @@ Schedule::Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t tota
   if (prepared_layers(module).empty())
     throw std::invalid_argument(
         "The module must be prepared first, with qat::prepare(module, recipe).");
-  apply(name_of(recipe.initialize.search()));
+  apply(recipe.initialize.search());
 }
 
 bool Schedule::step() {
   const int64_t before = stage();
   ++step_;
-  apply("mse");
+  apply(ScaleSearch::mse);
   return stage() != before;
 }
 
 void Schedule::finish() {
   step_ = std::max(step_, total_steps());
-  apply("mse");
+  apply(ScaleSearch::mse);
 }
 
-void Schedule::apply(const std::string& method, bool derive) {
+void Schedule::apply(ScaleSearch search, bool derive) {
   for (const ModuleLayer& layer : prepared_layers(module_)) {
     const auto quantizer = layer.quantizer();
     const auto& weight = quantizer->weight();
     auto& input = quantizer->input_quantizer();
-    const bool changed = quantizer->set_bits(
+    const std::vector<at::Tensor> changed = quantizer->set_bits(
         weight ? bits_.weight_bits(step_, weight->spec().bits) : kFloat,
-        input ? bits_.input_bits(step_, input->spec().bits) : kFloat, method, derive);
+        input ? bits_.input_bits(step_, input->spec().bits) : kFloat, search, derive);
     if (input) input->set_observing(bits_.observing(step_));
     quantizer->refresh();
-    if (!changed || !optimizer_ || !weight->learned()) continue;
-    clear_moments(*optimizer_, weight->scale());
-    clear_moments(*optimizer_, weight->zero_point());
+    if (!optimizer_) continue;
+    for (const at::Tensor& parameter : changed) reset_state(*optimizer_, parameter);
   }
 }
 
@@ -90,7 +97,7 @@ void Schedule::load(torch::serialize::InputArchive& archive) {
                                 std::to_string(total.item<int64_t>()) + " steps, but has " +
                                 std::to_string(total_steps()) + ".");
   step_ = step.item<int64_t>();
-  apply("mse", /*derive=*/false);
+  apply(ScaleSearch::mse, /*derive=*/false);
 }
 
 torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,

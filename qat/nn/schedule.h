@@ -6,19 +6,20 @@
 
 #include "qat/recipe/bit_schedule.h"
 #include "qat/recipe/recipe.h"
+#include "qat/solvers/scale_search.h"
 
 namespace qat {
 
 // Moves the widths of a prepared module along its recipe's stages: call step() after each
 // optimizer.step(). It also rounds the weights anew, which the next forward then uses, so call it
 // where a recipe has but one stage, too. When a width drops, scales are derived anew from the
-// master weights, and the optimizer's moments of learned scales are cleared, since they belong to
-// the old grid.
+// master weights, and what the optimizer keeps of learned ones, moments and counts of steps, begins
+// anew, since it belongs to the old grid.
 //
 // torch::save and torch::load take it, beside module and optimizer.
 class Schedule {
  public:
-  // Percentages of the recipe refer to `total_steps`. `optimizer`: whose moments to clear, or null.
+  // Percentages of the recipe refer to `total_steps`. `optimizer`: the one to tell, or null.
   // Both must outlive the schedule. Throws std::invalid_argument when nothing is prepared, or when
   // `total_steps` is negative.
   Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t total_steps,
@@ -41,7 +42,7 @@ class Schedule {
   void load(torch::serialize::InputArchive& archive);
 
  private:
-  void apply(const std::string& method, bool derive = true);
+  void apply(ScaleSearch search, bool derive = true);
 
   torch::nn::Module& module_;
   BitSchedule bits_;

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "qat/ops/kept_memory.h"
+
 namespace qat {
 
 const char* name_of(CachePolicy policy) {
@@ -41,23 +43,35 @@ std::vector<at::Tensor> WeightCache::get(const Quantizer& quantizer, const at::T
                                          at::ScalarType dtype) {
   // Tensors made in inference mode have no version to watch.
   if (policy_ == CachePolicy::none || !quantizer.active() || weight.is_inference()) return {};
-  const std::lock_guard lock(mutex_);
   // Floats have no packed codes: the rounded weight is kept instead.
   const bool as_codes = policy_ == CachePolicy::codes && quantizer.has_codes();
   const Key key{stamp_of(weight), stamp_of(scale), stamp_of(zero_point), quantizer.text(),
                 as_codes ? at::kFloat : dtype};
-  if (key == key_ && !kept_.empty()) return kept_;
-  kept_.clear();  // first, so that the new one can lie where the old one lay
-  const at::NoGradGuard no_grad;
-  if (as_codes) {
-    kept_ = quantizer.encoded(weight, {scale, zero_point, {}});
-  } else {
-    const Quantizer::Result result = quantizer(weight, {scale, zero_point, {}}, dtype);
-    kept_ = {result.values};
-    if (result.scale.defined()) kept_.insert(kept_.end(), {result.scale, result.zero_point});
+  {
+    const std::lock_guard lock(mutex_);
+    if (key == key_ && !kept_.empty()) return kept_;
+    kept_.clear();  // first, so that the new one can lie where the old one lay
   }
+  // Without the lock: an operator may run Python, which may wait for a thread that waits here.
+  const std::vector<at::Tensor> made = make(quantizer, weight, scale, zero_point, dtype, as_codes);
+  const std::lock_guard lock(mutex_);
   key_ = key;
-  return kept_;
+  return kept_ = made;
+}
+
+std::vector<at::Tensor> WeightCache::make(const Quantizer& quantizer, const at::Tensor& weight,
+                                          const std::optional<at::Tensor>& scale,
+                                          const std::optional<at::Tensor>& zero_point,
+                                          at::ScalarType dtype, bool as_codes) {
+  const at::NoGradGuard no_grad;
+  if (as_codes) return quantizer.encoded(weight, {scale, zero_point, {}});
+  const Quantizer::Result result = quantizer(weight, {scale, zero_point, {}}, dtype);
+  // What stays must not lie in the large buffer that brief results take turns on.
+  at::Tensor values = result.values;
+  if (values.is_cpu())
+    values = kept_empty(values.sizes(), values.options(), Fit::tight).copy_(values);
+  if (!result.scale.defined()) return {values};
+  return {values, result.scale, result.zero_point};
 }
 
 void WeightCache::clear() {

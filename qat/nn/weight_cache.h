@@ -56,6 +56,10 @@ class WeightCache {
     bool operator==(const Key&) const = default;
   };
   static Stamp stamp_of(const std::optional<at::Tensor>& tensor);
+  static std::vector<at::Tensor> make(const Quantizer& quantizer, const at::Tensor& weight,
+                                      const std::optional<at::Tensor>& scale,
+                                      const std::optional<at::Tensor>& zero_point,
+                                      at::ScalarType dtype, bool as_codes);
 
   CachePolicy policy_;
   Key key_;

@@ -27,20 +27,21 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
 }
 
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::derived(const at::Tensor& weight,
-                                                            const std::string& method) const {
+                                                            ScaleSearch search) const {
   const bool returns =
       lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
   if (returns) return {lattice_scale_, lattice_zero_point_};
-  return choose_qparams(weight, quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text(), method);
+  return choose_qparams(weight, quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text(),
+                        name_of(search));
 }
 
-bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, const std::string& method,
+bool WeightQuantizer::set_bits(int bits, const at::Tensor& weight, ScaleSearch search,
                                bool derive) {
   if (bits == bits_) return false;
   bits_ = bits;
   if (bits == kFloat || !scale_.defined() || !derive) return false;
   const at::NoGradGuard no_grad;
-  const auto [scale, zero_point] = derived(weight, method);
+  const auto [scale, zero_point] = derived(weight, search);
   scale_.copy_(scale);
   zero_point_.copy_(zero_point);
   return true;

@@ -2,10 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string>
 #include <tuple>
 
 #include "qat/recipe/recipe.h"
+#include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -19,10 +19,9 @@ class WeightQuantizer {
   WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales);
 
   // Sets the width; kFloat switches off. Scales are derived anew from the master weight, unless
-  // `derive` is false: then they were loaded for it. `method` is "minmax" or "mse". Learned
-  // parameters keep their tensors, so an optimizer goes on with them. Returns whether searched or
-  // learned scales changed.
-  bool set_bits(int bits, const at::Tensor& weight, const std::string& method, bool derive = true);
+  // `derive` is false: then they were loaded for it. Learned parameters keep their tensors, so an
+  // optimizer goes on with them. Returns whether searched or learned scales changed.
+  bool set_bits(int bits, const at::Tensor& weight, ScaleSearch search, bool derive = true);
   // Chosen together with the weight, for the width in force.
   void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
 
@@ -48,8 +47,7 @@ class WeightQuantizer {
  private:
   std::optional<at::Tensor> scale_argument() const;
   std::optional<at::Tensor> zero_point_argument() const;
-  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight,
-                                             const std::string& method) const;
+  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight, ScaleSearch search) const;
 
   QuantSpec spec_;
   int64_t rows_, cols_;

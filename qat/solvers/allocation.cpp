@@ -10,6 +10,7 @@ namespace qat {
 namespace {
 
 constexpr int64_t kMostSteps = 65536;
+constexpr size_t kMostOptions = 256;  // an index is kept in a byte for each layer and place
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 int64_t smallest_of(const std::vector<WidthOption>& options) {
@@ -32,6 +33,10 @@ int64_t smallest(const std::vector<std::vector<WidthOption>>& layers) {
     if (options.empty())
       throw std::invalid_argument(
           "Every layer must have a width to choose from, but one has none.");
+    if (options.size() > kMostOptions)
+      throw std::invalid_argument("Every layer must have at most " + std::to_string(kMostOptions) +
+                                  " widths to choose from, but one has " +
+                                  std::to_string(options.size()) + ".");
     total += smallest_of(options);
   }
   return total;
@@ -60,18 +65,18 @@ std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOpti
   };
   const auto places = static_cast<size_t>(steps + 1);
   std::vector<double> best(places, 0.0);
-  std::vector<std::vector<size_t>> chosen;  // per layer and place
+  std::vector<std::vector<uint8_t>> chosen;  // per layer and place
   for (const auto& options : layers) {
     const int64_t smallest_size = smallest_of(options);
     std::vector<double> next(places, kNever);
-    std::vector<size_t> choice(places, 0);
+    std::vector<uint8_t> choice(places, 0);
     for (size_t index = 0; index < options.size(); ++index) {
       const int64_t cost = steps_of(options[index].size - smallest_size);
       for (int64_t place = cost; place <= steps; ++place) {
         const double loss = best[static_cast<size_t>(place - cost)] + options[index].loss;
         if (loss < next[static_cast<size_t>(place)]) {
           next[static_cast<size_t>(place)] = loss;
-          choice[static_cast<size_t>(place)] = index;
+          choice[static_cast<size_t>(place)] = static_cast<uint8_t>(index);
         }
       }
     }

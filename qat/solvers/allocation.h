@@ -17,7 +17,8 @@ struct WidthOption {
 // `budget`: a multiple-choice knapsack, exact where the sizes have a common unit of which the
 // budget holds at most 65536; else solved over `steps` equal parts of the budget, each size rounded
 // up, so that the budget is never exceeded. Returns an index a layer. Throws std::invalid_argument
-// when a layer has no option, or when the smallest options together exceed the budget.
+// when a layer has no option or more than 256, or when the smallest options together exceed the
+// budget.
 std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOption>>& layers,
                                          int64_t budget, int64_t steps = 4096);
 

@@ -10,6 +10,7 @@
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
+#include "qat/solvers/full_precision.h"
 
 namespace qat {
 namespace {
@@ -42,12 +43,14 @@ at::Tensor centred(const at::Tensor& scale) {
 }  // namespace
 
 double output_error(const at::Tensor& error, const at::Tensor& hessian) {
+  const FullPrecision full;
   return (at::mm(error, hessian) * error).sum(at::kDouble).item<double>();
 }
 
 ChannelScale awq_scale(const std::vector<Consumer>& consumers, const InputStatistics& inputs,
                        int points) {
   const at::NoGradGuard no_grad;
+  const FullPrecision full;
   for (const Consumer& layer : consumers)
     if (layer.weight.size(1) != inputs.features())
       throw std::invalid_argument("AWQ needs statistics of " +
@@ -86,6 +89,7 @@ std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
                                                    const at::Tensor& hessian, const QuantSpec& spec,
                                                    int bits) {
   const at::NoGradGuard no_grad;
+  const FullPrecision full;
   const at::Tensor master = weight.detach().to(at::kFloat);
   const int64_t rows = master.size(0), cols = master.size(1);
   const auto block = block_shape(spec);

@@ -11,6 +11,7 @@
 #include "qat/ops/quantize.h"
 #include "qat/ops/quantize_with_feedback.h"
 #include "qat/solvers/damped_factor.h"
+#include "qat/solvers/full_precision.h"
 
 namespace qat {
 namespace {
@@ -88,7 +89,7 @@ class Solver {
   RoundedWeight solve(const at::Tensor& original, const at::Tensor& importance) {
     if (!dynamic())
       std::tie(scale_, zero_point_) =
-          choose_qparams(original, quantizer_.text(), options_.scale_search, importance);
+          choose_qparams(original, quantizer_.text(), name_of(options_.scale_search), importance);
     for (int64_t from = 0; from < layout_.cols; from += panel_width())
       round_panel(from, std::min(from + panel_width(), layout_.cols));
     return finish();
@@ -142,7 +143,8 @@ class Solver {
     Quantizer whole = quantizer_;
     whole.block[1] = -1;
     const auto [scale, zero_point] =
-        choose_qparams(current.contiguous(), whole.text(), options_.scale_search, importance);
+        choose_qparams(current.contiguous(), whole.text(), name_of(options_.scale_search),
+                       importance);
     const int64_t place = groups_.select(0, from).item<int64_t>();
     scale_.slice(1, place, place + 1).copy_(scale);
     zero_point_.slice(1, place, place + 1).copy_(zero_point);
@@ -238,6 +240,7 @@ ColumnOrder parse_column_order(const std::string& name) {
 RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                    int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift) {
   const at::NoGradGuard no_grad;
+  const FullPrecision full;
   check(weight, hessian, drift, options);
   const at::Tensor master = weight.detach().to(at::kFloat);
   const auto block = block_shape(spec);

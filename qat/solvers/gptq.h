@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -26,7 +27,7 @@ struct GptqOptions {
   int64_t block_size =
       128;  // columns between two updates of the rest; changes no result but in rounding
   ColumnOrder order = ColumnOrder::group;
-  std::string scale_search = "mse";  // or minmax
+  ScaleSearch scale_search = ScaleSearch::mse;
   double correction = 0.0;  // share of the float model's drift that is made good, 0 to 1; (18)
 };
 

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "qat/solvers/full_precision.h"
+
 namespace qat {
 namespace {
 
@@ -29,6 +31,7 @@ InputStatistics::InputStatistics(int64_t features, bool drift) : features_(featu
 
 void InputStatistics::add(const at::Tensor& x, const std::optional<at::Tensor>& original) {
   const at::NoGradGuard no_grad;
+  const FullPrecision full;
   if (original.has_value() != drift_.defined())
     throw std::invalid_argument(
         "The tokens of the float model must be given exactly when the drift is gathered.");

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <mutex>
+#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -12,44 +14,69 @@ namespace qat {
 
 // The range of everything that passed, or as much of it as its spec's observer keeps; numerics.md
 // (24) to (27). Elements that are not finite are ignored and counted.
+//
+// The range stays on the device of what is observed. For the kinds that follow a range (spec.h),
+// observe(), range() and qparams() do not wait for that device; what returns a number does. Threads
+// may share an observer; a copy has a range of its own.
 class Observer {
  public:
   // That of a tensor-wide spec: its kind and settings.
-  explicit Observer(const ObserverSpec& spec = {}) : spec_(spec) {}
+  explicit Observer(const ObserverSpec& spec = {});
+  Observer(const Observer& other);
+  Observer& operator=(const Observer& other);
 
   // Any shape and floating dtype.
   void observe(const at::Tensor& x);
 
-  bool empty() const { return low_ > high_; }
-  // Smallest and largest finite element, or their moving average.
-  double low() const { return low_; }
-  double high() const { return high_; }
-  int64_t ignored() const { return ignored_; }
-  // Goes on from a range that was observed before.
+  // Whether there was an element, finite or not, or a range to go on from.
+  bool observed() const;
+  // Whether no element was finite.
+  bool empty() const;
+  // Smallest and largest finite element, or their moving average; 1 and -1 when empty.
+  double low() const;
+  double high() const;
+  // The same on the device, float64 []; zeros when empty.
+  std::tuple<at::Tensor, at::Tensor> range() const;
+  int64_t ignored() const;
+  // Goes on from a range that was observed before; tensors have one element each.
   void restore(double low, double high);
+  void restore(const at::Tensor& low, const at::Tensor& high);
   // Forgets everything but its settings.
-  void reset() { *this = Observer(spec_); }
+  void reset();
 
   // Scale float32 [1, 1] and zero point int8 [1, 1] for a tensor-wide spec at `bits`. An observer
   // that saw nothing gives the parameters of a tensor of zeros.
   std::tuple<at::Tensor, at::Tensor> qparams(const QuantSpec& spec, int bits) const;
 
  private:
-  std::tuple<at::Tensor, at::Tensor> find_qparams(const QuantSpec& spec, int bits) const;
-  std::tuple<double, double> kept_range(const QuantSpec& spec, int bits) const;
-
+  struct Range {
+    double low = 1.0, high = -1.0;
+  };
   struct Found {
     QuantSpec spec;
     int bits;
     std::tuple<at::Tensor, at::Tensor> qparams;
   };
+  struct State {
+    explicit State(const ObserverSpec& spec) : spec(spec) {}
+    // With tensors of its own.
+    State copy() const;
+    Range on_host() const;
+    // float64 [2], zeros when empty: {-low, high}.
+    at::Tensor ends_or_zeros() const;
+    Range kept_range(const QuantSpec& spec, int bits) const;
+    std::tuple<at::Tensor, at::Tensor> find_qparams(const QuantSpec& spec, int bits) const;
 
-  ObserverSpec spec_;
-  double low_ = 1.0;
-  double high_ = -1.0;
-  int64_t ignored_ = 0;
-  Histogram histogram_;                 // for the kinds that search a range
-  mutable std::optional<Found> found_;  // what was asked last, since a search takes a while
+    ObserverSpec spec;
+    at::Tensor ends;     // float64 [2], {-low, high}, -infinity when empty; undefined at first
+    at::Tensor ignored;  // int64 []; undefined at first
+    Histogram histogram;                // for the kinds that search a range
+    std::optional<Found> found;         // what was asked last, since a search takes a while
+    mutable std::optional<Range> host;  // `ends`, once they were read
+  };
+
+  mutable std::mutex mutex_;
+  mutable State state_;
 };
 
 // The magnitude at which to clip for which the clipped distribution, rounded to 2^(bits - 1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchqat
 from test_linear import Net, recipe_for
+from torch.utils._python_dispatch import TorchDispatchMode
 
 LADDER = """schedule:
   - {until: 20%, weight: int8, input: float}
@@ -67,6 +68,87 @@ def test_moments_of_scales_are_cleared_when_widths_change():
     state = schedule.optimizer.state
     assert not state[net.first.weight_scale]["exp_avg"].any()
     assert state[net.first.weight]["exp_avg"].any()
+
+
+OPTIMIZERS = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-4, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0, capturable=False, foreach=True),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-4),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, lr=1e-4),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-4),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-4, momentum=0.9, centered=True),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "input_scale"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_after_a_drop_a_scale_moves_as_with_a_new_optimizer(optimizer, name):
+    make = OPTIMIZERS[optimizer]
+    recipe = recipe_for(
+        LEARNED,
+        "{dtype: int4, granularity: tensor, scale: learned}",
+        "schedule: [{until: 50%, weight: int8, input: int8}, {until: 100%}]\n",
+    )
+    net = torchqat.prepare(Net(), recipe)
+    scale = getattr(net.first, name)
+    scale.grad = torch.full_like(scale, -1.0)
+    used = make([scale])
+    schedule = torchqat.Schedule(net, recipe, 400, used)
+    for _ in range(200):
+        used.step()
+        changed = schedule.step()
+    assert changed
+    twin = scale.detach().clone().requires_grad_()
+    twin.grad = scale.grad.clone()
+    fresh = make([twin])
+    for _ in range(20):
+        before = scale.detach().clone()
+        used.step()
+        fresh.step()
+        assert torch.equal(scale, twin)
+        if optimizer.startswith("Adam"):
+            assert (scale - before).abs().max() <= 1.001e-4
+
+
+def test_moments_that_are_packed_to_codes_are_made_anew():
+    net, schedule = start(optimizer=lambda net: torch.optim.SGD(net.parameters(), lr=1e-3))
+    scale = net.first.weight_scale
+    schedule.optimizer.state[scale] = {"step": 2, "state1": torch.full(scale.shape, 7, dtype=torch.uint8)}
+    schedule.step(), schedule.step()
+    assert scale not in schedule.optimizer.state
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that read a tensor on the host, for which a GPU would have to come to its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = ("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "masked_select")
+        self.count += func.namespace == "aten" and func._schema.name.split("::")[1] in reads
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving_average"])
+def test_a_step_reads_nothing_on_the_host(observer):
+    """The forward of inputs whose range is followed, the backward, and the schedule."""
+    recipe = recipe_for(
+        LEARNED, f"{{dtype: int8, granularity: tensor, observer: {observer}}}", "train: {freeze_observers: 30%}\n"
+    )
+    net = torchqat.prepare(Net(), recipe)
+    schedule = torchqat.Schedule(net, recipe, 1000, torch.optim.Adam(net.parameters()))
+    schedule.step(), schedule.step()
+    assert net.first.observing
+    reads = HostReads()
+    with reads:
+        net.train()(torch.randn(4, 64)).square().sum().backward()
+        schedule.step()
+    assert reads.count == 0
+    assert net.first.input_ready and net.first.input_high > 0
+    assert schedule.current_step == 3 == net.state_dict()["qat_step"]
 
 
 def test_the_step_is_in_the_state_dict():

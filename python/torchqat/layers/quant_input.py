@@ -48,33 +48,41 @@ class QuantInput(nn.Module):
     def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
 
-    def _change_input_width(self, bits: int, derive: bool) -> None:
-        """A range that is observed gives the new scale; one that was searched or learned is kept as it is."""
+    def _change_input_width(self, bits: int, derive: bool) -> bool:
+        """A range that is observed gives the new scale; one that was searched or learned is kept as it is.
+
+        Returns whether the scale changed.
+        """
         before, self._input_scale_bits = self._input_scale_bits, bits
         if not derive or before == bits:
-            return
+            return False
         range = Observer(QuantSpec(8))
         if self.input_spec.scale == "minmax":
-            range.restore(self.input_low.item(), self.input_high.item())
+            range.restore(self.input_low, self.input_high)
         else:
             zero = 0 if self.input_zero_point is None else whole(self.input_zero_point)
             scale = whole(self.input_scale)
-            ends = [((end - zero) * scale).item() for end in self.input_spec.quant_range(before)]
-            range.restore(min(ends), max(ends))
+            ends = torch.stack([(end - zero) * scale for end in self.input_spec.quant_range(before)])
+            range.restore(ends.amin(), ends.amax())
         self.input_scale_from(range)
+        return True
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned."""
+        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned.
+
+        Nothing here waits for the device.
+        """
         spec = self.input_spec
         if spec is None or spec.dynamic:
             return
         self.observer.observe(x)
-        if self.observer.empty:
+        if not self.observer.observed:
             return
         self._observed = True
-        self.input_low.fill_(self.observer.low)
-        self.input_high.fill_(self.observer.high)
+        low, high = self.observer.range()
+        self.input_low.copy_(low)
+        self.input_high.copy_(high)
         if spec.scale == "minmax" and not self.calibrating:
             self.input_scale_from(self.observer)
 
@@ -88,8 +96,8 @@ class QuantInput(nn.Module):
         """The observer of the input, which goes on from the range that is in the state."""
         if self._observer is None:
             self._observer = Observer(self.input_spec)
-            if self.input_low.item() != 0.0 or self.input_high.item() != 0.0:
-                self._observer.restore(self.input_low.item(), self.input_high.item())
+            if self._observed:
+                self._observer.restore(self.input_low, self.input_high)
         return self._observer
 
     @torch.no_grad()
@@ -117,6 +125,7 @@ class QuantInput(nn.Module):
     def finish_calibration(self) -> int:
         """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self.calibrating = self.observer, False
+        self._observed = not observer.empty
         self.input_scale_from(observer)
         if not self.input_spec.follows:
             self._observer = None  # its histogram is not needed any more

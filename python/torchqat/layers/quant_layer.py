@@ -112,27 +112,27 @@ class QuantLayer(QuantInput):
     # -- widths ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def set_bits(self, weight_bits: int, input_bits: int, method: str = "mse", derive: bool = True) -> bool:
-        """Set the widths in force; ``FLOAT`` switches off. Returns whether searched or learned scales were re-derived.
+    def set_bits(self, weight_bits: int, input_bits: int, method: str = "mse", derive: bool = True) -> list[str]:
+        """Set the widths in force; ``FLOAT`` switches off. Returns the names of the scales and zero points that changed.
 
         A changed weight width re-derives its scales from the master weight, never from rounded values. ``derive=False``
         keeps them: they were loaded for that width.
         """
         weight_changed = weight_bits not in (self.weight_bits, FLOAT)
         if (weight_bits, input_bits) == (self.weight_bits, self.input_bits):
-            return False
+            return []
         self.weight_bits, self.input_bits = weight_bits, input_bits
         self._weight_quantizer = FakeQuantizer.of_weight(self.weight_spec, weight_bits, *self.matrix_shape)
         self._input_quantizer = FakeQuantizer.of_input(self.input_spec, input_bits, self.matrix_shape[1])
         self.forget_weight()
-        if self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT:
-            self._change_input_width(input_bits, derive)
-        if not derive:
-            return False
-        if not weight_changed or self.weight_spec is None or self.weight_spec.scale == "minmax":
-            return False
+        changed = []
+        fixed = self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT
+        if fixed and self._change_input_width(input_bits, derive):
+            changed += ["input_scale", "input_zero_point"]
+        if not derive or not weight_changed or self.weight_spec is None or self.weight_spec.scale == "minmax":
+            return changed
         self.derive_weight_scale(method)
-        return True
+        return [*changed, "weight_scale", "weight_zero_point"]
 
     @torch.no_grad()
     def derive_weight_scale(self, method: str = "mse") -> None:

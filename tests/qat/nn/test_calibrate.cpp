@@ -1,11 +1,18 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/embedding.h>
+
+#include <list>
+#include <stdexcept>
+#include <tuple>
 
 #include "qat/nn/calibrate.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/recipe/recipe.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
@@ -124,6 +131,113 @@ TEST(Calibrate, WhatHasNoPlaceHereIsSaid) {
       warnings[0],
       "smoothquant has nothing to fold scales into in a LibTorch program, so it was left out.");
   EXPECT_EQ(warnings[2], "block_training was left out: a LibTorch program has no blocks.");
+}
+
+TEST(Calibrate, LeavesEachModuleInItsOwnMode) {
+  Prepared prepared("{method: gptq}");
+  prepared.net.right->eval();  // as a batch normalisation that a program has frozen
+  const auto expect_modes = [&] {
+    EXPECT_TRUE(prepared.net.is_training());
+    EXPECT_TRUE(prepared.net.left->is_training());
+    EXPECT_FALSE(prepared.net.right->is_training());
+  };
+  prepared.run();
+  expect_modes();
+  EXPECT_THROW(
+      calibrate(
+          prepared.net, prepared.batches,
+          [](const at::Tensor&) { throw std::runtime_error("no"); }, prepared.recipe.initialize),
+      std::runtime_error);
+  expect_modes();
+}
+
+// The error of the forward is the one to be told.
+TEST(Calibrate, AnErrorOnTheWayBackToTrainingDoesNotEndTheProgram) {
+  struct Stubborn : Net {
+    void train(bool on) override {
+      if (on) throw std::runtime_error("will not train");
+      Net::train(on);
+    }
+  };
+  Stubborn net;
+  const Recipe recipe = parse_recipe(
+      "version: 1\nlayers: [{match: \"*\", weight: {dtype: int3, scale: mse}}]\n"
+      "initialize: {method: gptq}",
+      "r");
+  prepare(net, recipe);
+  EXPECT_EQ(message_of([&] {
+              calibrate(
+                  net, {at::randn({4, 48})},
+                  [](const at::Tensor&) { throw std::invalid_argument("no"); }, recipe.initialize);
+            }),
+            "no");
+}
+
+// An encoder block that takes a mask and positions beside its tokens.
+struct Encoder : torch::nn::Module {
+  torch::nn::Embedding places{register_module("places", torch::nn::Embedding(16, 32))};
+  torch::nn::MultiheadAttention attention{register_module(
+      "attention", torch::nn::MultiheadAttention(torch::nn::MultiheadAttentionOptions(32, 4)))};
+  QuantLinear up{register_module("up", QuantLinear(32, 64))};
+  QuantLinear down{register_module("down", QuantLinear(64, 32))};
+  at::Tensor forward(const at::Tensor& tokens, const at::Tensor& mask, const at::Tensor& order) {
+    const at::Tensor x = tokens + places->forward(order).unsqueeze(1);
+    const at::Tensor seen = x + std::get<0>(attention->forward(x, x, x, /*key_padding_mask=*/mask));
+    return seen + down->forward(at::gelu(up->forward(seen)));
+  }
+};
+
+using Batch = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+std::list<Batch> encoder_batches() {
+  std::list<Batch> batches;
+  for (const int64_t length : {16, 12, 8}) {
+    at::Tensor mask = at::zeros({4, length}, at::kBool);
+    mask.slice(1, length - 2).fill_(true);
+    batches.emplace_back(at::randn({length, 4, 32}), mask, at::arange(length));
+  }
+  return batches;
+}
+
+TEST(Calibrate, BatchesMayBeOfAnyKind) {
+  const std::string quantized =
+      "weight: {dtype: int3, scale: mse}, input: {dtype: int8, granularity: tensor}}";
+  const Recipe recipe = parse_recipe("version: 1\nlayers: [{match: up, " + quantized +
+                                         ", {match: down, " + quantized +
+                                         "]\ninitialize: {method: gptq}",
+                                     "r");
+  const std::list<Batch> batches = encoder_batches();
+  const auto calibrated = [&](const auto& by) {
+    at::manual_seed(1);
+    Encoder net;
+    prepare(net, recipe);
+    const Calibration found = by(net);
+    EXPECT_EQ(found.losses.size(), 2u);
+    EXPECT_EQ(found.tokens.at("up"), 4 * (16 + 12 + 8));
+    const auto converted = convert(net);
+    EXPECT_NE(converted[0].input_scale->item<float>(), 1.0f);
+    return at::cat({converted[0].codes.flatten(), converted[1].codes.flatten()});
+  };
+  const at::Tensor by_parts = calibrated([&](Encoder& net) {
+    const auto forward = [&](const at::Tensor& tokens, const at::Tensor& mask,
+                             const at::Tensor& order) { net.forward(tokens, mask, order); };
+    return calibrate(net, batches, forward, recipe.initialize);
+  });
+  const at::Tensor by_tuple = calibrated([&](Encoder& net) {
+    return gptq(net, batches, [&](const Batch& batch) {
+      net.forward(std::get<0>(batch), std::get<1>(batch), std::get<2>(batch));
+    });
+  });
+  const at::Tensor by_pass = calibrated([&](Encoder& net) {
+    std::vector<Pass> passes;
+    for (const auto& [tokens, mask, order] : batches)
+      passes.push_back([&, tokens = tokens, mask = mask, order = order] {
+        net.forward(tokens, mask, order);
+      });
+    return calibrate(net, passes, recipe.initialize);
+  });
+  EXPECT_TRUE(at::equal(by_parts, by_tuple));
+  EXPECT_TRUE(at::equal(by_parts, by_pass));
 }
 
 TEST(Calibrate, NoBatchHasItsSentence) {

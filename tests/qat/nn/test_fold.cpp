@@ -84,6 +84,22 @@ TEST(Fold, LeavesTheFloatFunctionAsItWas) {
             1e-3 * folded.expected.abs().max().item<double>());
 }
 
+// The first batch, of one token, ends before the layers that the scales go to.
+TEST(Fold, GoesByABatchThatReachesTheConsumers) {
+  Calibrated usual("awq"), skipped("awq");
+  usual.run(kFolds);
+  calibrate(
+      skipped.net, {skipped.batch.slice(0, 0, 1), skipped.batch},
+      [&](const at::Tensor& x) {
+        if (x.size(0) == 1)
+          skipped.net.norm->forward(x);
+        else
+          skipped.net.forward(x);
+      },
+      skipped.recipe.initialize, kFolds);
+  EXPECT_EQ(usual.error(), skipped.error());
+}
+
 TEST(Fold, RefusesWhatDoesNotLetAScalePassAndRestoresTheSource) {
   Calibrated bent("awq");
   bent.net.smooth = true;

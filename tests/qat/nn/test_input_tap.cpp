@@ -68,6 +68,21 @@ TEST(InputTap, LeavesGroupedConvolutionsAndEmbeddingsOut) {
   EXPECT_TRUE(heard(words, at::tensor({1, 2})).empty());
 }
 
+TEST(InputTap, SeveralHearEachLayerOnceEach) {
+  nn::Sequential net(nn::Linear(16, 8), nn::Linear(8, 4));
+  int outer = 0, inner = 0;
+  const InputTap tap(module_layers(*net), [&](auto...) { ++outer; });
+  {
+    const InputTap nested(module_layers(*net), [&](auto...) { ++inner; });
+    net->forward(at::randn({3, 16}));
+  }
+  EXPECT_EQ(outer, 2);
+  EXPECT_EQ(inner, 2);
+  net->forward(at::randn({3, 16}));
+  EXPECT_EQ(outer, 4);
+  EXPECT_EQ(inner, 2);
+}
+
 TEST(InputTap, IsSilentOnceItIsGone) {
   nn::Sequential net(nn::Linear(16, 8));
   EXPECT_EQ(heard(net, at::randn({3, 16})).size(), 1u);

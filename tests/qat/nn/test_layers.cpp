@@ -4,11 +4,13 @@
 #include <torch/optim.h>
 #include <torch/serialize.h>
 
+#include <memory>
 #include <sstream>
 
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
+#include "tests/qat/message_of.h"
 #include "tests/qat/recipe_of.h"
 #include "tests/ops/quantizer_text.h"
 
@@ -43,6 +45,46 @@ TEST(DropIns, ArePlainUntilThenAndRoundTheirInputAfterwards) {
   const auto& input = prepared_layers(*net)[0].quantizer()->input_quantizer();
   EXPECT_EQ(input->spec().scale_dtype, at::kFloat);
   EXPECT_TRUE(at::equal(layer->forward(x), at::addmm(layer->bias, rounded, layer->weight.t())));
+}
+
+TEST(DropIns, ClonesAreDropInsOfTheirOwn) {
+  nn::Sequential net(QuantConv2d(nn::Conv2dOptions(3, 4, 3)), nn::Flatten(), QuantLinear(16, 8));
+  net[2]->eval();
+  nn::Sequential copy(std::dynamic_pointer_cast<nn::SequentialImpl>(net->clone()));
+  const at::Tensor x = at::randn({2, 3, 4, 4});
+  EXPECT_TRUE(at::equal(net->forward(x), copy->forward(x)));
+  ASSERT_NE(copy[0]->as<QuantConv2d>(), nullptr);
+  ASSERT_NE(copy[2]->as<QuantLinear>(), nullptr);
+  EXPECT_FALSE(copy[2]->is_training());
+  EXPECT_NE(copy[2]->as<QuantLinear>()->weight.data_ptr(),
+            net[2]->as<QuantLinear>()->weight.data_ptr());
+  prepare(*copy, recipe_of("{match: \"*\", weight: {dtype: int4}}"));
+  EXPECT_FALSE(at::equal(net->forward(x), copy->forward(x)));
+  EXPECT_EQ(message_of([&] { copy->clone(); }),
+            "qat::QuantConv2dImpl must not be cloned once it is prepared: clone the module before "
+            "qat::prepare(), and prepare both.");
+}
+
+// LibTorch's SGD writes past the versions of parameters, Adam does not.
+TEST(DropIns, SeeWhatEveryOptimizerWrites) {
+  for (const bool adam : {false, true}) {
+    nn::Sequential net(QuantLinear(8, 8));
+    prepare(*net, recipe_of("{match: \"*\", weight: {dtype: int4}}"));
+    std::unique_ptr<torch::optim::Optimizer> optimizer;
+    if (adam)
+      optimizer = std::make_unique<torch::optim::Adam>(net->parameters(), 0.1);
+    else
+      optimizer = std::make_unique<torch::optim::SGD>(net->parameters(), 0.1);
+    const at::Tensor x = at::randn({2, 8});
+    for (int step = 0; step < 3; ++step) {
+      net->forward(x).sum().backward();
+      optimizer->step();
+      net->forward(x);
+      EXPECT_TRUE(at::equal(net[0]->as<QuantLinear>()->weight,
+                            prepared_layers(*net)[0].quantizer()->rounded()))
+          << adam << step;
+    }
+  }
 }
 
 TEST(DropIns, StateGoesThroughSaveAndLoad) {

@@ -3,6 +3,8 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include <cmath>
+#include <functional>
 #include <stdexcept>
 
 #include "qat/nn/layers.h"
@@ -171,6 +173,43 @@ TEST(Prepare, TrainingWithoutAScheduleStepIsRefused) {
             "optimizer.step(), before the next forward.");
   net->eval();
   net->forward(x).sum().backward();  // rounded anew
+}
+
+// As in gradual unfreezing.
+TEST(Prepare, AWeightThatIsUnfrozenLaterTrains) {
+  const Recipe recipe = recipe_of("{match: \"*\", weight: {dtype: int4}}");
+  const at::Tensor x = at::randn({2, 8});
+  const auto run = [&](auto& net, const std::function<void()>& between) {
+    at::Tensor master = net[0]->named_parameters()["weight"].set_requires_grad(false);
+    prepare(*net, recipe);
+    net->forward(x).sum().backward();
+    EXPECT_FALSE(master.grad().defined());
+    master.set_requires_grad(true);
+    between();
+    net->forward(x).sum().backward();
+    ASSERT_TRUE(master.grad().defined());
+    EXPECT_GT(master.grad().abs().sum().template item<float>(), 0.0f);
+    master.set_requires_grad(false).mutable_grad().reset();
+    between();
+    net->forward(x).sum().backward();
+    EXPECT_FALSE(master.grad().defined());
+  };
+  nn::Sequential plain(nn::Linear(8, 8)), drop_in(QuantLinear(8, 8));
+  run(plain, [&] { plain->train(); });
+  run(drop_in, [] {});
+}
+
+TEST(Prepare, ADivergedWeightIsNotTakenForAChangedOne) {
+  nn::Sequential net(nn::Linear(8, 8));
+  const Recipe recipe = recipe_of("{match: \"*\", weight: {dtype: int4}}");
+  prepare(*net, recipe);
+  Schedule schedule(*net, recipe, 10);
+  {
+    const at::NoGradGuard no_grad;
+    net->named_parameters()["0.weight"].fill_(NAN);
+  }
+  schedule.step();
+  net->forward(at::randn({2, 8})).sum().backward();
 }
 
 TEST(Prepare, LearnedScalesHaveAnOptimizerGroupOfTheirOwn) {

@@ -3,9 +3,14 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include <functional>
+#include <map>
+#include <memory>
+
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
+#include "tests/qat/host_reads.h"
 
 namespace qat {
 namespace {
@@ -63,6 +68,86 @@ TEST(Schedule, ClearsTheMomentsOfScalesThatItDerivesAnew) {
   EXPECT_GT(moment(), 0.0f);
   schedule.step();
   EXPECT_EQ(moment(), 0.0f);
+}
+
+using Optimizer = std::unique_ptr<torch::optim::Optimizer>;
+using Maker = std::function<Optimizer(std::vector<at::Tensor>)>;
+
+constexpr double kRate = 1e-4;
+
+std::map<std::string, Maker> makers() {
+  using namespace torch::optim;
+  return {{"Adam",
+           [](auto of) {
+             return Optimizer(new Adam(of, AdamOptions(kRate).amsgrad(true)));
+           }},
+          {"AdamW", [](auto of) { return Optimizer(new AdamW(of, AdamWOptions(kRate))); }},
+          {"Adagrad", [](auto of) { return Optimizer(new Adagrad(of, AdagradOptions(kRate))); }},
+          {"RMSprop",
+           [](auto of) {
+             return Optimizer(
+                 new RMSprop(of, RMSpropOptions(kRate).momentum(0.9).centered(true)));
+           }},
+          {"SGD", [](auto of) { return Optimizer(new SGD(of, SGDOptions(kRate).momentum(0.9))); }}};
+}
+
+TEST(Schedule, AfterADropAScaleMovesAsWithANewOptimizer) {
+  const Recipe recipe = parse_recipe(
+      "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, scale: learned}, input: {dtype: "
+      "int4, granularity: tensor, scale: learned}}]\nschedule: [{until: 50%, weight: int8, input: "
+      "int8}, {until: 100%}]\n",
+      "r.yaml");
+  for (const auto& [name, make] : makers())
+    for (const bool of_input : {false, true}) {
+      nn::Sequential net(QuantLinear(16, 8));
+      prepare(*net, recipe);
+      const auto quantizer = prepared_layers(*net)[0].quantizer();
+      at::Tensor scale =
+          of_input ? quantizer->input_quantizer()->scale() : quantizer->weight()->scale();
+      scale.mutable_grad() = at::full_like(scale, -1.0);
+      const Optimizer optimizer = make({scale});
+      Schedule schedule(*net, recipe, 400, optimizer.get());
+      do
+        optimizer->step();
+      while (!schedule.step());
+      EXPECT_EQ(schedule.current_step(), 200);
+
+      at::Tensor twin = scale.detach().clone().requires_grad_();
+      twin.mutable_grad() = at::full_like(twin, -1.0);
+      const Optimizer fresh = make({twin});
+      for (int step = 0; step < 20; ++step) {
+        const at::Tensor before = scale.detach().clone();
+        optimizer->step();
+        fresh->step();
+        EXPECT_TRUE(at::equal(scale, twin)) << name << " " << of_input << " " << step;
+        if (name != "Adam") continue;
+        EXPECT_LE((scale - before).abs().max().item<double>(), 1.001 * kRate) << of_input;
+      }
+    }
+}
+
+TEST(Schedule, NothingOfAStepWaitsForTheDevice) {
+  const Recipe recipe =
+      ladder("{match: \"*\", weight: {dtype: int4, scale: learned}, input: {dtype: int8, "
+             "granularity: tensor}}");
+  nn::Sequential net(QuantLinear(16, 8), QuantLinear(8, 4));
+  prepare(*net, recipe);
+  torch::optim::Adam optimizer(net->parameters(), torch::optim::AdamOptions(1e-3));
+  Schedule schedule(*net, recipe, 1000, &optimizer);
+  const auto forward_and_back = [&] {
+    for (int micro_batch = 0; micro_batch < 2; ++micro_batch)
+      net->forward(at::randn({4, 16})).square().sum().backward();
+  };
+  for (int step = 0; step < 250; ++step) {  // from floating point to int8
+    forward_and_back();
+    optimizer.step();
+    schedule.step();
+  }
+  EXPECT_EQ(weight_of(*net).bits(), 8);
+  const HostReads reads;
+  forward_and_back();
+  schedule.step();
+  EXPECT_EQ(reads.count(), 0);
 }
 
 TEST(Schedule, CalibratedInputsFollowTheirObserverUntilItFreezes) {

@@ -1,8 +1,13 @@
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <functional>
+#include <future>
 #include <stdexcept>
 
+#include "qat/ops/kept_memory.h"
 #include "qat/nn/weight_cache.h"
 
 namespace qat {
@@ -29,6 +34,52 @@ TEST(WeightCache, KeepsUntilTheWeightIsWritten) {
     const at::Tensor before = get(cache, weight)[0].clone();
     weight.add_(1.0);
     EXPECT_FALSE(at::equal(get(cache, weight)[0], before));
+  }
+}
+
+// A weight that was rounded for one product may have lain in a larger buffer than its own.
+TEST(WeightCache, KeepsNoBufferThatIsLargerThanTheWeight) {
+  release_kept_memory();
+  const int64_t base = kept_bytes();
+  const at::Tensor small = at::randn({512, 512}), large = at::randn({2048, 1024});
+  std::vector<WeightCache> caches(4, WeightCache(CachePolicy::weights));
+  for (WeightCache& cache : caches) {
+    kQuantizer(large, std::nullopt, std::nullopt, at::kFloat);
+    get(cache, small);
+  }
+  const auto size = [](const at::Tensor& one) { return static_cast<int64_t>(one.nbytes()); };
+  EXPECT_LE(kept_bytes() - base, 4 * size(small) + size(large));
+}
+
+std::function<void()> during_operators;
+std::vector<std::future<int64_t>> pending;
+
+std::unique_ptr<at::ObserverContext> call_during(const at::RecordFunction&) {
+  const at::DisableRecordFunctionGuard once;
+  during_operators();
+  return nullptr;
+}
+
+// Operators may run Python, which waits for threads that may wait for the cache.
+TEST(WeightCache, ThreadsDoNotWaitForAnOperatorOfAnother) {
+  for (const auto policy : {CachePolicy::codes, CachePolicy::weights}) {
+    WeightCache cache(policy);
+    const at::Tensor weight = at::randn({16, 64});
+    int calls = 0, waited = 0;
+    during_operators = [&] {
+      auto other = std::async(std::launch::async, [&] { return cache.bytes(); });
+      ++calls;
+      waited += other.wait_for(std::chrono::milliseconds(500)) != std::future_status::ready;
+      // Its destructor waits as long as it takes, which the lock of get() would never end.
+      pending.push_back(std::move(other));
+    };
+    const auto handle = at::addThreadLocalCallback(
+        at::RecordFunctionCallback(&call_during).scopes({at::RecordScope::FUNCTION}));
+    get(cache, weight);
+    at::removeCallback(handle);
+    pending.clear();
+    EXPECT_GT(calls, 0);
+    EXPECT_EQ(waited, 0);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "qat/solvers/allocation.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
@@ -72,6 +73,15 @@ TEST(AllocateWidths, SaysWhatCannotBe) {
   EXPECT_THROW(allocate_widths({{}}, 10), std::invalid_argument);
   EXPECT_THROW(allocate_widths({{{2, 1.0, 11}}}, 10), std::invalid_argument);
   EXPECT_TRUE(allocate_widths({}, 0).empty());
+}
+
+TEST(AllocateWidths, ALayerMayHave256Widths) {
+  std::vector<WidthOption> options;
+  for (int index = 0; index < 256; ++index) options.push_back({8, 256.0 - index, index});
+  EXPECT_EQ(allocate_widths({options, options}, 255 + 100), (std::vector<size_t>{255, 100}));
+  options.push_back({8, 0.0, 1});
+  EXPECT_EQ(message_of([&] { allocate_widths({options}, 10); }),
+            "Every layer must have at most 256 widths to choose from, but one has 257.");
 }
 
 }  // namespace

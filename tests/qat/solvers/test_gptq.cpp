@@ -111,7 +111,7 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
     for (const ColumnOrder order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column}) {
       GptqOptions options;
       options.order = order;
-      options.scale_search = "minmax";
+      options.scale_search = ScaleSearch::minmax;
       const RoundedWeight found = gptq(weight, inputs.hessian(), spec, 4, options);
       const auto block = block_shape(spec);
       const at::Tensor again =

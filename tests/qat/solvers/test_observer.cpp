@@ -2,8 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <thread>
+#include <vector>
 
 #include "qat/solvers/observer.h"
+#include "tests/qat/host_reads.h"
 
 namespace qat {
 namespace {
@@ -40,6 +43,77 @@ TEST(Observer, SeeingNothingGivesScaleOne) {
   Observer observer;
   observer.observe(at::full({3}, NAN));
   EXPECT_TRUE(observer.empty());
+  EXPECT_EQ(scale_of(observer), 1.0f);
+}
+
+TEST(Observer, ThreadsMayShareOne) {
+  const at::Tensor batch = at::cat({at::arange(-1000, 1000, at::kFloat), at::full({1}, NAN)});
+  for (const auto kind : {ObserverKind::minmax, ObserverKind::percentile}) {
+    Observer alone = observer_of(kind), shared = observer_of(kind);
+    for (int i = 0; i < 400; ++i) alone.observe(batch);
+    std::vector<std::thread> threads;
+    for (int thread = 0; thread < 4; ++thread)
+      threads.emplace_back([&] {
+        for (int i = 0; i < 100; ++i) {
+          shared.observe(batch);
+          if (i % 10 == 0) scale_of(shared);
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(shared.ignored(), 400) << name_of(kind);
+    EXPECT_EQ(scale_of(shared), scale_of(alone)) << name_of(kind);
+  }
+}
+
+TEST(Observer, ACopyHasARangeOfItsOwn) {
+  Observer observer;
+  observer.observe(at::tensor({-1.0f, 2.0f}));
+  const Observer copy(observer);
+  observer.observe(at::tensor({-3.0f, NAN}));
+  EXPECT_EQ(copy.low(), -1.0);
+  EXPECT_EQ(copy.ignored(), 0);
+  EXPECT_EQ(observer.low(), -3.0);
+}
+
+TEST(Observer, FollowingARangeDoesNotWaitForTheDevice) {
+  for (const auto kind : {ObserverKind::minmax, ObserverKind::moving_average}) {
+    Observer observer = observer_of(kind);
+    const HostReads reads;
+    for (int i = 0; i < 3; ++i) {
+      observer.observe(at::randn({4, 8}, at::kBFloat16));
+      observer.range();
+      observer.qparams(int8_tensor(), 8);
+    }
+    EXPECT_EQ(reads.count(), 0) << name_of(kind);
+  }
+}
+
+// The arithmetic of numerics.md (24), in float64 on the host.
+TEST(Observer, TheMovingAverageHasTheBitsOfItsEquation) {
+  Observer observer(ObserverSpec{ObserverKind::moving_average, 99.0, 0.01});
+  double low = 0.0, high = 0.0;
+  for (int step = 0; step < 100; ++step) {
+    const at::Tensor batch = at::randn({64}, step % 2 == 0 ? at::kFloat : at::kHalf);
+    observer.observe(batch);
+    const double least = batch.min().item<double>(), most = batch.max().item<double>();
+    low = step == 0 ? least : low + 0.01 * (least - low);
+    high = step == 0 ? most : high + 0.01 * (most - high);
+    ASSERT_EQ(observer.low(), low);
+    ASSERT_EQ(observer.high(), high);
+    if (step % 10 == 0) observer.observe(at::full({3}, INFINITY));  // which changes nothing
+  }
+  const auto [at_low, at_high] = observer.range();
+  EXPECT_EQ(at_low.item<double>(), low);
+  EXPECT_EQ(at_high.item<double>(), high);
+}
+
+TEST(Observer, GoesOnFromARangeOnTheDevice) {
+  Observer observer;
+  observer.restore(at::full({1, 1}, -2.0f), at::full({1, 1}, 254.0f));
+  EXPECT_TRUE(observer.observed());
+  EXPECT_EQ(scale_of(observer), 2.0f);
+  observer.reset();
+  EXPECT_FALSE(observer.observed());
   EXPECT_EQ(scale_of(observer), 1.0f);
 }
 
