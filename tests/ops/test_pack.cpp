@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "qat/ops/pack.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
@@ -62,6 +63,15 @@ TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
   EXPECT_THROW(pack(at::zeros({4}), 4), c10::TypeError);
   EXPECT_THROW(pack(at::zeros({}, at::kChar), 4), c10::ValueError);
   EXPECT_THROW(unpack(at::zeros({}, at::kInt), 4, 8), c10::ValueError);
+}
+
+TEST(Pack, WhereItsCodesAre) {
+  for (const int64_t bits : {2, 3, 4, 8}) {
+    const at::Tensor values = at::randint(-2, 2, {3, 40}, at::kChar);
+    const at::Tensor packed = pack(values.to(other_device()), bits);
+    EXPECT_TRUE(at::equal(packed.cpu(), pack(values, bits)));
+    EXPECT_TRUE(at::equal(unpack(packed, bits, 40).cpu(), values));
+  }
 }
 
 }  // namespace
