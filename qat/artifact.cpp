@@ -12,13 +12,13 @@ namespace qat {
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype) {
-  const at::Tensor master = weight.detach();
+  const at::Tensor master = weight.detach().cpu(), found = scale.detach().cpu();
   const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
   if (bad != 0)
     throw std::invalid_argument("The weight of " + name + " must be finite, but has " +
                                 std::to_string(bad) + " elements that are NaN or infinite.");
-  const at::Tensor stored = scale.detach().to(dtype);
-  if (!at::equal(stored.to(at::kFloat), scale.detach()))
+  const at::Tensor stored = found.to(dtype);
+  if (!at::equal(stored.to(at::kFloat), found))
     throw std::invalid_argument(
         "The scales of " + name + " were trained in " + name_of(spec.scale_dtype) +
         ", which a checkpoint in " + name_of(dtype) + " cannot hold exactly; set scale_dtype to " +
@@ -26,12 +26,13 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
   const QuantRange range = quant_range(spec, spec.bits);
   QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
   if (spec.is_float8()) {
-    result.codes = float8_codes(master, scale.detach(), block_shape(spec), range);
+    result.codes = float8_codes(master, found, block_shape(spec), range);
     return result;
   }
-  result.codes = quantize(master, scale.detach(), zero_point, block_shape(spec),
-                          static_cast<int64_t>(range.min), static_cast<int64_t>(range.max));
-  if (!spec.symmetric()) result.zero_point = zero_point.detach();
+  const at::Tensor zero = zero_point.detach().cpu();
+  result.codes = quantize(master, found, zero, block_shape(spec), static_cast<int64_t>(range.min),
+                          static_cast<int64_t>(range.max));
+  if (!spec.symmetric()) result.zero_point = zero;
   return result;
 }
 
