@@ -8,7 +8,7 @@ import torch
 import torchqat
 from gpu import CUDA, OTHER, Gpu
 from torch import nn
-from torchqat import QuantSpec, ops
+from torchqat import ops
 from torchqat._library import LayerPlan, find_format, formats
 from torchqat.convert import convert_layer
 from torchqat.layers.packed_linear import PackedLinear
@@ -46,7 +46,14 @@ def _cases():
         "dequantize": (codes, scale, zero, (1, 32), BF16),
         "quantize_with_feedback": (x, x, x.T @ x, scale[:, :1], zero[:, :1], -8, 7),
         "encode": (x, None, None, (1, 32), 4, "asymmetric", BF16),
-        "decode": (*Q.encode(x, None, None, (1, 32), 4, "asymmetric", BF16), (1, 32), 4, "asymmetric", 64, torch.float32),
+        "decode": (
+            *Q.encode(x, None, None, (1, 32), 4, "asymmetric", BF16),
+            (1, 32),
+            4,
+            "asymmetric",
+            64,
+            torch.float32,
+        ),
         "pack": (codes, 4),
         "unpack": (Q.pack(codes, 4), 4, 64),
         "pack_panels": (codes, 4, 32),
