@@ -1,8 +1,9 @@
 #include "qat/ops/kv_cache.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include <limits>
 
 #include "qat/ops/checks.h"
 #include "qat/ops/fake_quantize.h"
@@ -54,9 +55,12 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
         .values;
   };
   if (grid != "asymmetric" || rows.sym_numel() == 0) return rounded(rows);
-  // In float32, so that the offset comes off exactly enough: x is rounded once, at the end.
+  // In float32, so that the offset comes off exactly enough: x is rounded once, at the end. What is
+  // not finite is no offset: it comes out as NaN, and its block is rounded as if it were not there.
   const at::Tensor wide = rows.to(at::kFloat);
-  const at::Tensor low = wide.detach().amin(-1, /*keepdim=*/true);
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  const at::Tensor low =
+      wide.detach().nan_to_num(kNever, kNever, kNever).amin(-1, /*keepdim=*/true);
   return (rounded(wide - low) + low).to(rows.scalar_type());
 }
 
@@ -83,9 +87,11 @@ at::Tensor by_channel(const at::Tensor& x, int64_t tokens, int64_t bits, std::st
   return at::cat({rounded, x.slice_symint(2, complete)}, 2);
 }
 
-at::Tensor fake_quantize_cache_composed(const at::Tensor& x, const Optional& scale,
-                                        std::string_view granularity, int64_t group_size,
-                                        int64_t bits, std::string_view grid, int64_t first) {
+}  // namespace
+
+at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
+                               std::string_view granularity, int64_t group_size, int64_t bits,
+                               std::string_view grid, int64_t first) {
   check_cache(x, scale, granularity, group_size, first);
   if (first > 0) {
     // A slice ends where the tokens do.
@@ -100,20 +106,11 @@ at::Tensor fake_quantize_cache_composed(const at::Tensor& x, const Optional& sca
   return by_rows(x.reshape_symint({-1, width}), bits, grid).view_symint(x.sym_sizes());
 }
 
-}  // namespace
-
-at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
-                               std::string_view granularity, int64_t group_size, int64_t bits,
-                               std::string_view grid, int64_t first) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::fake_quantize_cache", "")
-                             .typed<decltype(fake_quantize_cache)>();
-  return op.call(x, scale, granularity, group_size, bits, grid, first);
-}
-
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the schema passes symbolic sizes by value.
 at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
                            int64_t group_size, int64_t recent, int64_t first) {
+  TORCH_CHECK_VALUE(group_size > 0, "[quantized_pairs] group_size must be positive, but is ",
+                    group_size, ".");
   const auto options = like.options().dtype(at::kLong);
   const at::Tensor query = at::arange(keys - queries, keys, options).unsqueeze(1);
   const at::Tensor group = at::floor_divide(at::arange(keys, options) - first, group_size) + 1;
@@ -126,14 +123,13 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "fake_quantize_cache(Tensor x, Tensor? scale, str granularity, int group_size, int bits, "
       "str grid, int first) -> Tensor");
   m.def(
-      "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, int "
-      "first) "
-      "-> Tensor");
+      "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, "
+      "int first) -> Tensor");
 }
 
 // Made of operators that have their own gradients.
 TORCH_LIBRARY_IMPL(qat, CompositeImplicitAutograd, m) {
-  m.impl("fake_quantize_cache", &fake_quantize_cache_composed);
+  m.impl("fake_quantize_cache", &fake_quantize_cache);
   m.impl("quantized_pairs", &quantized_pairs);
 }
 

@@ -1,15 +1,11 @@
 #include "qat/ops/panels.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/bitwise_left_shift.h>
-#include <ATen/ops/bitwise_right_shift.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
-
-#include <vector>
 
 namespace qat {
 
@@ -23,13 +19,6 @@ void check_panel_layout(const char* op, int64_t bits, int64_t group_size, const 
 
 namespace {
 
-// Where the codes of a word begin, counted from its lowest bit.
-at::Tensor places(const at::Tensor& like, int64_t bits) {
-  std::vector<int64_t> begin;
-  for (int i = 0; i < 32 / bits; ++i) begin.push_back(bit_of(i, static_cast<int>(bits)));
-  return at::tensor(begin, like.options().dtype(at::kInt));
-}
-
 at::Tensor pack_panels_kernel(const at::Tensor& codes, int64_t bits, int64_t group_size) {
   TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar && codes.dim() == 2,
                    "[pack_panels] codes must be int8 [rows, cols].");
@@ -42,12 +31,17 @@ at::Tensor pack_panels_kernel(const at::Tensor& codes, int64_t bits, int64_t gro
       at::constant_pad_nd(codes, {0, 0, 0, rows - layout.rows}).view({rows, groups, group_size});
   grouped = at::constant_pad_nd(grouped, {0, words * per_word - group_size})
                 .view({panels, PanelLayout::kRows, groups * words, per_word});
-  const at::Tensor fields = at::bitwise_and(grouped.to(at::kInt), (int64_t{1} << bits) - 1);
-  // The fields do not overlap, so their sum is their union; int32 wraps into the sign bit.
-  return at::bitwise_left_shift(fields, places(codes, bits))
-      .sum({-1}, /*keepdim=*/false, at::kInt)
-      .transpose(1, 2)
-      .contiguous();
+  // Codes are taken one place of all words after another, so that what is made on the way is no
+  // larger than the words.
+  const at::Tensor result =
+      at::zeros({panels, groups * words, PanelLayout::kRows}, codes.options().dtype(at::kInt));
+  for (int64_t i = 0; i < per_word; ++i)
+    result.bitwise_or_(grouped.select(-1, i)
+                           .transpose(1, 2)
+                           .to(at::kInt)
+                           .bitwise_and_((int64_t{1} << bits) - 1)
+                           .bitwise_left_shift_(bit_of(i, bits)));
+  return result;
 }
 
 at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t group_size,
@@ -59,13 +53,17 @@ at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t 
                         panels.size(2) == PanelLayout::kRows,
                     "[unpack_panels] panels must be int32 [", layout.panels(), ", ", layout.words(),
                     ", ", PanelLayout::kRows, "] for ", rows, " rows of ", cols, " codes.");
-  const at::Tensor words = panels.transpose(1, 2).unsqueeze(-1);
-  // To the top of the word, and down again with its sign.
-  const at::Tensor up = places(panels, bits).neg().add(32 - bits);
-  return at::bitwise_right_shift(at::bitwise_left_shift(words, up), 32 - bits)
-      .to(at::kChar)
+  const at::Tensor words = panels.transpose(1, 2);
+  const int64_t per_word = layout.codes_per_word();
+  const at::Tensor codes =
+      at::empty({layout.panels(), PanelLayout::kRows, layout.words(), per_word},
+                panels.options().dtype(at::kChar));
+  for (int64_t i = 0; i < per_word; ++i)  // to the top of the word, and down again with its sign
+    codes.select(-1, i).copy_(at::bitwise_left_shift(words, 32 - bits - bit_of(i, bits))
+                                  .bitwise_right_shift_(32 - bits));
+  return codes
       .reshape({layout.panels() * PanelLayout::kRows, layout.groups(),
-                layout.words_per_group() * layout.codes_per_word()})
+                layout.words_per_group() * per_word})
       .slice(2, 0, group_size)
       .flatten(1)
       .slice(0, 0, rows)

@@ -28,7 +28,9 @@ struct PanelLayout {
 
 // The bit at which code `i` of a word begins. Of 4-bit codes the even ones have the lower half:
 // pairs of neighbours then lie 16 bits apart, which is what products of bfloat16 pairs want.
-constexpr int bit_of(int i, int bits) { return bits == 8 ? 8 * i : 16 * (i % 2) + 4 * (i / 2); }
+constexpr int64_t bit_of(int64_t i, int64_t bits) {
+  return bits == 8 ? 8 * i : 16 * (i % 2) + 4 * (i / 2);
+}
 
 // Raises ValueError for bits other than 4 and 8, and for groups that do not divide the columns.
 void check_panel_layout(const char* op, int64_t bits, int64_t group_size, const c10::SymInt& cols);

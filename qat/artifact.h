@@ -17,7 +17,8 @@ namespace qat {
 //   zero_point   int8, shaped like `scale`; none on a symmetric grid
 //   input_scale  float32 [1] and input_zero_point int8 [1], for calibrated inputs only
 //
-// The weight is (codes - zero_point) * scale, rounded once to the dtype of `scale`.
+// The weight is (codes - zero_point) * scale, rounded once to the dtype of `scale`. Codes, scale
+// and zero point lie on the host, so that exporting a model takes no memory of the device it is on.
 struct QuantizedWeights {
   std::string name;
   QuantSpec weight;
@@ -29,11 +30,11 @@ struct QuantizedWeights {
   std::optional<at::Tensor> input_zero_point;
 };
 
-// Codes of `weight` [out, in] under the parameters that training used (float32 scale already
-// rounded to weight_spec.scale_dtype, int8 zero point), the scale cast to `dtype`, in which the
-// checkpoint stores it. Throws std::invalid_argument, naming the layer, when the weight has
-// elements that are not finite, or when `dtype` cannot hold the scales exactly: training and
-// deployment would then differ.
+// Codes of `weight` [out, in], which may be on any device, under the parameters that training used
+// (float32 scale already rounded to weight_spec.scale_dtype, int8 zero point), the scale cast to
+// `dtype`, in which the checkpoint stores it. Throws std::invalid_argument, naming the layer, when
+// the weight has elements that are not finite, or when `dtype` cannot hold the scales exactly:
+// training and deployment would then differ.
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype);

@@ -15,5 +15,4 @@ TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("unpack_panels", torch::CppFunction::makeFallthrough());
   m.impl("pack_panel_values", torch::CppFunction::makeFallthrough());
   m.impl("unpack_panel_values", torch::CppFunction::makeFallthrough());
-  m.impl("packed_linear", torch::CppFunction::makeFallthrough());
 }

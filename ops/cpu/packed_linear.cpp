@@ -1,6 +1,7 @@
 #include "qat/ops/packed_linear.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "qat/ops/arguments.h"
+#include "qat/ops/checks.h"
 #include "qat/ops/cpu/panel_input.h"
 #include "qat/ops/cpu/panel_tile_bf16.h"
 
@@ -191,6 +193,7 @@ void multiply_dequantized(const at::Tensor& x, const PanelWeight& weight,
   const auto add = bias ? std::optional(bias->to(at::kFloat)) : std::nullopt;
   at::Tensor out = result.view({-1, layout.rows});
   at::parallel_for(0, weight.blocks(), 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // which is a thread's own
     const at::Tensor tile = at::zeros({kBlockRows, layout.cols}, rows.options());
     for (int64_t index = begin; index < end; ++index) {
       const int64_t panels = weight.panels_of(index);
@@ -208,6 +211,37 @@ void multiply_dequantized(const at::Tensor& x, const PanelWeight& weight,
 
 // From how many rows of x on that is quicker.
 constexpr int64_t kManyRows = 64;
+
+// Returns the layout of the weight.
+PanelLayout check_packed_linear(const at::Tensor& x, const at::Tensor& panels,
+                                const at::Tensor& scale,
+                                const std::optional<at::Tensor>& zero_point,
+                                const std::optional<at::Tensor>& bias, int64_t bits,
+                                int64_t group_size, int64_t out) {
+  check_input("packed_linear", x);
+  TORCH_CHECK_VALUE(x.dim() >= 1, "[packed_linear] x must be [..., in], but is a scalar.");
+  check_panel_layout("packed_linear", bits, group_size, x.sym_size(-1));
+  check_float("packed_linear", "scale", scale.scalar_type());
+  const PanelLayout layout{out, x.size(-1), group_size, static_cast<int>(bits)};
+  const int64_t rows = PanelLayout::kRows;
+  TORCH_CHECK_TYPE(panels.scalar_type() == at::kInt,
+                   "[packed_linear] panels must be int32, but is ", panels.scalar_type(), ".");
+  TORCH_CHECK_VALUE(panels.sizes() == at::IntArrayRef({layout.panels(), layout.words(), rows}),
+                    "[packed_linear] panels must be [", layout.panels(), ", ", layout.words(), ", ",
+                    rows, "] for ", out, " rows and inputs of ", layout.cols, " features, but is ",
+                    panels.sizes(), ".");
+  const auto grid = {layout.panels(), layout.groups(), rows};
+  TORCH_CHECK_VALUE(scale.sizes() == at::IntArrayRef(grid), "[packed_linear] scale must be [",
+                    layout.panels(), ", ", layout.groups(), ", ", rows, "], but is ", scale.sizes(),
+                    ".");
+  TORCH_CHECK_VALUE(!zero_point || (zero_point->scalar_type() == at::kChar &&
+                                    zero_point->sizes() == scale.sizes()),
+                    "[packed_linear] zero_point must be int8 and shaped like scale.");
+  TORCH_CHECK_VALUE(
+      !bias || (bias->scalar_type() == x.scalar_type() && bias->dim() == 1 && bias->size(0) == out),
+      "[packed_linear] bias must be [", out, "] in the dtype of x.");
+  return layout;
+}
 
 at::Tensor packed_linear_cpu(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& scale,
                              const std::optional<at::Tensor>& zero_point,

@@ -1,3 +1,5 @@
+#include <pybind11/stl/filesystem.h>
+
 #include "python/bindings/module.h"
 #include "qat/checkpoint/checkpoint.h"
 #include "qat/checkpoint/formats/compressed_tensors.h"

@@ -1,5 +1,7 @@
 #include "qat/checkpoint/safetensors.h"
 
+#include <pybind11/stl/filesystem.h>
+
 #include "python/bindings/module.h"
 
 namespace qat::bindings {
@@ -10,7 +12,7 @@ void def_safetensors(py::module_& m) {
         py::arg("metadata") = Metadata{{"format", "pt"}});
   m.def("load_safetensors", &load_safetensors, py::arg("path"));
   py::class_<SafetensorsReader>(m, "SafetensorsReader")
-      .def(py::init<const std::string&>(), py::arg("path"))
+      .def(py::init<const std::filesystem::path&>(), py::arg("path"))
       .def("names", &SafetensorsReader::names)
       .def("read", &SafetensorsReader::read, py::arg("name"))
       .def("shape_of", &SafetensorsReader::shape_of, py::arg("name"));

@@ -20,7 +20,8 @@ def pack(model: nn.Module) -> nn.Module:
 
     What was trained is then evaluated at the memory and speed at which it is deployed, without another engine. Layers of
     other types and with other weights, and those whose weight another module shares, stay as they are. The model cannot
-    be trained or exported afterwards.
+    be trained or exported afterwards, so that its parameters want no gradients. Packed layers run on a CPU: of a model on
+    a GPU call ``.cpu()`` after.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -33,7 +34,7 @@ def pack(model: nn.Module) -> nn.Module:
     for name, layer in quant_layers(model):
         if layer.weight_spec is not None and _packs(layer, layer.weight_spec) and holders[id(layer.weight)] == 1:
             model.set_submodule(name, PackedLinear(convert_layer(name, layer), layer.bias))
-    return model.eval()
+    return model.requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -41,13 +42,13 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     """Fill a float model, in place, from a folder of the format ``safetensors``, and return it.
 
     Such folders are written by ``export(model, folder, format="safetensors")`` and by C++ programs
-    (``qat::export_safetensors``), which read them, too; both get the same bits.
+    (``qat::export_folder``), which read them, too; both get the same bits.
 
     Args:
         model: Of the architecture that was exported.
         folder: What was written.
         packed: Put ``PackedLinear`` in the place of linear layers with integer weights, rather than dequantized weights
-            into them. Needed for layers whose input is quantized.
+            into them. Needed for layers whose input is quantized. Parameters then want no gradients.
 
     Raises:
         UserError: The folder is damaged, or it does not fit the model; nothing is changed then.
@@ -71,7 +72,7 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
             model.set_submodule(name, PackedLinear(weights, layer.bias))
         else:
             layer.weight.data.copy_(weights.dequantize(layer.weight.dtype).view(layer.weight.shape))
-    return model
+    return model.requires_grad_(False) if packed else model
 
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:

@@ -13,6 +13,7 @@
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/checkpoint/formats/spec_json.h"
+#include "qat/checkpoint/pending.h"
 
 namespace qat {
 namespace {
@@ -42,6 +43,22 @@ json read_config(const fs::path& path) {
   return quantization;
 }
 
+// The file of each tensor, as it is written beside tensors that are in several.
+std::optional<std::map<std::string, std::string>> read_index(const fs::path& path) {
+  if (!fs::exists(path)) return std::nullopt;
+  std::ifstream in(path);
+  const json index = json::parse(in, nullptr, /*allow_exceptions=*/false);
+  const json files = index.is_object() ? index.value("weight_map", json()) : json();
+  std::map<std::string, std::string> found;
+  bool readable = files.is_object();
+  if (readable)
+    for (const auto& [name, file] : files.items())
+      if ((readable = readable && file.is_string())) found[name] = file;
+  if (!readable)
+    throw FileError(path.string() + " must have a weight_map from tensors to files, but has not.");
+  return found;
+}
+
 NamedTensors read_tensors(const fs::path& folder) {
   std::set<fs::path> files;
   if (fs::is_directory(folder))
@@ -49,8 +66,27 @@ NamedTensors read_tensors(const fs::path& folder) {
       if (entry.path().extension() == ".safetensors") files.insert(entry.path());
   if (files.empty())
     throw FileError(folder.string() + " must hold safetensors files, but has none.");
+  const fs::path index_path = folder / "model.safetensors.index.json";
+  const auto index = read_index(index_path);
+  const auto disagree = [&](const std::string& why) {
+    throw FileError(index_path.string() + " must name the files of the folder, but " + why + ".");
+  };
   NamedTensors tensors;
-  for (const fs::path& file : files) tensors.merge(load_safetensors(file.string()));
+  std::map<std::string, std::string> holders;
+  for (const fs::path& path : files)
+    for (const auto& [name, tensor] : load_safetensors(path)) {
+      const std::string file = path.filename();
+      const auto [holder, first] = holders.emplace(name, file);
+      if (index && !index->count(name)) disagree("does not name " + name + " of " + file);
+      if (index && index->at(name) != file) disagree(name + " is in " + file + ", too");
+      if (!first)
+        throw FileError(folder.string() + ": " + name + " must be in one file, but is in " +
+                        holder->second + " and in " + file + ".");
+      tensors.emplace(name, tensor);
+    }
+  if (index)
+    for (const auto& [name, file] : *index)
+      if (!tensors.count(name)) disagree(name + " is not in " + file);
   return tensors;
 }
 
@@ -136,7 +172,12 @@ class LayerReader {
     }
     if (stored.sizes() != at::IntArrayRef({rows, cols}))
       refuse("codes", "must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
-    if (spec.is_float8()) return stored;
+    if (spec.is_float8()) {
+      const auto dtype = spec.grid == Grid::e4m3 ? at::kFloat8_e4m3fn : at::kFloat8_e5m2;
+      if (stored.scalar_type() != dtype)
+        refuse("codes", std::string("must be ") + c10::toString(dtype));
+      return stored;
+    }
     if (stored.scalar_type() != at::kChar) refuse("codes", "must be int8");
     if (stored.numel() != 0 &&
         (stored.min().item<float>() < range.min || stored.max().item<float>() > range.max))
@@ -149,19 +190,54 @@ class LayerReader {
 };
 
 void write_text(const fs::path& path, const std::string& text) {
-  const fs::path pending = path.string() + ".pending";
-  std::ofstream(pending) << text << "\n";
-  std::error_code failed;
-  fs::rename(pending, path, failed);
-  if (failed) throw FileError(path.string() + " could not be written: " + failed.message() + ".");
+  detail::PendingFile file(path);
+  file.write(text.data(), text.size());
+  file.commit();
+}
+
+void add_tensors(NamedTensors& tensors, const NamedTensors& more) {
+  for (const auto& [name, tensor] : more)
+    if (!tensors.emplace(name, tensor).second)
+      throw std::invalid_argument(name +
+                                  " must be the name of one tensor, but is that of a quantized "
+                                  "layer's and of another one.");
+}
+
+// Whether a file is of a checkpoint, of whatever format and in however many parts.
+bool is_of_checkpoint(const std::string& file) {
+  return file == "config.json" || file == "quantize_config.json" ||
+         file == "hf_quant_config.json" ||
+         (file.starts_with("model") && file.find(".safetensors") != std::string::npos);
+}
+
+// What others put beside a checkpoint goes over to the folder that takes its place: the same files,
+// under a second name for as long as both folders are there.
+void keep_others(const fs::path& from, const fs::path& to) {
+  if (!fs::is_directory(from)) return;
+  constexpr auto kWhole = fs::copy_options::recursive | fs::copy_options::copy_symlinks;
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const fs::path name = entry.path().filename();
+    if (is_of_checkpoint(name)) continue;
+    std::error_code no_links;
+    fs::copy(entry, to / name, kWhole | fs::copy_options::create_hard_links, no_links);
+    if (no_links) fs::copy(entry, to / name, kWhole | fs::copy_options::overwrite_existing);
+  }
+}
+
+// Messages name the folder that was asked for, not the one that is written to.
+std::string renamed(std::string message, const std::string& from, const std::string& to) {
+  if (const size_t at = message.find(from); at != std::string::npos)
+    message.replace(at, from.size(), to);
+  return message;
 }
 
 }  // namespace
 
-void save_checkpoint(const std::string& folder, const Checkpoint& checkpoint,
+void save_checkpoint(const fs::path& folder, const Checkpoint& checkpoint,
                      const std::string& format_name, const std::vector<std::string>& ignore) {
   const Format& format = find_format(format_name);
-  CheckpointPlan plan{{}, ignore, {}};
+  CheckpointPlan plan;
+  plan.ignore = ignore;
   for (const QuantizedWeights& layer : checkpoint.layers) plan.layers.push_back(plan_of(layer));
   check_format(format, plan);
   const Documents documents = format.documents(plan);
@@ -169,24 +245,32 @@ void save_checkpoint(const std::string& folder, const Checkpoint& checkpoint,
     throw std::invalid_argument("A folder cannot be written as " + format_name +
                                 ", which is a file of its own; Python's torchqat writes it.");
   NamedTensors tensors = checkpoint.others;
-  for (const QuantizedWeights& layer : checkpoint.layers) tensors.merge(format.tensors(layer));
-  std::error_code ignored;
-  fs::create_directories(folder, ignored);
-  save_safetensors(fs::path(folder) / "model.safetensors", tensors);
-  for (const auto& [file, text] : documents) {
-    json content = json::parse(text);
-    if (file == "config.json") content = json({{"quantization_config", content}});
-    write_text(fs::path(folder) / file, content.dump(2));
+  for (const QuantizedWeights& layer : checkpoint.layers)
+    add_tensors(tensors, format.tensors(layer));
+  detail::PendingFolder place(folder);
+  try {
+    save_safetensors(place.pending() / "model.safetensors", tensors);
+    for (const auto& [file, text] : documents) {
+      json content = json::parse(text);
+      if (file == "config.json") content = json({{"quantization_config", content}});
+      write_text(place.pending() / file, content.dump(2) + "\n");
+    }
+    keep_others(place.path(), place.pending());
+    place.commit();
+  } catch (const FileError& error) {
+    throw FileError(renamed(error.what(), place.pending(), folder));
+  } catch (const fs::filesystem_error& error) {
+    throw FileError(folder.string() + " could not be written: " + error.code().message() + ".");
   }
 }
 
-Checkpoint load_checkpoint(const std::string& folder) {
-  const json config = read_config(fs::path(folder) / "config.json");
+Checkpoint load_checkpoint(const fs::path& folder) {
+  const json config = read_config(folder / "config.json");
   Checkpoint checkpoint;
   checkpoint.others = read_tensors(folder);
   const json layers = config.value("layers", json::object());
   if (!layers.is_object())
-    throw FileError(folder + " must describe its layers by an object, but does not.");
+    throw FileError(folder.string() + " must describe its layers by an object, but does not.");
   for (const auto& [name, entry] : layers.items())
     checkpoint.layers.push_back(LayerReader(folder, name, checkpoint.others).read(entry));
   return checkpoint;

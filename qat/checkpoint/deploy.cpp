@@ -99,8 +99,9 @@ Action load_layer(const Contents& contents, const std::string& folder,
   };
 }
 
+// On whatever devices they are.
 bool same_bits(const at::Tensor& one, const at::Tensor& other) {
-  return one.scalar_type() == other.scalar_type() && at::equal(one, other);
+  return one.scalar_type() == other.scalar_type() && at::equal(one.cpu(), other.cpu());
 }
 
 bool same_bits(const std::optional<at::Tensor>& one, const std::optional<at::Tensor>& other) {
@@ -121,11 +122,12 @@ void compare(const QuantizedWeights& own, const QuantizedWeights& stored,
 
 }  // namespace
 
-void export_safetensors(const torch::nn::Module& module, const std::string& folder,
-                        std::optional<at::ScalarType> dtype, const std::string& format) {
+void export_folder(const torch::nn::Module& module, const std::filesystem::path& folder,
+                   const ExportOptions& options) {
   const at::NoGradGuard no_grad;
   Contents contents = contents_of(module);
-  Checkpoint checkpoint{quantized(module, contents, dtype), {}};
+  Checkpoint checkpoint;
+  checkpoint.layers = quantized(module, contents, options.dtype);
   if (checkpoint.layers.empty())
     throw std::invalid_argument(
         "The module must have quantized layers, but has none; call qat::prepare first.");
@@ -133,17 +135,19 @@ void export_safetensors(const torch::nn::Module& module, const std::string& fold
     contents.tensors.erase(joined(layer.name, "weight"));
   for (const auto& [name, tensor] : contents.tensors)
     checkpoint.others[name] = tensor.detach().to(
-        tensor.is_floating_point() ? dtype.value_or(tensor.scalar_type()) : tensor.scalar_type());
+        tensor.is_floating_point() ? options.dtype.value_or(tensor.scalar_type())
+                                   : tensor.scalar_type());
   std::vector<std::string> ignore;
   for (const auto& [name, layer] : contents.layers)
     if (layer.type == "Linear" && contents.tensors.count(joined(name, "weight")))
       ignore.push_back(name);
-  save_checkpoint(folder, checkpoint, format, ignore);
+  save_checkpoint(folder, checkpoint, options.format, ignore);
 }
 
-void load(torch::nn::Module& module, const std::string& folder) {
+void load(torch::nn::Module& module, const std::filesystem::path& path) {
   const at::NoGradGuard no_grad;
-  const Checkpoint checkpoint = load_checkpoint(folder);
+  const Checkpoint checkpoint = load_checkpoint(path);
+  const std::string folder = path.string();
   Contents contents = contents_of(module);
   std::vector<Action> actions;
   for (const QuantizedWeights& weights : checkpoint.layers) {
@@ -170,11 +174,11 @@ void load(torch::nn::Module& module, const std::string& folder) {
   for (const Action& action : actions) action();
 }
 
-Verification verify(const torch::nn::Module& module, const std::string& folder) {
+Verification verify(const torch::nn::Module& module, const std::filesystem::path& folder) {
   const at::NoGradGuard no_grad;
   const Checkpoint checkpoint = load_checkpoint(folder);
   Contents contents = contents_of(module);
-  // Stored in a dtype that export_safetensors was asked for, or in the module's own.
+  // Stored in a dtype that export_folder was asked for, or in the module's own.
   const auto dtype = checkpoint.layers.empty()
                          ? std::nullopt
                          : std::optional(checkpoint.layers.front().scale.scalar_type());
@@ -195,7 +199,7 @@ Verification verify(const torch::nn::Module& module, const std::string& folder) 
       continue;
     }
     const at::Tensor weight = *layer->second.weight;
-    if (!at::equal(dequantize_weights(stored, weight.scalar_type()).view_as(weight), weight))
+    if (!same_bits(dequantize_weights(stored, weight.scalar_type()).view_as(weight), weight))
       found.differences.push_back(stored.name + ".weight differs.");
   }
   for (const auto& [name, weights] : own)
@@ -204,7 +208,7 @@ Verification verify(const torch::nn::Module& module, const std::string& folder) 
     const auto mine = contents.tensors.find(name);
     if (mine == contents.tensors.end())
       found.differences.push_back(name + " is not in the module.");
-    else if (!at::equal(mine->second.to(stored.scalar_type()), stored))
+    else if (!same_bits(mine->second.to(stored.scalar_type()), stored))
       found.differences.push_back(name + " differs.");
     if (mine != contents.tensors.end()) contents.tensors.erase(mine);
   }

@@ -1,17 +1,13 @@
 #include "qat/checkpoint/safetensors.h"
 
 #include <ATen/Functions.h>
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
-#include <vector>
+
+#include "qat/checkpoint/pending.h"
 
 namespace qat {
 namespace {
@@ -120,51 +116,9 @@ Header parse_header(const std::string& path, std::ifstream& in) {
   return result;
 }
 
-// A file that appears under its name only when it is complete.
-class PendingFile {
- public:
-  explicit PendingFile(const std::string& path)
-      : path_(path), pending_(path + ".pending-" + std::to_string(::getpid())) {
-    descriptor_ = ::open(pending_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    if (descriptor_ < 0) fail();
-  }
-  ~PendingFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-    if (!pending_.empty()) ::unlink(pending_.c_str());
-  }
-  PendingFile(const PendingFile&) = delete;
-  PendingFile& operator=(const PendingFile&) = delete;
-
-  void write(const void* data, size_t size) {
-    const char* at = static_cast<const char*>(data);
-    while (size > 0) {
-      const ssize_t written = ::write(descriptor_, at, size);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail();
-      at += written;
-      size -= static_cast<size_t>(written);
-    }
-  }
-  void commit() {
-    if (::fsync(descriptor_) != 0) fail();
-    const int closed = ::close(descriptor_);
-    descriptor_ = -1;
-    if (closed != 0 || std::rename(pending_.c_str(), path_.c_str()) != 0) fail();
-    pending_.clear();
-  }
-
- private:
-  [[noreturn]] void fail() const {
-    throw FileError(path_ + " could not be written: " + std::strerror(errno) + ".");
-  }
-  std::string path_;
-  std::string pending_;
-  int descriptor_ = -1;
-};
-
 }  // namespace
 
-void save_safetensors(const std::string& path, const NamedTensors& tensors,
+void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                       const Metadata& metadata) {
   json header = json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
@@ -181,7 +135,7 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');  // tensors begin aligned
   const uint64_t length = text.size();
-  PendingFile file(path);
+  detail::PendingFile file(path);
   file.write(&length, sizeof(length));
   file.write(text.data(), text.size());
   for (const at::Tensor& tensor : ordered) {
@@ -192,8 +146,8 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 }
 
 struct SafetensorsReader::Content {
-  explicit Content(const std::string& file)
-      : path(file), in(file, std::ios::binary), header(parse_header(file, in)) {}
+  explicit Content(const std::filesystem::path& file)
+      : path(file.string()), in(file, std::ios::binary), header(parse_header(path, in)) {}
 
   const Entry& entry(const std::string& name) const {
     for (const Entry& one : header.entries)
@@ -206,7 +160,7 @@ struct SafetensorsReader::Content {
   Header header;
 };
 
-SafetensorsReader::SafetensorsReader(const std::string& path)
+SafetensorsReader::SafetensorsReader(const std::filesystem::path& path)
     : content_(std::make_unique<Content>(path)) {}
 
 SafetensorsReader::~SafetensorsReader() = default;
@@ -233,16 +187,16 @@ std::vector<int64_t> SafetensorsReader::shape_of(const std::string& name) const 
   return content_->entry(name).shape;
 }
 
-NamedTensors load_safetensors(const std::string& path) {
+NamedTensors load_safetensors(const std::filesystem::path& path) {
   SafetensorsReader reader(path);
   NamedTensors tensors;
   for (const std::string& name : reader.names()) tensors.emplace(name, reader.read(name));
   return tensors;
 }
 
-void check_safetensors(const std::string& path) {
+void check_safetensors(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
-  parse_header(path, in);
+  parse_header(path.string(), in);
 }
 
 }  // namespace qat

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -22,22 +23,22 @@ class FileError : public ErrorAs<std::runtime_error> {
   using ErrorAs::ErrorAs;
 };
 
-// Writes `tensors` in the safetensors format: beside `path` first, flushed to the disk, then
-// renamed into place, so that `path` is never half written. Throws FileError, and leaves nothing,
-// when the disk is full or the folder cannot be written.
-void save_safetensors(const std::string& path, const NamedTensors& tensors,
+// Writes `tensors`, of any device, in the safetensors format: beside `path` first, flushed to the
+// disk, then renamed into place, so that `path` is never half written. Throws FileError, and leaves
+// what was there, when the disk is full or the folder cannot be written.
+void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                       const Metadata& metadata = {{"format", "pt"}});
 
 // Reads every tensor. Throws FileError when the header is truncated, larger than the file, not
 // JSON, or describes tensors that overlap, leave gaps or do not fill the file.
-NamedTensors load_safetensors(const std::string& path);
+NamedTensors load_safetensors(const std::filesystem::path& path);
 
 // A file whose tensors are read one at a time, by copying rather than by mapping, so that what is
 // held is what was asked for. Its header is checked when it is opened; throws as load_safetensors
 // does.
 class SafetensorsReader {
  public:
-  explicit SafetensorsReader(const std::string& path);
+  explicit SafetensorsReader(const std::filesystem::path& path);
   ~SafetensorsReader();
   SafetensorsReader(const SafetensorsReader&) = delete;
   SafetensorsReader& operator=(const SafetensorsReader&) = delete;
@@ -54,6 +55,6 @@ class SafetensorsReader {
 };
 
 // Checks the header and the file size without reading tensors; throws as load_safetensors does.
-void check_safetensors(const std::string& path);
+void check_safetensors(const std::filesystem::path& path);
 
 }  // namespace qat

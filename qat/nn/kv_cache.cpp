@@ -55,8 +55,9 @@ std::string describe_side(const QuantSpec& spec) {
 
 at::Tensor rounded(const at::Tensor& x, const QuantSpec& spec, const at::Tensor& scale,
                    int64_t first) {
-  return fake_quantize_cache(x, scale.defined() ? std::optional(scale) : std::nullopt,
-                             name_of(spec.granularity), spec.group_size, spec.bits,
+  // Found on the host.
+  const auto given = scale.defined() ? std::optional(scale.to(x.device())) : std::nullopt;
+  return fake_quantize_cache(x, given, name_of(spec.granularity), spec.group_size, spec.bits,
                              grid_name(spec.grid), first);
 }
 

@@ -85,6 +85,7 @@ void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
   input_ = weights.input;
   input_scale_ = weights.input_scale.value_or(at::Tensor());
   input_zero_point_ = weights.input_zero_point.value_or(at::Tensor());
+  move(device_);
 }
 
 void PackedLinearImpl::set_weights(const PackedLinearImpl& other) {
@@ -93,6 +94,7 @@ void PackedLinearImpl::set_weights(const PackedLinearImpl& other) {
   input_ = other.input_;
   input_scale_ = other.input_scale_;
   input_zero_point_ = other.input_zero_point_;
+  move(device_);
 }
 
 QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
@@ -102,10 +104,13 @@ QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
   const int64_t height = block_shape(spec_)[0] == -1 ? rows : block_shape(spec_)[0];
   // Rows of a block were given the same values.
   const auto grid = [&](const at::Tensor& packed) {
-    return unpack_panel_values(packed, rows).slice(0, 0, std::nullopt, height).contiguous();
+    return unpack_panel_values(packed, rows).slice(0, 0, std::nullopt, height).cpu().contiguous();
   };
-  QuantizedWeights found{name, spec_, input_, {}, {}, {}, {}, {}};
-  found.codes = packed_.codes(options.in_features());
+  QuantizedWeights found;
+  found.name = name;
+  found.weight = spec_;
+  found.input = input_;
+  found.codes = packed_.codes(options.in_features()).cpu();
   found.scale = grid(packed_.scale);
   if (packed_.zero_point.defined()) found.zero_point = grid(packed_.zero_point);
   found.input_scale = given(input_scale_);
@@ -116,7 +121,6 @@ QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
 at::Tensor PackedLinearImpl::forward(const at::Tensor& x) {
   if (!has_weights())
     throw std::logic_error("A PackedLinear has no weights yet; call qat::load first.");
-  const at::NoGradGuard no_grad;
   const auto add = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
   const at::Tensor input =
       input_ ? rounded_input(x, *input_, input_->bits, input_scale_, given(input_zero_point_)) : x;
@@ -142,6 +146,7 @@ void PackedLinearImpl::to(torch::Device device, bool non_blocking) {
 }
 
 void PackedLinearImpl::move(torch::Device device) {
+  device_ = device;
   for (at::Tensor* one :
        {&packed_.panels, &packed_.scale, &packed_.zero_point, &input_scale_, &input_zero_point_})
     if (one->defined()) *one = one->to(device);

@@ -30,7 +30,8 @@ PackedWeights pack_weights(const QuantizedWeights& weights);
 // an eighth of float32, scales aside. Programs that deploy declare it where those that train have
 // a torch::nn::Linear or qat::QuantLinear; qat::load fills it from a checkpoint. Inputs are rounded
 // as training rounded them, where the checkpoint says so. ops/packed_linear.h says how it
-// multiplies; float32, bfloat16 and float16 inputs are taken, whatever the bias is in.
+// multiplies: on a CPU. It is loaded, moved and exported on any device. float32, bfloat16 and
+// float16 inputs are taken, whatever the bias is in.
 class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
  public:
   PackedLinearImpl(int64_t in_features, int64_t out_features)
@@ -39,14 +40,14 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   // Of these weights; `bias` [out] or undefined.
   PackedLinearImpl(const QuantizedWeights& weights, const at::Tensor& bias);
 
-  // [..., in] to [..., out], in the dtype of x. Without gradients. Throws std::logic_error before
-  // it has a weight.
+  // [..., in] to [..., out], in the dtype of x. It gives no gradient, and refuses an x that wants
+  // one: call it under torch::NoGradGuard. Throws std::logic_error before it has a weight.
   at::Tensor forward(const at::Tensor& x);
 
   // Throws std::invalid_argument for weights of another shape, for FP8, and for inputs that it
   // cannot round.
   void set_weights(const QuantizedWeights& weights);
-  // Those of another, with which it then shares their memory.
+  // Those of another, with which it then shares their memory where both are on one device.
   void set_weights(const PackedLinearImpl& other);
   // The same weights, bit for bit. Throws std::logic_error before it has any.
   QuantizedWeights weights(const std::string& name) const;
@@ -73,6 +74,7 @@ class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
   std::optional<QuantSpec> input_;
   PackedWeights packed_;
   at::Tensor input_scale_, input_zero_point_;
+  torch::Device device_ = torch::kCPU;  // of all of them
 };
 TORCH_MODULE(PackedLinear);
 

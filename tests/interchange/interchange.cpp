@@ -71,7 +71,7 @@ void train(const std::vector<std::string>& arguments) {
     optimizer.step();
     schedule.step();
   }
-  qat::export_safetensors(net, arguments[3]);
+  qat::export_folder(net, arguments[3]);
 }
 
 void calibrate(const std::vector<std::string>& arguments) {
@@ -82,13 +82,13 @@ void calibrate(const std::vector<std::string>& arguments) {
   qat::prepare(net, recipe);
   qat::calibrate(
       net, {given.at("x")}, [&](const at::Tensor& x) { net.forward(x); }, recipe.initialize);
-  qat::export_safetensors(net, arguments[2]);
+  qat::export_folder(net, arguments[2]);
 }
 
 void export_again(const std::vector<std::string>& arguments) {
   Net<qat::PackedLinear> net;
   qat::load(net, arguments[0]);
-  qat::export_safetensors(net, arguments[1]);
+  qat::export_folder(net, arguments[1]);
 }
 
 void run(const std::vector<std::string>& arguments) {

@@ -1,8 +1,10 @@
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include "qat/ops/packed_linear.h"
 #include "qat/ops/quantize.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
@@ -137,6 +139,43 @@ TEST(Panels, HoldTheFirstCodesOfARowInItsFirstWord) {
   EXPECT_EQ(panels[0][0][0].item<int32_t>(), 0);
   EXPECT_THROW(pack_panels(codes, 5, 8), c10::ValueError);
   EXPECT_THROW(pack_panels(codes, 4, 3), c10::ValueError);
+}
+
+TEST(PackedLinear, RefusesWhatWouldLoseItsGradient) {
+  const Case c{20, 24, 8, 4, false};
+  const Weight weight(c);
+  const at::Tensor x = at::randn({2, 24}).requires_grad_();
+  for (const at::Device device : {at::Device(at::kCPU), other_device(), at::Device(at::kMeta)}) {
+    const auto run = [&] {
+      return packed_linear(x.to(device), weight.panels.to(device), weight.scales.to(device), {}, {},
+                           4, 8, 20);
+    };
+    EXPECT_THROW(run(), c10::NotImplementedError) << device;
+  }
+  const at::NoGradGuard no_grad;
+  EXPECT_FALSE(weight.multiply(c, x).requires_grad());
+}
+
+TEST(PackedLinear, RunsOnACpuAlone) {
+  const Case c{20, 24, 8, 4, false};
+  const Weight weight(c);
+  EXPECT_THROW(
+      packed_linear(at::randn({2, 24}).to(other_device()), weight.panels.to(other_device()),
+                    weight.scales.to(other_device()), {}, {}, 4, 8, 20),
+      c10::NotImplementedError);
+  EXPECT_THROW(weight.multiply(c, at::randn({2, 24}).to(other_device())), c10::NotImplementedError);
+}
+
+TEST(Panels, ArePackedWhereTheirCodesAre) {
+  for (const Case& c : kCases) {
+    const Weight weight(c);
+    const at::Tensor panels = pack_panels(weight.codes.to(other_device()), c.bits, c.group);
+    EXPECT_TRUE(at::equal(panels.cpu(), weight.panels));
+    EXPECT_TRUE(
+        at::equal(unpack_panels(panels, c.bits, c.group, c.out, c.in).cpu(), weight.codes));
+    EXPECT_TRUE(
+        at::equal(pack_panel_values(weight.scale.to(other_device())).cpu(), weight.scales));
+  }
 }
 
 }  // namespace

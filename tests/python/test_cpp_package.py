@@ -69,7 +69,7 @@ int main(int, char** argv) {
   const qat::Recipe recipe = qat::parse_recipe(
       "version: 1\\nlayers: [{match: '*', weight: {dtype: int4, group_size: 32}}]\\n", "here");
   qat::prepare(*net, recipe);
-  qat::export_safetensors(*net, argv[1]);
+  qat::export_folder(*net, argv[1]);
   std::printf("%s %d layers\\n", QAT_VERSION, static_cast<int>(qat::verify(*net, argv[1]).layers));
   return qat::verify(*net, argv[1]).equal() ? 0 : 1;
 }

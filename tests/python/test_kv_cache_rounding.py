@@ -78,6 +78,28 @@ def test_a_block_of_one_value_comes_back(device):
         assert torch.equal(ops.fake_quantize_cache(zeros, None, "token", 0, 4, grid), zeros)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("grid", ["narrow", "asymmetric"])
+def test_what_is_not_finite_is_nan_alone(bad, grid, device):
+    x = torch.randn(1, 2, 4, 8, device=device)
+    spoiled = x.clone()
+    spoiled[0, 1, 2, 3] = bad
+    spoiled[0, 0, 0] = bad  # a whole block
+    found = ops.fake_quantize_cache(spoiled, None, "token", 0, 4, grid)
+    expected = torch.zeros(1, 2, 4, 8, dtype=torch.bool, device=device)
+    expected[0, 1, 2, 3] = expected[0, 0, 0] = True
+    assert torch.equal(found.isnan(), expected)
+    others = torch.cat([x[0, 1, 2, :3], x[0, 1, 2, 4:]])  # the rest of its block is rounded as if it were not there
+    whole = ops.fake_quantize_cache(others.view(1, 1, 1, 7), None, "token", 0, 4, grid).flatten()
+    assert torch.equal(torch.cat([found[0, 1, 2, :3], found[0, 1, 2, 4:]]), whole)
+
+
+@pytest.mark.parametrize("group_size", [0, -3])
+def test_pairs_want_a_group(group_size):
+    with pytest.raises(ValueError, match=f"group_size must be positive, but is {group_size}"):
+        torch.ops.qat.quantized_pairs(torch.ones(1), 4, 4, group_size, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,9 @@
 """``PackedLinear``, ``pack`` and ``load``: the product on packed codes, and models that run on it."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,6 +72,37 @@ def test_memory_and_state():
     other.load_state_dict(packed.state_dict())
     x = torch.randn(2, 48)
     assert torch.equal(other(x), packed(x))
+
+
+def test_an_input_that_wants_a_gradient_is_refused():
+    packed = PackedLinear(_layer(SPECS["int4_groups"]).convert("layer", torch.float32))
+    x = torch.randn(3, 48, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="x must not require a gradient, since packed weights give none"):
+        packed(x)
+    with torch.no_grad():
+        assert torch.equal(packed(x), packed(x.detach())) and not packed(x).requires_grad
+    with torch.inference_mode():
+        assert torch.equal(packed(x), packed(x.detach()))
+
+
+# Of several threads, each of which has an autograd of its own that is on.
+PORTABLE = """
+import torch
+from torchqat import ops
+torch.set_num_threads(4)
+codes = torch.randint(-8, 8, (1024, 64), dtype=torch.int8)
+panels, scale = ops.pack_panels(codes, 4, 32), torch.ops.qat.pack_panel_values(torch.rand(1024, 2))
+x, bias = torch.randn(80, 64, requires_grad=True), torch.rand(1024, requires_grad=True)
+with torch.no_grad():
+    y = ops.packed_linear(x, panels, scale, None, bias, 4, 32, 1024)
+print(ops.cpu_capability(), y.requires_grad)
+"""
+
+
+def test_its_threads_record_no_gradients_on_any_processor():
+    environment = {**os.environ, "TORCHQAT_CPU_CAPABILITY": "portable"}
+    result = subprocess.run([sys.executable, "-c", PORTABLE], capture_output=True, text=True, env=environment)
+    assert result.stdout == "portable False\n", result.stderr
 
 
 def test_refuses_float8():

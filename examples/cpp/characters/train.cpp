@@ -134,7 +134,7 @@ void run(const std::string& path, const std::string& recipe_path, const std::str
   std::printf("GPTQ    %.3f\n", bits(model, text.test));
   fine_tune(model, original, text.train, recipe);
   model.eval();
-  qat::export_safetensors(model, output);
+  qat::export_folder(model, output);
   const auto size = std::filesystem::file_size(output + "/model.safetensors");
   std::printf("QAT     %.3f                      %7.1f kB in %s\n", bits(model, text.test),
               1e-3 * static_cast<double>(size), output.c_str());

@@ -116,7 +116,7 @@ void run(const std::string& csv, const std::string& recipe_path, const std::stri
   quantize(classifier, plan, recipe.initialize.method, data);
   fine_tune(classifier, original, data, recipe);
   classifier.eval();
-  qat::export_safetensors(classifier, output);
+  qat::export_folder(classifier, output);
   const auto size = std::filesystem::file_size(output + "/model.safetensors");
   std::printf("INT4 QAT    %.2f %%  %6.1f kB in %s\n", digits::accuracy(classifier, test),
               1e-3 * static_cast<double>(size), output.c_str());

@@ -11,7 +11,8 @@ class PackedLinear(nn.Module):
     """``nn.Linear`` on a weight that stays in 4 or 8 bits; on a CPU its product reads the codes as they are.
 
     Inputs are rounded as training rounded them. Up to the rounding of sums the result is that of dequantizing first,
-    numerics.md (35). Without gradients.
+    numerics.md (35). It runs on a CPU, where it is made, too, whatever device the weights come from. It gives no
+    gradients, and refuses an input that wants one.
 
     Args:
         weights: What ``convert`` gives, of an integer grid.
@@ -34,7 +35,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("panels", packed.panels)
         self.register_buffer("scale", packed.scale)
         self.register_buffer("zero_point", packed.zero_point)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().cpu().clone())
         self.register_buffer("input_scale", _square(weights.input_scale))
         self.register_buffer("input_zero_point", _square(weights.input_zero_point))
 
@@ -75,4 +76,4 @@ class PackedLinear(nn.Module):
 
 
 def _square(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().reshape(1, 1)
+    return None if value is None else value.detach().cpu().reshape(1, 1)

@@ -18,7 +18,8 @@ const std::vector<int64_t> kOrder{0, 2, 4, 6, 1, 3, 5, 7};
 // Codes int8 [rows, out] to int32 [rows, out / 8].
 at::Tensor packed(const at::Tensor& codes) {
   const at::Tensor eights = codes.reshape({codes.size(0), -1, 8});
-  return pack(eights.index_select(2, at::tensor(kOrder)).reshape(codes.sizes()), 4);
+  const at::Tensor order = at::tensor(kOrder, codes.options().dtype(at::kLong));
+  return pack(eights.index_select(2, order).reshape(codes.sizes()), 4);
 }
 
 }  // namespace

@@ -29,15 +29,15 @@ struct Format {
   std::vector<std::string> layer_types;  // that it has a place for
   // Why it cannot hold a layer of these types, in words that follow "because"; empty when it can.
   std::string (*scheme_refusal)(const LayerPlan& layer);
-  // The tensors of one layer under the names of the checkpoint. GGUF and ONNX are containers of
-  // their own, written in Python; for them this gives the one tensor that they embed.
+  // The tensors of one layer, wherever it is, under the names of the checkpoint. GGUF and ONNX are
+  // containers of their own, written in Python; for them this gives the one tensor that they embed.
   NamedTensors (*tensors)(const QuantizedWeights& layer);
   // Throws std::invalid_argument when layers that each fit do not fit together.
   Documents (*documents)(const CheckpointPlan& plan);
   // float16 when scales, and all that is not quantized, must be stored in it.
-  std::optional<at::ScalarType> dtype;
+  std::optional<at::ScalarType> dtype = std::nullopt;
   // Engines that load it make one matrix of q, k and v, and of gate and up.
-  bool engines_fuse;
+  bool engines_fuse = false;
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.

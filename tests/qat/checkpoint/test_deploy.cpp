@@ -12,6 +12,7 @@
 #include "qat/nn/packed_linear.h"
 #include "qat/nn/prepare.h"
 #include "tests/qat/message_of.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
@@ -49,7 +50,7 @@ Recipe recipe(const std::string& input = "") {
 TEST_F(Deploy, APlainModuleGetsTheWeightsOfTrainingBitForBit) {
   Net<nn::Linear> net, other;
   prepare(net, recipe());
-  export_safetensors(net, folder);
+  export_folder(net, folder);
   load(other, folder);
   const at::Tensor ids = at::randint(32, {4, 7});
   net.eval();
@@ -64,15 +65,16 @@ TEST_F(Deploy, APlainModuleGetsTheWeightsOfTrainingBitForBit) {
 TEST_F(Deploy, APackedModuleHasTheSameWeightsAndAgrees) {
   Net<nn::Linear> net;
   prepare(net, recipe());
-  export_safetensors(net, folder);
+  export_folder(net, folder);
   Net<PackedLinear> packed;
   load(packed, folder);
   EXPECT_TRUE(verify(packed, folder).equal());
   const at::Tensor ids = at::randint(32, {4, 7});
   net.eval();
+  const at::NoGradGuard no_grad;
   EXPECT_TRUE(at::allclose(net.forward(ids), packed.forward(ids), 1e-5, 1e-5));
   const std::string again = folder + "/again";
-  export_safetensors(packed, again);
+  export_folder(packed, again);
   EXPECT_EQ(verify(packed, again).differences, std::vector<std::string>{});
 }
 
@@ -84,11 +86,12 @@ TEST_F(Deploy, CalibratedInputsComeAlong) {
     prepare(net, recipe(input));
     const at::Tensor ids = at::randint(32, {4, 7});
     calibrate(net, {ids}, [&](const at::Tensor& x) { net.forward(x); }, recipe().initialize);
-    export_safetensors(net, folder);
+    export_folder(net, folder);
     load(other, folder);
     Net<PackedLinear> packed;
     load(packed, folder);
     net.eval();
+    const at::NoGradGuard no_grad;
     const at::Tensor expected = net.forward(ids);
     EXPECT_TRUE(at::equal(expected, other.forward(ids))) << input;
     // A sum that ends on another side of a border moves an input by one level.
@@ -106,21 +109,31 @@ TEST_F(Deploy, ExportsInTheDtypeAndFormatThatIsAskedFor) {
   prepare(net,
           parse_recipe(
               "version: 1\nlayers: [{match: \"*\", weight: {dtype: int4, group_size: 16}}]", "r"));
-  export_safetensors(net, folder, at::kBFloat16);
+  export_folder(net, folder, {.dtype = at::kBFloat16});
   const Checkpoint read = load_checkpoint(folder);
   EXPECT_EQ(read.layers[0].scale.scalar_type(), at::kBFloat16);
   EXPECT_EQ(read.others.at("norm.weight").scalar_type(), at::kBFloat16);
   EXPECT_TRUE(verify(net, folder).equal());
   const std::string other = folder + "/compressed";
-  export_safetensors(net, other, at::kBFloat16, "compressed-tensors");
+  export_folder(net, other, {.format = "compressed-tensors", .dtype = at::kBFloat16});
   EXPECT_EQ(load_safetensors(other + "/model.safetensors").count("first.weight_packed"), 1u);
   EXPECT_THROW(verify(net, other), FileError);
+}
+
+TEST_F(Deploy, ProgramsThatCallTheOldNameAreServed) {
+  Net<nn::Linear> net;
+  prepare(net, recipe());
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  export_safetensors(net, folder, at::kFloat, "compressed-tensors");
+#pragma GCC diagnostic pop
+  EXPECT_EQ(load_safetensors(folder + "/model.safetensors").count("first.weight_packed"), 1u);
 }
 
 TEST_F(Deploy, WhatDiffersIsNamed) {
   Net<nn::Linear> net;
   prepare(net, recipe());
-  export_safetensors(net, folder);
+  export_folder(net, folder);
   {
     const at::NoGradGuard no_grad;
     net.norm->bias.add_(1.0);
@@ -134,7 +147,7 @@ TEST_F(Deploy, WhatDiffersIsNamed) {
 TEST_F(Deploy, WhatDoesNotFitIsRefusedAndChangesNothing) {
   Net<nn::Linear> net;
   prepare(net, recipe());
-  export_safetensors(net, folder);
+  export_folder(net, folder);
   struct Other : nn::Module {
     nn::Embedding words{register_module("words", nn::Embedding(32, 48))};
     nn::Linear first{register_module("first", nn::Linear(48, 60))};
@@ -146,8 +159,43 @@ TEST_F(Deploy, WhatDoesNotFitIsRefusedAndChangesNothing) {
   EXPECT_EQ(message_of([&] { load(net, folder); }),
             folder + ": first must be loaded before it is prepared.");
   Net<nn::Linear> unprepared;
-  EXPECT_EQ(message_of([&] { export_safetensors(unprepared, folder); }),
+  EXPECT_EQ(message_of([&] { export_folder(unprepared, folder); }),
             "The module must have quantized layers, but has none; call qat::prepare first.");
+}
+
+TEST_F(Deploy, ModulesOfAnotherDeviceAreExportedLoadedAndVerified) {
+  for (const std::string input : {"", ", input: {dtype: int8, granularity: tensor}"}) {
+    Net<QuantLinear> net, other;
+    prepare(net, recipe(input));
+    const at::Tensor ids = at::randint(32, {4, 7});
+    calibrate(net, {ids}, [&](const at::Tensor& x) { net.forward(x); }, recipe().initialize);
+    export_folder(net, folder);
+    other.to(other_device());
+    load(other, folder);
+    EXPECT_EQ(verify(other, folder).differences, std::vector<std::string>{}) << input;
+    Net<PackedLinear> packed;
+    packed.to(other_device());
+    load(packed, folder);
+    EXPECT_EQ(verify(packed, folder).differences, std::vector<std::string>{}) << input;
+    const std::string again = folder + "/again";
+    export_folder(packed, again);
+    EXPECT_EQ(verify(packed, again).differences, std::vector<std::string>{}) << input;
+    packed.to(at::kCPU);  // whole: nothing of it is left behind
+    const at::NoGradGuard no_grad;
+    EXPECT_NO_THROW(packed.forward(ids)) << input;
+  }
+}
+
+TEST_F(Deploy, AModuleIsPreparedAndExportedOnAnotherDevice) {
+  Net<nn::Linear> net, there;
+  for (const auto& item : net.named_parameters())
+    there.named_parameters()[item.key()].set_data(item.value().detach().clone());
+  there.to(other_device());
+  prepare(net, recipe());
+  prepare(there, recipe());
+  export_folder(there, folder);
+  EXPECT_EQ(verify(there, folder).differences, std::vector<std::string>{});
+  EXPECT_EQ(verify(net, folder).differences, std::vector<std::string>{});
 }
 
 }  // namespace

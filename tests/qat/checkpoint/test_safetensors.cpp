@@ -8,9 +8,18 @@
 #include <string>
 
 #include "qat/checkpoint/safetensors.h"
+#include "tests/qat/checkpoint/file_size_limit.h"
+#include "tests/qat/message_of.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
+
+int files_in(const std::filesystem::path& folder) {
+  int files = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder)) ++files;
+  return files;
+}
 
 class Safetensors : public testing::Test {
  protected:
@@ -59,10 +68,7 @@ TEST_F(Safetensors, RoundTripsEveryDtype) {
 
 TEST_F(Safetensors, LeavesNoPendingFileBehind) {
   save_safetensors(path_, {{"x", at::zeros({2})}});
-  int files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_))
-    files += entry.is_regular_file();
-  EXPECT_EQ(files, 1);
+  EXPECT_EQ(files_in(folder_), 1);
 }
 
 TEST_F(Safetensors, AMissingFileIsNamed) {
@@ -130,19 +136,34 @@ TEST_F(Safetensors, RefusesUnknownDtypesAndBrokenEntries) {
   EXPECT_EQ(problem(), " must be a safetensors file, but its header does not describe x properly.");
 }
 
-TEST_F(Safetensors, AFullDiskIsOneSentenceAndLeavesNothing) {
-  // Writing to /dev/full fails as a full disk does; a folder of links stands in for one.
-  const std::string target = (folder_ / "model.safetensors").string();
-  const std::string pending = target + ".pending-" + std::to_string(::getpid());
-  std::filesystem::create_symlink("/dev/full", pending);
-  try {
-    save_safetensors(target, {{"x", at::zeros({1 << 16})}});
-    FAIL();
-  } catch (const FileError& error) {
-    EXPECT_EQ(std::string(error.what()),
-              target + " could not be written: No space left on device.");
+TEST_F(Safetensors, AFullDiskIsOneSentenceAndLeavesWhatWasThere) {
+  save_safetensors(path_, {{"x", at::ones({2})}});
+  {
+    const FileSizeLimit limit(1 << 16);
+    EXPECT_EQ(message_of([&] { save_safetensors(path_, {{"x", at::zeros({1 << 16})}}); }),
+              path_ + " could not be written: File too large.");
   }
-  EXPECT_FALSE(std::filesystem::exists(target));
+  EXPECT_TRUE(at::equal(load_safetensors(path_).at("x"), at::ones({2})));
+  EXPECT_EQ(files_in(folder_), 1);
+}
+
+// Whoever may write to the folder could otherwise have another file written over.
+TEST_F(Safetensors, ALinkInTheWayIsNotFollowed) {
+  const std::filesystem::path victim = folder_ / "victim";
+  std::ofstream(victim) << "mine";
+  std::filesystem::create_symlink(victim, path_ + ".pending-" + std::to_string(::getpid()));
+  save_safetensors(path_, {{"x", at::zeros({2})}});
+  std::string text;
+  std::ifstream(victim) >> text;
+  EXPECT_EQ(text, "mine");
+  EXPECT_FALSE(std::filesystem::is_symlink(path_));
+  EXPECT_EQ(load_safetensors(path_).count("x"), 1u);
+}
+
+TEST_F(Safetensors, TensorsOfOtherDevicesAreWritten) {
+  const at::Tensor x = at::randn({3, 4});
+  save_safetensors(path_, {{"x", x.to(other_device())}});
+  EXPECT_TRUE(at::equal(load_safetensors(path_).at("x"), x));
 }
 
 }  // namespace

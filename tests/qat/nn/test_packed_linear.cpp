@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 #include <torch/nn.h>
 #include <torch/serialize.h>
@@ -8,6 +9,8 @@
 #include "qat/nn/layers.h"
 #include "qat/nn/packed_linear.h"
 #include "qat/nn/prepare.h"
+#include "tests/qat/message_of.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
@@ -98,6 +101,42 @@ TEST(PackedLinear, SaysWhatItLacks) {
   nn::Sequential fp8(QuantLinear(48, 24));
   EXPECT_THROW(empty->set_weights(weights_of(fp8, "weight: {dtype: fp8_e4m3}")),
                std::invalid_argument);
+}
+
+TEST(PackedLinear, TakesWeightsOfAnyDevice) {
+  for (const size_t spec : {1, 7}) {
+    nn::Sequential net(QuantLinear(48, 24));
+    QuantizedWeights weights = weights_of(net, kSpecs[spec]);
+    const at::Tensor x = at::randn({2, 48});
+    const at::Tensor expected = PackedLinear(weights, at::Tensor())->forward(x);
+    weights.codes = weights.codes.to(other_device());
+    weights.scale = weights.scale.to(other_device());
+    if (weights.zero_point) weights.zero_point = weights.zero_point->to(other_device());
+    PackedLinear packed(weights, at::Tensor());
+    packed->to(at::kCPU);
+    EXPECT_TRUE(at::equal(packed->forward(x), expected));
+  }
+}
+
+TEST(PackedLinear, RunsOnACpuAloneAndSaysSo) {
+  nn::Sequential net(QuantLinear(48, 24));
+  PackedLinear packed(weights_of(net, kSpecs[0]), at::Tensor());
+  packed->to(other_device());
+  EXPECT_EQ(message_of([&] { packed->forward(at::randn({2, 48}).to(other_device())); })
+                .substr(0, 87),
+            "[packed_linear] everything must be on a CPU, where packed products run, but is on hpu:0");
+}
+
+TEST(PackedLinear, RefusesAnInputThatWantsAGradient) {
+  for (const size_t spec : {0, 7}) {
+    nn::Sequential net(QuantLinear(48, 24));
+    PackedLinear packed(weights_of(net, kSpecs[spec]), at::Tensor());
+    const at::Tensor x = at::randn({2, 48}).requires_grad_();
+    EXPECT_EQ(message_of([&] { packed->forward(x); }).substr(0, 66),
+              "[packed_linear] x must not require a gradient, since packed weight");
+    const at::NoGradGuard no_grad;
+    EXPECT_FALSE(packed->forward(x).requires_grad());
+  }
 }
 
 }  // namespace

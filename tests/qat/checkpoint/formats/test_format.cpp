@@ -2,6 +2,7 @@
 
 #include "qat/checkpoint/formats/format.h"
 #include "tests/qat/checkpoint/formats/layers.h"
+#include "tests/qat/other_device.h"
 
 namespace qat {
 namespace {
@@ -100,6 +101,33 @@ TEST(Format, ValuesOfBlocksAreSpreadOverGroups) {
                         at::tensor({1.f, 1.f, 2.f, 2.f, 3.f, 3.f, 4.f, 4.f}).reshape({2, 4})));
   layer.weight.granularity = Granularity::tensor;
   EXPECT_TRUE(at::equal(per_group(at::full({1, 1}, 5.0f), layer, 32), at::full({2, 4}, 5.0f)));
+}
+
+// As training on a GPU leaves them.
+TEST(Format, TakesTensorsOfAnyDevice) {
+  const auto moved = [](std::optional<at::Tensor>& tensor) {
+    if (tensor) tensor = tensor->to(other_device());
+  };
+  for (const Format& format : formats())
+    for (const Grid grid : {Grid::narrow, Grid::asymmetric})
+      for (const Granularity granularity :
+           {Granularity::tensor, Granularity::channel, Granularity::group, Granularity::block}) {
+        QuantSpec spec = group_spec(4, 32);
+        spec.grid = grid;
+        spec.granularity = granularity;
+        spec.block = {16, 32};
+        QuantizedWeights layer = random_layer("a", spec, 32, 64);
+        if (!refusal(format, plan_of(layer)).empty()) continue;
+        layer.scale.fill_(0.5);  // whose least levels are float16 numbers
+        const NamedTensors expected = format.tensors(layer);
+        layer.codes = layer.codes.to(other_device());
+        layer.scale = layer.scale.to(other_device());
+        moved(layer.zero_point);
+        const NamedTensors found = format.tensors(layer);
+        ASSERT_EQ(found.size(), expected.size());
+        for (const auto& [name, tensor] : expected)
+          EXPECT_TRUE(at::equal(found.at(name).cpu(), tensor)) << format.name << " " << name;
+      }
 }
 
 }  // namespace
