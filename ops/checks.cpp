@@ -6,7 +6,7 @@ namespace {
 c10::SymInt blocks_along(const c10::SymInt& axis, int64_t block) {
   if (block == -1)
     // A count that is not known yet, such as of routed tokens, is taken for one that is not 0.
-  return TORCH_GUARD_OR_FALSE(axis.sym_eq(0)) ? c10::SymInt(0) : c10::SymInt(1);
+    return TORCH_GUARD_OR_FALSE(axis.sym_eq(0)) ? c10::SymInt(0) : c10::SymInt(1);
   return (axis + (block - 1)) / block;
 }
 

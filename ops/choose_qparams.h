@@ -25,10 +25,10 @@ namespace qat {
 // On return scale float32 and zero_point int8, or the offset float32, both [grid_rows, grid_cols];
 // zero points are 0 on a symmetric grid. Elements that are not finite are ignored. Not
 // differentiable.
-std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
-                                                  std::string_view method,
-                                                  const std::optional<at::Tensor>& importance = {},
-                                                  const std::optional<at::Tensor>& outer_scale = {});
+std::tuple<at::Tensor, at::Tensor> choose_qparams(
+    const at::Tensor& x, std::string_view quantizer, std::string_view method,
+    const std::optional<at::Tensor>& importance = {},
+    const std::optional<at::Tensor>& outer_scale = {});
 
 // Scales and zero points [grid_rows, grid_cols] that are real numbers, such as learned ones, as a
 // checkpoint will store them: the scale rounded to what it is stored in and kept invertible (7), the

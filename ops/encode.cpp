@@ -97,10 +97,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_meta(const at::Tensor& x,
   const auto [rows, cols] = matrix_sizes(x);
   const auto [grid_rows, grid_cols] = grid_sizes(x, quantizer.block);
   const auto options = x.options();
-  return {at::empty_symint({rows, bytes_per_row(cols, grid_cols, quantizer.block[1], quantizer.bits)},
-                           options.dtype(at::kByte)),
-          at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kFloat)),
-          at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kChar))};
+  return {
+      at::empty_symint({rows, bytes_per_row(cols, grid_cols, quantizer.block[1], quantizer.bits)},
+                       options.dtype(at::kByte)),
+      at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kFloat)),
+      at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kChar))};
 }
 
 at::Tensor decode_meta(const at::Tensor& codes, std::string_view text, const at::Tensor& scale,

@@ -60,8 +60,7 @@ FakeQuantized fake_quantize_meta(const at::Tensor& x, std::string_view text,
                                  const OptionalTensor& scale, const OptionalTensor& zero_point,
                                  const OptionalTensor& outer_scale,
                                  std::optional<at::ScalarType> dtype) {
-  const Quantizer quantizer =
-      check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
+  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
   const auto [scale_found, zero_found] = quantizer.mode == Quantizer::Mode::minmax
                                              ? empty_parameters(x, quantizer)
                                              : no_parameters(x, quantizer);

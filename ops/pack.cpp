@@ -72,8 +72,9 @@ at::Tensor unpack_kernel(const at::Tensor& packed, int64_t bits, int64_t cols) {
     const int64_t word = bits * i / 32, bit = bits * i % 32, rest = bit + bits - 32;
     at::Tensor field = at::bitwise_right_shift(words.select(-1, word), bit).bitwise_and_(mask);
     if (rest > 0)  // whose own bits in this word are the lower ones; above them is its sign
-      field.bitwise_and_(mask >> rest).bitwise_or_(
-          at::bitwise_left_shift(words.select(-1, word + 1), bits - rest).bitwise_and_(mask));
+      field.bitwise_and_(mask >> rest)
+          .bitwise_or_(
+              at::bitwise_left_shift(words.select(-1, word + 1), bits - rest).bitwise_and_(mask));
     fields.select(-1, i).copy_(field.sub_(zero));
   }
   return fields.flatten(-2).slice(-1, 0, cols).contiguous();

@@ -59,8 +59,8 @@ at::Tensor unpack_panels_kernel(const at::Tensor& panels, int64_t bits, int64_t 
       at::empty({layout.panels(), PanelLayout::kRows, layout.words(), per_word},
                 panels.options().dtype(at::kChar));
   for (int64_t i = 0; i < per_word; ++i)  // to the top of the word, and down again with its sign
-    codes.select(-1, i).copy_(at::bitwise_left_shift(words, 32 - bits - bit_of(i, bits))
-                                  .bitwise_right_shift_(32 - bits));
+    codes.select(-1, i).copy_(
+        at::bitwise_left_shift(words, 32 - bits - bit_of(i, bits)).bitwise_right_shift_(32 - bits));
   return codes
       .reshape({layout.panels() * PanelLayout::kRows, layout.groups(),
                 layout.words_per_group() * per_word})

@@ -12,11 +12,11 @@ namespace qat {
 
 // How the levels are laid over the range of a block; `b` is the bit width, `a` the largest |x|.
 enum class Grid : int8_t {
-  narrow,      // a / (2^(b-1) - 1); the lowest level is unused, nothing is ever clipped
-  full,        // a / ((2^b - 1) / 2)
-  extreme,     // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
+  narrow,   // a / (2^(b-1) - 1); the lowest level is unused, nothing is ever clipped
+  full,     // a / ((2^b - 1) / 2)
+  extreme,  // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
   asymmetric,  // (max - min) / (2^b - 1) over a range that contains 0, with an integer zero point
-  offset,      // (max - min) / (2^b - 1), levels 0 ... 2^b - 1 above an offset that is a real number
+  offset,  // (max - min) / (2^b - 1), levels 0 ... 2^b - 1 above an offset that is a real number
   // The finite numbers of a float of so many exponent and mantissa bits: a / its largest.
   e2m1,
   e2m3,

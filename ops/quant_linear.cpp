@@ -42,8 +42,7 @@ Quantizer::Result rounded_weight(const Quantizer& quantizer, const at::Tensor& w
                     weight.sym_sizes(), ", but has ", kept[0].sym_sizes(), ".");
   Quantizer::Result result;
   if (kept.size() == 3) result.scale = kept[1], result.zero_point = kept[2];
-  result.values =
-      encoded ? quantizer.decoded(kept, weight.sym_size(1), dtype) : kept[0].to(dtype);
+  result.values = encoded ? quantizer.decoded(kept, weight.sym_size(1), dtype) : kept[0].to(dtype);
   return result;
 }
 
@@ -55,9 +54,9 @@ at::Tensor quant_linear_kernel(const at::Tensor& x, const at::Tensor& weight, co
                                const Optional& input_outer) {
   check_quant_linear(x, weight);
   const at::ScalarType dtype = x.scalar_type();
-  const at::Tensor inputs = Quantizer::parse(input_quantizer)(
-                                x, {input_scale, input_zero_point, input_outer}, dtype)
-                                .values;
+  const at::Tensor inputs =
+      Quantizer::parse(input_quantizer)(x, {input_scale, input_zero_point, input_outer}, dtype)
+          .values;
   const at::Tensor weights =
       rounded_weight(Quantizer::parse(weight_quantizer), weight,
                      {weight_scale, weight_zero_point, weight_outer}, kept, dtype)

@@ -41,16 +41,13 @@ at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight,
 // x and for weight (or its parameters) whether to compute them; what is not computed is empty.
 using QuantLinearGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-QuantLinearGradients quant_linear_backward(const at::Tensor& grad, const at::Tensor& x,
-                                           const at::Tensor& weight,
-                                           const std::optional<at::Tensor>& weight_scale,
-                                           const std::optional<at::Tensor>& weight_zero_point,
-                                           const std::optional<at::Tensor>& input_scale,
-                                           const std::optional<at::Tensor>& input_zero_point,
-                                           at::TensorList kept, std::string_view weight_quantizer,
-                                           std::string_view input_quantizer,
-                                           const std::optional<at::Tensor>& weight_outer_scale,
-                                           const std::optional<at::Tensor>& input_outer_scale,
-                                           std::array<bool, 2> needs);
+QuantLinearGradients quant_linear_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+    const std::optional<at::Tensor>& weight_scale,
+    const std::optional<at::Tensor>& weight_zero_point,
+    const std::optional<at::Tensor>& input_scale, const std::optional<at::Tensor>& input_zero_point,
+    at::TensorList kept, std::string_view weight_quantizer, std::string_view input_quantizer,
+    const std::optional<at::Tensor>& weight_outer_scale,
+    const std::optional<at::Tensor>& input_outer_scale, std::array<bool, 2> needs);
 
 }  // namespace qat

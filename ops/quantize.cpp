@@ -22,9 +22,7 @@ Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::T
 }
 
 at::ScalarType code_dtype(Grid grid) {
-  return !is_float(grid)       ? at::kChar
-         : grid == Grid::e5m2 ? at::kFloat8_e5m2
-                              : at::kFloat8_e4m3fn;
+  return !is_float(grid) ? at::kChar : grid == Grid::e5m2 ? at::kFloat8_e5m2 : at::kFloat8_e4m3fn;
 }
 
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,

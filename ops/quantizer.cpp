@@ -22,20 +22,22 @@ struct Name {
 
 constexpr Name<Mode> kModes[] = {
     {Mode::minmax, "minmax"}, {Mode::fixed, "fixed"}, {Mode::learned, "learned"}};
-constexpr Name<Grid> kGrids[] = {
-    {Grid::narrow, "narrow"},         {Grid::full, "full"},     {Grid::extreme, "signed"},
-    {Grid::asymmetric, "asymmetric"}, {Grid::offset, "offset"}, {Grid::e2m1, "fp4_e2m1"},
-    {Grid::e2m3, "fp6_e2m3"},         {Grid::e3m2, "fp6_e3m2"}, {Grid::e4m3, "fp8_e4m3"},
-    {Grid::e5m2, "fp8_e5m2"}};
-constexpr Name<ScaleCode> kScaleCodes[] = {
-    {ScaleCode::float32, "float32"},       {ScaleCode::bfloat16, "bfloat16"},
-    {ScaleCode::float16, "float16"},       {ScaleCode::e8m0_floor, "e8m0_floor"},
-    {ScaleCode::e8m0_even, "e8m0_even"},   {ScaleCode::e8m0_ceil, "e8m0_ceil"},
-    {ScaleCode::e4m3, "e4m3"},             {ScaleCode::int6, "int6"},
-    {ScaleCode::int8, "int8"}};
-constexpr Name<c10::ScalarType> kDtypes[] = {{at::kFloat, "float32"},
-                                             {at::kBFloat16, "bfloat16"},
-                                             {at::kHalf, "float16"}};
+constexpr Name<Grid> kGrids[] = {{Grid::narrow, "narrow"},  {Grid::full, "full"},
+                                 {Grid::extreme, "signed"}, {Grid::asymmetric, "asymmetric"},
+                                 {Grid::offset, "offset"},  {Grid::e2m1, "fp4_e2m1"},
+                                 {Grid::e2m3, "fp6_e2m3"},  {Grid::e3m2, "fp6_e3m2"},
+                                 {Grid::e4m3, "fp8_e4m3"},  {Grid::e5m2, "fp8_e5m2"}};
+constexpr Name<ScaleCode> kScaleCodes[] = {{ScaleCode::float32, "float32"},
+                                           {ScaleCode::bfloat16, "bfloat16"},
+                                           {ScaleCode::float16, "float16"},
+                                           {ScaleCode::e8m0_floor, "e8m0_floor"},
+                                           {ScaleCode::e8m0_even, "e8m0_even"},
+                                           {ScaleCode::e8m0_ceil, "e8m0_ceil"},
+                                           {ScaleCode::e4m3, "e4m3"},
+                                           {ScaleCode::int6, "int6"},
+                                           {ScaleCode::int8, "int8"}};
+constexpr Name<c10::ScalarType> kDtypes[] = {
+    {at::kFloat, "float32"}, {at::kBFloat16, "bfloat16"}, {at::kHalf, "float16"}};
 
 template <typename Value, size_t kCount>
 std::optional<Value> find(const Name<Value> (&names)[kCount], std::string_view text) {
@@ -161,8 +163,8 @@ std::string Quantizer::text() const {
 Quantizer::Result Quantizer::operator()(const at::Tensor& x, const Parameters& parameters,
                                         at::ScalarType dtype) const {
   if (!active()) return {x.to(dtype), {}, {}};
-  auto [values, scale, zero_point] = fake_quantize(x, text(), parameters.scale, parameters.zero_point,
-                                                   parameters.outer_scale, dtype);
+  auto [values, scale, zero_point] = fake_quantize(
+      x, text(), parameters.scale, parameters.zero_point, parameters.outer_scale, dtype);
   if (mode != Mode::minmax) return {values, {}, {}};
   return {values, scale, zero_point};
 }

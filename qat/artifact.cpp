@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/quantize.h"
 
 namespace qat {
@@ -14,14 +15,14 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
   const at::Tensor master = weight.detach().cpu(), found = scale.detach().cpu();
   const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
   if (bad != 0)
-    throw std::invalid_argument("The weight of " + name + " must be finite, but has " +
-                                std::to_string(bad) + " elements that are NaN or infinite.");
+    throw InvalidArgument("The weight of " + name + " must be finite, but has " +
+                          std::to_string(bad) + " elements that are NaN or infinite.");
   const at::Tensor stored = found.to(dtype);
   if (!at::equal(stored.to(at::kFloat), found))
-    throw std::invalid_argument(
-        "The scales of " + name + " were trained in " + name_of(spec.scale_dtype) +
-        ", which a checkpoint in " + name_of(dtype) + " cannot hold exactly; set scale_dtype to " +
-        name_of(dtype) + " or export in " + name_of(spec.scale_dtype) + " or float32.");
+    throw InvalidArgument("The scales of " + name + " were trained in " +
+                          name_of(spec.scale_dtype) + ", which a checkpoint in " + name_of(dtype) +
+                          " cannot hold exactly; set scale_dtype to " + name_of(dtype) +
+                          " or export in " + name_of(spec.scale_dtype) + " or float32.");
   QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
   if (!spec.symmetric()) result.zero_point = zero_point.detach().cpu();
   result.codes = quantize(master, quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text(),

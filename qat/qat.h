@@ -4,14 +4,14 @@
 // convert, export, load, verify, and the packed layers that deploy.
 
 #include "qat/abi.h"
-#include "qat/error.h"
-#include "qat/nn/calibrate.h"
 #include "qat/checkpoint/checkpoint.h"
 #include "qat/checkpoint/deploy.h"
+#include "qat/error.h"
+#include "qat/nn/calibrate.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/packed_linear.h"
-#include "qat/recipe/plan.h"
 #include "qat/nn/prepare.h"
-#include "qat/recipe/recipe.h"
 #include "qat/nn/schedule.h"
+#include "qat/recipe/plan.h"
+#include "qat/recipe/recipe.h"
 #include "qat/version.h"

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/blocks.h"
 
 namespace qat {
@@ -98,21 +99,21 @@ ObserverKind parse_observer(const std::string& name) {
   for (const auto kind : {ObserverKind::minmax, ObserverKind::moving_average,
                           ObserverKind::percentile, ObserverKind::mse, ObserverKind::entropy})
     if (name == name_of(kind)) return kind;
-  throw std::invalid_argument(
+  throw InvalidArgument(
       "observer must be minmax, moving_average, percentile, mse or entropy, but is " + name + ".");
 }
 
 Range parse_range(const std::string& name) {
   for (const auto value : {Range::minmax, Range::fixed, Range::learned})
     if (name == name_of(value)) return value;
-  throw std::invalid_argument("scale must be minmax, mse or learned, but is " + name + ".");
+  throw InvalidArgument("scale must be minmax, mse or learned, but is " + name + ".");
 }
 
 Granularity parse_granularity(const std::string& name) {
   for (const auto value : {Granularity::tensor, Granularity::channel, Granularity::token,
                            Granularity::group, Granularity::block, Granularity::head})
     if (name == name_of(value)) return value;
-  throw std::invalid_argument(
+  throw InvalidArgument(
       "granularity must be tensor, channel, token, group, block or head, but is " + name + ".");
 }
 
@@ -137,7 +138,7 @@ c10::ScalarType parse_dtype(const std::string& name) {
   if (name == "float32") return c10::ScalarType::Float;
   if (name == "bfloat16") return c10::ScalarType::BFloat16;
   if (name == "float16") return c10::ScalarType::Half;
-  throw std::invalid_argument("dtype must be float32, bfloat16 or float16, but is " + name + ".");
+  throw InvalidArgument("dtype must be float32, bfloat16 or float16, but is " + name + ".");
 }
 
 Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode) {

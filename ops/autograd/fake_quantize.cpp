@@ -27,8 +27,7 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
                                std::optional<at::ScalarType> dtype) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->set_materialize_grads(false);  // parameters that were found have none
-    const auto [y, found, zero] =
-        fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
+    const auto [y, found, zero] = fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
     ctx->mark_non_differentiable({found, zero});
     ctx->saved_data["dtype"] = x.scalar_type();
     const Quantizer quantizer = Quantizer::parse(text);
@@ -38,7 +37,9 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
       const bool shifts = finds ? quantizer.grid == Grid::asymmetric || quantizer.has_offset()
                                 : zero_point.has_value();
       ctx->save_for_backward({x, finds ? found : *scale,
-                              !shifts ? at::Tensor() : finds ? zero : *zero_point,
+                              !shifts ? at::Tensor()
+                              : finds ? zero
+                                      : *zero_point,
                               outer_scale.value_or(at::Tensor())});
     }
     return {y, found, zero};
@@ -69,8 +70,8 @@ FakeQuantized fake_quantize_autograd(const at::Tensor& x, std::string_view quant
                                      const OptionalTensor& scale, const OptionalTensor& zero_point,
                                      const OptionalTensor& outer_scale,
                                      std::optional<at::ScalarType> dtype) {
-  const auto outputs = FakeQuantize::apply(x, std::string(quantizer), scale, zero_point,
-                                           outer_scale, dtype);
+  const auto outputs =
+      FakeQuantize::apply(x, std::string(quantizer), scale, zero_point, outer_scale, dtype);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

@@ -40,9 +40,9 @@ class QuantLinear : public torch::autograd::Function<QuantLinear> {
     variable_list saved;
     std::vector<int64_t> edges;  // where each argument stands among those that are there, else -1
     int64_t there = 0;
-    for (const Optional& one : {Optional(x), Optional(weight), bias, weight_scale,
-                                weight_zero_point, input_scale, input_zero_point,
-                                weight_outer_scale, input_outer_scale}) {
+    for (const Optional& one :
+         {Optional(x), Optional(weight), bias, weight_scale, weight_zero_point, input_scale,
+          input_zero_point, weight_outer_scale, input_outer_scale}) {
       saved.push_back(one.value_or(at::Tensor()));
       edges.push_back(one && one->defined() ? there++ : -1);
     }
@@ -70,13 +70,14 @@ class QuantLinear : public torch::autograd::Function<QuantLinear> {
                               given(kWeightZero), given(kInputScale), given(kInputZero),
                               at::TensorList(saved.data() + kArguments, saved.size() - kArguments),
                               ctx->saved_data["weight_quantizer"].toStringRef(),
-                              ctx->saved_data["input_quantizer"].toStringRef(),
-                              given(kWeightOuter), given(kInputOuter),
+                              ctx->saved_data["input_quantizer"].toStringRef(), given(kWeightOuter),
+                              given(kInputOuter),
                               {needs(kX) || needs(kInputScale) || needs(kInputZero),
                                needs(kWeight) || needs(kWeightScale) || needs(kWeightZero)});
     const at::Tensor found[kInputZero + 1] = {grad_x,      grad_weight, at::Tensor(), weight_scale,
-                                          weight_zero, input_scale, input_zero};
-    variable_list result(saved.size() + 2);  // the two texts are arguments as well, outer scales last
+                                              weight_zero, input_scale, input_zero};
+    variable_list result(saved.size() +
+                         2);  // the two texts are arguments as well, outer scales last
     for (const Argument one : {kX, kWeight, kWeightScale, kWeightZero, kInputScale, kInputZero})
       if (needs(one)) result[one] = found[one];
     if (needs(kBias))

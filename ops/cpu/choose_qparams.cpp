@@ -141,18 +141,19 @@ void choose(const at::Tensor& input, const float* importance, const BlockLayout&
   with_kind(quantizer.levels(), [&](const auto& kind) {
     const BlockError<scalar_t, std::decay_t<decltype(kind)>> error{
         input.const_data_ptr<scalar_t>(), importance, layout, kind, quantizer.has_offset()};
-    at::parallel_for(0, layout.grid_rows * layout.grid_cols, grain, [&](int64_t begin, int64_t end) {
-      vectorised([&]() QAT_BODY {
-        for (int64_t block = begin; block < end; ++block) {
-          const Span span = spans.of_block(layout, block);
-          const bool search_it = searching && span.low < span.high;
-          found.store(block, search_it ? search(span, quantizer, [&](QParams one) QAT_BODY {
-                               return error(block, one);
-                             })
-                                       : qparams_of(span, quantizer));
-        }
-      });
-    });
+    at::parallel_for(
+        0, layout.grid_rows * layout.grid_cols, grain, [&](int64_t begin, int64_t end) {
+          vectorised([&]() QAT_BODY {
+            for (int64_t block = begin; block < end; ++block) {
+              const Span span = spans.of_block(layout, block);
+              const bool search_it = searching && span.low < span.high;
+              found.store(
+                  block, search_it ? search(span, quantizer,
+                                            [&](QParams one) QAT_BODY { return error(block, one); })
+                                   : qparams_of(span, quantizer));
+            }
+          });
+        });
   });
 }
 

@@ -29,8 +29,7 @@ FakeQuantized fake_quantize_cpu(const at::Tensor& x, std::string_view text,
                                 const OptionalTensor& scale, const OptionalTensor& zero_point,
                                 const OptionalTensor& outer_scale,
                                 std::optional<at::ScalarType> dtype) {
-  const Quantizer quantizer =
-      check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
+  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
   const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
   const at::Tensor y = kept_empty_like(input, dtype.value_or(x.scalar_type()));

@@ -18,8 +18,8 @@ enum class Shift { none, level, offset };
 // Writes (4) and, for learned parameters, adds up (5) and (6).
 template <Shift kShift, bool kLearned, typename Kind, typename scalar_t>
 void backward_tiles(const BlockLayout& layout, const Kind& levels, Store store, const scalar_t* g,
-                    const scalar_t* in, const TileSource& source, scalar_t* out,
-                    float* scale_sum, float* zero_sum) {
+                    const scalar_t* in, const TileSource& source, scalar_t* out, float* scale_sum,
+                    float* zero_sum) {
   for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
     TileParams params;
     source(tile, in, params);
@@ -76,10 +76,10 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
     QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
       const scalar_t* g = grad.const_data_ptr<scalar_t>();
       scalar_t* to = out.mutable_data_ptr<scalar_t>();
-      backward_tiles<shift(), is_learned()>(
-          layout, kind, to == g ? Store::staged : store_for(out), g,
-          input.const_data_ptr<scalar_t>(), TileSource(stored), to,
-          scale_sums.mutable_data_ptr<float>(), zero_sums.mutable_data_ptr<float>());
+      backward_tiles<shift(), is_learned()>(layout, kind, to == g ? Store::staged : store_for(out),
+                                            g, input.const_data_ptr<scalar_t>(), TileSource(stored),
+                                            to, scale_sums.mutable_data_ptr<float>(),
+                                            zero_sums.mutable_data_ptr<float>());
     });
   };
   const auto with_shift = [&](auto shift, const auto& kind) {

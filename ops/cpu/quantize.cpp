@@ -42,9 +42,8 @@ at::Tensor quantize_cpu(const at::Tensor& x, std::string_view text, const at::Te
       });
     });
   };
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "quantize", [&] {
-    whole ? run(scalar_t(), int8_t()) : run(scalar_t(), float());
-  });
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "quantize",
+                     [&] { whole ? run(scalar_t(), int8_t()) : run(scalar_t(), float()); });
   return levels.to(code_dtype(quantizer.grid));
 }
 
@@ -77,7 +76,7 @@ at::Tensor dequantize_cpu(const at::Tensor& codes, const at::Tensor& scale,
       for_each_segment(tile, [&](int k, auto length) QAT_BODY {
         const int64_t b = tile.first_block + k;
         const float s = scale_at[b], z = zeros ? zeros[b] : 0.0f;
-        const auto *from = in + tile.at(k);
+        const auto* from = in + tile.at(k);
         auto* to = out + tile.at(k);
         if (offsets)
           convert(from, to, length, [=, o = offsets[b]](float code) QAT_BODY {

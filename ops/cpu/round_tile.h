@@ -33,9 +33,8 @@ struct RoundTile {
           return affine::fake_quantize(x - o, s, inverse, 0.0f, ends) + o;
         });
       if (!finite)
-        return write([=](float x, float s, float inverse, float z) QAT_BODY {
-          return affine::fake_quantize(x, s, inverse, z, ends);
-        });
+        return write([=](float x, float s, float inverse, float z)
+                         QAT_BODY { return affine::fake_quantize(x, s, inverse, z, ends); });
       if (symmetric && never_clips)
         return write([=](float x, float s, float inverse, float) QAT_BODY {
           return affine::dequantize(affine::level_of(x, inverse, 0.0f, ends), s, 0.0f);
@@ -44,9 +43,8 @@ struct RoundTile {
         return affine::dequantize(affine::quantize(x, inverse, z, ends), s, z);
       });
     }
-    write([ends = float_levels(levels)](float x, float s, float inverse, float) QAT_BODY {
-      return affine::fake_quantize(x, s, inverse, 0.0f, ends);
-    });
+    write([ends = float_levels(levels)](float x, float s, float inverse, float)
+              QAT_BODY { return affine::fake_quantize(x, s, inverse, 0.0f, ends); });
   }
 };
 

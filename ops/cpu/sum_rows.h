@@ -38,8 +38,9 @@ T sum_column(const T* terms, int64_t cols, int64_t first, int64_t last) {
 // row have it already. An empty tensor, which stands for none, stays one.
 inline at::Tensor sum_rows(const at::Tensor& terms, const BlockLayout& layout, float factor) {
   if (terms.dim() == 1) return terms;
-  const at::Tensor sums =
-      layout.block_rows == 1 ? terms : at::empty({layout.grid_rows, layout.grid_cols}, terms.options());
+  const at::Tensor sums = layout.block_rows == 1
+                              ? terms
+                              : at::empty({layout.grid_rows, layout.grid_cols}, terms.options());
   const float* in = terms.const_data_ptr<float>();
   float* out = sums.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, 4096 / layout.block_rows);
@@ -51,7 +52,8 @@ inline at::Tensor sum_rows(const at::Tensor& terms, const BlockLayout& layout, f
       }
       const int64_t first = block / layout.grid_cols * layout.block_rows;
       const int64_t last = std::min(first + layout.block_rows, layout.rows);
-      out[block] = sum_column(in + block % layout.grid_cols, layout.grid_cols, first, last) * factor;
+      out[block] =
+          sum_column(in + block % layout.grid_cols, layout.grid_cols, first, last) * factor;
     }
   });
   return sums;

@@ -41,9 +41,8 @@ FindParams find_params(const Quantizer& quantizer) {
           found = find_unstored<constant_grid()>;
           return;
         }
-        with_scale_code(quantizer.scale_code, [&](auto code) {
-          found = find_stored<constant_grid(), code()>;
-        });
+        with_scale_code(quantizer.scale_code,
+                        [&](auto code) { found = find_stored<constant_grid(), code()>; });
       });
   return found;
 }

@@ -60,12 +60,11 @@ void def_calibration(py::module_& m) {
       .def("restore", py::overload_cast<double, double>(&Observer::restore), py::arg("low"),
            py::arg("high"), Released())
       .def("reset", &Observer::reset, Released())
-      .def(
-          "__deepcopy__",
-          [](const Observer& self, const py::dict&) {
-            const py::gil_scoped_release released;
-            return std::make_unique<Observer>(self);
-          })
+      .def("__deepcopy__",
+           [](const Observer& self, const py::dict&) {
+             const py::gil_scoped_release released;
+             return std::make_unique<Observer>(self);
+           })
       .def("qparams", &Observer::qparams, py::arg("spec"), py::arg("bits"), Released())
       .def("range", &Observer::range, Released())
       .def_property_readonly("observed", read(&Observer::observed))

@@ -7,7 +7,7 @@ namespace {
 
 // An enumeration as Python sees it: by its name, with another's refused.
 template <typename Owner, typename Enum>
-void def_name(py::class_<Owner>& owner, const char* name, Enum Owner::*field,
+void def_name(py::class_<Owner>& owner, const char* name, Enum Owner::* field,
               Enum (*parse)(const std::string&)) {
   owner.def_property(
       name, [field](const Owner& self) { return name_of(self.*field); },

@@ -1,7 +1,7 @@
 #include "qat/spec.h"
 
-#include "qat/ops/checks.h"
 #include "python/bindings/module.h"
+#include "qat/ops/checks.h"
 
 namespace qat::bindings {
 namespace {

@@ -8,12 +8,13 @@
 #include <set>
 #include <stdexcept>
 
-#include "qat/ops/checks.h"
-#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/checkpoint/formats/spec_json.h"
 #include "qat/checkpoint/pending.h"
+#include "qat/error.h"
+#include "qat/ops/checks.h"
+#include "qat/ops/pack.h"
 
 namespace qat {
 namespace {
@@ -198,9 +199,9 @@ void write_text(const fs::path& path, const std::string& text) {
 void add_tensors(NamedTensors& tensors, const NamedTensors& more) {
   for (const auto& [name, tensor] : more)
     if (!tensors.emplace(name, tensor).second)
-      throw std::invalid_argument(name +
-                                  " must be the name of one tensor, but is that of a quantized "
-                                  "layer's and of another one.");
+      throw InvalidArgument(name +
+                            " must be the name of one tensor, but is that of a quantized "
+                            "layer's and of another one.");
 }
 
 // Whether a file is of a checkpoint, of whatever format and in however many parts.
@@ -242,8 +243,8 @@ void save_checkpoint(const fs::path& folder, const Checkpoint& checkpoint,
   check_format(format, plan);
   const Documents documents = format.documents(plan);
   if (documents.empty())
-    throw std::invalid_argument("A folder cannot be written as " + format_name +
-                                ", which is a file of its own; Python's torchqat writes it.");
+    throw InvalidArgument("A folder cannot be written as " + format_name +
+                          ", which is a file of its own; Python's torchqat writes it.");
   NamedTensors tensors = checkpoint.others;
   for (const QuantizedWeights& layer : checkpoint.layers)
     add_tensors(tensors, format.tensors(layer));

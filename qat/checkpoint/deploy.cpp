@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "qat/checkpoint/checkpoint.h"
+#include "qat/error.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/packed_linear.h"
 #include "qat/nn/prepare.h"
@@ -57,7 +58,7 @@ std::vector<QuantizedWeights> quantized(const torch::nn::Module& module, const C
 
 [[noreturn]] void refuse(const std::string& folder, const std::string& name,
                          const std::string& why) {
-  throw std::invalid_argument(folder + ": " + name + " " + why + ".");
+  throw InvalidArgument(folder + ": " + name + " " + why + ".");
 }
 
 std::string sizes_of(const at::Tensor& tensor) {
@@ -129,14 +130,14 @@ void export_folder(const torch::nn::Module& module, const std::filesystem::path&
   Checkpoint checkpoint;
   checkpoint.layers = quantized(module, contents, options.dtype);
   if (checkpoint.layers.empty())
-    throw std::invalid_argument(
+    throw InvalidArgument(
         "The module must have quantized layers, but has none; call qat::prepare first.");
   for (const QuantizedWeights& layer : checkpoint.layers)
     contents.tensors.erase(joined(layer.name, "weight"));
   for (const auto& [name, tensor] : contents.tensors)
-    checkpoint.others[name] = tensor.detach().to(
-        tensor.is_floating_point() ? options.dtype.value_or(tensor.scalar_type())
-                                   : tensor.scalar_type());
+    checkpoint.others[name] =
+        tensor.detach().to(tensor.is_floating_point() ? options.dtype.value_or(tensor.scalar_type())
+                                                      : tensor.scalar_type());
   std::vector<std::string> ignore;
   for (const auto& [name, layer] : contents.layers)
     if (layer.type == "Linear" && contents.tensors.count(joined(name, "weight")))

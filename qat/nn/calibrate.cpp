@@ -7,13 +7,14 @@
 #include <stdexcept>
 #include <utility>
 
+#include "qat/error.h"
+#include "qat/nn/fold.h"
+#include "qat/nn/input_tap.h"
+#include "qat/nn/layer_quantizer.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/solvers/equalize.h"
-#include "qat/nn/fold.h"
 #include "qat/solvers/input_statistics.h"
-#include "qat/nn/input_tap.h"
-#include "qat/nn/layer_quantizer.h"
 
 namespace qat {
 namespace {
@@ -124,7 +125,8 @@ void transform(torch::nn::Module& module, const std::vector<Pass>& passes,
     const bool here = chosen != Transform::hadamard && !folds.empty();
     if (!here)
       found.warnings.push_back(
-          std::string(name_of(chosen)) + " has nothing to fold scales into in a LibTorch program, so it was left out.");
+          std::string(name_of(chosen)) +
+          " has nothing to fold scales into in a LibTorch program, so it was left out.");
     else
       for (const Fold& fold : folds) apply_fold(module, fold, chosen, settings, passes);
   }
@@ -163,7 +165,7 @@ void calibrate_inputs(const std::vector<ModuleLayer>& layers, const std::vector<
       fixed.emplace_back(layer.name, &*input);
   if (fixed.empty()) return;
   if (passes.empty())
-    throw std::invalid_argument("Calibration needs at least one batch, but there is none.");
+    throw InvalidArgument("Calibration needs at least one batch, but there is none.");
   for (const auto& [name, input] : fixed) input->start_calibration();
   for (const Pass& pass : passes) pass();
   for (const auto& [name, input] : fixed)
@@ -219,8 +221,8 @@ Calibration calibrate(torch::nn::Module& module, const std::vector<Pass>& passes
   Calibration found;
   if (settings.needs_data()) {
     if (passes.empty())
-      throw std::invalid_argument("initialize.method " + settings.method +
-                                  " needs at least one calibration batch, but there is none.");
+      throw InvalidArgument("initialize.method " + settings.method +
+                            " needs at least one calibration batch, but there is none.");
     transform(module, passes, settings, folds, found);
     round_weights(layers, passes, settings, found);
   }

@@ -12,8 +12,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "qat/solvers/gptq.h"
 #include "qat/recipe/initialize.h"
+#include "qat/solvers/gptq.h"
 
 namespace qat {
 

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "qat/solvers/equalize.h"
-#include "qat/solvers/input_statistics.h"
+#include "qat/error.h"
 #include "qat/nn/input_tap.h"
 #include "qat/nn/layer_quantizer.h"
+#include "qat/solvers/equalize.h"
+#include "qat/solvers/input_statistics.h"
 
 namespace qat {
 namespace {
@@ -28,11 +29,11 @@ std::vector<ModuleLayer> consumers_of(const torch::nn::Module& module, const Fol
       return one.name == name && one.type == "Linear" && one.quantizer()->weight();
     });
     if (layer == layers.end())
-      throw std::invalid_argument(text_of(fold) + ": " + name +
-                                  " must be a linear layer whose weight is quantized, but is not.");
+      throw InvalidArgument(text_of(fold) + ": " + name +
+                            " must be a linear layer whose weight is quantized, but is not.");
     found.push_back(*layer);
   }
-  if (found.empty()) throw std::invalid_argument(text_of(fold) + " must have consumers.");
+  if (found.empty()) throw InvalidArgument(text_of(fold) + " must have consumers.");
   return found;
 }
 
@@ -50,9 +51,9 @@ class Source {
       quantizer_ = quantizer_of(*modules[fold.source]);
     }
     if (parameters_.empty())
-      throw std::invalid_argument(text_of(fold) + ": " + fold.source +
-                                  " must be a module with a weight of " + std::to_string(features) +
-                                  " rows, but is not.");
+      throw InvalidArgument(text_of(fold) + ": " + fold.source +
+                            " must be a module with a weight of " + std::to_string(features) +
+                            " rows, but is not.");
     for (const at::Tensor& one : parameters_) before_.push_back(one.clone());
   }
 
@@ -73,8 +74,7 @@ class Source {
     if (!quantizer_ || !quantizer_->weight()) return;
     const auto& input = quantizer_->input_quantizer();
     if (!on) bits_ = quantizer_->weight()->bits();
-    quantizer_->set_bits(on ? bits_ : kFloat, input ? input->bits() : kFloat,
-                         ScaleSearch::mse);
+    quantizer_->set_bits(on ? bits_ : kFloat, input ? input->bits() : kFloat, ScaleSearch::mse);
     refresh();
   }
 
@@ -149,9 +149,9 @@ void apply_fold(torch::nn::Module& module, const Fold& fold, Transform transform
   if (!lets_pass) source.restore();
   source.round(true);
   if (!lets_pass)
-    throw std::invalid_argument(text_of(fold) +
-                                ": what lies between them must let a scale for each feature pass, "
-                                "as ReLU does, but the input changed in another way.");
+    throw InvalidArgument(text_of(fold) +
+                          ": what lies between them must let a scale for each feature pass, "
+                          "as ReLU does, but the input changed in another way.");
   for (const ModuleLayer& one : consumers) one.quantizer()->scale_columns(scale);
 }
 

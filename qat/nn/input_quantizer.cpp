@@ -51,9 +51,8 @@ at::Tensor InputQuantizer::operator()(const at::Tensor& x, bool training) {
     observe(x);
   if (calibrating_ || bits_ == kFloat || (calibrated() && !ready_)) return x;
   if (!learned()) return rounded_input(x, spec_, bits_, scale_, zero_point_);
-  return std::get<0>(
-      fake_quantize(x, input_quantizer_of(spec_, bits_, features_).text(), scale_,
-                    spec_.symmetric() ? std::nullopt : std::optional(zero_point_)));
+  return std::get<0>(fake_quantize(x, input_quantizer_of(spec_, bits_, features_).text(), scale_,
+                                   spec_.symmetric() ? std::nullopt : std::optional(zero_point_)));
 }
 
 bool InputQuantizer::set_bits(int bits, bool derive) {

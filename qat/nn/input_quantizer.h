@@ -5,8 +5,8 @@
 #include <optional>
 #include <tuple>
 
-#include "qat/solvers/observer.h"
 #include "qat/recipe/recipe.h"
+#include "qat/solvers/observer.h"
 #include "qat/spec.h"
 
 namespace qat {

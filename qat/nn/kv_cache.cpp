@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/kv_cache.h"
 #include "qat/recipe/spec_reader.h"
@@ -103,9 +104,9 @@ KvCacheSpec read_kv_cache(YamlSection& section) {
 KvCache::KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size) : spec_(spec) {
   for (const QuantSpec* side : {&spec.key, &spec.value})
     if (side->granularity == Granularity::group && head_size % side->group_size != 0)
-      throw std::invalid_argument("kv_cache.group_size must divide the head size, " +
-                                  std::to_string(head_size) + ", but is " +
-                                  std::to_string(side->group_size) + ".");
+      throw InvalidArgument("kv_cache.group_size must divide the head size, " +
+                            std::to_string(head_size) + ", but is " +
+                            std::to_string(side->group_size) + ".");
   const auto observers = [&](const QuantSpec& side) {
     const int64_t count = side.dynamic ? 0 : side.granularity == Granularity::head ? heads : 1;
     return Observers(static_cast<size_t>(count), Observer(side.observer));

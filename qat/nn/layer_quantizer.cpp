@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/nn/layers.h"
 
 namespace qat {
@@ -32,16 +33,16 @@ void add_gradient(at::Tensor to, const at::Tensor& gradient) {
 
 void check(const ModuleLayer& layer, const LayerPlan& plan) {
   if (!at::isfinite(*layer.weight).all().item<bool>())
-    throw std::invalid_argument("The weight of " + layer.name +
-                                " must be finite, but has elements that are NaN or infinite.");
+    throw InvalidArgument("The weight of " + layer.name +
+                          " must be finite, but has elements that are NaN or infinite.");
   if (plan.input && !dynamic_cast<DropIn*>(layer.module.get()))
-    throw std::invalid_argument(layer.name + " must be a qat::Quant" + layer.type +
-                                " for its input to be quantized, but is a torch::nn::" +
-                                layer.type + ", whose forward cannot be reached.");
+    throw InvalidArgument(layer.name + " must be a qat::Quant" + layer.type +
+                          " for its input to be quantized, but is a torch::nn::" + layer.type +
+                          ", whose forward cannot be reached.");
   const auto* embedding = dynamic_cast<torch::nn::EmbeddingImpl*>(layer.module.get());
   if (embedding && embedding->options.max_norm())
-    throw std::invalid_argument("The embedding " + layer.name +
-                                " must not renormalise its weight (max_norm) to be quantized.");
+    throw InvalidArgument("The embedding " + layer.name +
+                          " must not renormalise its weight (max_norm) to be quantized.");
 }
 
 }  // namespace
@@ -58,8 +59,8 @@ struct LayerQuantizer::HandOn : torch::autograd::PostAccumulateGradHook {
   std::weak_ptr<torch::nn::Module> quantizer;  // a graph may hold the leaf for longer
 };
 
-LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan,
-                               ScaleSearch search, bool keeps_scales)
+LayerQuantizer::LayerQuantizer(const ModuleLayer& layer, const LayerPlan& plan, ScaleSearch search,
+                               bool keeps_scales)
     : torch::nn::Module("LayerQuantizer"),
       name_(layer.name),
       member_(layer.weight),
@@ -176,9 +177,9 @@ void LayerQuantizer::refresh() {
 
 void LayerQuantizer::hand_on(at::Tensor gradient) {
   if (stale())
-    throw std::logic_error("The weight of " + name_ +
-                           " changed after it was rounded; call schedule.step() after "
-                           "optimizer.step(), before the next forward.");
+    throw LogicError("The weight of " + name_ +
+                     " changed after it was rounded; call schedule.step() after "
+                     "optimizer.step(), before the next forward.");
   handed_on_ = true;
   const at::NoGradGuard no_grad;
   const Quantizer quantizer = weight_->quantizer();
@@ -225,7 +226,7 @@ QuantizedWeights LayerQuantizer::convert(const std::string& name,
                                          std::optional<at::ScalarType> dtype) const {
   const QuantSpec& spec = weight_->spec();
   if (weight_->bits() != spec.bits)
-    throw std::invalid_argument(
+    throw InvalidArgument(
         name + " must be at its exported width, int" + std::to_string(spec.bits) +
         ", but its schedule has it at " +
         (weight_->bits() == kFloat ? "float" : "int" + std::to_string(weight_->bits())) +

@@ -2,14 +2,16 @@
 
 #include <stdexcept>
 
+#include "qat/error.h"
+
 namespace qat {
 namespace {
 
 void check_plain(const torch::nn::Module& layer) {
   if (quantizer_of(layer))
-    throw std::logic_error(layer.name() +
-                           " must not be cloned once it is prepared: clone the module before "
-                           "qat::prepare(), and prepare both.");
+    throw LogicError(layer.name() +
+                     " must not be cloned once it is prepared: clone the module before "
+                     "qat::prepare(), and prepare both.");
 }
 
 }  // namespace

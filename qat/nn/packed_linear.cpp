@@ -9,10 +9,11 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "qat/ops/packed_linear.h"
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/spec_json.h"
+#include "qat/error.h"
 #include "qat/nn/input_quantizer.h"
+#include "qat/ops/packed_linear.h"
 
 namespace qat {
 namespace {
@@ -36,8 +37,8 @@ at::Tensor bytes_of(const std::string& text) {
 
 PackedWeights pack_weights(const QuantizedWeights& weights) {
   if (weights.weight.is_float8())
-    throw std::invalid_argument("PackedLinear must have integer weights, but those of " +
-                                weights.name + " are FP8.");
+    throw InvalidArgument("PackedLinear must have integer weights, but those of " + weights.name +
+                          " are FP8.");
   const int64_t cols = block_shape(weights.weight)[1];
   PackedWeights packed;
   packed.bits = weights.weight.bits <= 4 ? 4 : 8;
@@ -75,11 +76,10 @@ void PackedLinearImpl::set_weights(const QuantizedWeights& weights) {
   const at::NoGradGuard no_grad;
   if (weights.codes.size(0) != options.out_features() ||
       weights.codes.size(1) != options.in_features())
-    throw std::invalid_argument(weights.name + " must be [" +
-                                std::to_string(options.out_features()) + ", " +
-                                std::to_string(options.in_features()) + "], but the weights are [" +
-                                std::to_string(weights.codes.size(0)) + ", " +
-                                std::to_string(weights.codes.size(1)) + "].");
+    throw InvalidArgument(weights.name + " must be [" + std::to_string(options.out_features()) +
+                          ", " + std::to_string(options.in_features()) +
+                          "], but the weights are [" + std::to_string(weights.codes.size(0)) +
+                          ", " + std::to_string(weights.codes.size(1)) + "].");
   packed_ = pack_weights(weights);
   spec_ = weights.weight;
   input_ = weights.input;
@@ -99,7 +99,7 @@ void PackedLinearImpl::set_weights(const PackedLinearImpl& other) {
 
 QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
   if (!has_weights())
-    throw std::logic_error("PackedLinear " + name + " has no weights yet; call qat::load.");
+    throw LogicError("PackedLinear " + name + " has no weights yet; call qat::load.");
   const int64_t rows = options.out_features();
   const int64_t height = block_shape(spec_)[0] == -1 ? rows : block_shape(spec_)[0];
   // Rows of a block were given the same values.
@@ -119,8 +119,7 @@ QuantizedWeights PackedLinearImpl::weights(const std::string& name) const {
 }
 
 at::Tensor PackedLinearImpl::forward(const at::Tensor& x) {
-  if (!has_weights())
-    throw std::logic_error("A PackedLinear has no weights yet; call qat::load first.");
+  if (!has_weights()) throw LogicError("A PackedLinear has no weights yet; call qat::load first.");
   const auto add = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
   const at::Tensor input =
       input_ ? rounded_input(x, *input_, input_->bits, input_scale_, given(input_zero_point_)) : x;

@@ -5,6 +5,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/nn/layer_quantizer.h"
 
 namespace qat {
@@ -25,10 +26,10 @@ void check_tied(const std::vector<ModuleLayer>& layers, const Plan& plan) {
       if (!other.weight->is_same(*layer.weight)) continue;
       const LayerPlan* shared = planned(plan, other.name);
       if (!shared || shared->weight != own->weight)
-        throw std::invalid_argument(layer.name + " and " + other.name +
-                                    " share a weight, so that all or none of them must be "
-                                    "quantized, and alike, but the recipe has no such rule for " +
-                                    other.name + ".");
+        throw InvalidArgument(layer.name + " and " + other.name +
+                              " share a weight, so that all or none of them must be "
+                              "quantized, and alike, but the recipe has no such rule for " +
+                              other.name + ".");
     }
   }
 }
@@ -41,7 +42,7 @@ Plan plan(const torch::nn::Module& module, const Recipe& recipe) {
 
 void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& initialize) {
   if (plan.kv_cache)
-    throw std::invalid_argument(
+    throw InvalidArgument(
         "kv_cache has no attention layers to go to in a LibTorch program: take the section out of "
         "the recipe, and call qat::KvCache in your attention.");
   std::map<std::string, ModuleLayer> layers;
@@ -53,11 +54,11 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
   for (const LayerPlan& layer : plan.layers) {
     const auto found = layers.find(layer.name);
     if (found == layers.end())
-      throw std::invalid_argument(
+      throw InvalidArgument(
           "The plan names " + layer.name +
           ", which must be a Linear, Conv2d or Embedding of the module, but is not.");
     if (found->second.quantizer())
-      throw std::invalid_argument(layer.name + " must not be prepared already, but is.");
+      throw InvalidArgument(layer.name + " must not be prepared already, but is.");
     const bool keeps =
         layer.weight && layer.weight->range != Range::minmax && initialize.keeps_scales();
     prepared.emplace_back(&found->second,
@@ -72,7 +73,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
 void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method) {
   Initialize initialize;
   const std::string rule = parse_method(method, &initialize);
-  if (!rule.empty()) throw std::invalid_argument("method " + rule + ", but is " + method + ".");
+  if (!rule.empty()) throw InvalidArgument("method " + rule + ", but is " + method + ".");
   prepare(module, plan, initialize);
 }
 

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/nn/layer_quantizer.h"
 
 namespace qat {
@@ -51,8 +52,7 @@ Schedule::Schedule(torch::nn::Module& module, const Recipe& recipe, int64_t tota
       bits_(recipe.schedule, recipe.train.freeze_observers, total_steps),
       optimizer_(optimizer) {
   if (prepared_layers(module).empty())
-    throw std::invalid_argument(
-        "The module must be prepared first, with qat::prepare(module, recipe).");
+    throw InvalidArgument("The module must be prepared first, with qat::prepare(module, recipe).");
   apply(recipe.initialize.search());
 }
 
@@ -93,9 +93,9 @@ void Schedule::load(torch::serialize::InputArchive& archive) {
   archive.read("step", step);
   archive.read("total_steps", total);
   if (total.item<int64_t>() != total_steps())
-    throw std::invalid_argument("The schedule must have the length it was saved with, " +
-                                std::to_string(total.item<int64_t>()) + " steps, but has " +
-                                std::to_string(total_steps()) + ".");
+    throw InvalidArgument("The schedule must have the length it was saved with, " +
+                          std::to_string(total.item<int64_t>()) + " steps, but has " +
+                          std::to_string(total_steps()) + ".");
   step_ = step.item<int64_t>();
   apply(ScaleSearch::mse, /*derive=*/false);
 }

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/kept_memory.h"
 
 namespace qat {
@@ -23,7 +24,7 @@ const char* name_of(CachePolicy policy) {
 CachePolicy parse_cache_policy(const std::string& name) {
   for (const auto policy : {CachePolicy::none, CachePolicy::codes, CachePolicy::weights})
     if (name == name_of(policy)) return policy;
-  throw std::invalid_argument("weight_cache must be none, codes or weights, but is " + name + ".");
+  throw InvalidArgument("weight_cache must be none, codes or weights, but is " + name + ".");
 }
 
 WeightCache& WeightCache::operator=(const WeightCache& other) {

@@ -81,8 +81,7 @@ at::Tensor WeightQuantizer::rounded(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
   const at::Tensor master = weight.detach().to(at::kFloat);
   if (bits_ == kFloat) return master;
-  return quantizer()(master, parameters(), at::kFloat)
-      .values.clone();
+  return quantizer()(master, parameters(), at::kFloat).values.clone();
 }
 
 }  // namespace qat

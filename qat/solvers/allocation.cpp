@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "qat/error.h"
+
 namespace qat {
 namespace {
 
@@ -31,12 +33,11 @@ int64_t smallest(const std::vector<std::vector<WidthOption>>& layers) {
   int64_t total = 0;
   for (const auto& options : layers) {
     if (options.empty())
-      throw std::invalid_argument(
-          "Every layer must have a width to choose from, but one has none.");
+      throw InvalidArgument("Every layer must have a width to choose from, but one has none.");
     if (options.size() > kMostOptions)
-      throw std::invalid_argument("Every layer must have at most " + std::to_string(kMostOptions) +
-                                  " widths to choose from, but one has " +
-                                  std::to_string(options.size()) + ".");
+      throw InvalidArgument("Every layer must have at most " + std::to_string(kMostOptions) +
+                            " widths to choose from, but one has " +
+                            std::to_string(options.size()) + ".");
     total += smallest_of(options);
   }
   return total;
@@ -48,9 +49,9 @@ std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOpti
                                          int64_t budget, int64_t steps) {
   const int64_t least = smallest(layers);
   if (least > budget)
-    throw std::invalid_argument("The budget must be at least " + std::to_string(least) +
-                                " bits, the smallest widths together, but is " +
-                                std::to_string(budget) + ".");
+    throw InvalidArgument("The budget must be at least " + std::to_string(least) +
+                          " bits, the smallest widths together, but is " + std::to_string(budget) +
+                          ".");
   // Sizes count beyond each layer's smallest option, which then costs nothing and always fits.
   const int64_t spare = budget - least;
   const int64_t unit = common_unit(layers);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
@@ -53,10 +54,9 @@ ChannelScale awq_scale(const std::vector<Consumer>& consumers, const InputStatis
   const FullPrecision full;
   for (const Consumer& layer : consumers)
     if (layer.weight.size(1) != inputs.features())
-      throw std::invalid_argument("AWQ needs statistics of " +
-                                  std::to_string(layer.weight.size(1)) +
-                                  " features, as the weight has, but they are of " +
-                                  std::to_string(inputs.features()) + ".");
+      throw InvalidArgument("AWQ needs statistics of " + std::to_string(layer.weight.size(1)) +
+                            " features, as the weight has, but they are of " +
+                            std::to_string(inputs.features()) + ".");
   const at::Tensor hessian = inputs.hessian();
   const at::Tensor magnitude = inputs.mean_magnitude().clamp_min(1e-4);
   const at::Tensor ones = at::ones_like(magnitude);
@@ -74,7 +74,7 @@ at::Tensor smoothing_scale(const std::vector<at::Tensor>& weights, const at::Ten
                            double alpha) {
   const at::NoGradGuard no_grad;
   if (!(alpha >= 0.0 && alpha <= 1.0))
-    throw std::invalid_argument("alpha must be from 0 to 1, but is " + std::to_string(alpha) + ".");
+    throw InvalidArgument("alpha must be from 0 to 1, but is " + std::to_string(alpha) + ".");
   at::Tensor largest = at::zeros_like(max_magnitude);
   for (const at::Tensor& weight : weights)
     largest = at::maximum(largest, weight.to(at::kFloat).abs().amax(0));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/quantize.h"
@@ -20,16 +21,15 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
            const std::optional<at::Tensor>& drift, const GptqOptions& options) {
   if (weight.dim() != 2 || hessian.dim() != 2 || hessian.size(0) != weight.size(1) ||
       hessian.size(1) != weight.size(1) || (drift && drift->sizes() != hessian.sizes()))
-    throw std::invalid_argument(
+    throw InvalidArgument(
         "GPTQ needs a Hessian, and a drift where one is given, of [in, in] for a weight [out, in], "
         "but their shapes do not agree.");
   if (!all_finite(weight))
-    throw std::invalid_argument("GPTQ needs a finite weight, but it has NaN or infinite elements.");
+    throw InvalidArgument("GPTQ needs a finite weight, but it has NaN or infinite elements.");
   if (options.damping < 0.0 || options.block_size < 1)
-    throw std::invalid_argument(
-        "GPTQ needs a damping of at least 0 and a block_size of at least 1.");
+    throw InvalidArgument("GPTQ needs a damping of at least 0 and a block_size of at least 1.");
   if (options.correction != 0.0 && !drift)
-    throw std::invalid_argument("GPTQ needs a drift for a correction, but none is given.");
+    throw InvalidArgument("GPTQ needs a drift for a correction, but none is given.");
 }
 
 // (18) The weight whose output on the quantized model's inputs is nearest to that of the float
@@ -142,9 +142,8 @@ class Solver {
     const at::Tensor importance = pivots_.slice(0, from, to).square();
     Quantizer whole = quantizer_;
     whole.block[1] = -1;
-    const auto [scale, zero_point] =
-        choose_qparams(current.contiguous(), whole.text(), name_of(options_.scale_search),
-                       importance);
+    const auto [scale, zero_point] = choose_qparams(current.contiguous(), whole.text(),
+                                                    name_of(options_.scale_search), importance);
     const int64_t place = groups_.select(0, from).item<int64_t>();
     scale_.slice(1, place, place + 1).copy_(scale);
     zero_point_.slice(1, place, place + 1).copy_(zero_point);
@@ -159,10 +158,10 @@ class Solver {
   }
 
   void round_columns(int64_t from, int64_t to, const at::Tensor& offset) {
-    const auto [codes, error, residual] = quantize_with_feedback(
-        weight_.slice(1, from, to), quantizer_.text(), offset,
-        transfer_.slice(0, from, to).slice(1, from, to), expanded(scale_, from, to),
-        expanded(zero_point_, from, to));
+    const auto [codes, error, residual] =
+        quantize_with_feedback(weight_.slice(1, from, to), quantizer_.text(), offset,
+                               transfer_.slice(0, from, to).slice(1, from, to),
+                               expanded(scale_, from, to), expanded(zero_point_, from, to));
     codes_.slice(1, from, to).copy_(codes);
     error_.slice(1, from, to).copy_(error);
     residual_.slice(1, from, to).copy_(residual);
@@ -234,7 +233,7 @@ const char* name_of(ColumnOrder order) {
 ColumnOrder parse_column_order(const std::string& name) {
   for (const auto order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column})
     if (name == name_of(order)) return order;
-  throw std::invalid_argument("order must be plain, group or column, but is " + name + ".");
+  throw InvalidArgument("order must be plain, group or column, but is " + name + ".");
 }
 
 RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,

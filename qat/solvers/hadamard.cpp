@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "qat/error.h"
+
 namespace qat {
 namespace {
 
@@ -72,8 +74,8 @@ bool has_hadamard(int64_t size) { return hadamard(size).defined(); }
 
 at::Tensor random_rotation(int64_t size, uint64_t seed) {
   if (size < 1)
-    throw std::invalid_argument("A rotation must have a size of at least 1, but has " +
-                                std::to_string(size) + ".");
+    throw InvalidArgument("A rotation must have a size of at least 1, but has " +
+                          std::to_string(size) + ".");
   auto generator = at::detail::createCPUGenerator(seed);
   const at::Tensor matrix = hadamard(size);
   if (!matrix.defined())

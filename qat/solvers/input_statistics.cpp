@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "qat/error.h"
 #include "qat/solvers/full_precision.h"
 
 namespace qat {
@@ -14,9 +15,8 @@ namespace {
 
 at::Tensor as_tokens(const at::Tensor& x, int64_t features) {
   if (x.dim() == 0 || x.size(-1) != features)
-    throw std::invalid_argument("Inputs must have " + std::to_string(features) +
-                                " features, but have " +
-                                std::to_string(x.dim() == 0 ? 0 : x.size(-1)) + ".");
+    throw InvalidArgument("Inputs must have " + std::to_string(features) + " features, but have " +
+                          std::to_string(x.dim() == 0 ? 0 : x.size(-1)) + ".");
   return x.detach().reshape({-1, features}).to(at::kFloat);
 }
 
@@ -33,7 +33,7 @@ void InputStatistics::add(const at::Tensor& x, const std::optional<at::Tensor>& 
   const at::NoGradGuard no_grad;
   const FullPrecision full;
   if (original.has_value() != drift_.defined())
-    throw std::invalid_argument(
+    throw InvalidArgument(
         "The tokens of the float model must be given exactly when the drift is gathered.");
   at::Tensor tokens = as_tokens(x, features_);
   at::Tensor wanted = original ? as_tokens(*original, features_) : at::Tensor();

@@ -138,8 +138,7 @@ void Observer::observe(const at::Tensor& x) {
     state_.ends.copy_(joined(state_.ends, batch, state_.spec));
     state_.ignored.add_(ignored);
   }
-  if (!follows(state_.spec.kind))
-    state_.histogram.add(seen.masked_select(finite).to(at::kFloat));
+  if (!follows(state_.spec.kind)) state_.histogram.add(seen.masked_select(finite).to(at::kFloat));
 }
 
 bool Observer::observed() const {
@@ -180,8 +179,7 @@ void Observer::restore(const at::Tensor& low, const at::Tensor& high) {
   const std::lock_guard lock(mutex_);
   state_.found.reset(), state_.host.reset();
   state_.ends = ends;
-  if (!state_.ignored.defined())
-    state_.ignored = at::zeros({}, ends.options().dtype(at::kLong));
+  if (!state_.ignored.defined()) state_.ignored = at::zeros({}, ends.options().dtype(at::kLong));
 }
 
 void Observer::reset() {

@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <mutex>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -68,9 +67,9 @@ class Observer {
     std::tuple<at::Tensor, at::Tensor> find_qparams(const QuantSpec& spec, int bits) const;
 
     ObserverSpec spec;
-    at::Tensor ends;     // float64 [2], {-low, high}, -infinity when empty; undefined at first
-    at::Tensor ignored;  // int64 []; undefined at first
-    Histogram histogram;                // for the kinds that search a range
+    at::Tensor ends;      // float64 [2], {-low, high}, -infinity when empty; undefined at first
+    at::Tensor ignored;   // int64 []; undefined at first
+    Histogram histogram;  // for the kinds that search a range
     std::optional<Found> found;         // what was asked last, since a search takes a while
     mutable std::optional<Range> host;  // `ends`, once they were read
   };

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "qat/error.h"
 namespace qat {
 
 // How the scale of a block is chosen: as choose_qparams (ops/choose_qparams.h) has it.
@@ -19,7 +20,7 @@ constexpr const char* name_of(ScaleSearch search) {
 inline ScaleSearch parse_scale_search(const std::string& name) {
   for (const auto search : {ScaleSearch::minmax, ScaleSearch::mse})
     if (name == name_of(search)) return search;
-  throw std::invalid_argument("scale_search must be minmax or mse, but is " + name + ".");
+  throw InvalidArgument("scale_search must be minmax or mse, but is " + name + ".");
 }
 
 }  // namespace qat

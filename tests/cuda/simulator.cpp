@@ -77,8 +77,7 @@ size_t lanes_of(size_t warp) { return std::min<size_t>(block_size.x - warp * kLa
 
 template <typename Visit>
 void visit_lanes(size_t warp, const Visit& visit) {
-  for (size_t lane = 0; lane < lanes_of(warp); ++lane)
-    visit(lane, *threads[warp * kLanes + lane]);
+  for (size_t lane = 0; lane < lanes_of(warp); ++lane) visit(lane, *threads[warp * kLanes + lane]);
 }
 
 // The threads of a warp go on to where each has to wait; then those that exchange have met. Returns

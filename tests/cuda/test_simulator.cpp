@@ -1,11 +1,11 @@
-#include "tests/cuda/simulator.h"
-
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <set>
 #include <stdexcept>
 #include <vector>
+
+#include "tests/cuda/simulator.h"
 
 // What the simulator must do as a GPU does, and what it must bring to light.
 namespace {

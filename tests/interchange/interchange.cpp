@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "qat/qat.h"
 #include "qat/checkpoint/safetensors.h"
+#include "qat/qat.h"
 
 namespace {
 

@@ -180,9 +180,8 @@ TEST(FloatLevels, SaturateAndSendNanToTheLowest) {
 TEST(FloatLevels, GradientsPassUntilTheRoundedNumberLeavesTheFormat) {
   // 464 ties between 448, whose mantissa is even, and 480; 7 between 6, which is odd, and 8.
   for (const auto& [type, inside, outside] :
-       {std::tuple(3, 464.0f, 464.001f), std::tuple(0, 6.999f, 7.0f),
-        std::tuple(1, 7.749f, 7.75f), std::tuple(2, 29.99f, 30.0f),
-        std::tuple(4, 61439.0f, 61440.0f)}) {
+       {std::tuple(3, 464.0f, 464.001f), std::tuple(0, 6.999f, 7.0f), std::tuple(1, 7.749f, 7.75f),
+        std::tuple(2, 29.99f, 30.0f), std::tuple(4, 61439.0f, 61440.0f)}) {
     const FloatLevels levels = float_levels(kMinifloats[type].levels);
     for (const float sign : {1.0f, -1.0f}) {
       EXPECT_EQ(affine::straight_through(3.0f, sign * inside, 1.0f, 0.0f, levels), 3.0f) << type;

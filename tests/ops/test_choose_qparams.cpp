@@ -18,20 +18,23 @@ double squared_error(const at::Tensor& x, const at::Tensor& scale, const at::Ten
 
 TEST(ChooseQParams, IgnoresWhatIsNotFinite) {
   const at::Tensor x = at::tensor({1.0f, -7.0f, NAN, INFINITY, -INFINITY}).view({1, 5});
-  const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, "narrow", {1, -1}, at::kFloat), "minmax");
+  const auto [scale, zero_point] =
+      choose_qparams(x, text("minmax", 4, "narrow", {1, -1}, at::kFloat), "minmax");
   EXPECT_EQ(scale.item<float>(), 1.0f);
 }
 
 TEST(ChooseQParams, ABlockWithoutFiniteElementsCountsAsZeros) {
   const at::Tensor x = at::full({1, 40}, NAN);
   for (const auto* method : {"minmax", "mse"})
-    EXPECT_EQ(std::get<0>(choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), method)).item<float>(),
+    EXPECT_EQ(std::get<0>(choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), method))
+                  .item<float>(),
               1.0f);
 }
 
 TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
   const at::Tensor x = at::randn({16, 128});
-  const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), "mse");
+  const auto [scale, zero_point] =
+      choose_qparams(x, text("minmax", 4, "full", {1, -1}, at::kFloat), "mse");
   for (int64_t row = 0; row < 16; ++row) {
     const at::Tensor one = x.slice(0, row, row + 1);
     const float widest = one.abs().max().item<float>() / 7.5f;
@@ -54,7 +57,8 @@ TEST(ChooseQParams, RoundsToTheScaleDtype) {
 
 TEST(RoundQParams, RoundsZeroPointsToLevels) {
   const at::Tensor zero_point = at::tensor({0.5f, 1.5f, -9.0f, 70.0f}).view({2, 2});
-  const auto [scale, rounded] = round_qparams(at::ones({2, 2}), text("learned", 4, "asymmetric", {1, 1}, at::kFloat), zero_point);
+  const auto [scale, rounded] = round_qparams(
+      at::ones({2, 2}), text("learned", 4, "asymmetric", {1, 1}, at::kFloat), zero_point);
   EXPECT_TRUE(
       at::equal(rounded.to(at::kFloat), at::tensor({0.0f, 2.0f, -8.0f, 7.0f}).view({2, 2})));
 }

@@ -16,9 +16,11 @@ TEST(Encode, DecodesToWhatFakeQuantizeGives) {
           const at::Tensor x = at::randn({12, 97}).to(dtype);
           const auto [y, s, z] = fake_quantize(x, text("minmax", bits, grid, block, at::kBFloat16));
           const auto [codes, scale, zero] =
-              encode(x, text("minmax", bits, grid, block, at::kBFloat16), std::nullopt, std::nullopt, std::nullopt);
+              encode(x, text("minmax", bits, grid, block, at::kBFloat16), std::nullopt,
+                     std::nullopt, std::nullopt);
           EXPECT_TRUE(at::equal(scale, s) && at::equal(zero, z));
-          EXPECT_TRUE(at::equal(decode(codes, text("fixed", bits, grid, block), scale, zero, 97, dtype), y))
+          EXPECT_TRUE(
+              at::equal(decode(codes, text("fixed", bits, grid, block), scale, zero, 97, dtype), y))
               << grid << " " << bits << " " << dtype;
         }
 }
@@ -27,7 +29,8 @@ TEST(Encode, TwoCodesShareAByteInTheOrderThatTheHeaderSays) {
   // Levels -3 to 4 on a scale of 1; byte j holds elements 2 j and 2 j + 1.
   const at::Tensor x = at::arange(-3.0, 5.0).view({1, 8});
   const at::Tensor one = at::ones({1, 1});
-  const auto codes = std::get<0>(encode(x, text("fixed", 4, "full", {1, 8}, at::kFloat), one, std::nullopt, std::nullopt));
+  const auto codes = std::get<0>(
+      encode(x, text("fixed", 4, "full", {1, 8}, at::kFloat), one, std::nullopt, std::nullopt));
   for (int64_t j = 0; j < 4; ++j)
     EXPECT_EQ(codes[0][j].item<int>(), (2 * j - 3 + 8) | (2 * j - 2 + 8) << 4);
 }

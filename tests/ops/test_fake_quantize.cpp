@@ -20,7 +20,8 @@ TEST(FakeQuantize, RoundsToTheNearestLevelOfEachGroup) {
 TEST(FakeQuantize, AppliesTheZeroPoint) {
   const at::Tensor x = at::tensor({-3.0f, 20.0f}).view({1, 2});
   const at::Tensor zero_point = at::full({1, 1}, 3, at::kChar);
-  const at::Tensor y = rounded(x, text("fixed", 4, "asymmetric", {-1, -1}), scales({1.0f}, {1, 1}), zero_point);
+  const at::Tensor y =
+      rounded(x, text("fixed", 4, "asymmetric", {-1, -1}), scales({1.0f}, {1, 1}), zero_point);
   EXPECT_TRUE(at::equal(y, at::tensor({-3.0f, 4.0f}).view({1, 2})));
 }
 

@@ -61,8 +61,8 @@ TEST_P(FloatGrid, EqualsTheCastsOfAten) {
   const auto dtype = code_dtype(parse_grid("test", grid));
   if (levels.max != 448.0f && levels.max != 57344.0f) return;
   const at::Tensor x = (at::randn({100, 64}) * levels.max / 3.0).clamp(levels.min, levels.max);
-  EXPECT_TRUE(at::equal(rounded(x, fixed + "-1x-1 float32", at::ones({1, 1})),
-                        x.to(dtype).to(at::kFloat)));
+  EXPECT_TRUE(
+      at::equal(rounded(x, fixed + "-1x-1 float32", at::ones({1, 1})), x.to(dtype).to(at::kFloat)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, FloatGrid,

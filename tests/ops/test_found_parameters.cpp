@@ -19,7 +19,8 @@ TEST(FoundParameters, EqualsChoosingAndThenQuantizing) {
         const at::Tensor x = at::randn({12, 96});
         const auto [y, scale, zero_point] =
             fake_quantize(x, text("minmax", bits, grid, block, at::kBFloat16));
-        const auto [s, z] = choose_qparams(x, text("minmax", bits, grid, block, at::kBFloat16), "minmax");
+        const auto [s, z] =
+            choose_qparams(x, text("minmax", bits, grid, block, at::kBFloat16), "minmax");
         EXPECT_TRUE(at::equal(scale, s));
         EXPECT_TRUE(at::equal(zero_point, z));
         EXPECT_TRUE(at::equal(y, rounded(x, text("fixed", bits, grid, block), s, z)));
@@ -29,7 +30,8 @@ TEST(FoundParameters, EqualsChoosingAndThenQuantizing) {
 TEST(FoundParameters, NarrowBackwardIsTheIdentityAndKeepsNothing) {
   const at::Tensor x = at::randn({4, 64}).requires_grad_(true);
   const at::Tensor gradient = at::randn({4, 64});
-  std::get<0>(fake_quantize(x, text("minmax", 4, "narrow", {1, 32}, at::kBFloat16))).backward(gradient);
+  std::get<0>(fake_quantize(x, text("minmax", 4, "narrow", {1, 32}, at::kBFloat16)))
+      .backward(gradient);
   EXPECT_TRUE(at::equal(x.grad(), gradient));
 }
 
@@ -63,8 +65,9 @@ TEST(FoundParameters, GivesTheSameBitsWithAnyNumberOfThreads) {
 }
 
 TEST(FoundParameters, RefusesBadBitsAndGrids) {
-  for (const auto* quantizer : {"minmax int1 narrow 1x-1 float32", "minmax int9 narrow 1x-1 float32",
-                                "minmax int4 wide 1x-1 float32", ""})
+  for (const auto* quantizer :
+       {"minmax int1 narrow 1x-1 float32", "minmax int9 narrow 1x-1 float32",
+        "minmax int4 wide 1x-1 float32", ""})
     EXPECT_THROW(fake_quantize(at::zeros({1, 4}), quantizer), c10::ValueError) << quantizer;
 }
 

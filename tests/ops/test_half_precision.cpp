@@ -21,8 +21,11 @@ class HalfPrecision : public testing::TestWithParam<at::ScalarType> {
 TEST_P(HalfPrecision, GradientsArePassedOrNotButNeverRounded) {
   // 37 columns: pairs of elements, and one that is left over.
   const at::Tensor x = half({5, 37}, 6.0), grad = half({5, 37}), scale = at::rand({5, 1}) + 0.3;
-  const at::Tensor passed = std::get<0>(fake_quantize_backward(grad, x, text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
-  const at::Tensor expected = std::get<0>(fake_quantize_backward(grad.to(at::kFloat), x.to(at::kFloat), text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
+  const at::Tensor passed = std::get<0>(fake_quantize_backward(
+      grad, x, text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
+  const at::Tensor expected = std::get<0>(
+      fake_quantize_backward(grad.to(at::kFloat), x.to(at::kFloat),
+                             text("fixed", 4, "full", {1, -1}), scale, std::nullopt, std::nullopt));
   EXPECT_EQ(passed.scalar_type(), GetParam());
   EXPECT_TRUE(at::equal(passed.to(at::kFloat), expected));
   EXPECT_GT((expected == 0).sum().item<int64_t>(), 0);
@@ -32,7 +35,9 @@ TEST_P(HalfPrecision, LearnedParametersHaveTheGradientsOfFloat32) {
   const at::Tensor x = half({4, 300}, 6.0), grad = half({4, 300}), scale = at::rand({4, 1}) + 0.3;
   const at::Tensor zero = at::tensor({-2.0f, 0.0f, 1.0f, 3.0f}).reshape({4, 1});
   const auto run = [&](const at::Tensor& g, const at::Tensor& values) {
-    return fake_quantize_backward(g, values, text("learned", 4, "asymmetric", {1, -1}, at::kFloat, 0.5), scale, zero, std::nullopt);
+    return fake_quantize_backward(g, values,
+                                  text("learned", 4, "asymmetric", {1, -1}, at::kFloat, 0.5), scale,
+                                  zero, std::nullopt);
   };
   const auto [x_half, scale_half, zero_half] = run(grad, x);
   const auto [x_float, scale_float, zero_float] = run(grad.to(at::kFloat), x.to(at::kFloat));
@@ -66,8 +71,8 @@ TEST_P(HalfPrecision, ElementsThatAreNotFiniteSpoilTheirBlockAlone) {
   EXPECT_TRUE(at::equal(y.isnan(), at::isfinite(x).logical_not()));
   EXPECT_TRUE(at::isfinite(scale).all().item<bool>());
   for (const int64_t bits : {4, 6}) {
-    const auto [codes, kept, point] =
-        encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt);
+    const auto [codes, kept, point] = encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat),
+                                             std::nullopt, std::nullopt, std::nullopt);
     EXPECT_TRUE(kept[1][1].isnan().item<bool>() && kept[2][0].isnan().item<bool>());
     EXPECT_EQ(kept.isnan().sum().item<int64_t>(), 2);
   }

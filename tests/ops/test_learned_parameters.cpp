@@ -14,7 +14,9 @@ TEST(LearnedParameters, HandComputedGradients) {
   const at::Tensor x = at::tensor({0.3f, 10.0f, -10.0f}).view({1, 3}).requires_grad_(true);
   const at::Tensor scale = at::full({1, 1}, 0.5f).requires_grad_(true);
   const at::Tensor zero_point = at::zeros({1, 1}).requires_grad_(true);
-  rounded(x, text("learned", 4, "asymmetric", {-1, -1}, at::kFloat, 1.0), scale, zero_point).sum().backward();
+  rounded(x, text("learned", 4, "asymmetric", {-1, -1}, at::kFloat, 1.0), scale, zero_point)
+      .sum()
+      .backward();
   EXPECT_TRUE(at::equal(x.grad(), at::tensor({1.0f, 0.0f, 0.0f}).view({1, 3})));
   EXPECT_NEAR(scale.grad().item<float>(), (1.0f - 0.6f) + 7.0f - 8.0f, 1e-6);
   EXPECT_EQ(zero_point.grad().item<float>(), -1.0f);
@@ -36,10 +38,11 @@ TEST(LearnedParameters, TheGradientScaleMultiplies) {
 TEST(LearnedParameters, UsesTheParametersAsTheyAreStored) {
   const at::Tensor x = at::randn({4, 64}), scale = at::rand({4, 2}) + 0.05,
                    zero_point = at::randn({4, 2}) * 3;
-  const auto [s, z] = round_qparams(scale, text("learned", 4, "asymmetric", {1, 1}, at::kBFloat16), zero_point);
-  EXPECT_TRUE(
-      at::equal(rounded(x, text("learned", 4, "asymmetric", {1, 32}, at::kBFloat16, 1.0), scale, zero_point),
-                rounded(x, text("fixed", 4, "asymmetric", {1, 32}), s, z)));
+  const auto [s, z] =
+      round_qparams(scale, text("learned", 4, "asymmetric", {1, 1}, at::kBFloat16), zero_point);
+  EXPECT_TRUE(at::equal(
+      rounded(x, text("learned", 4, "asymmetric", {1, 32}, at::kBFloat16, 1.0), scale, zero_point),
+      rounded(x, text("fixed", 4, "asymmetric", {1, 32}), s, z)));
 }
 
 TEST(LearnedParameters, SumsInTheSameOrderWithAnyNumberOfThreads) {

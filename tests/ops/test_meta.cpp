@@ -48,7 +48,8 @@ class Meta : public testing::TestWithParam<at::ScalarType> {
 
 TEST_P(Meta, Parameters) {
   expect_alike({x}, [](const Tensors& t) {
-    return list_of(choose_qparams(t[0], text("minmax", 4, "asymmetric", {1, 32}, at::kHalf), "mse"));
+    return list_of(
+        choose_qparams(t[0], text("minmax", 4, "asymmetric", {1, 32}, at::kHalf), "mse"));
   });
   expect_alike({scale}, [](const Tensors& t) {
     return list_of(round_qparams(t[0], text("learned", 4, "full", {1, 1}, at::kHalf)));
@@ -60,11 +61,13 @@ TEST_P(Meta, FakeQuantization) {
     return Tensors{rounded(t[0], text("fixed", 4, "asymmetric", {1, 32}), t[1], t[2])};
   });
   expect_alike({grad, x, scale, zero}, [](const Tensors& t) {
-    return Tensors{std::get<0>(fake_quantize_backward(t[0], t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2], t[3], std::nullopt))};
+    return Tensors{std::get<0>(fake_quantize_backward(
+        t[0], t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2], t[3], std::nullopt))};
   });
   expect_alike({grad, x, scale, zero}, [](const Tensors& t) {
     at::Tensor in_place = t[0].clone();
-    fake_quantize_backward_inplace(in_place, t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2], t[3], std::nullopt);
+    fake_quantize_backward_inplace(in_place, t[1], text("fixed", 4, "asymmetric", {1, 32}), t[2],
+                                   t[3], std::nullopt);
     return Tensors{in_place};
   });
   expect_alike({x}, [](const Tensors& t) {
@@ -74,15 +77,18 @@ TEST_P(Meta, FakeQuantization) {
 
 TEST_P(Meta, LearnedFakeQuantization) {
   expect_alike({x, scale}, [](const Tensors& t) {
-    return Tensors{
-        rounded(t[0], text("learned", 4, "full", {1, 32}, at::kFloat, 0.5), t[1])};
+    return Tensors{rounded(t[0], text("learned", 4, "full", {1, 32}, at::kFloat, 0.5), t[1])};
   });
   for (const bool asymmetric : {false, true})
     expect_alike({grad, x, scale, zero.to(at::kFloat)}, [asymmetric](const Tensors& t) {
       const std::optional<at::Tensor> zero_point = asymmetric ? std::optional(t[3]) : std::nullopt;
       at::Tensor in_place = t[0].clone();
-      Tensors all = list_of(fake_quantize_backward(t[0], t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2], zero_point, std::nullopt));
-      for (const at::Tensor& more : list_of(fake_quantize_backward_inplace(in_place, t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2], zero_point, std::nullopt)))
+      Tensors all = list_of(fake_quantize_backward(
+          t[0], t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2], zero_point,
+          std::nullopt));
+      for (const at::Tensor& more : list_of(fake_quantize_backward_inplace(
+               in_place, t[1], text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), t[2],
+               zero_point, std::nullopt)))
         all.push_back(more);
       return all;
     });
@@ -104,15 +110,18 @@ TEST_P(Meta, Codes) {
 TEST_P(Meta, CodesThatLayersKeep) {
   for (const int64_t bits : {4, 8}) {
     expect_alike({x, scale, zero}, [bits](const Tensors& t) {
-      return list_of(encode(t[0], text("fixed", bits, "full", {1, 32}, at::kFloat), t[1], t[2], std::nullopt));
+      return list_of(
+          encode(t[0], text("fixed", bits, "full", {1, 32}, at::kFloat), t[1], t[2], std::nullopt));
     });
     expect_alike({x}, [bits](const Tensors& t) {
-      return list_of(encode(t[0], text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt));
+      return list_of(encode(t[0], text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt,
+                            std::nullopt, std::nullopt));
     });
-    const auto [codes, found, point] =
-        encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat), std::nullopt, std::nullopt, std::nullopt);
+    const auto [codes, found, point] = encode(x, text("minmax", bits, "full", {1, 32}, at::kFloat),
+                                              std::nullopt, std::nullopt, std::nullopt);
     expect_alike({codes, found, point}, [bits](const Tensors& t) {
-      return Tensors{decode(t[0], text("fixed", bits, "full", {1, 32}), t[1], t[2], 64, GetParam())};
+      return Tensors{
+          decode(t[0], text("fixed", bits, "full", {1, 32}), t[1], t[2], 64, GetParam())};
     });
   }
 }
@@ -141,7 +150,8 @@ TEST(MetaFeedback, GptqColumns) {
   const at::Tensor transfer = at::eye(8), scale = at::ones({4, 8}),
                    zero = at::zeros({4, 8}, at::kChar);
   expect_alike({weight, offset, transfer, scale, zero}, [](const Tensors& t) {
-    return list_of(quantize_with_feedback(t[0], "fixed int4 full 1x-1 float32", t[1], t[2], t[3], t[4]));
+    return list_of(
+        quantize_with_feedback(t[0], "fixed int4 full 1x-1 float32", t[1], t[2], t[3], t[4]));
   });
 }
 

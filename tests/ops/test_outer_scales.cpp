@@ -34,7 +34,8 @@ TEST(OuterScales, Nvfp4IsThatOfItsDefinition) {
 TEST(OuterScales, AGivenOuterScaleIsUsed) {
   const at::Tensor x = at::randn({4, 64}), outer = at::full({1, 1}, 0.01f);
   const at::Tensor scale = std::get<0>(choose_qparams(x, kNvfp4, "minmax", std::nullopt, outer));
-  EXPECT_TRUE(at::equal(scale, cast_e4m3((x.view({4, 4, 16}).abs().amax(2) / 6.0f) / outer) * outer));
+  EXPECT_TRUE(
+      at::equal(scale, cast_e4m3((x.view({4, 4, 16}).abs().amax(2) / 6.0f) / outer) * outer));
   EXPECT_TRUE(at::equal(std::get<1>(fake_quantize(x, kNvfp4, {}, {}, outer)), scale));
 }
 
@@ -102,8 +103,9 @@ TEST(OuterScales, LearnedOffsetsReceiveTheGradientOfWhatIsClipped) {
 }
 
 TEST(OuterScales, SidesThatBlocksDoNotFillAreRefused) {
-  EXPECT_THROW(choose_qparams(at::randn({2, 64}), "minmax int4 full 1x48 int6*float16@1x256", "minmax"),
-               c10::ValueError);
+  EXPECT_THROW(
+      choose_qparams(at::randn({2, 64}), "minmax int4 full 1x48 int6*float16@1x256", "minmax"),
+      c10::ValueError);
 }
 
 }  // namespace

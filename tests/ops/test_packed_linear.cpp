@@ -171,10 +171,8 @@ TEST(Panels, ArePackedWhereTheirCodesAre) {
     const Weight weight(c);
     const at::Tensor panels = pack_panels(weight.codes.to(other_device()), c.bits, c.group);
     EXPECT_TRUE(at::equal(panels.cpu(), weight.panels));
-    EXPECT_TRUE(
-        at::equal(unpack_panels(panels, c.bits, c.group, c.out, c.in).cpu(), weight.codes));
-    EXPECT_TRUE(
-        at::equal(pack_panel_values(weight.scale.to(other_device())).cpu(), weight.scales));
+    EXPECT_TRUE(at::equal(unpack_panels(panels, c.bits, c.group, c.out, c.in).cpu(), weight.codes));
+    EXPECT_TRUE(at::equal(pack_panel_values(weight.scale.to(other_device())).cpu(), weight.scales));
   }
 }
 

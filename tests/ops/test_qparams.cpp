@@ -129,8 +129,7 @@ TEST(QParams, ZeroPointsAreCountedInSteps) {
   EXPECT_EQ(half.scale, 0.5f);
   EXPECT_EQ(half.zero_point, -3.0f);
   // -128 + 100.49 is rounded down, and would not be a thousandth further on.
-  EXPECT_EQ(qparams(-100.49f, 154.51f, Grid::asymmetric, 8, float32).zero_point,
-            -28.0f);
+  EXPECT_EQ(qparams(-100.49f, 154.51f, Grid::asymmetric, 8, float32).zero_point, -28.0f);
 }
 
 TEST(QParams, NothingIsClippedWhereTheExtremeLandsOnAnEnd) {
@@ -160,10 +159,14 @@ TEST(QParams, PowersOfTwoByTheRulesOfMx) {
   const struct {
     float absmax;
     float floor, even, ceil;
-  } cases[] = {{4.0f, 1.0f, 1.0f, 1.0f},     {6.0f, 1.0f, 1.0f, 1.0f},
-               {6.01f, 1.0f, 1.0f, 2.0f},    {6.99f, 1.0f, 1.0f, 2.0f},
-               {7.0f, 1.0f, 2.0f, 2.0f},     {8.0f, 2.0f, 2.0f, 2.0f},
-               {3.0f, 0.5f, 0.5f, 0.5f},     {3.01f, 0.5f, 0.5f, 1.0f},
+  } cases[] = {{4.0f, 1.0f, 1.0f, 1.0f},
+               {6.0f, 1.0f, 1.0f, 1.0f},
+               {6.01f, 1.0f, 1.0f, 2.0f},
+               {6.99f, 1.0f, 1.0f, 2.0f},
+               {7.0f, 1.0f, 2.0f, 2.0f},
+               {8.0f, 2.0f, 2.0f, 2.0f},
+               {3.0f, 0.5f, 0.5f, 0.5f},
+               {3.01f, 0.5f, 0.5f, 1.0f},
                {1e-40f, 0x1p-116f, 0x1p-116f, 0x1p-116f}};
   for (const auto& one : cases) {
     EXPECT_EQ(qparams(-one.absmax, 0.0f, Grid::e2m1, 4, e8m0_floor).scale, one.floor) << one.absmax;

@@ -51,7 +51,8 @@ TEST(QuantLinearOp, LearnedParametersReceiveTheirGradients) {
   const at::Tensor weight = at::randn({16, 64}).requires_grad_(true);
   const at::Tensor scale = at::full({16, 2}, 0.2f).requires_grad_(true);
   const at::Tensor zero = at::full({16, 2}, 0.4f).requires_grad_(true);
-  at::linear(x, rounded(weight, text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), scale, zero))
+  at::linear(
+      x, rounded(weight, text("learned", 4, "asymmetric", {1, 32}, at::kFloat, 0.5), scale, zero))
       .sum()
       .backward();
   const at::Tensor wanted = scale.grad().clone(), wanted_zero = zero.grad().clone();
@@ -83,9 +84,10 @@ TEST(QuantLinearOp, TheRoundedWeightIsGoneWhenTheForwardReturns) {
 TEST(QuantLinearOp, KeptTensorsOfAnotherFormAreRefused) {
   const at::Tensor x = at::randn({2, 64}), weight = at::randn({16, 64});
   const auto codes = Quantizer::parse(kWeight).encoded(weight, {});
-  for (const std::vector<at::Tensor>& kept :
-       {std::vector<at::Tensor>{codes[0]}, {codes[0], codes[1]}, {weight, codes[1]},
-        {weight.slice(0, 0, 3)}})
+  for (const std::vector<at::Tensor>& kept : {std::vector<at::Tensor>{codes[0]},
+                                              {codes[0], codes[1]},
+                                              {weight, codes[1]},
+                                              {weight.slice(0, 0, 3)}})
     EXPECT_THROW(apply(x, weight, at::Tensor(), kept), c10::ValueError);
 }
 

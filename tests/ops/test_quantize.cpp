@@ -13,11 +13,14 @@ TEST(Quantize, DequantizingTheCodesIsFakeQuantizing) {
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16})
     for (const auto* grid : {"narrow", "full", "signed", "asymmetric"}) {
       const at::Tensor x = at::randn({32, 96}).to(dtype);
-      const auto [scale, zero_point] = choose_qparams(x, text("minmax", 4, grid, {1, 32}, at::kBFloat16), "minmax");
-      const at::Tensor codes = quantize(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point);
+      const auto [scale, zero_point] =
+          choose_qparams(x, text("minmax", 4, grid, {1, 32}, at::kBFloat16), "minmax");
+      const at::Tensor codes =
+          quantize(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point);
       EXPECT_EQ(codes.scalar_type(), at::kChar);
-      EXPECT_TRUE(at::equal(dequantize(codes, scale, zero_point, {1, 32}, dtype),
-                            rounded(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point)));
+      EXPECT_TRUE(
+          at::equal(dequantize(codes, scale, zero_point, {1, 32}, dtype),
+                    rounded(x, text("fixed", 4, "asymmetric", {1, 32}), scale, zero_point)));
     }
 }
 

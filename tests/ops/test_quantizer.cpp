@@ -42,15 +42,25 @@ TEST(Quantizer, TextsAreTheSameInEveryLocale) {
 }
 
 TEST(Quantizer, OtherTextsAreRefused) {
-  for (const auto* text : {"int4", "minmax int4 narrow 1x32", "max int4 narrow 1x32 float32",
-                           "minmax int1 narrow 1x32 float32", "minmax int4 wide 1x32 float32",
-                           "minmax int4 narrow 32 float32", "minmax int4 narrow 0x1 float32",
-                           "minmax int4 narrow 1x32 float64", "minmax int4abc narrow 1x32 float32",
-                           "minmax int4 narrow 1x32x9 float32", "minmax int4 narrow 1x32 float32 1",
-                           "learned int4 narrow 1x32 float32 1 2", "minmax int4 narrow 1x32 float32 ",
-                           " minmax int4 narrow 1x32 float32", "minmax int8 fp8_e4m3 1x-1 float32",
-                           "minmax fp4_e2m1 1x16 e4m3*float32", "minmax fp4_e2m1 1x16 e4m3*int8@1x1",
-                           "minmax int8 offset 1x32 float16", "minmax int4 full 1x32 e8m0_floor",
+  for (const auto* text : {"int4",
+                           "minmax int4 narrow 1x32",
+                           "max int4 narrow 1x32 float32",
+                           "minmax int1 narrow 1x32 float32",
+                           "minmax int4 wide 1x32 float32",
+                           "minmax int4 narrow 32 float32",
+                           "minmax int4 narrow 0x1 float32",
+                           "minmax int4 narrow 1x32 float64",
+                           "minmax int4abc narrow 1x32 float32",
+                           "minmax int4 narrow 1x32x9 float32",
+                           "minmax int4 narrow 1x32 float32 1",
+                           "learned int4 narrow 1x32 float32 1 2",
+                           "minmax int4 narrow 1x32 float32 ",
+                           " minmax int4 narrow 1x32 float32",
+                           "minmax int8 fp8_e4m3 1x-1 float32",
+                           "minmax fp4_e2m1 1x16 e4m3*float32",
+                           "minmax fp4_e2m1 1x16 e4m3*int8@1x1",
+                           "minmax int8 offset 1x32 float16",
+                           "minmax int4 full 1x32 e8m0_floor",
                            "learned int4 narrow 1x32 float32 0,5"})
     EXPECT_THROW(Quantizer::parse(text), c10::ValueError) << text;
 }

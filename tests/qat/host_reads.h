@@ -28,9 +28,9 @@ class HostReads {
     return count;
   }
   static std::unique_ptr<at::ObserverContext> hear(const at::RecordFunction& call) {
-    static const std::set<std::string> kReads{"aten::item",       "aten::_local_scalar_dense",
-                                              "aten::is_nonzero", "aten::equal",
-                                              "aten::allclose",   "aten::nonzero",
+    static const std::set<std::string> kReads{"aten::item",         "aten::_local_scalar_dense",
+                                              "aten::is_nonzero",   "aten::equal",
+                                              "aten::allclose",     "aten::nonzero",
                                               "aten::masked_select"};
     if (kReads.count(call.name()) > 0) ++count_of_thread();
     return nullptr;

@@ -72,8 +72,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (!tensor.defined() || (tensor.is_cpu() && tensor.dim() == 0)) return;  // a number
     (tensor.is_cpu() ? here : there) = true;
   };
-  for (const c10::IValue& argument :
-       torch::jit::last(*stack, op.schema().arguments().size())) {
+  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (argument.isTensor()) see(argument.toTensor());
     if (argument.isTensorList())
       for (const at::Tensor& tensor : argument.toTensorVector()) see(tensor);

@@ -3,9 +3,9 @@
 
 #include <stdexcept>
 
+#include "qat/artifact.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
-#include "qat/artifact.h"
 
 namespace qat {
 namespace {

@@ -84,8 +84,8 @@ void train_in_float(Model& model, const torch::Tensor& text) {
 // The distance to what the float model says of the next character, KL(teacher || model).
 void fine_tune(Model& model, Model& teacher, const torch::Tensor& text, const qat::Recipe& recipe) {
   const auto options = torch::optim::AdamWOptions(5e-4).weight_decay(0.0);
-  torch::optim::AdamW optimizer(
-      qat::parameter_groups(model, options, /*scale_learning_rate=*/1e-4), options);
+  torch::optim::AdamW optimizer(qat::parameter_groups(model, options, /*scale_learning_rate=*/1e-4),
+                                options);
   qat::Schedule schedule(model, recipe, recipe.train.steps, &optimizer);
   for (int64_t step = 0; step < recipe.train.steps; ++step) {
     const torch::Tensor batch = inputs(pieces(text, 16));

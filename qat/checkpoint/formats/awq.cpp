@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "qat/error.h"
 #include "qat/ops/pack.h"
 
 namespace qat {
@@ -51,10 +52,10 @@ Documents awq_documents(const CheckpointPlan& plan) {
   const int64_t group_size = group_size_of(*first.weight);
   for (const LayerPlan& layer : plan.layers)
     if (group_size_of(*layer.weight) != group_size)
-      throw std::invalid_argument("awq must have one group size for the whole model, but " +
-                                  first.name + " has " + describe(*first.weight) + " and " +
-                                  layer.name + " " + describe(*layer.weight) +
-                                  "; compressed-tensors and gptq_v2 can mix them.");
+      throw InvalidArgument("awq must have one group size for the whole model, but " + first.name +
+                            " has " + describe(*first.weight) + " and " + layer.name + " " +
+                            describe(*layer.weight) +
+                            "; compressed-tensors and gptq_v2 can mix them.");
   const json config = {{"quant_method", "awq"},    {"bits", 4},
                        {"group_size", group_size}, {"zero_point", true},
                        {"version", "gemm"},        {"modules_to_not_convert", plan.ignore}};

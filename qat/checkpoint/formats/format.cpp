@@ -13,6 +13,7 @@
 #include "qat/checkpoint/formats/modelopt.h"
 #include "qat/checkpoint/formats/onnx.h"
 #include "qat/checkpoint/formats/plain.h"
+#include "qat/error.h"
 
 namespace qat {
 namespace {
@@ -55,8 +56,8 @@ std::vector<std::string> fused_with(const std::string& name) {
   std::vector<std::string> others;
   for (const Format& other : formats())
     if (refusal(other, layer).empty()) others.push_back(other.name);
-  throw std::invalid_argument(std::string(format.name) + " cannot hold " + layer.name +
-                              ", because " + why + "; " + join(others, " and ") + " can.");
+  throw InvalidArgument(std::string(format.name) + " cannot hold " + layer.name + ", because " +
+                        why + "; " + join(others, " and ") + " can.");
 }
 
 }  // namespace
@@ -143,17 +144,17 @@ std::vector<std::string> format_names() {
 const Format& find_format(const std::string& name) {
   for (const Format& format : formats())
     if (name == format.name) return format;
-  throw std::invalid_argument("format must be " + join(format_names(), " or ") + ", but is " +
-                              name + ".");
+  throw InvalidArgument("format must be " + join(format_names(), " or ") + ", but is " + name +
+                        ".");
 }
 
 void check_format(const Format& format, const CheckpointPlan& plan) {
   if (plan.layers.empty())
-    throw std::invalid_argument(std::string(format.name) +
-                                " needs at least one quantized layer, but there is none.");
+    throw InvalidArgument(std::string(format.name) +
+                          " needs at least one quantized layer, but there is none.");
   for (const LayerPlan& layer : plan.layers) {
     if (!layer.weight)
-      throw std::invalid_argument(
+      throw InvalidArgument(
           "To be written, every planned layer must have a quantized weight, but " + layer.name +
           " has not.");
     const std::string why = refusal(format, layer);
@@ -161,7 +162,7 @@ void check_format(const Format& format, const CheckpointPlan& plan) {
   }
   if (!format.engines_fuse) return;
   const std::vector<std::string> problems = fusion_problems(plan);
-  if (!problems.empty()) throw std::invalid_argument(problems.front());
+  if (!problems.empty()) throw InvalidArgument(problems.front());
 }
 
 LayerPlan plan_of(const QuantizedWeights& layer) {

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "qat/artifact.h"
+#include "qat/checkpoint/safetensors.h"
 #include "qat/nn/kv_cache.h"
 #include "qat/recipe/plan.h"
-#include "qat/checkpoint/safetensors.h"
 
 namespace qat {
 

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "qat/error.h"
+
 namespace qat {
 namespace {
 
@@ -27,11 +29,11 @@ at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
   const at::Tensor stored = exact.to(at::kHalf);
   const int64_t bad = stored.to(at::kFloat).ne(exact).sum().item<int64_t>();
   if (bad != 0)
-    throw std::invalid_argument("gguf cannot hold " + layer.name +
-                                ", because Q4_1 stores the least level of a block as a "
-                                "float16, which " +
-                                std::to_string(bad) + " of " + std::to_string(exact.numel()) +
-                                " are not; train with scale_dtype: float16, which makes them so.");
+    throw InvalidArgument("gguf cannot hold " + layer.name +
+                          ", because Q4_1 stores the least level of a block as a "
+                          "float16, which " +
+                          std::to_string(bad) + " of " + std::to_string(exact.numel()) +
+                          " are not; train with scale_dtype: float16, which makes them so.");
   return stored;
 }
 

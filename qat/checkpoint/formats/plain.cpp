@@ -4,8 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/spec_json.h"
+#include "qat/ops/pack.h"
 
 namespace qat {
 

@@ -226,8 +226,9 @@ TEST_F(CheckpointTest, ReadsShardsByTheirIndex) {
   EXPECT_EQ(width_in(folder_), 4);
   fs::remove(folder_ + "/model-00001.safetensors");
   EXPECT_EQ(message_of([&] { load_checkpoint(folder_); }),
-            folder_ + "/model.safetensors.index.json must name the files of the folder, but "
-                      "net.a.codes is not in model-00001.safetensors.");
+            folder_ +
+                "/model.safetensors.index.json must name the files of the folder, but "
+                "net.a.codes is not in model-00001.safetensors.");
 }
 
 TEST_F(CheckpointTest, WritingOverShardsLeavesNoneOfThem) {
@@ -248,10 +249,12 @@ TEST_F(CheckpointTest, TwoFilesWithOneTensorAreRefused) {
     for (const char* file : {"/model.safetensors", "/config.json"})
       fs::rename(folder_ + "-new" + file, folder_ + file);
     EXPECT_EQ(message_of([&] { load_checkpoint(folder_); }),
-              index ? folder_ + "/model.safetensors.index.json must name the files of the folder, "
-                                "but net.a.codes is in model.safetensors, too."
-                    : folder_ + ": net.a.codes must be in one file, but is in "
-                                "model-00001.safetensors and in model.safetensors.");
+              index ? folder_ +
+                          "/model.safetensors.index.json must name the files of the folder, "
+                          "but net.a.codes is in model.safetensors, too."
+                    : folder_ +
+                          ": net.a.codes must be in one file, but is in "
+                          "model-00001.safetensors and in model.safetensors.");
     fs::remove_all(folder_);
   }
 }

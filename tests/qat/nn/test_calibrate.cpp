@@ -145,8 +145,8 @@ TEST(Calibrate, LeavesEachModuleInItsOwnMode) {
   expect_modes();
   EXPECT_THROW(
       calibrate(
-          prepared.net, prepared.batches,
-          [](const at::Tensor&) { throw std::runtime_error("no"); }, prepared.recipe.initialize),
+          prepared.net, prepared.batches, [](const at::Tensor&) { throw std::runtime_error("no"); },
+          prepared.recipe.initialize),
       std::runtime_error);
   expect_modes();
 }
@@ -202,10 +202,10 @@ std::list<Batch> encoder_batches() {
 TEST(Calibrate, BatchesMayBeOfAnyKind) {
   const std::string quantized =
       "weight: {dtype: int3, scale: mse}, input: {dtype: int8, granularity: tensor}}";
-  const Recipe recipe = parse_recipe("version: 1\nlayers: [{match: up, " + quantized +
-                                         ", {match: down, " + quantized +
-                                         "]\ninitialize: {method: gptq}",
-                                     "r");
+  const Recipe recipe =
+      parse_recipe("version: 1\nlayers: [{match: up, " + quantized + ", {match: down, " +
+                       quantized + "]\ninitialize: {method: gptq}",
+                   "r");
   const std::list<Batch> batches = encoder_batches();
   const auto calibrated = [&](const auto& by) {
     at::manual_seed(1);
@@ -231,9 +231,8 @@ TEST(Calibrate, BatchesMayBeOfAnyKind) {
   const at::Tensor by_pass = calibrated([&](Encoder& net) {
     std::vector<Pass> passes;
     for (const auto& [tokens, mask, order] : batches)
-      passes.push_back([&, tokens = tokens, mask = mask, order = order] {
-        net.forward(tokens, mask, order);
-      });
+      passes.push_back(
+          [&, tokens = tokens, mask = mask, order = order] { net.forward(tokens, mask, order); });
     return calibrate(net, passes, recipe.initialize);
   });
   EXPECT_TRUE(at::equal(by_parts, by_tuple));

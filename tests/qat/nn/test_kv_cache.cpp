@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include "qat/ops/kv_cache.h"
 #include "qat/nn/kv_cache.h"
+#include "qat/ops/kv_cache.h"
 #include "qat/recipe/recipe.h"
 #include "tests/qat/other_device.h"
 
@@ -109,10 +109,9 @@ TEST(KvCache, AMaskIsKept) {
 TEST(KvCache, RunsWhereKeysAndValuesAre) {
   const at::Tensor query = at::randn({1, 2, 8, 16}), key = at::randn({1, 2, 8, 16}),
                    value = at::randn({1, 2, 8, 16});
-  for (const char* section :
-       {"{dtype: fp8_e4m3, keys: head, values: tensor}",
-        "{dtype: int8, symmetric: true, keys: head}",
-        "{dtype: int4, group_size: 4, recent: 2, first: 1}"}) {
+  for (const char* section : {"{dtype: fp8_e4m3, keys: head, values: tensor}",
+                              "{dtype: int8, symmetric: true, keys: head}",
+                              "{dtype: int4, group_size: 4, recent: 2, first: 1}"}) {
     KvCache here(spec_of(section), 2, 16), there = here;
     here.observe(key, value);
     there.observe(key.to(other_device()), value.to(other_device()));
@@ -121,9 +120,8 @@ TEST(KvCache, RunsWhereKeysAndValuesAre) {
     const auto [expected_key, expected_value] = here.fake_quantize(key, value);
     EXPECT_TRUE(at::equal(found_key.cpu(), expected_key)) << section;
     EXPECT_TRUE(at::equal(found_value.cpu(), expected_value)) << section;
-    const at::Tensor found =
-        there.attend(query.to(other_device()), key.to(other_device()), value.to(other_device()),
-                     std::nullopt, 0.3);
+    const at::Tensor found = there.attend(query.to(other_device()), key.to(other_device()),
+                                          value.to(other_device()), std::nullopt, 0.3);
     EXPECT_TRUE(at::allclose(found.cpu(), here.attend(query, key, value, std::nullopt, 0.3)))
         << section;
   }

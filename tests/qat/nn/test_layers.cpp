@@ -10,9 +10,9 @@
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
+#include "tests/ops/quantizer_text.h"
 #include "tests/qat/message_of.h"
 #include "tests/qat/recipe_of.h"
-#include "tests/ops/quantizer_text.h"
 
 namespace qat {
 namespace {

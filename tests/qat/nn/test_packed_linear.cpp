@@ -122,9 +122,9 @@ TEST(PackedLinear, RunsOnACpuAloneAndSaysSo) {
   nn::Sequential net(QuantLinear(48, 24));
   PackedLinear packed(weights_of(net, kSpecs[0]), at::Tensor());
   packed->to(other_device());
-  EXPECT_EQ(message_of([&] { packed->forward(at::randn({2, 48}).to(other_device())); })
-                .substr(0, 87),
-            "[packed_linear] everything must be on a CPU, where packed products run, but is on hpu:0");
+  EXPECT_EQ(
+      message_of([&] { packed->forward(at::randn({2, 48}).to(other_device())); }).substr(0, 87),
+      "[packed_linear] everything must be on a CPU, where packed products run, but is on hpu:0");
 }
 
 TEST(PackedLinear, RefusesAnInputThatWantsAGradient) {

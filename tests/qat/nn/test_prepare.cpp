@@ -10,9 +10,9 @@
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
+#include "qat/ops/fake_quantize.h"
 #include "tests/qat/message_of.h"
 #include "tests/qat/recipe_of.h"
-#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {
@@ -118,8 +118,8 @@ TEST(Prepare, GradientsAreThoseOfTheOperators) {
       rounded = std::get<0>(
           fake_quantize(master, quantizer->weight()->quantizer().text(), scale, zero_point));
     } else {
-      rounded = std::get<0>(
-          fake_quantize(master, quantizer_of(spec, 3, Quantizer::Mode::minmax).text()));
+      rounded =
+          std::get<0>(fake_quantize(master, quantizer_of(spec, 3, Quantizer::Mode::minmax).text()));
     }
     const at::Tensor x = at::randn({5, 16}), bias = parameters["0.bias"].detach();
     at::addmm(bias, x, rounded.t()).square().sum().backward();

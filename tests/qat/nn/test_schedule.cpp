@@ -77,18 +77,15 @@ constexpr double kRate = 1e-4;
 
 std::map<std::string, Maker> makers() {
   using namespace torch::optim;
-  return {{"Adam",
-           [](auto of) {
-             return Optimizer(new Adam(of, AdamOptions(kRate).amsgrad(true)));
-           }},
-          {"AdamW", [](auto of) { return Optimizer(new AdamW(of, AdamWOptions(kRate))); }},
-          {"Adagrad", [](auto of) { return Optimizer(new Adagrad(of, AdagradOptions(kRate))); }},
-          {"RMSprop",
-           [](auto of) {
-             return Optimizer(
-                 new RMSprop(of, RMSpropOptions(kRate).momentum(0.9).centered(true)));
-           }},
-          {"SGD", [](auto of) { return Optimizer(new SGD(of, SGDOptions(kRate).momentum(0.9))); }}};
+  return {
+      {"Adam", [](auto of) { return Optimizer(new Adam(of, AdamOptions(kRate).amsgrad(true))); }},
+      {"AdamW", [](auto of) { return Optimizer(new AdamW(of, AdamWOptions(kRate))); }},
+      {"Adagrad", [](auto of) { return Optimizer(new Adagrad(of, AdagradOptions(kRate))); }},
+      {"RMSprop",
+       [](auto of) {
+         return Optimizer(new RMSprop(of, RMSpropOptions(kRate).momentum(0.9).centered(true)));
+       }},
+      {"SGD", [](auto of) { return Optimizer(new SGD(of, SGDOptions(kRate).momentum(0.9))); }}};
 }
 
 TEST(Schedule, AfterADropAScaleMovesAsWithANewOptimizer) {
@@ -107,8 +104,7 @@ TEST(Schedule, AfterADropAScaleMovesAsWithANewOptimizer) {
       scale.mutable_grad() = at::full_like(scale, -1.0);
       const Optimizer optimizer = make({scale});
       Schedule schedule(*net, recipe, 400, optimizer.get());
-      do
-        optimizer->step();
+      do optimizer->step();
       while (!schedule.step());
       EXPECT_EQ(schedule.current_step(), 200);
 
@@ -127,9 +123,9 @@ TEST(Schedule, AfterADropAScaleMovesAsWithANewOptimizer) {
 }
 
 TEST(Schedule, NothingOfAStepWaitsForTheDevice) {
-  const Recipe recipe =
-      ladder("{match: \"*\", weight: {dtype: int4, scale: learned}, input: {dtype: int8, "
-             "granularity: tensor}}");
+  const Recipe recipe = ladder(
+      "{match: \"*\", weight: {dtype: int4, scale: learned}, input: {dtype: int8, "
+      "granularity: tensor}}");
   nn::Sequential net(QuantLinear(16, 8), QuantLinear(8, 4));
   prepare(*net, recipe);
   torch::optim::Adam optimizer(net->parameters(), torch::optim::AdamOptions(1e-3));

@@ -7,8 +7,8 @@
 #include <future>
 #include <stdexcept>
 
-#include "qat/ops/kept_memory.h"
 #include "qat/nn/weight_cache.h"
+#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {

@@ -89,7 +89,9 @@ TEST(FullPrecision, TheLastOfSeveralPutsBackWhatTheFirstFound) {
   context.setFloat32MatmulPrecision("high");
   {
     const FullPrecision outer;
-    { const FullPrecision inner; }
+    {
+      const FullPrecision inner;
+    }
     EXPECT_EQ(on_cuda(), Float32Precision::IEEE);
   }
   EXPECT_EQ(on_cuda(), Float32Precision::TF32);

@@ -6,8 +6,8 @@
 #include "qat/ops/quantize.h"
 #include "qat/solvers/gptq.h"
 #include "qat/solvers/input_statistics.h"
-#include "tests/qat/group_spec.h"
 #include "tests/ops/quantizer_text.h"
+#include "tests/qat/group_spec.h"
 
 namespace qat {
 namespace {
@@ -37,8 +37,9 @@ TEST(Gptq, WorksWithoutPythonAndBeatsRoundingToNearest) {
     const RoundedWeight found = gptq(weight, hessian, group_spec(4, 32), 4, options);
     EXPECT_LT(objective(weight - found.weight, hessian),
               0.8 * objective(weight - nearest.weight, hessian));
-    EXPECT_TRUE(at::equal(
-        rounded(found.weight, text("fixed", 4, "asymmetric", {1, 32}), found.scale, found.zero_point), found.weight));
+    EXPECT_TRUE(at::equal(rounded(found.weight, text("fixed", 4, "asymmetric", {1, 32}),
+                                  found.scale, found.zero_point),
+                          found.weight));
   }
 }
 

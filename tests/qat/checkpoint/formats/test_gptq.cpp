@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
-#include "qat/ops/pack.h"
 #include "qat/checkpoint/formats/gptq.h"
+#include "qat/ops/pack.h"
 #include "tests/qat/checkpoint/formats/layers.h"
 
 namespace qat {
