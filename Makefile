@@ -7,6 +7,7 @@
 
 VENV ?= .venv
 BUILD := build/native
+CUDA_BUILD := build/cuda
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 SETUP := $(VENV)/.torchqat
@@ -37,11 +38,14 @@ test-cpp: $(SETUP)
 	cmake --build $(BUILD) --parallel $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 
-# Compiles for sm_80 and sm_90; running needs a GPU and a CUDA build of torch, where the Python tests use it.
+# As beside a CUDA build of torch, but for fewer architectures and without linking. Running needs a GPU, where the Python tests use it.
 test-cuda: $(SETUP)
 ifneq ($(NVCC),)
-	cmake -S . -B $(BUILD) -DQAT_CHECK_CUDA=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
-	cmake --build $(BUILD) --target qat_cuda_check --parallel $(JOBS)
+	@mkdir -p $(CUDA_BUILD)
+	cmake -S . -B $(CUDA_BUILD) -DCMAKE_PREFIX_PATH="$$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')" \
+	  -DQAT_BUILD_PYTHON=OFF -DQAT_CHECK_CUDA=ON -DQAT_CUDA_ARCHITECTURES='80-real;90' \
+	  > $(CUDA_BUILD)/configure.log || (cat $(CUDA_BUILD)/configure.log; exit 1)
+	cmake --build $(CUDA_BUILD) --target qat_cuda --parallel $(JOBS)
 else
 	@echo "nvcc is not here: the CUDA sources were not compiled"
 endif
@@ -81,4 +85,4 @@ format: $(SETUP)
 	clang-format -i $(shell find ops qat python/bindings tests examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build/native build/quickstart python/torchqat/lib python/torchqat/_C*.so
+	rm -rf build/native build/cuda build/quickstart python/torchqat/lib python/torchqat/_C*.so

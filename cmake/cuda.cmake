@@ -1,45 +1,57 @@
-# The CUDA sources: part of qat_ops beside a CUDA build of torch, else only compiled when asked, so that
-# they cannot rot on machines without a GPU.
+# The CUDA sources, in one target that is linked into qat_ops beside a CUDA build of torch, and that is else only compiled,
+# when asked: so neither they nor the way they are built can rot on machines without a GPU.
 
-set(QAT_NVCC_FLAGS -fmad=false --extended-lambda --expt-relaxed-constexpr -O3 -std=c++20)
-
-if(TARGET torch_cuda)
-  enable_language(CUDA)
-  target_sources(qat_ops PRIVATE ${QAT_CUDA_SOURCES})
-  set_target_properties(qat_ops PROPERTIES CUDA_STANDARD 20 CUDA_ARCHITECTURES "${QAT_CUDA_ARCHITECTURES}")
-  target_compile_options(qat_ops PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--extended-lambda;--expt-relaxed-constexpr>)
-endif()
-
-if(QAT_CHECK_CUDA)
-  find_program(QAT_NVCC nvcc HINTS /usr/local/cuda/bin)
+# torch's own configuration enables CUDA where it has CUDA.
+if(NOT TARGET torch_cuda)
+  target_sources(qat_ops PRIVATE ops/no_cuda.cpp)  # must stay the last of its sources
+  if(NOT QAT_CHECK_CUDA)
+    return()
+  endif()
+  find_program(QAT_NVCC nvcc PATHS /usr/local/cuda/bin)
   if(NOT QAT_NVCC)
     message(FATAL_ERROR "QAT_CHECK_CUDA is ON, but nvcc was not found: install the CUDA Toolkit or pass -DQAT_CHECK_CUDA=OFF.")
   endif()
+  set(CMAKE_CUDA_COMPILER ${QAT_NVCC})
+  set(CMAKE_CUDA_COMPILER_FORCED ON)  # nothing is linked, so nvcc alone will do
+endif()
+if(CMAKE_VERSION VERSION_LESS 3.25.2)  # the first to know nvcc's -std=c++20
+  message(FATAL_ERROR "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is ${CMAKE_VERSION}: "
+                      "install a newer one with pip install cmake.")
+endif()
+enable_language(CUDA)
+# torch adds the architectures of the GPUs that it finds here or, where it finds none, those of a list, of which nvcc 13
+# refuses some; which we compile for is said below.
+string(REGEX REPLACE " *-gencode arch=[^ ]+" "" CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS}")
+
+# Of T4, A100, RTX 30, L4 and RTX 40, H100, B200, RTX 50 those that the toolkit knows, and the code that the driver
+# compiles for any newer one.
+set(QAT_ARCHITECTURES ${QAT_CUDA_ARCHITECTURES})
+if(NOT QAT_ARCHITECTURES)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE QAT_KNOWN_ARCHITECTURES)
+  foreach(arch 75 80 86 89 90 100 120)
+    if(QAT_KNOWN_ARCHITECTURES MATCHES "compute_${arch}\n")
+      list(APPEND QAT_ARCHITECTURES ${arch}-real)
+    endif()
+  endforeach()
+  string(REGEX REPLACE "-real$" "" QAT_ARCHITECTURES "${QAT_ARCHITECTURES}")
+endif()
+
+add_library(qat_cuda OBJECT EXCLUDE_FROM_ALL ${QAT_CUDA_SOURCES})
+set_target_properties(qat_cuda PROPERTIES
+  CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+  CUDA_ARCHITECTURES "${QAT_ARCHITECTURES}" CUDA_RUNTIME_LIBRARY Shared)
+target_compile_options(qat_cuda PRIVATE -fmad=false --extended-lambda --expt-relaxed-constexpr)
+target_include_directories(qat_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${QAT_GENERATED})
+target_link_libraries(qat_cuda PRIVATE qat_torch)
+
+if(TARGET torch_cuda)
+  target_sources(qat_ops PRIVATE $<TARGET_OBJECTS:qat_cuda>)
+  # The runtime that torch has loaded; CMake's default is one more, linked in.
+  set_target_properties(qat_ops PROPERTIES CUDA_RUNTIME_LIBRARY Shared CUDA_ARCHITECTURES "${QAT_ARCHITECTURES}")
+else()
   # A CPU build of torch ships c10/cuda without this generated header.
   set(QAT_CUDA_STUB ${CMAKE_BINARY_DIR}/cuda_stub)
-  file(WRITE ${QAT_CUDA_STUB}/c10/cuda/impl/cuda_cmake_macros.h "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
-  set(QAT_GENCODE)
-  foreach(arch IN LISTS QAT_CUDA_ARCHITECTURES)
-    list(APPEND QAT_GENCODE -gencode arch=compute_${arch},code=sm_${arch})
-  endforeach()
-  set(QAT_TORCH_INCLUDES)
-  foreach(folder IN LISTS TORCH_INCLUDE_DIRS)
-    list(APPEND QAT_TORCH_INCLUDES -isystem ${folder})
-  endforeach()
-  file(GLOB QAT_HEADERS CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/ops/*.h ${PROJECT_SOURCE_DIR}/ops/cuda/*.cuh)
-  set(QAT_CUDA_OBJECTS)
-  foreach(source IN LISTS QAT_CUDA_SOURCES)
-    get_filename_component(name ${source} NAME_WE)
-    set(object ${CMAKE_BINARY_DIR}/cuda_check/${name}.o)
-    add_custom_command(
-      OUTPUT ${object}
-      COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_BINARY_DIR}/cuda_check
-      COMMAND ${QAT_NVCC} ${QAT_NVCC_FLAGS} ${QAT_GENCODE} -Xcompiler -fPIC -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
-              -I${PROJECT_SOURCE_DIR} -I${QAT_GENERATED} -isystem ${QAT_CUDA_STUB} ${QAT_TORCH_INCLUDES}
-      DEPENDS ${source} ${QAT_HEADERS}
-      COMMENT "Compiling ${source} for ${QAT_CUDA_ARCHITECTURES}"
-      VERBATIM)
-    list(APPEND QAT_CUDA_OBJECTS ${object})
-  endforeach()
-  add_custom_target(qat_cuda_check DEPENDS ${QAT_CUDA_OBJECTS})
+  file(CONFIGURE OUTPUT ${QAT_CUDA_STUB}/c10/cuda/impl/cuda_cmake_macros.h
+    CONTENT "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+  target_include_directories(qat_cuda SYSTEM PRIVATE ${QAT_CUDA_STUB})
 endif()

@@ -50,6 +50,13 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $packages >/dev/null
 }
 
+# CMakeLists.txt asks for 3.22, cmake/cuda.cmake for 3.25.2.
+has_cmake() {
+  local wanted=3.22
+  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then wanted=3.25.2; fi
+  command -v cmake >/dev/null && printf '%s\n' "$wanted" "$(cmake --version | awk 'NR==1 {print $3}')" | sort -C -V
+}
+
 make_venv() {
   [ -x "$venv/bin/python" ] && return
   local python options=""
@@ -63,7 +70,7 @@ make_venv() {
 install_python_packages() {
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
   "${pip[@]}" "setuptools>=70.1" wheel
-  command -v cmake >/dev/null && cmake --version | awk 'NR==1 {split($3, v, "."); exit !(v[1] > 3 || v[2] >= 22)}' || "${pip[@]}" cmake
+  has_cmake || "${pip[@]}" cmake
   "$venv/bin/python" -c 'import torch' 2>/dev/null || "${pip[@]}" "$torch"
   PATH="$(cd "$venv" && pwd)/bin:$PATH" "${pip[@]}" --no-build-isolation -e ".[test]"
 }

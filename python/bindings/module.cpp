@@ -5,6 +5,7 @@
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("built_for_torch") = QAT_TORCH_VERSION;
+  m.attr("built_with_cuda") = QAT_WITH_CUDA != 0;
   qat::bindings::def_spec(m);
   qat::bindings::def_kv_cache(m);
   qat::bindings::def_recipe(m);

@@ -4,6 +4,7 @@ from torch import Tensor, dtype
 
 FLOAT: int
 built_for_torch: str
+built_with_cuda: bool
 
 class RecipeError(ValueError):
     """Every problem of a recipe, one ``file:line:column: sentence`` a line."""

@@ -2,7 +2,7 @@
 
 import torch
 
-_REBUILD = "run pip install --no-build-isolation --force-reinstall --no-deps on torchqat again"
+REBUILD = "run pip install --no-build-isolation --force-reinstall --no-deps on torchqat again"
 
 
 def _minor(version: str) -> tuple[str, ...]:
@@ -13,13 +13,15 @@ try:
     from torchqat import _C
 except ImportError as error:
     raise ImportError(
-        f"The native library of torchqat does not load beside torch {torch.__version__}: {_REBUILD}. ({error})"
+        f"The native library of torchqat does not load beside torch {torch.__version__}: {REBUILD}. ({error})"
     ) from error
 
 if _minor(_C.built_for_torch) != _minor(torch.__version__):
     raise ImportError(
-        f"torchqat was built for torch {_C.built_for_torch}, but torch {torch.__version__} is installed: {_REBUILD}."
+        f"torchqat was built for torch {_C.built_for_torch}, but torch {torch.__version__} is installed: {REBUILD}."
     )
+
+BUILT_WITH_CUDA = _C.built_with_cuda
 
 BitSchedule = _C.BitSchedule
 BlockTraining = _C.BlockTraining

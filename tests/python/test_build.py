@@ -1,7 +1,9 @@
 """The build's refusals: each one sentence that says what to install."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 CMAKE = shutil.which("cmake")
+NVCC = shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
 
 pytestmark = pytest.mark.skipif(CMAKE is None, reason="cmake is not on the PATH; make setup brings it")
 
@@ -70,6 +73,87 @@ def test_cuda_check_without_nvcc(tmp_path):
     assert (
         "QAT_CHECK_CUDA is ON, but nvcc was not found: install the CUDA Toolkit or pass -DQAT_CHECK_CUDA=OFF." in said
     )
+
+
+def test_cuda_by_a_cmake_that_is_too_old(tmp_path):
+    folder = fake_torch(tmp_path, "add_library(torch_cuda INTERFACE IMPORTED)\nset(CMAKE_VERSION 3.25.1)")
+    assert (
+        "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is 3.25.1: install a newer one with pip install"
+        in configure(tmp_path, f"-DTorch_DIR={folder}")
+    )
+
+
+def test_the_cpu_alone_by_an_old_cmake(tmp_path):
+    """It goes on to what is looked for last."""
+    folder = fake_torch(tmp_path, "set(CMAKE_VERSION 3.22.1)")
+    options = (f"-DTorch_DIR={folder}", "-DQAT_BUILD_TESTS=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON")
+    said = configure(tmp_path, *options)
+    assert "CUDA" not in said and "GoogleTest was not found" in said
+
+
+# What torch's own configuration does where it has CUDA, on a machine with no GPU to ask for its architecture.
+TORCH_WITH_CUDA = f"""
+include({torch.utils.cmake_prefix_path}/Torch/TorchConfig.cmake)
+set(CMAKE_CUDA_COMPILER_FORCED ON)
+enable_language(CUDA)
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+set(CMAKE_CUDA_STANDARD ${{CMAKE_CXX_STANDARD}})
+string(APPEND CMAKE_CUDA_FLAGS " -gencode arch=compute_50,code=sm_50 -gencode arch=compute_90a,code=sm_90a")
+add_library(torch_cuda INTERFACE IMPORTED)
+"""
+
+
+def cuda_build(tmp_path, *options):
+    """What nvcc is called with for each source, and what qat_ops is linked from."""
+    build = tmp_path / "build"
+    command = [CMAKE, "-S", ROOT, "-B", build, "-G", "Unix Makefiles", "-DQAT_BUILD_PYTHON=OFF", *options]
+    environment = {**os.environ, "CUDACXX": NVCC}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    commands = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        if entry["file"].endswith(".cu"):
+            words = shlex.split(entry["command"])
+            if "--options-file" in words:
+                at = words.index("--options-file")
+                words[at : at + 2] = shlex.split((build / words[at + 1]).read_text().replace("-isystem ", "-isystem="))
+            commands[Path(entry["file"]).name] = [word.replace(str(build), "BUILD") for word in words]
+    return commands, shlex.split((build / "CMakeFiles" / "qat_ops.dir" / "link.txt").read_text())
+
+
+def architectures(commands):
+    return [word for word in commands["quantize.cu"] if "arch=" in word]
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
+def test_cuda_check_is_the_real_build(tmp_path):
+    folder = fake_torch(tmp_path, TORCH_WITH_CUDA)
+    for_two = "-DQAT_CUDA_ARCHITECTURES=80-real;90"
+    real, linked = cuda_build(tmp_path / "real", f"-DTorch_DIR={folder}", for_two)
+    checked, without = cuda_build(tmp_path / "check", torch_here(), "-DQAT_CHECK_CUDA=ON", for_two)
+    for words in checked.values():
+        words.remove("-isystem=BUILD/cuda_stub")
+    assert set(real) == {file.name for file in (ROOT / "ops" / "cuda").glob("*.cu")}
+    assert real == checked
+    assert "-fmad=false" in real["quantize.cu"] and "-std=c++20" in real["quantize.cu"]
+    assert len([word for word in linked if word.endswith(".cu.o")]) == len(real)
+    assert "-lcudart" in linked and "-lcudart_static" not in linked
+    assert not [word for word in without if ".cu.o" in word or "cudart" in word]
+    assert not [word for word in linked if "no_cuda" in word]
+    # It looks for the operators that are there when its turn comes.
+    assert [word for word in without if word.endswith(".cpp.o")][-1].endswith("no_cuda.cpp.o")
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
+def test_cuda_is_built_for_the_gpus_that_the_toolkit_knows(tmp_path):
+    folder = fake_torch(tmp_path, TORCH_WITH_CUDA)
+    built = architectures(cuda_build(tmp_path / "real", f"-DTorch_DIR={folder}")[0])
+    known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    wanted = [arch for arch in (75, 80, 86, 89, 90, 100, 120) if f"compute_{arch}" in known]
+    assert built == [
+        *(f"--generate-code=arch=compute_{arch},code=[sm_{arch}]" for arch in wanted[:-1]),
+        f"--generate-code=arch=compute_{wanted[-1]},code=[compute_{wanted[-1]},sm_{wanted[-1]}]",
+    ]
 
 
 def test_a_torch_other_than_the_one_built_for_is_named(monkeypatch):

@@ -144,6 +144,17 @@ def test_doctor(capsys):
         assert word in out
 
 
+def test_doctor_says_why_there_are_no_gpu_operators(capsys, monkeypatch):
+    def gpu_operators(built, cuda):
+        monkeypatch.setattr("torchqat._library.BUILT_WITH_CUDA", built)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        return json.loads(call(capsys, "doctor", "--json")[1])["gpu operators"]
+
+    assert gpu_operators(True, "13.0") == "built"
+    assert gpu_operators(False, None) == "not built: torch has no CUDA here"
+    assert gpu_operators(False, "13.0").startswith("not built, though torch has CUDA: install the CUDA Toolkit, then run")
+
+
 def _sentence(result, code, text):
     assert result[0] == code, result
     assert text in result[2], result[2]

@@ -1,7 +1,7 @@
-"""The CUDA kernels give the CPU kernels' bits: on a GPU where there is one, else on a simulator of warps.
+"""The CUDA kernels give the CPU kernels' bits: on a GPU where there is one, else on a simulator of its threads.
 
-The simulator (tests/cuda/simulator.h) runs the device code of the .cu files as it stands. It cannot show speed, races
-between warps, or the device's own arithmetic; a GPU shows those with the same tests.
+The simulator (tests/cuda/simulator.h, which says what it can show) runs the device code of the .cu files as it stands, in
+orders that TORCHQAT_SIMULATOR_SEED draws, with now all blocks, now fewer. A GPU shows the rest with the same tests.
 """
 
 import os
@@ -49,6 +49,13 @@ def device_op(request):
         pytest.skip("neither a GPU nor the simulator, which make test-cpp builds")
     torch.ops.load_library(SIMULATED)
     return lambda name, *args, **options: getattr(torch.ops.qat_simulated, name)(*args, **options)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike(device_op):
+    """A test meets the same orders, whichever ran before."""
+    if not torch.cuda.is_available():
+        torch.ops.qat_simulated.reseed(int(os.environ.get("TORCHQAT_SIMULATOR_SEED", "0")))
 
 
 def same(results, expected):

@@ -38,7 +38,7 @@ def doctor() -> None:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("operators", f"loaded, {torchqat.ops.cpu_capability()} kernels (TORCHQAT_CPU_CAPABILITY chooses)"),
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"),
-        ("gpu operators", "built" if _has_cuda_kernels() else "not built: torch has no CUDA here"),
+        ("gpu operators", _gpu_operators()),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),
         *((name, _version(name)) for name in ("transformers", "tokenizers", "safetensors", "compressed-tensors")),
         *((name, _version(name, f"missing; for {use}: {how}")) for name, (use, how) in _EXTRAS.items()),
@@ -55,10 +55,16 @@ def _elsewhere(engine) -> bool:
     return bool(os.environ.get(engine.variable()))
 
 
-def _has_cuda_kernels() -> bool:
+def _gpu_operators() -> str:
     import torch
 
-    return torch._C._dispatch_has_kernel_for_dispatch_key("qat::fake_quantize", "CUDA")
+    from torchqat import _library
+
+    if _library.BUILT_WITH_CUDA:
+        return "built"
+    if not torch.version.cuda:
+        return "not built: torch has no CUDA here"
+    return f"not built, though torch has CUDA: install the CUDA Toolkit, then {_library.REBUILD}"
 
 
 def _version(distribution: str, missing: str = "missing: pip install torchqat again") -> str:
