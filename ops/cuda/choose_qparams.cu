@@ -1,150 +1,224 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
 #include "qat/ops/choose_qparams.h"
-#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/cuda/range.cuh"
+#include "qat/ops/cuda/rounding.cuh"
+#include "qat/ops/cuda/sum_rows.cuh"
 
 namespace qat {
 namespace {
 
-// The part of `x` under one scale, shared by one warp.
-template <typename scalar_t>
-struct WarpBlock {
+// What is known of each block before its parameters: the ends of its range.
+struct Ranges {
+  float* low;
+  float* high;
+};
+
+template <int kSize, bool kEnds, typename scalar_t>
+struct SeePiece {
   const scalar_t* x;
-  int64_t rows;
-  int64_t cols;
-  int64_t stride;
-  const float* importance;  // of its columns; may be null
-  int lane;
+  Ranges pieces;
 
-  __device__ void see_all(Range& seen) const {
-    for (int64_t i = lane; i < rows * cols; i += kWarp)
-      seen.see(static_cast<float>(x[i / cols * stride + i % cols]));
-  }
-
-  // In float32 within a row, in the order of LaneSum (ops/cpu/lane_sum.h), and float64 across rows.
-  __device__ double squared_error(QParams params, QuantRange range) const {
-    const float inverse = 1.0f / params.scale;
-    double total = 0.0;
-    for (int64_t row = 0; row < rows; ++row) {
-      float sum = 0.0f;
-      for (int64_t i = lane; i < cols; i += kWarp) {
-        const float value = static_cast<float>(x[row * stride + i]);
-        const float error =
-            value - affine::fake_quantize(value, params.scale, inverse, params.zero_point, range);
-        const float term = is_finite(value) ? error * error : 0.0f;
-        sum += importance ? term * importance[i] : term;
-      }
-      total += static_cast<double>(warp_sum(sum));
-    }
-    return total;
+  __device__ __forceinline__ void operator()(const Share& share) const {
+    SeenRange<kEnds> seen;
+    seen.template see<kSize>(x, share);
+    seen = seen.over(share.lanes);
+    if (!share.active || share.lane != 0) return;
+    pieces.low[share.piece] = seen.low;
+    pieces.high[share.piece] = seen.high;
   }
 };
 
-// One warp per block: its span, then, if asked, the search (10).
-template <typename scalar_t>
-__global__ void choose_qparams_kernel(BlockLayout layout, Grid grid, int bits,
-                                      c10::ScalarType scale_dtype, bool searching,
-                                      const scalar_t* x, const float* importance, float* scale,
-                                      int8_t* zero_point) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x / kWarp;
-  const QuantRange range = range_of(grid, bits);
-  for (int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-       index < layout.grid_rows * layout.grid_cols; index += stride) {
-    const int64_t first = index / layout.grid_cols * layout.block_rows;
-    const int64_t col = index % layout.grid_cols;
-    const int64_t left = layout.rows - first;
-    const WarpBlock<scalar_t> block{x + layout.offset_of(first, col),
-                                    left < layout.block_rows ? left : layout.block_rows,
-                                    layout.segment_length(col),
-                                    layout.cols,
-                                    importance ? importance + col * layout.block_cols : nullptr,
-                                    lane};
-    Range seen;
-    block.see_all(seen);
-    seen = seen.over_warp();
-    QParams best = seen.qparams(grid, bits, scale_dtype);
-    if (searching && seen.low <= seen.high) {
-      double least = block.squared_error(best, range);
-      for (int step = 1; step < kSearchSteps && least > 0.0; ++step) {
-        const float fraction = static_cast<float>(100 - step) / 100.0f;
-        const QParams candidate =
-            qparams_of(seen.low * fraction, seen.high * fraction, grid, bits, scale_dtype);
-        const double error = block.squared_error(candidate, range);
-        if (error < least) least = error, best = candidate;
+// Joins the pieces of a block, for which it has `lanes` threads, as SeenRange::over() takes them. A
+// block without finite elements counts as one of zeros.
+__global__ void join_pieces_kernel(BlockLayout layout, int64_t pieces, int lanes, Ranges of_pieces,
+                                   Ranges of_blocks) {
+  const int64_t blocks = layout.grid_rows * layout.grid_cols;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const int64_t padded = lanes < kWarp ? (blocks + kWarp - 1) / kWarp * kWarp : blocks;
+  for (int64_t block = this_thread() / lanes; block < padded; block += all_threads() / lanes) {
+    SeenRange<true> seen;
+    if (block < blocks) {
+      const int64_t first = block / layout.grid_cols * layout.block_rows;
+      const int64_t left = layout.rows - first;
+      const int64_t rows = left < layout.block_rows ? left : layout.block_rows;
+      const int64_t col = block % layout.grid_cols;
+      for (int64_t i = lane; i < rows * pieces; i += lanes) {
+        const int64_t row = pieces == 1 ? i : i / pieces;
+        const int64_t at = ((first + row) * layout.grid_cols + col) * pieces + i - row * pieces;
+        seen.join({of_pieces.low[at], of_pieces.high[at]});
       }
     }
-    if (lane == 0) {
-      scale[index] = best.scale;
-      zero_point[index] = static_cast<int8_t>(best.zero_point);
+    seen = seen.over(lanes);
+    if (block >= blocks || lane != 0) continue;
+    const bool any = seen.low <= seen.high;
+    of_blocks.low[block] = any ? seen.low : 0.0f;
+    of_blocks.high[block] = any ? seen.high : 0.0f;
+  }
+}
+
+// The ranges of all blocks, [2, blocks].
+template <typename scalar_t>
+at::Tensor ranges_of(const at::Tensor& input, const BlockLayout& layout, Grid grid) {
+  const auto options = input.options().dtype(at::kFloat);
+  const auto room = [&](int64_t count) { return at::empty({2, count}, options); };
+  const auto ends_of = [](const at::Tensor& ranges) {
+    float* low = ranges.mutable_data_ptr<float>();
+    return Ranges{low, low + ranges.size(1)};
+  };
+  const scalar_t* x = input.const_data_ptr<scalar_t>();
+  int64_t pieces = 1;
+  at::Tensor found;
+  with_vector_size<scalar_t>(
+      layout,
+      [&](auto size) {
+        const Walk walk(layout, size(), kPiece);
+        pieces = walk.pieces;
+        found = room(walk.count());
+        if (needs_ends(grid))
+          launch_walk(walk, SeePiece<size(), true, scalar_t>{x, ends_of(found)});
+        else
+          launch_walk(walk, SeePiece<size(), false, scalar_t>{x, ends_of(found)});
+      },
+      x);
+  const int64_t blocks = layout.grid_rows * layout.grid_cols, parts = layout.block_rows * pieces;
+  const at::Tensor joined = room(blocks);
+  const int lanes = parts == 1 ? 1 : parts < kThreads ? kWarp : kThreads;
+  QAT_LAUNCH(join_pieces_kernel, blocks_for(blocks, kThreads / lanes), layout, pieces, lanes,
+             ends_of(found), ends_of(joined));
+  return joined;
+}
+
+__global__ void find_kernel(int64_t blocks, Finder find, Ranges ranges, Found found) {
+  for (int64_t block = this_thread(); block < blocks; block += all_threads())
+    found.store(block, find(ranges.low[block], ranges.high[block]));
+}
+
+// (10) The range of a block shrunk for a step of the search. Scales of two levels are stored when
+// all are known.
+struct Candidates {
+  Grid grid;
+  Levels levels;
+  ScaleCode code;
+  Ranges ranges;
+
+  __device__ __forceinline__ QParams operator()(int64_t block, int step) const {
+    const float fraction = search_fraction(step);
+    return qparams_of(ranges.low[block] * fraction, ranges.high[block] * fraction, grid, levels,
+                      code);
+  }
+};
+
+// The weighted sum of squared errors of a segment, in the order of LaneSum, for some steps of the
+// search: errors[step - first_step, segment].
+template <typename Round, typename scalar_t>
+struct SquaredErrors {
+  BlockLayout layout;
+  Candidates candidates;
+  Round round;
+  const scalar_t* x;
+  const float* importance;  // of the columns; may be null
+  int first_step;
+  int steps;
+  float* errors;
+
+  __device__ __forceinline__ void operator()(const Share& share) const {
+    const float* weights = importance ? importance + share.first % layout.cols : nullptr;
+    for (int step = 0; step < steps; ++step) {
+      const BlockParams p = inverted(candidates(share.block, first_step + step));
+      float sum = 0.0f;
+      for (int64_t at = share.first + share.lane; at < share.last; at += kWarp) {
+        const float shifted = round.before(static_cast<float>(x[at]), p);
+        const float error = shifted - affine::fake_quantize(shifted, p.scale, p.inverse,
+                                                            round.zero(p), round.levels);
+        const float term = is_finite(shifted) ? error * error : 0.0f;
+        sum += weights ? term * weights[at - share.first] : term;
+      }
+      sum = warp_sum(sum);
+      if (share.lane == 0) errors[step * layout.segments() + share.segment] = sum;
     }
   }
-}
+};
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(
-    const at::Tensor& x, at::IntArrayRef block, int64_t bits, std::string_view grid_text,
-    std::string_view method, at::ScalarType scale_dtype,
-    const std::optional<at::Tensor>& importance) {
-  const bool searching = check_choose_qparams(x, block, bits, method, scale_dtype, importance);
-  const Grid grid = parse_grid("choose_qparams", grid_text);
-  if (searching) check_integer_grid("choose_qparams", grid_text);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous();
-  const auto weights = contiguous(importance);
-  const BlockLayout layout = layout_of(x, block);
-  const at::Tensor scale =
-      at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kFloat));
-  const at::Tensor zero_point =
-      at::empty({layout.grid_rows, layout.grid_cols}, x.options().dtype(at::kChar));
-  if (scale.numel() == 0) return {scale, zero_point};
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
-    QAT_LAUNCH(choose_qparams_kernel<scalar_t>, blocks_for(scale.numel(), kThreads / kWarp), layout,
-               grid, static_cast<int>(bits), scale_dtype, searching,
-               input.const_data_ptr<scalar_t>(), data_or_null<float>(weights),
-               scale.mutable_data_ptr<float>(), zero_point.mutable_data_ptr<int8_t>());
-  });
-  return {scale, zero_point};
-}
-
-__global__ void round_qparams_kernel(int64_t numel, QuantRange range, c10::ScalarType scale_dtype,
-                                     const float* scale, const float* zero_point, float* scale_out,
-                                     int8_t* zero_out) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < numel;
-       i += stride) {
-    scale_out[i] =
-        stored_scale(scale[i], scale_dtype, zero_point && has_exact_offsets(range, scale_dtype));
-    zero_out[i] =
-        zero_point ? static_cast<int8_t>(stored_zero_point(zero_point[i], range)) : int8_t{0};
+// Keeps the parameters with the smallest error, the widest of equals. Where a range has no width
+// there is nothing to search.
+__global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int first_step, int steps,
+                                 const double* costs, double* least, Found found) {
+  for (int64_t block = this_thread(); block < blocks; block += all_threads()) {
+    if (!(candidates.ranges.low[block] < candidates.ranges.high[block])) continue;
+    int best = first_step == 0 ? 0 : -1;
+    double cost = first_step == 0 ? costs[block] : least[block];
+    for (int step = best + 1; step < steps; ++step) {
+      const double other = costs[step * blocks + block];
+      if (other < cost) cost = other, best = first_step + step;
+    }
+    least[block] = cost;
+    if (best >= 0) found.store(block, candidates(block, best));
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> round_qparams_cuda(const at::Tensor& scale,
-                                                      const std::optional<at::Tensor>& zero_point,
-                                                      int64_t quant_min, int64_t quant_max,
-                                                      at::ScalarType scale_dtype) {
-  check_round_qparams(scale, zero_point, quant_min, quant_max, scale_dtype);
-  const c10::cuda::CUDAGuard on_device(scale.device());
-  const at::Tensor scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
-  const at::Tensor rounded_scale = at::empty_like(scales);
-  const at::Tensor rounded_zero = at::empty_like(scales, scales.options().dtype(at::kChar));
-  if (scales.numel() == 0) return {rounded_scale, rounded_zero};
-  QAT_LAUNCH(round_qparams_kernel, blocks_for(scales.numel(), kThreads), scales.numel(),
-             to_range(quant_min, quant_max), scale_dtype, scales.const_data_ptr<float>(),
-             data_or_null<float>(zeros), rounded_scale.mutable_data_ptr<float>(),
-             rounded_zero.mutable_data_ptr<int8_t>());
-  return {rounded_scale, rounded_zero};
+// Errors that are kept at once.
+constexpr int64_t kMostErrors = 1 << 23;
+
+template <typename scalar_t>
+void search(const at::Tensor& input, const OptionalTensor& importance, const BlockLayout& layout,
+            const Quantizer& quantizer, const Ranges& ranges, const Found& found) {
+  const Candidates candidates{
+      quantizer.grid, quantizer.levels(),
+      quantizer.has_outer_scale() ? ScaleCode::float32 : quantizer.scale_code, ranges};
+  const int64_t blocks = layout.grid_rows * layout.grid_cols;
+  const int64_t at_once = std::clamp<int64_t>(kMostErrors / layout.segments(), 1, kSearchSteps);
+  const auto float64 = input.options().dtype(at::kDouble);
+  const at::Tensor costs = at::empty({at_once, blocks}, float64),
+                   least = at::empty({blocks}, float64),
+                   errors = at::empty({at_once, layout.segments()}, float64.dtype(at::kFloat));
+  const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
+  for (int step = 0; step < kSearchSteps; step += static_cast<int>(at_once)) {
+    const int steps = std::min<int>(static_cast<int>(at_once), kSearchSteps - step);
+    with_rounding(quantizer, shifts, [&](const auto& rounding) {
+      launch_walk(
+          Walk(layout, 1, kWhole, kWarp),
+          SquaredErrors<std::decay_t<decltype(rounding)>, scalar_t>{
+              layout, candidates, rounding, input.const_data_ptr<scalar_t>(),
+              data_or_null<float>(importance), step, steps, errors.mutable_data_ptr<float>()});
+    });
+    sum_rows<float, double>(errors, layout, steps, 1.0, costs);
+    QAT_LAUNCH(keep_best_kernel, blocks_for(blocks, kThreads), blocks, candidates, step, steps,
+               costs.const_data_ptr<double>(), least.mutable_data_ptr<double>(), found);
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, std::string_view text,
+                                                       std::string_view method,
+                                                       const OptionalTensor& importance,
+                                                       const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  const bool searching = check_choose_qparams(x, quantizer, method, importance, outer_scale);
+  const c10::cuda::CUDAGuard on_device(x.device());
+  const BlockLayout layout = layout_of(x, quantizer.block);
+  const at::Tensor input = x.contiguous();
+  const auto weights = contiguous(importance);
+  const FoundTensors to = empty_parameters(x, quantizer, layout);
+  const int64_t blocks = to.scale.numel();
+  if (blocks != 0) {
+    QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
+      const at::Tensor joined = ranges_of<scalar_t>(input, layout, quantizer.grid);
+      float* low = joined.mutable_data_ptr<float>();
+      const Ranges ranges{low, low + blocks};
+      QAT_LAUNCH(find_kernel, blocks_for(blocks, kThreads), blocks, Finder(quantizer), ranges,
+                 Found(to));
+      if (searching) search<scalar_t>(input, weights, layout, quantizer, ranges, Found(to));
+    });
+  }
+  if (!quantizer.has_outer_scale()) return {to.scale, to.zero_point};
+  const OptionalTensor offsets =
+      quantizer.has_offset() ? OptionalTensor(to.zero_point) : std::nullopt;
+  return round_qparams(to.scale, text, offsets, outer_scale);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("choose_qparams", &choose_qparams_cuda);
-  m.impl("round_qparams", &round_qparams_cuda);
-}
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("choose_qparams", &choose_qparams_cuda); }
 
 }  // namespace qat

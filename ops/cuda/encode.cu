@@ -1,138 +1,181 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
-#include "qat/ops/choose_qparams.h"
-#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/encode.h"
 
 namespace qat {
 namespace {
 
-struct Encoded {
-  uint8_t* codes;
-  float* scale;
-  int8_t* zero_point;
+// Codes that begin where a piece of a segment does. Whole vectors fill whole bytes, so that theirs
+// lie as the elements do.
+struct Bytes {
+  BlockLayout layout;
+  CodeLayout code;
+
+  __device__ __forceinline__ int64_t first_of(const Share& share) const {
+    const int64_t row = share.segment / layout.grid_cols;
+    const int64_t col = share.segment - row * layout.grid_cols;
+    return row * code.per_row + col * code.per_block +
+           code.bytes_of(share.first - layout.offset_of(row, col));
+  }
 };
 
-__device__ __forceinline__ uint8_t code_of(float x, float inverse, float z, QuantRange range) {
-  return static_cast<uint8_t>(static_cast<int>(affine::quantize(x, inverse, z, range)) -
-                              static_cast<int>(range.min));
-}
+// An element that is not finite marks its block.
+template <int kSize, bool kShared, typename scalar_t>
+struct Encode {
+  Bytes bytes;
+  StoredParams params;
+  Rounding<WholeLevels, Shift::level> round;
+  const scalar_t* in;
+  uint8_t* codes;
+  float* scale;
 
-// A warp finds or reads the parameters of its segment and writes its codes.
-template <typename scalar_t>
-void launch_encode(const BlockLayout& layout, const CodeLayout& code, Grid grid, int bits,
-                   at::ScalarType scale_dtype, const scalar_t* in, const float* given_scale,
-                   const int8_t* given_zero, Encoded to) {
-  const QuantRange range = range_of(grid, bits);
-  launch_segments(layout, [=] __device__(const WarpSegment& segment) {
-    Range seen;
-    float broken = 0.0f;
-    for (int64_t i = segment.begin + segment.lane; i < segment.end; i += kWarp) {
-      const float value = static_cast<float>(in[i]);
-      seen.see(value);
-      if (!is_finite(value)) broken = 1.0f;
-    }
-    seen = seen.over_warp();
-    broken = warp_max(broken);
-    QParams params = seen.qparams(grid, bits, scale_dtype);
-    if (given_scale) {
-      params.scale = given_scale[segment.block];
-      params.zero_point = given_zero ? static_cast<float>(given_zero[segment.block]) : 0.0f;
-    }
-    // Parameters that were given are there already: the rows of a block only add what is not
-    // finite.
-    if (segment.lane == 0 && !given_scale) {
-      to.scale[segment.block] = params.scale;
-      to.zero_point[segment.block] = static_cast<int8_t>(params.zero_point);
-    }
-    if (segment.lane == 0 && broken > 0.0f) to.scale[segment.block] = NAN;
-    const float inverse = 1.0f / params.scale, z = params.zero_point;
-    const int64_t bytes = code.bytes_of(segment.end - segment.begin);
-    const int64_t row = segment.index / layout.grid_cols, col = segment.index % layout.grid_cols;
-    uint8_t* codes = to.codes + row * code.per_row + col * code.per_block;
-    for (int64_t j = segment.lane; j < bytes; j += kWarp) {
-      const int64_t i = segment.begin + (code.shared ? 2 * j : j);
-      uint8_t byte = code_of(static_cast<float>(in[i]), inverse, z, range);
-      if (code.shared && i + 1 < segment.end)
-        byte |=
-            static_cast<uint8_t>(code_of(static_cast<float>(in[i + 1]), inverse, z, range) << 4);
-      codes[j] = byte;
-    }
-  });
-}
-
-template <typename scalar_t>
-void launch_decode(const BlockLayout& layout, const CodeLayout& code, QuantRange range,
-                   const uint8_t* in, const float* scale, const int8_t* zero_point, scalar_t* out) {
-  launch_segments(layout, [=] __device__(const WarpSegment& segment) {
-    const float s = scale[segment.block], z = static_cast<float>(zero_point[segment.block]);
-    const int64_t bytes = code.bytes_of(segment.end - segment.begin);
-    const int64_t row = segment.index / layout.grid_cols, col = segment.index % layout.grid_cols;
-    const uint8_t* codes = in + row * code.per_row + col * code.per_block;
-    const auto value = [&](int level) {
-      return static_cast<scalar_t>(affine::dequantize(static_cast<float>(level) + range.min, s, z));
+  __device__ __forceinline__ void operator()(const Share& share) const {
+    if (!share.active) return;
+    const BlockParams p = params(share.block);
+    bool finite = true;
+    const auto code_of = [&](scalar_t element) {
+      const float x = static_cast<float>(element);
+      finite &= is_finite(x);
+      return static_cast<int>(round.code(x, p)) - static_cast<int>(round.levels.min);
     };
-    for (int64_t j = segment.lane; j < bytes; j += kWarp) {
-      const int byte = codes[j];
-      const int64_t i = segment.begin + (code.shared ? 2 * j : j);
-      out[i] = value(code.shared ? byte & 15 : byte);
-      if (code.shared && i + 1 < segment.end) out[i + 1] = value(byte >> 4);
+    if constexpr (kSize > 1) {
+      constexpr int kBytes = kShared ? kSize / 2 : kSize;
+      for (int64_t at = share.first + share.lane; at < share.last; at += share.lanes) {
+        const auto x = load<kSize>(in, at);
+        Vector<uint8_t, kBytes> y;
+        for (int j = 0; j < kBytes; ++j)
+          y.at[j] = static_cast<uint8_t>(
+              kShared ? code_of(x.at[2 * j]) | code_of(x.at[2 * j + 1]) << 4 : code_of(x.at[j]));
+        store<kBytes>(codes, at, y);
+      }
+    } else {
+      uint8_t* to = codes + bytes.first_of(share);
+      const int64_t count = bytes.code.bytes_of(share.last - share.first);
+      for (int64_t j = share.lane; j < count; j += share.lanes) {
+        const int64_t at = share.first + (kShared ? 2 * j : j);
+        int byte = code_of(in[at]);
+        if (kShared && at + 1 < share.last) byte |= code_of(in[at + 1]) << 4;
+        to[j] = static_cast<uint8_t>(byte);
+      }
     }
-  });
+    if (!finite) scale[share.block] = NAN;
+  }
+};
+
+template <int kSize, bool kShared, typename scalar_t>
+struct Decode {
+  Bytes bytes;
+  const float* scale;
+  const int8_t* zero_point;
+  float lowest;
+  const uint8_t* codes;
+  scalar_t* out;
+
+  __device__ __forceinline__ void operator()(const Share& share) const {
+    if (!share.active) return;
+    const float s = scale[share.block], z = static_cast<float>(zero_point[share.block]);
+    const auto value = [&](int code) {
+      return static_cast<scalar_t>(affine::dequantize(static_cast<float>(code) + lowest, s, z));
+    };
+    if constexpr (kSize > 1) {
+      constexpr int kBytes = kShared ? kSize / 2 : kSize;
+      for (int64_t at = share.first + share.lane; at < share.last; at += share.lanes) {
+        const auto x = load<kBytes>(codes, at);
+        Vector<scalar_t, kSize> y;
+        for (int j = 0; j < kSize; ++j)
+          y.at[j] = value(kShared ? x.at[j / 2] >> (j % 2 * 4) & 15 : x.at[j]);
+        store<kSize>(out, at, y);
+      }
+    } else {
+      const uint8_t* from = codes + bytes.first_of(share);
+      const int64_t count = bytes.code.bytes_of(share.last - share.first);
+      for (int64_t j = share.lane; j < count; j += share.lanes) {
+        const int64_t at = share.first + (kShared ? 2 * j : j);
+        out[at] = value(kShared ? from[j] & 15 : from[j]);
+        if (kShared && at + 1 < share.last) out[at + 1] = value(from[j] >> 4);
+      }
+    }
+  }
+};
+
+// Calls body with the elements to a vector and whether two codes share a byte. Codes must have the
+// alignment that theirs ask for, which those of a new tensor have.
+template <typename scalar_t, typename Body>
+void with_sizes(const BlockLayout& layout, const CodeLayout& code, const uint8_t* codes,
+                const scalar_t* elements, const Body& body) {
+  const bool aligned = reinterpret_cast<uintptr_t>(codes) % 16 == 0;
+  with_vector_size<scalar_t>(
+      layout,
+      [&](auto size) {
+        const auto run = [&](auto chosen) {
+          code.shared ? body(chosen, std::true_type()) : body(chosen, std::false_type());
+        };
+        aligned ? run(size) : run(std::integral_constant<int, 1>());
+      },
+      elements);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cuda(
-    const at::Tensor& x, const std::optional<at::Tensor>& scale,
-    const std::optional<at::Tensor>& zero_point, at::IntArrayRef block, int64_t bits,
-    std::string_view grid_text, at::ScalarType scale_dtype) {
-  check_encode(x, scale, zero_point, block, bits, scale_dtype);
-  check_integer_grid("encode", grid_text);
-  const Grid grid = parse_grid("encode", grid_text);
-  const BlockLayout layout = layout_of(x, block);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cuda(const at::Tensor& x,
+                                                           std::string_view text,
+                                                           const OptionalTensor& scale,
+                                                           const OptionalTensor& zero_point,
+                                                           const OptionalTensor& outer_scale) {
+  const Quantizer quantizer = check_encode(x, text, scale, zero_point, outer_scale);
   const c10::cuda::CUDAGuard on_device(x.device());
-  if (!scale && layout.block_rows > 1) {
-    const auto [found, zero] = choose_qparams(x, block, bits, grid_text, "minmax", scale_dtype);
-    return encode_cuda(x, found, zero, block, bits, grid_text, scale_dtype);
-  }
+  const BlockLayout layout = layout_of(x, quantizer.block);
+  const CodeLayout code = code_layout(layout, quantizer.bits);
   const at::Tensor input = x.contiguous();
-  const auto scales = contiguous(scale), zeros = contiguous(zero_point);
-  const CodeLayout code = code_layout(layout, bits);
-  const auto options = x.options();
-  const at::Tensor codes = at::empty({layout.rows, code.per_row}, options.dtype(at::kByte));
-  const at::Tensor kept_scale =
-      at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kFloat));
-  const at::Tensor kept_zero =
-      at::empty({layout.grid_rows, layout.grid_cols}, options.dtype(at::kChar));
-  if (scales) {
-    kept_scale.copy_(*scales);
-    zeros ? kept_zero.copy_(*zeros) : kept_zero.zero_();
-  }
+  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
+  const at::Tensor returned = stored.scale.clone();
+  const at::Tensor codes = at::empty({layout.rows, code.per_row}, x.options().dtype(at::kByte));
+  const Rounding<WholeLevels, Shift::level> rounding{whole_levels(quantizer.levels())};
   QAT_DISPATCH_FLOAT(x.scalar_type(), "encode", [&] {
-    launch_encode(layout, code, grid, static_cast<int>(bits), scale_dtype,
-                  input.const_data_ptr<scalar_t>(), data_or_null<float>(scales),
-                  data_or_null<int8_t>(zeros),
-                  Encoded{codes.mutable_data_ptr<uint8_t>(), kept_scale.mutable_data_ptr<float>(),
-                          kept_zero.mutable_data_ptr<int8_t>()});
+    const scalar_t* in = input.const_data_ptr<scalar_t>();
+    auto* to = codes.mutable_data_ptr<uint8_t>();
+    with_sizes(layout, code, to, in, [&](auto size, auto shared) {
+      launch_walk(Walk(layout, size(), kPiece),
+                  Encode<size(), shared(), scalar_t>{{layout, code},
+                                                     StoredParams(stored),
+                                                     rounding,
+                                                     in,
+                                                     to,
+                                                     returned.mutable_data_ptr<float>()});
+    });
   });
-  return {codes, kept_scale, kept_zero};
+  return {codes, returned,
+          stored.zero_point ? stored.zero_point->to(at::kChar)
+                            : at::zeros_like(returned, returned.options().dtype(at::kChar))};
 }
 
-at::Tensor decode_cuda(const at::Tensor& codes, const at::Tensor& scale,
-                       const at::Tensor& zero_point, at::IntArrayRef block, int64_t bits,
-                       std::string_view grid_text, c10::SymInt cols, at::ScalarType dtype) {
-  const BlockLayout layout =
-      check_decode(codes, scale, zero_point, block, bits, cols.expect_int(), dtype);
-  const Grid grid = parse_grid("decode", grid_text);
+at::Tensor decode_cuda(
+    const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
+    const at::Tensor& zero_point,
+    c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
+    at::ScalarType dtype) {
+  const int64_t cols = cols_symbol.expect_int();
+  const Quantizer quantizer = check_decode(codes, text, scale, zero_point, cols, dtype);
   const c10::cuda::CUDAGuard on_device(codes.device());
+  const BlockLayout layout =
+      make_layout(codes.size(0), cols, quantizer.block[0], quantizer.block[1]);
+  const CodeLayout code = code_layout(layout, quantizer.bits);
   const at::Tensor input = codes.contiguous(), scales = scale.contiguous(),
                    zeros = zero_point.contiguous();
-  const at::Tensor y = at::empty({layout.rows, layout.cols}, codes.options().dtype(dtype));
+  const at::Tensor y = at::empty({layout.rows, cols}, codes.options().dtype(dtype));
   QAT_DISPATCH_FLOAT(dtype, "decode", [&] {
-    launch_decode(layout, code_layout(layout, bits), range_of(grid, static_cast<int>(bits)),
-                  input.const_data_ptr<uint8_t>(), scales.const_data_ptr<float>(),
-                  zeros.const_data_ptr<int8_t>(), y.mutable_data_ptr<scalar_t>());
+    const auto* from = input.const_data_ptr<uint8_t>();
+    scalar_t* out = y.mutable_data_ptr<scalar_t>();
+    with_sizes(layout, code, from, out, [&](auto size, auto shared) {
+      launch_walk(Walk(layout, size(), kPiece),
+                  Decode<size(), shared(), scalar_t>{{layout, code},
+                                                     scales.const_data_ptr<float>(),
+                                                     zeros.const_data_ptr<int8_t>(),
+                                                     quantizer.levels().min,
+                                                     from,
+                                                     out});
+    });
   });
   return y;
 }

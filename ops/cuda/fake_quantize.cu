@@ -1,114 +1,183 @@
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
-#include "qat/ops/cuda/round.cuh"
+#include "qat/ops/cuda/range.cuh"
+#include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/fake_quantize.h"
-#include "qat/ops/float8.h"
 
 namespace qat {
 namespace {
 
-// (4). `out` may be `g` itself.
-template <typename scalar_t>
-void launch_backward(const BlockLayout& layout, QuantRange range, const scalar_t* g,
-                     const scalar_t* in, const float* scale, const int8_t* zero_point,
-                     scalar_t* out) {
-  constexpr int kSize = kPerVector<scalar_t>;
-  using Packed = Vector<scalar_t, kSize>;
-  const auto vectors = vector_layout<scalar_t>(layout, g, in, out);
-  if (vectors.usable) {
-    launch_vectors(vectors, [=] __device__(int64_t vector, int64_t block) {
-      const float inverse = 1.0f / scale[block];
-      const float z = zero_point ? static_cast<float>(zero_point[block]) : 0.0f;
-      Packed grad = reinterpret_cast<const Packed*>(g)[vector];
-      const Packed x = reinterpret_cast<const Packed*>(in)[vector];
+using Mode = Quantizer::Mode;
+
+// Vectors that a thread holds while the ranges of their groups are found.
+constexpr int kSteps = 4;
+
+// Groups of 4 to 32 vectors, which follow each other in memory. A warp reads kSteps times 32
+// vectors once; each lane then finds the parameters of one of their groups, so that all divisions
+// are done side by side, and hands them to those that round.
+template <int kSize, bool kEnds, typename Round, typename in_t, typename out_t>
+__global__ void round_groups_kernel(int64_t vectors, int shift, Finder find, Round round,
+                                    const in_t* in, out_t* out, Found found) {
+  constexpr int kTile = kSteps * kWarp;
+  const int lane = lane_of_warp();
+  const int per_step = kWarp >> shift;  // groups
+  for (int64_t tile = this_thread() / kWarp * kTile; tile < vectors;
+       tile += all_threads() / kWarp * kTile) {
+    Vector<in_t, kSize> x[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int64_t at = tile + step * kWarp + lane;
+      x[step] = at < vectors ? load<kSize>(in, at) : Vector<in_t, kSize>{};
+    }
+    SeenRange<kEnds> mine;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      SeenRange<kEnds> seen;
+      seen.see(x[step]);
+      seen = seen.over(1 << shift);
+      const int from = (lane & (per_step - 1)) << shift;
+      const SeenRange<kEnds> theirs{kEnds ? __shfl_sync(kWholeWarp, seen.low, from) : 0.0f,
+                                    __shfl_sync(kWholeWarp, seen.high, from)};
+      if (lane >> (5 - shift) == step) mine = theirs;
+    }
+    const BlockParams params = inverted(find(mine.low, mine.high));
+    const int64_t group = (tile >> shift) + lane;
+    if (lane < kSteps * per_step && group < vectors >> shift)
+      found.store(group, {params.scale, params.shift});
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int from = step * per_step + (lane >> shift);
+      const BlockParams p{
+          __shfl_sync(kWholeWarp, params.scale, from),
+          __shfl_sync(kWholeWarp, params.inverse, from),
+          Round::kShift == Shift::none ? 0.0f : __shfl_sync(kWholeWarp, params.shift, from)};
+      Vector<out_t, kSize> y;
       for (int j = 0; j < kSize; ++j)
-        grad.at[j] = static_cast<scalar_t>(affine::straight_through(
-            static_cast<float>(grad.at[j]), static_cast<float>(x.at[j]), inverse, z, range));
-      reinterpret_cast<Packed*>(out)[vector] = grad;
-    });
-    return;
+        y.at[j] = static_cast<out_t>(round.value(static_cast<float>(x[step].at[j]), p));
+      const int64_t at = tile + step * kWarp + lane;
+      if (at < vectors) store<kSize>(out, at, y);
+    }
   }
-  launch_segments(layout, [=] __device__(const WarpSegment& segment) {
-    const float inverse = 1.0f / scale[segment.block];
-    const float z = zero_point ? static_cast<float>(zero_point[segment.block]) : 0.0f;
-    for (int64_t i = segment.begin + segment.lane; i < segment.end; i += kWarp)
-      out[i] = static_cast<scalar_t>(affine::straight_through(
-          static_cast<float>(g[i]), static_cast<float>(in[i]), inverse, z, range));
-  });
 }
 
-at::Tensor fake_quantize_cuda(const at::Tensor& x, const at::Tensor& scale,
-                              const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                              int64_t quant_min, int64_t quant_max,
-                              std::optional<at::ScalarType> dtype) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max, dtype);
-  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
-    return float8_fake_quantize(x, scale, block, range, dtype.value_or(x.scalar_type()));
+// Any blocks of one row: the threads of a segment find its range, then read it again, from a cache,
+// to round it.
+template <int kSize, bool kEnds, typename Round, typename in_t, typename out_t>
+struct RoundSegment {
+  Finder find;
+  Round round;
+  const in_t* in;
+  out_t* out;
+  Found found;
+
+  __device__ __forceinline__ void operator()(const Share& share) const {
+    SeenRange<kEnds> seen;
+    seen.template see<kSize>(in, share);
+    seen = seen.over(share.lanes);
+    if (!share.active) return;
+    const QParams params = find(seen.low, seen.high);
+    if (share.lane == 0) found.store(share.block, params);
+    const BlockParams p = inverted(params);
+    for (int64_t at = share.first + share.lane; at < share.last; at += share.lanes) {
+      const auto x = load<kSize>(in, at);
+      Vector<out_t, kSize> y;
+      for (int j = 0; j < kSize; ++j)
+        y.at[j] = static_cast<out_t>(round.value(static_cast<float>(x.at[j]), p));
+      store<kSize>(out, at, y);
+    }
+  }
+};
+
+// Calls body with whether the grid needs both ends of a range, where that is not plain from Round.
+template <typename Round, typename Body>
+void with_ends(Grid grid, const Body& body) {
+  if constexpr (Round::kShift != Shift::none)
+    body(std::true_type());
+  else if constexpr (!std::is_same_v<typename Round::Kind, WholeLevels>)
+    body(std::false_type());
+  else
+    needs_ends(grid) ? body(std::true_type()) : body(std::false_type());
+}
+
+// Segments too few for a warp each to fill a GPU get a thread block each.
+constexpr int64_t kFewSegments = 4096;
+// Beyond this length one thread block is too little.
+constexpr int64_t kLongSegment = 1 << 16;
+
+template <bool kEnds, typename Round, typename in_t, typename out_t>
+void launch_minmax(const BlockLayout& layout, const Finder& find, const Round& round,
+                   const in_t* in, out_t* out, const Found& found) {
+  with_vector_size<in_t, out_t>(
+      layout,
+      [&](auto size) {
+        const Walk usual(layout, size(), kWhole);
+        const int lanes = 1 << usual.shift;
+        if (size() > 1 && usual.even && usual.piece == lanes && lanes >= kSteps) {
+          if (usual.count() == 0) return;
+          const int64_t vectors = layout.rows * layout.cols / size();
+          const auto kernel = round_groups_kernel<size(), kEnds, Round, in_t, out_t>;
+          QAT_LAUNCH(kernel, blocks_for(vectors, kThreads * kSteps), vectors, usual.shift, find,
+                     round, in, out, found);
+          return;
+        }
+        const bool few = layout.segments() < kFewSegments && layout.block_cols / size() > kThreads;
+        launch_walk(few ? Walk(layout, size(), kWhole, kThreads) : usual,
+                    RoundSegment<size(), kEnds, Round, in_t, out_t>{find, round, in, out, found});
+      },
+      in, out);
+}
+
+// value(params, x) of launch_map().
+template <typename Round>
+struct Value {
+  Round round;
+  __device__ __forceinline__ float operator()(const BlockParams& p, float x) const {
+    return round.value(x, p);
+  }
+};
+
+FakeQuantized fake_quantize_cuda(const at::Tensor& x, std::string_view text,
+                                 const OptionalTensor& scale, const OptionalTensor& zero_point,
+                                 const OptionalTensor& outer_scale,
+                                 std::optional<at::ScalarType> dtype) {
+  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
   const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
+  const BlockLayout layout = layout_of(x, quantizer.block);
+  const at::Tensor input = x.contiguous();
   const at::Tensor y =
       at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
-  dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
-    launch_round(layout_of(x, block), to_range(quant_min, quant_max),
-                 input.const_data_ptr<decltype(in_type)>(),
-                 y.mutable_data_ptr<decltype(out_type)>(),
-                 StoredParams{scales.const_data_ptr<float>(), data_or_null<int8_t>(zeros)});
-  });
-  return y;
-}
-
-void straight_through_cuda(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-                           const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                           QuantRange range, const at::Tensor& out) {
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous(), scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
-    launch_backward(layout_of(x, block), range, grad.const_data_ptr<scalar_t>(),
-                    input.const_data_ptr<scalar_t>(), scales.const_data_ptr<float>(),
-                    data_or_null<int8_t>(zeros), out.mutable_data_ptr<scalar_t>());
-  });
-}
-
-at::Tensor fake_quantize_backward_cuda(const at::Tensor& grad, const at::Tensor& x,
-                                       const at::Tensor& scale,
-                                       const std::optional<at::Tensor>& zero_point,
-                                       at::IntArrayRef block, int64_t quant_min,
-                                       int64_t quant_max) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
-  check_gradient("fake_quantize", grad, x);
-  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range)) {
-    const at::Tensor passed = grad.clone(at::MemoryFormat::Contiguous);
-    float8_straight_through_inplace(passed, x, scale, block, range);
-    return passed;
+  const auto run = [&](bool shifts, const auto& body) {
+    with_rounding(quantizer, shifts, [&](const auto& rounding) {
+      dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
+        body(rounding, input.const_data_ptr<decltype(in_type)>(),
+             y.mutable_data_ptr<decltype(out_type)>());
+      });
+    });
+  };
+  if (quantizer.mode == Mode::minmax && layout.block_rows == 1 && !quantizer.has_outer_scale() &&
+      layout.block_cols <= kLongSegment) {
+    const FoundTensors found = empty_parameters(x, quantizer, layout);
+    const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
+    run(shifts, [&](const auto& rounding, const auto* in, auto* out) {
+      with_ends<std::decay_t<decltype(rounding)>>(quantizer.grid, [&](auto ends) {
+        launch_minmax<ends()>(layout, Finder(quantizer), rounding, in, out, Found(found));
+      });
+    });
+    return {y, found.scale, found.zero_point};
   }
-  const at::Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
-  straight_through_cuda(grad.contiguous(), x, scale, zero_point, block,
-                        to_range(quant_min, quant_max), grad_x);
-  return grad_x;
-}
-
-void fake_quantize_backward_inplace_cuda(at::Tensor& grad, const at::Tensor& x,
-                                         const at::Tensor& scale,
-                                         const std::optional<at::Tensor>& zero_point,
-                                         at::IntArrayRef block, int64_t quant_min,
-                                         int64_t quant_max) {
-  check_fake_quantize(x, scale, zero_point, block, quant_min, quant_max);
-  check_gradient_inplace("fake_quantize", grad, x);
-  if (const QuantRange range = to_range(quant_min, quant_max); is_float8(range))
-    return float8_straight_through_inplace(grad, x, scale, block, range);
-  straight_through_cuda(grad, x, scale, zero_point, block, to_range(quant_min, quant_max), grad);
+  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
+  run(stored.zero_point.has_value(), [&](const auto& rounding, const auto* in, auto* out) {
+    launch_map(layout, StoredParams(stored), Value<std::decay_t<decltype(rounding)>>{rounding}, out,
+               in);
+  });
+  if (quantizer.mode == Mode::minmax) return {y, stored.scale, stored.found_zero_point};
+  return {y, at::empty({0}, stored.scale.options()), at::empty({0}, x.options().dtype(at::kChar))};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("fake_quantize", &fake_quantize_cuda);
-  m.impl("_fake_quantize_backward", &fake_quantize_backward_cuda);
-  m.impl("_fake_quantize_backward_", &fake_quantize_backward_inplace_cuda);
-}
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("fake_quantize", &fake_quantize_cuda); }
 
 }  // namespace qat

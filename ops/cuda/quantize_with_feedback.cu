@@ -1,56 +1,118 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "qat/ops/checks.h"
-#include "qat/ops/cuda/segments.cuh"
+#include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/quantize_with_feedback.h"
 
 namespace qat {
 namespace {
 
-// One thread a row; `error` doubles as the memory of what was rounded before. Sums in the order of
-// the CPU's kernel.
-__global__ void quantize_with_feedback_kernel(const float* weight, const float* offset,
-                                              const float* transfer, const float* scale,
-                                              const int8_t* zero_point, int64_t rows, int64_t cols,
-                                              bool scale_per_column, QuantRange range,
-                                              int8_t* codes, float* error, float* residual) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; row < rows;
-       row += stride) {
-    for (int64_t col = 0; col < cols; ++col) {
-      float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      for (int64_t i = 0; i < col; ++i)
-        sums[i % 4] += error[row * cols + i] * transfer[i * cols + col];
-      const int64_t at = row * cols + col, place = scale_per_column ? at : row;
-      const float zero = static_cast<float>(zero_point[place]);
-      const float target = weight[at] + offset[at] + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-      const float level = affine::quantize(target, 1.0f / scale[place], zero, range);
-      const float rounded = affine::dequantize(level, scale[place], zero);
-      codes[at] = static_cast<int8_t>(level);
-      error[at] = weight[at] - rounded;
-      residual[at] = target - rounded;
+template <typename Round, typename code_t>
+struct Problem {
+  const float* weight;
+  const float* offset;
+  const float* transfer;
+  const float* scale;
+  const int8_t* zero_point;
+  int64_t rows;
+  int64_t cols;
+  bool scale_per_column;
+  Round round;
+  code_t* codes;
+  float* error;
+  float* residual;
+
+  __device__ __forceinline__ BlockParams params(int64_t row, int64_t col) const {
+    const int64_t at = scale_per_column ? row * cols + col : row;
+    return inverted({scale[at], zero_point ? static_cast<float>(zero_point[at]) : 0.0f});
+  }
+};
+
+// Columns of a panel that a thread holds: 32 apart, so that a warp reads `transfer` side by side.
+constexpr int kHeld = 4;
+constexpr int64_t kPanel = kHeld * kWarp;
+
+// A warp rounds a row, a panel of columns after the other. Each thread keeps what the errors so far
+// ask of its columns, in four sums by the place of the error's column, in the order of the CPU's
+// kernel.
+template <typename Round, typename code_t>
+__global__ void quantize_with_feedback_kernel(Problem<Round, code_t> p) {
+  const int lane = lane_of_warp();
+  for (int64_t row = this_thread() / kWarp; row < p.rows; row += all_threads() / kWarp) {
+    for (int64_t panel = 0; panel < p.cols; panel += kPanel) {
+      float sums[kHeld][4] = {};
+      // What column i with `error` asks of those of the panel that come after it.
+      const auto add = [&](int64_t i, int place, float error) {
+        for (int k = 0; k < kHeld; ++k) {
+          const int64_t col = panel + k * kWarp + lane;
+          if (col > i && col < p.cols) sums[k][place] += error * p.transfer[i * p.cols + col];
+        }
+      };
+      __syncwarp();  // the errors of the panels before are written
+      for (int64_t i = 0; i < panel; i += 4)
+        for (int place = 0; place < 4; ++place)
+          add(i + place, place, p.error[row * p.cols + i + place]);
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        const int64_t col = panel + k * kWarp + lane;
+        const bool mine = col < p.cols;
+        const int64_t at = row * p.cols + (mine ? col : 0);
+        const float wanted = p.weight[at], offset = p.offset[at];
+        const BlockParams params = p.params(row, mine ? col : 0);
+        for (int from = 0; from < kWarp; from += 4) {
+#pragma unroll
+          for (int place = 0; place < 4; ++place) {
+            const int64_t i = panel + k * kWarp + from + place;
+            if (i >= p.cols) break;
+            const float target =
+                wanted + offset + ((sums[k][0] + sums[k][1]) + (sums[k][2] + sums[k][3]));
+            const float level = p.round.code(target, params);
+            const float rounded = affine::dequantize(level, params.scale, Round::zero(params));
+            const float error = wanted - rounded;
+            if (lane == from + place) {
+              p.codes[at] = static_cast<code_t>(level);
+              p.error[at] = error;
+              p.residual[at] = target - rounded;
+            }
+            add(i, place, __shfl_sync(kWholeWarp, error, from + place));
+          }
+        }
+      }
     }
   }
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cuda(
-    const at::Tensor& weight, const at::Tensor& offset, const at::Tensor& transfer,
-    const at::Tensor& scale, const at::Tensor& zero_point, int64_t quant_min, int64_t quant_max) {
-  check_quantize_with_feedback(weight, offset, transfer, scale, zero_point, quant_min, quant_max);
+    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
+  const Quantizer quantizer =
+      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
   const c10::cuda::CUDAGuard on_device(weight.device());
   const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
-                   shares = transfer.contiguous(), scales = scale.contiguous(),
-                   zeros = zero_point.contiguous();
-  const at::Tensor codes = at::empty_like(weights, weights.options().dtype(at::kChar)),
+                   shares = transfer.contiguous(), scales = scale.contiguous();
+  const auto zeros = contiguous(zero_point);
+  const at::Tensor codes =
+                       at::empty_like(weights, weights.options().dtype(code_dtype(quantizer.grid))),
                    error = at::empty_like(weights), residual = at::empty_like(weights);
   if (weights.numel() == 0) return {codes, error, residual};
-  QAT_LAUNCH(quantize_with_feedback_kernel, blocks_for(weights.size(0), kThreads),
-             weights.const_data_ptr<float>(), offsets.const_data_ptr<float>(),
-             shares.const_data_ptr<float>(), scales.const_data_ptr<float>(),
-             zeros.const_data_ptr<int8_t>(), weights.size(0), weights.size(1), scales.size(1) != 1,
-             to_range(quant_min, quant_max), codes.mutable_data_ptr<int8_t>(),
-             error.mutable_data_ptr<float>(), residual.mutable_data_ptr<float>());
+  with_codes(quantizer, zeros.has_value(), [&](const auto& rounding, auto code) {
+    using Round = std::decay_t<decltype(rounding)>;
+    using code_t = decltype(code);
+    const auto kernel = quantize_with_feedback_kernel<Round, code_t>;
+    const Problem<Round, code_t> problem{weights.const_data_ptr<float>(),
+                                         offsets.const_data_ptr<float>(),
+                                         shares.const_data_ptr<float>(),
+                                         scales.const_data_ptr<float>(),
+                                         data_or_null<int8_t>(zeros),
+                                         weights.size(0),
+                                         weights.size(1),
+                                         scales.size(1) != 1,
+                                         rounding,
+                                         codes.mutable_data_ptr<code_t>(),
+                                         error.mutable_data_ptr<float>(),
+                                         residual.mutable_data_ptr<float>()};
+    QAT_LAUNCH(kernel, blocks_for(weights.size(0), kThreads / kWarp), problem);
+  });
   return {codes, error, residual};
 }
 

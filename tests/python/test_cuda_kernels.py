@@ -15,25 +15,50 @@ BUILD = Path(os.environ.get("TORCHQAT_BUILD_DIR", Path(__file__).parents[2] / "b
 SIMULATED = BUILD / "tests" / "libqat_cuda_simulated.so"
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 
-# Groups in a warp, groups wider than one, rows, short last segments, odd widths, blocks of several rows.
+# Groups in a warp, groups wider than one, rows by a warp and by a thread block, short last segments, odd widths, blocks of
+# several rows in vectors and not, long segments in pieces.
 LAYOUTS = [
-    (9, 256, (1, 32)),
-    (5, 384, (1, 128)),
-    (3, 512, (1, 16)),
-    (4, 1024, (1, 512)),
-    (6, 96, (1, -1)),
-    (3, 4096, (1, -1)),
-    (7, 333, (1, -1)),
-    (4, 200, (1, 32)),
-    (5, 77, (1, 7)),
-    (12, 96, (4, 32)),
-    (6, 130, (-1, -1)),
+    (9, 256, "1x32"),
+    (5, 384, "1x128"),
+    (3, 512, "1x16"),
+    (4, 1024, "1x512"),
+    (6, 96, "1x-1"),
+    (3, 4096, "1x-1"),
+    (7, 333, "1x-1"),
+    (4, 200, "1x32"),
+    (5, 77, "1x7"),
+    (12, 96, "4x16"),
+    (9, 80, "4x32"),
+    (130, 144, "128x128"),
+    (6, 130, "-1x-1"),
+    (5, 2560, "-1x-1"),
+    (2, 4000, "1x2504"),
+    (1, 66048, "1x-1"),
 ]
-GRIDS = [(4, "narrow"), (4, "full"), (3, "signed"), (8, "asymmetric"), (2, "narrow")]
+GRIDS = [
+    "int4 narrow",
+    "int4 full",
+    "int3 signed",
+    "int8 asymmetric",
+    "int2 narrow",
+    "int5 offset",
+    "fp4_e2m1",
+    "fp6_e2m3",
+    "fp6_e3m2",
+    "fp8_e4m3",
+    "fp8_e5m2",
+]
+CODES = ["float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil"]
+# Scales and offsets that are multiples of outer ones.
+NESTED = [
+    (6, 96, "fp4_e2m1 1x16 e4m3*float32@-1x-1"),
+    (5, 512, "int4 offset 1x32 int6*float16@1x256"),
+    (8, 64, "int6 narrow 1x16 int8*bfloat16@4x32"),
+]
 
 
 @pytest.fixture(scope="module")
-def device_op(request):
+def device_op():
     """Calls an operator's CUDA kernel with CPU tensors and brings its results back."""
     if torch.cuda.is_available():
 
@@ -53,69 +78,132 @@ def device_op(request):
 
 @pytest.fixture(autouse=True)
 def _drawn_alike(device_op):
-    """A test meets the same orders, whichever ran before."""
+    """A test meets the same tensors and orders, whichever ran before."""
+    torch.manual_seed(0)
     if not torch.cuda.is_available():
         torch.ops.qat_simulated.reseed(int(os.environ.get("TORCHQAT_SIMULATOR_SEED", "0")))
 
 
+def listed(results):
+    return [results] if torch.is_tensor(results) else list(results)
+
+
 def same(results, expected):
-    for result, reference in zip(results, expected, strict=True):
+    for result, reference in zip(listed(results), listed(expected), strict=True):
         assert result.dtype == reference.dtype and result.shape == reference.shape
-        assert torch.equal(result.nan_to_num(7.0), reference.nan_to_num(7.0))
+        result, reference = (t.float() if t.dtype.itemsize == 1 else t for t in (result, reference))
         assert torch.equal(result.isnan(), reference.isnan())
+        result, reference = (t.nan_to_num(7.0, posinf=8.0, neginf=9.0) for t in (result, reference))
+        whole = {2: torch.int16, 4: torch.int32}[result.dtype.itemsize]
+        assert torch.equal(result.contiguous().view(whole), reference.contiguous().view(whole))
+
+
+def check(device_op, name, *args, **options):
+    """The kernel on the device against that on the CPU, whose results it returns."""
+    expected = getattr(torch.ops.qat, name)(*args, **options)
+    same(device_op(name, *args, **options), expected)
+    return expected
+
+
+def check_inplace(device_op, expected, grad, *args):
+    grad_x, *sums = expected
+    inplace = grad.clone()
+    same(device_op("_fake_quantize_backward_", inplace, *args), sums)
+    same(inplace, grad_x)
 
 
 def tensors(rows, cols, dtype, broken=True):
     x, grad = torch.randn(rows, cols).to(dtype), torch.randn(rows, cols).to(dtype)
     if broken:
-        x[0, 3], x[-1, -1], x[0, 5] = float("nan"), float("inf"), -0.0
+        x[0, 3], x[-1, -1], x[0, 5], x[-1, 2] = float("nan"), float("inf"), -0.0, float("-inf")
     return x, grad
 
 
-def ends(bits):
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+def shifts(grid):
+    return "asymmetric" in grid or "offset" in grid
+
+
+def codes_of(grid):
+    """What scales of a grid may be stored in."""
+    return CODES if grid.startswith("fp") or "narrow" in grid else CODES[:3]
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize(("rows", "cols", "block"), LAYOUTS)
 def test_forward(rows, cols, block, dtype, device_op):
     x, _ = tensors(rows, cols, dtype)
-    for bits, grid in GRIDS:
-        for out in {dtype, BF16 if dtype == FP32 else dtype}:
-            args = (x, block, bits, grid, BF16)
-            expected = torch.ops.qat.fake_quantize_dynamic(*args, dtype=out)
-            same(device_op("fake_quantize_dynamic", *args, dtype=out), expected)
-            scale, zero = expected[1] * 0.6, expected[2]
-            for zero_point in (zero, None):
-                args = (x, scale, zero_point, block, *ends(bits))
-                same([device_op("fake_quantize", *args, dtype=out)], [torch.ops.qat.fake_quantize(*args, dtype=out)])
-            learned_zero = zero.float() + 0.4
-            for zero_point in (learned_zero, None):
-                args = (x, scale, zero_point, block, *ends(bits), FP16, 0.5)
-                reference = torch.ops.qat.fake_quantize_learned(*args, dtype=out)
-                same([device_op("fake_quantize_learned", *args, dtype=out)], [reference])
+    for at, grid in enumerate(GRIDS):
+        out = dtype if dtype != FP32 else [FP32, BF16, FP16][at % 3]
+        code = codes_of(grid)[at % len(codes_of(grid))]
+        _, scale, zero = check(device_op, "fake_quantize", x, f"minmax {grid} {block} {code}", dtype=out)
+        for zero_point in (zero, None) if shifts(grid) else (None,):
+            args = (x, f"fixed {grid} {block} {code}", scale * 0.6, zero_point)
+            check(device_op, "fake_quantize", *args, dtype=out)
+            learned = None if zero_point is None else zero_point.float() + 0.4
+            args = (x, f"learned {grid} {block} {code} 0.5", scale * 0.6, learned)
+            check(device_op, "fake_quantize", *args, dtype=out)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("block", ["1x32", "1x-1", "4x32"])
+def test_scale_codes(grid, block, device_op):
+    x, grad = tensors(8, 128, BF16)
+    x *= torch.tensor([1e-30, 1e-6, 1e-3, 1, 10, 1e4, 1e30, 0])[:, None]
+    for code in codes_of(grid):
+        text = f"minmax {grid} {block} {code}"
+        _, scale, zero = check(device_op, "fake_quantize", x, text)
+        for found in ((None, None), (scale, zero if shifts(grid) else None)):
+            check(device_op, "_fake_quantize_backward", grad, x, text, *found, None)
+        check(device_op, "round_qparams", scale * 0.7, text, zero.float() + 0.4 if shifts(grid) else None)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 @pytest.mark.parametrize(("rows", "cols", "block"), LAYOUTS)
 def test_backward(rows, cols, block, dtype, device_op):
     x, grad = tensors(rows, cols, dtype)
-    for bits, grid in GRIDS:
-        scale, zero = torch.ops.qat.choose_qparams(x, block, bits, grid, "minmax", BF16)
-        scale = scale * 0.6
-        args = (x, scale, zero, block, *ends(bits))
-        expected = torch.ops.qat._fake_quantize_backward(grad, *args)
-        same([device_op("_fake_quantize_backward", grad, *args)], [expected])
-        inplace = grad.clone()
-        device_op("_fake_quantize_backward_", inplace, *args)
-        same([inplace], [expected])
-        for zero_point in (zero.float() + 0.4, None):
-            args = (x, scale, zero_point, block, *ends(bits), BF16, 0.3)
-            expected = torch.ops.qat._fake_quantize_learned_backward(grad, *args)
-            same(device_op("_fake_quantize_learned_backward", grad, *args), expected)
-            inplace = grad.clone()
-            sums = device_op("_fake_quantize_learned_backward_", inplace, *args)
-            same([inplace, *sums], expected)
+    for grid in GRIDS:
+        scale, zero = torch.ops.qat.choose_qparams(x, f"minmax {grid} {block} bfloat16", "minmax")
+        for zero_point in (zero, None) if shifts(grid) else (None,):
+            args = (x, f"fixed {grid} {block} bfloat16", scale * 0.6, zero_point, None)
+            check_inplace(device_op, check(device_op, "_fake_quantize_backward", grad, *args), grad, *args)
+            learned = None if zero_point is None else zero_point.float() + 0.4
+            args = (x, f"learned {grid} {block} bfloat16 0.3", scale * 0.6, learned, None)
+            check_inplace(device_op, check(device_op, "_fake_quantize_backward", grad, *args), grad, *args)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "block", "grid"),
+    [
+        (2500, 24, "-1x-1", "int4 narrow"),
+        (2500, 8, "-1x-1", "int4 asymmetric"),
+        (2100, 40, "1030x20", "int4 offset"),
+        (1100, 8, "-1x-1", "fp8_e4m3"),
+        (33000, 1, "-1x1", "int4 narrow"),
+    ],
+)
+def test_sums_over_many_rows(rows, cols, block, grid, device_op):
+    """Chunks of rows, and at last more of them than a warp has threads."""
+    x, grad = torch.randn(rows, cols), torch.randn(rows, cols)
+    text = f"learned {grid} {block} float32 0.3"
+    scale, zero = torch.ops.qat.choose_qparams(x, text, "minmax")
+    args = (x, text, scale * 0.6, zero.float() + 0.4 if shifts(grid) else None, None)
+    check(device_op, "_fake_quantize_backward", grad, *args)
+
+
+@pytest.mark.parametrize(("rows", "cols", "text"), NESTED)
+def test_outer_scales(rows, cols, text, device_op):
+    x, grad = tensors(rows, cols, FP32)
+    _, scale, zero = check(device_op, "fake_quantize", x, f"minmax {text}")
+    given = (scale, zero if shifts(text) else None, None)
+    check(device_op, "_fake_quantize_backward", grad, x, f"minmax {text}", *given)
+    check(device_op, "choose_qparams", x, f"minmax {text}", "mse")
+    learned = (scale * 0.7, zero * 1.1 if shifts(text) else None)
+    check(device_op, "round_qparams", learned[0], f"learned {text}", learned[1])
+    check(device_op, "fake_quantize", x, f"learned {text}", *learned)
+    check(device_op, "_fake_quantize_backward", grad, x, f"learned {text}", *learned, None)
+    outer = torch.full((1, 1), 0.01)
+    if "-1x-1" in text:
+        check(device_op, "fake_quantize", x, f"minmax {text}", None, None, outer)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
@@ -123,59 +211,76 @@ def test_backward(rows, cols, block, dtype, device_op):
 def test_codes(rows, cols, block, dtype, device_op):
     for broken in (False, True):
         x, _ = tensors(rows, cols, dtype, broken)
-        for bits, grid in GRIDS:
-            args = (x, None, None, block, bits, grid, BF16)
-            codes, scale, zero = expected = torch.ops.qat.encode(*args)
-            same(device_op("encode", *args), expected)
-            given = (x, torch.ones_like(scale) * 0.3, zero, block, bits, grid, BF16)
-            same(device_op("encode", *given), torch.ops.qat.encode(*given))
-            args = (codes, scale, zero, block, bits, grid, cols, dtype)
-            same([device_op("decode", *args)], [torch.ops.qat.decode(*args)])
-            if broken:
+        for grid in GRIDS:
+            text = f"minmax {grid} {block} bfloat16"
+            scale, zero = torch.ops.qat.choose_qparams(x, text, "minmax")
+            zero_point = zero if shifts(grid) else None
+            codes = check(device_op, "quantize", x, text, scale, zero_point)
+            sides = [int(side) for side in block.rsplit("x", 1)]
+            check(device_op, "dequantize", codes, scale, zero_point, sides, dtype)
+            if grid.startswith("fp") or "offset" in grid:
                 continue
-            args = (x, scale, zero, block, *ends(bits))
-            levels = torch.ops.qat.quantize(*args)
-            same([device_op("quantize", *args)], [levels])
-            args = (levels, scale, zero, block, dtype)
-            same([device_op("dequantize", *args)], [torch.ops.qat.dequantize(*args)])
+            codes, scale, zero = check(device_op, "encode", x, text, None, None, None)
+            check(device_op, "decode", codes, text, scale, zero, cols, dtype)
+            given = f"learned {grid} {block} bfloat16"
+            learned_zero = zero.float() + 0.4 if shifts(grid) else None
+            check(device_op, "encode", x, given, torch.ones_like(scale) * 0.3, learned_zero, None)
 
 
-@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize(("rows", "cols", "block"), LAYOUTS)
-def test_parameters(rows, cols, block, method, device_op):
+def test_minmax(rows, cols, block, dtype, device_op):
+    x, _ = tensors(rows, cols, dtype)
+    for at, grid in enumerate(GRIDS):
+        code = codes_of(grid)[at % len(codes_of(grid))]
+        check(device_op, "choose_qparams", x, f"minmax {grid} {block} {code}", "minmax")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    ("rows", "cols", "block"),
+    [(3, 64, "1x32"), (2, 96, "1x16"), (3, 77, "1x-1"), (5, 48, "4x16"), (6, 40, "-1x-1")],
+)
+def test_search(rows, cols, block, grid, device_op):
     x, _ = tensors(rows, cols, FP32)
-    for bits, grid in GRIDS[:3]:
-        args = (x, block, bits, grid, method, BF16)
-        scale, zero = expected = torch.ops.qat.choose_qparams(*args)
-        same(device_op("choose_qparams", *args), expected)
-        weighted = (*args, torch.rand(cols))
-        same(device_op("choose_qparams", *weighted), torch.ops.qat.choose_qparams(*weighted))
-        args = (scale * 0.7, zero.float() + 0.4, *ends(bits), FP16)
-        same(device_op("round_qparams", *args), torch.ops.qat.round_qparams(*args))
+    text = f"minmax {grid} {block} bfloat16"
+    check(device_op, "choose_qparams", x, text, "mse")
+    check(device_op, "choose_qparams", x, text, "mse", torch.rand(cols))
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 5), (40, 128), (3, 130)])
+def test_search_over_many_rows(device_op):
+    x, _ = tensors(1030, 6, FP32)
+    check(device_op, "choose_qparams", x, "minmax int2 asymmetric -1x-1 bfloat16", "mse")
+
+
+@pytest.mark.parametrize("grid", ["int4 narrow", "int4 asymmetric", "fp4_e2m1", "fp8_e5m2"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 5), (40, 128), (3, 130), (2, 300)])
 @pytest.mark.parametrize("per_column", [False, True])
-def test_feedback(rows, cols, per_column, device_op):
+def test_feedback(rows, cols, per_column, grid, device_op):
     shape = (rows, cols if per_column else 1)
     scale, zero = torch.rand(shape) * 0.3 + 0.1, torch.randint(-3, 4, shape, dtype=torch.int8)
     transfer = torch.randn(cols, cols) * 0.1
-    args = (torch.randn(rows, cols), torch.randn(rows, cols) * 0.1, transfer, scale, zero, -8, 7)
-    same(device_op("quantize_with_feedback", *args), torch.ops.qat.quantize_with_feedback(*args))
+    args = (torch.randn(rows, cols), f"fixed {grid} 1x-1 float32", torch.randn(rows, cols) * 0.1, transfer, scale)
+    check(device_op, "quantize_with_feedback", *args, zero if shifts(grid) else None)
 
 
-@pytest.mark.parametrize("grid", ["fp8_e4m3", "fp8_e5m2"])
-@pytest.mark.parametrize("block", [(1, -1), (-1, -1), (4, 32)])
-def test_float8(grid, block, device_op):
-    x, grad = tensors(12, 96, BF16)
-    args = (x, block, 8, grid, FP32)
-    y, scale, zero = expected = torch.ops.qat.fake_quantize_dynamic(*args)
-    same(device_op("fake_quantize_dynamic", *args), expected)
-    most = 448 if grid == "fp8_e4m3" else 57344
-    args = (x, scale * 0.5, None, block, -most, most)
-    same([device_op("fake_quantize", *args)], [torch.ops.qat.fake_quantize(*args)])
-    expected = torch.ops.qat._fake_quantize_backward(grad, *args)
-    same([device_op("_fake_quantize_backward", grad, *args)], [expected])
-    inplace = grad.clone()
-    device_op("_fake_quantize_backward_", inplace, *args)
-    same([inplace], [expected])
+@pytest.mark.parametrize("shape", [(0, 32), (4, 0)])
+def test_nothing(shape, device_op):
+    """No kernel is launched in no blocks."""
+    x = torch.empty(shape)
+    for grid in ("int4 narrow", "int8 asymmetric", "fp8_e4m3"):
+        for block in ("1x32", "-1x-1"):
+            text = f"minmax {grid} {block} bfloat16"
+            for method in ("minmax", "mse"):
+                scale, zero = check(device_op, "choose_qparams", x, text, method)
+            check(device_op, "fake_quantize", x, text)
+            zero_point = zero if shifts(grid) else None
+            check(device_op, "_fake_quantize_backward", x, x, text.replace("minmax", "fixed"), scale, zero_point, None)
+            learned = (
+                text.replace("minmax", "learned"),
+                scale,
+                None if zero_point is None else zero_point.float(),
+                None,
+            )
+            check(device_op, "_fake_quantize_backward", x, x, *learned)
+            check(device_op, "quantize", x, text, scale, zero_point)
