@@ -60,7 +60,7 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
   const at::Tensor wide = rows.to(at::kFloat);
   constexpr double kNever = std::numeric_limits<double>::infinity();
   const at::Tensor low =
-      wide.detach().nan_to_num(kNever, kNever, kNever).amin(-1, /*keepdim=*/true);
+      wide.detach().masked_fill(at::isfinite(wide).logical_not(), kNever).amin(-1, true);
   return (rounded(wide - low) + low).to(rows.scalar_type());
 }
 

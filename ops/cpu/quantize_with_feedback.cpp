@@ -102,7 +102,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
       check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
   const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
                    transposed = transfer.t().contiguous(), scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
+  // A float's levels have no zero point, whatever is given.
+  const auto zeros = is_float(quantizer.grid) ? std::nullopt : contiguous(zero_point);
   const at::Tensor levels = at::empty_like(weights), error = at::empty_like(weights),
                    residual = at::empty_like(weights);
   with_kind(quantizer.levels(), [&](const auto& kind) {

@@ -199,7 +199,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, std:
   const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
   const auto weights = contiguous(importance);
-  const FoundTensors to = empty_parameters(x, quantizer, layout);
+  const FoundTensors to = empty_parameters(x, quantizer);
   const int64_t blocks = to.scale.numel();
   if (blocks != 0) {
     QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {

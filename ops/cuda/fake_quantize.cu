@@ -158,7 +158,7 @@ FakeQuantized fake_quantize_cuda(const at::Tensor& x, std::string_view text,
   };
   if (quantizer.mode == Mode::minmax && layout.block_rows == 1 && !quantizer.has_outer_scale() &&
       layout.block_cols <= kLongSegment) {
-    const FoundTensors found = empty_parameters(x, quantizer, layout);
+    const FoundTensors found = empty_parameters(x, quantizer);
     const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
     run(shifts, [&](const auto& rounding, const auto* in, auto* out) {
       with_ends<std::decay_t<decltype(rounding)>>(quantizer.grid, [&](auto ends) {

@@ -152,7 +152,9 @@ def test_doctor_says_why_there_are_no_gpu_operators(capsys, monkeypatch):
 
     assert gpu_operators(True, "13.0") == "built"
     assert gpu_operators(False, None) == "not built: torch has no CUDA here"
-    assert gpu_operators(False, "13.0").startswith("not built, though torch has CUDA: install the CUDA Toolkit, then run")
+    assert gpu_operators(False, "13.0").startswith(
+        "not built, though torch has CUDA: install the CUDA Toolkit, then run"
+    )
 
 
 def _sentence(result, code, text):

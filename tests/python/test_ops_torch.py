@@ -39,7 +39,10 @@ def _cases(device):
         "float8 minmax": (q.fake_quantize, (leaf, "minmax fp8_e5m2 1x-1 bfloat16")),
         "mxfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x32 e8m0_floor")),
         "nvfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1", None, None, one.view(1, 1))),
-        "nvfp4 learned": (q.fake_quantize, (leaf, "learned fp4_e2m1 1x16 e4m3*float32@-1x-1", sixteens.requires_grad_())),
+        "nvfp4 learned": (
+            q.fake_quantize,
+            (leaf, "learned fp4_e2m1 1x16 e4m3*float32@-1x-1", sixteens.requires_grad_()),
+        ),
         "choose_qparams": (q.choose_qparams, (x, "minmax int4 full 1x32 bfloat16", "mse")),
         "choose_qparams importance": (q.choose_qparams, (x, "minmax int4 full 1x32 bfloat16", "mse", x[0].abs())),
         "choose_qparams outer": (q.choose_qparams, (x, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1")),
@@ -164,23 +167,23 @@ def test_old_arguments_are_those_of_the_quantizer(device):
     """What the operators were called with before they took a text, for one version more."""
     x = torch.randn(6, 64, device=device)
     scale, zero = ops.choose_qparams(x, (1, 32), 4, "asymmetric", "minmax", BF16)
-    text = "int4 asymmetric 1x32 bfloat16"
+    text, full = "int4 asymmetric 1x32 bfloat16", "minmax int4 full 1x32 bfloat16"
     new_scale, new_zero = ops.choose_qparams(x, f"minmax {text}")
     assert torch.equal(scale, new_scale) and torch.equal(zero, new_zero)
     q, ends = torch.ops.qat, ((1, 32), -8, 7)
     for old, new in (
         (ops.fake_quantize(x, scale, zero, *ends), ops.fake_quantize(x, f"fixed {text}", scale, zero)),
         (q.fake_quantize(x, scale, zero, *ends), ops.fake_quantize(x, f"fixed {text}", scale, zero)),
-        (ops.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, "minmax int4 full 1x32 bfloat16")),
-        (q.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, "minmax int4 full 1x32 bfloat16")),
+        (ops.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, full)),
+        (q.fake_quantize_dynamic(x, (1, 32), 4, "full", BF16)[0], ops.fake_quantize(x, full)),
         (
             q.fake_quantize_learned(x, scale * 0.9, zero.float(), *ends, BF16, 0.5),
             ops.fake_quantize(x, f"learned {text} 0.5", scale * 0.9, zero.float()),
         ),
-        (q.round_qparams(scale * 0.9, None, -8, 7, BF16)[0], ops.round_qparams(scale * 0.9, "learned int4 full 1x32 bfloat16")[0]),
+        (q.round_qparams(scale * 0.9, None, -8, 7, BF16)[0], ops.round_qparams(scale * 0.9, full)[0]),
         (q.quantize(x, scale, zero, *ends), ops.quantize(x, f"fixed {text}", scale, zero)),
         (q.encode(x, scale, zero, (1, 32), 4, "asymmetric", BF16)[0], ops.encode(x, f"fixed {text}", scale, zero)[0]),
-        (q.choose_qparams(x, (1, 32), 4, "full", "mse", BF16)[0], ops.choose_qparams(x, "minmax int4 full 1x32 bfloat16", "mse")[0]),
+        (q.choose_qparams(x, (1, 32), 4, "full", "mse", BF16)[0], ops.choose_qparams(x, full, "mse")[0]),
     ):  # fmt: skip
         assert torch.equal(old, new)
     with pytest.warns(DeprecationWarning, match="fake_quantize_dynamic is deprecated"):
@@ -204,7 +207,11 @@ def test_old_arguments_are_those_of_the_quantizer(device):
             "grid must be narrow, full, signed, asymmetric, offset, fp4_e2m1",
         ),
         (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, "block sides must be positive, or -1"),
-        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8), ValueError, "and what its scale is|a block such as 1x32, what its scale"),
+        (
+            lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8),
+            ValueError,
+            "and what its scale is|a block such as 1x32, what its scale",
+        ),
         (lambda x: ops.choose_qparams(x, (1, -1), 4, "full", "best"), ValueError, "method must be minmax or mse"),
         (
             lambda x: ops.fake_quantize(x, torch.ones(1, 1), None, (1, -1), -8, 7),

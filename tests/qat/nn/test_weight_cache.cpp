@@ -44,7 +44,7 @@ TEST(WeightCache, KeepsNoBufferThatIsLargerThanTheWeight) {
   const at::Tensor small = at::randn({512, 512}), large = at::randn({2048, 1024});
   std::vector<WeightCache> caches(4, WeightCache(CachePolicy::weights));
   for (WeightCache& cache : caches) {
-    kQuantizer(large, std::nullopt, std::nullopt, at::kFloat);
+    kQuantizer(large, {}, at::kFloat);
     get(cache, small);
   }
   const auto size = [](const at::Tensor& one) { return static_cast<int64_t>(one.nbytes()); };
