@@ -23,24 +23,38 @@ DEVICE = "cuda" if CUDA else "cpu"
 CASES = [(4096, dtype, group) for dtype in (torch.float32, torch.bfloat16) for group in (32, 128)]
 CASES += [(8192, torch.bfloat16, 128)] if CUDA else [(1024, torch.float32, 32)]
 # At most this many copy passes, for weights that do not fit the cache.
-LIMITS = {"narrow": 1.5, "full": 3.0, "signed": 3.0, "asymmetric": 3.0, "learned": 4.0, "learned, zero point": 4.0}
+LIMITS = {
+    "narrow": 1.5, "full": 3.0, "signed": 3.0, "asymmetric": 3.0, "learned": 4.0, "learned, zero point": 4.0,
+    "FP8 per channel": 3.0, "FP8 per tensor": 3.0, "FP8 128 x 128": 3.0, "MXFP4": 4.0, "NVFP4": 4.0,
+}  # fmt: skip
+
+# Types whose blocks are their own, whatever the group of the others.
+TYPES = {
+    "FP8 per channel": "minmax fp8_e4m3 1x-1 float32",
+    "FP8 per tensor": "minmax fp8_e4m3 -1x-1 float32",
+    "FP8 128 x 128": "minmax fp8_e4m3 128x128 float32",
+    "MXFP4": "minmax fp4_e2m1 1x32 e8m0_floor",
+    "NVFP4": "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1",
+}
 
 
 def step(quantize: Callable[[Tensor], Tensor], weight: Tensor, others: list[Tensor], grad: Tensor) -> None:
     torch.autograd.grad(quantize(weight), [weight, *others], grad)
 
 
+def text(grid: str, group: int, scale: str = "bfloat16") -> str:
+    return f"minmax int4 {grid} 1x{group} {scale}"
+
+
 def ours(weight: Tensor, group: int) -> dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
-    block = (1, group)
-    cases = {}
-    for grid in ("narrow", "full", "signed", "asymmetric"):
-        cases[grid] = (lambda w, grid=grid: ops.fake_quantize_dynamic(w, block, 4, grid, torch.bfloat16)[0], [])
-    scale, zero = ops.choose_qparams(weight.detach(), block, 4, "asymmetric", "minmax", torch.bfloat16)
+    grids = {grid: text(grid, group) for grid in ("narrow", "full", "signed", "asymmetric")} | TYPES
+    cases = {name: (partial(ops.fake_quantize, quantizer=quantizer), []) for name, quantizer in grids.items()}
+    scale, zero = ops.choose_qparams(weight.detach(), text("asymmetric", group))
     scale.requires_grad_()
     learned_zero = zero.float().requires_grad_()
-    for name, zero_point in (("learned", None), ("learned, zero point", learned_zero)):
-        run = partial(ops.fake_quantize_learned, scale=scale, zero_point=zero_point, block=block, quant_min=-8,
-                      quant_max=7, scale_dtype=torch.bfloat16, gradient_scale=0.1)  # fmt: skip
+    for name, grid, zero_point in (("learned", "full", None), ("learned, zero point", "asymmetric", learned_zero)):
+        quantizer = f"learned int4 {grid} 1x{group} bfloat16 0.1"
+        run = partial(ops.fake_quantize, quantizer=quantizer, scale=scale, zero_point=zero_point)
         cases[name] = (run, [scale] if zero_point is None else [scale, zero_point])
     return cases
 
@@ -59,25 +73,28 @@ def others(weight: Tensor, group: int, with_compiled: bool) -> dict[str, Callabl
     return {name: quantize for name, quantize in found.items() if quantize is not None}
 
 
+def on_another_level(group: int, theirs: Tensor, weight: Tensor, quantizer: str) -> str:
+    """How many elements a peer has on another level. It divides where we multiply by the reciprocal, so that ties may
+    fall to the neighbouring one."""
+    scale, _ = ops.choose_qparams(weight, quantizer)
+    steps = (theirs - ops.fake_quantize(weight, quantizer)).abs().view(-1, group) / scale.view(-1, 1)
+    assert steps.max() < 1.001 and (steps > 1e-3).float().mean() < 1e-4
+    return f"{int((steps > 1e-3).sum())} of {steps.numel()} elements on another level, by one"
+
+
 def check_agreement(group: int) -> list[str]:
     """Compares results before anything is timed, and says by how much they may differ."""
+    torch.manual_seed(0)
     weight = torch.randn(256, 512)
-    block, lines = (1, group), []
-    for grid, symmetric in (("narrow", True), ("asymmetric", False)):
-        peer = peers.brevitas(group, weight, symmetric)
-        if peer is not None:
-            assert torch.equal(peer(weight), ops.fake_quantize_dynamic(weight, block, 4, grid)[0])
-            lines.append(f"Brevitas and `{grid}` with float32 scales, groups of {group}: equal bit for bit")
-    peer = peers.torchao(group)
-    if peer is not None:
-        y, scale, _ = ops.fake_quantize_dynamic(weight, block, 4, "full")
-        steps = (peer(weight) - y).abs().view(-1, group) / scale.view(-1, 1)
-        # It divides where we multiply by the reciprocal, so that ties may fall to the neighbouring level.
-        assert steps.max() < 1.001 and (steps > 1e-3).float().mean() < 1e-4
-        lines.append(f"torchao and `full` with float32 scales, groups of {group}: {int((steps > 1e-3).sum())} of "
-                     f"{steps.numel()} elements on another level, by one")  # fmt: skip
+    found = [("Brevitas", grid, peers.brevitas(group, weight, grid == "narrow")) for grid in ("narrow", "asymmetric")]
+    lines = []
+    for name, grid, peer in [*found, ("torchao", "full", peers.torchao(group))]:
+        if peer is None:
+            continue
+        differ = on_another_level(group, peer(weight), weight, text(grid, group, "float32"))
+        lines.append(f"{name} and `{grid}` with float32 scales, groups of {group}: {differ}")
     hand = peers.straight_through(group)
-    mine = ops.fake_quantize_dynamic(weight, block, 4, "narrow")[0]
+    mine = ops.fake_quantize(weight, text("narrow", group, "float32"))
     # Its addition of the weight and its difference rounds twice more.
     assert torch.allclose(hand(weight), mine, rtol=0, atol=1e-6)
     lines.append(f"by hand and `narrow`, groups of {group}: within 1e-6")
@@ -108,7 +125,7 @@ def reason(name: str) -> str:
     times = {}
     for where, side in (("memory", size), ("cache", 512)):
         x = (torch.randn(side, side, device=DEVICE) * 0.02).to(dtype)
-        run = partial(ops.fake_quantize_dynamic, x, (1, group), 4, "narrow", torch.bfloat16)
+        run = partial(ops.fake_quantize, x, text("narrow", group))
         into = torch.empty_like(x)
         timings = paired({"copy": partial(into.copy_, x), "ours": run}, "copy", 15)
         times[where] = 1e6 * timings["ours"].milliseconds / side**2

@@ -27,8 +27,8 @@ def over_elements(rounds: int) -> list[dict]:
             into = torch.empty_like(x)
             candidates = {
                 "copy_": lambda into=into, x=x: into.copy_(x),
-                "weight, groups of 32": lambda x=x: ops.fake_quantize_dynamic(x, (1, 32), 4, "narrow", torch.bfloat16),
-                "input, per token": lambda x=x: ops.fake_quantize_dynamic(x, (1, -1), 8, "narrow"),
+                "weight, groups of 32": lambda x=x: ops.fake_quantize(x, "minmax int4 narrow 1x32 bfloat16"),
+                "input, per token": lambda x=x: ops.fake_quantize(x, "minmax int8 narrow 1x-1 float32"),
             }
             for name, timing in paired(candidates, "copy_", rounds).items():
                 rows.append({"threads": threads, "elements": 2**power, "what": name, **asdict(timing)})

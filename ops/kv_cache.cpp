@@ -59,8 +59,8 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
   // not finite is no offset: it comes out as NaN, and its block is rounded as if it were not there.
   const at::Tensor wide = rows.to(at::kFloat);
   constexpr double kNever = std::numeric_limits<double>::infinity();
-  const at::Tensor low =
-      wide.detach().masked_fill(at::isfinite(wide).logical_not(), kNever).amin(-1, true);
+  const at::Tensor values = wide.detach();
+  const at::Tensor low = values.masked_fill((values - values).ne(0), kNever).amin(-1, true);
   return (rounded(wide - low) + low).to(rows.scalar_type());
 }
 

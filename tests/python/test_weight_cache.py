@@ -56,7 +56,7 @@ def test_every_policy_trains_to_the_same_bits(weight, tiny_llama):
         assert all(torch.equal(state[name], value) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize(("policy", "op"), [("codes", "encode"), ("weights", "fake_quantize_dynamic")])
+@pytest.mark.parametrize(("policy", "op"), [("codes", "encode"), ("weights", "fake_quantize")])
 def test_a_weight_is_quantized_once_per_step(policy, op, tiny_llama):
     weight = "{dtype: int4, group_size: 32}"
     recipe = torchqat.parse_recipe(
