@@ -173,7 +173,8 @@ FakeQuantized fake_quantize_cuda(const at::Tensor& x, std::string_view text,
                in);
   });
   if (quantizer.mode == Mode::minmax) return {y, stored.scale, stored.found_zero_point};
-  return {y, at::empty({0}, stored.scale.options()), at::empty({0}, x.options().dtype(at::kChar))};
+  const auto [no_scale, no_zero_point] = no_parameters(x, quantizer);
+  return {y, no_scale, no_zero_point};
 }
 
 }  // namespace

@@ -129,9 +129,9 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
   const bool learned = quantizer.mode == Quantizer::Mode::learned;
   const bool shifts = stored.zero_point.has_value(), one_row = layout.block_rows == 1;
   const auto factor = static_cast<float>(quantizer.gradient_scale);
-  const at::Tensor none = at::empty({0}, stored.scale.options());
   const auto sums = [&](bool wanted, int64_t rows) {
-    return wanted ? at::empty({rows, layout.grid_cols}, stored.scale.options()) : none;
+    return wanted ? at::empty({rows, layout.grid_cols}, stored.scale.options())
+                  : at::empty({0}, stored.scale.options());
   };
   const at::Tensor scale_sums = sums(learned, layout.rows),
                    zero_sums = sums(learned && shifts, layout.rows);

@@ -276,9 +276,10 @@ def test_no_samples_have_their_sentence(llama):
 def test_block_training_brings_the_blocks_nearer(llama, scale, rounding):
     weight = f"{{dtype: int2, group_size: 32, grid: full, scale: {scale}}}"
     plain, _ = calibrated(llama, "{method: gptq}", tokens(64), weight=weight)
-    training = f"{{steps: 40, batch_size: 8, learning_rate: 1.0e-2, rounding: {rounding}}}"
+    # At twice the rate, signed steps beside learned scales find nothing better within 40 steps on some processors.
+    training = f"{{steps: 40, batch_size: 8, learning_rate: 5.0e-3, rounding: {rounding}}}"
     trained, found = calibrated(llama, f"{{method: gptq, block_training: {training}}}", tokens(64), weight=weight)
-    assert error(llama, trained) < error(llama, plain)
+    assert error(llama, trained) < 0.95 * error(llama, plain)
     assert len([w for w in found.warnings if "did not help" in w]) < 2  # of two blocks
     assert all(p.requires_grad for p in trained.parameters())
 
