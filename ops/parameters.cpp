@@ -24,6 +24,14 @@ std::array<int64_t, 2> outer_shape(const at::Tensor& scale, const Quantizer& qua
           blocks_in_outer(quantizer.outer_block[1], quantizer.block[1], scale.size(1))};
 }
 
+// The largest entry of each part of `rows` x `cols`; the last ones may be short.
+at::Tensor largest_in(const at::Tensor& x, int64_t rows, int64_t cols) {
+  if (rows == x.size(0) && cols == x.size(1) && x.numel() > 0) return x.max().view({1, 1});
+  const int64_t below = (rows - x.size(0) % rows) % rows, right = (cols - x.size(1) % cols) % cols;
+  const at::Tensor padded = at::constant_pad_nd(x, {0, right, 0, below});
+  return padded.reshape({padded.size(0) / rows, rows, padded.size(1) / cols, cols}).amax({1, 3});
+}
+
 }  // namespace
 
 FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer) {
@@ -61,11 +69,7 @@ StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
 
 at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
   const auto [rows, cols] = outer_shape(scale, quantizer);
-  const int64_t below = (rows - scale.size(0) % rows) % rows,
-                right = (cols - scale.size(1) % cols) % cols;
-  const at::Tensor padded = at::constant_pad_nd(scale.abs(), {0, right, 0, below});
-  const at::Tensor largest =
-      padded.reshape({padded.size(0) / rows, rows, padded.size(1) / cols, cols}).amax({1, 3});
+  const at::Tensor largest = largest_in(scale.abs(), rows, cols);
   const double least = quantizer.outer_dtype == at::kHalf ? 0x1p-14 : 0x1p-100;
   const at::Tensor outer = largest.div(greatest_scale(quantizer.scale_code)).clamp_min_(least);
   // Where all blocks are zeros there is nothing to measure.

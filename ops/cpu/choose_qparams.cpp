@@ -146,7 +146,7 @@ void choose(const at::Tensor& input, const float* importance, const BlockLayout&
           vectorised([&]() QAT_BODY {
             for (int64_t block = begin; block < end; ++block) {
               const Span span = spans.of_block(layout, block);
-              const bool search_it = searching && span.low < span.high;
+              const bool search_it = searching && (span.low != 0.0f || span.high != 0.0f);
               found.store(
                   block, search_it ? search(span, quantizer,
                                             [&](QParams one) QAT_BODY { return error(block, one); })

@@ -146,7 +146,7 @@ struct SquaredErrors {
 __global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int first_step, int steps,
                                  const double* costs, double* least, Found found) {
   for (int64_t block = this_thread(); block < blocks; block += all_threads()) {
-    if (!(candidates.ranges.low[block] < candidates.ranges.high[block])) continue;
+    if (candidates.ranges.low[block] == 0.0f && candidates.ranges.high[block] == 0.0f) continue;
     int best = first_step == 0 ? 0 : -1;
     double cost = first_step == 0 ? costs[block] : least[block];
     for (int step = best + 1; step < steps; ++step) {

@@ -49,6 +49,19 @@ TEST(ChooseQParams, TheSearchFindsTheLeastErrorOfItsCandidates) {
   }
 }
 
+TEST(ChooseQParams, TheSearchIsThatOfTheFiniteElements) {
+  // Of one value, whose range alone says little.
+  const at::Tensor x = at::full({1, 32}, 0.37f);
+  at::Tensor spoiled = at::full({1, 33}, 0.37f);
+  spoiled[0][7] = NAN;
+  for (const auto* grid : {"narrow", "full", "signed", "asymmetric"}) {
+    const std::string quantizer = text("minmax", 3, grid, {1, -1});
+    EXPECT_TRUE(at::equal(std::get<0>(choose_qparams(x, quantizer, "mse")),
+                          std::get<0>(choose_qparams(spoiled, quantizer, "mse"))))
+        << grid;
+  }
+}
+
 TEST(ChooseQParams, RoundsToTheScaleDtype) {
   const auto [scale, zero_point] =
       choose_qparams(at::randn({8, 64}), text("minmax", 4, "narrow", {1, 32}, at::kHalf), "mse");
