@@ -3,14 +3,17 @@
     python tools/cuda_table.py > table.md
     python tools/cuda_table.py --arch 80 90 --cuobjdump /usr/local/cuda/bin/cuobjdump
 
-Compiles the CMake target qat_cuda for each architecture, with the nvcc, and reads its objects, with the cuobjdump, of the
-CUDA Toolkit (``-sass`` and ``-res-usage``). All of it is static, an estimate and no measurement:
+Compiles the CMake target qat_cuda for each architecture, with the nvcc, and reads its objects, with the cuobjdump and the
+nvdisasm, of the CUDA Toolkit (``-sass`` and ``-res-usage``); ``--objects`` reads objects or cubins that are there already.
+All of it is static, an estimate and no measurement:
 
 - A loop is what lies between a label and a branch back to it. The main loop of a kernel is, of the innermost loops that
   store to global memory, the one with the widest stores and of these the one with the most; of a kernel that only reads, it
-  is the same of loads. A kernel of two passes has one of each.
-- Every instruction of the main loop counts once, label to branch, whether or not a predicate or a branch in it skips it.
-  What it calls, such as the slow way of a division, lies outside and does not count, nor does what comes before and after.
+  is the same of loads. A kernel of two passes has one of each. Where a thread takes one vector of a group, the loop around
+  it counts.
+- Of a loop counts the shortest way round that passes its widest loads and stores and its inner loops of shuffles, these as
+  often as a group of 128 needs. So what is skipped by a branch, such as a second look at what is not finite, does not count,
+  nor what is called, such as the slow way of a division; an instruction whose predicate is false does.
 - A round treats as many elements as its widest stores (or loads) hold; 32 threads share an instruction.
 - Issue: instructions / (4 warp instructions x SMs x clock). Units that are narrower than that, for MUFU, conversions and, on
   A100 and T4, float32, can take longer.
@@ -19,17 +22,20 @@ CUDA Toolkit (``-sass`` and ``-res-usage``). All of it is static, an estimate an
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TYPE = r"(?:float|c10::BFloat16|c10::Half)"
-INPUT, OUTPUT = rf"(?P<input>{TYPE})", rf"(?P<output>{TYPE})"
+HALF = "c10::BFloat16"  # float16 costs the same
+INPUT, OUTPUT = rf"(?P<input>float|{HALF})", rf"(?P<output>{HALF})"
+WHOLE, FLOAT = (rf"qat::Rounding<qat::{kind}Levels, \(qat::Shift\)0>" for kind in ("Whole", "Float"))
+OURS = r"qat::\(anonymous namespace\)::"
 
 
 @dataclass(frozen=True)
@@ -41,45 +47,78 @@ class Kernel:
     reads: tuple[str | float, ...]
     writes: tuple[str | float, ...] = ()
     passes: tuple[str, ...] = ("store",)
+    around: bool = False  # the loop around the main loop counts: a thread has one vector of a group
+    turns: dict[str, int] = field(default_factory=dict)  # of inner loops, by the elements to a vector
+
+
+# Reductions over the threads of a group of 128.
+BUTTERFLY = {"4": 5, "8": 4}
+
+
+def mapped(label: str, value: str, reads: tuple, writes: tuple, types: str, around: bool = True) -> Kernel:
+    """A Map of ops/cuda/walk.cuh: ``types`` are those of its result and its arguments."""
+    params = rf"{OURS}Dequantized" if value == "Dequantize" else "qat::StoredParams"
+    return Kernel(
+        label, rf"walk_kernel<qat::Map<[48], {params}, {OURS}{value}, {types}> >", reads, writes, around=around
+    )
 
 
 KERNELS = [
-    Kernel(
-        "fake_quantize", rf"visit_vectors<.*launch_round<{INPUT}, {OUTPUT}, qat::StoredParams>", ("input",), ("output",)
-    ),
-    Kernel("fake_quantize, backward", rf"visit_vectors<.*launch_backward<{INPUT}>", ("input", "input"), ("input",)),
-    Kernel(
-        "fake_quantize_learned",
-        rf"visit_vectors<.*launch_round<{INPUT}, {OUTPUT}, qat::LearnedParams>",
-        ("input",),
-        ("output",),
-    ),
-    Kernel(
-        "fake_quantize_learned, backward, groups",
-        rf"visit_warps_of_vectors<.*launch_groups<{INPUT}>",
-        ("input", "input"),
-        ("input",),
+    *(
+        Kernel(
+            f"fake_quantize, minmax, groups, {name}",
+            rf"round_groups_kernel<(?P<size>[48]), false, {rounding}, {INPUT}, {OUTPUT}>",
+            ("input",),
+            ("output",),
+            turns=BUTTERFLY,
+        )
+        for name, rounding in (("int", WHOLE), ("float levels", FLOAT))
     ),
     Kernel(
-        "fake_quantize_dynamic, groups",
-        rf"visit_warps_of_vectors<.*launch_groups<{INPUT}, {OUTPUT}>",
-        ("input",),
-        ("output",),
-    ),
-    Kernel(
-        "fake_quantize_dynamic, rows",
-        rf"visit_segments<.*launch_rows<{INPUT}, {OUTPUT}>",
+        "fake_quantize, minmax, rows, int",
+        rf"walk_kernel<{OURS}RoundSegment<8, false, {WHOLE}, (?P<input>{HALF}), {OUTPUT}>",
         ("input",),
         ("output",),
         ("load", "store"),
     ),
-    Kernel("choose_qparams, minmax", rf"choose_qparams_kernel<{INPUT}>", ("input",), (), ("load",)),
-    Kernel("quantize", rf"visit_segments<.*launch_quantize<{INPUT}>", ("input",), (1,)),
-    Kernel("dequantize", rf"visit_segments<.*launch_dequantize<{OUTPUT}>", (1,), ("output",)),
+    mapped("fake_quantize, fixed, groups, int", f"Value<{WHOLE} >", ("input",), ("output",), f"{OUTPUT}, {INPUT}"),
+    mapped("fake_quantize, fixed, rows, int", f"Value<{WHOLE} >", ("input",), ("output",), f"{OUTPUT}, {INPUT}", False),
+    mapped(
+        "fake_quantize, fixed, groups, int, backward",
+        f"StraightThrough<{WHOLE} >",
+        ("input", "input"),
+        ("input",),
+        f"{HALF}, (?P<input>{HALF}), {HALF}",
+    ),
+    Kernel(
+        "fake_quantize, learned, groups, int, backward",
+        rf"walk_kernel<{OURS}LearnGroups<8, {WHOLE}, {INPUT}>",
+        ("input", "input"),
+        ("input",),
+        around=True,
+    ),
+    Kernel(
+        "choose_qparams, minmax, groups",
+        rf"walk_kernel<{OURS}SeePiece<(?P<size>8), false, {INPUT}>",
+        ("input",),
+        passes=("load",),
+        around=True,
+        turns=BUTTERFLY,
+    ),
+    mapped("quantize, groups, int", f"Code<{WHOLE} >", ("input",), (1,), f"signed char, (?P<input>{HALF})"),
+    mapped("dequantize, groups, int", "Dequantize", (1,), ("output",), f"{OUTPUT}, signed char"),
+    Kernel(
+        "encode, groups, int4",
+        rf"walk_kernel<{OURS}Encode<8, true, (?P<input>{HALF})>",
+        ("input",),
+        (0.5,),
+        around=True,
+    ),
+    Kernel("decode, groups, int4", rf"walk_kernel<{OURS}Decode<8, true, {OUTPUT}>", (0.5,), ("output",), around=True),
 ]
 
-SIZES = {"float": 4, "c10::BFloat16": 2, "c10::Half": 2}
-NAMES = {"float": "float32", "c10::BFloat16": "bfloat16", "c10::Half": "float16"}
+SIZES = {"float": 4, HALF: 2}
+NAMES = {"float": "float32", HALF: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +166,24 @@ class Instruction:
     def kind(self) -> str:
         return CLASS_OF.get(self.opcode.partition(".")[0], "integer")
 
+    @property
+    def target(self) -> int | None:
+        """Where it branches to. BRA.DIV leaves for rare code, where the threads of a warp have parted."""
+        found = re.search(r"0x([0-9a-f]+)$", self.operands)
+        return int(found[1], 16) if found and self.opcode.startswith("BRA") and self.opcode != "BRA.DIV" else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next instruction does not follow. A call is rare code, which is taken for an end."""
+        name = self.opcode.partition(".")[0]
+        always = not self.predicate and re.fullmatch(r"0x[0-9a-f]+", self.operands)
+        return (
+            name in ("CALL", "RET", "EXIT", "BRX", "JMP")
+            and not self.predicate
+            or self.opcode == "BRA"
+            and bool(always)
+        )
+
     def bytes_of(self, access: str) -> int:
         """How wide a load from or a store to global memory it is; 0 for anything else."""
         name, *how = self.opcode.split(".")
@@ -159,13 +216,77 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
     """What lies between a label and a branch back to it. Rare code, which stands after the end and comes back, is none."""
     found = []
     for branch in code:
-        target = re.search(r"0x([0-9a-f]+)$", branch.operands)
-        if not branch.opcode.startswith("BRA") or not target or int(target[1], 16) >= branch.address:
+        if branch.target is None or branch.target >= branch.address:
             continue
-        body = [each for each in code if int(target[1], 16) <= each.address <= branch.address]
+        body = [each for each in code if branch.target <= each.address <= branch.address]
         if not any(each.opcode == "EXIT" and not each.predicate for each in body):
             found.append(body)
     return found
+
+
+def lies_in(loop: list[Instruction], other: list[Instruction]) -> bool:
+    """Whether a loop is a part of another."""
+    return other[0].address <= loop[0].address and loop[-1].address <= other[-1].address and len(loop) < len(other)
+
+
+# Predicates by their names, as far as branches have told them.
+Known = frozenset[tuple[str, bool]]
+
+
+def steps_from(loop: list[Instruction], at: int, known: Known) -> list[tuple[int, Known]]:
+    """Where an instruction of a loop leads to but back, and what is known of predicates there."""
+    each = loop[at]
+    name, value = each.predicate.lstrip("@!"), "!" not in each.predicate
+    if each.target is None:
+        changed = set(re.findall(r"\bU?P\d\b", each.operands))
+        return [] if each.ends else [(at + 1, frozenset(one for one in known if one[0] not in changed))]
+    onward = [] if each.ends or (name, value) in known else [(at + 1, known | ({(name, not value)} if name else set()))]
+    there = next((i for i in range(at + 1, len(loop)) if loop[i].address == each.target), None)
+    if there and (name, not value) not in known:
+        onward.append((there, known | ({(name, value)} if name else set())))
+    return onward
+
+
+def way(loop: list[Instruction], start: tuple[int, Known], goal: int) -> list[tuple[int, Known]] | None:
+    """The fewest instructions from one place of a loop to another, both with it."""
+    before = {start: start}
+    reached = [start]
+    for at in reached:
+        if at[0] == goal:
+            steps = [at]
+            while steps[-1] != start:
+                steps.append(before[steps[-1]])
+            return steps[::-1]
+        for one in steps_from(loop, *at):
+            if one[0] <= goal and one not in before:
+                before[one] = at
+                reached.append(one)
+    return None
+
+
+def way_round(loop: list[Instruction], passed: list[Instruction], around: bool = False) -> list[Instruction]:
+    """The shortest way round a loop that passes those which lie one after the other on any way.
+
+    The first branch of a loop around the main loop asks whether the thread has a piece at all: it has.
+    """
+    last = len(loop) - 1
+    place = {each.address: i for i, each in enumerate(loop)}
+
+    def completed(steps: list[tuple[int, Known]]) -> list[tuple[int, Known]]:
+        for at in [*(place[each.address] for each in passed), last]:
+            more = way(loop, steps[-1], at)
+            if more and (at == last or way(loop, more[-1], last)):
+                steps = steps + more[1:]
+        return steps
+
+    start: list[tuple[int, Known]] = [(0, frozenset())]
+    first = next(i for i, each in enumerate(loop) if each.target is not None)
+    if around and first != last:
+        start += way(loop, start[-1], first)[1:]
+        ways = [completed([*start, arm]) for arm in steps_from(loop, *start[-1])]
+    else:
+        ways = [completed(start)]
+    return [loop[at] for at, _ in max(ways, key=len)]
 
 
 def moved_by(loop: list[Instruction], access: str) -> tuple[int, int]:
@@ -178,8 +299,31 @@ def main_loop(code: list[Instruction], access: str) -> list[Instruction]:
     there = [loop for loop in loops(code) if moved_by(loop, access) != (0, 0)]
     if access == "load":  # the pass that only reads, where there is another
         there = [loop for loop in there if moved_by(loop, "store") == (0, 0)]
-    innermost = [loop for loop in there if not any(set(other) < set(loop) for other in there)]
+    innermost = [loop for loop in there if not any(lies_in(other, loop) for other in there)]
     return max(innermost, key=lambda loop: (moved_by(loop, access), -len(loop)), default=[])
+
+
+def round_of(code: list[Instruction], access: str, kernel: Kernel, turns: int) -> tuple[Counter, int]:
+    """How often each kind of instruction is met in a round, and how many bytes the round moves."""
+    main = loop = main_loop(code, access)
+    if not main:
+        return Counter(), 0
+    everywhere = loops(code)
+    if kernel.around:
+        loop = min((each for each in everywhere if lies_in(main, each)), key=len, default=main)
+    inner = {each.address for body in everywhere if lies_in(body, loop) and body[0] != main[0] for each in body}
+    widest = {access: moved_by(main, access)[0] for access in ("load", "store")}
+    within = {each.address for each in main}
+    passed = [
+        each
+        for each in loop
+        if (each.address in within and any(each.bytes_of(access) == size > 0 for access, size in widest.items()))
+        or (each.address in inner and each.opcode.startswith("SHFL"))
+    ]
+    counts: Counter = Counter()
+    for each in way_round(loop, passed, kernel.around):
+        counts[each.kind] += turns if each.address in inner else 1
+    return counts, moved_by(main, access)[1]
 
 
 @dataclass(frozen=True)
@@ -201,15 +345,17 @@ def row_of(kernel: Kernel, found: re.Match, code: list[Instruction], registers: 
         return one if isinstance(one, (int, float)) else SIZES[found[one]]
 
     counts: Counter = Counter()
+    turns = kernel.turns[found["size"]] if kernel.turns else 1
     for access in kernel.passes:
-        loop = main_loop(code, access)
-        if not loop:
+        met, moved = round_of(code, access, kernel, turns)
+        if not moved:
             return None
-        elements = moved_by(loop, access)[1] / size(kernel.writes[0] if access == "store" else kernel.reads[0])
-        for instruction in loop:
-            counts[instruction.kind] += 1 / elements
+        elements = moved / size(kernel.writes[0] if access == "store" else kernel.reads[0])
+        for kind, count in met.items():
+            counts[kind] += count / elements
     spills = sum(each.opcode.partition(".")[0] in ("LDL", "STL") for each in code)
-    types = " to ".join(NAMES[one] for one in found.groups())
+    named = found.groupdict()
+    types = " to ".join(NAMES[named[one]] for one in ("input", "output") if named.get(one))
     moved = sum(map(size, (*kernel.reads, *kernel.writes)))
     return Row(kernel.label, types, registers, spills, dict(counts), moved)
 
@@ -221,27 +367,31 @@ def picoseconds(row: Row, gpu: Gpu) -> tuple[float, float]:
 
 
 def table(rows: list[tuple[Row, Gpu]]) -> str:
-    kinds = ["memory", "float", "integer", "control", "special"]
+    """A line for a kernel and its types; the kernels in the order of ``KERNELS``, the GPUs in that of ``GPUS``."""
+    gpus = [gpu for gpu in GPUS.values() if any(gpu == other for _, other in rows)] or [*{gpu: 0 for _, gpu in rows}]
+    labels = [kernel.label for kernel in KERNELS]
+    found = {(labels.index(row.label), row.types, gpu): row for row, gpu in rows}
     lines = [
-        "| kernel | types | GPU | registers | spills | instructions an element | memory, float, integer, control, MUFU "
-        "| bytes an element | issue, ps | memory, ps | binds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| operator, quantizer | types | bytes | registers | {' | '.join(gpu.name for gpu in gpus)} |",
+        "|---|---|---|---|" + "---|" * len(gpus),
     ]
-    for row, gpu in sorted(rows, key=lambda pair: (pair[0].label, pair[0].types)):
-        issue, memory = picoseconds(row, gpu)
+    for index, types in sorted({key[:2] for key in found}):
+        own = {gpu: found[index, types, gpu] for gpu in gpus if (index, types, gpu) in found}
+        most = max(row.registers for row in own.values())
+        spills = max(row.spills for row in own.values())
         cells = [
-            row.label,
-            row.types,
-            gpu.name,
-            row.registers,
-            row.spills,
-            f"{sum(row.counts.values()):.1f}",
-            ", ".join(f"{row.counts.get(kind, 0):.1f}" for kind in kinds),
-            f"{row.bytes:g}",
-            f"{issue:.2f}",
-            f"{memory:.2f}",
-            "issue" if issue > memory else "memory",
+            labels[index],
+            types,
+            f"{next(iter(own.values())).bytes:g}",
+            f"{most}, {spills} spills" if spills else most,
         ]
+        for gpu in gpus:
+            if gpu not in own:
+                cells.append("")
+                continue
+            issue, memory = picoseconds(own[gpu], gpu)
+            times = (f"**{issue:.2f}**", f"{memory:.2f}") if issue > memory else (f"{issue:.2f}", f"**{memory:.2f}**")
+            cells.append(f"{sum(own[gpu].counts.values()):.1f}: {' / '.join(times)}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -258,8 +408,11 @@ def rows_of(sass: str, usage: str, demangled: dict[str, str]) -> list[tuple[Kern
 
 
 def output_of(*command: str | Path) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode != 0:
+    words = [str(word) for word in command]
+    # cuobjdump looks for nvdisasm there, and where it finds none it ends with 0.
+    path = os.pathsep.join([str(Path(words[0]).parent), os.environ["PATH"]]) if "/" in words[0] else os.environ["PATH"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    if done.returncode != 0 or "cuobjdump fatal" in done.stderr:
         sys.exit(f"{' '.join(map(str, command[:2]))} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
     return done.stdout
 
@@ -279,17 +432,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", type=int, choices=GPUS, default=list(GPUS), help="75, 80, 89 or 90")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "cuda_table", help="where to compile")
+    parser.add_argument("--objects", nargs="+", type=Path, help="objects or cubins to read in place of compiling")
     parser.add_argument("--cuobjdump", default="cuobjdump", help="where that is")
     options = parser.parse_args()
     if not shutil.which(options.cuobjdump):
         sys.exit(f"{options.cuobjdump} was not found: it is part of the CUDA Toolkit; --cuobjdump says where it is.")
     rows: list[tuple[Row, Gpu]] = []
     seen = set()
-    for file in compiled(options.arch, options.build):
+    for file in options.objects or compiled(options.arch, options.build):
         for arch in options.arch:
             sass, usage = (
                 output_of(options.cuobjdump, how, "-arch", f"sm_{arch}", file) for how in ("-sass", "-res-usage")
             )
+            if f"code for sm_{arch}\n" not in sass:  # a cubin has one, whichever is asked for
+                continue
             names = list(instructions(sass))
             demangled = dict(zip(names, output_of("c++filt", *names).splitlines(), strict=True)) if names else {}
             for kernel, row in rows_of(sass, usage, demangled):

@@ -1,7 +1,8 @@
-"""tools/cuda_table.py, on a text that was written by hand as cuobjdump writes.
+"""tools/cuda_table.py, on what cuobjdump wrote of one kernel and on a text that was written by hand as it writes.
 
-Its first kernel has a loop of four elements and rare code after its end that comes back into the loop; the second finds a
-span by scalars or by vectors, then rounds in vectors, all of it within a loop; the third is none of those looked for.
+The first kernel is real: the loops of a fake quantization for sm_90, without the encodings. A thread goes round the outer
+one for each piece of a segment and round the inner one for each four elements. The second, by hand, finds a span by scalars
+or by vectors, then rounds in vectors, all of it within a loop; the third is none of those looked for.
 """
 
 import importlib.util
@@ -34,12 +35,13 @@ def rows(tool):
 
 def test_instructions(tool):
     first, second, third = tool.instructions(SASS).values()
-    assert (len(first), len(second), len(third)) == (28, 26, 3)
+    assert (len(first), len(second), len(third)) == (242, 26, 3)
     assert [each.opcode for each in third] == ["LDC", "EXIT", "BRA"]
-    assert first[2] == tool.Instruction(0x20, "@P0", "EXIT", "")
-    assert first[4] == tool.Instruction(0x40, "", "LDG.E.128", "R8, desc[UR4][R2.64]")
-    kinds = ["memory", "memory", "special", "float", "float", "control", "float", "float", "float", "float", "float"]
-    assert [each.kind for each in first[4:20]] == [*kinds, "memory", "integer", "integer", "control", "control"]
+    assert tool.Instruction(0x3A0, "@P0", "BRA", "0x3f0") in first
+    load = next(i for i, each in enumerate(first) if each.opcode == "LDG.E.128")
+    assert first[load] == tool.Instruction(0xED0, "", "LDG.E.128", "R4, desc[UR12][R4.64]")
+    kinds = ["integer", "integer", "memory", "float", "float"]
+    assert [each.kind for each in first[load - 2 : load + 3]] == kinds
 
 
 def test_widths(tool):
@@ -55,22 +57,74 @@ def test_loops(tool):
     first, second, third = (
         [(loop[0].address, loop[-1].address) for loop in tool.loops(code)] for code in tool.instructions(SASS).values()
     )
-    assert first == [(0x40, 0x120)]  # not 0xa0 to 0x170, the way back from the rare code
+    assert first == [(0xEB0, 0x11F0), (0x360, 0x1260)]
     assert second == [(0x20, 0x50), (0x60, 0xB0), (0xF0, 0x160), (0x10, 0x170)]
     assert third == []
 
 
-def test_a_loop_of_four_elements(rows):
-    (kernel, row), _ = rows
-    assert (kernel.label, row.types, row.registers, row.spills) == ("fake_quantize", "float32 to bfloat16", 19, 0)
-    assert row.counts == {"memory": 0.75, "float": 1.75, "integer": 0.5, "control": 0.5, "special": 0.25}
-    assert row.bytes == 4 + 2
+def test_rare_code_that_comes_back_is_no_loop(tool):
+    code = [
+        tool.Instruction(16 * i, *each)
+        for i, each in enumerate(
+            [("", "MUFU.RCP", "R0, R1"), ("", "EXIT", ""), ("", "CALL", "0x90"), ("", "BRA", "0x0")]
+        )
+    ]
+    assert tool.loops(code) == []
+
+
+def test_the_shortest_way_round(tool):
+    def at(address, predicate, opcode, operands):
+        return tool.Instruction(address, predicate, opcode, operands)
+
+    loop = [
+        at(0x00, "", "ISETP.GE.AND", "P0, PT, R0, R1, PT"),
+        at(0x10, "@P0", "BRA", "0x40"),
+        at(0x20, "", "IMAD", "R2, R2, R3, RZ"),
+        at(0x30, "", "IMAD", "R2, R2, R4, RZ"),
+        at(0x40, "@P0", "BRA", "0x70"),  # known from above
+        at(0x50, "", "STG.E.128", "desc[UR4][R2.64], R8"),
+        at(0x60, "@P1", "CALL.REL.NOINC", "0x500"),
+        at(0x70, "@P2", "BRA", "0x0"),
+    ]
+    addresses = [each.address for each in tool.way_round(loop, [])]
+    assert addresses == [0x00, 0x10, 0x40, 0x70]
+    assert [each.address for each in tool.way_round(loop, [loop[5]])] == [each.address for each in loop]
+    assert tool.way_round(loop, [], around=True) == loop
+    loop[4] = at(0x40, "@P3", "BRA", "0x70")
+    assert [each.address for each in tool.way_round(loop, [loop[5]])] == [0x00, 0x10, 0x40, 0x50, 0x60, 0x70]
+
+
+def test_inner_loops_count_by_their_turns(tool):
+    opcodes = ["LDG.E.128", "SHFL.BFLY", "FMNMX", "BRA", "STG.E.128", "BRA"]
+    operands = [
+        "R8, desc[UR4][R2.64]",
+        "PT, R0, R8, R1, 0x1f",
+        "R8, R0, R8, !PT",
+        "0x10",
+        "desc[UR4][R2.64], R8",
+        "0x0",
+    ]
+    predicates = ["", "", "", "@P0", "", "@P1"]
+    code = [tool.Instruction(16 * i, *each) for i, each in enumerate(zip(predicates, opcodes, operands, strict=True))]
+    counts, moved = tool.round_of(code, "store", tool.KERNELS[0], 4)
+    assert moved == 16
+    assert counts == {"memory": 2 + 4, "float": 4, "control": 4 + 1}
+
+
+def test_the_inner_loop_counts_of_rows_and_the_outer_one_of_groups(rows):
+    (groups, of_groups), (wide, of_rows), _ = rows
+    assert (groups.label, wide.label) == ("fake_quantize, fixed, groups, int", "fake_quantize, fixed, rows, int")
+    assert (of_rows.types, of_rows.registers, of_rows.spills) == ("float32 to bfloat16", 30, 0)
+    assert of_rows.counts == {"memory": 0.5, "float": 10.5, "integer": 2.0, "control": 0.25}
+    assert sum(of_groups.counts.values()) == 113 / 4  # of the 241 of the outer loop
+    assert of_groups.counts["special"] == 1 / 4  # the reciprocal of the group, without its slow way
+    assert of_rows.bytes == of_groups.bytes == 4 + 2
 
 
 def test_two_passes_each_the_one_in_vectors(rows):
-    _, (kernel, row) = rows
+    *_, (kernel, row) = rows
     assert (kernel.label, row.types, row.registers, row.spills) == (
-        "fake_quantize_dynamic, rows",
+        "fake_quantize, minmax, rows, int",
         "bfloat16 to bfloat16",
         40,
         2,
@@ -81,20 +135,23 @@ def test_two_passes_each_the_one_in_vectors(rows):
 
 
 def test_what_binds(tool, rows):
-    gpu = tool.Gpu("made up", 10, 1.0, 4800.0)  # 1280 instructions of threads a nanosecond
-    issue, memory = tool.picoseconds(rows[0][1], gpu)
-    assert issue == 1000 * 3.75 / 1280 and memory == 1000 * 6 / 4800
-    lines = tool.table([(row, gpu) for _, row in rows]).splitlines()
-    assert lines[2] == (
-        "| fake_quantize | float32 to bfloat16 | made up "
-        "| 19 | 0 | 3.8 | 0.8, 1.8, 0.5, 0.5, 0.2 | 6 | 2.93 | 1.25 | issue |"
-    )
-    assert lines[3].endswith("| 4 | 0.98 | 0.83 | issue |")
+    slow, fast = (tool.Gpu(name, 10, 1.0, bandwidth) for name, bandwidth in (("slow", 100.0), ("fast", 4800.0)))
+    issue, memory = tool.picoseconds(rows[1][1], fast)  # 1280 instructions of threads a nanosecond
+    assert issue == 1000 * 13.25 / 1280 and memory == 1000 * 6 / 4800
+    lines = tool.table([(row, gpu) for _, row in rows for gpu in (slow, fast)]).splitlines()
+    assert lines[0].endswith("| slow | fast |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| fake_quantize, minmax, rows, int",
+        "| fake_quantize, fixed, groups, int",
+        "| fake_quantize, fixed, rows, int",
+    ]
+    assert lines[2].endswith("| 4 | 40, 2 spills | 1.2: 0.98 / **40.00** | 1.2: **0.98** / 0.83 |")
+    assert lines[4].endswith("| float32 to bfloat16 | 6 | 30 | 13.2: 10.35 / **60.00** | 13.2: **10.35** / 1.25 |")
     assert len({line.count("|") for line in lines}) == 1
 
 
 def test_a_kernel_without_a_loop_has_no_row(tool):
     code = next(iter(tool.instructions(SASS).values()))
     straight = [each for each in code if each.opcode != "BRA"]
-    kernel = tool.KERNELS[0]
+    kernel = next(each for each in tool.KERNELS if not each.turns)
     assert tool.row_of(kernel, None, straight, 0) is None
