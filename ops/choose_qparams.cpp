@@ -66,20 +66,72 @@ std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
   return op.call(scale, quantizer, zero_point, outer_scale);
 }
 
+std::tuple<at::Tensor, at::Tensor> choose_outer_scales(const at::Tensor& x,
+                                                       std::string_view quantizer,
+                                                       std::string_view method,
+                                                       const OptionalTensor& importance) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::choose_outer_scales", "")
+                             .typed<decltype(choose_outer_scales)>();
+  return op.call(x, quantizer, method, importance);
+}
+
+at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::outer_scales", "")
+                             .typed<at::Tensor(const at::Tensor&, std::string_view)>();
+  return op.call(scale, quantizer);
+}
+
 namespace {
 
 at::ScalarType zero_dtype(const Quantizer& quantizer) {
   return quantizer.has_offset() ? at::kFloat : at::kChar;
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, std::string_view text,
-                                                       std::string_view method,
-                                                       const OptionalTensor& importance,
-                                                       const OptionalTensor& outer_scale) {
+// What each backend computes.
+using Found = std::tuple<at::Tensor, at::Tensor>;
+using Find = Found(const at::Tensor&, std::string_view, std::string_view, const OptionalTensor&);
+
+Found find_qparams(const at::Tensor& x, std::string_view text, std::string_view method,
+                   const OptionalTensor& importance) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("qat::_find_qparams", "")
+                             .typed<Find>();
+  return op.call(x, text, method, importance);
+}
+
+Found find_qparams_meta(const at::Tensor& x, std::string_view text, std::string_view,
+                        const OptionalTensor&) {
+  const FoundTensors found = empty_parameters(x, Quantizer::parse(text));
+  return {found.scale, found.zero_point};
+}
+
+Found choose_qparams_kernel(const at::Tensor& x, std::string_view text, std::string_view method,
+                            const OptionalTensor& importance, const OptionalTensor& outer_scale) {
   const Quantizer quantizer = Quantizer::parse(text);
   check_choose_qparams(x, quantizer, method, importance, outer_scale);
-  const FoundTensors found = empty_parameters(x, quantizer);
-  return {found.scale, found.zero_point};
+  const auto [scale, zero_point] = find_qparams(x, text, method, importance);
+  if (!quantizer.has_outer_scale()) return {scale, zero_point};
+  const OptionalTensor offset = quantizer.has_offset() ? OptionalTensor(zero_point) : std::nullopt;
+  return round_qparams(scale, text, offset, outer_scale);
+}
+
+Found choose_outer_scales_kernel(const at::Tensor& x, std::string_view text,
+                                 std::string_view method, const OptionalTensor& importance) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  check_choose_qparams(x, quantizer, method, importance, std::nullopt);
+  const auto [scale, zero_point] = find_qparams(x, text, method, importance);
+  return {outer_scales(scale, text), quantizer.has_offset() ? outer_scales(zero_point, text)
+                                                            : at::empty({0}, scale.options())};
+}
+
+at::Tensor outer_scales_kernel(const at::Tensor& scale, std::string_view text) {
+  const Quantizer quantizer = Quantizer::parse(text);
+  check_round_qparams(scale, quantizer, std::nullopt, std::nullopt);
+  TORCH_CHECK_VALUE(quantizer.has_outer_scale(),
+                    "[outer_scales] the quantizer must have outer scales, but is \"", text, "\".");
+  return outer_scales(scale.detach(), quantizer);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,
@@ -102,10 +154,22 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "round_qparams(Tensor scale, str quantizer, Tensor? zero_point=None, "
       "Tensor? outer_scale=None) -> (Tensor, Tensor)");
+  m.def(
+      "choose_outer_scales(Tensor x, str quantizer, str method=\"minmax\", "
+      "Tensor? importance=None) -> (Tensor, Tensor)");
+  m.def("outer_scales(Tensor scale, str quantizer) -> Tensor");
+  m.def(
+      "_find_qparams(Tensor x, str quantizer, str method, Tensor? importance) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
+  m.impl("choose_qparams", &choose_qparams_kernel);
+  m.impl("choose_outer_scales", &choose_outer_scales_kernel);
+  m.impl("outer_scales", &outer_scales_kernel);
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {
-  m.impl("choose_qparams", &choose_qparams_meta);
+  m.impl("_find_qparams", &find_qparams_meta);
   m.impl("round_qparams", &round_qparams_meta);
 }
 

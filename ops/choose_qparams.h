@@ -39,7 +39,17 @@ std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
                                                  const std::optional<at::Tensor>& zero_point = {},
                                                  const std::optional<at::Tensor>& outer_scale = {});
 
-// Called by every backend before it computes. True for "mse".
+// The outer scales that choose_qparams finds for the scales of `x`, and for its offsets: float32
+// [outer_rows, outer_cols], the second empty on grids without offsets. A quantizer of scales that are
+// shared with other tensors takes the largest of all. Not differentiable.
+std::tuple<at::Tensor, at::Tensor> choose_outer_scales(
+    const at::Tensor& x, std::string_view quantizer, std::string_view method = "minmax",
+    const std::optional<at::Tensor>& importance = {});
+
+// Those that round_qparams finds for scales, or offsets, that are real numbers.
+at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer);
+
+// Called before anything is computed. True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
                           const std::optional<at::Tensor>& importance,
                           const std::optional<at::Tensor>& outer_scale);

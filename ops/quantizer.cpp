@@ -211,6 +211,19 @@ Grid parse_grid(const char* op, std::string_view name) {
 
 const char* scale_code_name(ScaleCode code) { return name_of(kScaleCodes, code).data(); }
 
+ScaleCode parse_scale_code(const char* op, std::string_view name) {
+  const auto code = find(kScaleCodes, name);
+  TORCH_CHECK_VALUE(code, "[", op,
+                    "] scale_dtype must be float32, bfloat16, float16, e8m0_floor, e8m0_even, "
+                    "e8m0_ceil, e4m3, int6 or int8, but is ",
+                    name, ".");
+  return *code;
+}
+
+std::optional<c10::ScalarType> dtype_of(ScaleCode code) {
+  return find(kDtypes, scale_code_name(code));
+}
+
 ScaleCode scale_code_of(c10::ScalarType dtype) {
   return dtype == at::kBFloat16 ? ScaleCode::bfloat16
          : dtype == at::kHalf   ? ScaleCode::float16

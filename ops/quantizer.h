@@ -89,7 +89,11 @@ const char* grid_name(Grid grid);
 Grid parse_grid(const char* op, std::string_view name);
 // "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8".
 const char* scale_code_name(ScaleCode code);
+// Throws ValueError with the names.
+ScaleCode parse_scale_code(const char* op, std::string_view name);
 ScaleCode scale_code_of(c10::ScalarType dtype);
+// The dtype of scales that are numbers of it; none for codes.
+std::optional<c10::ScalarType> dtype_of(ScaleCode code);
 // The width of the codes of a float; 0 for whole levels.
 int float_bits(Grid grid);
 

@@ -1,50 +1,121 @@
 #include "qat/artifact.h"
 
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 
 #include <stdexcept>
 
 #include "qat/error.h"
+#include "qat/ops/parameters.h"
 #include "qat/ops/quantize.h"
 
 namespace qat {
+namespace {
+
+// One entry per block from the outer scales, 1 without any.
+at::Tensor outer_of(const std::optional<at::Tensor>& outer, const at::Tensor& blocks,
+                    const QuantSpec& spec) {
+  if (!outer) return at::ones({1, 1});
+  return spread_outer(outer->to(at::kFloat), blocks,
+                      quantizer_of(spec, spec.bits, Quantizer::Mode::fixed));
+}
+
+// Scales or offsets, float32 as training used them, as a checkpoint stores them.
+at::Tensor stored(const std::string& name, const QuantSpec& spec, const at::Tensor& found,
+                  const std::optional<at::Tensor>& outer, at::ScalarType dtype) {
+  const at::ScalarType storage = scale_storage(spec.scale, dtype);
+  const at::Tensor spread = outer_of(outer, found, spec), inner = found / spread;
+  const at::Tensor codes = (storage == at::kChar ? inner.round() : inner).to(storage);
+  if (at::equal(codes.to(at::kFloat) * spread, found)) return codes;
+  if (!spec.scale.is_dtype())
+    throw InvalidArgument("The scales of " + name + " must be multiples of its outer scales in " +
+                          scale_name(spec.scale) + ", but are not.");
+  const std::string trained = scale_name(spec.scale);
+  throw InvalidArgument("The scales of " + name + " were trained in " + trained +
+                        ", which a checkpoint in " + name_of(dtype) +
+                        " cannot hold exactly; set scale_dtype to " + name_of(dtype) +
+                        " or export in " + trained + " or float32.");
+}
+
+std::optional<at::Tensor> on_host(const std::optional<at::Tensor>& tensor, at::ScalarType dtype) {
+  return tensor ? std::optional(tensor->detach().cpu().to(dtype)) : std::nullopt;
+}
+
+int bits_of_scale(const at::Tensor& scale, ScaleCode code) {
+  return code == ScaleCode::int6 ? 6 : 8 * static_cast<int>(scale.element_size());
+}
+
+}  // namespace
+
+at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype) {
+  switch (scale.code) {
+    case ScaleCode::e8m0_floor:
+    case ScaleCode::e8m0_even:
+    case ScaleCode::e8m0_ceil:
+      return at::kFloat8_e8m0fnu;
+    case ScaleCode::e4m3:
+      return at::kFloat8_e4m3fn;
+    case ScaleCode::int6:
+    case ScaleCode::int8:
+      return at::kChar;
+    default:
+      return dtype;
+  }
+}
 
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
-                                  const at::Tensor& zero_point, at::ScalarType dtype) {
+                                  const at::Tensor& zero_point, at::ScalarType dtype,
+                                  const OuterScales& outer) {
   const at::Tensor master = weight.detach().cpu(), found = scale.detach().cpu();
   const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
   if (bad != 0)
     throw InvalidArgument("The weight of " + name + " must be finite, but has " +
                           std::to_string(bad) + " elements that are NaN or infinite.");
-  const at::Tensor stored = found.to(dtype);
-  if (!at::equal(stored.to(at::kFloat), found))
-    throw InvalidArgument("The scales of " + name + " were trained in " +
-                          name_of(spec.scale_dtype) + ", which a checkpoint in " + name_of(dtype) +
-                          " cannot hold exactly; set scale_dtype to " + name_of(dtype) +
-                          " or export in " + name_of(spec.scale_dtype) + " or float32.");
-  QuantizedWeights result{name, spec, std::nullopt, {}, stored, {}, {}, {}};
-  if (!spec.symmetric()) result.zero_point = zero_point.detach().cpu();
+  QuantizedWeights result;
+  result.name = name;
+  result.weight = spec;
+  result.outer_scale = on_host(outer.scale, spec.scale.outer_dtype);
+  result.outer_offset = on_host(outer.offset, spec.scale.outer_dtype);
+  result.scale = stored(name, spec, found, result.outer_scale, dtype);
+  std::optional<at::Tensor> shift;
+  if (!spec.symmetric()) shift = zero_point.detach().cpu();
+  if (spec.has_offset())
+    result.offset = stored(name, spec, *shift, result.outer_offset, dtype);
+  else
+    result.zero_point = shift;
   result.codes = quantize(master, quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text(),
-                          found, result.zero_point);
+                          found, shift);
   return result;
 }
 
 at::Tensor dequantize_weights(const QuantizedWeights& weights,
                               std::optional<at::ScalarType> dtype) {
-  const at::ScalarType result = dtype.value_or(weights.scale.scalar_type());
-  const at::Tensor scale = weights.scale.to(at::kFloat);
-  return dequantize(weights.codes, scale, weights.zero_point, block_shape(weights.weight), result);
+  const QuantSpec& spec = weights.weight;
+  const at::ScalarType own = spec.scale.is_dtype() ? weights.scale.scalar_type() : at::kFloat;
+  const auto effective = [&](const at::Tensor& inner, const std::optional<at::Tensor>& outer) {
+    return inner.to(at::kFloat) * outer_of(outer, inner, spec);
+  };
+  const auto shift = weights.offset ? std::optional(effective(*weights.offset, weights.outer_offset))
+                                    : weights.zero_point;
+  return dequantize(weights.codes, effective(weights.scale, weights.outer_scale), shift,
+                    block_shape(spec), dtype.value_or(own));
 }
 
-int stored_bits(const QuantSpec& spec) { return spec.bits <= 2 ? 2 : spec.bits <= 4 ? 4 : 8; }
+int stored_bits(const QuantSpec& spec) {
+  if (!spec.takes_widths()) return spec.bits;
+  return spec.bits <= 2 ? 2 : spec.bits <= 4 ? 4 : 8;
+}
 
 double bits_per_weight(const QuantizedWeights& weights) {
   const int bits = stored_bits(weights.weight);
-  const double per_block =
-      8.0 * static_cast<double>(weights.scale.element_size()) + (weights.zero_point ? bits : 0);
-  return bits + per_block * static_cast<double>(weights.scale.numel()) /
-                    static_cast<double>(weights.codes.numel());
+  const int per_scale = bits_of_scale(weights.scale, weights.weight.scale.code);
+  const int per_block =
+      per_scale + (weights.offset ? per_scale : weights.zero_point ? bits : 0);
+  double total = static_cast<double>(per_block) * static_cast<double>(weights.scale.numel());
+  for (const auto& outer : {weights.outer_scale, weights.outer_offset})
+    if (outer) total += 8.0 * static_cast<double>(outer->nbytes());
+  return bits + total / static_cast<double>(weights.codes.numel());
 }
 
 }  // namespace qat

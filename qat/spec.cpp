@@ -32,10 +32,26 @@ int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
   return layout.grid_rows * layout.grid_cols;
 }
 
-Levels quant_range(const QuantSpec& spec, int bits) { return levels_of(spec.grid, bits); }
+int64_t outer_block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
+  if (!spec.scale.has_outer()) return 0;
+  const auto [height, width] = spec.scale.outer_block;
+  const BlockLayout layout = make_layout(rows, cols, height, width);
+  return layout.grid_rows * layout.grid_cols;
+}
+
+Grid grid_at(const QuantSpec& spec, int bits) {
+  return spec.is_float() && bits != spec.bits ? Grid::narrow : spec.grid;
+}
+
+Levels quant_range(const QuantSpec& spec, int bits) { return levels_of(grid_at(spec, bits), bits); }
 
 std::string dtype_name(const QuantSpec& spec) {
-  return spec.is_float8() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
+  return spec.is_float() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
+}
+
+std::string scale_name(const ScaleSpec& scale) {
+  std::string name = scale_code_name(scale.code);
+  return scale.has_outer() ? name + "*" + name_of(scale.outer_dtype) : name;
 }
 
 std::string describe(const QuantSpec& spec) {
@@ -43,10 +59,10 @@ std::string describe(const QuantSpec& spec) {
   if (spec.granularity == Granularity::group) text += " " + std::to_string(spec.group_size);
   if (spec.granularity == Granularity::block)
     text += " " + std::to_string(spec.block[0]) + "x" + std::to_string(spec.block[1]);
-  text += spec.is_float8() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
+  text += spec.is_float() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
   const bool observed = spec.range != Range::learned && spec.observer.kind != ObserverKind::minmax;
   text += spec.dynamic ? "dynamic" : observed ? name_of(spec.observer.kind) : name_of(spec.range);
-  return text + " scale in " + name_of(spec.scale_dtype);
+  return text + " scale in " + scale_name(spec.scale);
 }
 
 const char* name_of(Granularity granularity) {
@@ -144,10 +160,12 @@ c10::ScalarType parse_dtype(const std::string& name) {
 Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode) {
   Quantizer quantizer;
   quantizer.mode = mode;
-  quantizer.bits = is_float(spec.grid) ? float_bits(spec.grid) : bits;
-  quantizer.grid = spec.grid;
+  quantizer.bits = bits;
+  quantizer.grid = grid_at(spec, bits);
   quantizer.block = block_shape(spec);
-  quantizer.scale_code = scale_code_of(spec.scale_dtype);
+  quantizer.scale_code = spec.scale.code;
+  quantizer.outer_block = spec.scale.outer_block;
+  quantizer.outer_dtype = spec.scale.outer_dtype;
   return quantizer;
 }
 

@@ -50,8 +50,22 @@ struct ObserverSpec {
   bool operator==(const ObserverSpec& other) const = default;
 };
 
-// How one tensor of a layer is quantized: a plain value. `bits` is the width that is exported; a
-// schedule may train with more.
+// What the scales of a tensor are stored in, and its offsets, where it has them.
+struct ScaleSpec {
+  ScaleCode code = ScaleCode::bfloat16;
+  // Rows and columns whose scales are codes times one outer scale, -1 for a whole axis; 0: there is
+  // no outer scale.
+  std::array<int64_t, 2> outer_block{0, 0};
+  c10::ScalarType outer_dtype = c10::ScalarType::Float;
+
+  bool has_outer() const { return outer_block[0] != 0; }
+  // Whether a scale is a number in float32, bfloat16 or float16.
+  bool is_dtype() const { return !has_outer() && dtype_of(code).has_value(); }
+  bool operator==(const ScaleSpec& other) const = default;
+};
+
+// How one tensor of a layer is quantized: a plain value. `bits` is the width that is exported, of a
+// float the one of its name; a schedule may train with more.
 struct QuantSpec {
   int bits = 8;
   Grid grid = Grid::narrow;
@@ -59,12 +73,18 @@ struct QuantSpec {
   int64_t group_size = 0;              // columns, for Granularity::group
   std::array<int64_t, 2> block{0, 0};  // rows and columns, for Granularity::block
   Range range = Range::minmax;
-  c10::ScalarType scale_dtype = c10::ScalarType::BFloat16;
+  ScaleSpec scale;
   bool dynamic = false;   // inputs: a scale per call rather than a calibrated one
   ObserverSpec observer;  // inputs that are not dynamic
 
+  bool is_float() const { return qat::is_float(grid); }
   bool is_float8() const { return qat::is_float8(grid); }
-  bool symmetric() const { return grid != Grid::asymmetric; }
+  bool has_offset() const { return grid == Grid::offset; }
+  // Whether its weight may have any of the widths of integers instead: integer levels under scales
+  // of one level.
+  bool takes_widths() const { return !is_float() && !has_offset() && scale.is_dtype(); }
+  // Whether it has neither zero points nor offsets.
+  bool symmetric() const { return grid != Grid::asymmetric && !has_offset(); }
   bool operator==(const QuantSpec& other) const = default;
 };
 
@@ -74,7 +94,14 @@ std::array<int64_t, 2> block_shape(const QuantSpec& spec);
 // The number of blocks of a matrix [rows, cols] under `spec`.
 int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 
-// The levels of the grid at `bits`, which a schedule may set above spec.bits.
+// The number of outer scales of a matrix [rows, cols], 0 without any.
+int64_t outer_block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
+
+// The grid at `bits`, which a schedule may set above spec.bits: a float's at its own width, and
+// narrow integers at others.
+Grid grid_at(const QuantSpec& spec, int bits);
+
+// The levels of that grid.
 Levels quant_range(const QuantSpec& spec, int bits);
 
 // What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale,
@@ -90,6 +117,9 @@ Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);
 
 // "int4", "fp8_e4m3" and the like.
 std::string dtype_name(const QuantSpec& spec);
+
+// "bfloat16", "e8m0_floor", "e4m3*float32" and the like.
+std::string scale_name(const ScaleSpec& scale);
 
 // One line, such as "int4 group 128 narrow, learned scale in bfloat16".
 std::string describe(const QuantSpec& spec);

@@ -157,12 +157,12 @@ void choose(const at::Tensor& input, const float* importance, const BlockLayout&
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, std::string_view text,
-                                                      std::string_view method,
-                                                      const OptionalTensor& importance,
-                                                      const OptionalTensor& outer_scale) {
+// Not yet stored where there are outer scales.
+std::tuple<at::Tensor, at::Tensor> find_qparams_cpu(const at::Tensor& x, std::string_view text,
+                                                    std::string_view method,
+                                                    const OptionalTensor& importance) {
   const Quantizer quantizer = Quantizer::parse(text);
-  const bool searching = check_choose_qparams(x, quantizer, method, importance, outer_scale);
+  const bool searching = method == "mse";
   const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
   const auto weights = contiguous(importance);
@@ -179,10 +179,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cpu(const at::Tensor& x, std::
       choose<scalar_t>(input, data_or_null<float>(weights), layout, quantizer, searching, found);
     }
   });
-  if (!quantizer.has_outer_scale()) return {to.scale, to.zero_point};
-  const OptionalTensor offsets =
-      quantizer.has_offset() ? OptionalTensor(to.zero_point) : std::nullopt;
-  return round_qparams(to.scale, text, offsets, outer_scale);
+  return {to.scale, to.zero_point};
 }
 
 // The outer scale of each block, or the one of all.
@@ -242,7 +239,7 @@ std::tuple<at::Tensor, at::Tensor> round_qparams_cpu(const at::Tensor& scale, st
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qat, CPU, m) {
-  m.impl("choose_qparams", &choose_qparams_cpu);
+  m.impl("_find_qparams", &find_qparams_cpu);
   m.impl("round_qparams", &round_qparams_cpu);
 }
 

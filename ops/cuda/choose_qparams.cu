@@ -189,12 +189,12 @@ void search(const at::Tensor& input, const OptionalTensor& importance, const Blo
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, std::string_view text,
-                                                       std::string_view method,
-                                                       const OptionalTensor& importance,
-                                                       const OptionalTensor& outer_scale) {
+// Not yet stored where there are outer scales.
+std::tuple<at::Tensor, at::Tensor> find_qparams_cuda(const at::Tensor& x, std::string_view text,
+                                                     std::string_view method,
+                                                     const OptionalTensor& importance) {
   const Quantizer quantizer = Quantizer::parse(text);
-  const bool searching = check_choose_qparams(x, quantizer, method, importance, outer_scale);
+  const bool searching = method == "mse";
   const c10::cuda::CUDAGuard on_device(x.device());
   const BlockLayout layout = layout_of(x, quantizer.block);
   const at::Tensor input = x.contiguous();
@@ -211,14 +211,11 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams_cuda(const at::Tensor& x, std:
       if (searching) search<scalar_t>(input, weights, layout, quantizer, ranges, Found(to));
     });
   }
-  if (!quantizer.has_outer_scale()) return {to.scale, to.zero_point};
-  const OptionalTensor offsets =
-      quantizer.has_offset() ? OptionalTensor(to.zero_point) : std::nullopt;
-  return round_qparams(to.scale, text, offsets, outer_scale);
+  return {to.scale, to.zero_point};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("choose_qparams", &choose_qparams_cuda); }
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("_find_qparams", &find_qparams_cuda); }
 
 }  // namespace qat

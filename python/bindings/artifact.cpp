@@ -8,8 +8,11 @@ namespace {
 
 QuantizedWeights make_quantized_weights(const std::string& name, const QuantSpec& spec,
                                         const at::Tensor& weight, const at::Tensor& scale,
-                                        const at::Tensor& zero_point, at::ScalarType dtype) {
-  return quantize_weights(name, spec, weight, scale, zero_point, dtype);
+                                        const at::Tensor& zero_point, at::ScalarType dtype,
+                                        const std::optional<at::Tensor>& outer_scale,
+                                        const std::optional<at::Tensor>& outer_offset) {
+  return quantize_weights(name, spec, weight, scale, zero_point, dtype,
+                          {outer_scale, outer_offset});
 }
 
 }  // namespace
@@ -22,12 +25,16 @@ void def_artifact(py::module_& m) {
       .def_readonly("codes", &QuantizedWeights::codes)
       .def_readonly("scale", &QuantizedWeights::scale)
       .def_readonly("zero_point", &QuantizedWeights::zero_point)
+      .def_readonly("offset", &QuantizedWeights::offset)
+      .def_readonly("outer_scale", &QuantizedWeights::outer_scale)
+      .def_readonly("outer_offset", &QuantizedWeights::outer_offset)
       .def_readwrite("input_scale", &QuantizedWeights::input_scale)
       .def_readwrite("input_zero_point", &QuantizedWeights::input_zero_point)
       .def_property_readonly("bits_per_weight", &bits_per_weight)
       .def("dequantize", &dequantize_weights, py::arg("dtype") = std::nullopt);
   m.def("quantize_weights", &make_quantized_weights, py::arg("name"), py::arg("spec"),
-        py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"));
+        py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"),
+        py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt);
   py::class_<PackedWeights>(m, "PackedWeights")
       .def_readonly("panels", &PackedWeights::panels)
       .def_readonly("scale", &PackedWeights::scale)

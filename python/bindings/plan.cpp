@@ -20,19 +20,20 @@ void def_plan(py::module_& m) {
   py::class_<LayerPlan>(m, "LayerPlan")
       .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
                        std::optional<QuantSpec> weight, std::optional<QuantSpec> input,
-                       std::string type) {
-             return LayerPlan{std::move(name), in_features, out_features,
-                              weight,          input,       std::move(type)};
+                       std::string type, std::vector<std::string> shares) {
+             return LayerPlan{std::move(name), in_features, out_features,     weight,
+                              input,           std::move(type), std::move(shares)};
            }),
            py::arg("name"), py::arg("in_features"), py::arg("out_features"),
            py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt,
-           py::arg("type") = "Linear")
+           py::arg("type") = "Linear", py::arg("shares") = std::vector<std::string>{})
       .def_readonly("name", &LayerPlan::name)
       .def_readonly("in_features", &LayerPlan::in_features)
       .def_readonly("out_features", &LayerPlan::out_features)
       .def_readonly("weight", &LayerPlan::weight)
       .def_readonly("input", &LayerPlan::input)
-      .def_readonly("type", &LayerPlan::type);
+      .def_readonly("type", &LayerPlan::type)
+      .def_readonly("shares", &LayerPlan::shares);
   py::class_<Stage>(m, "Stage")
       .def_readonly("until", &Stage::until)
       .def_readonly("weight_bits", &Stage::weight_bits)

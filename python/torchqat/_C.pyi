@@ -18,17 +18,27 @@ class QuantSpec:
     """How one tensor of a layer is quantized: an immutable value.
 
     Args:
-        bits: 2 to 8; the width that is exported.
-        grid: ``narrow``, ``full``, ``signed`` or ``asymmetric``.
+        bits: 2 to 8; the width that is exported. A float has that of its name.
+        grid: ``narrow``, ``full``, ``signed``, ``asymmetric`` or ``offset``; or a float, ``fp4_e2m1``, ``fp6_e2m3``,
+            ``fp6_e3m2``, ``fp8_e4m3``, ``fp8_e5m2``.
         granularity: ``tensor``, ``channel``, ``token``, ``group``, ``block`` or, for caches, ``head``.
         group_size: Columns, for ``group``.
         block: Rows and columns, for ``block``.
         scale: ``minmax``, ``mse`` or ``learned``.
-        scale_dtype: ``float32``, ``bfloat16`` or ``float16``; the scale is rounded to it before it is used.
+        scale_dtype: ``float32``, ``bfloat16`` or ``float16``; the scale is rounded to it before it is used. Or its code:
+            ``e8m0_floor``, ``e8m0_even``, ``e8m0_ceil``, ``e4m3``, ``int6``, ``int8``.
         dynamic: For inputs: a scale per call.
         observer: For inputs that are not dynamic: ``minmax``, ``moving_average``, ``percentile``, ``mse`` or ``entropy``.
         percentile: Of the ``percentile`` observer.
         averaging_constant: Of the ``moving_average`` observer.
+        outer_block: Rows and columns whose scales are codes times one outer scale, -1 for a whole axis; ``(0, 0)``: none.
+        outer_dtype: What the outer scale is stored in.
+
+    Attributes:
+        dtype: ``int4``, ``fp4_e2m1`` and the like.
+        is_float: Whether its levels are those of a float.
+        has_offset: Whether its levels count from an offset.
+        takes_widths: Whether it may have any of the widths of integers instead.
 
     Raises:
         ValueError: A value is not among the allowed ones.
@@ -48,6 +58,8 @@ class QuantSpec:
         observer: str = "minmax",
         percentile: float = 99.99,
         averaging_constant: float = 0.01,
+        outer_block: tuple[int, int] = (0, 0),
+        outer_dtype: str = "float32",
     ) -> None: ...
     bits: int
     grid: str
@@ -60,11 +72,24 @@ class QuantSpec:
     follows: bool
     symmetric: bool
     block: tuple[int, int]
-    def quant_range(self, bits: int) -> tuple[int, int]: ...
+    outer_block: tuple[int, int]
+    outer_dtype: str
+    dtype: str
+    is_float: bool
+    has_offset: bool
+    takes_widths: bool
+    def quant_range(self, bits: int) -> tuple[float, float]: ...
     def weight_quantizer(self, bits: int, rows: int, cols: int) -> str: ...
     def input_quantizer(self, bits: int, features: int) -> str: ...
     def quantizer(self, bits: int, mode: str) -> str: ...
     def block_count(self, rows: int, cols: int) -> int: ...
+
+def preset(name: str) -> QuantSpec:
+    """The spec that a recipe's ``dtype`` names with its groups and scales: ``nvfp4``, ``mxfp4``, ``q4_k`` ...
+
+    Raises:
+        ValueError: There is none of that name.
+    """
 
 class Bound:
     """A share of a run's steps, or a step."""
@@ -97,8 +122,10 @@ class LayerPlan:
         weight: QuantSpec | None = None,
         input: QuantSpec | None = None,
         type: str = "Linear",
+        shares: list[str] = ...,
     ) -> None: ...
     type: str
+    shares: list[str]
     name: str
     in_features: int
     out_features: int
@@ -160,7 +187,11 @@ class KvCache:
     ignored: int
 
 class QuantizedWeights:
-    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``."""
+    """One layer as exporters see it: ``weight = (codes - zero_point) * scale``.
+
+    With scales on two levels ``codes * (scale * outer_scale)``, with offsets ``+ offset * outer_offset``, ``scale`` and
+    ``offset`` being codes then.
+    """
 
     name: str
     weight: QuantSpec
@@ -168,13 +199,23 @@ class QuantizedWeights:
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
+    offset: Tensor | None
+    outer_scale: Tensor | None
+    outer_offset: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     bits_per_weight: float
     def dequantize(self, dtype: dtype | None = None) -> Tensor: ...
 
 def quantize_weights(
-    name: str, spec: QuantSpec, weight: Tensor, scale: Tensor, zero_point: Tensor, dtype: dtype
+    name: str,
+    spec: QuantSpec,
+    weight: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    dtype: dtype,
+    outer_scale: Tensor | None = None,
+    outer_offset: Tensor | None = None,
 ) -> QuantizedWeights: ...
 
 class PackedWeights:

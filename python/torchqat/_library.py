@@ -75,6 +75,7 @@ naive_plan = _C.naive_plan
 output_error = _C.output_error
 pack_weights = _C.pack_weights
 parse_recipe = _C.parse_recipe
+preset = _C.preset
 quantize_weights = _C.quantize_weights
 random_rotation = _C.random_rotation
 save_safetensors = _C.save_safetensors

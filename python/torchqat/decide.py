@@ -83,8 +83,10 @@ class Candidates:
     def __init__(self, job: Run):
         self.job = job
         specs = [layer.weight for layer in job.plan.layers]
-        if any(spec is None or spec.grid.startswith("fp8") for spec in specs):
-            raise UserError("In mode auto, every planned layer must have an integer weight, but one has not.")
+        if any(spec is None or not spec.takes_widths for spec in specs):
+            raise UserError(
+                "In mode auto, every planned layer must have an integer weight under scales of one level, but one has not."
+            )
         self.width = max(spec.bits for spec in specs)
         self._last: tuple[str, nn.Module] | None = None
 

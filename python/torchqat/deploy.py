@@ -77,7 +77,7 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
     """Whether a packed form exists of a layer whose weight is quantized so."""
-    return isinstance(layer, nn.Linear) and not spec.grid.startswith("fp8")
+    return isinstance(layer, nn.Linear) and spec.takes_widths
 
 
 def _check_layer(model: nn.Module, folder: str | Path, name: str, weights: QuantizedWeights, packed: bool) -> None:

@@ -36,7 +36,7 @@ def _follow(job: Run) -> Report:
 
 def _sensitivity(job: Run) -> None:
     weights = [layer.weight for layer in job.plan.layers if layer.weight]
-    widths = [weight.bits for weight in weights if not weight.grid.startswith("fp8")]
+    widths = [weight.bits for weight in weights if weight.takes_widths]
     if widths and not job.load_report().sensitivity:
         measure_sensitivity(job, min(widths))
 
@@ -49,7 +49,9 @@ def _naive(job: Run, bits: int) -> None:
         return
     job.progress.say(f"Rounding to int{bits} without training")
     model = job.prepared(naive_plan(job.plan, bits), "rtn")
-    report.put(make_variant(job, name, f"INT{bits} round to nearest", model, f"-{name}"))
+    others = sorted({layer.weight.dtype for layer in job.plan.layers if layer.weight and not layer.weight.takes_widths})
+    method = " and ".join([f"INT{bits}", *(name.upper() for name in others)]) + " round to nearest"
+    report.put(make_variant(job, name, method, model, f"-{name}"))
     job.save_report(report)
 
 

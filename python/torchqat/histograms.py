@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import DTYPES, FLOAT
+from torchqat._library import FLOAT
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import choose_qparams
 from torchqat.prepare import quant_layers
@@ -38,7 +38,7 @@ def histograms(model: nn.Module, original: nn.Module) -> dict[str, dict[str, lis
 def _relative_scales(layer: QuantLayer, before: Tensor) -> Tensor:
     spec = layer.weight_spec
     scale, _ = layer.stored_qparams()
-    ranged, _ = choose_qparams(before, spec.block, layer.weight_bits, spec.grid, "minmax", DTYPES[spec.scale_dtype])
+    ranged, _ = choose_qparams(before, spec.quantizer(layer.weight_bits, "minmax"))
     return (scale.abs() / ranged.abs()).log2().nan_to_num(0.0)
 
 

@@ -1,6 +1,6 @@
 """``prepare``: put a plan into a model. It decides nothing; the plan does."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.shared_outer_scale import SharedOuterScale
 
 # By the class that they stand in for.
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
@@ -99,7 +100,7 @@ def prepare(
 
 
 def replace_layers(
-    model: nn.Module, layers: Iterable[LayerPlan], settings: Initialize, weight_cache: str = "none"
+    model: nn.Module, layers: Sequence[LayerPlan], settings: Initialize, weight_cache: str = "none"
 ) -> None:
     """Put a quantized layer in the place of each planned one.
 
@@ -110,11 +111,24 @@ def replace_layers(
     modules = dict(model.named_modules())
     for layer in layers:
         _check_finite(layer.name, modules[layer.name])
+    quantized = {}
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
         found = modules[layer.name]
         stand_in = _stand_in(found)(found, layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
         setattr(modules[parent], leaf, stand_in)
+        quantized[layer.name] = stand_in
+    for layer in layers:
+        if layer.shares and layer.shares[0] == layer.name:
+            _share_outer_scale([quantized[name] for name in layer.shares if name in quantized], search)
+
+
+def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
+    """Scales that stay as they are were derived under each layer's own outer scale: again, under the shared one."""
+    SharedOuterScale(layers)
+    for layer in layers:
+        if layer.weight_spec.scale != "minmax":
+            layer.derive_weight_scale(method)
 
 
 def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:

@@ -109,7 +109,7 @@ def _of_block(block: Block, hidden: list, bits: Sequence[int], rest: "_Rest") ->
     layers += [(name, layer, None) for name, layer in block.layers() if not layer.multiplies_rows]
     found = {}
     for name, layer, statistics in layers:
-        if layer.weight_spec is not None and not layer.weight_spec.grid.startswith("fp8"):
+        if layer.weight_spec is not None and layer.weight_spec.takes_widths:
             kl = {width: _at_width(layer, width, statistics, rest) for width in bits}
             found[name] = LayerSensitivity(name, layer.weight_spec, kl, layer.matrix_shape)
     return found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.distributed import gathered_together
-from torchqat.layers.quant_layer import SCALE_NAMES, QuantLayer
+from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
 from torchqat.prepare import QUANTIZABLE
 
 
@@ -82,7 +82,7 @@ def _gathered(model: nn.Module, trains: bool) -> int:
 
 def _is_scale(name: str) -> bool:
     leaf = name.rpartition(".")[2]
-    return leaf in SCALE_NAMES or leaf in ("lattice_scale", "lattice_zero_point")
+    return leaf in (*SCALE_NAMES, *OUTER_NAMES, *LATTICE_NAMES)
 
 
 def _bytes(tensor: Tensor) -> int:

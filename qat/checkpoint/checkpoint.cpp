@@ -9,12 +9,14 @@
 #include <stdexcept>
 
 #include "qat/checkpoint/formats/format.h"
+#include "qat/checkpoint/formats/minifloat.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/checkpoint/formats/spec_json.h"
 #include "qat/checkpoint/pending.h"
 #include "qat/error.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/pack.h"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {
@@ -38,8 +40,8 @@ json read_config(const fs::path& path) {
                     "torchqat, but is of " +
                     method.dump() + ".");
   const json version = quantization.value("version", json());
-  if (version != kPlainVersion)
-    throw FileError(path.string() + " must have version " + std::to_string(kPlainVersion) +
+  if (version != 1 && version != kPlainVersion)
+    throw FileError(path.string() + " must have version 1 or " + std::to_string(kPlainVersion) +
                     ", which this torchqat reads, but has " + version.dump() + ".");
   return quantization;
 }
@@ -110,14 +112,13 @@ class LayerReader {
       refuse("shape", "must be [out, in]");
     const int64_t rows = shape[0], cols = shape[1];
     layer.codes = codes(layer.weight, rows, cols);
-    layer.scale = take("scale");
-    const int64_t blocks = block_count(layer.weight, rows, cols);
-    if (layer.scale.dim() != 2 || layer.scale.numel() != blocks ||
-        layer.scale.size(0) != block_count(layer.weight, rows, 1))
-      refuse("scale", "must have " + std::to_string(blocks) + " elements");
-    if (!is_scale_dtype(layer.scale.scalar_type()))
-      refuse("scale", "must be float32, float16 or bfloat16");
-    if (!layer.weight.symmetric()) {
+    layer.scale = scales("scale", layer.weight, rows, cols);
+    if (layer.weight.has_offset()) layer.offset = scales("offset", layer.weight, rows, cols);
+    if (layer.weight.scale.has_outer()) {
+      layer.outer_scale = outer_scales("outer_scale", layer.weight, rows, cols);
+      if (layer.offset) layer.outer_offset = outer_scales("outer_offset", layer.weight, rows, cols);
+    }
+    if (layer.weight.grid == Grid::asymmetric) {
       layer.zero_point = take("zero_point");
       if (layer.zero_point->sizes() != layer.scale.sizes() ||
           layer.zero_point->scalar_type() != at::kChar)
@@ -157,8 +158,39 @@ class LayerReader {
     return found;
   }
 
-  static bool is_scale_dtype(at::ScalarType dtype) {
-    return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+  // Of each block, in a dtype of numbers or in that of their codes.
+  at::Tensor scales(const char* leaf, const QuantSpec& spec, int64_t rows, int64_t cols) {
+    const at::Tensor found = take(leaf);
+    const int64_t blocks = block_count(spec, rows, cols);
+    if (found.dim() != 2 || found.numel() != blocks || found.size(0) != block_count(spec, rows, 1))
+      refuse(leaf, "must have " + std::to_string(blocks) + " elements");
+    const at::ScalarType dtype = found.scalar_type();
+    const bool number = dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+    const bool is_number = dtype_of(spec.scale.code).has_value();
+    const at::ScalarType expected = plain_scale_dtype(spec.scale, dtype);
+    if (is_number ? !number : dtype != expected)
+      refuse(leaf, is_number ? "must be float32, float16 or bfloat16"
+                             : std::string("must be ") + c10::toString(expected));
+    return is_number ? found : found.view(scale_storage(spec.scale, dtype));
+  }
+
+  at::Tensor outer_scales(const char* leaf, const QuantSpec& spec, int64_t rows, int64_t cols) {
+    const at::Tensor found = take(leaf);
+    const int64_t blocks = outer_block_count(spec, rows, cols);
+    if (found.dim() != 2 || found.numel() != blocks ||
+        found.size(0) != outer_block_count(spec, rows, 1) ||
+        found.scalar_type() != spec.scale.outer_dtype)
+      refuse(leaf, "must have " + std::to_string(blocks) + " elements in " +
+                       name_of(spec.scale.outer_dtype));
+    return found;
+  }
+
+  // Whether numbers are those of a float of fewer bits.
+  static bool is_of(const at::Tensor& numbers, Grid grid) {
+    const at::Tensor magnitudes = numbers.to(at::kFloat).abs();
+    if (!at::le(magnitudes, levels_of(grid, float_bits(grid)).max).all().item<bool>()) return false;
+    const at::Tensor same = minifloat_of_bits(minifloat_bits(numbers, grid), grid);
+    return at::equal(same.to(at::kFloat), numbers.to(at::kFloat));
   }
 
   at::Tensor codes(const QuantSpec& spec, int64_t rows, int64_t cols) {
@@ -169,14 +201,16 @@ class LayerReader {
       if (stored.scalar_type() != at::kInt || stored.sizes() != at::IntArrayRef({rows, words}))
         refuse("codes",
                "must be int32 [" + std::to_string(rows) + ", " + std::to_string(words) + "]");
-      stored = unpack(stored, spec.bits, cols);
+      stored = plain_codes(unpack(stored, spec.bits, cols), spec);
     }
     if (stored.sizes() != at::IntArrayRef({rows, cols}))
       refuse("codes", "must be [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
-    if (spec.is_float8()) {
-      const auto dtype = spec.grid == Grid::e4m3 ? at::kFloat8_e4m3fn : at::kFloat8_e5m2;
+    if (spec.is_float()) {
+      const at::ScalarType dtype = code_dtype(spec.grid);
       if (stored.scalar_type() != dtype)
         refuse("codes", std::string("must be ") + c10::toString(dtype));
+      if (!spec.is_float8() && !is_of(stored, spec.grid))
+        refuse("codes", "must be numbers of " + std::string(grid_name(spec.grid)));
       return stored;
     }
     if (stored.scalar_type() != at::kChar) refuse("codes", "must be int8");

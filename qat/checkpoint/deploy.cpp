@@ -42,8 +42,9 @@ Contents contents_of(const torch::nn::Module& module) {
   for (const auto& [name, layer] : found.layers) {
     if (!layer.quantizer()) continue;
     for (const char* state :
-         {"weight_scale", "weight_zero_point", "lattice_scale", "lattice_zero_point", "input_scale",
-          "input_zero_point", "input_low", "input_high", "quantizer.bits"})
+         {"weight_scale", "weight_zero_point", "weight_outer_scale", "weight_outer_offset",
+          "lattice_scale", "lattice_zero_point", "input_scale", "input_zero_point", "input_low",
+          "input_high", "quantizer.bits"})
       found.tensors.erase(joined(name, state));
   }
   return found;

@@ -87,10 +87,7 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
       const auto importance = hessian && search == ScaleSearch::mse
                                   ? std::optional(hessian->diagonal().contiguous())
                                   : std::nullopt;
-      const auto [scale, zero_point] =
-          choose_qparams(layer.master(), quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
-                         name_of(search), importance);
-      layer.set_rounded(layer.master(), scale, zero_point);
+      layer.choose_scale(search, importance);
     }
   }
   if (hessian && bits != 0) *loss = output_error(before - layer.rounded(), *hessian);

@@ -79,8 +79,8 @@ std::string describe(const KvCacheSpec& spec) {
 KvCacheSpec read_kv_cache(YamlSection& section) {
   KvCacheSpec cache;
   QuantSpec spec;
-  spec.scale_dtype = c10::ScalarType::Float;
-  const bool float8 = read_dtype(section, spec);
+  spec.scale = {ScaleCode::float32};
+  const bool float8 = read_dtype(section, spec, {Grid::e4m3, Grid::e5m2});
   if (float8 && section.has("symmetric"))
     section.reject("symmetric", "must not be given for an FP8 dtype");
   if (!float8) {

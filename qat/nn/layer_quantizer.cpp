@@ -15,6 +15,7 @@
 
 #include "qat/error.h"
 #include "qat/nn/layers.h"
+#include "qat/nn/shared_outer_scale.h"
 
 namespace qat {
 namespace {
@@ -29,6 +30,11 @@ void add_gradient(at::Tensor to, const at::Tensor& gradient) {
   const at::Tensor shaped =
       gradient.layout() == at::kStrided ? at::_unsafe_view(gradient, to.sizes()) : gradient;
   to.mutable_grad() = to.grad().defined() ? to.grad() + shaped : shaped;
+}
+
+// How often a tensor was written.
+int64_t version_of(const at::Tensor& tensor) {
+  return tensor.defined() && !tensor.is_inference() ? static_cast<int64_t>(tensor._version()) : 0;
 }
 
 void check(const ModuleLayer& layer, const LayerPlan& plan) {
@@ -85,6 +91,8 @@ void LayerQuantizer::register_state(torch::nn::Module& layer) {
     add("weight_scale", weight_->scale());
     if (!weight_->learned() || !weight_->spec().symmetric())
       add("weight_zero_point", weight_->zero_point());
+    add("weight_outer_scale", weight_->outer_scale());
+    add("weight_outer_offset", weight_->outer_offset());
     add("lattice_scale", weight_->lattice_scale());
     add("lattice_zero_point", weight_->lattice_zero_point());
   }
@@ -109,6 +117,8 @@ void LayerQuantizer::attach(torch::nn::Module& layer) {
 std::vector<at::Tensor> LayerQuantizer::set_bits(int weight_bits, int input_bits,
                                                  ScaleSearch search, bool derive) {
   std::vector<at::Tensor> changed;
+  if (shared_ && derive && weight_bits != kFloat && weight_bits != weight_->bits())
+    weight_->set_shared_outer_scale(shared_->needed(weight_bits));
   if (weight_ && weight_->set_bits(weight_bits, master(), search, derive))
     changed.insert(changed.end(), {weight_->scale(), weight_->zero_point()});
   if (input_ && input_->set_bits(input_bits, derive))
@@ -122,6 +132,13 @@ std::vector<at::Tensor> LayerQuantizer::set_bits(int weight_bits, int input_bits
   return changed;
 }
 
+void LayerQuantizer::share(std::shared_ptr<const SharedOuterScale> outer, ScaleSearch search) {
+  shared_ = std::move(outer);
+  weight_->set_shared_outer_scale(shared_->needed(weight_->bits()));
+  if (weight_->scale().defined()) weight_->derive(master(), search);
+  refresh();
+}
+
 bool LayerQuantizer::wants_gradient() const {
   return master_.requires_grad() || (weight_->learned() && weight_->scale().requires_grad());
 }
@@ -132,11 +149,16 @@ void LayerQuantizer::follow_freezing() {
 
 LayerQuantizer::Stamp LayerQuantizer::stamp() const {
   if (!weight_) return {};
-  const auto version = [](const at::Tensor& tensor) {
-    return tensor.defined() && !tensor.is_inference() ? static_cast<int64_t>(tensor._version()) : 0;
-  };
-  return {master_.const_data_ptr(), version(master_), version(weight_->scale()),
-          version(weight_->zero_point()), weight_->bits()};
+  return {master_.const_data_ptr(),
+          version_of(master_),
+          version_of(weight_->scale()),
+          version_of(weight_->zero_point()),
+          shared_ ? shared_->version() : 0,
+          weight_->bits()};
+}
+
+int64_t LayerQuantizer::version() const {
+  return version_of(master_) + version_of(weight_->scale());
 }
 
 at::Tensor LayerQuantizer::sample() const {
@@ -162,6 +184,7 @@ void LayerQuantizer::refresh() {
   } else {
     if (leaf_.device() != master_.device() || leaf_.scalar_type() != master_.scalar_type())
       leaf_.set_data(at::empty_like(master_.detach()));
+    if (shared_) weight_->set_shared_outer_scale(shared_->in_force());
     found_ = weight_->quantizer()(master(), weight_->parameters(), master_.scalar_type());
     leaf_.copy_(found_.values.view_as(leaf_));
     found_.values.reset();
@@ -212,14 +235,27 @@ void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& sca
   handed_on_ = false;  // what moves the version now is no optimizer
   master_.copy_(master.view_as(master_));
   weight_->set_qparams(scale, zero_point);
-  refresh();
+  refresh_all();
+}
+
+void LayerQuantizer::choose_scale(ScaleSearch search, const std::optional<at::Tensor>& importance) {
+  if (shared_) weight_->set_shared_outer_scale(shared_->needed(weight_->bits()));
+  weight_->choose(master(), search, importance);
+  refresh_all();
+}
+
+void LayerQuantizer::refresh_all() {
+  if (shared_)
+    shared_->refresh();
+  else
+    refresh();
 }
 
 void LayerQuantizer::scale_columns(const at::Tensor& scale) {
   const at::NoGradGuard no_grad;
   handed_on_ = false;
   master_.copy_((master() * scale.to(master_.scalar_type())).view_as(master_));
-  refresh();
+  refresh_all();
 }
 
 QuantizedWeights LayerQuantizer::convert(const std::string& name,
@@ -227,13 +263,13 @@ QuantizedWeights LayerQuantizer::convert(const std::string& name,
   const QuantSpec& spec = weight_->spec();
   if (weight_->bits() != spec.bits)
     throw InvalidArgument(
-        name + " must be at its exported width, int" + std::to_string(spec.bits) +
-        ", but its schedule has it at " +
+        name + " must be at its exported width, " + dtype_name(spec) + ", but its schedule has it at " +
         (weight_->bits() == kFloat ? "float" : "int" + std::to_string(weight_->bits())) +
         "; finish the schedule first.");
   const auto [scale, zero_point] = weight_->qparams(master());
-  QuantizedWeights converted = quantize_weights(name, spec, master(), scale, zero_point,
-                                                dtype.value_or(master_.scalar_type()));
+  QuantizedWeights converted =
+      quantize_weights(name, spec, master(), scale, zero_point,
+                       dtype.value_or(master_.scalar_type()), weight_->outer_scales(master()));
   if (!input_) return converted;
   converted.input = input_->spec();
   if (!input_->calibrated()) return converted;

@@ -15,6 +15,8 @@
 
 namespace qat {
 
+class SharedOuterScale;
+
 // Under which name it is a child of its layer.
 constexpr const char* kQuantizerName = "quantizer";
 
@@ -48,6 +50,11 @@ class LayerQuantizer : public torch::nn::Module {
   // that are others than before.
   std::vector<at::Tensor> set_bits(int weight_bits, int input_bits, ScaleSearch search,
                                    bool derive = true);
+  // Takes the outer scale of its weight from what it shares with others, and derives its scales
+  // under it.
+  void share(std::shared_ptr<const SharedOuterScale> outer, ScaleSearch search);
+  // Moves whenever the master or its scale is written.
+  int64_t version() const;
   // The input as the layer multiplies it; for drop-ins.
   at::Tensor input(const at::Tensor& x);
   // Rounds the weight anew.
@@ -61,6 +68,8 @@ class LayerQuantizer : public torch::nn::Module {
   // Scales and zero points that were chosen together with the weight, for the width in force; the
   // weight moves to `master` [rows, cols], whose codes they have. For searched and learned scales.
   void set_rounded(const at::Tensor& master, const at::Tensor& scale, const at::Tensor& zero_point);
+  // Searched or learned scales, chosen for the master as it is; `importance` as of choose_qparams.
+  void choose_scale(ScaleSearch search, const std::optional<at::Tensor>& importance);
   // Multiplies the columns of the master by `scale` [cols].
   void scale_columns(const at::Tensor& scale);
   // The weight before and after it is rounded, [rows, cols], without gradient.
@@ -86,7 +95,7 @@ class LayerQuantizer : public torch::nn::Module {
   // What the leaf was rounded from: where it lies, and how often it was written.
   struct Stamp {
     const void* master = nullptr;
-    int64_t master_version = -1, scale_version = -1, zero_point_version = -1;
+    int64_t master_version = -1, scale_version = -1, zero_point_version = -1, shared_version = -1;
     int bits = kFloat;
     bool operator==(const Stamp&) const = default;
   };
@@ -96,6 +105,7 @@ class LayerQuantizer : public torch::nn::Module {
   void follow_freezing();
   void hand_on(at::Tensor gradient);
   void register_state(torch::nn::Module& layer);
+  void refresh_all();
 
   std::string name_;
   at::Tensor* member_;  // the layer's `weight`
@@ -103,6 +113,7 @@ class LayerQuantizer : public torch::nn::Module {
   at::Tensor leaf_;     // undefined without a weight to quantize
   std::optional<WeightQuantizer> weight_;
   std::optional<InputQuantizer> input_;
+  std::shared_ptr<const SharedOuterScale> shared_;
   Quantizer::Result found_;  // scale and zero point of the leaf, where they are found from it
   Stamp rounded_at_;
   at::Tensor sample_;           // of the master, when the leaf was rounded

@@ -36,9 +36,9 @@ at::Tensor bytes_of(const std::string& text) {
 }  // namespace
 
 PackedWeights pack_weights(const QuantizedWeights& weights) {
-  if (weights.weight.is_float8())
-    throw InvalidArgument("PackedLinear must have integer weights, but those of " + weights.name +
-                          " are FP8.");
+  if (!weights.weight.takes_widths())
+    throw InvalidArgument("PackedLinear must have integer weights under scales of one level, but " +
+                          weights.name + " has " + describe(weights.weight) + ".");
   const int64_t cols = block_shape(weights.weight)[1];
   PackedWeights packed;
   packed.bits = weights.weight.bits <= 4 ? 4 : 8;

@@ -7,6 +7,7 @@
 
 #include "qat/error.h"
 #include "qat/nn/layer_quantizer.h"
+#include "qat/nn/shared_outer_scale.h"
 
 namespace qat {
 namespace {
@@ -31,6 +32,18 @@ void check_tied(const std::vector<ModuleLayer>& layers, const Plan& plan) {
                               "quantized, and alike, but the recipe has no such rule for " +
                               other.name + ".");
     }
+  }
+}
+
+// Gives the layers of each set that share an outer scale the same one.
+void share_outer_scales(const Plan& plan, ScaleSearch search,
+                        const std::map<std::string, ModuleLayer>& layers) {
+  for (const LayerPlan& layer : plan.layers) {
+    if (layer.shares.empty() || layer.shares.front() != layer.name) continue;
+    std::vector<std::weak_ptr<LayerQuantizer>> members;
+    for (const std::string& name : layer.shares) members.push_back(layers.at(name).quantizer());
+    const auto shared = std::make_shared<const SharedOuterScale>(members);
+    for (const auto& member : members) member.lock()->share(shared, search);
   }
 }
 
@@ -68,6 +81,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
     layer->module->register_module(kQuantizerName, quantizer);
     quantizer->attach(*layer->module);
   }
+  share_outer_scales(plan, search, layers);
 }
 
 void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method) {

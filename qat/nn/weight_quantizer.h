@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "qat/artifact.h"
 #include "qat/recipe/recipe.h"
 #include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
@@ -19,9 +20,15 @@ class WeightQuantizer {
   WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales);
 
   // Sets the width; kFloat switches off. Scales are derived anew from the master weight, unless
-  // `derive` is false: then they were loaded for it. Learned parameters keep their tensors, so an
+  // `derives` is false: then they were loaded for it. Learned parameters keep their tensors, so an
   // optimizer goes on with them. Returns whether searched or learned scales changed.
-  bool set_bits(int bits, const at::Tensor& weight, ScaleSearch search, bool derive = true);
+  bool set_bits(int bits, const at::Tensor& weight, ScaleSearch search, bool derives = true);
+  // Derives them again: under another outer scale.
+  void derive(const at::Tensor& weight, ScaleSearch search);
+  // Chooses them in place of those that a schedule would return to; `importance` as of
+  // choose_qparams.
+  void choose(const at::Tensor& weight, ScaleSearch search,
+              const std::optional<at::Tensor>& importance);
   // Chosen together with the weight, for the width in force.
   void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
 
@@ -31,6 +38,14 @@ class WeightQuantizer {
   Quantizer::Parameters parameters() const;
   // Scale float32 and zero point int8 in force, as they are stored.
   std::tuple<at::Tensor, at::Tensor> qparams(const at::Tensor& weight) const;
+  // What the scales and offsets in force are multiples of.
+  OuterScales outer_scales(const at::Tensor& weight) const;
+  // The outer scale that `weight` needs at `bits` by its range, which no search for scales leaves, and
+  // that learned scales in force need: of which layers that share one take the largest
+  // (shared_outer_scale.h).
+  at::Tensor needed_outer_scale(const at::Tensor& weight, int bits) const;
+  at::Tensor needed_outer_scale() const;
+  void set_shared_outer_scale(const at::Tensor& outer) { shared_outer_scale_ = outer; }
   // The weight on its grid, float32 [rows, cols].
   at::Tensor rounded(const at::Tensor& weight) const;
 
@@ -43,17 +58,25 @@ class WeightQuantizer {
   // The scales to which a schedule returns at the exported width; undefined without keeps_scales.
   const at::Tensor& lattice_scale() const { return lattice_scale_; }
   const at::Tensor& lattice_zero_point() const { return lattice_zero_point_; }
+  // Of fixed scales and offsets; undefined where there are none, or where they follow the weight or
+  // the learned scales.
+  const at::Tensor& outer_scale() const { return outer_scale_; }
+  const at::Tensor& outer_offset() const { return outer_offset_; }
 
  private:
   std::optional<at::Tensor> scale_argument() const;
   std::optional<at::Tensor> zero_point_argument() const;
-  std::tuple<at::Tensor, at::Tensor> derived(const at::Tensor& weight, ScaleSearch search) const;
+  std::optional<at::Tensor> shared_outer_scale() const;
+  std::tuple<at::Tensor, at::Tensor> chosen(const at::Tensor& weight, ScaleSearch search,
+                                            const std::optional<at::Tensor>& importance = {});
+  void assign(const std::tuple<at::Tensor, at::Tensor>& qparams);
 
   QuantSpec spec_;
   int64_t rows_, cols_;
   int bits_ = kFloat;
   at::Tensor scale_;       // float32
-  at::Tensor zero_point_;  // float32 when learned on an asymmetric grid, else int8
+  at::Tensor zero_point_;  // float32 when learned, and offsets; else int8
+  at::Tensor outer_scale_, outer_offset_, shared_outer_scale_;
   at::Tensor lattice_scale_, lattice_zero_point_;
 };
 

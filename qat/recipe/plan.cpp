@@ -6,6 +6,7 @@
 #include <regex>
 
 #include "qat/error.h"
+#include "qat/recipe/fused_layers.h"
 #include "qat/recipe/numbers.h"
 #include "qat/recipe/yaml_section.h"
 
@@ -66,6 +67,8 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
     report("block rows", spec.block[0], layer.out_features);
     report("block columns", spec.block[1], layer.in_features);
   }
+  if (spec.scale.has_outer())
+    report("the columns of an outer scale", spec.scale.outer_block[1], layer.in_features);
 }
 
 // Patches of a convolution overlap, so that a pixel is in several rows of its input matrix and only
@@ -108,6 +111,25 @@ std::optional<std::vector<size_t>> matched_by(const Rule& rule,
   }
 }
 
+// Engines multiply layers that they fuse under one outer scale: they train under one.
+void share_outer_scales(Plan& plan) {
+  std::map<std::string, LayerPlan*> layers;
+  for (LayerPlan& layer : plan.layers) layers[layer.name] = &layer;
+  const auto alike = [](const LayerPlan& a, const LayerPlan& b) {
+    return a.weight && b.weight && *a.weight == *b.weight && a.in_features == b.in_features;
+  };
+  for (LayerPlan& first : plan.layers) {
+    if (!first.weight || first.weight->scale.outer_block != std::array<int64_t, 2>{-1, -1}) continue;
+    std::vector<std::string> names{first.name};
+    for (const std::string& name : fused_with(first.name))
+      if (const auto other = layers.find(name);
+          other != layers.end() && alike(first, *other->second))
+        names.push_back(name);
+    if (names.size() > 1)
+      for (const std::string& name : names) layers[name]->shares = names;
+  }
+}
+
 std::string width_name(std::optional<int> bits) {
   return !bits ? "as exported" : bits == kFloat ? "float" : "int" + std::to_string(*bits);
 }
@@ -125,15 +147,30 @@ void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Proble
     if (!spec || !bits || (bits != kFloat && *bits <= spec->bits)) return true;
     problems->push_back({last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) +
                                          "]." + key +
-                                         " must end at the width that is exported, int" +
-                                         std::to_string(spec->bits) + " for " + layer +
-                                         ", but is " + width_name(bits)});
+                                         " must end at the width that is exported, " +
+                                         dtype_name(*spec) + " for " + layer + ", but is " +
+                                         width_name(bits)});
     return false;
   };
   for (const auto& layer : plan.layers)
     if (!check("weight", last.weight_bits, layer.weight, layer.name) ||
         !check("input", last.input_bits, layer.input, layer.name))
       return;
+}
+
+// The codes of a grid with offsets are not negative, and take 7 bits of int8.
+void check_offset_widths(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
+  for (const auto& layer : plan.layers) {
+    if (!layer.weight || !layer.weight->has_offset()) continue;
+    for (size_t i = 0; i < recipe.schedule.size(); ++i)
+      if (recipe.schedule[i].weight_bits > 7) {
+        problems->push_back({recipe.schedule[i].place,
+                             "schedule[" + std::to_string(i) + "].weight must be at most int7 for " +
+                                 layer.name + ", whose grid has offsets, but is " +
+                                 width_name(recipe.schedule[i].weight_bits)});
+        return;
+      }
+  }
 }
 
 void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
@@ -184,15 +221,21 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
   plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
   check_bounds(recipe, &problems);
   check_last_stage(recipe, plan, &problems);
+  check_offset_widths(recipe, plan, &problems);
   if (!problems.empty()) throw RecipeError(recipe.file, problems);
+  share_outer_scales(plan);
   return plan;
 }
 
 Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths) {
   Plan result = plan;
   for (LayerPlan& layer : result.layers)
-    if (const auto found = widths.find(layer.name); layer.weight && found != widths.end())
+    if (const auto found = widths.find(layer.name); layer.weight && found != widths.end()) {
+      if (!layer.weight->takes_widths() && layer.weight->bits != found->second)
+        throw InvalidArgument(layer.name + " must have integer weights under scales of one level to "
+                              "take another width, but has " + describe(*layer.weight) + ".");
       layer.weight->bits = found->second;
+    }
   return result;
 }
 
@@ -200,8 +243,8 @@ Plan naive_plan(const Plan& plan, int bits) {
   Plan naive = plan;
   naive.stages = {Stage{}};
   for (LayerPlan& layer : naive.layers) {
-    if (!layer.weight || layer.weight->is_float8()) continue;
-    layer.weight->bits = bits;
+    if (!layer.weight) continue;
+    if (layer.weight->takes_widths()) layer.weight->bits = bits;
     layer.weight->range = Range::minmax;
   }
   return naive;
@@ -211,17 +254,15 @@ Plan float8_plan(const Plan& plan) {
   Plan result = plan;
   result.stages = {Stage{}};
   for (LayerPlan& layer : result.layers) {
-    const c10::ScalarType stored =
-        layer.weight ? layer.weight->scale_dtype : c10::ScalarType::BFloat16;
     QuantSpec spec;
     spec.grid = Grid::e4m3;
-    spec.scale_dtype = stored;
+    if (layer.weight && layer.weight->scale.is_dtype()) spec.scale = layer.weight->scale;
     layer.weight = spec;
     layer.input.reset();
     if (layer.type != "Linear") continue;
     spec.granularity = Granularity::token;
     spec.dynamic = true;
-    spec.scale_dtype = c10::ScalarType::Float;
+    spec.scale = {ScaleCode::float32};
     layer.input = spec;
   }
   return result;
@@ -237,6 +278,7 @@ std::string to_text(const Plan& plan) {
     text += "[" + std::to_string(layer.out_features) + ", " + std::to_string(layer.in_features) +
             "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
     if (layer.input) text += "; input " + describe(*layer.input);
+    if (!layer.shares.empty()) text += "; one outer scale for " + join(layer.shares, " and ");
     text += "\n";
   }
   text += std::to_string(plan.layers.size()) + " layers quantized, " +

@@ -28,6 +28,9 @@ struct LayerPlan {
   std::optional<QuantSpec> weight;
   std::optional<QuantSpec> input;
   std::string type = "Linear";
+  // The layers that engines fuse into one, this among them, whose weights train under one outer
+  // scale: empty where they do not, or where there is none for the whole weight.
+  std::vector<std::string> shares{};
 };
 
 // What happens to each layer of a model, and when. Computed from the recipe and the layers' names

@@ -1,6 +1,7 @@
 #include "qat/recipe/spec_reader.h"
 
 #include "qat/ops/checks.h"
+#include "qat/recipe/presets.h"
 
 namespace qat {
 namespace {
@@ -14,19 +15,22 @@ const NameTable<Grid> kGrids("grid", {{Grid::narrow, grid_name(Grid::narrow)},
                                       {Grid::full, grid_name(Grid::full)},
                                       {Grid::extreme, grid_name(Grid::extreme)}});
 
-// The FP8 grid that a dtype names, if it does.
-std::optional<Grid> float8_of(const std::string& dtype) {
-  for (const Grid grid : {Grid::e4m3, Grid::e5m2})
-    if (dtype == grid_name(grid)) return grid;
-  return std::nullopt;
+const std::vector<Grid> kFloats{Grid::e2m1, Grid::e2m3, Grid::e3m2, Grid::e4m3, Grid::e5m2};
+const std::vector<std::string> kScaleDtypes{"float32",   "bfloat16", "float16", "e8m0_floor",
+                                            "e8m0_even", "e8m0_ceil", "e4m3"};
+const std::vector<std::string> kPowersOfTwo{"e8m0_floor", "e8m0_even", "e8m0_ceil"};
+
+std::vector<std::string> preset_names(TensorRole role) {
+  std::vector<std::string> names;
+  for (const Preset& preset : presets())
+    if (role == TensorRole::weight || preset.for_inputs()) names.emplace_back(preset.name);
+  return names;
 }
 
-// Keys that only integer grids have.
-void reject_integer_keys(YamlSection& section) {
-  for (const auto* key : {"symmetric", "grid"})
-    if (section.has(key)) section.reject(key, "must not be given for an FP8 dtype");
-  if (section.one_of("scale", Range::minmax, kRanges) != Range::minmax)
-    section.reject("scale", "must be minmax for an FP8 dtype");
+void reject_keys(YamlSection& section, const std::vector<const char*>& keys,
+                 const std::string& rule) {
+  for (const char* key : keys)
+    if (section.has(key)) section.reject(key, rule);
 }
 
 std::optional<int> bits_of(const std::string& dtype) {
@@ -41,6 +45,47 @@ void read_grid(YamlSection& section, QuantSpec& spec) {
   if (!symmetric && section.has("grid"))
     section.reject("grid", "must not be given when symmetric is false");
   spec.grid = symmetric ? grid : Grid::asymmetric;
+}
+
+// How the scale of a weight or input is found.
+void read_range(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
+  spec.range = section.one_of("scale", keeps_scales ? Range::fixed : Range::minmax, kRanges);
+  if (keeps_scales && spec.range == Range::minmax)
+    section.reject("scale",
+                   "must be mse or learned, since initialize chooses codes for scales that stay");
+}
+
+// The keys `scale_dtype` and `outer_scale`.
+void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
+  const char* fallback = role == TensorRole::weight ? "bfloat16" : "float32";
+  spec.scale.code =
+      parse_scale_code("recipe", section.one_of("scale_dtype", fallback, kScaleDtypes));
+  if (is_power_of_two(spec.scale.code) && spec.grid != Grid::narrow && !spec.is_float())
+    section.reject("scale_dtype", std::string("must not be a power of two for the grid ") +
+                                      grid_name(spec.grid));
+  if (!section.has("outer_scale")) return;
+  YamlSection outer = section.section("outer_scale");
+  if (dtype_of(spec.scale.code) || is_power_of_two(spec.scale.code))
+    section.reject("outer_scale", "must not be given unless scale_dtype is e4m3");
+  spec.scale.outer_dtype = parse_dtype(outer.one_of("dtype", "float32", {"float32", "float16"}));
+  spec.scale.outer_block = {-1, -1};
+  if (outer.has("group_size"))
+    spec.scale.outer_block = {1, outer.integer("group_size", 256, 1, 1 << 20)};
+  outer.finish();
+}
+
+// A dtype that names groups and scales as well.
+void read_preset(YamlSection& section, const Preset& preset, QuantSpec& spec) {
+  spec = preset.spec;
+  const std::string name = preset.name;
+  reject_keys(section, {"symmetric", "grid", "granularity", "group_size", "block", "outer_scale"},
+              "must not be given for " + name + ", which has groups of " +
+                  std::to_string(spec.group_size) + " and scales of its own");
+  if (!preset.is_mx())
+    reject_keys(section, {"scale_dtype"}, "must not be given for " + name);
+  else if (section.has("scale_dtype"))
+    spec.scale.code = parse_scale_code(
+        "recipe", section.one_of("scale_dtype", scale_code_name(spec.scale.code), kPowersOfTwo));
 }
 
 void read_group_size(YamlSection& section, QuantSpec& spec) {
@@ -88,25 +133,44 @@ void read_input_granularity(YamlSection& section, QuantSpec& spec) {
   read_observer(section, spec);
 }
 
-void read_integer(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
-  read_grid(section, spec);
-  spec.range = section.one_of("scale", keeps_scales ? Range::fixed : Range::minmax, kRanges);
-  if (keeps_scales && spec.range == Range::minmax)
-    section.reject("scale",
-                   "must be mse or learned, since initialize chooses codes for scales that stay");
+// What shares an outer scale is whole groups, of a weight or of an input that is found in each call.
+void check_outer_scale(YamlSection& section, bool is_weight, const QuantSpec& spec) {
+  if (!section.has("outer_scale")) return;
+  const auto block = block_shape(spec), outer = spec.scale.outer_block;
+  const auto whole = [&](size_t side) {
+    return outer[side] == -1 || (block[side] > 0 && outer[side] % block[side] == 0);
+  };
+  if (!whole(0) || !whole(1))
+    section.reject("outer_scale", "must have a group_size that is a multiple of the weight's");
+  if (!is_weight && !spec.dynamic)
+    section.reject("outer_scale", "must not be given for an input whose scale is calibrated");
+}
+
+// An input in groups of a preset is found anew in every call.
+void read_preset_input(YamlSection& section, const Preset& preset, QuantSpec& spec) {
+  spec.dynamic = section.boolean("dynamic", true);
+  if (!spec.dynamic)
+    section.reject("dynamic", std::string("must be true for ") + preset.name + ", whose groups "
+                              "have a scale each");
+  if (spec.range != Range::minmax) section.reject("scale", "must be minmax for a dynamic input");
+  read_observer(section, spec);
 }
 
 }  // namespace
 
-bool read_dtype(YamlSection& section, QuantSpec& spec) {
+bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& floats,
+                const std::vector<std::string>& presets) {
   const YAML::Node dtype = section.child("dtype");
   const std::string name = dtype.IsDefined() ? text_of(dtype) : "";
-  if (const auto float8 = float8_of(name)) {
-    spec.grid = *float8;
+  std::vector<std::string> allowed = kDtypes;
+  for (const Grid grid : floats) {
+    allowed.emplace_back(grid_name(grid));
+    if (name != grid_name(grid)) continue;
+    spec.grid = grid;
+    spec.bits = float_bits(grid);
     return true;
   }
-  std::vector<std::string> allowed = kDtypes;
-  allowed.insert(allowed.end(), {"fp8_e4m3", "fp8_e5m2"});
+  allowed.insert(allowed.end(), presets.begin(), presets.end());
   if (const auto bits = bits_of(name))
     spec.bits = *bits;
   else
@@ -124,7 +188,7 @@ void read_observer(YamlSection& section, QuantSpec& spec) {
     return;
   }
   std::vector<std::string> allowed{"minmax", "moving_average", "percentile"};
-  if (!spec.is_float8()) allowed.insert(allowed.end(), {"mse", "entropy"});
+  if (!spec.is_float()) allowed.insert(allowed.end(), {"mse", "entropy"});
   const bool searched = spec.range != Range::minmax;
   observer.kind = parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
   observer.percentile = section.number("percentile", observer.percentile, 50.0, 100.0);
@@ -157,18 +221,32 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
     return {true, std::nullopt};
   }
   YamlSection section = rule.section(key);
+  const bool is_weight = role == TensorRole::weight;
+  const YAML::Node dtype = section.child("dtype");
+  const Preset* preset = dtype.IsDefined() ? find_preset(text_of(dtype)) : nullptr;
   QuantSpec spec;
-  if (read_dtype(section, spec))
-    reject_integer_keys(section);
-  else
-    read_integer(section, keeps_scales, spec);
-  spec.scale_dtype =
-      parse_dtype(section.one_of("scale_dtype", role == TensorRole::weight ? "bfloat16" : "float32",
-                                 {"float32", "bfloat16", "float16"}));
-  if (role == TensorRole::weight)
-    read_weight_granularity(section, spec);
-  else
-    read_input_granularity(section, spec);
+  if (preset && (is_weight || preset->for_inputs())) {
+    read_preset(section, *preset, spec);
+    read_range(section, keeps_scales, spec);
+    if (!is_weight) read_preset_input(section, *preset, spec);
+  } else {
+    if (read_dtype(section, spec, kFloats, preset_names(role)))
+      reject_keys(section, {"symmetric", "grid"}, "must not be given for a dtype that is a float");
+    else
+      read_grid(section, spec);
+    read_range(section, keeps_scales, spec);
+    read_scale(section, role, spec);
+    if (is_weight)
+      read_weight_granularity(section, spec);
+    else
+      read_input_granularity(section, spec);
+  }
+  check_outer_scale(section, is_weight, spec);
+  // GPTQ and the like find the scales of a group when they come to it.
+  if (keeps_scales && (spec.scale.has_outer() || spec.has_offset()))
+    section.reject("dtype",
+                   "must have scales of one level where initialize chooses codes together with "
+                   "scales");
   section.finish();
   return {true, spec};
 }

@@ -14,8 +14,10 @@ enum class TensorRole { weight, input };
 Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
                    bool keeps_scales = false);
 
-// The key `dtype`, int2 to int8 or FP8: sets bits or grid of `spec` and returns whether it is FP8.
-bool read_dtype(YamlSection& section, QuantSpec& spec);
+// The key `dtype`, int2 to int8 or one of `floats`: sets bits and the grid of a float, and returns
+// whether it is one. `presets`: what else the name may be, for the sentence about a wrong one.
+bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& floats,
+                const std::vector<std::string>& presets = {});
 
 // The keys `observer`, `percentile` and `averaging_constant` of a tensor whose scale is found on
 // calibration data, and rejects them for a dynamic one.

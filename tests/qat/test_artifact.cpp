@@ -6,6 +6,8 @@
 #include "qat/artifact.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
+#include "tests/qat/message_of.h"
+#include "tests/qat/preset_weights.h"
 
 namespace qat {
 namespace {
@@ -52,7 +54,7 @@ TEST(QuantizeWeights, NamesALayerThatIsNotFinite) {
 
 TEST(QuantizeWeights, RefusesADtypeThatCannotHoldTheScales) {
   QuantSpec spec = int4_group(Grid::narrow);
-  spec.scale_dtype = c10::ScalarType::Float;
+  spec.scale = {ScaleCode::float32};
   EXPECT_THROW(quantize_weights("layer", spec, at::randn({2, 32}), at::full({2, 1}, 0.1f),
                                 at::zeros({2, 1}, at::kChar), at::kBFloat16),
                std::invalid_argument);
@@ -67,6 +69,44 @@ TEST(BitsPerWeight, CountsScalesAndZeroPoints) {
   EXPECT_DOUBLE_EQ(bits_per_weight(quantize_weights("l", int4_group(Grid::asymmetric), weight,
                                                     scale, zero_point, at::kBFloat16)),
                    4 + 20.0 / 32);
+}
+
+TEST(QuantizeWeights, OfEveryPresetReadersComputeWhatTheForwardUsed) {
+  for (const Preset& preset : presets())
+    for (const auto dtype : {at::kFloat, at::kBFloat16})
+      for (const double size : {1.0, 1e-4, 1e3}) {
+        const at::Tensor weight = at::randn({24, 512}).mul(size).to(dtype);
+        weight[3].zero_();
+        const QuantizedWeights weights = preset_weights("layer", preset.spec, weight);
+        const Quantizer quantizer =
+            quantizer_of(preset.spec, preset.spec.bits, Quantizer::Mode::minmax);
+        const at::Tensor forward = std::get<0>(fake_quantize(weight, quantizer.text()));
+        EXPECT_TRUE(at::equal(dequantize_weights(weights, dtype), forward)) << preset.name;
+        EXPECT_EQ(weights.scale.scalar_type(),
+                  scale_storage(preset.spec.scale, at::kBFloat16));
+      }
+}
+
+TEST(QuantizeWeights, CountTheBitsOfBothLevelsOfScales) {
+  const std::pair<const char*, double> kExpected[] = {
+      {"nvfp4", 4.5 + 32.0 / (24 * 512)}, {"mxfp4", 4.25},      {"mxfp6_e2m3", 6.25},
+      {"mxfp8_e5m2", 8.25},               {"q4_k", 4.5},        {"q5_k", 5.5},
+      {"q6_k", 6.5625}};
+  for (const auto& [name, bits] : kExpected)
+    EXPECT_DOUBLE_EQ(
+        bits_per_weight(preset_weights("layer", find_preset(name)->spec, at::randn({24, 512}))),
+        bits)
+        << name;
+}
+
+TEST(QuantizeWeights, RefusesScalesThatAreNoMultiplesOfTheirOuterOnes) {
+  const QuantSpec spec = find_preset("nvfp4")->spec;
+  EXPECT_EQ(message_of([&] {
+              quantize_weights("q_proj", spec, at::randn({2, 16}), at::full({2, 1}, 0.3),
+                               at::zeros({2, 1}, at::kChar), at::kFloat, {at::ones({1, 1}), {}});
+            }),
+            "The scales of q_proj must be multiples of its outer scales in e4m3*float32, but are "
+            "not.");
 }
 
 }  // namespace

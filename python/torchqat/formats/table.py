@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, formats
+from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, formats, preset
 from torchqat.engines import ENGINES
 from torchqat.errors import UserError
 from torchqat.export import checked_format
@@ -61,6 +61,7 @@ SCHEMES: list[tuple[str, QuantSpec, QuantSpec | None]] = [
         QuantSpec(8, granularity="group", group_size=32, dynamic=True),
     ),
     ("FP8 E5M2", _weight(grid="fp8_e5m2"), None),
+    *((name.upper(), preset(name), None) for name in ("nvfp4", "mxfp4", "mxfp8_e4m3", "q4_k", "q6_k")),
 ]
 
 

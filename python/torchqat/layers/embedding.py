@@ -9,7 +9,7 @@ from torchqat.layers.quant_layer import QuantLayer
 class QuantEmbedding(QuantLayer, nn.Embedding):
     """``nn.Embedding`` with fake quantization of its weight ``[entries, dim]``; each entry is a row.
 
-    Where scales are those of rows or groups in rows, only the entries that a batch asks for are quantized.
+    Where scales, inner and outer, are those of rows or groups in rows, only the entries that a batch asks for are quantized.
     """
 
     kind = "Embedding"
@@ -18,7 +18,8 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     )  # fmt: skip
 
     def forward(self, ids: Tensor) -> Tensor:
-        by_row = self.weight_spec is not None and self.weight_spec.block[0] == 1
+        spec = self.weight_spec
+        by_row = spec is not None and spec.block[0] == 1 and spec.outer_block[0] in (0, 1)
         if not by_row or self.frozen_codes is not None or self.max_norm is not None:
             return self._entries(ids, self.quantized_weight())
         entries = self._entries(ids, self.master).flatten(0, -2)

@@ -26,8 +26,10 @@ class FakeQuantizer:
     def of_input(cls, spec: QuantSpec | None, bits: int, features: int) -> "FakeQuantizer":
         return cls() if spec is None else cls(spec.input_quantizer(bits, features))
 
-    def __call__(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, outer_scale: Tensor | None = None
+    ) -> Tensor:
         if not self.text:
             return x
         finds = self.text.startswith("minmax")
-        return ops.fake_quantize(x, self.text, None if finds else scale, None if finds else zero_point)
+        return ops.fake_quantize(x, self.text, None if finds else scale, None if finds else zero_point, outer_scale)

@@ -25,11 +25,12 @@ class QuantLinear(QuantLayer, nn.Linear):
         weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
         kept = self._kept_weight(x, *weight_parameters)
         return ops.quant_linear(
-            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input
+            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input, self.outer_scale()
         )  # fmt: skip
 
     def _kept_weight(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> list[Tensor]:
         """What the cache has of the weight in force. A compiled graph has no state, and so no cache."""
-        if self._cache.policy == "none" or self.adapter is not None or torch.compiler.is_compiling():
+        alone = self.adapter is None and self.shared_outer_scale is None
+        if self._cache.policy == "none" or not alone or torch.compiler.is_compiling():
             return []
         return self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)

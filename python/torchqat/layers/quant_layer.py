@@ -10,11 +10,14 @@ from torchqat import ops
 from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.quant_input import QuantInput
+from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.sharded import assign, whole
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
-STATE_NAMES = (*SCALE_NAMES, "input_low", "input_high", "lattice_scale", "lattice_zero_point", "frozen_codes")
+OUTER_NAMES = ("weight_outer_scale", "weight_outer_offset")
+LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
+STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes")
 
 
 class QuantLayer(QuantInput):
@@ -22,7 +25,9 @@ class QuantLayer(QuantInput):
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
     training adds is state where torch looks for it: ``weight_scale`` and ``weight_zero_point`` for searched (buffers)
-    or learned (parameters) scales, ``input_scale`` and ``input_zero_point`` for calibrated inputs.
+    or learned (parameters) scales (``weight_zero_point`` has the offsets where the grid has some), ``weight_outer_scale``
+    and ``weight_outer_offset`` (buffers) for what searched ones are multiples of, ``input_scale`` and
+    ``input_zero_point`` for calibrated inputs.
 
     Weights are quantized as a matrix: a row for each output, or for each entry of an embedding.
 
@@ -38,6 +43,7 @@ class QuantLayer(QuantInput):
 
     Attributes:
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
+        shared_outer_scale: That of the layers which engines fuse with this one; ``None`` where it has its own, or none.
     """
 
     kind: str  # as recipes call the class that it stands for
@@ -57,6 +63,7 @@ class QuantLayer(QuantInput):
             setattr(self, name, getattr(layer, name))
         self.weight, self.training = layer.weight, layer.training
         self.adapter: Callable[[], Tensor | None] | None = None
+        self.shared_outer_scale: SharedOuterScale | None = None
         self.weight_spec, self.weight_bits = weight, FLOAT
         self._weight_quantizer = FakeQuantizer()
         self._cache = WeightCache(weight_cache)
@@ -70,18 +77,28 @@ class QuantLayer(QuantInput):
         spec = self.weight_spec
         if spec is None or spec.scale == "minmax":
             return
-        rows, cols = _grid(spec, *self.matrix_shape)
+        rows, cols = _grid(spec.block, *self.matrix_shape)
         scale = torch.ones(rows, cols, device=self.weight.device)
         zero_point = torch.zeros(rows, cols, device=self.weight.device)
+        self._register_outer_scales()
         if self.keeps_scales:
             self.register_buffer("lattice_scale", torch.zeros_like(scale))
             self.register_buffer("lattice_zero_point", zero_point.to(torch.int8))
         if spec.scale == "mse":
             self.register_buffer("weight_scale", scale)
-            self.register_buffer("weight_zero_point", zero_point.to(torch.int8))
+            self.register_buffer("weight_zero_point", zero_point if spec.has_offset else zero_point.to(torch.int8))
             return
         self.weight_scale = nn.Parameter(scale)
         self.weight_zero_point = None if spec.symmetric else nn.Parameter(zero_point)
+
+    def _register_outer_scales(self) -> None:
+        """Those of scales that stay as they are; others follow the weight, or the learned scales."""
+        spec = self.weight_spec
+        if spec.scale != "mse" or spec.outer_block == (0, 0):
+            return
+        outer = torch.ones(*_grid(spec.outer_block, *self.matrix_shape), device=self.weight.device)
+        self.register_buffer("weight_outer_scale", outer)
+        self.register_buffer("weight_outer_offset", outer.clone() if spec.has_offset else None)
 
     # -- the weight as a matrix --------------------------------------------------------------------------------------
 
@@ -107,7 +124,7 @@ class QuantLayer(QuantInput):
     def on_integer_levels(self) -> bool:
         """Whether the weight is rounded now, to integers."""
         spec = self.weight_spec
-        return spec is not None and self.weight_bits != FLOAT and not spec.grid.startswith("fp8")
+        return spec is not None and self.weight_bits != FLOAT and not spec.is_float
 
     # -- widths ------------------------------------------------------------------------------------------------------
 
@@ -137,15 +154,52 @@ class QuantLayer(QuantInput):
     @torch.no_grad()
     def derive_weight_scale(self, method: str = "mse") -> None:
         """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
-        spec = self.weight_spec
-        if self._has_lattice and self.weight_bits == spec.bits:
-            scale, zero_point = self.lattice_scale, self.lattice_zero_point
+        if self._has_lattice and self.weight_bits == self.weight_spec.bits:
+            self._assign_scale(self.lattice_scale, self.lattice_zero_point)
         else:
-            text = spec.quantizer(self.weight_bits, "minmax")
-            scale, zero_point = ops.choose_qparams(self.master, text, _search(method))
+            self._assign_scale(*self._chosen_scale(method))
+
+    @torch.no_grad()
+    def choose_weight_scale(self, method: str, importance: Tensor | None = None) -> None:
+        """The same, in place of scales that a schedule would return to; ``importance`` as of ``ops.choose_qparams``."""
+        self.set_qparams(*self._chosen_scale(method, importance))
+
+    def _chosen_scale(self, method: str, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        text, search = self.weight_spec.quantizer(self.weight_bits, "minmax"), _search(method)
+        shared = self.shared_outer_scale and self.shared_outer_scale.needed(self.weight_bits)
+        if hasattr(self, "weight_outer_scale"):
+            outer, offset = ops.choose_outer_scales(self.master, text, search, importance)
+            assign(self.weight_outer_scale, outer if shared is None else shared)
+            if offset is not None:
+                assign(self.weight_outer_offset, offset)
+        return ops.choose_qparams(self.master, text, search, importance, shared)
+
+    def _assign_scale(self, scale: Tensor, zero_point: Tensor) -> None:
         assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
             assign(self.weight_zero_point, zero_point)
+
+    @torch.no_grad()
+    def needed_outer_scale(self, bits: int) -> Tensor:
+        """The outer scale that the weight itself needs at ``bits``, by its range, float32."""
+        return ops.choose_outer_scales(self.master, self.weight_spec.quantizer(bits, "minmax"))[0]
+
+    @torch.no_grad()
+    def outer_scale_in_force(self) -> Tensor:
+        """The outer scale that the weight, or its learned scales, need now; that of fixed scales is kept."""
+        spec = self.weight_spec
+        if spec.scale == "mse":
+            return self.weight_outer_scale
+        if spec.scale == "learned":
+            return ops.outer_scales(whole(self.weight_scale), spec.quantizer(self.weight_bits, "learned"))
+        return self.needed_outer_scale(self.weight_bits)
+
+    def outer_scale(self) -> Tensor | None:
+        """What the operators are told; ``None`` lets them find the weight's own."""
+        shared = self.shared_outer_scale
+        if shared is None or self.weight_bits == FLOAT or self.weight_spec.scale == "mse":
+            return None
+        return shared.in_force()
 
     @property
     def _has_lattice(self) -> bool:
@@ -162,9 +216,7 @@ class QuantLayer(QuantInput):
             scale: float32, one per block, as it is stored.
             zero_point: int8, shaped like ``scale``.
         """
-        assign(self.weight_scale, scale)
-        if self.weight_zero_point is not None:
-            assign(self.weight_zero_point, zero_point)
+        self._assign_scale(scale, zero_point)
         if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
             self.lattice_scale.copy_(scale)
             self.lattice_zero_point.copy_(zero_point)
@@ -188,12 +240,14 @@ class QuantLayer(QuantInput):
     def forget_weight(self) -> None:
         """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
         self._cache.clear()
+        if self.shared_outer_scale is not None:
+            self.shared_outer_scale.forget()
 
     def quantized_weight(self) -> Tensor:
         """The weight that the forward uses, as a matrix ``[rows, cols]``, in the dtype of the master weight."""
         if self.frozen_codes is not None:
             return self._frozen_weight(self.weight.dtype)
-        return self._weight_quantizer(self.master, *self._weight_parameters())
+        return self._weight_quantizer(self.master, *self._weight_parameters(), self.outer_scale())
 
     @torch.no_grad()
     def freeze_codes(self) -> None:
@@ -223,14 +277,33 @@ class QuantLayer(QuantInput):
 
     @torch.no_grad()
     def stored_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale (float32, rounded to its stored dtype) and zero point (int8) of the weight in force."""
-        spec = self.weight_spec
+        """Scale (float32, as it is stored) and zero point (int8; an offset float32) of the weight in force."""
+        spec, outer = self.weight_spec, self.outer_scale()
         if spec.scale == "minmax":
-            return ops.choose_qparams(self.master, spec.quantizer(self.weight_bits, "minmax"))
+            return ops.choose_qparams(self.master, spec.quantizer(self.weight_bits, "minmax"), outer_scale=outer)
         if spec.scale == "mse":
             return self.weight_scale, self.weight_zero_point
         zero_point = None if self.weight_zero_point is None else whole(self.weight_zero_point)
-        return ops.round_qparams(whole(self.weight_scale), spec.quantizer(self.weight_bits, "learned"), zero_point)
+        text = spec.quantizer(self.weight_bits, "learned")
+        return ops.round_qparams(whole(self.weight_scale), text, zero_point, outer)
+
+    @torch.no_grad()
+    def stored_outer_scales(self) -> tuple[Tensor | None, Tensor | None]:
+        """What ``stored_qparams`` are multiples of: outer scales of scales and of offsets, float32."""
+        spec = self.weight_spec
+        if spec.outer_block == (0, 0):
+            return None, None
+        if spec.scale == "mse":
+            return self.weight_outer_scale, self.weight_outer_offset
+        if spec.scale == "learned":
+            scale, offset = self.outer_scale_in_force(), None
+            if spec.has_offset:
+                text = spec.quantizer(self.weight_bits, "learned")
+                offset = ops.outer_scales(whole(self.weight_zero_point), text)
+        else:
+            scale, offset = ops.choose_outer_scales(self.master, spec.quantizer(self.weight_bits, "minmax"))
+        shared = self.outer_scale()
+        return scale if shared is None else shared, offset
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
@@ -241,14 +314,16 @@ class QuantLayer(QuantInput):
         """
         if self.weight_bits != self.weight_spec.bits:
             raise ValueError(
-                f"{name} must be at its exported width, int{self.weight_spec.bits}, but its schedule has it at "
+                f"{name} must be at its exported width, {self.weight_spec.dtype}, but its schedule has it at "
                 f"{'float' if self.weight_bits == FLOAT else f'int{self.weight_bits}'}; finish the schedule first."
             )
         if self.adapter is not None:
             raise ValueError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
         if self.frozen_codes is not None:
             self.set_master(self._frozen_weight(self.weight.dtype))
-        weights = quantize_weights(name, self.weight_spec, self.master, *self.stored_qparams(), dtype)
+        weights = quantize_weights(
+            name, self.weight_spec, self.master, *self.stored_qparams(), dtype, *self.stored_outer_scales()
+        )
         spec = weights.input = self.input_spec
         if spec is not None and not spec.dynamic:
             scale, zero_point = self.input_scale, self.input_zero_point
@@ -266,14 +341,16 @@ class QuantLayer(QuantInput):
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         if prefix + "weight_scale" in own and self.weight_bits != FLOAT:
-            self.derive_weight_scale()
+            # Layers that share an outer scale have their weights one after the other, and derive with the last one.
+            for layer in self.shared_outer_scale.layers if self.shared_outer_scale else (self,):
+                layer.derive_weight_scale()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
 
 
-def _grid(spec: QuantSpec, rows: int, cols: int) -> tuple[int, int]:
-    height, width = (size if side == -1 else side for side, size in zip(spec.block, (rows, cols), strict=True))
+def _grid(block: tuple[int, int], rows: int, cols: int) -> tuple[int, int]:
+    height, width = (size if side == -1 else side for side, size in zip(block, (rows, cols), strict=True))
     return math.ceil(rows / height), math.ceil(cols / width)
 
 

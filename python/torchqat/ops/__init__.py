@@ -13,10 +13,12 @@ form and for a scale or zero point that does not have one entry per block.
 from torchqat import _library  # noqa: F401  registers torch.ops.qat
 from torchqat.ops.block import Block
 from torchqat.ops.codes import (
+    choose_outer_scales,
     choose_qparams,
     decode,
     dequantize,
     encode,
+    outer_scales,
     pack,
     quantize,
     quantize_with_feedback,
@@ -41,6 +43,8 @@ __all__ = [
     "pack_panels",
     "unpack_panels",
     "choose_qparams",
+    "choose_outer_scales",
+    "outer_scales",
     "round_qparams",
     "quantize",
     "dequantize",

@@ -28,6 +28,24 @@ def choose_qparams(
     return torch.ops.qat.choose_qparams(x, quantizer, method, importance, outer_scale)
 
 
+def choose_outer_scales(
+    x: Tensor, quantizer: str, method: str = "minmax", importance: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The outer scales that ``choose_qparams`` finds for the scales of ``x``, and for its offsets. Equation (7d).
+
+    Returns:
+        float32 ``[outer_rows, outer_cols]`` each; ``None`` in place of the second on grids without offsets. Tensors that
+        share an outer scale take the largest of theirs.
+    """
+    outer, offset = torch.ops.qat.choose_outer_scales(x, quantizer, method, importance)
+    return outer, offset if offset.numel() else None
+
+
+def outer_scales(scale: Tensor, quantizer: str) -> Tensor:
+    """The outer scales that ``round_qparams`` finds for scales, or offsets, that are real numbers. Equation (7d)."""
+    return torch.ops.qat.outer_scales(scale, quantizer)
+
+
 @accepts_old_arguments(deprecated.old_round_qparams)
 def round_qparams(
     scale: Tensor, quantizer: str, zero_point: Tensor | None = None, outer_scale: Tensor | None = None

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from torchqat._library import DTYPES, FLOAT, Initialize, InputStatistics, clipped_qparams, gptq, output_error
+from torchqat._library import FLOAT, Initialize, InputStatistics, clipped_qparams, gptq, output_error
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.ops import choose_qparams, dequantize
+from torchqat.ops import dequantize
 
 
 @torch.no_grad()
@@ -33,11 +33,7 @@ def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings:
     else:
         method = "minmax" if settings.rounding == "rtn" else "mse"
         importance = hessian.diagonal().contiguous() if hessian is not None and method == "mse" else None
-        layer.set_qparams(
-            *choose_qparams(
-                layer.master, spec.block, layer.weight_bits, spec.grid, method, DTYPES[spec.scale_dtype], importance
-            )
-        )
+        layer.choose_weight_scale(method, importance)
     return _loss(layer, hessian), ""
 
 

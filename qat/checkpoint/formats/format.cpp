@@ -14,6 +14,7 @@
 #include "qat/checkpoint/formats/onnx.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/error.h"
+#include "qat/recipe/fused_layers.h"
 
 namespace qat {
 namespace {
@@ -37,19 +38,10 @@ std::string scheme_of(const LayerPlan& layer) {
   return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
 }
 
-// The other layers of the matrix that engines make of the one called `name` and them, which is the
-// first of it.
-std::vector<std::string> fused_with(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  if (dot == std::string::npos) return {};
-  for (const auto& leaves : fused_layers()) {
-    if (name.substr(dot + 1) != leaves.front()) continue;
-    std::vector<std::string> others;
-    for (size_t i = 1; i < leaves.size(); ++i)
-      others.push_back(name.substr(0, dot + 1) + leaves[i]);
-    return others;
-  }
-  return {};
+// Whether scales or levels are of a kind that a format must know: FP4 and FP6, offsets, scales that
+// are codes.
+bool is_coded(const QuantSpec& spec) {
+  return (spec.is_float() && !spec.is_float8()) || spec.has_offset() || !spec.scale.is_dtype();
 }
 
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
@@ -122,7 +114,8 @@ const std::vector<Format>& formats() {
        .layer_types = kAll,
        .scheme_refusal = &plain_refusal,
        .tensors = &plain_tensors,
-       .documents = &plain_documents},
+       .documents = &plain_documents,
+       .holds_every_scheme = true},
   };
   return kFormats;
 }
@@ -132,6 +125,10 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
   if (std::find(types.begin(), types.end(), layer.type) == types.end())
     return "the layer is of the type " + layer.type + ", and there is a place for " +
            join(types, " and ");
+  for (const auto& spec : {layer.weight, layer.input})
+    if (spec && !format.holds_every_scheme && is_coded(*spec))
+      return "it takes integers and FP8 under scales in float32, bfloat16 or float16, but there is " +
+             describe(*spec);
   return format.scheme_refusal(layer);
 }
 
@@ -183,12 +180,6 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
   };
   return grid.index_select(0, index(rows, 1, height, rows))
       .index_select(1, index(cols / group, group, width, cols));
-}
-
-const std::vector<std::vector<std::string>>& fused_layers() {
-  static const std::vector<std::vector<std::string>> kFused{{"q_proj", "k_proj", "v_proj"},
-                                                            {"gate_proj", "up_proj"}};
-  return kFused;
 }
 
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan) {

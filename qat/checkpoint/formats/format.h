@@ -38,6 +38,8 @@ struct Format {
   std::optional<at::ScalarType> dtype = std::nullopt;
   // Engines that load it make one matrix of q, k and v, and of gate and up.
   bool engines_fuse = false;
+  // Levels of every kind and scales that are codes, too.
+  bool holds_every_scheme = false;
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
@@ -63,9 +65,6 @@ at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int6
 
 // The group size as GPTQ's and AWQ's configurations have it: -1 for a scale per output channel.
 int64_t group_size_of(const QuantSpec& spec);
-
-// The layers that engines make one matrix of, by the last parts of their names, in its order.
-const std::vector<std::vector<std::string>>& fused_layers();
 
 // Layers that engines fuse but whose schemes differ, one sentence each.
 std::vector<std::string> fusion_problems(const CheckpointPlan& plan);

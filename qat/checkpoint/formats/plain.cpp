@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "qat/checkpoint/formats/minifloat.h"
 #include "qat/checkpoint/formats/spec_json.h"
 #include "qat/ops/pack.h"
 
@@ -11,7 +12,37 @@ namespace qat {
 
 using nlohmann::json;
 
-bool plain_is_packed(const QuantSpec& spec) { return !spec.is_float8() && spec.bits <= 4; }
+namespace {
+
+// What version 1 has a word for.
+bool is_version_1(const std::optional<QuantSpec>& spec) {
+  return !spec || ((!spec->is_float() || spec->is_float8()) && !spec->has_offset() &&
+                   spec->scale.is_dtype());
+}
+
+void add(NamedTensors& tensors, const std::string& name, const std::optional<at::Tensor>& tensor) {
+  if (tensor) tensors[name] = *tensor;
+}
+
+}  // namespace
+
+at::ScalarType plain_scale_dtype(const ScaleSpec& scale, at::ScalarType dtype) {
+  return is_power_of_two(scale.code) ? at::kByte : scale_storage(scale, dtype);
+}
+
+bool plain_is_packed(const QuantSpec& spec) { return spec.bits <= 4; }
+
+at::Tensor plain_packable(const at::Tensor& codes, const QuantSpec& spec) {
+  const int middle = 1 << (spec.bits - 1);
+  if (spec.is_float()) return minifloat_bits(codes, spec.grid).to(at::kChar).sub(middle);
+  return spec.has_offset() ? codes.sub(middle) : codes;
+}
+
+at::Tensor plain_codes(const at::Tensor& packable, const QuantSpec& spec) {
+  const int middle = 1 << (spec.bits - 1);
+  if (spec.is_float()) return minifloat_of_bits(packable.add(middle).to(at::kByte), spec.grid);
+  return spec.has_offset() ? packable.add(middle) : packable;
+}
 
 std::string plain_refusal(const LayerPlan& /*layer*/) { return ""; }
 
@@ -19,24 +50,31 @@ NamedTensors plain_tensors(const QuantizedWeights& layer) {
   const std::string& name = layer.name;
   const bool packed = plain_is_packed(layer.weight);
   NamedTensors tensors{
-      {name + ".codes", packed ? pack(layer.codes, layer.weight.bits) : layer.codes},
-      {name + ".scale", layer.scale}};
-  if (layer.zero_point) tensors[name + ".zero_point"] = *layer.zero_point;
-  if (layer.input_scale) tensors[name + ".input_scale"] = *layer.input_scale;
-  if (layer.input_zero_point) tensors[name + ".input_zero_point"] = *layer.input_zero_point;
+      {name + ".codes", packed ? pack(plain_packable(layer.codes, layer.weight), layer.weight.bits)
+                               : layer.codes},
+      {name + ".scale",
+       is_power_of_two(layer.weight.scale.code) ? layer.scale.view(at::kByte) : layer.scale}};
+  add(tensors, name + ".zero_point", layer.zero_point);
+  add(tensors, name + ".offset", layer.offset);
+  add(tensors, name + ".outer_scale", layer.outer_scale);
+  add(tensors, name + ".outer_offset", layer.outer_offset);
+  add(tensors, name + ".input_scale", layer.input_scale);
+  add(tensors, name + ".input_zero_point", layer.input_zero_point);
   return tensors;
 }
 
 Documents plain_documents(const CheckpointPlan& plan) {
   json layers = json::object();
+  int version = 1;
   for (const LayerPlan& layer : plan.layers) {
+    if (!is_version_1(layer.weight) || !is_version_1(layer.input)) version = kPlainVersion;
     json& entry = layers[layer.name];
     entry = {{"shape", {layer.out_features, layer.in_features}},
              {"weight", to_json(*layer.weight)}};
     if (layer.input) entry["input"] = to_json(*layer.input);
   }
   const json config = {
-      {"quant_method", "torchqat"}, {"version", kPlainVersion}, {"layers", layers}};
+      {"quant_method", "torchqat"}, {"version", version}, {"layers", layers}};
   return {{"config.json", config.dump()}};
 }
 

@@ -13,6 +13,7 @@
 #include "tests/qat/checkpoint/file_size_limit.h"
 #include "tests/qat/checkpoint/formats/layers.h"
 #include "tests/qat/message_of.h"
+#include "tests/qat/preset_weights.h"
 
 namespace qat {
 namespace {
@@ -105,6 +106,61 @@ TEST_F(CheckpointTest, EveryWidthGranularityAndGridComesBack) {
   }
   ASSERT_EQ(read.others.size(), 1u);
   EXPECT_TRUE(at::equal(read.others.at("bias"), written.others.at("bias")));
+}
+
+int version_of(const std::string& folder) {
+  std::ifstream config(folder + "/config.json");
+  return nlohmann::json::parse(config)["quantization_config"]["version"];
+}
+
+TEST_F(CheckpointTest, EveryPresetComesBack) {
+  Checkpoint written;
+  for (const Preset& preset : presets())
+    written.layers.push_back(preset_weights(preset.name, preset.spec, at::randn({8, 512})));
+  save_checkpoint(folder_, written);
+  EXPECT_EQ(version_of(folder_), 2);
+  const Checkpoint read = load_checkpoint(folder_);
+  ASSERT_EQ(read.layers.size(), written.layers.size());
+  for (const QuantizedWeights& a : written.layers)
+    for (const QuantizedWeights& b : read.layers) {
+      if (a.name != b.name) continue;
+      EXPECT_EQ(describe(a.weight), describe(b.weight));
+      EXPECT_EQ(a.weight.scale, b.weight.scale);
+      EXPECT_TRUE(at::equal(a.codes.to(at::kFloat), b.codes.to(at::kFloat))) << a.name;
+      EXPECT_TRUE(at::equal(dequantize_weights(a), dequantize_weights(b))) << a.name;
+      EXPECT_EQ(bits_per_weight(a), bits_per_weight(b));
+    }
+}
+
+TEST_F(CheckpointTest, TypesOfVersion1AreWrittenInIt) {
+  save_checkpoint(folder_, of_width(4));
+  EXPECT_EQ(version_of(folder_), 1);
+}
+
+TEST_F(CheckpointTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
+  const auto complaint_about = [&](const char* preset,
+                                   const std::function<void(NamedTensors&)>& change) {
+    save_checkpoint(folder_, {{preset_weights("a", find_preset(preset)->spec,
+                                              at::randn({8, 512}))}, {}});
+    NamedTensors tensors = load_safetensors(folder_ + "/model.safetensors");
+    change(tensors);
+    save_safetensors(folder_ + "/model.safetensors", tensors);
+    const std::string text = message_of([&] { load_checkpoint(folder_); });
+    return text.empty() ? text : text.substr(folder_.size() + 2);
+  };
+  EXPECT_EQ(complaint_about("nvfp4", [](auto& t) { t.erase("a.outer_scale"); }),
+            "a.outer_scale must be in the checkpoint, but is missing.");
+  EXPECT_EQ(complaint_about("q4_k", [](auto& t) { t.erase("a.offset"); }),
+            "a.offset must be in the checkpoint, but is missing.");
+  EXPECT_EQ(complaint_about("q4_k", [](auto& t) { t["a.outer_offset"] = at::ones({8, 2}); }),
+            "a.outer_offset must have 16 elements in float16.");
+  EXPECT_EQ(complaint_about("mxfp4", [](auto& t) { t["a.scale"] = at::ones({8, 16}); }),
+            "a.scale must be Byte.");
+  EXPECT_EQ(complaint_about("mxfp6_e2m3",
+                            [](auto& t) {
+                              t["a.codes"] = at::full({8, 512}, 9.0f).to(at::kFloat8_e4m3fn);
+                            }),
+            "a.codes must be numbers of fp6_e2m3.");
 }
 
 TEST_F(CheckpointTest, Fp8AndInputsComeBack) {

@@ -43,7 +43,7 @@ TEST(DropIns, ArePlainUntilThenAndRoundTheirInputAfterwards) {
   const at::Tensor rounded =
       std::get<0>(fake_quantize(x, text("minmax", 8, "narrow", {1, -1}, at::kFloat)));
   const auto& input = prepared_layers(*net)[0].quantizer()->input_quantizer();
-  EXPECT_EQ(input->spec().scale_dtype, at::kFloat);
+  EXPECT_EQ(input->spec().scale.code, ScaleCode::float32);
   EXPECT_TRUE(at::equal(layer->forward(x), at::addmm(layer->bias, rounded, layer->weight.t())));
 }
 

@@ -66,7 +66,8 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
                   "trian: {}\n"),
       "r.yaml:1:10: version must be a whole number from 1 to 1, but is 2\n"
       "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
-      "fp8_e4m3 or fp8_e5m2, but is int9\n"
+      "fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, mxfp6_e3m2, "
+      "mxfp8_e4m3, mxfp8_e5m2, q4_k, q5_k or q6_k, but is int9\n"
       "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
       "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
       "r.yaml:5:22: train.steps is given twice\n"
@@ -111,7 +112,8 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{
             "version: 1\nlayers:\n  - match: a\n    weight: {group_size: 32}\n",
             "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
-            "fp8_e4m3 or fp8_e5m2, but is empty"},
+            "fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, "
+            "mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q4_k, q5_k or q6_k, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: group}\n",
               "r.yaml:4:13: layers[0].weight.group_size must be given for granularity group, but "
               "is empty"},
@@ -205,11 +207,10 @@ INSTANTIATE_TEST_SUITE_P(
             "{method: dampen}"},
         Fault{
             "version: 1\nlayers:\n"
-            "  - {match: a, weight: {dtype: fp8_e4m3, symmetric: true, scale: mse}}\n"
+            "  - {match: a, weight: {dtype: fp8_e4m3, symmetric: true}}\n"
             "  - {match: b, weight: {dtype: int4, granularity: channel, block: [2, 2]}}\n",
-            "r.yaml:3:53: layers[0].weight.symmetric must not be given for an FP8 dtype, but is "
-            "true\n"
-            "r.yaml:3:66: layers[0].weight.scale must be minmax for an FP8 dtype, but is mse\n"
+            "r.yaml:3:53: layers[0].weight.symmetric must not be given for a dtype that is a float, "
+            "but is true\n"
             "r.yaml:4:67: layers[1].weight.block must not be given for granularity channel, but is "
             "[2, 2]"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",

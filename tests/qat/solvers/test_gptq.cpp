@@ -119,7 +119,7 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
           dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
       EXPECT_TRUE(at::equal(again, found.weight));
       const at::Tensor nearest = std::get<0>(
-          fake_quantize(weight, text("minmax", 4, grid_name(spec.grid), block, spec.scale_dtype)));
+          fake_quantize(weight, quantizer_of(spec, 4, Quantizer::Mode::minmax).text()));
       EXPECT_LT(objective(weight - found.weight, inputs.hessian()),
                 objective(weight - nearest, inputs.hessian()));
     }

@@ -14,7 +14,7 @@ namespace {
 QuantSpec int8_tensor() {
   QuantSpec spec;
   spec.granularity = Granularity::tensor;
-  spec.scale_dtype = c10::ScalarType::Float;
+  spec.scale = {ScaleCode::float32};
   return spec;
 }
 

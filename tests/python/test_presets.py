@@ -1,0 +1,402 @@
+"""Number types that recipes name with groups and scales: trained, shared by fused layers, read by strangers."""
+
+import copy
+import json
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import torchqat
+from architectures import build, recipe, tokens
+from gguf.quants import dequantize as dequantize_gguf
+from torch import nn
+from torchqat import QuantEmbedding, QuantLinear, ops
+from torchqat._library import FLOAT, LayerPlan, QuantSpec, find_format, formats, load_checkpoint
+from torchqat.prepare import quant_layers
+
+PRESETS = ("nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2", "q4_k", "q5_k", "q6_k")
+SCALES = ("minmax", "mse", "learned")
+SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj")
+
+
+def prepared(preset, scale="minmax", dtype=torch.float32, **settings):
+    model = build("Llama", **SHAPE).to(dtype)
+    return torchqat.prepare(model, recipe("mse", f"{{dtype: {preset}, scale: {scale}}}"), **settings)
+
+
+def train(model, steps=3, schedule=None):
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model.train()
+    for batch in tokens(steps):
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if schedule is not None:
+            schedule.step()
+    return model.eval()
+
+
+def layer_of(model, leaf):
+    return model.get_submodule(f"model.layers.0.{leaf}")
+
+
+def spec_of(preset):
+    (layer,) = torchqat.prepare(nn.Sequential(nn.Linear(512, 64)), recipe_of(preset)).children()
+    return layer.weight_spec
+
+
+def recipe_of(preset, **rest):
+    return torchqat.parse_recipe(f'version: 1\nlayers: [{{match: "*", weight: {{dtype: {preset}}}}}]\n')
+
+
+# -- training and export -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_was_trained_is_what_is_read(preset, scale, dtype, tmp_path):
+    model = train(prepared(preset, scale, dtype))
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    read = {layer.name: layer for layer in load_checkpoint(folder).layers}
+    layers = quant_layers(model)
+    assert len(read) == len(layers) == 7
+    for name, layer in layers:
+        assert torch.equal(read[name].dequantize(dtype), layer.quantized_weight()), name
+        assert read[name].weight == copy.deepcopy(read[name].weight)
+    assert torchqat.verify(folder, model).ok
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_scales_and_weights_are_trained(preset, scale):
+    model = prepared(preset, scale).train()
+    batch = tokens(1)[0]
+    model(input_ids=batch, labels=batch).loss.backward()
+    for name, layer in quant_layers(model):
+        assert layer.weight.grad.isfinite().all() and layer.weight.grad.any(), name
+        if scale == "learned":
+            assert layer.weight_scale.grad.isfinite().all() and layer.weight_scale.grad.any(), name
+            if layer.weight_spec.has_offset:
+                assert layer.weight_zero_point.grad.any(), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_step_costs_no_bits_of_accuracy_beyond_the_type(preset):
+    """The rounded weight is within half a step of the widest gap, with the scale's own rounding."""
+    model = prepared(preset)
+    for name, layer in quant_layers(model):
+        error = (layer.quantized_weight() - layer.master).norm() / layer.master.norm()
+        bound = {4: 0.14, 5: 0.06, 6: 0.08, 8: 0.06}[layer.weight_spec.bits]
+        assert error < bound, f"{name}: {error}"
+
+
+# -- an outer scale for fused layers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_fused_layers_share_an_outer_scale(scale):
+    model = prepared("nvfp4", scale)
+    with torch.no_grad():
+        layer_of(model, "self_attn.v_proj").weight.mul_(7)
+    train(model)
+    found = {
+        leaf: layer.convert("a", torch.float32) for leaf in (*ATTENTION, *MLP) for layer in [layer_of(model, leaf)]
+    }
+    for group in (ATTENTION, MLP):
+        assert len({found[leaf].outer_scale.item() for leaf in group}) == 1
+    assert found[ATTENTION[0]].outer_scale != found[MLP[0]].outer_scale
+
+
+def test_the_shared_scale_is_the_largest_that_one_needs():
+    model = prepared("nvfp4")
+    layers = [layer_of(model, leaf) for leaf in ATTENTION]
+    expected = max((layer.weight.abs().max() / 6 / 448).item() for layer in layers)
+    for layer in layers:
+        assert layer.outer_scale().item() == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(layer.outer_scale(), layers[0].outer_scale())
+
+
+def test_the_shared_scale_is_found_once_a_step_and_after_every_change(monkeypatch):
+    model = prepared("nvfp4")
+    layer, other = layer_of(model, "self_attn.q_proj"), layer_of(model, "self_attn.k_proj")
+    calls = []
+    choose = ops.choose_outer_scales
+    monkeypatch.setattr(ops, "choose_outer_scales", lambda *args: calls.append(1) or choose(*args))
+    before = layer.outer_scale().clone()
+    other.outer_scale()
+    assert len(calls) == 3
+    with torch.no_grad():
+        other.weight.mul_(50)
+    assert layer.outer_scale() > before
+    assert len(calls) == 6
+    other.weight.data.mul_(2)  # which no version shows
+    other.forget_weight()
+    assert layer.outer_scale() > 50 * before
+
+
+def test_layers_that_are_not_fused_alike_keep_their_own():
+    text = 'version: 1\nlayers:\n  - {match: "model.layers.*", weight: {dtype: nvfp4}}\n'
+    text += '  - {match: "*.k_proj", weight: {dtype: mxfp4}}\n'
+    model = torchqat.prepare(build("Llama", **SHAPE), torchqat.parse_recipe(text))
+    assert layer_of(model, "self_attn.k_proj").shared_outer_scale is None
+    shared = layer_of(model, "self_attn.q_proj").shared_outer_scale
+    assert shared.layers == [layer_of(model, "self_attn.q_proj"), layer_of(model, "self_attn.v_proj")]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_copied_model_shares_among_its_own_layers(scale):
+    model = prepared("nvfp4", scale)
+    copied = copy.deepcopy(model)
+    shared = layer_of(copied, "self_attn.q_proj").shared_outer_scale
+    assert shared.layers == [layer_of(copied, leaf) for leaf in ATTENTION]
+    batch = tokens(1)[0]
+    assert torch.equal(copied(batch).logits, model(batch).logits)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_states_come_back(scale):
+    model = train(prepared("nvfp4", scale))
+    again = prepared("nvfp4", scale)
+    again.load_state_dict(model.state_dict())
+    batch = tokens(1)[0]
+    assert torch.equal(again.eval()(batch).logits, model(batch).logits)
+
+
+def test_a_float_checkpoint_gives_shared_scales():
+    source = build("Llama", seed=5, **SHAPE)
+    model, expected = prepared("nvfp4", "mse"), torchqat.prepare(source, recipe("mse", "{dtype: nvfp4, scale: mse}"))
+    model.load_state_dict(build("Llama", seed=5, **SHAPE).state_dict())
+    for leaf in (*ATTENTION, *MLP):
+        assert torch.equal(layer_of(model, leaf).quantized_weight(), layer_of(expected, leaf).quantized_weight())
+
+
+def test_compiled_layers_share_as_well():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(64, 32) for _ in range(3))
+
+        def forward(self, x):
+            return self.q_proj(x) * self.k_proj(x) + self.v_proj(x)
+
+    model = torchqat.prepare(Attention(), recipe_of("nvfp4"))
+    x = torch.randn(4, 64)
+    expected = model(x)
+    assert torch.equal(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected)
+
+
+@pytest.mark.parametrize("policy", ("none", "codes", "weights"))
+@pytest.mark.parametrize("preset", ("nvfp4", "mxfp4", "q4_k"))
+def test_what_is_kept_of_weights_changes_no_bits(preset, policy):
+    batch = tokens(1)[0]
+    plain, kept = prepared(preset), prepared(preset, weight_cache=policy)
+    assert torch.equal(plain(batch).logits, kept(batch).logits)
+    assert torch.equal(train(plain)(batch).logits, train(kept)(batch).logits)
+
+
+def test_an_embedding_is_rounded_under_the_outer_scale_of_all_its_entries():
+    embedding = nn.Embedding(50, 64)
+    embedding.weight.data[7] *= 100
+    layer = QuantEmbedding(embedding, spec_of("nvfp4"), None)
+    ids = torch.tensor([[1, 2], [3, 3]])  # not the largest
+    assert torch.equal(layer(ids), layer.quantized_weight()[ids])
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("preset", ("nvfp4", "mxfp4", "q6_k"))
+def test_a_schedule_goes_from_float_over_integers_to_the_type(preset, scale, tmp_path):
+    text = f'version: 1\nlayers: [{{match: "model.layers.*", weight: {{dtype: {preset}, scale: {scale}}}}}]\n'
+    text += "schedule: [{until: 2, weight: float}, {until: 4, weight: int8}, {until: 6}]\ntrain: {steps: 6}\n"
+    read = torchqat.parse_recipe(text)
+    model = torchqat.prepare(build("Llama", **SHAPE), read)
+    schedule = torchqat.Schedule(model, read, 6)
+    layer = layer_of(model, "self_attn.q_proj")
+    assert layer.weight_bits == FLOAT
+    train(model, 2, schedule)
+    assert layer._weight_quantizer.text.split()[1] == "int8"
+    train(model, 4, schedule)
+    assert layer.weight_bits == layer.weight_spec.bits
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    read = {layer.name: layer for layer in load_checkpoint(folder).layers}
+    for name, layer in quant_layers(model):
+        assert torch.equal(read[name].dequantize(), layer.quantized_weight()), name
+
+
+def test_a_schedule_that_has_not_ended_is_named_by_the_type():
+    layer = QuantLinear(nn.Linear(64, 32), spec_of("nvfp4"), None)
+    layer.set_bits(8, FLOAT)
+    with pytest.raises(ValueError, match="must be at its exported width, fp4_e2m1, but its schedule has it at int8"):
+        layer.convert("a", torch.float32)
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "fp" in name])
+def test_inputs_are_rounded_in_each_call(preset):
+    text = f'version: 1\nlayers: [{{match: "*", input: {{dtype: {preset}}}}}]\n'
+    model = torchqat.prepare(nn.Sequential(nn.Linear(64, 32)), torchqat.parse_recipe(text))
+    x = torch.randn(5, 64)
+    spec = model[0].input_spec
+    rounded = ops.fake_quantize(x, spec.input_quantizer(spec.bits, 64))
+    assert not torch.equal(rounded, x)
+    assert torch.equal(model(x), nn.functional.linear(rounded, model[0].weight, model[0].bias))
+
+
+# -- what cannot be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [format.name for format in formats()])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_format_without_a_place_for_the_type_says_so(preset, name):
+    refusal = find_format(name).refusal(LayerPlan("a", 512, 64, spec_of(preset)))
+    if name == "safetensors":
+        assert refusal == ""
+    else:
+        assert refusal.startswith(
+            "it takes integers and FP8 under scales in float32, bfloat16 or float16, but there is "
+        )
+
+
+def test_an_export_names_the_format_that_can(tmp_path):
+    model = prepared("mxfp4")
+    with pytest.raises(torchqat.UserError, match="compressed-tensors cannot hold .*; safetensors can"):
+        torchqat.export(model, tmp_path / "out", "compressed-tensors")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    (
+        ({"bits": 4, "grid": "fp5"}, "grid must be narrow"),
+        ({"bits": 4, "scale_dtype": "e5m2"}, "scale_dtype must be float32"),
+        ({"bits": 8, "grid": "offset"}, "must be 2 to 7"),
+        ({"bits": 4, "grid": "full", "scale_dtype": "e8m0_even"}, "powers of two"),
+        ({"bits": 4, "outer_block": (0, 3)}, "block"),
+    ),
+)
+def test_a_spec_that_no_operator_takes_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        QuantSpec(**arguments)
+
+
+def test_specs_say_all_that_they_are():
+    spec = spec_of("nvfp4")
+    assert (spec.bits, spec.grid, spec.scale_dtype, spec.outer_dtype) == (4, "fp4_e2m1", "e4m3", "float32")
+    assert spec.outer_block == (-1, -1) and spec.is_float and not spec.takes_widths
+    assert spec.quant_range(4) == (-6.0, 6.0) and spec.quant_range(8) == (-127, 127)
+    assert spec_of("q4_k").has_offset and not spec_of("q4_k").symmetric
+
+
+# -- strangers' readers ------------------------------------------------------------------------------------------------
+
+CASES = 1000
+
+
+def weights_of(preset, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(2, 256, generator=generator) * 10 ** (torch.rand(1, generator=generator) * 8 - 6)
+    if seed % 5 == 0:
+        weight[0, :32] = 0
+    if seed % 7 == 0:
+        weight[1] += weight.abs().max() * 3
+    layer = QuantLinear(nn.Linear(256, 2, bias=False), spec_of(preset), None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    return layer, layer.convert("a", torch.float32)
+
+
+def scale_values(scale):
+    """E8M0 and E4M3 as ml_dtypes reads their bytes."""
+    if scale.dtype == torch.int8:
+        return scale.numpy().astype(np.float32)
+    kind = ml_dtypes.float8_e8m0fnu if scale.dtype == torch.float8_e8m0fnu else ml_dtypes.float8_e4m3fn
+    return scale.view(torch.uint8).numpy().view(kind).astype(np.float32)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "fp" in name])
+def test_ml_dtypes_reads_what_the_forward_used(preset):
+    """Codes and scales of 1,000 weights, put together in numpy alone, are the weights of the forward."""
+    for seed in range(CASES):
+        layer, found = weights_of(preset, seed)
+        kind = ml_dtypes.float8_e5m2 if found.codes.dtype == torch.float8_e5m2 else ml_dtypes.float8_e4m3fn
+        codes = found.codes.view(torch.uint8).numpy().view(kind).astype(np.float32)
+        scale = scale_values(found.scale)
+        if found.outer_scale is not None:
+            scale = scale * found.outer_scale.numpy()
+        values = (codes.reshape(2, scale.shape[1], -1) * scale[..., None]).reshape(2, -1)
+        assert np.array_equal(values, layer.quantized_weight().detach().numpy()), seed
+
+
+def test_nvfp4s_file_is_read_by_numpy_and_ml_dtypes(tmp_path):
+    model = prepared("nvfp4")
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["version"] == 2
+    entry = config["layers"]["model.layers.0.mlp.up_proj"]["weight"]
+    assert entry["outer_scale"] == {"dtype": "float32", "block": [-1, -1]}
+    codes = torchqat._library.load_safetensors(folder / "model.safetensors")["model.layers.0.mlp.up_proj.codes"]
+    nibbles = np.stack([(codes.numpy().view(np.uint8) >> shift) & 15 for shift in (0, 4)], -1).reshape(256, 256)
+    values = nibbles.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    found = layer_of(model, "mlp.up_proj").convert("a", torch.float32)
+    scale = scale_values(found.scale) * found.outer_scale.numpy()
+    expected = layer_of(model, "mlp.up_proj").quantized_weight().detach().numpy()
+    assert np.array_equal((values.reshape(256, 16, 16) * scale[..., None]).reshape(256, 256), expected)
+
+
+def halves(tensor):
+    return tensor.numpy().astype(np.float16).reshape(-1, 1).view(np.uint8)
+
+
+def q6_k_blocks(found):
+    """llama.cpp's ``block_q6_K``: low nibbles, upper bits, scales, d."""
+    q = (found.codes.numpy().astype(np.int16) + 32).astype(np.uint8).reshape(-1, 2, 128)
+    low, high = q & 15, q >> 4
+    ql = (low[:, :, :64] | low[:, :, 64:] << 4).reshape(-1, 128)
+    qh = sum(high[:, :, 32 * i : 32 * i + 32] << 2 * i for i in range(4)).reshape(-1, 64).astype(np.uint8)
+    scales = found.scale.numpy().view(np.uint8).reshape(-1, 16)
+    return np.concatenate([ql, qh, scales, halves(found.outer_scale)], -1)
+
+
+def k_scales(scale, least):
+    """Eight 6-bit scales and eight 6-bit mins in 12 bytes."""
+    first, last, first_min, last_min = scale[:, :4], scale[:, 4:], least[:, :4], least[:, 4:]
+    high = (last >> 4 << 6, last_min >> 4 << 6)
+    return np.concatenate([first | high[0], first_min | high[1], last & 15 | (last_min & 15) << 4], -1)
+
+
+def q4_k_blocks(found):
+    """llama.cpp's ``block_q4_K`` and, with a fifth bit each, ``block_q5_K``."""
+    scale = found.scale.numpy().astype(np.uint8).reshape(-1, 8)
+    least = (-found.offset.numpy()).astype(np.uint8).reshape(-1, 8)
+    head = [halves(found.outer_scale), halves(found.outer_offset), k_scales(scale, least)]
+    q = found.codes.numpy().astype(np.uint8).reshape(-1, 4, 2, 32)
+    nibbles = ((q[:, :, 0] & 15) | (q[:, :, 1] & 15) << 4).reshape(-1, 128)
+    if found.weight.bits == 5:
+        fifth = (q >> 4).reshape(-1, 8, 32)
+        head.append(sum(fifth[:, i] << i for i in range(8)).astype(np.uint8))
+    return np.concatenate([*head, nibbles], -1)
+
+
+@pytest.mark.parametrize(
+    "preset, blocks, kind",
+    (
+        ("q4_k", q4_k_blocks, gguf.GGMLQuantizationType.Q4_K),
+        ("q5_k", q4_k_blocks, gguf.GGMLQuantizationType.Q5_K),
+        ("q6_k", q6_k_blocks, gguf.GGMLQuantizationType.Q6_K),
+    ),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_ggufs_decoder_reads_what_the_forward_used(preset, blocks, kind):
+    """Laid out as llama.cpp's blocks, 1,000 weights are read back by gguf's own decoder, bit for bit."""
+    for seed in range(CASES):
+        layer, found = weights_of(preset, seed)
+        read = dequantize_gguf(blocks(found), kind).reshape(2, 256)
+        assert np.array_equal(read, layer.quantized_weight().detach().numpy()), seed
