@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The lowest first.
-ROOMS = ["ops", "qat", "qat/solvers", "qat/recipe", "qat/checkpoint", "qat/nn", "qat/checkpoint/deploy", "qat/qat.h"]
+ROOMS = ["ops", "qat", "qat/solvers", "qat/recipe", "qat/checkpoint", "qat/nn", "qat/qat.h"]
 ROOMS += ["python/bindings"]
 # KvCacheSpec stands beside the cache that it describes.
 UPWARDS = {
