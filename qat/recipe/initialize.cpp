@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "qat/recipe/names.h"
+#include "qat/names.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
