@@ -5,9 +5,9 @@
 
 #include "qat/abi.h"
 #include "qat/checkpoint/checkpoint.h"
-#include "qat/checkpoint/deploy.h"
 #include "qat/error.h"
 #include "qat/nn/calibrate.h"
+#include "qat/nn/deploy.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/packed_linear.h"
 #include "qat/nn/prepare.h"

@@ -2,7 +2,7 @@
 
 #include "python/bindings/module.h"
 #include "qat/ops/checks.h"
-#include "qat/recipe/names.h"
+#include "qat/names.h"
 #include "qat/recipe/presets.h"
 
 namespace qat::bindings {

@@ -3,36 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "qat/recipe/kv_cache_spec.h"
 #include "qat/solvers/observer.h"
-#include "qat/spec.h"
 
 namespace qat {
-
-class YamlSection;
-
-// The recipe's section `kv_cache`: how the cache of attention's keys (after the rotary embedding)
-// and values is quantized.
-struct KvCacheSpec {
-  QuantSpec key;       // granularity tensor, head, token, group or channel
-  QuantSpec value;     // tensor, head, token or group
-  int64_t recent = 0;  // latest tokens that a query finds as they are
-  int64_t first = 0;   // tokens at the beginning that stay as they are
-  bool operator==(const KvCacheSpec& other) const = default;
-
-  // Whether scales are found beforehand, on calibration data.
-  bool calibrated() const { return !key.dynamic || !value.dynamic; }
-  // Whether queries differ in what they find quantized.
-  bool mixes() const { return recent > 0 || key.granularity == Granularity::channel; }
-};
-
-// One line, such as "int4 channel 32 keys, int4 token values, the latest 128 tokens as they are".
-std::string describe(const KvCacheSpec& spec);
-
-KvCacheSpec read_kv_cache(YamlSection& section);
 
 // The cache of one attention layer: what it gives back, and the scales that it needs for that.
 class KvCache {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "qat/recipe/names.h"
+#include "qat/names.h"
 #include "qat/recipe/yaml_section.h"
 
 namespace qat {
@@ -16,15 +16,8 @@ const NameTable<Rounding> kRoundings("rounding", {{Rounding::rtn, "rtn"},
                                                   {Rounding::mse, "mse"},
                                                   {Rounding::clip, "clip"},
                                                   {Rounding::gptq, "gptq"}});
-const NameTable<ScaleSearch> kSearches("scale_search",
-                                       {{ScaleSearch::minmax, name_of(ScaleSearch::minmax)},
-                                        {ScaleSearch::mse, name_of(ScaleSearch::mse)}});
 const NameTable<BlockRounding> kBlockRoundings("rounding", {{BlockRounding::free, "weights"},
                                                             {BlockRounding::half_step, "signed"}});
-const NameTable<ColumnOrder> kOrders("order",
-                                     {{ColumnOrder::plain, name_of(ColumnOrder::plain)},
-                                      {ColumnOrder::group, name_of(ColumnOrder::group)},
-                                      {ColumnOrder::column, name_of(ColumnOrder::column)}});
 
 bool contains(const std::vector<Transform>& transforms, Transform transform) {
   return std::find(transforms.begin(), transforms.end(), transform) != transforms.end();
@@ -93,8 +86,9 @@ Initialize read_initialize(YamlSection section) {
   if (!rule.empty()) section.reject("method", rule);
   initialize.damping = section.number("damping", initialize.damping, 0.0, 10.0);
   initialize.block_size = section.integer("block_size", initialize.block_size, 1, 1 << 20);
-  initialize.order = section.one_of("order", initialize.order, kOrders);
-  initialize.scale_search = section.one_of("scale_search", initialize.scale_search, kSearches);
+  initialize.order = section.one_of("order", initialize.order, column_orders());
+  initialize.scale_search =
+      section.one_of("scale_search", initialize.scale_search, scale_searches());
   initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
   initialize.smoothing = section.number("smoothing", initialize.smoothing, 0.0, 1.0);
   initialize.sequential = section.boolean("sequential", initialize.sequential);

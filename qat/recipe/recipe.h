@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "qat/error.h"
-#include "qat/nn/kv_cache.h"
 #include "qat/recipe/initialize.h"
+#include "qat/recipe/kv_cache_spec.h"
 #include "qat/spec.h"
 
 namespace qat {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "qat/recipe/names.h"
+#include "qat/names.h"
 #include "qat/recipe/recipe.h"
 
 namespace qat {

@@ -226,15 +226,16 @@ class Solver {
 
 }  // namespace
 
-const char* name_of(ColumnOrder order) {
-  return order == ColumnOrder::plain ? "plain" : order == ColumnOrder::group ? "group" : "column";
+const NameTable<ColumnOrder>& column_orders() {
+  static const NameTable<ColumnOrder> names("order", {{ColumnOrder::plain, "plain"},
+                                                      {ColumnOrder::group, "group"},
+                                                      {ColumnOrder::column, "column"}});
+  return names;
 }
 
-ColumnOrder parse_column_order(const std::string& name) {
-  for (const auto order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column})
-    if (name == name_of(order)) return order;
-  throw InvalidArgument("order must be plain, group or column, but is " + name + ".");
-}
+const char* name_of(ColumnOrder order) { return column_orders().name_of(order); }
+
+ColumnOrder parse_column_order(const std::string& name) { return column_orders().parse(name); }
 
 RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                    int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "qat/names.h"
 #include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
@@ -18,6 +19,8 @@ enum class ColumnOrder {
   column,  // columns by their Hessian entry alone; scales chosen beforehand from the float weight
 };
 
+// Their names, as recipes spell them.
+const NameTable<ColumnOrder>& column_orders();
 const char* name_of(ColumnOrder order);
 // Throws std::invalid_argument with the allowed names.
 ColumnOrder parse_column_order(const std::string& name);

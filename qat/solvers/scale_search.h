@@ -1,9 +1,9 @@
 #pragma once
 
-#include <stdexcept>
 #include <string>
 
-#include "qat/error.h"
+#include "qat/names.h"
+
 namespace qat {
 
 // How the scale of a block is chosen: as choose_qparams (ops/choose_qparams.h) has it.
@@ -12,15 +12,10 @@ enum class ScaleSearch {
   mse,     // for the least squared error
 };
 
-constexpr const char* name_of(ScaleSearch search) {
-  return search == ScaleSearch::minmax ? "minmax" : "mse";
-}
-
+// Their names, as recipes spell them.
+const NameTable<ScaleSearch>& scale_searches();
+const char* name_of(ScaleSearch search);
 // Throws std::invalid_argument with the allowed names.
-inline ScaleSearch parse_scale_search(const std::string& name) {
-  for (const auto search : {ScaleSearch::minmax, ScaleSearch::mse})
-    if (name == name_of(search)) return search;
-  throw InvalidArgument("scale_search must be minmax or mse, but is " + name + ".");
-}
+ScaleSearch parse_scale_search(const std::string& name);
 
 }  // namespace qat

@@ -5,13 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The lowest first.
-ROOMS = ["ops", "qat", "qat/solvers", "qat/recipe", "qat/checkpoint", "qat/nn", "qat/checkpoint/deploy", "qat/qat.h"]
+ROOMS = ["ops", "qat", "qat/solvers", "qat/recipe", "qat/checkpoint", "qat/nn", "qat/qat.h"]
 ROOMS += ["python/bindings"]
-# KvCacheSpec stands beside the cache that it describes.
-UPWARDS = {
-    ("qat/recipe/recipe.h", "qat/nn/kv_cache.h"),
-    ("qat/checkpoint/formats/format.h", "qat/nn/kv_cache.h"),
-}
 
 
 def room_of(path):
@@ -29,8 +24,8 @@ def test_includes_go_down():
     sources = [str(file.relative_to(ROOT)) for file in files if file.suffix in (".h", ".cpp", ".cu", ".cuh")]
     assert len(sources) > 150
     pairs = {(file, included) for file in sources for included in includes(file)}
-    found = {(a, b) for a, b in pairs if ROOMS.index(room_of(b)) > ROOMS.index(room_of(a))}
-    assert found == UPWARDS
+    upwards = {(a, b) for a, b in pairs if ROOMS.index(room_of(b)) > ROOMS.index(room_of(a))}
+    assert not upwards
 
 
 def test_contributing_lists_the_rooms():

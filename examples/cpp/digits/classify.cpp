@@ -3,7 +3,7 @@
 //
 //   digits_classify DIGITS_CSV CHECKPOINT_FOLDER
 
-#include <qat/checkpoint/deploy.h>
+#include <qat/nn/deploy.h>
 #include <qat/nn/packed_linear.h>
 
 #include <cstdio>

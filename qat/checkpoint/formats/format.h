@@ -7,7 +7,7 @@
 
 #include "qat/artifact.h"
 #include "qat/checkpoint/safetensors.h"
-#include "qat/nn/kv_cache.h"
+#include "qat/recipe/kv_cache_spec.h"
 #include "qat/recipe/plan.h"
 
 namespace qat {

@@ -8,6 +8,7 @@
 #include "qat/solvers/input_statistics.h"
 #include "tests/ops/quantizer_text.h"
 #include "tests/qat/group_spec.h"
+#include "tests/qat/message_of.h"
 
 namespace qat {
 namespace {
@@ -57,7 +58,8 @@ TEST(Gptq, TheSumOfSquaredErrorsIsTheErrorOfTheOutput) {
 TEST(Gptq, NamesOfOrders) {
   for (const auto order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column})
     EXPECT_EQ(parse_column_order(name_of(order)), order);
-  EXPECT_THROW(parse_column_order("best"), std::invalid_argument);
+  EXPECT_EQ(message_of([] { parse_column_order("best"); }),
+            "order must be plain, group or column, but is best.");
 }
 
 TEST(InputStatistics, AddsTokensOfAnyShapeAndIgnoresWhatIsNotFinite) {

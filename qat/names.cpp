@@ -1,4 +1,4 @@
-#include "qat/recipe/names.h"
+#include "qat/names.h"
 
 namespace qat {
 

@@ -6,8 +6,8 @@
 #include <filesystem>
 
 #include "qat/checkpoint/checkpoint.h"
-#include "qat/checkpoint/deploy.h"
 #include "qat/nn/calibrate.h"
+#include "qat/nn/deploy.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/packed_linear.h"
 #include "qat/nn/prepare.h"

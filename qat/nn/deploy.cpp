@@ -1,4 +1,4 @@
-#include "qat/checkpoint/deploy.h"
+#include "qat/nn/deploy.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
