@@ -68,6 +68,11 @@ QAT_HOST_DEVICE bool is_power_of_two(ScaleCode code) {
          code == ScaleCode::e8m0_ceil;
 }
 
+// Whether a scale may be negative. Hardware and files that know these codes read them as positive.
+QAT_HOST_DEVICE bool has_sign(ScaleCode code) {
+  return !is_power_of_two(code) && code != ScaleCode::e4m3 && code != ScaleCode::int6;
+}
+
 // The smallest and the largest magnitude that a stored scale may take: the least normal number of
 // float16, because its subnormals lose bits; the least code; and otherwise the least number with
 // room to invert it.
@@ -137,16 +142,17 @@ QAT_HOST_DEVICE float round_to_7_bits(float x) {
 }
 
 // (7) The scale as a checkpoint will hold it: a number of `code` times `outer`. Zero and NaN become
-// 1, since a block without a range has nothing to divide by; anything else keeps its sign and stays
-// invertible.
+// 1, since a block without a range has nothing to divide by; anything else stays invertible and keeps
+// its sign, or becomes the least scale where the code has none.
 QAT_HOST_DEVICE float stored_scale(float scale, ScaleCode code, float outer = 1.0f,
                                    bool exact_offsets = false) {
-  const float magnitude = fabsf(scale / outer);
-  if (!(magnitude > 0.0f)) return outer;
+  const bool negative = scale < 0.0f, keeps_sign = has_sign(code);
+  const float magnitude = negative && keeps_sign ? -(scale / outer) : scale / outer;
+  if (!(fabsf(magnitude) > 0.0f)) return outer;
   const float least = least_scale(code), greatest = greatest_scale(code);
   const float bounded = magnitude < least ? least : magnitude > greatest ? greatest : magnitude;
   const float rounded = exact_offsets ? round_to_7_bits(bounded) : round_to_code(bounded, code);
-  return (scale < 0.0f ? -rounded : rounded) * outer;
+  return (negative && keeps_sign ? -rounded : rounded) * outer;
 }
 
 struct QParams {
@@ -159,10 +165,11 @@ QAT_HOST_DEVICE float stored_zero_point(float zero_point, const Levels& levels) 
   return affine::clamp_level(round_to_even(zero_point), levels);
 }
 
-// (8b) An offset as it will be stored: a number of `code` times `outer`, 0 among them.
+// (8b) An offset as it will be stored: a number of `code` times `outer`, 0 among them; a code without
+// a sign counts down from 0.
 QAT_HOST_DEVICE float stored_offset(float offset, ScaleCode code, float outer = 1.0f) {
   const float magnitude = fabsf(offset / outer);
-  if (!(magnitude > 0.0f)) return 0.0f;
+  if (!(magnitude > 0.0f) || (offset > 0.0f && !has_sign(code))) return 0.0f;
   const float greatest = greatest_scale(code);
   const float rounded = round_to_code(magnitude > greatest ? greatest : magnitude, code);
   return (offset < 0.0f ? -rounded : rounded) * outer;

@@ -5,6 +5,7 @@
 #include "qat/checkpoint/formats/compressed_tensors.h"
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/gguf.h"
+#include "qat/recipe/fused_layers.h"
 
 namespace qat::bindings {
 

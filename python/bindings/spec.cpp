@@ -54,6 +54,10 @@ QuantSpec from_state(const py::tuple& state) {
                    outer ? state[14].cast<std::string>() : "float32");
 }
 
+py::tuple sides_of(const std::array<int64_t, 2>& block) {
+  return py::make_tuple(block[0], block[1]);
+}
+
 // The ends of the grid, as integers where its levels are.
 py::tuple range_of(const QuantSpec& spec, int bits) {
   const Levels range = quant_range(spec, bits);
@@ -83,7 +87,7 @@ void def_spec(py::module_& m) {
       .def_property_readonly("scale_dtype",
                              [](const QuantSpec& spec) { return scale_code_name(spec.scale.code); })
       .def_property_readonly("outer_block",
-                             [](const QuantSpec& spec) { return spec.scale.outer_block; })
+                             [](const QuantSpec& spec) { return sides_of(spec.scale.outer_block); })
       .def_property_readonly("outer_dtype",
                              [](const QuantSpec& spec) { return name_of(spec.scale.outer_dtype); })
       .def_property_readonly("observer",
@@ -95,7 +99,8 @@ void def_spec(py::module_& m) {
       .def_property_readonly("has_offset", &QuantSpec::has_offset)
       .def_property_readonly("takes_widths", &QuantSpec::takes_widths)
       .def_property_readonly("dtype", &dtype_name)
-      .def_property_readonly("block", &block_shape)
+      .def_property_readonly("block",
+                             [](const QuantSpec& spec) { return sides_of(block_shape(spec)); })
       .def(
           "weight_quantizer",
           [](const QuantSpec& spec, int bits, int64_t rows, int64_t cols) {

@@ -136,7 +136,6 @@ void LayerQuantizer::share(std::shared_ptr<const SharedOuterScale> outer, ScaleS
   shared_ = std::move(outer);
   weight_->set_shared_outer_scale(shared_->needed(weight_->bits()));
   if (weight_->scale().defined()) weight_->derive(master(), search);
-  refresh();
 }
 
 bool LayerQuantizer::wants_gradient() const {
@@ -158,7 +157,8 @@ LayerQuantizer::Stamp LayerQuantizer::stamp() const {
 }
 
 int64_t LayerQuantizer::version() const {
-  return version_of(master_) + version_of(weight_->scale());
+  if (weight_->spec().range == Range::fixed) return 0;
+  return version_of(weight_->learned() ? weight_->scale() : master_);
 }
 
 at::Tensor LayerQuantizer::sample() const {

@@ -51,9 +51,9 @@ class LayerQuantizer : public torch::nn::Module {
   std::vector<at::Tensor> set_bits(int weight_bits, int input_bits, ScaleSearch search,
                                    bool derive = true);
   // Takes the outer scale of its weight from what it shares with others, and derives its scales
-  // under it.
+  // under it. To be refreshed when all of them have.
   void share(std::shared_ptr<const SharedOuterScale> outer, ScaleSearch search);
-  // Moves whenever the master or its scale is written.
+  // Moves whenever that is written which the outer scale of the weight follows.
   int64_t version() const;
   // The input as the layer multiplies it; for drop-ins.
   at::Tensor input(const at::Tensor& x);

@@ -44,6 +44,7 @@ void share_outer_scales(const Plan& plan, ScaleSearch search,
     for (const std::string& name : layer.shares) members.push_back(layers.at(name).quantizer());
     const auto shared = std::make_shared<const SharedOuterScale>(members);
     for (const auto& member : members) member.lock()->share(shared, search);
+    shared->refresh();  // each under the scales of all
   }
 }
 

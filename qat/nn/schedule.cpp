@@ -69,7 +69,8 @@ void Schedule::finish() {
 }
 
 void Schedule::apply(ScaleSearch search, bool derive) {
-  for (const ModuleLayer& layer : prepared_layers(module_)) {
+  const std::vector<ModuleLayer> layers = prepared_layers(module_);
+  for (const ModuleLayer& layer : layers) {
     const auto quantizer = layer.quantizer();
     const auto& weight = quantizer->weight();
     auto& input = quantizer->input_quantizer();
@@ -77,10 +78,11 @@ void Schedule::apply(ScaleSearch search, bool derive) {
         weight ? bits_.weight_bits(step_, weight->spec().bits) : kFloat,
         input ? bits_.input_bits(step_, input->spec().bits) : kFloat, search, derive);
     if (input) input->set_observing(bits_.observing(step_));
-    quantizer->refresh();
     if (!optimizer_) continue;
     for (const at::Tensor& parameter : changed) reset_state(*optimizer_, parameter);
   }
+  // Layers that share an outer scale are rounded under the scales of all.
+  for (const ModuleLayer& layer : layers) layer.quantizer()->refresh();
 }
 
 void Schedule::save(torch::serialize::OutputArchive& archive) const {

@@ -60,9 +60,13 @@ void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
   const char* fallback = role == TensorRole::weight ? "bfloat16" : "float32";
   spec.scale.code =
       parse_scale_code("recipe", section.one_of("scale_dtype", fallback, kScaleDtypes));
-  if (is_power_of_two(spec.scale.code) && spec.grid != Grid::narrow && !spec.is_float())
-    section.reject("scale_dtype", std::string("must not be a power of two for the grid ") +
-                                      grid_name(spec.grid));
+  const bool refused = is_power_of_two(spec.scale.code)
+                           ? spec.grid != Grid::narrow && !spec.is_float()
+                           : !has_sign(spec.scale.code) && spec.grid == Grid::extreme;
+  if (refused)
+    section.reject("scale_dtype",
+                   std::string("must be float32, bfloat16 or float16 for the grid ") +
+                       grid_name(spec.grid));
   if (!section.has("outer_scale")) return;
   YamlSection outer = section.section("outer_scale");
   if (dtype_of(spec.scale.code) || is_power_of_two(spec.scale.code))

@@ -181,13 +181,30 @@ TEST(QParams, PowersOfTwoByTheRulesOfMx) {
   EXPECT_EQ(qparams(0.0f, 7.0f, Grid::narrow, 4, e8m0_ceil).scale, 1.0f);
 }
 
+TEST(StoredScale, CodesWithoutASignTakeTheirLeastScaleForNegativeOnes) {
+  for (const auto code : {ScaleCode::e8m0_floor, ScaleCode::e8m0_even, ScaleCode::e8m0_ceil,
+                          ScaleCode::e4m3, ScaleCode::int6}) {
+    EXPECT_EQ(stored_scale(-17.0f, code), least_scale(code));
+    EXPECT_EQ(stored_scale(-17.0f, code, 0.5f), least_scale(code) * 0.5f);
+    EXPECT_EQ(stored_scale(16.0f, code), 16.0f);
+    EXPECT_EQ(stored_scale(-0.0f, code), 1.0f);
+    EXPECT_EQ(stored_offset(3.0f, code), 0.0f);
+    EXPECT_EQ(stored_offset(-2.0f, code), -2.0f);
+  }
+  for (const auto code :
+       {ScaleCode::float32, ScaleCode::bfloat16, ScaleCode::float16, ScaleCode::int8}) {
+    EXPECT_EQ(stored_scale(-16.0f, code), -16.0f);
+    EXPECT_EQ(stored_offset(3.0f, code), 3.0f);
+    EXPECT_EQ(stored_offset(-3.0f, code), -3.0f);
+  }
+}
+
 TEST(QParams, CodesOfScales) {
   EXPECT_EQ(stored_scale(3.0f, e8m0_even), 4.0f);  // as near to 2
   EXPECT_EQ(stored_scale(2.999f, e8m0_even), 2.0f);
   EXPECT_EQ(stored_scale(1.5f, e8m0_floor), 2.0f);
   EXPECT_EQ(stored_scale(1.499f, e8m0_ceil), 1.0f);
   EXPECT_EQ(stored_scale(1.501f, e8m0_ceil), 2.0f);
-  EXPECT_EQ(stored_scale(-0.3f, e8m0_even), -0.25f);
   EXPECT_EQ(stored_scale(3.4e38f, e8m0_even), 0x1p127f);
   EXPECT_EQ(stored_scale(17.0f, e4m3), 16.0f);
   EXPECT_EQ(stored_scale(1e9f, e4m3), 448.0f);

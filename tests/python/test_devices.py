@@ -41,6 +41,8 @@ def _cases():
         "fake_quantize_learned": (leaf, scale.clone().requires_grad_(), zero.float(), (1, 32), -8, 7, BF16, 0.5),
         "quant_linear": (*layer, *given, [], "fixed int4 narrow 1x32 bfloat16", "fixed int8 narrow -1x-1 float32"),
         "choose_qparams": (x, (1, 32), 4, "full", "mse", BF16, x[0].abs()),
+        "choose_outer_scales": (x, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1"),
+        "outer_scales": (scale, "minmax int4 offset 1x32 int6*float16@1x64"),
         "round_qparams": (scale, zero.float(), -8, 7, BF16),
         "quantize": (x, scale, zero, (1, 32), -8, 7),
         "dequantize": (codes, scale, zero, (1, 32), BF16),
@@ -110,6 +112,9 @@ RECIPES = {
     "asymmetric": "weight: {dtype: int4, group_size: 32, symmetric: false, scale: learned}",
     "token inputs": "weight: {dtype: int8}, input: {dtype: int8, granularity: token}",
     "calibrated inputs": "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}",
+    "nvfp4": "weight: {dtype: nvfp4}, input: {dtype: mxfp8_e4m3}",
+    "searched nvfp4": "weight: {dtype: nvfp4, scale: mse}",
+    "outer scales in rows": "weight: {dtype: int4, group_size: 16, scale_dtype: e4m3, outer_scale: {group_size: 32}}",
     "fp8": "weight: {dtype: fp8_e4m3, granularity: tensor}, input: {dtype: fp8_e4m3, granularity: token}",
 }
 

@@ -68,6 +68,8 @@ def _cases(device):
         "quantized pairs": (q.quantized_pairs, (x, 3, 17, 4, 2, 1)),
         "pack": (q.pack, (codes, 4)),
         "unpack": (q.unpack, (ops.pack(codes, 4), 4, 64)),
+        "choose_outer_scales": (q.choose_outer_scales, (x, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1")),
+        "outer_scales": (q.outer_scales, (scale, "learned fp4_e2m1 1x32 e4m3*float32@-1x-1")),
     }
 
 

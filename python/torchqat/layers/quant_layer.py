@@ -187,12 +187,11 @@ class QuantLayer(QuantInput):
     @torch.no_grad()
     def outer_scale_in_force(self) -> Tensor:
         """The outer scale that the weight, or its learned scales, need now; that of fixed scales is kept."""
-        spec = self.weight_spec
-        if spec.scale == "mse":
+        if self.weight_spec.scale == "mse":
             return self.weight_outer_scale
-        if spec.scale == "learned":
-            return ops.outer_scales(whole(self.weight_scale), spec.quantizer(self.weight_bits, "learned"))
-        return self.needed_outer_scale(self.weight_bits)
+        if self.weight_spec.scale == "learned":
+            return ops.outer_scales(whole(self.weight_scale), self._weight_quantizer.text)
+        return ops.choose_outer_scales(self.master, self._weight_quantizer.text)[0]
 
     def outer_scale(self) -> Tensor | None:
         """What the operators are told; ``None`` lets them find the weight's own."""

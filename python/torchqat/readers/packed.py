@@ -5,18 +5,18 @@ hand (``tests/qat/checkpoint/formats/test_modelopt.cpp``) and, once, against wha
 the same weight.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchqat.errors import UserError
+from torchqat.readers import plain
+from torchqat.readers.fields import bit_fields, spread
 from torchqat.readers.reading import LayerTensors, Reading, read_layers
 
 # Nibble i of an AWQ word holds this column of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _GPTQ = ("qweight", "qzeros", "scales", "g_idx")
 _MODELOPT = ("weight", "weight_scale", "pre_quant_scale")
-_PLAIN = ("codes", "scale", "zero_point")
 
 
 def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
@@ -27,21 +27,15 @@ def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
     if format == "modelopt":
         reading = read_layers(tensors, _MODELOPT, _MODELOPT[1:], _modelopt)
     elif format == "safetensors":
-        reading = read_layers(tensors, _PLAIN, _PLAIN[:1], lambda layer: _plain(layer, config["layers"]))
+        reading = read_layers(
+            tensors, plain.LEAVES, plain.LEAVES[:1], lambda layer: plain.dense(layer, config["layers"])
+        )
     elif format == "awq":
         reading = read_layers(tensors, _GPTQ[:3], _GPTQ[:3], _awq)
     else:
         offset = 1 if format == "gptq" else 0
         reading = read_layers(tensors, _GPTQ, _GPTQ, lambda layer: _gptq(layer, offset))
     return reading
-
-
-def bit_fields(words: Tensor, bits: int) -> Tensor:
-    """The unsigned fields of int32 ``[rows, words]``, lowest bits first: int64 ``[rows, words * 32 // bits]``."""
-    octets = np.ascontiguousarray(words.numpy().astype("<i4")).view(np.uint8)
-    stream = np.unpackbits(octets, axis=-1, bitorder="little")
-    fields = stream.reshape(stream.shape[0], -1, bits).astype(np.int64)
-    return torch.from_numpy(fields @ (1 << np.arange(bits)))
 
 
 def _gptq(layer: LayerTensors, offset: int) -> Tensor:
@@ -77,28 +71,7 @@ def _modelopt(layer: LayerTensors) -> Tensor:
     return _blockwise(weight.float(), scale.reshape(-1, 1) if scale.dim() == 1 else scale)
 
 
-def _plain(layer: LayerTensors, specs: dict) -> Tensor:
-    entry = specs.get(layer.name)
-    if entry is None:
-        raise UserError(f"The configuration must describe {layer.name}, whose codes the checkpoint has, but does not.")
-    spec, codes = entry["weight"], layer["codes"]
-    if codes.dtype == torch.int32:
-        codes = bit_fields(codes, spec["bits"])[:, : entry["shape"][1]] - (1 << (spec["bits"] - 1))
-    zero = layer["zero_point"] if spec["grid"] == "asymmetric" else None
-    scale = layer["scale"]
-    difference = codes.float()
-    if zero is not None:
-        difference = difference - _spread(zero.float(), difference.shape)
-    return _blockwise(difference, scale)
-
-
 def _blockwise(values: Tensor, scale: Tensor) -> Tensor:
     """Each element times the scale of its block, rounded once to the dtype of the scale."""
     grid = scale.float().reshape(1, 1) if scale.dim() == 0 else scale.float()
-    return (values * _spread(grid, values.shape)).to(scale.dtype)
-
-
-def _spread(grid: Tensor, shape: torch.Size) -> Tensor:
-    rows, cols = shape
-    height, width = -(-rows // grid.shape[0]), -(-cols // grid.shape[1])
-    return grid.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :cols]
+    return (values * spread(grid, values.shape)).to(scale.dtype)

@@ -71,8 +71,11 @@ TEST(Presets, RefuseWhatTheyFix) {
             "layers[0].weight.scale_dtype must be e8m0_floor, e8m0_even or e8m0_ceil, but is "
             "bfloat16");
   EXPECT_EQ(problem_of("dtype: int4, scale_dtype: e8m0_floor, symmetric: false, group_size: 32"),
-            "layers[0].weight.scale_dtype must not be a power of two for the grid asymmetric, but "
-            "is e8m0_floor");
+            "layers[0].weight.scale_dtype must be float32, bfloat16 or float16 for the grid "
+            "asymmetric, but is e8m0_floor");
+  EXPECT_EQ(problem_of("dtype: int4, scale_dtype: e4m3, grid: signed, group_size: 32"),
+            "layers[0].weight.scale_dtype must be float32, bfloat16 or float16 for the grid "
+            "signed, but is e4m3");
   EXPECT_EQ(problem_of("dtype: int4, group_size: 32, outer_scale: {dtype: float32}"),
             "layers[0].weight.outer_scale must not be given unless scale_dtype is e4m3, but is "
             "{dtype: float32}");

@@ -1,0 +1,20 @@
+"""What packed formats have in common: fields of a few bits, and numbers that blocks of a matrix share."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def bit_fields(words: Tensor, bits: int) -> Tensor:
+    """The unsigned fields of int32 ``[rows, words]``, lowest bits first: int64 ``[rows, words * 32 // bits]``."""
+    octets = np.ascontiguousarray(words.numpy().astype("<i4")).view(np.uint8)
+    stream = np.unpackbits(octets, axis=-1, bitorder="little")
+    fields = stream.reshape(stream.shape[0], -1, bits).astype(np.int64)
+    return torch.from_numpy(fields @ (1 << np.arange(bits)))
+
+
+def spread(grid: Tensor, shape: torch.Size) -> Tensor:
+    """Each entry of ``grid`` over its block of a matrix of ``shape``; the last blocks may be short."""
+    rows, cols = shape
+    height, width = -(-rows // grid.shape[0]), -(-cols // grid.shape[1])
+    return grid.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :cols]
