@@ -1,14 +1,16 @@
 #include "qat/ops/choose_qparams.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
+#include <c10/core/DeviceGuard.h>
 
-#include "qat/ops/parameters.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/call.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
+namespace {
 
+// True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
                           const OptionalTensor& importance, const OptionalTensor& outer_scale) {
   check_input("choose_qparams", x);
@@ -46,54 +48,69 @@ void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
                     ", but has ", zero_point->sym_sizes(), ".");
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
                                                   std::string_view method,
                                                   const OptionalTensor& importance,
                                                   const OptionalTensor& outer_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::choose_qparams", "")
-                             .typed<decltype(choose_qparams)>();
-  return op.call(x, quantizer, method, importance, outer_scale);
+  return call<"qat::choose_qparams", decltype(choose_qparams)>(
+      x, quantizer, method, importance, outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
                                                  std::string_view quantizer,
                                                  const OptionalTensor& zero_point,
                                                  const OptionalTensor& outer_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::round_qparams", "")
-                             .typed<decltype(round_qparams)>();
-  return op.call(scale, quantizer, zero_point, outer_scale);
+  return call<"qat::round_qparams", decltype(round_qparams)>(
+      scale, quantizer, zero_point, outer_scale);
 }
 
 namespace {
 
-at::ScalarType zero_dtype(const Quantizer& quantizer) {
-  return quantizer.has_offset() ? at::kFloat : at::kChar;
-}
-
-std::tuple<at::Tensor, at::Tensor> choose_qparams_meta(const at::Tensor& x, std::string_view text,
-                                                       std::string_view method,
-                                                       const OptionalTensor& importance,
-                                                       const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_choose_qparams(x, quantizer, method, importance, outer_scale);
-  const FoundTensors found = empty_parameters(x, quantizer);
-  return {found.scale, found.zero_point};
-}
-
-std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,
-                                                      std::string_view text,
-                                                      const OptionalTensor& zero_point,
-                                                      const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_round_qparams(scale, quantizer, zero_point, outer_scale);
-  return {at::empty_like(scale, at::MemoryFormat::Contiguous),
-          at::empty_like(scale, scale.options().dtype(zero_dtype(quantizer)),
-                         at::MemoryFormat::Contiguous)};
+// Room for what `scale` and its zero points are rounded to.
+FoundTensors room_like(const at::Tensor& scale, const Quantizer& quantizer) {
+  const auto room = [&](at::ScalarType dtype) {
+    return at::empty_like(scale, scale.options().dtype(dtype), at::MemoryFormat::Contiguous);
+  };
+  return {room(at::kFloat), room(quantizer.zero_dtype())};
 }
 
 }  // namespace
+
+void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
+  m.impl("choose_qparams",
+         [choose](const at::Tensor& x, std::string_view text, std::string_view method,
+                  const OptionalTensor& importance,
+                  const OptionalTensor& outer_scale) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           const bool searching =
+               check_choose_qparams(x, quantizer, method, importance, outer_scale);
+           const c10::DeviceGuard on_device(x.device());
+           const FoundTensors found = empty_parameters(x, quantizer);
+           if (x.is_meta()) return {found.scale, found.zero_point};
+           if (found.scale.numel() != 0)
+             choose(Blocks(x, quantizer), contiguous(importance), searching, found);
+           if (!quantizer.has_outer_scale()) return {found.scale, found.zero_point};
+           const auto offset = quantizer.has_offset() ? OptionalTensor(found.zero_point)
+                                                      : std::nullopt;
+           return round_qparams(found.scale, text, offset, outer_scale);
+         });
+}
+
+void implement_round_qparams(torch::Library& m, RoundKernel round) {
+  m.impl("round_qparams",
+         [round](const at::Tensor& scale, std::string_view text, const OptionalTensor& zero_point,
+                 const OptionalTensor& outer_scale) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           check_round_qparams(scale, quantizer, zero_point, outer_scale);
+           const c10::DeviceGuard on_device(scale.device());
+           const FoundTensors to = room_like(scale, quantizer);
+           if (!scale.is_meta() && scale.numel() != 0)
+             round(learned_parameters(quantizer, scale, zero_point, outer_scale), quantizer, to);
+           return {to.scale, to.zero_point};
+         });
+}
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
@@ -105,8 +122,8 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {
-  m.impl("choose_qparams", &choose_qparams_meta);
-  m.impl("round_qparams", &round_qparams_meta);
+  implement_choose_qparams(m, nullptr);
+  implement_round_qparams(m, nullptr);
 }
 
 }  // namespace qat
