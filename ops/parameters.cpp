@@ -6,7 +6,6 @@
 
 #include "qat/ops/arguments.h"
 #include "qat/ops/choose_qparams.h"
-#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {
@@ -46,8 +45,8 @@ at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
 FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer) {
   const auto [rows, cols] = grid_sizes(x, quantizer.block);
   const auto options = x.options();
-  return {kept_empty_symint({rows, cols}, options.dtype(at::kFloat), Fit::tight),
-          kept_empty_symint({rows, cols}, options.dtype(quantizer.zero_dtype()), Fit::tight)};
+  return {at::empty_symint({rows, cols}, options.dtype(at::kFloat)),
+          at::empty_symint({rows, cols}, options.dtype(quantizer.zero_dtype()))};
 }
 
 FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer) {
