@@ -104,6 +104,7 @@ def check_agreement(group: int) -> list[str]:
 
 
 def measure(size: int, dtype: torch.dtype, group: int, rounds: int, with_compiled: bool, library: str | None) -> dict:
+    torch.manual_seed(0)
     weight = (torch.randn(size, size, device=DEVICE) * 0.02).to(dtype).requires_grad_()
     grad = torch.randn(size, size, device=DEVICE).to(dtype)
     into, source = torch.empty_like(grad), weight.detach()
@@ -186,6 +187,7 @@ def main() -> None:
         body += f"Times the earlier state, at most {SLOWER}x:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n\n"
     body += "Compared before timing:\n\n" + "\n".join(f"- {line}" for line in agreement)
     command = f"python benchmarks/fake_quantize.py --rounds {options.rounds}" + " --compiled" * options.compiled
+    command += " --earlier LIBRARY" if options.earlier else ""
     publish("fake_quantize", "Fake quantization of one weight, in copy passes", body, figures, command)
 
 
