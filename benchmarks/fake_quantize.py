@@ -1,10 +1,10 @@
 """What fake quantization of one weight costs, forward and backward, in passes of ``copy_`` over it.
 
-    python benchmarks/fake_quantize.py [--rounds 15] [--compiled]
+    python benchmarks/fake_quantize.py [--rounds 15] [--compiled] [--earlier LIBRARY]
 
 Ours, torchao, Brevitas, ATen and hand-written straight-through code, eager and compiled, in steady state and in turn
-within one run. Before anything is timed, results are compared: with Brevitas bit for bit, with torchao in units of the
-scale.
+within one run; on a CPU beside the ``libqat_ops.so`` of an earlier state, which no case may exceed by more than 5 %. Before
+anything is timed, results are compared: with Brevitas and torchao in units of the scale.
 """
 
 import argparse
@@ -22,6 +22,8 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CASES = [(4096, dtype, group) for dtype in (torch.float32, torch.bfloat16) for group in (32, 128)]
 CASES += [(8192, torch.bfloat16, 128)] if CUDA else [(1024, torch.float32, 32)]
+# At most this many times what an earlier state took.
+SLOWER = 1.05
 # At most this many copy passes, for weights that do not fit the cache.
 LIMITS = {
     "narrow": 1.5, "full": 3.0, "signed": 3.0, "asymmetric": 3.0, "learned": 4.0, "learned, zero point": 4.0,
@@ -101,7 +103,8 @@ def check_agreement(group: int) -> list[str]:
     return lines
 
 
-def measure(size: int, dtype: torch.dtype, group: int, rounds: int, with_compiled: bool) -> dict:
+def measure(size: int, dtype: torch.dtype, group: int, rounds: int, with_compiled: bool, library: str | None) -> dict:
+    torch.manual_seed(0)
     weight = (torch.randn(size, size, device=DEVICE) * 0.02).to(dtype).requires_grad_()
     grad = torch.randn(size, size, device=DEVICE).to(dtype)
     into, source = torch.empty_like(grad), weight.detach()
@@ -111,8 +114,13 @@ def measure(size: int, dtype: torch.dtype, group: int, rounds: int, with_compile
     candidates |= {
         name: partial(step, run, weight, [], grad) for name, run in others(weight, group, with_compiled).items()
     }
+    earlier = peers.Earlier(library, size, dtype, group) if library else None
+    if earlier:
+        candidates |= {f"earlier, {name}": run for name, run in earlier.cases.items()}
     timings = paired(candidates, "copy_", rounds)
     synchronize()
+    if earlier:
+        earlier.close()
     del candidates
     torch._dynamo.reset()
     return {name: asdict(timing) | {"text": str(timing)} for name, timing in timings.items()}
@@ -134,16 +142,28 @@ def reason(name: str) -> str:
     return f"{name}: {forward}, and {times['cache']:.3f} on a tensor that stays in the cache: {bound} set the time"
 
 
+def beside_earlier(figures: dict[str, dict]) -> list[str]:
+    """For every case of the earlier state what ours takes in its stead."""
+    lines = []
+    for name, case in figures.items():
+        for earlier in (candidate for candidate in case if candidate.startswith("earlier, ")):
+            ours_now = "ours, " + earlier.removeprefix("earlier, ")
+            ratio = case[ours_now]["milliseconds"] / case[earlier]["milliseconds"]
+            lines.append(f"{name}, {earlier.removeprefix('earlier, ')}: {ratio:.2f}x, {verdict(ratio, SLOWER)}")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also torch.compile the peers: minutes more")
+    parser.add_argument("--earlier", metavar="LIBRARY", help="the libqat_ops.so of an earlier state, to compare with")
     options = parser.parse_args()
     agreement = [line for group in (32, 128) for line in check_agreement(group)]
     figures = {}
     for size, dtype, group in CASES:
         name = f"{size}² {str(dtype).removeprefix('torch.')} g{group}"
-        figures[name] = measure(size, dtype, group, options.rounds, options.compiled)
+        figures[name] = measure(size, dtype, group, options.rounds, options.compiled, options.earlier)
         print(name, {k: v["text"] for k, v in figures[name].items()}, flush=True)
     rows, short = [], set()
     for candidate in dict.fromkeys(name for case in figures.values() for name in case):
@@ -162,8 +182,12 @@ def main() -> None:
     if short:
         reasons = [reason(name) for name in figures if name in short]
         body += "Where a limit is not met:\n\n" + "\n".join(f"- {line}" for line in reasons) + "\n\n"
+    if options.earlier:
+        lines = beside_earlier(figures)
+        body += f"Times the earlier state, at most {SLOWER}x:\n\n" + "\n".join(f"- {line}" for line in lines) + "\n\n"
     body += "Compared before timing:\n\n" + "\n".join(f"- {line}" for line in agreement)
     command = f"python benchmarks/fake_quantize.py --rounds {options.rounds}" + " --compiled" * options.compiled
+    command += " --earlier LIBRARY" if options.earlier else ""
     publish("fake_quantize", "Fake quantization of one weight, in copy passes", body, figures, command)
 
 

@@ -3,9 +3,13 @@
 Peers live outside the environment that torchqat is tested in: ``make bench`` puts them on the path.
 """
 
+import json
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,6 +84,31 @@ def brevitas(group: int, weight: Tensor, symmetric: bool = True) -> Quantize | N
             weight_quant=IntWeightSymmetricGroupQuant if symmetric else ShiftedUint8WeightGroupQuantFloat,
         )  # fmt: skip
     return lambda w: layer.weight_quant(w).value
+
+
+class Earlier:
+    """An earlier state of torchqat, whose library of operators runs in a process of its own.
+
+    Attributes:
+        cases: One call each, by name, which returns the seconds of a forward and backward.
+    """
+
+    def __init__(self, library: str, size: int, dtype: torch.dtype, group: int):
+        worker = Path(__file__).parent / "workers" / "earlier.py"
+        arguments = [library, str(size), str(dtype).removeprefix("torch."), str(group)]
+        self._process = subprocess.Popen(
+            [sys.executable, worker, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        names = json.loads(self._process.stdout.readline())
+        self.cases = {name: lambda name=name: self._seconds(name) for name in names}
+
+    def _seconds(self, name: str) -> float:
+        print(name, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def compiled(quantize: Quantize | None) -> Quantize | None:

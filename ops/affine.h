@@ -44,21 +44,11 @@ struct FloatLevels {
   float min;
   float max;
   int32_t least;   // bits of the float32 2^least_exponent
-  int32_t anchor;  // added to the bits of a power of two gives 2^23 steps
+  int32_t anchor;  // added to the bits of a power of two gives 1.5 * 2^23 steps
+  float edge;      // the largest magnitude that is rounded to a level between the ends
 };
 
 QAT_HOST_DEVICE WholeLevels whole_levels(const Levels& levels) { return {levels.min, levels.max}; }
-QAT_HOST_DEVICE FloatLevels float_levels(const Levels& levels) {
-  return {levels.min, levels.max, (levels.least_exponent + 127) << 23,
-          (23 - levels.mantissa_bits) << 23};
-}
-
-// Calls body with the levels as one of the two.
-template <typename Body>
-QAT_HOST_DEVICE decltype(auto) with_kind(const Levels& levels, const Body& body) {
-  return levels.whole() ? body(whole_levels(levels)) : body(float_levels(levels));
-}
-
 QAT_HOST_DEVICE bool is_finite(float x) { return fabsf(x) <= FLT_MAX; }
 
 QAT_HOST_DEVICE float round_to_even(float x) { return rintf(x); }
@@ -80,6 +70,36 @@ constexpr int32_t kUpperHalf = 0x00400000;
 
 namespace affine {
 
+// A number to the nearest multiple of its step, ties to even. A number of at least 2^22 steps has no
+// place for less than a step: adding one and taking it away rounds.
+QAT_HOST_DEVICE float round_float(float u, const FloatLevels& levels) {
+  const int32_t exponent = bits_of(u) & kExponent;
+  const int32_t power = exponent > levels.least ? exponent : levels.least;
+  const float anchor = float_of(power + levels.anchor);
+  return (u + anchor) - anchor;
+}
+
+}  // namespace affine
+
+QAT_HOST_DEVICE FloatLevels float_levels(const Levels& levels) {
+  FloatLevels kind{levels.min, levels.max, (levels.least_exponent + 127) << 23,
+                   ((23 - levels.mantissa_bits) << 23) | kUpperHalf, 0.0f};
+  // Halfway to the next number, which goes there or stays.
+  const float power = float_of(bits_of(levels.max) & kExponent);
+  const float tie = levels.max + power / static_cast<float>(2 << levels.mantissa_bits);
+  const bool stays = affine::round_float(tie, kind) == levels.max;
+  kind.edge = stays ? tie : float_of(bits_of(tie) - 1);
+  return kind;
+}
+
+// Calls body with the levels as one of the two.
+template <typename Body>
+QAT_HOST_DEVICE decltype(auto) with_kind(const Levels& levels, const Body& body) {
+  return levels.whole() ? body(whole_levels(levels)) : body(float_levels(levels));
+}
+
+namespace affine {
+
 // NaN lands on the lowest. Written as comparisons because they vectorise to one max and one min
 // instruction; fmaxf does not.
 QAT_HOST_DEVICE float clamp(float level, float min, float max) {
@@ -91,15 +111,6 @@ QAT_HOST_DEVICE float clamp(float level, float min, float max) {
 template <typename Kind>
 QAT_HOST_DEVICE float clamp_level(float level, const Kind& levels) {
   return clamp(level, levels.min, levels.max);
-}
-
-// A number to the nearest multiple of its step, ties to even. A number of at least 2^22 steps has no
-// place for less than a step: adding one and taking it away rounds.
-QAT_HOST_DEVICE float round_float(float u, const FloatLevels& levels) {
-  const int32_t exponent = bits_of(u) & kExponent;
-  const int32_t power = exponent > levels.least ? exponent : levels.least;
-  const float anchor = float_of((power + levels.anchor) | kUpperHalf);
-  return (u + anchor) - anchor;
 }
 
 // (1a) The level nearest to `u` on a grid without ends, ties to even. A float beyond twice the ends
@@ -146,11 +157,14 @@ QAT_HOST_DEVICE bool is_inside(float level, const Kind& levels) {
   return level >= levels.min && level <= levels.max;
 }
 
-// (4)
-template <typename Kind>
+// (4). A float has no zero point, and its edge says what it rounds to a level.
 QAT_HOST_DEVICE float straight_through(float grad, float x, float inv_scale, float zero_point,
-                                       const Kind& levels) {
+                                       const WholeLevels& levels) {
   return is_inside(level_of(x, inv_scale, zero_point, levels), levels) ? grad : 0.0f;
+}
+QAT_HOST_DEVICE float straight_through(float grad, float x, float inv_scale, float,
+                                       const FloatLevels& levels) {
+  return fabsf(x * inv_scale) <= levels.edge ? grad : 0.0f;
 }
 
 // (5) What one element adds to the gradient of its block's scale.

@@ -34,6 +34,7 @@ struct BlockLayout {
     return row * cols + grid_col * block_cols;
   }
   QAT_HOST_DEVICE int64_t segments() const { return rows * grid_cols; }
+  QAT_HOST_DEVICE int64_t blocks() const { return grid_rows * grid_cols; }
 };
 
 // Rows whose sums are added first when a block has more; numerics.md (5).

@@ -68,16 +68,17 @@ void check_device(const char* op, const char* name, const at::Tensor& tensor, co
 }
 
 void check_parameters(const char* op, const Quantizer& quantizer, const at::Tensor& x,
-                      const OptionalTensor& scale, const OptionalTensor& zero_point,
-                      const OptionalTensor& outer_scale) {
+                      const Quantizer::Parameters& given) {
   using Mode = Quantizer::Mode;
+  const auto& [scale, zero_point, outer_scale] = given;
   TORCH_CHECK_VALUE(scale || quantizer.mode == Mode::none || quantizer.mode == Mode::minmax, "[",
                     op, "] scale must be given for ", quantizer.text(), ".");
   TORCH_CHECK_VALUE(scale || !zero_point, "[", op, "] zero_point must come with a scale.");
   if (scale) check_entries(op, "scale", *scale, x, at::kFloat, quantizer.block);
   if (zero_point) {
-    const bool real = quantizer.mode == Mode::learned || quantizer.has_offset();
-    check_entries(op, "zero_point", *zero_point, x, real ? at::kFloat : at::kChar, quantizer.block);
+    const bool learned = quantizer.mode == Mode::learned;
+    check_entries(op, "zero_point", *zero_point, x, learned ? at::kFloat : quantizer.zero_dtype(),
+                  quantizer.block);
   }
   if (!outer_scale) return;
   TORCH_CHECK_VALUE(quantizer.has_outer_scale(), "[", op, "] outer_scale must not be given for ",
@@ -85,17 +86,14 @@ void check_parameters(const char* op, const Quantizer& quantizer, const at::Tens
   check_entries(op, "outer_scale", *outer_scale, x, at::kFloat, quantizer.outer_block);
 }
 
-void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x) {
+void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x, bool inplace) {
   TORCH_CHECK_TYPE(grad.scalar_type() == x.scalar_type(), "[", op, "] grad must be ",
                    x.scalar_type(), " like x, but is ", grad.scalar_type(), ".");
   check_device(op, "grad", grad, x);
   TORCH_CHECK_VALUE(grad.sym_sizes() == x.sym_sizes(), "[", op, "] grad must have the shape of x, ",
                     x.sym_sizes(), ", but has ", grad.sym_sizes(), ".");
-}
-
-void check_gradient_inplace(const char* op, const at::Tensor& grad, const at::Tensor& x) {
-  check_gradient(op, grad, x);
-  TORCH_CHECK_VALUE(grad.is_contiguous(), "[", op, "] grad must be contiguous to be written over.");
+  TORCH_CHECK_VALUE(!inplace || grad.is_contiguous(), "[", op,
+                    "] grad must be contiguous to be written over.");
 }
 
 void check_result_dtype(const char* op, const at::Tensor& x, std::optional<at::ScalarType> dtype) {

@@ -1,14 +1,16 @@
 #include "qat/ops/choose_qparams.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
+#include <c10/core/DeviceGuard.h>
 
-#include "qat/ops/parameters.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/call.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
+namespace {
 
+// True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
                           const OptionalTensor& importance, const OptionalTensor& outer_scale) {
   check_input("choose_qparams", x);
@@ -46,106 +48,112 @@ void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
                     ", but has ", zero_point->sym_sizes(), ".");
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
                                                   std::string_view method,
                                                   const OptionalTensor& importance,
                                                   const OptionalTensor& outer_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::choose_qparams", "")
-                             .typed<decltype(choose_qparams)>();
-  return op.call(x, quantizer, method, importance, outer_scale);
+  return call<"qat::choose_qparams", decltype(choose_qparams)>(
+      x, quantizer, method, importance, outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
                                                  std::string_view quantizer,
                                                  const OptionalTensor& zero_point,
                                                  const OptionalTensor& outer_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::round_qparams", "")
-                             .typed<decltype(round_qparams)>();
-  return op.call(scale, quantizer, zero_point, outer_scale);
+  return call<"qat::round_qparams", decltype(round_qparams)>(
+      scale, quantizer, zero_point, outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> choose_outer_scales(const at::Tensor& x,
                                                        std::string_view quantizer,
                                                        std::string_view method,
                                                        const OptionalTensor& importance) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::choose_outer_scales", "")
-                             .typed<decltype(choose_outer_scales)>();
-  return op.call(x, quantizer, method, importance);
+  return call<"qat::choose_outer_scales", decltype(choose_outer_scales)>(
+      x, quantizer, method, importance);
 }
 
 at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::outer_scales", "")
-                             .typed<at::Tensor(const at::Tensor&, std::string_view)>();
-  return op.call(scale, quantizer);
+  return call<"qat::outer_scales", at::Tensor(const at::Tensor&, std::string_view)>(scale,
+                                                                                    quantizer);
 }
 
 namespace {
 
-at::ScalarType zero_dtype(const Quantizer& quantizer) {
-  return quantizer.has_offset() ? at::kFloat : at::kChar;
-}
-
-// What each backend computes.
-using Found = std::tuple<at::Tensor, at::Tensor>;
-using Find = Found(const at::Tensor&, std::string_view, std::string_view, const OptionalTensor&);
-
-Found find_qparams(const at::Tensor& x, std::string_view text, std::string_view method,
-                   const OptionalTensor& importance) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::_find_qparams", "")
-                             .typed<Find>();
-  return op.call(x, text, method, importance);
-}
-
-Found find_qparams_meta(const at::Tensor& x, std::string_view text, std::string_view,
-                        const OptionalTensor&) {
-  const FoundTensors found = empty_parameters(x, Quantizer::parse(text));
-  return {found.scale, found.zero_point};
-}
-
-Found choose_qparams_kernel(const at::Tensor& x, std::string_view text, std::string_view method,
-                            const OptionalTensor& importance, const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_choose_qparams(x, quantizer, method, importance, outer_scale);
-  const auto [scale, zero_point] = find_qparams(x, text, method, importance);
-  if (!quantizer.has_outer_scale()) return {scale, zero_point};
-  const OptionalTensor offset = quantizer.has_offset() ? OptionalTensor(zero_point) : std::nullopt;
-  return round_qparams(scale, text, offset, outer_scale);
-}
-
-Found choose_outer_scales_kernel(const at::Tensor& x, std::string_view text,
-                                 std::string_view method, const OptionalTensor& importance) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_choose_qparams(x, quantizer, method, importance, std::nullopt);
-  const auto [scale, zero_point] = find_qparams(x, text, method, importance);
-  return {outer_scales(scale, text), quantizer.has_offset() ? outer_scales(zero_point, text)
-                                                            : at::empty({0}, scale.options())};
+void check_has_outer_scale(const char* op, const Quantizer& quantizer) {
+  TORCH_CHECK_VALUE(quantizer.has_outer_scale(), "[", op,
+                    "] the quantizer must have outer scales, but is \"", quantizer.text(), "\".");
 }
 
 at::Tensor outer_scales_kernel(const at::Tensor& scale, std::string_view text) {
   const Quantizer quantizer = Quantizer::parse(text);
   check_round_qparams(scale, quantizer, std::nullopt, std::nullopt);
-  TORCH_CHECK_VALUE(quantizer.has_outer_scale(),
-                    "[outer_scales] the quantizer must have outer scales, but is \"", text, "\".");
+  check_has_outer_scale("outer_scales", quantizer);
   return outer_scales(scale.detach(), quantizer);
 }
 
-std::tuple<at::Tensor, at::Tensor> round_qparams_meta(const at::Tensor& scale,
-                                                      std::string_view text,
-                                                      const OptionalTensor& zero_point,
-                                                      const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_round_qparams(scale, quantizer, zero_point, outer_scale);
-  return {at::empty_like(scale, at::MemoryFormat::Contiguous),
-          at::empty_like(scale, scale.options().dtype(zero_dtype(quantizer)),
-                         at::MemoryFormat::Contiguous)};
+// Parameters of all blocks; not yet stored where there are outer scales.
+FoundTensors find(const at::Tensor& x, const Quantizer& quantizer, ChooseKernel choose,
+                  const OptionalTensor& importance, bool searching) {
+  const c10::DeviceGuard on_device(x.device());
+  const FoundTensors found = empty_parameters(x, quantizer);
+  if (!x.is_meta() && found.scale.numel() != 0)
+    choose(Blocks(x, quantizer), contiguous(importance), searching, found);
+  return found;
+}
+
+// Room for what `scale` and its zero points are rounded to.
+FoundTensors room_like(const at::Tensor& scale, const Quantizer& quantizer) {
+  const auto room = [&](at::ScalarType dtype) {
+    return at::empty_like(scale, scale.options().dtype(dtype), at::MemoryFormat::Contiguous);
+  };
+  return {room(at::kFloat), room(quantizer.zero_dtype())};
 }
 
 }  // namespace
+
+void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
+  m.impl("choose_qparams",
+         [choose](const at::Tensor& x, std::string_view text, std::string_view method,
+                  const OptionalTensor& importance,
+                  const OptionalTensor& outer_scale) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           const bool searching =
+               check_choose_qparams(x, quantizer, method, importance, outer_scale);
+           const FoundTensors found = find(x, quantizer, choose, importance, searching);
+           if (!quantizer.has_outer_scale() || x.is_meta()) return {found.scale, found.zero_point};
+           const auto offset = quantizer.has_offset() ? OptionalTensor(found.zero_point)
+                                                      : std::nullopt;
+           return round_qparams(found.scale, text, offset, outer_scale);
+         });
+  m.impl("choose_outer_scales",
+         [choose](const at::Tensor& x, std::string_view text, std::string_view method,
+                  const OptionalTensor& importance) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           const bool searching =
+               check_choose_qparams(x, quantizer, method, importance, std::nullopt);
+           check_has_outer_scale("choose_outer_scales", quantizer);
+           const FoundTensors found = find(x, quantizer, choose, importance, searching);
+           return {outer_scales(found.scale, quantizer),
+                   quantizer.has_offset() ? outer_scales(found.zero_point, quantizer)
+                                          : at::empty({0}, found.scale.options())};
+         });
+}
+
+void implement_round_qparams(torch::Library& m, RoundKernel round) {
+  m.impl("round_qparams",
+         [round](const at::Tensor& scale, std::string_view text, const OptionalTensor& zero_point,
+                 const OptionalTensor& outer_scale) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           check_round_qparams(scale, quantizer, zero_point, outer_scale);
+           const c10::DeviceGuard on_device(scale.device());
+           const FoundTensors to = room_like(scale, quantizer);
+           if (!scale.is_meta() && scale.numel() != 0)
+             round(learned_parameters(quantizer, scale, zero_point, outer_scale), quantizer, to);
+           return {to.scale, to.zero_point};
+         });
+}
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
@@ -158,19 +166,15 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "choose_outer_scales(Tensor x, str quantizer, str method=\"minmax\", "
       "Tensor? importance=None) -> (Tensor, Tensor)");
   m.def("outer_scales(Tensor scale, str quantizer) -> Tensor");
-  m.def(
-      "_find_qparams(Tensor x, str quantizer, str method, Tensor? importance) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
-  m.impl("choose_qparams", &choose_qparams_kernel);
-  m.impl("choose_outer_scales", &choose_outer_scales_kernel);
   m.impl("outer_scales", &outer_scales_kernel);
 }
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {
-  m.impl("_find_qparams", &find_qparams_meta);
-  m.impl("round_qparams", &round_qparams_meta);
+  implement_choose_qparams(m, nullptr);
+  implement_round_qparams(m, nullptr);
 }
 
 }  // namespace qat

@@ -49,14 +49,6 @@ std::tuple<at::Tensor, at::Tensor> choose_outer_scales(
 // Those that round_qparams finds for scales, or offsets, that are real numbers.
 at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer);
 
-// Called before anything is computed. True for "mse".
-bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
-                          const std::optional<at::Tensor>& importance,
-                          const std::optional<at::Tensor>& outer_scale);
-void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
-                         const std::optional<at::Tensor>& zero_point,
-                         const std::optional<at::Tensor>& outer_scale);
-
 // The fractions that the search tries, widest first.
 constexpr int kSearchSteps = 81;
 constexpr float search_fraction(int step) { return static_cast<float>(100 - step) / 100.0f; }

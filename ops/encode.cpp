@@ -1,12 +1,12 @@
 #include "qat/ops/encode.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/DeviceGuard.h>
 
-#include <utility>
-
-#include "qat/ops/checks.h"
+#include "qat/ops/call.h"
+#include "qat/ops/kept_memory.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
 
@@ -33,84 +33,99 @@ Quantizer check_codes(const at::Tensor& codes, std::string_view text, const at::
   return quantizer;
 }
 
-}  // namespace
-
-Quantizer check_encode(const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
-                       const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
+Quantizer check_encode(const at::Tensor& x, std::string_view text,
+                       const Quantizer::Parameters& given) {
   check_input("encode", x);
   Quantizer quantizer = checked("encode", text);
-  if (!scale) quantizer.mode = Quantizer::Mode::minmax;
-  check_parameters("encode", quantizer, x, scale, zero_point, outer_scale);
+  if (!given.scale) quantizer.mode = Quantizer::Mode::minmax;
+  check_parameters("encode", quantizer, x, given);
   return quantizer;
 }
 
-Quantizer check_decode(const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
-                       const at::Tensor& zero_point, int64_t cols, at::ScalarType dtype) {
-  const Quantizer quantizer = check_codes(codes, text, scale, zero_point, dtype);
-  const auto [height, width] = quantizer.block;
-  const BlockLayout layout = make_layout(codes.size(0), cols, height, width);
-  const int64_t bytes = code_layout(layout, quantizer.bits).per_row;
+void check_sizes(const at::Tensor& codes, const BlockLayout& layout, int64_t bits,
+                 const at::Tensor& scale, const at::Tensor& zero_point) {
+  const int64_t bytes = code_layout(layout, bits).per_row, blocks = layout.blocks();
   TORCH_CHECK_VALUE(codes.size(1) == bytes, "[decode] codes must have ", bytes, " bytes a row for ",
-                    cols, " columns, but have ", codes.size(1), ".");
-  const int64_t blocks = layout.grid_rows * layout.grid_cols;
+                    layout.cols, " columns, but have ", codes.size(1), ".");
   TORCH_CHECK_VALUE(scale.numel() == blocks && zero_point.numel() == blocks,
                     "[decode] scale and zero_point must have ", blocks, " entries, but have ",
                     scale.numel(), " and ", zero_point.numel(), ".");
-  return quantizer;
 }
+
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
                                                       std::string_view quantizer,
                                                       const OptionalTensor& scale,
                                                       const OptionalTensor& zero_point,
                                                       const OptionalTensor& outer_scale) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("qat::encode", "").typed<decltype(encode)>();
-  return op.call(x, quantizer, scale, zero_point, outer_scale);
+  return call<"qat::encode", decltype(encode)>(x, quantizer, scale, zero_point, outer_scale);
 }
 
 at::Tensor decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
                   const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("qat::decode", "").typed<decltype(decode)>();
-  return op.call(codes, quantizer, scale, zero_point, std::move(cols), dtype);
+  return call<"qat::decode", decltype(decode)>(
+      codes, quantizer, scale, zero_point, std::move(cols), dtype);
 }
 
 namespace {
 
 // code_layout with symbolic sizes.
-c10::SymInt bytes_per_row(const c10::SymInt& cols, const c10::SymInt& grid_cols, int64_t block_cols,
-                          int64_t bits) {
+c10::SymInt bytes_per_row(const at::Tensor& x, const Quantizer& quantizer) {
+  const c10::SymInt cols = matrix_sizes(x).second;
+  const c10::SymInt grid_cols = grid_sizes(x, quantizer.block).second;
   const auto bytes = [&](const c10::SymInt& length) {
-    return bits <= 4 ? (length + 1) / 2 : length;
+    return quantizer.bits <= 4 ? (length + 1) / 2 : length;
   };
+  const int64_t block_cols = quantizer.block[1];
   const c10::SymInt whole = block_cols == -1 ? cols : c10::SymInt(block_cols);
   return (grid_cols - 1) * bytes(whole) + bytes(cols - (grid_cols - 1) * whole);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_meta(const at::Tensor& x,
-                                                           std::string_view text,
-                                                           const OptionalTensor& scale,
-                                                           const OptionalTensor& zero_point,
-                                                           const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_encode(x, text, scale, zero_point, outer_scale);
-  const auto [rows, cols] = matrix_sizes(x);
-  const auto [grid_rows, grid_cols] = grid_sizes(x, quantizer.block);
-  const auto options = x.options();
-  return {
-      at::empty_symint({rows, bytes_per_row(cols, grid_cols, quantizer.block[1], quantizer.bits)},
-                       options.dtype(at::kByte)),
-      at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kFloat)),
-      at::empty_symint({grid_rows, grid_cols}, options.dtype(at::kChar))};
-}
-
-at::Tensor decode_meta(const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
-                       const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype) {
-  check_codes(codes, text, scale, zero_point, dtype);
-  return at::empty_symint({codes.sym_size(0), std::move(cols)}, codes.options().dtype(dtype));
-}
-
 }  // namespace
+
+void implement_encode(torch::Library& m, const EncodeKernels& kernels) {
+  using Encoded = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+  m.impl("encode",
+         [kernels](const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
+                   const OptionalTensor& zero_point, const OptionalTensor& outer_scale) -> Encoded {
+           const Quantizer::Parameters given{scale, zero_point, outer_scale};
+           const Blocks blocks(x, check_encode(x, text, given));
+           const auto& [input, quantizer, layout] = blocks;
+           const c10::DeviceGuard on_device(x.device());
+           const at::Tensor codes =
+               kept_empty_symint({matrix_sizes(x).first, bytes_per_row(x, quantizer)},
+                                 x.options().dtype(at::kByte), Fit::tight);
+           const bool finds = !scale && layout.block_rows == 1 && !quantizer.has_outer_scale();
+           if (x.is_meta() || (finds && kernels.find_and_encode)) {
+             const FoundTensors found = empty_parameters(x, quantizer);
+             if (!x.is_meta()) kernels.find_and_encode(blocks, found, codes);
+             return {codes, found.scale, found.zero_point};
+           }
+           const StoredTensors stored = stored_parameters(x, quantizer, given);
+           const at::Tensor kept = stored.scale.clone();
+           kernels.encode(blocks, stored, codes, kept);
+           return {codes, kept,
+                   stored.zero_point ? stored.zero_point->to(at::kChar)
+                                     : at::zeros_like(kept, kept.options().dtype(at::kChar))};
+         });
+  m.impl("decode",
+         // NOLINTNEXTLINE(performance-unnecessary-value-param): schema
+         [kernels](const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
+                   const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype) {
+           const Quantizer quantizer = check_codes(codes, text, scale, zero_point, dtype);
+           const c10::DeviceGuard on_device(codes.device());
+           const at::Tensor y =
+               kept_empty_symint({codes.sym_size(0), cols}, codes.options().dtype(dtype));
+           if (codes.is_meta()) return y;
+           const BlockLayout layout = make_layout(codes.size(0), cols.expect_int(),
+                                                  quantizer.block[0], quantizer.block[1]);
+           check_sizes(codes, layout, quantizer.bits, scale, zero_point);
+           kernels.decode(codes.contiguous(), layout, quantizer, scale.contiguous(),
+                          zero_point.contiguous(), y);
+           return y;
+         });
+}
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
@@ -121,9 +136,6 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
       "ScalarType dtype) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(qat, Meta, m) {
-  m.impl("encode", &encode_meta);
-  m.impl("decode", &decode_meta);
-}
+TORCH_LIBRARY_IMPL(qat, Meta, m) { implement_encode(m, {}); }
 
 }  // namespace qat

@@ -57,12 +57,4 @@ inline CodeLayout code_layout(const BlockLayout& layout, int64_t bits) {
   return codes;
 }
 
-// Called by every backend before it computes; each returns the quantizer of the text.
-Quantizer check_encode(const at::Tensor& x, std::string_view quantizer,
-                       const std::optional<at::Tensor>& scale,
-                       const std::optional<at::Tensor>& zero_point,
-                       const std::optional<at::Tensor>& outer_scale);
-Quantizer check_decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
-                       const at::Tensor& zero_point, int64_t cols, at::ScalarType dtype);
-
 }  // namespace qat

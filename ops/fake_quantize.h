@@ -53,11 +53,4 @@ std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace(
     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero_point,
     const std::optional<at::Tensor>& outer_scale);
 
-// Called by every backend before it computes; returns the quantizer of the text.
-Quantizer check_fake_quantize(const at::Tensor& x, std::string_view quantizer,
-                              const std::optional<at::Tensor>& scale,
-                              const std::optional<at::Tensor>& zero_point,
-                              const std::optional<at::Tensor>& outer_scale,
-                              std::optional<at::ScalarType> dtype = std::nullopt);
-
 }  // namespace qat

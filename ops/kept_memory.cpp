@@ -145,8 +145,13 @@ at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options, F
       sizes, memory, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt));
 }
 
+at::Tensor kept_empty_symint(c10::SymIntArrayRef sizes, const at::TensorOptions& options, Fit fit) {
+  const auto known = c10::asIntArrayRefSlowOpt(sizes);
+  return known ? kept_empty(*known, options, fit) : at::empty_symint(sizes, options);
+}
+
 at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype) {
-  return kept_empty(like.sizes(), like.options().dtype(dtype));
+  return kept_empty_symint(like.sym_sizes(), like.options().dtype(dtype));
 }
 
 int64_t kept_bytes() { return brief().bytes() + tight().bytes(); }

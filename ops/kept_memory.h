@@ -16,6 +16,8 @@ namespace qat {
 enum class Fit { brief, tight };
 at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
                       Fit fit = Fit::brief);
+at::Tensor kept_empty_symint(c10::SymIntArrayRef sizes, const at::TensorOptions& options,
+                             Fit fit = Fit::brief);
 
 // Contiguous, with the sizes of `like`.
 at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype);

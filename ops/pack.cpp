@@ -1,12 +1,13 @@
 #include "qat/ops/pack.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/bitwise_left_shift.h>
 #include <ATen/ops/bitwise_right_shift.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include "qat/ops/call.h"
 
 namespace qat {
 namespace {
@@ -88,15 +89,11 @@ int64_t packed_words(int64_t cols, int64_t bits) {
 }
 
 at::Tensor pack(const at::Tensor& codes, int64_t bits) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("qat::pack", "").typed<decltype(pack)>();
-  return op.call(codes, bits);
+  return call<"qat::pack", decltype(pack)>(codes, bits);
 }
 
 at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t cols) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("qat::unpack", "").typed<decltype(unpack)>();
-  return op.call(packed, bits, cols);
+  return call<"qat::unpack", decltype(unpack)>(packed, bits, cols);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

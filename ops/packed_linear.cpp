@@ -1,8 +1,9 @@
 #include "qat/ops/packed_linear.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
+
+#include "qat/ops/call.h"
 
 namespace qat {
 namespace {
@@ -35,10 +36,8 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& panels, const at
                          const std::optional<at::Tensor>& zero_point,
                          const std::optional<at::Tensor>& bias, int64_t bits, int64_t group_size,
                          int64_t out) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::packed_linear", "")
-                             .typed<decltype(packed_linear)>();
-  return op.call(x, panels, scale, zero_point, bias, bits, group_size, out);
+  return call<"qat::packed_linear", decltype(packed_linear)>(
+      x, panels, scale, zero_point, bias, bits, group_size, out);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

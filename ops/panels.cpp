@@ -1,11 +1,12 @@
 #include "qat/ops/panels.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/bitwise_left_shift.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include "qat/ops/call.h"
 
 namespace qat {
 
@@ -100,32 +101,20 @@ at::Tensor unpack_panels_meta(const at::Tensor& panels, int64_t, int64_t, int64_
 }  // namespace
 
 at::Tensor pack_panels(const at::Tensor& codes, int64_t bits, int64_t group_size) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::pack_panels", "")
-                             .typed<decltype(pack_panels)>();
-  return op.call(codes, bits, group_size);
+  return call<"qat::pack_panels", decltype(pack_panels)>(codes, bits, group_size);
 }
 
 at::Tensor unpack_panels(const at::Tensor& panels, int64_t bits, int64_t group_size, int64_t rows,
                          int64_t cols) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::unpack_panels", "")
-                             .typed<decltype(unpack_panels)>();
-  return op.call(panels, bits, group_size, rows, cols);
+  return call<"qat::unpack_panels", decltype(unpack_panels)>(panels, bits, group_size, rows, cols);
 }
 
 at::Tensor pack_panel_values(const at::Tensor& values) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::pack_panel_values", "")
-                             .typed<decltype(pack_panel_values)>();
-  return op.call(values);
+  return call<"qat::pack_panel_values", decltype(pack_panel_values)>(values);
 }
 
 at::Tensor unpack_panel_values(const at::Tensor& packed, int64_t rows) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::unpack_panel_values", "")
-                             .typed<decltype(unpack_panel_values)>();
-  return op.call(packed, rows);
+  return call<"qat::unpack_panel_values", decltype(unpack_panel_values)>(packed, rows);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

@@ -4,6 +4,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 
+#include "qat/ops/arguments.h"
 #include "qat/ops/choose_qparams.h"
 
 namespace qat {
@@ -11,12 +12,7 @@ namespace {
 
 // Blocks that share an outer scale, along one axis.
 int64_t blocks_in_outer(int64_t outer, int64_t block, int64_t axis) {
-  if (outer == -1) return std::max<int64_t>(axis, 1);
-  TORCH_CHECK_VALUE(block != -1 && outer % block == 0,
-                    "[quantizer] sides of an outer block must be multiples of those of its blocks, "
-                    "but are ",
-                    outer, " and ", block, ".");
-  return outer / block;
+  return outer == -1 ? std::max<int64_t>(axis, 1) : outer / block;
 }
 
 std::array<int64_t, 2> outer_shape(const at::Tensor& scale, const Quantizer& quantizer) {
@@ -34,37 +30,63 @@ at::Tensor largest_in(const at::Tensor& x, int64_t rows, int64_t cols) {
 
 }  // namespace
 
+at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
+                        const Quantizer& quantizer) {
+  if (outer.numel() == 1) return outer.contiguous();
+  const auto [rows, cols] = outer_shape(scale, quantizer);
+  return outer.repeat_interleave(rows, 0)
+      .slice(0, 0, scale.size(0))
+      .repeat_interleave(cols, 1)
+      .slice(1, 0, scale.size(1))
+      .contiguous();
+}
+
 FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer) {
   const auto [rows, cols] = grid_sizes(x, quantizer.block);
-  const auto zero_dtype = quantizer.has_offset() ? at::kFloat : at::kChar;
-  return {at::empty_symint({rows, cols}, x.options().dtype(at::kFloat)),
-          at::empty_symint({rows, cols}, x.options().dtype(zero_dtype))};
+  const auto options = x.options();
+  return {at::empty_symint({rows, cols}, options.dtype(at::kFloat)),
+          at::empty_symint({rows, cols}, options.dtype(quantizer.zero_dtype()))};
 }
 
 FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer) {
   return {at::empty({0}, x.options().dtype(at::kFloat)),
-          at::empty({0}, x.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar))};
+          at::empty({0}, x.options().dtype(quantizer.zero_dtype()))};
+}
+
+LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
+                                  const OptionalTensor& zero_point,
+                                  const OptionalTensor& outer_scale) {
+  LearnedTensors learned{scale.contiguous(), contiguous(zero_point), {}, {}};
+  if (!quantizer.has_outer_scale() || scale.numel() == 0) return learned;
+  const auto spread = [&](const at::Tensor& outer) {
+    return spread_outer(outer, scale, quantizer);
+  };
+  learned.outer_scale = spread(outer_scale ? *outer_scale : outer_scales(scale, quantizer));
+  if (zero_point && quantizer.has_offset())
+    learned.outer_offset = spread(outer_scales(*zero_point, quantizer));
+  return learned;
 }
 
 StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
-                                const OptionalTensor& scale, const OptionalTensor& zero_point,
-                                const OptionalTensor& outer_scale) {
+                                const Quantizer::Parameters& given, Learned learned) {
   // In float32; a float's levels have none, whatever is given.
   const auto shift = [&](const OptionalTensor& zero) {
     return zero && !is_float(quantizer.grid) ? OptionalTensor(zero->to(at::kFloat).contiguous())
                                              : std::nullopt;
   };
-  if (quantizer.mode == Quantizer::Mode::minmax && !scale) {
+  if (quantizer.mode == Quantizer::Mode::minmax && !given.scale) {
     const auto [found, zero] =
-        choose_qparams(x, quantizer.text(), "minmax", std::nullopt, outer_scale);
-    const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
-    return {found, shifts ? shift(zero) : std::nullopt, zero};
+        choose_qparams(x, quantizer.text(), "minmax", std::nullopt, given.outer_scale);
+    return {found, quantizer.shifts() ? shift(zero) : std::nullopt, zero};
   }
-  if (quantizer.mode == Quantizer::Mode::learned) {
-    const auto [rounded, zero] = round_qparams(*scale, quantizer.text(), zero_point, outer_scale);
-    return {rounded, zero_point ? shift(zero) : std::nullopt, {}};
-  }
-  return {scale->contiguous(), shift(zero_point), zero_point.value_or(at::Tensor())};
+  if (quantizer.mode != Quantizer::Mode::learned)
+    return {given.scale->contiguous(), shift(given.zero_point),
+            given.zero_point.value_or(at::Tensor())};
+  if (learned == Learned::as_given && !quantizer.has_outer_scale())
+    return {given.scale->contiguous(), shift(given.zero_point), {}, false};
+  const auto [rounded, zero] =
+      round_qparams(*given.scale, quantizer.text(), given.zero_point, given.outer_scale);
+  return {rounded, given.zero_point ? shift(zero) : std::nullopt, {}};
 }
 
 at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
@@ -74,16 +96,6 @@ at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
   const at::Tensor outer = largest.div(greatest_scale(quantizer.scale_code)).clamp_min_(least);
   // Where all blocks are zeros there is nothing to measure.
   return outer.to(quantizer.outer_dtype).to(at::kFloat).masked_fill_(largest.eq(0), 1.0);
-}
-
-at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
-                        const Quantizer& quantizer) {
-  const auto [rows, cols] = outer_shape(scale, quantizer);
-  return outer.repeat_interleave(rows, 0)
-      .slice(0, 0, scale.size(0))
-      .repeat_interleave(cols, 1)
-      .slice(1, 0, scale.size(1))
-      .contiguous();
 }
 
 }  // namespace qat

@@ -16,24 +16,53 @@ FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer);
 // The same of a quantizer that finds none.
 FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer);
 
+// The outer scale of each block: one for all or, with a step of 1, one for each. None: 1.
+struct OuterScales {
+  const float* at = nullptr;
+  int64_t step = 0;
+
+  QAT_HOST_DEVICE float operator[](int64_t block) const { return at ? at[block * step] : 1.0f; }
+};
+inline OuterScales outer_of(const OptionalTensor& scales) {
+  if (!scales) return {};
+  return {scales->const_data_ptr<float>(), scales->numel() == 1 ? 0 : 1};
+}
+
+// Parameters that are real numbers, contiguous, and what they are rounded under: one outer scale or
+// one a block. Offsets have outer scales of their own.
+struct LearnedTensors {
+  at::Tensor scale;
+  OptionalTensor zero_point;
+  OptionalTensor outer_scale;
+  OptionalTensor outer_offset;
+};
+LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
+                                  const OptionalTensor& zero_point,
+                                  const OptionalTensor& outer_scale);
+
 // Parameters as kernels read them, contiguous: scale as it is stored, zero point or offset in float32
 // where there is one.
 struct StoredTensors {
   at::Tensor scale;
   OptionalTensor zero_point;
   at::Tensor found_zero_point;  // of a minmax quantizer, in the dtype that it is returned in
+  bool rounded = true;          // else the kernel rounds them as it reads them
 };
 
-// Finds those of a minmax quantizer that has none and rounds learned ones.
+// How a kernel takes learned parameters: as they are stored, or as they are where no outer scale is
+// shared by them.
+enum class Learned { rounded, as_given };
+
+// Finds those of a minmax quantizer that has none.
 StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
-                                const OptionalTensor& scale, const OptionalTensor& zero_point,
-                                const OptionalTensor& outer_scale);
+                                const Quantizer::Parameters& given,
+                                Learned learned = Learned::rounded);
 
 // The outer scales that `scale`, one per block and not yet stored, needs: the least of which every
 // code reaches the largest scale; [outer_rows, outer_cols], rounded to the quantizer's outer dtype.
 at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer);
 
-// One entry per block from one per outer block.
+// The one outer scale, or one entry per block from one per outer block.
 at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
                         const Quantizer& quantizer);
 

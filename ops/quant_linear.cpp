@@ -1,11 +1,13 @@
 #include "qat/ops/quant_linear.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
+#include "qat/ops/call.h"
 #include "qat/ops/checks.h"
 #include "qat/ops/quantizer.h"
 
@@ -77,6 +79,8 @@ QuantLinearGradients quant_linear_backward_kernel(
       of_input{input_scale, input_zero_point, input_outer};
   const at::ScalarType dtype = x.scalar_type();
   const at::Tensor upstream = grad.reshape_symint({-1, weight.sym_size(0)});
+  // What is kept has no history for a backward that will be differentiated itself.
+  const at::TensorList known = at::GradMode::is_enabled() ? at::TensorList() : kept;
   const at::Tensor none = at::empty({0}, weight.options());
   QuantLinearGradients gradients{none, none, none, none, none, none};
   auto& [grad_x, grad_weight, grad_weight_scale, grad_weight_zero, grad_input_scale,
@@ -85,7 +89,7 @@ QuantLinearGradients quant_linear_backward_kernel(
   // Each rounded tensor goes before the next one comes: they take turns on one buffer.
   Quantizer::Result found;
   if (needs[0]) {
-    found = rounded_weight(weight_quantizer, weight, of_weight, kept, dtype);
+    found = rounded_weight(weight_quantizer, weight, of_weight, known, dtype);
     grad_x = at::mm(upstream, found.values).view_symint(x.sym_sizes());
     found.values.reset();
     std::tie(grad_input_scale, grad_input_zero) =
@@ -95,11 +99,26 @@ QuantLinearGradients quant_linear_backward_kernel(
     const at::Tensor inputs =
         input_quantizer(x, of_input, dtype).values.reshape_symint({-1, weight.sym_size(1)});
     grad_weight = at::mm(upstream.t(), inputs).to(weight.scalar_type());
-    if (kept.size() == 3) found.scale = kept[1], found.zero_point = kept[2];
+    if (known.size() == 3) found.scale = known[1], found.zero_point = known[2];
     std::tie(grad_weight_scale, grad_weight_zero) =
         weight_quantizer.backward_inplace(grad_weight, weight, of_weight, found);
   }
   return gradients;
+}
+
+// One operator; where its own derivative is asked for, as what it is made of.
+QuantLinearGradients quant_linear_backward_autograd(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+    const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
+    const Optional& input_zero_point, at::TensorList kept, std::string_view weight_text,
+    std::string_view input_text, const Optional& weight_outer, const Optional& input_outer,
+    std::array<bool, 2> needs) {
+  const bool recorded = at::GradMode::is_enabled();
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+  if (!recorded) below_autograd.emplace();
+  const auto run = recorded ? quant_linear_backward_kernel : quant_linear_backward;
+  return run(grad, x, weight, weight_scale, weight_zero_point, input_scale, input_zero_point, kept,
+             weight_text, input_text, weight_outer, input_outer, needs);
 }
 
 }  // namespace
@@ -110,11 +129,9 @@ at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight, const Opt
                         at::TensorList kept, std::string_view weight_quantizer,
                         std::string_view input_quantizer, const Optional& weight_outer_scale,
                         const Optional& input_outer_scale) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::quant_linear", "")
-                             .typed<decltype(quant_linear)>();
-  return op.call(x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point,
-                 kept, weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale);
+  return call<"qat::quant_linear", decltype(quant_linear)>(
+      x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point, kept,
+      weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale);
 }
 
 QuantLinearGradients quant_linear_backward(
@@ -123,12 +140,9 @@ QuantLinearGradients quant_linear_backward(
     const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
     std::string_view input_quantizer, const Optional& weight_outer_scale,
     const Optional& input_outer_scale, std::array<bool, 2> needs) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::_quant_linear_backward", "")
-                             .typed<decltype(quant_linear_backward)>();
-  return op.call(grad, x, weight, weight_scale, weight_zero_point, input_scale, input_zero_point,
-                 kept, weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale,
-                 needs);
+  return call<"qat::_quant_linear_backward", decltype(quant_linear_backward)>(
+      grad, x, weight, weight_scale, weight_zero_point, input_scale, input_zero_point, kept,
+      weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale, needs);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
@@ -149,6 +163,10 @@ TORCH_LIBRARY_FRAGMENT(qat, m) {
 TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
   m.impl("quant_linear", &quant_linear_kernel);
   m.impl("_quant_linear_backward", &quant_linear_backward_kernel);
+}
+
+TORCH_LIBRARY_IMPL(qat, Autograd, m) {
+  m.impl("_quant_linear_backward", &quant_linear_backward_autograd);
 }
 
 }  // namespace qat

@@ -1,15 +1,23 @@
 #include "qat/ops/quantize.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones_like.h>
-#include <torch/library.h>
+#include <c10/core/DeviceGuard.h>
 
-#include "qat/ops/checks.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/call.h"
+#include "qat/ops/kept_memory.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
+
+at::ScalarType code_dtype(Grid grid) {
+  return !is_float(grid) ? at::kChar : grid == Grid::e5m2 ? at::kFloat8_e5m2 : at::kFloat8_e4m3fn;
+}
+
+namespace {
 
 Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::Tensor& scale,
                          const OptionalTensor& zero_point) {
@@ -17,12 +25,12 @@ Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::T
   Quantizer quantizer = Quantizer::parse(text);
   TORCH_CHECK_VALUE(quantizer.active(), "[quantize] quantizer must not be empty.");
   quantizer.mode = Quantizer::Mode::fixed;
-  check_parameters("quantize", quantizer, x, scale, zero_point);
+  check_parameters("quantize", quantizer, x, {scale, zero_point, {}});
   return quantizer;
 }
 
-at::ScalarType code_dtype(Grid grid) {
-  return !is_float(grid) ? at::kChar : grid == Grid::e5m2 ? at::kFloat8_e5m2 : at::kFloat8_e4m3fn;
+bool is_offset(const OptionalTensor& zero_point) {
+  return zero_point && zero_point->scalar_type() == at::kFloat;
 }
 
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
@@ -37,34 +45,28 @@ void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
   Quantizer given;
   given.mode = Quantizer::Mode::fixed;
   std::copy(block.begin(), block.end(), given.block.begin());
-  if (zero_point && zero_point->scalar_type() == at::kFloat) given.grid = Grid::offset;
-  check_parameters("dequantize", given, codes, scale, zero_point);
+  if (is_offset(zero_point)) given.grid = Grid::offset;
+  check_parameters("dequantize", given, codes, {scale, zero_point, {}});
 }
+
+}  // namespace
 
 at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
                     const OptionalTensor& zero_point) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::quantize", "")
-                             .typed<decltype(quantize)>();
-  return op.call(x, quantizer, scale, zero_point);
+  return call<"qat::quantize", decltype(quantize)>(x, quantizer, scale, zero_point);
 }
 
 at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::dequantize", "")
-                             .typed<decltype(dequantize)>();
-  return op.call(codes, scale, zero_point, block, dtype);
+  return call<"qat::dequantize", decltype(dequantize)>(codes, scale, zero_point, block, dtype);
 }
 
 at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
                                const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
                                at::IntArrayRef block) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::_dequantize_backward", "")
-                             .typed<decltype(dequantize_backward)>();
-  return op.call(grad, codes, scale, zero_point, block);
+  return call<"qat::_dequantize_backward", decltype(dequantize_backward)>(
+      grad, codes, scale, zero_point, block);
 }
 
 namespace {
@@ -75,9 +77,9 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
                                       const std::optional<at::Tensor>& zero_point,
                                       at::IntArrayRef block) {
   const BlockLayout layout = layout_of(codes, block);
-  const bool offset = zero_point && zero_point->scalar_type() == at::kFloat;
-  const at::Tensor levels = dequantize(codes, at::ones_like(scale),
-                                       offset ? std::nullopt : zero_point, block, at::kFloat);
+  const at::Tensor levels =
+      dequantize(codes, at::ones_like(scale), is_offset(zero_point) ? std::nullopt : zero_point,
+                 block, at::kFloat);
   const at::Tensor products = at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
   const int64_t rows = layout.grid_rows * layout.block_rows,
                 cols = layout.grid_cols * layout.block_cols;
@@ -91,21 +93,33 @@ at::Tensor dequantize_backward_meta(const at::Tensor&, const at::Tensor&, const 
   return at::empty_like(scale);
 }
 
-at::Tensor quantize_meta(const at::Tensor& x, std::string_view text, const at::Tensor& scale,
-                         const OptionalTensor& zero_point) {
-  const Quantizer quantizer = check_quantize(x, text, scale, zero_point);
-  return at::empty_like(x, x.options().dtype(code_dtype(quantizer.grid)),
-                        at::MemoryFormat::Contiguous);
-}
-
-at::Tensor dequantize_meta(const at::Tensor& codes, const at::Tensor& scale,
-                           const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                           at::ScalarType dtype) {
-  check_dequantize(codes, scale, zero_point, block, dtype);
-  return at::empty_like(codes, codes.options().dtype(dtype), at::MemoryFormat::Contiguous);
-}
-
 }  // namespace
+
+void implement_quantize(torch::Library& m, const QuantizeKernels& kernels) {
+  m.impl("quantize", [kernels](const at::Tensor& x, std::string_view text, const at::Tensor& scale,
+                               const OptionalTensor& zero_point) {
+    const Blocks blocks(x, check_quantize(x, text, scale, zero_point));
+    const c10::DeviceGuard on_device(x.device());
+    const at::Tensor codes =
+        at::empty_like(blocks.x, x.options().dtype(code_dtype(blocks.quantizer.grid)));
+    if (x.is_meta()) return codes;
+    const StoredTensors stored = stored_parameters(x, blocks.quantizer, {scale, zero_point, {}});
+    kernels.quantize(blocks, stored, codes);
+    return codes;
+  });
+  m.impl("dequantize", [kernels](const at::Tensor& codes, const at::Tensor& scale,
+                                 const OptionalTensor& zero_point, at::IntArrayRef block,
+                                 at::ScalarType dtype) {
+    check_dequantize(codes, scale, zero_point, block, dtype);
+    const c10::DeviceGuard on_device(codes.device());
+    const at::Tensor input = codes.contiguous();
+    const at::Tensor y = kept_empty_like(input, dtype);
+    if (codes.is_meta()) return y;
+    kernels.dequantize(input, layout_of(codes, block), scale.contiguous(), contiguous(zero_point),
+                       y);
+    return y;
+  });
+}
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def("quantize(Tensor x, str quantizer, Tensor scale, Tensor? zero_point=None) -> Tensor");
@@ -123,8 +137,7 @@ TORCH_LIBRARY_IMPL(qat, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(qat, Meta, m) {
   m.impl("_dequantize_backward", &dequantize_backward_meta);
-  m.impl("quantize", &quantize_meta);
-  m.impl("dequantize", &dequantize_meta);
+  implement_quantize(m, {});
 }
 
 }  // namespace qat

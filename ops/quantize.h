@@ -31,11 +31,4 @@ at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
                                const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
                                at::IntArrayRef block);
 
-// Called by every backend before it computes; returns the quantizer of the text.
-Quantizer check_quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point);
-void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
-                      const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                      at::ScalarType dtype);
-
 }  // namespace qat

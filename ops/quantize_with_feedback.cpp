@@ -1,13 +1,15 @@
 #include "qat/ops/quantize_with_feedback.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
+#include <c10/core/DeviceGuard.h>
 
-#include "qat/ops/checks.h"
+#include "qat/ops/arguments.h"
+#include "qat/ops/call.h"
+#include "qat/ops/kernels.h"
 #include "qat/ops/quantize.h"
 
 namespace qat {
+namespace {
 
 Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_view text,
                                        const at::Tensor& offset, const at::Tensor& transfer,
@@ -50,22 +52,10 @@ Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_vie
   return quantizer;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
-    const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,
-    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("qat::quantize_with_feedback", "")
-                             .typed<decltype(quantize_with_feedback)>();
-  return op.call(weight, quantizer, offset, transfer, scale, zero_point);
-}
+using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-namespace {
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_meta(
-    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
-    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
-  const Quantizer quantizer =
-      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
+// Room for codes, error and residual.
+ThreeTensors room_for(const at::Tensor& weight, const Quantizer& quantizer) {
   const at::Tensor like = weight.contiguous();
   return {at::empty_like(like, like.options().dtype(code_dtype(quantizer.grid))),
           at::empty_like(like), at::empty_like(like)};
@@ -73,12 +63,38 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_meta(
 
 }  // namespace
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
+    const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,
+    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
+  return call<"qat::quantize_with_feedback", decltype(quantize_with_feedback)>(
+      weight, quantizer, offset, transfer, scale, zero_point);
+}
+
+void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Feedback&)) {
+  m.impl("quantize_with_feedback",
+         [solve](const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
+                 const at::Tensor& transfer, const at::Tensor& scale,
+                 const OptionalTensor& zero_point) {
+           const Quantizer quantizer =
+               check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
+           const c10::DeviceGuard on_device(weight.device());
+           auto result = room_for(weight, quantizer);
+           const auto& [codes, error, residual] = result;
+           // A float's levels have no zero point, whatever is given.
+           const auto zeros = is_float(quantizer.grid) ? std::nullopt : contiguous(zero_point);
+           if (!weight.is_meta() && weight.numel() != 0)
+             solve({quantizer, weight.contiguous(), offset.contiguous(), transfer.contiguous(),
+                    scale.contiguous(), zeros, codes, error, residual});
+           return result;
+         });
+}
+
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "quantize_with_feedback(Tensor weight, str quantizer, Tensor offset, Tensor transfer, "
       "Tensor scale, Tensor? zero_point=None) -> (Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(qat, Meta, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_meta); }
+TORCH_LIBRARY_IMPL(qat, Meta, m) { implement_quantize_with_feedback(m, nullptr); }
 
 }  // namespace qat

@@ -32,10 +32,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
     const at::Tensor& transfer, const at::Tensor& scale,
     const std::optional<at::Tensor>& zero_point);
 
-// Called by every backend before it computes; returns the quantizer of the text.
-Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_view quantizer,
-                                       const at::Tensor& offset, const at::Tensor& transfer,
-                                       const at::Tensor& scale,
-                                       const std::optional<at::Tensor>& zero_point);
-
 }  // namespace qat

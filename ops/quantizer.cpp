@@ -1,5 +1,6 @@
 #include "qat/ops/quantizer.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 #include <charconv>
@@ -136,6 +137,13 @@ Quantizer Quantizer::parse(std::string_view text) {
                     text, "\".");
   check_bits("quantizer", parsed.bits);
   check_block("quantizer", parsed.block);
+  for (size_t axis = 0; parsed.has_outer_scale() && axis < 2; ++axis) {
+    const int64_t outer = parsed.outer_block[axis], block = parsed.block[axis];
+    TORCH_CHECK_VALUE(outer == -1 || (block != -1 && outer % block == 0),
+                      "[quantizer] sides of an outer block must be multiples of those of its "
+                      "blocks, but are ",
+                      outer, " and ", block, ".");
+  }
   TORCH_CHECK_VALUE(!parsed.has_offset() || parsed.bits < 8,
                     "[quantizer] bits of the grid of offsets must be 2 to 7, since its codes are "
                     "not negative, but is ",
@@ -193,13 +201,18 @@ std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,
     const auto none = [&] { return at::empty({0}, x.options().dtype(at::kFloat)); };
     return {none(), none()};
   }
-  const bool given = mode == Mode::minmax && found.scale.defined();
-  const bool shifts = grid == Grid::asymmetric || has_offset();
-  using Given = std::optional<at::Tensor>;
-  return fake_quantize_backward_inplace(
-      grad, x, text(), given ? Given(found.scale) : parameters.scale,
-      given ? (shifts ? Given(found.zero_point) : std::nullopt) : parameters.zero_point,
-      parameters.outer_scale);
+  Parameters given = parameters;
+  if (mode == Mode::minmax && found.scale.defined()) {
+    given.scale = found.scale;
+    given.zero_point = shifts() ? OptionalTensor(found.zero_point) : std::nullopt;
+  }
+  const auto& [scale, zero_point, outer_scale] = given;
+  if (!at::GradMode::is_enabled() || !grad.requires_grad())
+    return fake_quantize_backward_inplace(grad, x, text(), scale, zero_point, outer_scale);
+  const auto [grad_x, grad_scale, grad_zero] =
+      fake_quantize_backward(grad, x, text(), scale, zero_point, outer_scale);
+  grad = grad_x;
+  return {grad_scale, grad_zero};
 }
 
 const char* grid_name(Grid grid) { return name_of(kGrids, grid).data(); }

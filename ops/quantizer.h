@@ -54,6 +54,12 @@ struct Quantizer {
   bool active() const { return mode != Mode::none; }
   bool has_outer_scale() const { return outer_block[0] != 0; }
   bool has_offset() const { return grid == Grid::offset; }
+  // Whether it lays zero points or offsets; those of other grids are 0.
+  bool shifts() const { return grid == Grid::asymmetric || has_offset(); }
+  // Of zero points, or offsets, that are found or stored.
+  c10::ScalarType zero_dtype() const {
+    return has_offset() ? c10::ScalarType::Float : c10::ScalarType::Char;
+  }
   Levels levels() const { return levels_of(grid, bits); }
   // Whether the straight-through gradient is the identity: nothing is ever clipped.
   bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_code); }
@@ -75,9 +81,9 @@ struct Quantizer {
   std::vector<at::Tensor> encoded(const at::Tensor& x, const Parameters& parameters) const;
   at::Tensor decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const;
 
-  // Turns the gradient of the rounded tensor into that of x, in place, and returns those of learned
-  // scales and zero points (else empty ones). `found`: the parameters of a minmax quantizer, as the
-  // forward returned them; found anew when undefined.
+  // Turns the gradient of the rounded tensor into that of x, in place unless autograd records, and
+  // returns those of learned parameters (else empty ones). `found`: the parameters of a minmax
+  // quantizer, as the forward returned them; found anew when undefined.
   std::tuple<at::Tensor, at::Tensor> backward_inplace(at::Tensor& grad, const at::Tensor& x,
                                                       const Parameters& parameters,
                                                       const Result& found) const;

@@ -66,7 +66,7 @@ at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype) {
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype,
-                                  const OuterScales& outer) {
+                                  const OuterParameters& outer) {
   const at::Tensor master = weight.detach().cpu(), found = scale.detach().cpu();
   const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
   if (bad != 0)

@@ -41,7 +41,7 @@ struct QuantizedWeights {
 
 // Outer scales of a weight's scales and of its offsets, float32 [outer_rows, outer_cols]; none where
 // its spec has none.
-struct OuterScales {
+struct OuterParameters {
   std::optional<at::Tensor> scale;
   std::optional<at::Tensor> offset;
 };
@@ -55,7 +55,7 @@ struct OuterScales {
 QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype,
-                                  const OuterScales& outer = {});
+                                  const OuterParameters& outer = {});
 
 // The weight that a reader of the checkpoint computes, [out, in], rounded once to `dtype`: that of
 // the scale when not given, float32 where scales are codes.

@@ -1,10 +1,10 @@
 #include "qat/ops/fake_quantize.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "qat/ops/autograd/no_double_backward.h"
 #include "qat/ops/checks.h"
 
 namespace qat {
@@ -33,14 +33,11 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const Quantizer quantizer = Quantizer::parse(text);
     if (!quantizer.never_clips()) {
       ctx->saved_data["quantizer"] = text;
-      const bool finds = quantizer.mode == Quantizer::Mode::minmax;
-      const bool shifts = finds ? quantizer.grid == Grid::asymmetric || quantizer.has_offset()
-                                : zero_point.has_value();
-      ctx->save_for_backward({x, finds ? found : *scale,
-                              !shifts ? at::Tensor()
-                              : finds ? zero
-                                      : *zero_point,
-                              outer_scale.value_or(at::Tensor())});
+      const at::Tensor outer = outer_scale.value_or(at::Tensor());
+      if (quantizer.mode == Quantizer::Mode::minmax)
+        ctx->save_for_backward({x, found, quantizer.shifts() ? zero : at::Tensor(), outer});
+      else
+        ctx->save_for_backward({x, *scale, zero_point.value_or(at::Tensor()), outer});
     }
     return {y, found, zero};
   }
@@ -75,12 +72,49 @@ FakeQuantized fake_quantize_autograd(const at::Tensor& x, std::string_view quant
   return {outputs[0], outputs[1], outputs[2]};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_autograd(
-    const at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
-    const OptionalTensor& scale, const OptionalTensor& zero_point,
-    const OptionalTensor& outer_scale) {
-  refuse_double_backward("fake_quantize", grad, x);
-  if (scale) refuse_double_backward("fake_quantize", *scale);
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// The gradient of x, (4), is linear in `grad` and its mask is a constant: its derivative is itself.
+class FakeQuantizeBackward : public torch::autograd::Function<FakeQuantizeBackward> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& x,
+                               const std::string& text, const OptionalTensor& scale,
+                               const OptionalTensor& zero_point,
+                               const OptionalTensor& outer_scale) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["quantizer"] = text;
+    ctx->save_for_backward({x, scale.value_or(at::Tensor()), zero_point.value_or(at::Tensor()),
+                            outer_scale.value_or(at::Tensor())});
+    const auto [grad_x, grad_scale, grad_zero] =
+        fake_quantize_backward(grad, x, text, scale, zero_point, outer_scale);
+    return {grad_x, grad_scale, grad_zero};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !grads[1].defined() && !grads[2].defined(),
+        "[fake_quantize] double backward is not defined for the gradients of learned scales and "
+        "zero points, but for that of x alone.");
+    variable_list result(6);
+    if (!grads[0].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    result[0] = std::get<0>(
+        fake_quantize_backward(grads[0], saved[0], ctx->saved_data["quantizer"].toStringRef(),
+                               given(saved[1]), given(saved[2]), given(saved[3])));
+    return result;
+  }
+};
+
+Gradients fake_quantize_backward_autograd(const at::Tensor& grad, const at::Tensor& x,
+                                          std::string_view quantizer, const OptionalTensor& scale,
+                                          const OptionalTensor& zero_point,
+                                          const OptionalTensor& outer_scale) {
+  if (at::GradMode::is_enabled()) {
+    const auto found = FakeQuantizeBackward::apply(grad, x, std::string(quantizer), scale,
+                                                   zero_point, outer_scale);
+    return {found[0], found[1], found[2]};
+  }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return fake_quantize_backward(grad, x, quantizer, scale, zero_point, outer_scale);
 }

@@ -4,7 +4,6 @@
 
 TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("choose_qparams", torch::CppFunction::makeFallthrough());
-  m.impl("_find_qparams", torch::CppFunction::makeFallthrough());
   m.impl("choose_outer_scales", torch::CppFunction::makeFallthrough());
   m.impl("outer_scales", torch::CppFunction::makeFallthrough());
   m.impl("round_qparams", torch::CppFunction::makeFallthrough());

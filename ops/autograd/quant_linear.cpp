@@ -4,8 +4,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "qat/ops/autograd/no_double_backward.h"
-
 namespace qat {
 namespace {
 
@@ -101,24 +99,8 @@ at::Tensor quant_linear_autograd(const at::Tensor& x, const at::Tensor& weight,
                             std::string(input_quantizer), weight_outer, input_outer);
 }
 
-QuantLinearGradients quant_linear_backward_autograd(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-    const Optional& weight_scale, const Optional& weight_zero_point, const Optional& input_scale,
-    const Optional& input_zero_point, at::TensorList kept, std::string_view weight_quantizer,
-    std::string_view input_quantizer, const Optional& weight_outer_scale,
-    const Optional& input_outer_scale, std::array<bool, 2> needs) {
-  refuse_double_backward("quant_linear", grad, x, weight);
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return quant_linear_backward(grad, x, weight, weight_scale, weight_zero_point, input_scale,
-                               input_zero_point, kept, weight_quantizer, input_quantizer,
-                               weight_outer_scale, input_outer_scale, needs);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, Autograd, m) {
-  m.impl("quant_linear", &quant_linear_autograd);
-  m.impl("_quant_linear_backward", &quant_linear_backward_autograd);
-}
+TORCH_LIBRARY_IMPL(qat, Autograd, m) { m.impl("quant_linear", &quant_linear_autograd); }
 
 }  // namespace qat

@@ -1,15 +1,12 @@
-#include "qat/ops/choose_qparams.h"
+#include "qat/ops/cpu/choose_qparams.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <vector>
 
-#include "qat/ops/arguments.h"
+#include "qat/ops/choose_qparams.h"
 #include "qat/ops/cpu/sum_rows.h"
 #include "qat/ops/cpu/tile_params.h"
-#include "qat/ops/parameters.h"
 
 namespace qat {
 namespace {
@@ -32,14 +29,15 @@ struct Spans {
   }
 };
 
-Spans spans_of(const at::Tensor& input, const BlockLayout& layout, Grid grid) {
-  const auto options = input.options().dtype(at::kFloat);
+Spans spans_of(const Blocks& blocks) {
+  const auto& [x, quantizer, layout] = blocks;
+  const auto options = x.options().dtype(at::kFloat);
   const Spans spans{at::empty({layout.rows, layout.grid_cols}, options),
                     at::empty({layout.rows, layout.grid_cols}, options)};
   float *low = spans.low.mutable_data_ptr<float>(), *high = spans.high.mutable_data_ptr<float>();
-  QAT_DISPATCH_FLOAT(input.scalar_type(), "choose_qparams", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
-    for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&, grid = quantizer.grid] {
+    const scalar_t* in = x.const_data_ptr<scalar_t>();
+    for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
       const TileSpan found = span_of(grid, in, tile);
       for (int k = 0; k < tile.count; ++k) {
         low[tile.first_segment + k] = found.low[k];
@@ -133,114 +131,64 @@ QParams qparams_of(Span span, const Quantizer& quantizer) {
 
 // The parameters of all blocks from the ranges of their segments.
 template <typename scalar_t>
-void choose(const at::Tensor& input, const float* importance, const BlockLayout& layout,
-            const Quantizer& quantizer, bool searching, const TileSource& found) {
-  const Spans spans = spans_of(input, layout, quantizer.grid);
+void choose(const Blocks& blocks, const OptionalTensor& importance, bool searching,
+            const TileSource& found) {
+  const auto& [x, quantizer, layout] = blocks;
+  const Spans spans = spans_of(blocks);
   const int64_t cost = searching ? layout.block_rows * layout.block_cols : layout.block_rows;
   const int64_t grain = std::max<int64_t>(1, 4096 / cost);
   with_kind(quantizer.levels(), [&](const auto& kind) {
     const BlockError<scalar_t, std::decay_t<decltype(kind)>> error{
-        input.const_data_ptr<scalar_t>(), importance, layout, kind, quantizer.has_offset()};
-    at::parallel_for(
-        0, layout.grid_rows * layout.grid_cols, grain, [&](int64_t begin, int64_t end) {
-          vectorised([&]() QAT_BODY {
-            for (int64_t block = begin; block < end; ++block) {
-              const Span span = spans.of_block(layout, block);
-              const bool search_it = searching && (span.low != 0.0f || span.high != 0.0f);
-              found.store(
-                  block, search_it ? search(span, quantizer,
-                                            [&](QParams one) QAT_BODY { return error(block, one); })
-                                   : qparams_of(span, quantizer));
-            }
-          });
-        });
-  });
-}
-
-// Not yet stored where there are outer scales.
-std::tuple<at::Tensor, at::Tensor> find_qparams_cpu(const at::Tensor& x, std::string_view text,
-                                                    std::string_view method,
-                                                    const OptionalTensor& importance) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  const bool searching = method == "mse";
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const auto weights = contiguous(importance);
-  const FoundTensors to = empty_parameters(x, quantizer);
-  const TileSource found(quantizer, to);
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
-    if (layout.block_rows == 1 && !searching) {
-      const scalar_t* in = input.const_data_ptr<scalar_t>();
-      for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
-        TileParams params;
-        found(tile, in, params);
-      });
-    } else if (layout.cols != 0) {
-      choose<scalar_t>(input, data_or_null<float>(weights), layout, quantizer, searching, found);
-    }
-  });
-  return {to.scale, to.zero_point};
-}
-
-// The outer scale of each block, or the one of all.
-struct OuterScales {
-  at::Tensor scales;
-  const float* at = nullptr;
-  int64_t step = 0;
-
-  OuterScales(const at::Tensor& outer, const at::Tensor& blocks, const Quantizer& quantizer)
-      : scales(outer.numel() == 1 ? outer : spread_outer(outer, blocks, quantizer)),
-        at(scales.const_data_ptr<float>()),
-        step(outer.numel() == 1 ? 0 : 1) {}
-  OuterScales() = default;
-  QAT_HOST_DEVICE float operator[](int64_t block) const { return at ? at[block * step] : 1.0f; }
-};
-
-std::tuple<at::Tensor, at::Tensor> round_qparams_cpu(const at::Tensor& scale, std::string_view text,
-                                                     const OptionalTensor& zero_point,
-                                                     const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  check_round_qparams(scale, quantizer, zero_point, outer_scale);
-  const at::Tensor scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
-  const at::Tensor rounded = at::empty_like(scales);
-  const at::Tensor rounded_zero = at::empty_like(
-      scales, scales.options().dtype(quantizer.has_offset() ? at::kFloat : at::kChar));
-  OuterScales outer, outer_zero;
-  if (quantizer.has_outer_scale()) {
-    outer = {outer_scale ? outer_scale->contiguous() : outer_scales(scales, quantizer), scales,
-             quantizer};
-    if (zeros) outer_zero = {outer_scales(*zeros, quantizer), scales, quantizer};
-  }
-  const Levels levels = quantizer.levels();
-  const float *from = scales.const_data_ptr<float>(), *zero_from = data_or_null<float>(zeros);
-  float* to = rounded.mutable_data_ptr<float>();
-  at::parallel_for(0, scales.numel(), 8192, [&](int64_t begin, int64_t end) {
-    vectorised([&]() QAT_BODY {
-      const bool exact = zero_from && quantizer.exact_offsets();
-      with_scale_code(quantizer.scale_code, [&](auto code) QAT_BODY {
-        for (int64_t i = begin; i < end; ++i)
-          to[i] = stored_scale(from[i], code(), outer[i], exact);
+        blocks.x.const_data_ptr<scalar_t>(), data_or_null<float>(importance), blocks.layout, kind,
+        blocks.quantizer.has_offset()};
+    const auto one = [&](int64_t block) QAT_BODY {
+      const Span span = spans.of_block(blocks.layout, block);
+      if (!searching || (span.low == 0.0f && span.high == 0.0f))
+        return qparams_of(span, blocks.quantizer);
+      return search(span, blocks.quantizer,
+                    [&](QParams params) QAT_BODY { return error(block, params); });
+    };
+    at::parallel_for(0, blocks.layout.blocks(), grain, [&](int64_t begin, int64_t end) {
+      vectorised([&]() QAT_BODY {
+        for (int64_t block = begin; block < end; ++block) found.write(block, one(block));
       });
     });
   });
-  if (!zero_from) return {rounded, rounded_zero.zero_()};
-  for (int64_t i = 0; i < scales.numel(); ++i) {
-    if (quantizer.has_offset())
-      rounded_zero.mutable_data_ptr<float>()[i] =
-          stored_offset(zero_from[i], quantizer.scale_code, outer_zero[i]);
-    else
-      rounded_zero.mutable_data_ptr<int8_t>()[i] =
-          static_cast<int8_t>(stored_zero_point(zero_from[i], levels));
-  }
-  return {rounded, rounded_zero};
+}
+
+void round_params(const LearnedTensors& learned, const Quantizer& quantizer,
+                  const FoundTensors& to) {
+  const TileSource source = TileSource::rounded(quantizer, learned, to);
+  const int64_t count = learned.scale.numel();
+  at::parallel_for(0, (count + kTile - 1) / kTile, 512, [&](int64_t begin, int64_t end) {
+    vectorised([&]() QAT_BODY {
+      for (int64_t first = begin * kTile; first < std::min(end * kTile, count); first += kTile) {
+        TileParams params;
+        source.read(first, static_cast<int>(std::min<int64_t>(kTile, count - first)), params);
+      }
+    });
+  });
 }
 
 }  // namespace
 
+void choose_params(const Blocks& blocks, const OptionalTensor& importance, bool searching,
+                   const FoundTensors& found) {
+  const TileSource source = TileSource::found(blocks.quantizer, found);
+  QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "choose_qparams", [&] {
+    if (blocks.layout.block_rows != 1 || searching)
+      return choose<scalar_t>(blocks, importance, searching, source);
+    const scalar_t* in = blocks.x.const_data_ptr<scalar_t>();
+    for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
+      TileParams params;
+      source(tile, in, params);
+    });
+  });
+}
+
 TORCH_LIBRARY_IMPL(qat, CPU, m) {
-  m.impl("_find_qparams", &find_qparams_cpu);
-  m.impl("round_qparams", &round_qparams_cpu);
+  implement_choose_qparams(m, &choose_params);
+  implement_round_qparams(m, &round_params);
 }
 
 }  // namespace qat

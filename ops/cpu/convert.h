@@ -25,8 +25,12 @@ constexpr bool kInPairs =
 QAT_HOST_DEVICE float low_of(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 QAT_HOST_DEVICE float high_of(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
 
-// Nearest bfloat16, ties to even, in the upper half of the result. Of NaNs, only the one that the
-// macro NAN gives stays one: results have no other.
+// A NaN as the macro NAN, whatever bits it had. What elements are computed with is made so, once a
+// block, since arithmetic keeps the bits and upper_half() could not bear all of them.
+QAT_HOST_DEVICE float canonical(float x) { return x == x ? x : NAN; }
+
+// Nearest bfloat16, ties to even, in the upper half of the result. Of NaNs, those whose bits end in
+// ones, such as a GPU's 0x7fffffff, would not stay one: see canonical().
 QAT_HOST_DEVICE uint32_t upper_half(float y) {
   const uint32_t bits = std::bit_cast<uint32_t>(y);
   return bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -52,7 +56,7 @@ QAT_HOST_DEVICE scalar_t exactly(float y) {
   }
 }
 
-// out[i] = value(in[i]). Results of `value` that are NaN must be the macro NAN.
+// out[i] = value(in[i]). Results of `value` that are NaN must come from canonical ones.
 template <typename scalar_t, typename out_t, typename Length, typename Value>
 QAT_HOST_DEVICE void convert(const scalar_t* __restrict in, out_t* __restrict out, Length length,
                              const Value& value) {

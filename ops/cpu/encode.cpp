@@ -1,17 +1,9 @@
 #include "qat/ops/encode.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
-
 #include <atomic>
 
-#include "qat/ops/arguments.h"
-#include "qat/ops/checks.h"
-#include "qat/ops/choose_qparams.h"
-#include "qat/ops/cpu/convert.h"
 #include "qat/ops/cpu/tile_params.h"
-#include "qat/ops/kept_memory.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
 namespace {
@@ -91,12 +83,13 @@ int64_t first_byte(const Tile& tile, const BlockLayout& layout, const CodeLayout
 }
 
 // `scale` is what is returned; parameters that were found lie there already.
-void encode_tiles(const at::Tensor& input, const BlockLayout& layout, const Quantizer& quantizer,
-                  const TileSource& source, const at::Tensor& codes, const at::Tensor& scale) {
-  const CodeLayout code = code_layout(layout, quantizer.bits);
-  const Levels levels = quantizer.levels();
-  QAT_DISPATCH_FLOAT(input.scalar_type(), "encode", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
+void encode_tiles(const Blocks& blocks, const TileSource& source, const at::Tensor& codes,
+                  const at::Tensor& scale) {
+  const BlockLayout& layout = blocks.layout;
+  const CodeLayout code = code_layout(layout, blocks.quantizer.bits);
+  const Levels levels = blocks.quantizer.levels();
+  QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "encode", [&] {
+    const scalar_t* in = blocks.x.const_data_ptr<scalar_t>();
     auto* out = codes.mutable_data_ptr<uint8_t>();
     auto* scale_at = scale.mutable_data_ptr<float>();
     for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
@@ -111,65 +104,40 @@ void encode_tiles(const at::Tensor& input, const BlockLayout& layout, const Quan
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cpu(const at::Tensor& x,
-                                                          std::string_view text,
-                                                          const OptionalTensor& scale,
-                                                          const OptionalTensor& zero_point,
-                                                          const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_encode(x, text, scale, zero_point, outer_scale);
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const at::Tensor codes = kept_empty({layout.rows, code_layout(layout, quantizer.bits).per_row},
-                                      x.options().dtype(at::kByte), Fit::tight);
-  if (!scale && layout.block_rows == 1 && !quantizer.has_outer_scale()) {
-    const FoundTensors found = empty_parameters(x, quantizer);
-    encode_tiles(input, layout, quantizer, TileSource(quantizer, found), codes, found.scale);
-    return {codes, found.scale, found.zero_point};
-  }
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  const at::Tensor returned = stored.scale.clone();
-  encode_tiles(input, layout, quantizer, TileSource(stored), codes, returned);
-  return {codes, returned,
-          stored.zero_point ? stored.zero_point->to(at::kChar)
-                            : at::zeros_like(returned, returned.options().dtype(at::kChar))};
+void find_and_encode(const Blocks& blocks, const FoundTensors& found, const at::Tensor& codes) {
+  encode_tiles(blocks, TileSource::found(blocks.quantizer, found), codes, found.scale);
 }
 
-at::Tensor decode_cpu(
-    const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
-    const at::Tensor& zero_point,
-    c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
-    at::ScalarType dtype) {
-  const int64_t cols = cols_symbol.expect_int();
-  const Quantizer quantizer = check_decode(codes, text, scale, zero_point, cols, dtype);
-  const auto [height, width] = quantizer.block;
-  const BlockLayout layout = make_layout(codes.size(0), cols, height, width);
+void encode_stored(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& codes,
+                   const at::Tensor& scale) {
+  encode_tiles(blocks, TileSource::stored(blocks.quantizer, stored), codes, scale);
+}
+
+void decode_tiles(const at::Tensor& codes, const BlockLayout& layout, const Quantizer& quantizer,
+                  const at::Tensor& scale, const at::Tensor& zero_point, const at::Tensor& y) {
   const CodeLayout code = code_layout(layout, quantizer.bits);
   const Levels levels = quantizer.levels();
-  const at::Tensor input = codes.contiguous(), scales = scale.contiguous(),
-                   zeros = zero_point.contiguous();
-  const at::Tensor y = kept_empty({layout.rows, cols}, codes.options().dtype(dtype));
-  QAT_DISPATCH_FLOAT(dtype, "decode", [&] {
-    const uint8_t* in = input.const_data_ptr<uint8_t>();
+  QAT_DISPATCH_FLOAT(y.scalar_type(), "decode", [&] {
+    const uint8_t* in = codes.const_data_ptr<uint8_t>();
     scalar_t* out = y.mutable_data_ptr<scalar_t>();
-    const float* scale_at = scales.const_data_ptr<float>();
-    const int8_t* zero_at = zeros.const_data_ptr<int8_t>();
+    const float* scale_at = scale.const_data_ptr<float>();
+    const int8_t* zero_at = zero_point.const_data_ptr<int8_t>();
     for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
       const uint8_t* from = in + first_byte(tile, layout, code);
       for_each_segment(tile, [&](int k, auto length) QAT_BODY {
         const int64_t b = tile.first_block + k;
         decode_segment(from + k * code.per_block, out + tile.at(k), length, code.shared,
-                       scale_at[b], static_cast<float>(zero_at[b]), {levels.min, levels.max});
+                       canonical(scale_at[b]), static_cast<float>(zero_at[b]),
+                       {levels.min, levels.max});
       });
     });
   });
-  return y;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qat, CPU, m) {
-  m.impl("encode", &encode_cpu);
-  m.impl("decode", &decode_cpu);
+  implement_encode(m, {&find_and_encode, &encode_stored, &decode_tiles});
 }
 
 }  // namespace qat

@@ -1,23 +1,16 @@
-#include "qat/ops/fake_quantize.h"
-
-#include <torch/library.h>
-
-#include "qat/ops/arguments.h"
-#include "qat/ops/checks.h"
+#include "qat/ops/cpu/choose_qparams.h"
 #include "qat/ops/cpu/round_tile.h"
-#include "qat/ops/kept_memory.h"
 
 namespace qat {
 namespace {
 
-using Mode = Quantizer::Mode;
-
-void round_tiles(const at::Tensor& input, const BlockLayout& layout, const RoundTile& round,
-                 const TileSource& source, const at::Tensor& y) {
-  dispatch_in_out(input.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
-    const auto* in = input.const_data_ptr<decltype(in_type)>();
+void round_tiles(const Blocks& blocks, RoundTile round, const TileSource& source,
+                 const at::Tensor& y) {
+  round.store = store_for(y);
+  dispatch_in_out(blocks.x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
+    const auto* in = blocks.x.const_data_ptr<decltype(in_type)>();
     auto* out = y.mutable_data_ptr<decltype(out_type)>();
-    for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+    for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
       TileParams params;
       const bool finite = source(tile, in, params);
       round(tile, params, finite, in, out);
@@ -25,33 +18,46 @@ void round_tiles(const at::Tensor& input, const BlockLayout& layout, const Round
   });
 }
 
-FakeQuantized fake_quantize_cpu(const at::Tensor& x, std::string_view text,
-                                const OptionalTensor& scale, const OptionalTensor& zero_point,
-                                const OptionalTensor& outer_scale,
-                                std::optional<at::ScalarType> dtype) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const at::Tensor y = kept_empty_like(input, dtype.value_or(x.scalar_type()));
-  RoundTile round{quantizer.levels(), true, quantizer.has_offset(), quantizer.never_clips(),
-                  store_for(y)};
-  // One pass for blocks of one row: a tile is still in the nearest cache when its scales are known.
-  if (quantizer.mode == Mode::minmax && layout.block_rows == 1 && !quantizer.has_outer_scale()) {
-    const auto found = empty_parameters(x, quantizer);
-    round.symmetric = quantizer.grid != Grid::asymmetric;
-    round_tiles(input, layout, round, TileSource(quantizer, found), y);
-    return {y, found.scale, found.zero_point};
-  }
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  round.symmetric = !stored.zero_point;
-  round_tiles(input, layout, round, TileSource(stored), y);
-  if (quantizer.mode == Mode::minmax) return {y, stored.scale, stored.found_zero_point};
-  const auto [no_scale, no_zero_point] = no_parameters(x, quantizer);
-  return {y, no_scale, no_zero_point};
+// The outer scale of all blocks is that of the largest element, where scales grow with it.
+bool has_one_outer(const Quantizer& quantizer) {
+  return quantizer.outer_block == std::array<int64_t, 2>{-1, -1} && !quantizer.shifts();
+}
+
+at::Tensor one_outer_scale(const Blocks& blocks) {
+  Quantizer of_all = blocks.quantizer;
+  of_all.block = {-1, -1};
+  const FoundTensors largest = empty_parameters(blocks.x, of_all);
+  choose_params(Blocks(blocks.x, of_all), std::nullopt, false, largest);
+  return outer_scales(largest.scale, of_all);
+}
+
+// Blocks of one row: a tile is still in the nearest cache when its scales are known.
+bool finds(const Blocks& blocks) {
+  const Quantizer& quantizer = blocks.quantizer;
+  return blocks.layout.block_rows == 1 &&
+         (!quantizer.has_outer_scale() || has_one_outer(quantizer));
+}
+
+void find_and_round(const Blocks& blocks, const OptionalTensor& outer_scale,
+                    const FoundTensors& found, const at::Tensor& y) {
+  const Quantizer& quantizer = blocks.quantizer;
+  const RoundTile round(quantizer, quantizer.grid == Grid::asymmetric);
+  if (!quantizer.has_outer_scale() || blocks.x.numel() == 0)
+    return round_tiles(blocks, round, TileSource::found(quantizer, found), y);
+  const at::Tensor outer = outer_scale ? outer_scale->contiguous() : one_outer_scale(blocks);
+  round_tiles(blocks, round, TileSource::found(quantizer, outer_of(outer), found), y);
+}
+
+void round_stored(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& y) {
+  const Quantizer& quantizer = blocks.quantizer;
+  round_tiles(blocks, RoundTile(quantizer, stored.zero_point.has_value()),
+              TileSource::stored(quantizer, stored), y);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CPU, m) { m.impl("fake_quantize", &fake_quantize_cpu); }
+TORCH_LIBRARY_IMPL(qat, CPU, m) {
+  implement_fake_quantize(m, {&finds, &find_and_round, Learned::as_given, &round_stored});
+}
 
 }  // namespace qat

@@ -1,26 +1,24 @@
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "qat/ops/arguments.h"
-#include "qat/ops/checks.h"
 #include "qat/ops/cpu/convert.h"
 #include "qat/ops/cpu/sum_rows.h"
 #include "qat/ops/cpu/tile_params.h"
-#include "qat/ops/fake_quantize.h"
-#include "qat/ops/kept_memory.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
 namespace {
 
-// What a zero point does to an element before it is rounded and after.
-enum class Shift { none, level, offset };
-
 // Writes (4) and, for learned parameters, adds up (5) and (6).
-template <Shift kShift, bool kLearned, typename Kind, typename scalar_t>
-void backward_tiles(const BlockLayout& layout, const Kind& levels, Store store, const scalar_t* g,
-                    const scalar_t* in, const TileSource& source, scalar_t* out, float* scale_sum,
-                    float* zero_sum) {
-  for_each_tile(layout, [&](const Tile& tile) QAT_BODY {
+template <Shift kShift, bool kLearned, typename scalar_t, typename Kind>
+void backward_tiles(const Blocks& blocks, const Kind& levels, const TileSource& source,
+                    const GradientTensors& gradients) {
+  const scalar_t *g = gradients.grad.const_data_ptr<scalar_t>(),
+                 *in = blocks.x.const_data_ptr<scalar_t>();
+  scalar_t* out = gradients.x.mutable_data_ptr<scalar_t>();
+  float *scale_sum = gradients.scale.mutable_data_ptr<float>(),
+        *zero_sum = gradients.zero_point.mutable_data_ptr<float>();
+  const float factor = gradients.factor;
+  const Store store = out == g ? Store::staged : store_for(gradients.x);
+  for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
     TileParams params;
     source(tile, in, params);
     LaneSum<float> scales, zeros;
@@ -49,82 +47,28 @@ void backward_tiles(const BlockLayout& layout, const Kind& levels, Store store, 
       scales.add(scale_terms, length);
       if constexpr (kShift != Shift::none) zeros.add(zero_terms, length);
       if (offset + length < tile.length(k)) return;
-      scale_sum[tile.first_segment + k] = scales.total();
-      if constexpr (kShift != Shift::none) zero_sum[tile.first_segment + k] = zeros.total();
+      const int64_t segment = tile.first_segment + k;
+      scale_sum[segment] = scales.total() * factor;
+      if constexpr (kShift != Shift::none) zero_sum[segment] = zeros.total() * factor;
     });
   });
 }
 
-// Writes the gradient of x to `out`, which may be `grad` itself, and returns those of scale and
-// zero point.
-std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x,
-                                            const Quantizer& quantizer, const OptionalTensor& scale,
-                                            const OptionalTensor& zero_point,
-                                            const OptionalTensor& outer_scale,
-                                            const at::Tensor& out) {
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  const bool learned = quantizer.mode == Quantizer::Mode::learned;
-  // The sums of each segment, so that the order of addition does not depend on the threads.
-  const auto sums = [&](bool wanted) {
-    return wanted ? at::empty({layout.rows, layout.grid_cols}, stored.scale.options())
-                  : at::empty({0}, stored.scale.options());
-  };
-  const at::Tensor scale_sums = sums(learned), zero_sums = sums(learned && stored.zero_point);
-  const auto with_dtype = [&](auto shift, auto is_learned, const auto& kind) {
-    QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
-      const scalar_t* g = grad.const_data_ptr<scalar_t>();
-      scalar_t* to = out.mutable_data_ptr<scalar_t>();
-      backward_tiles<shift(), is_learned()>(layout, kind, to == g ? Store::staged : store_for(out),
-                                            g, input.const_data_ptr<scalar_t>(), TileSource(stored),
-                                            to, scale_sums.mutable_data_ptr<float>(),
-                                            zero_sums.mutable_data_ptr<float>());
+void backward(const Blocks& blocks, const StoredTensors& stored, const GradientTensors& gradients) {
+  const TileSource source = TileSource::stored(blocks.quantizer, stored);
+  with_shift(blocks.quantizer, stored.zero_point.has_value(), [&](auto shift, const auto& levels) {
+    QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "fake_quantize_backward", [&] {
+      blocks.quantizer.mode == Quantizer::Mode::learned
+          ? backward_tiles<shift(), true, scalar_t>(blocks, levels, source, gradients)
+          : backward_tiles<shift(), false, scalar_t>(blocks, levels, source, gradients);
     });
-  };
-  const auto with_shift = [&](auto shift, const auto& kind) {
-    learned ? with_dtype(shift, std::true_type(), kind)
-            : with_dtype(shift, std::false_type(), kind);
-  };
-  using None = std::integral_constant<Shift, Shift::none>;
-  const Levels levels = quantizer.levels();
-  with_kind(levels, [&](const auto& kind) {
-    if (!stored.zero_point) return with_shift(None(), kind);
-    if constexpr (std::is_same_v<std::decay_t<decltype(kind)>, WholeLevels>) {
-      if (quantizer.has_offset())
-        with_shift(std::integral_constant<Shift, Shift::offset>(), kind);
-      else
-        with_shift(std::integral_constant<Shift, Shift::level>(), kind);
-    }
   });
-  const auto factor = static_cast<float>(quantizer.gradient_scale);
-  return {sum_rows(scale_sums, layout, factor), sum_rows(zero_sums, layout, factor)};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
-    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
-  check_gradient("fake_quantize", grad, x);
-  const at::Tensor grad_x = kept_empty_like(x);
-  const auto [grad_scale, grad_zero] =
-      backward(grad.contiguous(), x, quantizer, scale, zero_point, outer_scale, grad_x);
-  return {grad_x, grad_scale, grad_zero};
-}
-
-std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace_cpu(
-    at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
-    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
-  check_gradient_inplace("fake_quantize", grad, x);
-  return backward(grad, x, quantizer, scale, zero_point, outer_scale, grad);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qat, CPU, m) {
-  m.impl("_fake_quantize_backward", &fake_quantize_backward_cpu);
-  m.impl("_fake_quantize_backward_", &fake_quantize_backward_inplace_cpu);
+  implement_fake_quantize_backward(m, {Learned::as_given, &backward, &sum_rows});
 }
 
 }  // namespace qat

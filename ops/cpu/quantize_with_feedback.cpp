@@ -1,16 +1,12 @@
-#include "qat/ops/quantize_with_feedback.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "qat/ops/arguments.h"
-#include "qat/ops/checks.h"
 #include "qat/ops/cpu/vectorised.h"
-#include "qat/ops/quantize.h"
+#include "qat/ops/kernels.h"
 
 namespace qat {
 namespace {
@@ -83,7 +79,7 @@ QAT_HOST_DEVICE void round_rows(const Problem<Kind>& p, int64_t first, Lanes* er
 }
 
 template <typename Kind>
-void solve(const Problem<Kind>& problem) {
+void solve_tiles(const Problem<Kind>& problem) {
   const int64_t tiles = (problem.rows + kRows - 1) / kRows;
   at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     // ATen's memory is aligned as vectors want it, which a std::vector of them is not.
@@ -95,30 +91,22 @@ void solve(const Problem<Kind>& problem) {
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cpu(
-    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
-    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
-  const Quantizer quantizer =
-      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
-  const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
-                   transposed = transfer.t().contiguous(), scales = scale.contiguous();
-  // A float's levels have no zero point, whatever is given.
-  const auto zeros = is_float(quantizer.grid) ? std::nullopt : contiguous(zero_point);
-  const at::Tensor levels = at::empty_like(weights), error = at::empty_like(weights),
-                   residual = at::empty_like(weights);
-  with_kind(quantizer.levels(), [&](const auto& kind) {
-    solve(Problem<std::decay_t<decltype(kind)>>{
-        weights.const_data_ptr<float>(), offsets.const_data_ptr<float>(),
-        transposed.const_data_ptr<float>(), scales.const_data_ptr<float>(),
-        data_or_null<int8_t>(zeros), weights.size(0), weights.size(1), scales.size(1) != 1, kind,
-        levels.mutable_data_ptr<float>(), error.mutable_data_ptr<float>(),
-        residual.mutable_data_ptr<float>()});
+void solve(const Feedback& of) {
+  const at::Tensor transposed = of.transfer.t().contiguous();
+  const at::Tensor levels = at::empty_like(of.weight);
+  with_kind(of.quantizer.levels(), [&](const auto& kind) {
+    solve_tiles(Problem<std::decay_t<decltype(kind)>>{
+        of.weight.const_data_ptr<float>(), of.offset.const_data_ptr<float>(),
+        transposed.const_data_ptr<float>(), of.scale.const_data_ptr<float>(),
+        data_or_null<int8_t>(of.zero_point), of.weight.size(0), of.weight.size(1),
+        of.scale.size(1) != 1, kind, levels.mutable_data_ptr<float>(),
+        of.error.mutable_data_ptr<float>(), of.residual.mutable_data_ptr<float>()});
   });
-  return {levels.to(code_dtype(quantizer.grid)), error, residual};
+  of.codes.copy_(levels);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CPU, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_cpu); }
+TORCH_LIBRARY_IMPL(qat, CPU, m) { implement_quantize_with_feedback(m, &solve); }
 
 }  // namespace qat

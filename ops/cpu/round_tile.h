@@ -12,7 +12,13 @@ struct RoundTile {
   bool symmetric;    // the zero points are all 0
   bool offset;       // or they are offsets
   bool never_clips;  // qparams.h
-  Store store;
+  Store store = Store::direct;
+
+  RoundTile(const Quantizer& quantizer, bool has_zero_points)
+      : levels(quantizer.levels()),
+        symmetric(!has_zero_points),
+        offset(quantizer.has_offset()),
+        never_clips(quantizer.never_clips()) {}
 
   // Writes (1) to (3) of every element. `finite`: no element of the tile needs to become NaN.
   template <typename scalar_t, typename out_t>
@@ -43,8 +49,15 @@ struct RoundTile {
         return affine::dequantize(affine::quantize(x, inverse, z, ends), s, z);
       });
     }
-    write([ends = float_levels(levels)](float x, float s, float inverse, float)
-              QAT_BODY { return affine::fake_quantize(x, s, inverse, 0.0f, ends); });
+    const FloatLevels ends = float_levels(levels);
+    if (!finite)
+      return write([=](float x, float s, float inverse, float)
+                       QAT_BODY { return affine::fake_quantize(x, s, inverse, 0.0f, ends); });
+    if (never_clips)
+      return write([=](float x, float s, float inverse, float)
+                       QAT_BODY { return affine::round_float(x * inverse, ends) * s; });
+    write([=](float x, float s, float inverse, float)
+              QAT_BODY { return affine::quantize(x, inverse, 0.0f, ends) * s; });
   }
 };
 

@@ -3,7 +3,7 @@
 // The second half of a sum over a block, whose first are the sums of its segments: numerics.md (5).
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <vector>
@@ -34,26 +34,18 @@ T sum_column(const T* terms, int64_t cols, int64_t first, int64_t last) {
   return total.total();
 }
 
-// The sum over each block times `factor`, from one term a segment [rows, grid_cols]. Blocks of one
-// row have it already. An empty tensor, which stands for none, stays one.
+// The sum over each block times `factor`, from one term a segment [rows, grid_cols].
 inline at::Tensor sum_rows(const at::Tensor& terms, const BlockLayout& layout, float factor) {
-  if (terms.dim() == 1) return terms;
-  const at::Tensor sums = layout.block_rows == 1
-                              ? terms
-                              : at::empty({layout.grid_rows, layout.grid_cols}, terms.options());
+  const at::Tensor sums = at::empty({layout.grid_rows, layout.grid_cols}, terms.options());
   const float* in = terms.const_data_ptr<float>();
   float* out = sums.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, 4096 / layout.block_rows);
   at::parallel_for(0, sums.numel(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      if (layout.block_rows == 1) {
-        out[block] = in[block] * factor;
-        continue;
-      }
       const int64_t first = block / layout.grid_cols * layout.block_rows;
       const int64_t last = std::min(first + layout.block_rows, layout.rows);
-      out[block] =
-          sum_column(in + block % layout.grid_cols, layout.grid_cols, first, last) * factor;
+      const float* column = in + block % layout.grid_cols;
+      out[block] = sum_column(column, layout.grid_cols, first, last) * factor;
     }
   });
   return sums;

@@ -11,7 +11,6 @@ QAT_HOST_DEVICE void find_all(const TileSpan& spans, TileParams& params, const F
       params.scale[k] = found.scale;
       params.zero_point[k] = found.zero_point;
     }
-    invert(params);
   });
 }
 
@@ -27,6 +26,15 @@ void find_unstored(const TileSpan& spans, const Levels& levels, TileParams& para
   find_all(spans, params, [=](float low, float high) QAT_BODY {
     return unstored_qparams(low, high, kGrid, levels);
   });
+}
+
+// The outer scales of a tile.
+QAT_HOST_DEVICE void gather(const OuterScales& outer, int64_t block, int count,
+                            float (&to)[kTile]) {
+  if (outer.step == 0)
+    for (int k = 0; k < kTile; ++k) to[k] = outer[0];
+  else
+    for (int k = 0; k < kTile; ++k) to[k] = k < count ? outer[block + k] : 1.0f;
 }
 
 }  // namespace
@@ -45,6 +53,30 @@ FindParams find_params(const Quantizer& quantizer) {
                         [&](auto code) { found = find_stored<constant_grid(), code()>; });
       });
   return found;
+}
+
+void RoundParams::operator()(int64_t block, int count, TileParams& params) const {
+  const bool offset = shifts && quantizer.has_offset();
+  const bool exact = shifts && quantizer.exact_offsets();
+  vectorised([&]() QAT_BODY {
+    with_scale_code(quantizer.scale_code, [&](auto code) QAT_BODY {
+      float by[kTile];
+      if (!outer.at && !exact) {
+        for (float& scale : params.scale) scale = stored_scale(scale, code());
+      } else {
+        gather(outer, block, count, by);
+        for (int k = 0; k < kTile; ++k)
+          params.scale[k] = stored_scale(params.scale[k], code(), by[k], exact);
+      }
+      if (!offset) return;
+      gather(outer_offset, block, count, by);
+      for (int k = 0; k < kTile; ++k)
+        params.zero_point[k] = stored_offset(params.zero_point[k], code(), by[k]);
+    });
+    if (!shifts || offset) return;
+    const Levels levels = quantizer.levels();
+    for (float& zero_point : params.zero_point) zero_point = stored_zero_point(zero_point, levels);
+  });
 }
 
 }  // namespace qat

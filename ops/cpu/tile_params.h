@@ -5,6 +5,8 @@
 
 #include <type_traits>
 
+#include "qat/ops/arguments.h"
+#include "qat/ops/cpu/convert.h"
 #include "qat/ops/cpu/span.h"
 #include "qat/ops/cpu/tiles.h"
 #include "qat/ops/parameters.h"
@@ -34,64 +36,109 @@ QAT_HOST_DEVICE void with_scale_code(ScaleCode code, const Body& body) {
       code, body);
 }
 
-// (9) for the spans of a tile, compiled for each grid and code apart from the kernels that call it.
+// (9) for the spans of a tile, compiled for each grid and code apart from the kernels that call it;
+// not rounded where scales have outer ones.
 using FindParams = void (*)(const TileSpan& spans, const Levels& levels, TileParams& params);
 FindParams find_params(const Quantizer& quantizer);
 
-// Where the parameters of a tile come from: found from the range of each segment, and written; or
-// read, as they are stored. Where there will be outer scales, those that are found are not stored
-// yet.
+// What is found or learned as it will be stored, (7), (8) and (8b), the tile's first block being
+// `block`.
+struct RoundParams {
+  Quantizer quantizer;
+  bool shifts = false;  // there are zero points or offsets to round
+  OuterScales outer{};
+  OuterScales outer_offset{};
+
+  void operator()(int64_t block, int count, TileParams& params) const;
+};
+
+// Where the parameters of a tile come from, found from the range of each segment or read; whether
+// they are rounded; and where they are written.
 class TileSource {
  public:
-  TileSource(const Quantizer& quantizer, const FoundTensors& to)
-      : grid_(quantizer.grid),
-        levels_(quantizer.levels()),
-        find_(find_params(quantizer)),
-        found_scale_(to.scale.mutable_data_ptr<float>()),
-        found_zero_(to.zero_point.mutable_data_ptr()) {}
-  explicit TileSource(const StoredTensors& stored)
-      : scale_(stored.scale.const_data_ptr<float>()),
-        zero_(stored.zero_point ? stored.zero_point->const_data_ptr<float>() : nullptr) {}
+  static TileSource found(const Quantizer& quantizer, const FoundTensors& to) {
+    TileSource source;
+    source.grid_ = quantizer.grid;
+    source.levels_ = quantizer.levels();
+    source.find_ = find_params(quantizer);
+    source.write_to(to);
+    return source;
+  }
+  // Scales of two levels: multiples of `outer`.
+  static TileSource found(const Quantizer& quantizer, OuterScales outer, const FoundTensors& to) {
+    TileSource source = found(quantizer, to);
+    source.round_ = RoundParams{quantizer, false, outer};
+    return source;
+  }
+  static TileSource stored(const Quantizer& quantizer, const StoredTensors& stored) {
+    TileSource source;
+    source.scale_ = stored.scale.const_data_ptr<float>();
+    source.zero_ = data_or_null<float>(stored.zero_point);
+    if (!stored.rounded) source.round_ = RoundParams{quantizer, stored.zero_point.has_value()};
+    return source;
+  }
+  static TileSource rounded(const Quantizer& quantizer, const LearnedTensors& learned,
+                            const FoundTensors& to) {
+    TileSource source;
+    source.grid_ = quantizer.grid;
+    source.scale_ = learned.scale.const_data_ptr<float>();
+    source.zero_ = data_or_null<float>(learned.zero_point);
+    source.round_ = RoundParams{quantizer, learned.zero_point.has_value(),
+                                outer_of(learned.outer_scale), outer_of(learned.outer_offset)};
+    source.write_to(to);
+    return source;
+  }
 
   // Whether all elements are known to be finite.
   template <typename scalar_t>
   QAT_HOST_DEVICE bool operator()(const Tile& tile, const scalar_t* x, TileParams& params) const {
     if (!find_) {
-      load(tile, params);
+      read(tile.first_block, tile.count, params);
       return false;
     }
     const TileSpan spans = span_of(grid_, x, tile);
     find_(spans, levels_, params);
-    for (int k = 0; k < tile.count; ++k)
-      store(tile.first_block + k, {params.scale[k], params.zero_point[k]});
+    finish(tile.first_block, tile.count, params);
     return spans.finite;
   }
 
-  QAT_HOST_DEVICE void store(int64_t block, QParams found) const {
-    found_scale_[block] = found.scale;
+  QAT_HOST_DEVICE void read(int64_t block, int count, TileParams& params) const {
+    for (int k = 0; k < count; ++k) {
+      params.scale[k] = canonical(scale_[block + k]);
+      params.zero_point[k] = zero_ ? canonical(zero_[block + k]) : 0.0f;
+    }
+    for (int k = count; k < kTile; ++k) params.scale[k] = 1.0f, params.zero_point[k] = 0.0f;
+    finish(block, count, params);
+  }
+
+  QAT_HOST_DEVICE void write(int64_t block, QParams found) const {
+    to_scale_[block] = found.scale;
     if (grid_ == Grid::offset)
-      static_cast<float*>(found_zero_)[block] = found.zero_point;
+      static_cast<float*>(to_zero_)[block] = found.zero_point;
     else
-      static_cast<int8_t*>(found_zero_)[block] = static_cast<int8_t>(found.zero_point);
+      static_cast<int8_t*>(to_zero_)[block] = static_cast<int8_t>(found.zero_point);
   }
 
  private:
-  QAT_HOST_DEVICE void load(const Tile& tile, TileParams& params) const {
-    for (int k = 0; k < tile.count; ++k) {
-      params.scale[k] = scale_[tile.first_block + k];
-      params.zero_point[k] = zero_ ? zero_[tile.first_block + k] : 0.0f;
-    }
-    for (int k = tile.count; k < kTile; ++k) params.scale[k] = 1.0f, params.zero_point[k] = 0.0f;
+  void write_to(const FoundTensors& to) {
+    to_scale_ = to.scale.mutable_data_ptr<float>();
+    to_zero_ = to.zero_point.mutable_data_ptr();
+  }
+  QAT_HOST_DEVICE void finish(int64_t block, int count, TileParams& params) const {
+    if (round_) (*round_)(block, count, params);
     invert(params);
+    for (int k = 0; to_scale_ && k < count; ++k)
+      write(block + k, {params.scale[k], params.zero_point[k]});
   }
 
   Grid grid_ = Grid::narrow;
   Levels levels_{};
   FindParams find_ = nullptr;
-  float* found_scale_ = nullptr;
-  void* found_zero_ = nullptr;
   const float* scale_ = nullptr;
   const float* zero_ = nullptr;
+  std::optional<RoundParams> round_;
+  float* to_scale_ = nullptr;
+  void* to_zero_ = nullptr;
 };
 
 }  // namespace qat

@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/cuda/range.cuh"
@@ -34,7 +33,7 @@ struct SeePiece {
 // block without finite elements counts as one of zeros.
 __global__ void join_pieces_kernel(BlockLayout layout, int64_t pieces, int lanes, Ranges of_pieces,
                                    Ranges of_blocks) {
-  const int64_t blocks = layout.grid_rows * layout.grid_cols;
+  const int64_t blocks = layout.blocks();
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const int64_t padded = lanes < kWarp ? (blocks + kWarp - 1) / kWarp * kWarp : blocks;
   for (int64_t block = this_thread() / lanes; block < padded; block += all_threads() / lanes) {
@@ -82,7 +81,7 @@ at::Tensor ranges_of(const at::Tensor& input, const BlockLayout& layout, Grid gr
           launch_walk(walk, SeePiece<size(), false, scalar_t>{x, ends_of(found)});
       },
       x);
-  const int64_t blocks = layout.grid_rows * layout.grid_cols, parts = layout.block_rows * pieces;
+  const int64_t blocks = layout.blocks(), parts = layout.block_rows * pieces;
   const at::Tensor joined = room(blocks);
   const int lanes = parts == 1 ? 1 : parts < kThreads ? kWarp : kThreads;
   QAT_LAUNCH(join_pieces_kernel, blocks_for(blocks, kThreads / lanes), layout, pieces, lanes,
@@ -162,25 +161,26 @@ __global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int firs
 constexpr int64_t kMostErrors = 1 << 23;
 
 template <typename scalar_t>
-void search(const at::Tensor& input, const OptionalTensor& importance, const BlockLayout& layout,
-            const Quantizer& quantizer, const Ranges& ranges, const Found& found) {
+void search(const Blocks& of, const OptionalTensor& importance, const Ranges& ranges,
+            const Found& found) {
+  const Quantizer& quantizer = of.quantizer;
+  const BlockLayout& layout = of.layout;
   const Candidates candidates{
       quantizer.grid, quantizer.levels(),
       quantizer.has_outer_scale() ? ScaleCode::float32 : quantizer.scale_code, ranges};
-  const int64_t blocks = layout.grid_rows * layout.grid_cols;
+  const int64_t blocks = layout.blocks();
   const int64_t at_once = std::clamp<int64_t>(kMostErrors / layout.segments(), 1, kSearchSteps);
-  const auto float64 = input.options().dtype(at::kDouble);
+  const auto float64 = of.x.options().dtype(at::kDouble);
   const at::Tensor costs = at::empty({at_once, blocks}, float64),
                    least = at::empty({blocks}, float64),
                    errors = at::empty({at_once, layout.segments()}, float64.dtype(at::kFloat));
-  const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
   for (int step = 0; step < kSearchSteps; step += static_cast<int>(at_once)) {
     const int steps = std::min<int>(static_cast<int>(at_once), kSearchSteps - step);
-    with_rounding(quantizer, shifts, [&](const auto& rounding) {
+    with_rounding(quantizer, quantizer.shifts(), [&](const auto& rounding) {
       launch_walk(
           Walk(layout, 1, kWhole, kWarp),
           SquaredErrors<std::decay_t<decltype(rounding)>, scalar_t>{
-              layout, candidates, rounding, input.const_data_ptr<scalar_t>(),
+              layout, candidates, rounding, of.x.const_data_ptr<scalar_t>(),
               data_or_null<float>(importance), step, steps, errors.mutable_data_ptr<float>()});
     });
     sum_rows<float, double>(errors, layout, steps, 1.0, costs);
@@ -189,33 +189,21 @@ void search(const at::Tensor& input, const OptionalTensor& importance, const Blo
   }
 }
 
-// Not yet stored where there are outer scales.
-std::tuple<at::Tensor, at::Tensor> find_qparams_cuda(const at::Tensor& x, std::string_view text,
-                                                     std::string_view method,
-                                                     const OptionalTensor& importance) {
-  const Quantizer quantizer = Quantizer::parse(text);
-  const bool searching = method == "mse";
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const auto weights = contiguous(importance);
-  const FoundTensors to = empty_parameters(x, quantizer);
-  const int64_t blocks = to.scale.numel();
-  if (blocks != 0) {
-    QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
-      const at::Tensor joined = ranges_of<scalar_t>(input, layout, quantizer.grid);
-      float* low = joined.mutable_data_ptr<float>();
-      const Ranges ranges{low, low + blocks};
-      QAT_LAUNCH(find_kernel, blocks_for(blocks, kThreads), blocks, Finder(quantizer), ranges,
-                 Found(to));
-      if (searching) search<scalar_t>(input, weights, layout, quantizer, ranges, Found(to));
-    });
-  }
-  return {to.scale, to.zero_point};
+void choose(const Blocks& blocks, const OptionalTensor& importance, bool searching,
+            const FoundTensors& to) {
+  const int64_t count = blocks.layout.blocks();
+  QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "choose_qparams", [&] {
+    const at::Tensor joined = ranges_of<scalar_t>(blocks.x, blocks.layout, blocks.quantizer.grid);
+    float* low = joined.mutable_data_ptr<float>();
+    const Ranges ranges{low, low + count};
+    QAT_LAUNCH(find_kernel, blocks_for(count, kThreads), count, Finder(blocks.quantizer), ranges,
+               Found(to));
+    if (searching) search<scalar_t>(blocks, importance, ranges, Found(to));
+  });
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("_find_qparams", &find_qparams_cuda); }
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { implement_choose_qparams(m, &choose); }
 
 }  // namespace qat

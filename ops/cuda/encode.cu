@@ -1,7 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
-
 #include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/encode.h"
 
@@ -22,7 +18,7 @@ struct Bytes {
   }
 };
 
-// An element that is not finite marks its block.
+// An element that is not finite marks its block, as others may at the same time.
 template <int kSize, bool kShared, typename scalar_t>
 struct Encode {
   Bytes bytes;
@@ -61,7 +57,7 @@ struct Encode {
         to[j] = static_cast<uint8_t>(byte);
       }
     }
-    if (!finite) scale[share.block] = NAN;
+    if (!finite) atomicExch(scale + share.block, NAN);
   }
 };
 
@@ -118,73 +114,43 @@ void with_sizes(const BlockLayout& layout, const CodeLayout& code, const uint8_t
       elements);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> encode_cuda(const at::Tensor& x,
-                                                           std::string_view text,
-                                                           const OptionalTensor& scale,
-                                                           const OptionalTensor& zero_point,
-                                                           const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_encode(x, text, scale, zero_point, outer_scale);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const CodeLayout code = code_layout(layout, quantizer.bits);
-  const at::Tensor input = x.contiguous();
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  const at::Tensor returned = stored.scale.clone();
-  const at::Tensor codes = at::empty({layout.rows, code.per_row}, x.options().dtype(at::kByte));
-  const Rounding<WholeLevels, Shift::level> rounding{whole_levels(quantizer.levels())};
-  QAT_DISPATCH_FLOAT(x.scalar_type(), "encode", [&] {
-    const scalar_t* in = input.const_data_ptr<scalar_t>();
+void encode_blocks(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& codes,
+                   const at::Tensor& scale) {
+  const CodeLayout code = code_layout(blocks.layout, blocks.quantizer.bits);
+  const Rounding<WholeLevels, Shift::level> rounding{whole_levels(blocks.quantizer.levels())};
+  QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "encode", [&] {
+    const scalar_t* in = blocks.x.const_data_ptr<scalar_t>();
     auto* to = codes.mutable_data_ptr<uint8_t>();
-    with_sizes(layout, code, to, in, [&](auto size, auto shared) {
-      launch_walk(Walk(layout, size(), kPiece),
-                  Encode<size(), shared(), scalar_t>{{layout, code},
-                                                     StoredParams(stored),
-                                                     rounding,
-                                                     in,
-                                                     to,
-                                                     returned.mutable_data_ptr<float>()});
+    auto* scale_at = scale.mutable_data_ptr<float>();
+    with_sizes(blocks.layout, code, to, in, [&](auto size, auto shared) {
+      launch_walk(Walk(blocks.layout, size(), kPiece),
+                  Encode<size(), shared(), scalar_t>{
+                      {blocks.layout, code}, StoredParams(stored), rounding, in, to, scale_at});
     });
   });
-  return {codes, returned,
-          stored.zero_point ? stored.zero_point->to(at::kChar)
-                            : at::zeros_like(returned, returned.options().dtype(at::kChar))};
 }
 
-at::Tensor decode_cuda(
-    const at::Tensor& codes, std::string_view text, const at::Tensor& scale,
-    const at::Tensor& zero_point,
-    c10::SymInt cols_symbol,  // NOLINT(performance-unnecessary-value-param): schema
-    at::ScalarType dtype) {
-  const int64_t cols = cols_symbol.expect_int();
-  const Quantizer quantizer = check_decode(codes, text, scale, zero_point, cols, dtype);
-  const c10::cuda::CUDAGuard on_device(codes.device());
-  const BlockLayout layout =
-      make_layout(codes.size(0), cols, quantizer.block[0], quantizer.block[1]);
+void decode_blocks(const at::Tensor& codes, const BlockLayout& layout, const Quantizer& quantizer,
+                   const at::Tensor& scale, const at::Tensor& zero_point, const at::Tensor& y) {
   const CodeLayout code = code_layout(layout, quantizer.bits);
-  const at::Tensor input = codes.contiguous(), scales = scale.contiguous(),
-                   zeros = zero_point.contiguous();
-  const at::Tensor y = at::empty({layout.rows, cols}, codes.options().dtype(dtype));
-  QAT_DISPATCH_FLOAT(dtype, "decode", [&] {
-    const auto* from = input.const_data_ptr<uint8_t>();
+  const float lowest = quantizer.levels().min;
+  QAT_DISPATCH_FLOAT(y.scalar_type(), "decode", [&] {
+    const auto* from = codes.const_data_ptr<uint8_t>();
     scalar_t* out = y.mutable_data_ptr<scalar_t>();
+    const auto* scale_at = scale.const_data_ptr<float>();
+    const auto* zero_at = zero_point.const_data_ptr<int8_t>();
     with_sizes(layout, code, from, out, [&](auto size, auto shared) {
       launch_walk(Walk(layout, size(), kPiece),
-                  Decode<size(), shared(), scalar_t>{{layout, code},
-                                                     scales.const_data_ptr<float>(),
-                                                     zeros.const_data_ptr<int8_t>(),
-                                                     quantizer.levels().min,
-                                                     from,
-                                                     out});
+                  Decode<size(), shared(), scalar_t>{
+                      {layout, code}, scale_at, zero_at, lowest, from, out});
     });
   });
-  return y;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("encode", &encode_cuda);
-  m.impl("decode", &decode_cuda);
+  implement_encode(m, {nullptr, &encode_blocks, &decode_blocks});
 }
 
 }  // namespace qat

@@ -1,15 +1,8 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "qat/ops/cuda/range.cuh"
 #include "qat/ops/cuda/rounding.cuh"
-#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {
-
-using Mode = Quantizer::Mode;
 
 // Vectors that a thread holds while the ranges of their groups are found.
 constexpr int kSteps = 4;
@@ -138,47 +131,45 @@ struct Value {
   }
 };
 
-FakeQuantized fake_quantize_cuda(const at::Tensor& x, std::string_view text,
-                                 const OptionalTensor& scale, const OptionalTensor& zero_point,
-                                 const OptionalTensor& outer_scale,
-                                 std::optional<at::ScalarType> dtype) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale, dtype);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const at::Tensor y =
-      at::empty_like(input, input.options().dtype(dtype.value_or(x.scalar_type())));
-  const auto run = [&](bool shifts, const auto& body) {
-    with_rounding(quantizer, shifts, [&](const auto& rounding) {
-      dispatch_in_out(x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
-        body(rounding, input.const_data_ptr<decltype(in_type)>(),
-             y.mutable_data_ptr<decltype(out_type)>());
-      });
+// Calls body(rounding, in, out) with the types of elements and levels.
+template <typename Body>
+void with_types(const Blocks& blocks, bool shifts, const at::Tensor& y, const Body& body) {
+  with_rounding(blocks.quantizer, shifts, [&](const auto& rounding) {
+    dispatch_in_out(blocks.x.scalar_type(), y.scalar_type(), [&](auto in_type, auto out_type) {
+      body(rounding, blocks.x.const_data_ptr<decltype(in_type)>(),
+           y.mutable_data_ptr<decltype(out_type)>());
     });
-  };
-  if (quantizer.mode == Mode::minmax && layout.block_rows == 1 && !quantizer.has_outer_scale() &&
-      layout.block_cols <= kLongSegment) {
-    const FoundTensors found = empty_parameters(x, quantizer);
-    const bool shifts = quantizer.grid == Grid::asymmetric || quantizer.has_offset();
-    run(shifts, [&](const auto& rounding, const auto* in, auto* out) {
-      with_ends<std::decay_t<decltype(rounding)>>(quantizer.grid, [&](auto ends) {
-        launch_minmax<ends()>(layout, Finder(quantizer), rounding, in, out, Found(found));
-      });
-    });
-    return {y, found.scale, found.zero_point};
-  }
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  run(stored.zero_point.has_value(), [&](const auto& rounding, const auto* in, auto* out) {
-    launch_map(layout, StoredParams(stored), Value<std::decay_t<decltype(rounding)>>{rounding}, out,
-               in);
   });
-  if (quantizer.mode == Mode::minmax) return {y, stored.scale, stored.found_zero_point};
-  const auto [no_scale, no_zero_point] = no_parameters(x, quantizer);
-  return {y, no_scale, no_zero_point};
+}
+
+bool finds(const Blocks& blocks) {
+  const BlockLayout& layout = blocks.layout;
+  return layout.block_rows == 1 && !blocks.quantizer.has_outer_scale() &&
+         layout.block_cols <= kLongSegment;
+}
+
+void find_and_round(const Blocks& blocks, const OptionalTensor& /*outer_scale*/,
+                    const FoundTensors& found, const at::Tensor& y) {
+  const Quantizer& quantizer = blocks.quantizer;
+  with_types(blocks, quantizer.shifts(), y, [&](const auto& rounding, const auto* in, auto* out) {
+    with_ends<std::decay_t<decltype(rounding)>>(quantizer.grid, [&](auto ends) {
+      launch_minmax<ends()>(blocks.layout, Finder(quantizer), rounding, in, out, Found(found));
+    });
+  });
+}
+
+void round_stored(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& y) {
+  with_types(blocks, stored.zero_point.has_value(), y,
+             [&](const auto& rounding, const auto* in, auto* out) {
+               launch_map(blocks.layout, StoredParams(stored),
+                          Value<std::decay_t<decltype(rounding)>>{rounding}, out, in);
+             });
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("fake_quantize", &fake_quantize_cuda); }
+TORCH_LIBRARY_IMPL(qat, CUDA, m) {
+  implement_fake_quantize(m, {&finds, &find_and_round, Learned::rounded, &round_stored});
+}
 
 }  // namespace qat

@@ -1,11 +1,6 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "qat/ops/cuda/lane_sum.cuh"
 #include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/cuda/sum_rows.cuh"
-#include "qat/ops/fake_quantize.h"
 
 namespace qat {
 namespace {
@@ -116,75 +111,34 @@ void launch_learned(const BlockLayout& layout, const StoredParams& params, const
       g, in, out);
 }
 
-// Writes the gradient of x to `out`, which may be `grad` itself, and returns those of scale and
-// zero point.
-std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x,
-                                            const Quantizer& quantizer, const OptionalTensor& scale,
-                                            const OptionalTensor& zero_point,
-                                            const OptionalTensor& outer_scale,
-                                            const at::Tensor& out) {
-  const BlockLayout layout = layout_of(x, quantizer.block);
-  const at::Tensor input = x.contiguous();
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, outer_scale);
-  const bool learned = quantizer.mode == Quantizer::Mode::learned;
-  const bool shifts = stored.zero_point.has_value(), one_row = layout.block_rows == 1;
-  const auto factor = static_cast<float>(quantizer.gradient_scale);
-  const auto sums = [&](bool wanted, int64_t rows) {
-    return wanted ? at::empty({rows, layout.grid_cols}, stored.scale.options())
-                  : at::empty({0}, stored.scale.options());
-  };
-  const at::Tensor scale_sums = sums(learned, layout.rows),
-                   zero_sums = sums(learned && shifts, layout.rows);
-  with_rounding(quantizer, shifts, [&](const auto& rounding) {
+void backward(const Blocks& blocks, const StoredTensors& stored, const GradientTensors& to) {
+  with_rounding(blocks.quantizer, stored.zero_point.has_value(), [&](const auto& rounding) {
     using Round = std::decay_t<decltype(rounding)>;
-    QAT_DISPATCH_FLOAT(x.scalar_type(), "fake_quantize_backward", [&] {
-      const scalar_t* g = grad.const_data_ptr<scalar_t>();
-      const scalar_t* in = input.const_data_ptr<scalar_t>();
-      scalar_t* to = out.mutable_data_ptr<scalar_t>();
-      if (!learned) {
-        launch_map(layout, StoredParams(stored), StraightThrough<Round>{rounding}, to, g, in);
-        return;
-      }
-      // Blocks of one row have no other sums.
-      launch_learned(layout, StoredParams(stored), rounding, g, in, to,
-                     Sums{scale_sums.mutable_data_ptr<float>(), zero_sums.mutable_data_ptr<float>(),
-                          one_row ? factor : 1.0f});
+    QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "fake_quantize_backward", [&] {
+      const scalar_t* g = to.grad.const_data_ptr<scalar_t>();
+      const scalar_t* in = blocks.x.const_data_ptr<scalar_t>();
+      scalar_t* out = to.x.mutable_data_ptr<scalar_t>();
+      if (blocks.quantizer.mode == Quantizer::Mode::learned)
+        launch_learned(blocks.layout, StoredParams(stored), rounding, g, in, out,
+                       Sums{to.scale.mutable_data_ptr<float>(),
+                            to.zero_point.mutable_data_ptr<float>(), to.factor});
+      else
+        launch_map(blocks.layout, StoredParams(stored), StraightThrough<Round>{rounding}, out, g,
+                   in);
     });
   });
-  if (!learned || one_row) return {scale_sums, zero_sums};
-  const at::Tensor grad_scale = sums(true, layout.grid_rows),
-                   grad_zero = sums(shifts, layout.grid_rows);
-  sum_rows<float, float>(scale_sums, layout, 1, factor, grad_scale);
-  if (shifts) sum_rows<float, float>(zero_sums, layout, 1, factor, grad_zero);
-  return {grad_scale, grad_zero};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
-    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
-  check_gradient("fake_quantize", grad, x);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const auto [grad_scale, grad_zero] =
-      backward(grad.contiguous(), x, quantizer, scale, zero_point, outer_scale, grad_x);
-  return {grad_x, grad_scale, grad_zero};
-}
-
-std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace_cuda(
-    at::Tensor& grad, const at::Tensor& x, std::string_view text, const OptionalTensor& scale,
-    const OptionalTensor& zero_point, const OptionalTensor& outer_scale) {
-  const Quantizer quantizer = check_fake_quantize(x, text, scale, zero_point, outer_scale);
-  check_gradient_inplace("fake_quantize", grad, x);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  return backward(grad, x, quantizer, scale, zero_point, outer_scale, grad);
+at::Tensor sum_blocks(const at::Tensor& terms, const BlockLayout& layout, float factor) {
+  const at::Tensor sums = at::empty({layout.grid_rows, layout.grid_cols}, terms.options());
+  sum_rows<float, float>(terms, layout, 1, factor, sums);
+  return sums;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("_fake_quantize_backward", &fake_quantize_backward_cuda);
-  m.impl("_fake_quantize_backward_", &fake_quantize_backward_inplace_cuda);
+  implement_fake_quantize_backward(m, {Learned::rounded, &backward, &sum_blocks});
 }
 
 }  // namespace qat

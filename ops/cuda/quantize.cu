@@ -1,8 +1,4 @@
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "qat/ops/cuda/rounding.cuh"
-#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {
@@ -16,21 +12,14 @@ struct Code {
   }
 };
 
-at::Tensor quantize_cuda(const at::Tensor& x, std::string_view text, const at::Tensor& scale,
-                         const OptionalTensor& zero_point) {
-  const Quantizer quantizer = check_quantize(x, text, scale, zero_point);
-  const c10::cuda::CUDAGuard on_device(x.device());
-  const at::Tensor input = x.contiguous();
-  const StoredTensors stored = stored_parameters(x, quantizer, scale, zero_point, std::nullopt);
-  const at::Tensor codes = at::empty_like(input, input.options().dtype(code_dtype(quantizer.grid)));
-  with_codes(quantizer, stored.zero_point.has_value(), [&](const auto& rounding, auto code) {
-    QAT_DISPATCH_FLOAT(x.scalar_type(), "quantize", [&] {
-      launch_map(layout_of(x, quantizer.block), StoredParams(stored),
+void quantize_blocks(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& codes) {
+  with_codes(blocks.quantizer, stored.zero_point.has_value(), [&](const auto& rounding, auto code) {
+    QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "quantize", [&] {
+      launch_map(blocks.layout, StoredParams(stored),
                  Code<std::decay_t<decltype(rounding)>>{rounding},
-                 codes.mutable_data_ptr<decltype(code)>(), input.const_data_ptr<scalar_t>());
+                 codes.mutable_data_ptr<decltype(code)>(), blocks.x.const_data_ptr<scalar_t>());
     });
   });
-  return codes;
 }
 
 // (3), with an offset or without.
@@ -63,32 +52,22 @@ void dispatch_codes(at::ScalarType type, const Body& body) {
   type == at::kFloat8_e5m2 ? body(c10::Float8_e5m2()) : body(c10::Float8_e4m3fn());
 }
 
-at::Tensor dequantize_cuda(const at::Tensor& codes, const at::Tensor& scale,
-                           const OptionalTensor& zero_point, at::IntArrayRef block,
-                           at::ScalarType dtype) {
-  check_dequantize(codes, scale, zero_point, block, dtype);
-  const c10::cuda::CUDAGuard on_device(codes.device());
-  const at::Tensor input = codes.contiguous(), scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
-  const bool offset = zeros && zeros->scalar_type() == at::kFloat;
-  const at::Tensor y = at::empty_like(input, input.options().dtype(dtype));
-  const Dequantized params{scales.const_data_ptr<float>(),
-                           zeros && !offset ? zeros->const_data_ptr<int8_t>() : nullptr,
-                           offset ? zeros->const_data_ptr<float>() : nullptr};
+void dequantize_blocks(const at::Tensor& codes, const BlockLayout& layout, const at::Tensor& scale,
+                       const OptionalTensor& zero_point, const at::Tensor& y) {
+  const bool offset = zero_point && zero_point->scalar_type() == at::kFloat;
+  const Dequantized params{scale.const_data_ptr<float>(),
+                           zero_point && !offset ? zero_point->const_data_ptr<int8_t>() : nullptr,
+                           offset ? zero_point->const_data_ptr<float>() : nullptr};
   dispatch_codes(codes.scalar_type(), [&](auto code) {
-    QAT_DISPATCH_FLOAT(dtype, "dequantize", [&] {
-      launch_map(layout_of(codes, block), params, Dequantize{offset},
-                 y.mutable_data_ptr<scalar_t>(), input.const_data_ptr<decltype(code)>());
+    QAT_DISPATCH_FLOAT(y.scalar_type(), "dequantize", [&] {
+      launch_map(layout, params, Dequantize{offset}, y.mutable_data_ptr<scalar_t>(),
+                 codes.const_data_ptr<decltype(code)>());
     });
   });
-  return y;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  m.impl("quantize", &quantize_cuda);
-  m.impl("dequantize", &dequantize_cuda);
-}
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { implement_quantize(m, {&quantize_blocks, &dequantize_blocks}); }
 
 }  // namespace qat

@@ -1,8 +1,4 @@
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "qat/ops/cuda/rounding.cuh"
-#include "qat/ops/quantize_with_feedback.h"
 
 namespace qat {
 namespace {
@@ -82,42 +78,29 @@ __global__ void quantize_with_feedback_kernel(Problem<Round, code_t> p) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback_cuda(
-    const at::Tensor& weight, std::string_view text, const at::Tensor& offset,
-    const at::Tensor& transfer, const at::Tensor& scale, const OptionalTensor& zero_point) {
-  const Quantizer quantizer =
-      check_quantize_with_feedback(weight, text, offset, transfer, scale, zero_point);
-  const c10::cuda::CUDAGuard on_device(weight.device());
-  const at::Tensor weights = weight.contiguous(), offsets = offset.contiguous(),
-                   shares = transfer.contiguous(), scales = scale.contiguous();
-  const auto zeros = contiguous(zero_point);
-  const at::Tensor codes =
-                       at::empty_like(weights, weights.options().dtype(code_dtype(quantizer.grid))),
-                   error = at::empty_like(weights), residual = at::empty_like(weights);
-  if (weights.numel() == 0) return {codes, error, residual};
-  with_codes(quantizer, zeros.has_value(), [&](const auto& rounding, auto code) {
+void solve(const Feedback& of) {
+  with_codes(of.quantizer, of.zero_point.has_value(), [&](const auto& rounding, auto code) {
     using Round = std::decay_t<decltype(rounding)>;
     using code_t = decltype(code);
     const auto kernel = quantize_with_feedback_kernel<Round, code_t>;
-    const Problem<Round, code_t> problem{weights.const_data_ptr<float>(),
-                                         offsets.const_data_ptr<float>(),
-                                         shares.const_data_ptr<float>(),
-                                         scales.const_data_ptr<float>(),
-                                         data_or_null<int8_t>(zeros),
-                                         weights.size(0),
-                                         weights.size(1),
-                                         scales.size(1) != 1,
+    const Problem<Round, code_t> problem{of.weight.const_data_ptr<float>(),
+                                         of.offset.const_data_ptr<float>(),
+                                         of.transfer.const_data_ptr<float>(),
+                                         of.scale.const_data_ptr<float>(),
+                                         data_or_null<int8_t>(of.zero_point),
+                                         of.weight.size(0),
+                                         of.weight.size(1),
+                                         of.scale.size(1) != 1,
                                          rounding,
-                                         codes.mutable_data_ptr<code_t>(),
-                                         error.mutable_data_ptr<float>(),
-                                         residual.mutable_data_ptr<float>()};
-    QAT_LAUNCH(kernel, blocks_for(weights.size(0), kThreads / kWarp), problem);
+                                         of.codes.mutable_data_ptr<code_t>(),
+                                         of.error.mutable_data_ptr<float>(),
+                                         of.residual.mutable_data_ptr<float>()};
+    QAT_LAUNCH(kernel, blocks_for(of.weight.size(0), kThreads / kWarp), problem);
   });
-  return {codes, error, residual};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) { m.impl("quantize_with_feedback", &quantize_with_feedback_cuda); }
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { implement_quantize_with_feedback(m, &solve); }
 
 }  // namespace qat

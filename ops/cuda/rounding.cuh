@@ -3,13 +3,10 @@
 // What happens to one element (affine.h), with the kind of levels and of zero points as constants.
 
 #include "qat/ops/cuda/walk.cuh"
-#include "qat/ops/parameters.h"
+#include "qat/ops/kernels.h"
 #include "qat/ops/quantize.h"
 
 namespace qat {
-
-// What a zero point does to an element before it is rounded and after.
-enum class Shift { none, level, offset };
 
 struct BlockParams {
   float scale;
@@ -73,15 +70,9 @@ struct Rounding {
 // Calls body with the Rounding of a quantizer, whose zero points are all 0 unless it `shifts`.
 template <typename Body>
 void with_rounding(const Quantizer& quantizer, bool shifts, const Body& body) {
-  const Levels levels = quantizer.levels();
-  if (!levels.whole())
-    body(Rounding<FloatLevels, Shift::none>{float_levels(levels)});
-  else if (!shifts)
-    body(Rounding<WholeLevels, Shift::none>{whole_levels(levels)});
-  else if (quantizer.has_offset())
-    body(Rounding<WholeLevels, Shift::offset>{whole_levels(levels)});
-  else
-    body(Rounding<WholeLevels, Shift::level>{whole_levels(levels)});
+  with_shift(quantizer, shifts, [&](auto shift, const auto& levels) {
+    body(Rounding<std::decay_t<decltype(levels)>, shift()>{levels});
+  });
 }
 
 // Calls body(rounding, code) with a value of the type that codes are kept in.

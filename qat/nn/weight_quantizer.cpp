@@ -106,11 +106,11 @@ at::Tensor WeightQuantizer::needed_outer_scale() const {
   return qat::outer_scales(scale_.detach(), quantizer().text());
 }
 
-OuterScales WeightQuantizer::outer_scales(const at::Tensor& weight) const {
+OuterParameters WeightQuantizer::outer_scales(const at::Tensor& weight) const {
   if (!spec_.scale.has_outer()) return {};
   const at::NoGradGuard no_grad;
   const auto with_offset = [&](const at::Tensor& scale, const at::Tensor& offset) {
-    return OuterScales{scale, spec_.has_offset() ? std::optional(offset) : std::nullopt};
+    return OuterParameters{scale, spec_.has_offset() ? std::optional(offset) : std::nullopt};
   };
   if (spec_.range == Range::fixed) return with_offset(outer_scale_, outer_offset_);
   const std::string text = quantizer().text();

@@ -39,7 +39,7 @@ class WeightQuantizer {
   // Scale float32 and zero point int8 in force, as they are stored.
   std::tuple<at::Tensor, at::Tensor> qparams(const at::Tensor& weight) const;
   // What the scales and offsets in force are multiples of.
-  OuterScales outer_scales(const at::Tensor& weight) const;
+  OuterParameters outer_scales(const at::Tensor& weight) const;
   // The outer scale that `weight` needs at `bits` by its range, which no search for scales leaves, and
   // that learned scales in force need: of which layers that share one take the largest
   // (shared_outer_scale.h).

@@ -5,6 +5,7 @@
 #include "qat/ops/encode.h"
 #include "qat/ops/fake_quantize.h"
 #include "qat/ops/quant_linear.h"
+#include "qat/ops/quantize.h"
 #include "tests/ops/quantizer_text.h"
 
 // Tensors in bfloat16 and float16 are computed in float32, and rounded once.
@@ -76,6 +77,30 @@ TEST_P(HalfPrecision, ElementsThatAreNotFiniteSpoilTheirBlockAlone) {
     EXPECT_TRUE(kept[1][1].isnan().item<bool>() && kept[2][0].isnan().item<bool>());
     EXPECT_EQ(kept.isnan().sum().item<int64_t>(), 2);
   }
+}
+
+// A GPU's NaN, whose bits are all ones, and one of x86's, with its sign.
+TEST_P(HalfPrecision, ScalesAndOffsetsThatAreNaNOfAnyBitsGiveNaN) {
+  const at::Tensor bits = at::tensor({0x7fffffff, static_cast<int>(0xffffffff), 0x7fc00000});
+  const at::Tensor nan = bits.view(at::kFloat).view({3, 1}), one = at::ones({3, 1});
+  const at::Tensor x = half({3, 37}), zero = at::zeros({3, 1}, at::kChar);
+  const auto all_nan = [&](const at::Tensor& y) {
+    EXPECT_EQ(y.scalar_type(), GetParam());
+    return y.isnan().all().item<bool>();
+  };
+  for (const int64_t width : {4, 8}) {
+    const std::string fixed = text("fixed", width, "full", {1, -1});
+    EXPECT_TRUE(all_nan(rounded(x, fixed, nan)));
+    EXPECT_TRUE(all_nan(rounded(x, fixed, nan, zero)));
+    const auto [codes, scale, point] = encode(x, fixed, one, std::nullopt, std::nullopt);
+    EXPECT_TRUE(all_nan(decode(codes, fixed, nan, point, 37, GetParam())));
+    EXPECT_TRUE(all_nan(
+        dequantize(quantize(x, fixed, one), nan, std::nullopt, {1, -1}, GetParam())));
+  }
+  const std::string offset = text("fixed", 4, "offset", {1, -1});
+  EXPECT_TRUE(all_nan(rounded(x, offset, one, nan)));
+  EXPECT_TRUE(all_nan(dequantize(quantize(x, offset, one, one), one, nan, {1, -1}, GetParam())));
+  EXPECT_TRUE(all_nan(rounded(x, "fixed fp8_e4m3 1x-1 float32", nan)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, HalfPrecision, testing::Values(at::kBFloat16, at::kHalf));

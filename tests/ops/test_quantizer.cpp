@@ -59,6 +59,9 @@ TEST(Quantizer, OtherTextsAreRefused) {
                            "minmax int8 fp8_e4m3 1x-1 float32",
                            "minmax fp4_e2m1 1x16 e4m3*float32",
                            "minmax fp4_e2m1 1x16 e4m3*int8@1x1",
+                           "minmax fp4_e2m1 1x16 e4m3*float32@-1x24",
+                           "minmax fp4_e2m1 1x-1 e4m3*float32@-1x64",
+                           "minmax int4 narrow 4x16 int8*bfloat16@6x32",
                            "minmax int8 offset 1x32 float16",
                            "minmax int4 full 1x32 e8m0_floor",
                            "learned int4 narrow 1x32 float32 0,5"})

@@ -105,8 +105,51 @@ def test_same_bits_every_run(device):
     assert all(torch.equal(first, run()) for _ in range(5))
 
 
-def test_double_backward_is_refused(device):
+def _by_torch(x, scale, low, high):
+    """Straight through in operators of torch's, whose mask is a constant."""
+    level = torch.round(x.detach() * (1 / scale))
+    return x * ((level >= low) & (level <= high)) + (level.clamp(low, high) * scale - x.detach() * (
+        (level >= low) & (level <= high)))  # fmt: skip
+
+
+def _gradient_penalty(rounded, x, mixing):
+    """Gradients of the squared gradient of a loss beside the loss, as gradient penalties have it."""
+    hidden = torch.tanh(x @ mixing)
+    loss = rounded(hidden).pow(3).sum()
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    return torch.autograd.grad(loss + slope.square().sum(), (x, mixing))
+
+
+@pytest.mark.parametrize("quantizer", ("fixed int4 full 1x-1 float32", "learned int4 full 1x-1 float32"))
+def test_gradient_penalty(quantizer, device):
+    x = torch.randn(6, 16, device=device, requires_grad=True)
+    mixing = torch.randn(16, 32, device=device, requires_grad=True)
+    scale = torch.full((6, 1), 0.1, device=device)
+    found = _gradient_penalty(lambda h: ops.fake_quantize(h, quantizer, scale), x, mixing)
+    expected = _gradient_penalty(lambda h: _by_torch(h, scale, -8, 7), x, mixing)
+    assert any((f != 0).any() for f in found)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-4)
+
+
+def test_a_third_derivative(device):
+    x = torch.linspace(-1, 1, 32, device=device).view(1, 32).requires_grad_()
+    scale = torch.full((1, 1), 0.1, device=device)
+    third = []
+    for rounded in (lambda h: ops.fake_quantize(h, "fixed int4 full 1x-1 float32", scale),
+                    lambda h: _by_torch(h, scale, -8, 7)):  # fmt: skip
+        y = rounded(x.exp()).sum()
+        for _ in range(3):
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        third.append(y.detach())
+    torch.testing.assert_close(third[0], third[1])
+    assert third[0].abs().sum() > 0
+
+
+def test_the_gradient_of_a_learned_scale_has_none_of_its_own(device):
     leaf = torch.randn(2, 32, device=device, requires_grad=True)
-    y = ops.fake_quantize(leaf * 1.0, torch.full((2, 1), 0.1, device=device), None, (1, -1), -8, 7)
-    with pytest.raises(NotImplementedError, match="double backward is not defined for straight-through gradients"):
-        torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+    scale = torch.full((2, 1), 0.1, device=device, requires_grad=True)
+    y = ops.fake_quantize(leaf * 1.0, "learned int4 full 1x-1 float32", scale)
+    (grad,) = torch.autograd.grad(y.square().sum(), scale, create_graph=True)
+    with pytest.raises(NotImplementedError, match="not defined for the gradients of learned scales"):
+        grad.sum().backward()

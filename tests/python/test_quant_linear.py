@@ -261,11 +261,31 @@ def test_a_weight_changed_before_its_backward_is_noticed(device):
         y.sum().backward()
 
 
-def test_double_backward_is_refused(device):
-    case = Case("narrow", "none", FP32, False, (5,), device)
-    y = ops.quant_linear(case.x, case.weight, weight_quantizer=case.weight_text)
-    with pytest.raises(NotImplementedError, match="double backward"):
-        torch.autograd.grad(y.sum(), case.x, create_graph=True)
+@pytest.mark.parametrize("policy", ("none", "codes", "weights"))
+@pytest.mark.parametrize(
+    ("weight", "input"), [("full", "token asymmetric"), ("fixed zero", "fixed"), ("narrow", "none")]
+)
+def test_gradient_penalty(weight, input, policy, device):
+    """Beside the operators one by one, where the squared gradient of the loss joins it."""
+    case = Case(weight, input, FP32, True, (5,), device)
+    kept = keep(policy, case.weight_text, case.weight, *case.weight_parameters, FP32)
+
+    def penalised(y):
+        loss = torch.tanh(y).pow(2).sum()
+        slopes = torch.autograd.grad(loss, (case.x, case.weight), create_graph=True)
+        return torch.autograd.grad(loss + sum(slope.square().sum() for slope in slopes), case.leaves())
+
+    together = penalised(ops.quant_linear(
+        case.x, case.weight, case.bias, *case.weight_parameters, *case.input_parameters, kept,
+        case.weight_text, case.input_text,
+    ))  # fmt: skip
+    apart_ = penalised(F.linear(
+        apart(case.input_text, case.x, *case.input_parameters),
+        apart(case.weight_text, case.weight, *case.weight_parameters),
+        case.bias,
+    ))  # fmt: skip
+    for one, other in zip(together, apart_, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

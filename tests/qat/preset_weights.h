@@ -14,7 +14,7 @@ inline QuantizedWeights preset_weights(const std::string& name, const QuantSpec&
                                        const at::Tensor& weight) {
   const std::string text = quantizer_of(spec, spec.bits, Quantizer::Mode::minmax).text();
   const auto [scale, zero_point] = choose_qparams(weight, text, "minmax");
-  OuterScales outer;
+  OuterParameters outer;
   if (spec.scale.has_outer()) {
     const auto [outer_scale, outer_offset] = choose_outer_scales(weight, text);
     outer.scale = outer_scale;
