@@ -1,5 +1,6 @@
 #include "qat/ops/choose_qparams.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 
