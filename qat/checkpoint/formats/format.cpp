@@ -14,16 +14,10 @@
 #include "qat/checkpoint/formats/onnx.h"
 #include "qat/checkpoint/formats/plain.h"
 #include "qat/error.h"
+#include "qat/names.h"
 
 namespace qat {
 namespace {
-
-std::string join(const std::vector<std::string>& words, const char* last) {
-  std::string text;
-  for (size_t i = 0; i < words.size(); ++i)
-    text += (i == 0 ? "" : i + 1 == words.size() ? last : ", ") + words[i];
-  return text;
-}
 
 // What an engine must know of a tensor to read it: not how its scale was found.
 std::string scheme_of(const QuantSpec& spec) {
