@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -19,7 +20,7 @@ namespace qat {
 //
 // The weight is (codes - zero_point) * scale, rounded once to the dtype of `scale`. Codes, scale
 // and zero point lie on the host, so that exporting a model takes no memory of the device it is on.
-struct QuantizedWeights {
+struct QAT_API QuantizedWeights {
   std::string name;
   QuantSpec weight;
   std::optional<QuantSpec> input;
@@ -35,19 +36,19 @@ struct QuantizedWeights {
 // `dtype`, in which the checkpoint stores it. Throws std::invalid_argument, naming the layer, when
 // the weight has elements that are not finite, or when `dtype` cannot hold the scales exactly:
 // training and deployment would then differ.
-QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
-                                  const at::Tensor& weight, const at::Tensor& scale,
-                                  const at::Tensor& zero_point, at::ScalarType dtype);
+QAT_API QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
+                                          const at::Tensor& weight, const at::Tensor& scale,
+                                          const at::Tensor& zero_point, at::ScalarType dtype);
 
 // The weight that a reader of the checkpoint computes, [out, in], rounded once to `dtype`: that of
 // the scale when not given.
-at::Tensor dequantize_weights(const QuantizedWeights& weights,
-                              std::optional<at::ScalarType> dtype = std::nullopt);
+QAT_API at::Tensor dequantize_weights(const QuantizedWeights& weights,
+                                      std::optional<at::ScalarType> dtype = std::nullopt);
 
 // The width that checkpoints store: 2, 4 or 8, the narrowest that holds the codes.
-int stored_bits(const QuantSpec& spec);
+QAT_API int stored_bits(const QuantSpec& spec);
 
 // Bits that a checkpoint spends on the weight, scales and zero points included, per element.
-double bits_per_weight(const QuantizedWeights& weights);
+QAT_API double bits_per_weight(const QuantizedWeights& weights);
 
 }  // namespace qat

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/ops/quantizer.h"
 
 namespace qat {
@@ -18,14 +19,14 @@ enum class CachePolicy {
   weights,  // the rounded weight
 };
 
-const char* name_of(CachePolicy policy);
+QAT_API const char* name_of(CachePolicy policy);
 // Throws std::invalid_argument with the allowed names.
-CachePolicy parse_cache_policy(const std::string& name);
+QAT_API CachePolicy parse_cache_policy(const std::string& name);
 
 // One layer's cache. It notices a changed weight, scale or zero point by its version, which every
 // in-place operation moves, and by its address; what is written past torch's back, through `.data`,
 // needs clear().
-class WeightCache {
+class QAT_API WeightCache {
  public:
   explicit WeightCache(CachePolicy policy = CachePolicy::none) : policy_(policy) {}
   // A copied layer begins with nothing.
