@@ -3,9 +3,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "qat/names.h"
 #include "qat/ops/api.h"
 #include "qat/ops/quantizer.h"
 
@@ -14,11 +16,13 @@ namespace qat {
 // What a layer keeps of its quantized weight while the weight stays as it is: between a forward and
 // its backward, and over the micro-batches of one optimizer step.
 enum class CachePolicy {
+  automatic,  // "auto": nothing, until somebody who knows the device's memory chooses another
   none,     // nothing; the weight is quantized anew in every forward and backward
   codes,    // codes, two to a byte up to 4 bits, and scales; decoded where they are needed
   weights,  // the rounded weight
 };
 
+QAT_API const NameTable<CachePolicy>& cache_policies();
 QAT_API const char* name_of(CachePolicy policy);
 // Throws std::invalid_argument with the allowed names.
 QAT_API CachePolicy parse_cache_policy(const std::string& name);
@@ -37,11 +41,16 @@ class QAT_API WeightCache {
   std::vector<at::Tensor> get(const Quantizer& quantizer, const at::Tensor& weight,
                               const std::optional<at::Tensor>& scale,
                               const std::optional<at::Tensor>& zero_point, at::ScalarType dtype);
+  // Drops what is kept.
   void clear();
 
   CachePolicy policy() const { return policy_; }
   // Bytes held.
   int64_t bytes() const;
+  // The dtype that was asked for last; none before the first time.
+  std::optional<at::ScalarType> dtype() const;
+  // How often what is kept was made.
+  int64_t version() const;
 
  private:
   // Where a tensor lies and how often it was written.
@@ -65,7 +74,23 @@ class QAT_API WeightCache {
   CachePolicy policy_;
   Key key_;
   std::vector<at::Tensor> kept_;
+  std::optional<at::ScalarType> dtype_;
+  int64_t version_ = 0;
   mutable std::mutex mutex_;
 };
+
+// What a cache is asked for, but for the dtype, which is the one of last time.
+struct QAT_API CachedWeight {
+  WeightCache* cache;
+  Quantizer quantizer;
+  at::Tensor weight;
+  std::optional<at::Tensor> scale;
+  std::optional<at::Tensor> zero_point;
+};
+
+// Asks all caches at once, after an optimizer has written the weights, so that no forward has to:
+// the same bits. On a CPU small weights are rounded beside each other, each by one thread; on a GPU
+// nothing waits for it. A cache that no forward has asked yet stays as it is.
+QAT_API void fill(const std::vector<CachedWeight>& weights);
 
 }  // namespace qat

@@ -80,7 +80,7 @@ struct QAT_API TrainSection : Training {
   std::string strategy = "ddp";          // of several processes; or fsdp: each holds a part
   bool cpu_offload = false;              // fsdp: parts and optimizer states stay with the host
   std::string non_finite = "stop";       // or skip: batches whose loss or gradient is not finite
-  std::string weight_cache = "none";     // none, codes or weights (weight_cache.h)
+  std::string weight_cache = "auto";     // or none, codes, weights (weight_cache.h)
   int64_t validate_every = 25;           // steps between two measurements of held-out KL; 0: never
   bool monitor = true;       // look at clipping, oscillation and scales after every step
   bool tensorboard = false;  // write every step's figures for TensorBoard as well

@@ -147,9 +147,9 @@ def test_inference_mode_weights_are_not_kept():
 
 
 def test_an_unknown_policy_is_one_sentence():
-    with pytest.raises(ValueError, match="weight_cache must be none, codes or weights, but is all"):
+    with pytest.raises(ValueError, match="weight_cache must be auto, none, codes or weights, but is all"):
         torchqat.prepare(Net(), recipe_for(WEIGHTS[0]), weight_cache="all")
-    with pytest.raises(torchqat.RecipeError, match="train.weight_cache must be none, codes or weights, but is all"):
+    with pytest.raises(torchqat.RecipeError, match="train.weight_cache must be auto, none, codes or weights, but is all"):
         recipe_for(WEIGHTS[0], rest="train: {weight_cache: all}\n")
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
+from torchqat.layers.kept_weight import capturing
 from torchqat.layers.quant_layer import QuantLayer
 
 
@@ -28,8 +29,16 @@ class QuantLinear(QuantLayer, nn.Linear):
             x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input
         )  # fmt: skip
 
+    @property
+    def keeps_weight(self) -> bool:
+        """Not in a compiled graph, which has no state, nor in one of CUDA, which is replayed when what was kept is gone."""
+        if torch.compiler.is_compiling() or self._cache.policy == "none" or capturing(self.weight):
+            return False
+        return self.adapter is None and self.frozen_codes is None
+
     def _kept_weight(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> list[Tensor]:
-        """What the cache has of the weight in force. A compiled graph has no state, and so no cache."""
-        if self._cache.policy == "none" or self.adapter is not None or torch.compiler.is_compiling():
+        """What the cache has of the weight in force."""
+        if not self.keeps_weight:
             return []
-        return self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)
+        kept = self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)
+        return self._maker.hand_out(self._cache, kept)
