@@ -7,11 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from torchqat._library import WeightCache, fill_caches
 
 if TYPE_CHECKING:
     from torchqat.layers.quant_layer import QuantLayer
+
+
+# Steps that optimizers took in this program, whichever they are: fused ones write weights without moving their version.
+_steps = 0
+
+
+def _count_step(*_) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class Maker:
@@ -22,6 +35,7 @@ class Maker:
 
     def __init__(self):
         self._version, self._stream, self._made = -1, None, None
+        self._steps = _steps
 
     def __reduce__(self):
         return Maker, ()
@@ -29,6 +43,12 @@ class Maker:
     def note(self, cache: WeightCache, stream: torch.cuda.Stream, made: torch.cuda.Event) -> None:
         """``cache`` was filled on ``stream``, as far as the event ``made`` in it."""
         self._version, self._stream, self._made = cache.version, stream, made
+
+    def forget_what_was_stepped(self, cache: WeightCache) -> None:
+        """Clear ``cache`` if an optimizer took a step since it was asked last."""
+        if self._steps != _steps:
+            self._steps = _steps
+            cache.clear()
 
     def hand_out(self, cache: WeightCache, kept: list[Tensor]) -> list[Tensor]:
         """``kept``, which ``cache`` just gave, for the stream that is current."""
@@ -61,6 +81,8 @@ def round_together(layers: Iterable[QuantLayer]) -> None:
     scales, zero_points = zip(*(layer._weight_parameters() for layer in layers), strict=True)
     texts = [layer._weight_quantizer.text for layer in layers]
     caches = [layer._cache for layer in layers]
+    for layer in layers:
+        layer._maker.forget_what_was_stepped(layer._cache)
     before = [cache.version for cache in caches]
     fill_caches(caches, texts, [layer.weight for layer in layers], list(scales), list(zero_points))
     made: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Event]] = {}

@@ -40,5 +40,6 @@ class QuantLinear(QuantLayer, nn.Linear):
         """What the cache has of the weight in force."""
         if not self.keeps_weight:
             return []
+        self._maker.forget_what_was_stepped(self._cache)
         kept = self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)
         return self._maker.hand_out(self._cache, kept)
