@@ -47,7 +47,9 @@ class CMakeBuild(build_ext):
         """Editable installs: setuptools copies the extension beside the sources, but not its libraries."""
         super().copy_extensions_to_source()
         built = Path(self.build_lib) / "torchqat" / "lib"
-        shutil.copytree(built, ROOT / "python" / "torchqat" / "lib", dirs_exist_ok=True)
+        beside = ROOT / "python" / "torchqat" / "lib"
+        shutil.rmtree(beside, ignore_errors=True)  # those of another version
+        shutil.copytree(built, beside)
 
 
 class ManylinuxWheel(bdist_wheel):

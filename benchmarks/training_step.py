@@ -23,7 +23,8 @@ from common import RESULTS, paired, publish, suffix, table, verdict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-MODES = ["plain", "none", "codes", "weights", "learned", "torchao"]
+MODES = ["plain", "none", "codes", "weights", "together", "learned", "torchao"]
+CACHES = {"none": "none", "codes": "codes", "weights": "weights", "together": "weights"}
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 MEGABYTE = 2**20
@@ -80,7 +81,7 @@ def model_for(mode: str, case: Case) -> nn.Module | None:
         return peers.torchao_model(model, case.inputs)
     if mode == "learned":
         return torchqat.prepare(model, recipe(case.inputs, rest=", grid: full, scale: learned"), method="rtn")
-    return model if mode == "plain" else torchqat.prepare(model, recipe(case.inputs, mode))
+    return model if mode == "plain" else torchqat.prepare(model, recipe(case.inputs, CACHES[mode]))
 
 
 def stepper(mode: str, case: Case):
@@ -91,11 +92,15 @@ def stepper(mode: str, case: Case):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     tokens = torch.randint(0, 1024, (1, case.tokens), generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
+    schedule = torchqat.Schedule(model, recipe(case.inputs, "weights"), 10**6) if mode == "together" else None
+
     def step() -> float:
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if schedule is not None:
+            schedule.step()
         return loss.detach()
 
     return step
@@ -119,7 +124,8 @@ def measure_time(case: Case, rounds: int) -> dict:
     steps = {mode: stepper(mode, case) for mode in case.modes}
     steps = {mode: step for mode, step in steps.items() if step is not None}
     losses = {mode: step().item() for mode, step in steps.items()}
-    assert losses["none"] == losses["codes"] == losses.get("weights", losses["none"]), losses
+    kept = {losses[mode] for mode in CACHES if mode in losses}
+    assert len(kept) == 1, losses
     return {
         mode: asdict(timing) | {"text": str(timing)}
         for mode, timing in paired(steps, "plain", rounds, warmup=1).items()
@@ -157,7 +163,8 @@ def allowed_megabytes(mode: str, case: Case) -> float:
     one, scales, codes = max(layers) * size, max(layers) / 32 * 5, sum(layers) / 2 + sum(layers) / 32 * 5
     if mode == "learned":
         scales = sum(layers) / 32 * 4 * 4  # parameter, gradient and AdamW's two moments
-    kept = {"codes": codes, "weights": sum(layers) * size + sum(layers) / 32 * 5}.get(mode, 0.0)
+    weights = sum(layers) * size + sum(layers) / 32 * 5
+    kept = {"codes": codes, "weights": weights, "together": weights}.get(mode, 0.0)
     inputs = case.tokens * 2816 * size if case.inputs else 0
     return (one + scales + kept + inputs) / MEGABYTE
 
@@ -223,13 +230,14 @@ def main() -> None:
               flush=True)  # fmt: skip
     times, memories = report_rows(figures)
     body = "Time of a step over a plain one, medians over rounds, quartiles in brackets; `none`, `codes` and `weights` are "
-    body += "`train.weight_cache`, `learned` has trained scales on the `full` grid.\n\n"
+    body += "`train.weight_cache`, `together` is `weights` rounded in one call by `schedule.step()`, "
+    body += "`learned` has trained scales on the `full` grid.\n\n"
     body += table(["dtype-tokens", *MODES, "limit of none"], times)
     body += "\n\nPeak memory: that of plain training, and what each mode takes beyond it.\n\n"
     body += (
         table(["dtype-tokens", *MODES], memories) + f"\n\nCompared before timing: {agreement}; the losses of `none`, "
     )
-    body += "`codes` and `weights` are equal bit for bit."
+    body += "`codes`, `weights` and `together` are equal bit for bit."
     ratios = {case: figures.get(case.name, {}).get("time", {}).get("none", {}).get("ratio", 0.0) for case in CASES}
     short = [case for case, ratio in ratios.items() if ratio > case.limit]
     if short:

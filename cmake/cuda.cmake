@@ -1,9 +1,9 @@
-# The CUDA sources, in one target that is linked into qat_ops beside a CUDA build of torch, and that is else only compiled,
+# The CUDA sources, in one target that is part of qat_ops beside a CUDA build of torch, and that is else only compiled,
 # when asked: so neither they nor the way they are built can rot on machines without a GPU.
 
 # torch's own configuration enables CUDA where it has CUDA.
 if(NOT TARGET torch_cuda)
-  target_sources(qat_ops PRIVATE ops/no_cuda.cpp)  # must stay the last of its sources
+  target_sources(qat_ops_objects PRIVATE ops/no_cuda.cpp)  # must stay the last of its sources
   if(NOT QAT_CHECK_CUDA)
     return()
   endif()
@@ -42,9 +42,7 @@ target_include_directories(qat_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${QAT_GENERATE
 target_link_libraries(qat_cuda PRIVATE qat_torch)
 
 if(TARGET torch_cuda)
-  target_sources(qat_ops PRIVATE $<TARGET_OBJECTS:qat_cuda>)
-  # The runtime that torch has loaded; CMake's default is one more, linked in.
-  set_target_properties(qat_ops PROPERTIES CUDA_RUNTIME_LIBRARY Shared CUDA_ARCHITECTURES "${QAT_ARCHITECTURES}")
+  list(APPEND QAT_OPS_OBJECTS $<TARGET_OBJECTS:qat_cuda>)
 else()
   # A CPU build of torch ships c10/cuda without this generated header.
   set(QAT_CUDA_STUB ${CMAKE_BINARY_DIR}/cuda_stub)

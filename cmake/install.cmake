@@ -13,16 +13,22 @@ if(NOT QAT_BUILD_PYTHON)
 endif()
 set_target_properties(qat qat_ops PROPERTIES INSTALL_RPATH "${QAT_RPATH}")
 
+# Of a library and the two links to it, by which programs are linked and loaded.
 install(TARGETS qat qat_ops EXPORT torchqatTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat)
 install(EXPORT torchqatTargets NAMESPACE qat:: DESTINATION ${QAT_CMAKE_DIR})
 
-# Those that need nothing but LibTorch: YAML and JSON stay inside the library.
-install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING
-  PATTERN "*.h" PATTERN yaml_section.h EXCLUDE PATTERN spec_json.h EXCLUDE)
+# Those of which QAT_API shows something, and what they include. They need nothing but LibTorch: YAML and JSON stay inside.
+install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING PATTERN "*.h"
+  PATTERN yaml_section.h EXCLUDE PATTERN "*_reader.h" EXCLUDE PATTERN numbers.h EXCLUDE
+  PATTERN damped_factor.h EXCLUDE PATTERN full_precision.h EXCLUDE
+  PATTERN fold.h EXCLUDE PATTERN input_tap.h EXCLUDE PATTERN pending.h EXCLUDE PATTERN spec_json.h EXCLUDE
+  PATTERN minifloat.h EXCLUDE PATTERN shared_outer_scale.h EXCLUDE
+  REGEX "formats/(awq|gptq|modelopt|onnx|plain).h" EXCLUDE)
 install(DIRECTORY ops/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat/ops FILES_MATCHING
-  PATTERN "*.h" PATTERN cpu EXCLUDE PATTERN cuda EXCLUDE PATTERN autograd EXCLUDE PATTERN autocast EXCLUDE)
+  PATTERN "*.h" PATTERN arguments.h EXCLUDE PATTERN call.h EXCLUDE PATTERN kernels.h EXCLUDE
+  PATTERN cpu EXCLUDE PATTERN cuda EXCLUDE PATTERN autograd EXCLUDE PATTERN autocast EXCLUDE)
 install(FILES ${QAT_GENERATED}/qat/built_with.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat)
 
 configure_package_config_file(cmake/torchqatConfig.cmake.in ${CMAKE_BINARY_DIR}/torchqatConfig.cmake

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/ops/quantizer.h"
 
 namespace qat {
@@ -25,7 +26,7 @@ namespace qat {
 // On return scale float32 and zero_point int8, or the offset float32, both [grid_rows, grid_cols];
 // zero points are 0 on a symmetric grid. Elements that are not finite are ignored. Not
 // differentiable.
-std::tuple<at::Tensor, at::Tensor> choose_qparams(
+QAT_API std::tuple<at::Tensor, at::Tensor> choose_qparams(
     const at::Tensor& x, std::string_view quantizer, std::string_view method,
     const std::optional<at::Tensor>& importance = {},
     const std::optional<at::Tensor>& outer_scale = {});
@@ -34,7 +35,7 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams(
 // checkpoint will store them: the scale rounded to what it is stored in and kept invertible (7), the
 // zero point rounded to a level of the grid (8), int8, 0 when there is none; an offset as the scale,
 // float32 (8b). Not differentiable; fake_quantize passes gradients through it.
-std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
+QAT_API std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
                                                  std::string_view quantizer,
                                                  const std::optional<at::Tensor>& zero_point = {},
                                                  const std::optional<at::Tensor>& outer_scale = {});
@@ -42,12 +43,12 @@ std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
 // The outer scales that choose_qparams finds for the scales of `x`, and for its offsets: float32
 // [outer_rows, outer_cols], the second empty on grids without offsets. A quantizer of scales that are
 // shared with other tensors takes the largest of all. Not differentiable.
-std::tuple<at::Tensor, at::Tensor> choose_outer_scales(
+QAT_API std::tuple<at::Tensor, at::Tensor> choose_outer_scales(
     const at::Tensor& x, std::string_view quantizer, std::string_view method = "minmax",
     const std::optional<at::Tensor>& importance = {});
 
 // Those that round_qparams finds for scales, or offsets, that are real numbers.
-at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer);
+QAT_API at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer);
 
 // The fractions that the search tries, widest first.
 constexpr int kSearchSteps = 81;

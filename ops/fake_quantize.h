@@ -6,6 +6,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/ops/quantizer.h"
 
 namespace qat {
@@ -34,7 +35,7 @@ namespace qat {
 // the rounded level; the LSQ paper (arXiv 1902.08153) masks the unrounded one. Sums run in a fixed
 // order: the same bits every run, for any number of threads.
 using FakeQuantized = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
+QAT_API FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
                             const std::optional<at::Tensor>& scale = {},
                             const std::optional<at::Tensor>& zero_point = {},
                             const std::optional<at::Tensor>& outer_scale = {},
@@ -42,13 +43,13 @@ FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
 
 // Gradients of x, scale and zero point; the last two are empty unless learned. A minmax quantizer
 // may be given what its forward found, and finds it anew otherwise. No mask is kept.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
+QAT_API std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
     const at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero_point,
     const std::optional<at::Tensor>& outer_scale);
 
 // The same, the gradient of x written over `grad`; returns the other two.
-std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace(
+QAT_API std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_inplace(
     at::Tensor& grad, const at::Tensor& x, std::string_view quantizer,
     const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero_point,
     const std::optional<at::Tensor>& outer_scale);

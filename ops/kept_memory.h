@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // Memory that is kept. The page faults of a large fresh result cost five to ten times the
@@ -14,23 +16,23 @@ namespace qat {
 //
 // A brief result may lie in a buffer much larger than itself; a tight one, which stays, may not.
 enum class Fit { brief, tight };
-at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
+QAT_API at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
                       Fit fit = Fit::brief);
 at::Tensor kept_empty_symint(c10::SymIntArrayRef sizes, const at::TensorOptions& options,
                              Fit fit = Fit::brief);
 
 // Contiguous, with the sizes of `like`.
-at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype);
+QAT_API at::Tensor kept_empty_like(const at::Tensor& like, at::ScalarType dtype);
 inline at::Tensor kept_empty_like(const at::Tensor& like) {
   return kept_empty_like(like, like.scalar_type());
 }
 
 // Bytes in buffers, in use or not, and the most there have been since the last release.
-int64_t kept_bytes();
-int64_t most_kept_bytes();
+QAT_API int64_t kept_bytes();
+QAT_API int64_t most_kept_bytes();
 
 // Gives the buffers that nothing uses back to the system, and, under glibc, what the allocator
 // keeps of memory that was freed.
-void release_kept_memory();
+QAT_API void release_kept_memory();
 
 }  // namespace qat

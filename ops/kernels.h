@@ -6,6 +6,7 @@
 
 #include <torch/library.h>
 
+#include "qat/ops/api.h"
 #include "qat/ops/parameters.h"
 
 namespace qat {
@@ -46,7 +47,7 @@ struct FakeQuantizeKernels {
   Learned learned;
   void (*round)(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& y);
 };
-void implement_fake_quantize(torch::Library& m, const FakeQuantizeKernels& kernels);
+QAT_API void implement_fake_quantize(torch::Library& m, const FakeQuantizeKernels& kernels);
 
 // What a backward fills: the gradient of x in `x`, which may be `grad` itself, and for learned
 // parameters the sums of (5) and (6) over each segment times `factor`, [rows, grid_cols]; those of
@@ -66,7 +67,7 @@ struct BackwardKernels {
   // numerics.md (5), of one term a segment.
   at::Tensor (*sum_rows)(const at::Tensor& terms, const BlockLayout& layout, float factor);
 };
-void implement_fake_quantize_backward(torch::Library& m, const BackwardKernels& kernels);
+QAT_API void implement_fake_quantize_backward(torch::Library& m, const BackwardKernels& kernels);
 
 struct EncodeKernels {
   // In one pass, from blocks of one row. None: the backend has no such kernel.
@@ -77,17 +78,17 @@ struct EncodeKernels {
   void (*decode)(const at::Tensor& codes, const BlockLayout& layout, const Quantizer& quantizer,
                  const at::Tensor& scale, const at::Tensor& zero_point, const at::Tensor& y);
 };
-void implement_encode(torch::Library& m, const EncodeKernels& kernels);
+QAT_API void implement_encode(torch::Library& m, const EncodeKernels& kernels);
 
 // (9) or, `searching`, (10); not rounded where there are outer scales.
 using ChooseKernel = void (*)(const Blocks& blocks, const OptionalTensor& importance,
                               bool searching, const FoundTensors& found);
-void implement_choose_qparams(torch::Library& m, ChooseKernel choose);
+QAT_API void implement_choose_qparams(torch::Library& m, ChooseKernel choose);
 
 // (7), (8) and (8b); zero points are 0 where there are none.
 using RoundKernel = void (*)(const LearnedTensors& learned, const Quantizer& quantizer,
                              const FoundTensors& to);
-void implement_round_qparams(torch::Library& m, RoundKernel round);
+QAT_API void implement_round_qparams(torch::Library& m, RoundKernel round);
 
 struct QuantizeKernels {
   void (*quantize)(const Blocks& blocks, const StoredTensors& stored, const at::Tensor& codes);
@@ -95,7 +96,7 @@ struct QuantizeKernels {
   void (*dequantize)(const at::Tensor& codes, const BlockLayout& layout, const at::Tensor& scale,
                      const OptionalTensor& zero_point, const at::Tensor& y);
 };
-void implement_quantize(torch::Library& m, const QuantizeKernels& kernels);
+QAT_API void implement_quantize(torch::Library& m, const QuantizeKernels& kernels);
 
 // Contiguous tensors of quantize_with_feedback.h.
 struct Feedback {
@@ -104,6 +105,6 @@ struct Feedback {
   OptionalTensor zero_point;
   at::Tensor codes, error, residual;
 };
-void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Feedback& feedback));
+QAT_API void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Feedback& feedback));
 
 }  // namespace qat

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string_view>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // What a cache of keys or values gives back of what was put in; numerics.md (28).
@@ -24,15 +26,15 @@ namespace qat {
 //
 // On return a tensor like x. Tokens of a group of "channel" that is not complete stay as they are.
 // Differentiable in x, straight through.
-at::Tensor fake_quantize_cache(const at::Tensor& x, const std::optional<at::Tensor>& scale,
-                               std::string_view granularity, int64_t group_size, int64_t bits,
-                               std::string_view grid, int64_t first);
+QAT_API at::Tensor fake_quantize_cache(const at::Tensor& x, const std::optional<at::Tensor>& scale,
+                                       std::string_view granularity, int64_t group_size,
+                                       int64_t bits, std::string_view grid, int64_t first);
 
 // Which tokens each query finds quantized: bool [queries, keys], on the device of `like`. The
 // queries are the last of the tokens. A token is quantized once the last of its group of
 // `group_size` (counted after the first ones) is more than `recent` tokens back; a query's own
 // token is 0 back.
-at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
-                           int64_t group_size, int64_t recent, int64_t first);
+QAT_API at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::SymInt keys,
+                                   int64_t group_size, int64_t recent, int64_t first);
 
 }  // namespace qat

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // Packs codes of 2, 3, 4 or 8 bits into int32 words along the last dimension, as compressed-tensors
@@ -9,12 +11,12 @@ namespace qat {
 // bits. Codes of 3 bits form a stream of 96 bits for each 32 of them, some straddling two words.
 // `codes` is int8 [..., cols]; on return int32 [..., packed_words(cols, bits)], unused bits 0.
 // Composed from ATen, so it runs wherever its input lives.
-at::Tensor pack(const at::Tensor& codes, int64_t bits);
+QAT_API at::Tensor pack(const at::Tensor& codes, int64_t bits);
 
 // The inverse: int8 [..., cols]. `cols` must be what the words hold, short of less than a word.
-at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t cols);
+QAT_API at::Tensor unpack(const at::Tensor& packed, int64_t bits, int64_t cols);
 
 // The words that `cols` codes take: ceil(cols * bits / 32), for 3 bits a multiple of 3.
-int64_t packed_words(int64_t cols, int64_t bits);
+QAT_API int64_t packed_words(int64_t cols, int64_t bits);
 
 }  // namespace qat

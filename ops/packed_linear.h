@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "qat/ops/api.h"
 #include "qat/ops/panels.h"
 
 namespace qat {
@@ -23,9 +24,10 @@ namespace qat {
 // On return [..., out] in the dtype of x. Sums run in float32; scales multiply the sums of their
 // groups, and the weight is not rounded to the dtype of x. How far that is from dequantizing first:
 // numerics.md (35). Runs on a CPU; refused elsewhere, and for an x that requires a gradient.
-at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& scale,
-                         const std::optional<at::Tensor>& zero_point,
-                         const std::optional<at::Tensor>& bias, int64_t bits, int64_t group_size,
-                         int64_t out);
+QAT_API at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& panels,
+                                 const at::Tensor& scale,
+                                 const std::optional<at::Tensor>& zero_point,
+                                 const std::optional<at::Tensor>& bias, int64_t bits,
+                                 int64_t group_size, int64_t out);
 
 }  // namespace qat

@@ -3,21 +3,22 @@
 // What every backend does around its kernels: the parameters of a quantizer as tensors that a kernel
 // reads or writes.
 
+#include "qat/ops/api.h"
 #include "qat/ops/checks.h"
 
 namespace qat {
 
 // Room for what a minmax quantizer finds: scale float32 and zero point int8, or the offset float32.
-struct FoundTensors {
+struct QAT_API FoundTensors {
   at::Tensor scale;
   at::Tensor zero_point;
 };
-FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer);
+QAT_API FoundTensors empty_parameters(const at::Tensor& x, const Quantizer& quantizer);
 // The same of a quantizer that finds none.
-FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer);
+QAT_API FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer);
 
 // The outer scale of each block: one for all or, with a step of 1, one for each. None: 1.
-struct OuterScales {
+struct QAT_API OuterScales {
   const float* at = nullptr;
   int64_t step = 0;
 
@@ -30,19 +31,19 @@ inline OuterScales outer_of(const OptionalTensor& scales) {
 
 // Parameters that are real numbers, contiguous, and what they are rounded under: one outer scale or
 // one a block. Offsets have outer scales of their own.
-struct LearnedTensors {
+struct QAT_API LearnedTensors {
   at::Tensor scale;
   OptionalTensor zero_point;
   OptionalTensor outer_scale;
   OptionalTensor outer_offset;
 };
-LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
+QAT_API LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
                                   const OptionalTensor& zero_point,
                                   const OptionalTensor& outer_scale);
 
 // Parameters as kernels read them, contiguous: scale as it is stored, zero point or offset in float32
 // where there is one.
-struct StoredTensors {
+struct QAT_API StoredTensors {
   at::Tensor scale;
   OptionalTensor zero_point;
   at::Tensor found_zero_point;  // of a minmax quantizer, in the dtype that it is returned in
@@ -54,16 +55,16 @@ struct StoredTensors {
 enum class Learned { rounded, as_given };
 
 // Finds those of a minmax quantizer that has none.
-StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
+QAT_API StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
                                 const Quantizer::Parameters& given,
                                 Learned learned = Learned::rounded);
 
 // The outer scales that `scale`, one per block and not yet stored, needs: the least of which every
 // code reaches the largest scale; [outer_rows, outer_cols], rounded to the quantizer's outer dtype.
-at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer);
+QAT_API at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer);
 
 // The one outer scale, or one entry per block from one per outer block.
-at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
+QAT_API at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
                         const Quantizer& quantizer);
 
 }  // namespace qat

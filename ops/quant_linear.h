@@ -7,6 +7,8 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // A linear layer on a fake-quantized weight and input, as one operator: y = x̂ ŵᵀ + bias. Fused not
@@ -27,21 +29,22 @@ namespace qat {
 //
 // Differentiable in x, weight, bias and learned parameters, straight through (4) to (6). Autocast
 // casts x and leaves the weight in its own dtype.
-at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight,
-                        const std::optional<at::Tensor>& bias,
-                        const std::optional<at::Tensor>& weight_scale,
-                        const std::optional<at::Tensor>& weight_zero_point,
-                        const std::optional<at::Tensor>& input_scale,
-                        const std::optional<at::Tensor>& input_zero_point, at::TensorList kept,
-                        std::string_view weight_quantizer, std::string_view input_quantizer,
-                        const std::optional<at::Tensor>& weight_outer_scale = {},
-                        const std::optional<at::Tensor>& input_outer_scale = {});
+QAT_API at::Tensor quant_linear(const at::Tensor& x, const at::Tensor& weight,
+                                const std::optional<at::Tensor>& bias,
+                                const std::optional<at::Tensor>& weight_scale,
+                                const std::optional<at::Tensor>& weight_zero_point,
+                                const std::optional<at::Tensor>& input_scale,
+                                const std::optional<at::Tensor>& input_zero_point,
+                                at::TensorList kept, std::string_view weight_quantizer,
+                                std::string_view input_quantizer,
+                                const std::optional<at::Tensor>& weight_outer_scale = {},
+                                const std::optional<at::Tensor>& input_outer_scale = {});
 
 // Gradients of x, weight, weight scale and zero point, input scale and zero point. `needs` says for
 // x and for weight (or its parameters) whether to compute them; what is not computed is empty.
 using QuantLinearGradients =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-QuantLinearGradients quant_linear_backward(
+QAT_API QuantLinearGradients quant_linear_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
     const std::optional<at::Tensor>& weight_scale,
     const std::optional<at::Tensor>& weight_zero_point,

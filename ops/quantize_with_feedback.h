@@ -6,6 +6,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/ops/quantizer.h"
 
 namespace qat {
@@ -27,7 +28,7 @@ constexpr int64_t kMostFeedbackColumns = 1024;
 // On return, column by column: `codes`, in quantize's dtype, are those of weight + offset + Σ error_i · transfer_ij
 // under (1) and (2), `error` is weight - (codes - zero_point) · scale, and `residual` is what was
 // rounded less what it was rounded to. Sums run in a fixed order. Not differentiable.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
+QAT_API std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
     const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,
     const at::Tensor& transfer, const at::Tensor& scale,
     const std::optional<at::Tensor>& zero_point);

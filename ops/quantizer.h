@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/ops/qparams.h"
 
 namespace qat {
@@ -25,7 +26,7 @@ namespace qat {
 //                                                gradients (LSQ)
 //
 // in which -1 stands for a whole axis. An empty text leaves the tensor as it is.
-struct Quantizer {
+struct QAT_API Quantizer {
   // What its operators are called with; a tensor that is not there is none. `outer_scale`: of those
   // that have one, to be shared with other tensors.
   struct Parameters {
@@ -91,16 +92,16 @@ struct Quantizer {
 
 // Names as the texts, recipes and checkpoints spell them: "narrow", "full", "signed", "asymmetric",
 // "offset", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
-const char* grid_name(Grid grid);
-Grid parse_grid(const char* op, std::string_view name);
+QAT_API const char* grid_name(Grid grid);
+QAT_API Grid parse_grid(const char* op, std::string_view name);
 // "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8".
-const char* scale_code_name(ScaleCode code);
+QAT_API const char* scale_code_name(ScaleCode code);
 // Throws ValueError with the names.
-ScaleCode parse_scale_code(const char* op, std::string_view name);
-ScaleCode scale_code_of(c10::ScalarType dtype);
+QAT_API ScaleCode parse_scale_code(const char* op, std::string_view name);
+QAT_API ScaleCode scale_code_of(c10::ScalarType dtype);
 // The dtype of scales that are numbers of it; none for codes.
-std::optional<c10::ScalarType> dtype_of(ScaleCode code);
+QAT_API std::optional<c10::ScalarType> dtype_of(ScaleCode code);
 // The width of the codes of a float; 0 for whole levels.
-int float_bits(Grid grid);
+QAT_API int float_bits(Grid grid);
 
 }  // namespace qat

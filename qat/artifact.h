@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -25,7 +26,7 @@ namespace qat {
 // The weight is (codes - zero_point) * scale * outer_scale + offset * outer_offset, the product of
 // both scales rounded to float32, and all of it once to a dtype (numerics.md 3, 7d). All lie on the
 // host, so that exporting a model takes no memory of the device it is on.
-struct QuantizedWeights {
+struct QAT_API QuantizedWeights {
   std::string name;
   QuantSpec weight;
   std::optional<QuantSpec> input;
@@ -41,7 +42,7 @@ struct QuantizedWeights {
 
 // Outer scales of a weight's scales and of its offsets, float32 [outer_rows, outer_cols]; none where
 // its spec has none.
-struct OuterParameters {
+struct QAT_API OuterParameters {
   std::optional<at::Tensor> scale;
   std::optional<at::Tensor> offset;
 };
@@ -52,24 +53,24 @@ struct OuterParameters {
 // none. Throws std::invalid_argument, naming the layer, when the weight has elements that are not
 // finite, or when the checkpoint cannot hold the scales exactly: training and deployment would then
 // differ.
-QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
+QAT_API QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
                                   const at::Tensor& weight, const at::Tensor& scale,
                                   const at::Tensor& zero_point, at::ScalarType dtype,
                                   const OuterParameters& outer = {});
 
 // The weight that a reader of the checkpoint computes, [out, in], rounded once to `dtype`: that of
 // the scale when not given, float32 where scales are codes.
-at::Tensor dequantize_weights(const QuantizedWeights& weights,
+QAT_API at::Tensor dequantize_weights(const QuantizedWeights& weights,
                               std::optional<at::ScalarType> dtype = std::nullopt);
 
 // What torch keeps stored scales in: `dtype` where they are numbers, else the type of their codes.
-at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype);
+QAT_API at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype);
 
 // The width that checkpoints store: of integers under scales that are numbers 2, 4 or 8, the
 // narrowest that holds the codes; else the width itself.
-int stored_bits(const QuantSpec& spec);
+QAT_API int stored_bits(const QuantSpec& spec);
 
 // Bits that a checkpoint spends on the weight, scales and zero points included, per element.
-double bits_per_weight(const QuantizedWeights& weights);
+QAT_API double bits_per_weight(const QuantizedWeights& weights);
 
 }  // namespace qat

@@ -2,13 +2,15 @@
 
 #include <stdexcept>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // What a program catches at its edge: everything that qat/ throws for what it was given, with one
 // sentence that says what must hold and what is. Each is a standard exception as well, by which
 // parts of a program tell them apart, and Python's bindings too. Operators are torch's and throw
 // c10::Error.
-class Error {
+class QAT_API Error {
  public:
   virtual ~Error() = default;
   virtual const char* what() const noexcept = 0;
@@ -22,7 +24,7 @@ class Error {
 // An Error that is a standard exception: the only std::exception that it is, so that a handler of
 // those finds it, too.
 template <typename Standard>
-class ErrorAs : public Standard, public Error {
+class QAT_API ErrorAs : public Standard, public Error {
  public:
   using Standard::Standard;
   const char* what() const noexcept override { return Standard::what(); }

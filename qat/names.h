@@ -7,11 +7,12 @@
 #include <vector>
 
 #include "qat/error.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
 // "minmax, mse or learned".
-std::string join(const std::vector<std::string>& words, const char* last = " or ");
+QAT_API std::string join(const std::vector<std::string>& words, const char* last = " or ");
 
 // How recipes spell the values of an enumeration, in the order in which errors list them.
 template <typename Enum>

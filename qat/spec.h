@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/ops/qparams.h"
 #include "qat/ops/quantizer.h"
 
@@ -41,9 +42,9 @@ enum class ObserverKind {
 
 // Whether a range of this kind goes on following the inputs while training; the others are searched
 // once, on calibration data.
-bool follows(ObserverKind kind);
+QAT_API bool follows(ObserverKind kind);
 
-struct ObserverSpec {
+struct QAT_API ObserverSpec {
   ObserverKind kind = ObserverKind::minmax;
   double percentile = 99.99;         // of magnitudes, or of each side on an asymmetric grid
   double averaging_constant = 0.01;  // share of a batch in the moving average
@@ -51,7 +52,7 @@ struct ObserverSpec {
 };
 
 // What the scales of a tensor are stored in, and its offsets, where it has them.
-struct ScaleSpec {
+struct QAT_API ScaleSpec {
   ScaleCode code = ScaleCode::bfloat16;
   // Rows and columns whose scales are codes times one outer scale, -1 for a whole axis; 0: there is
   // no outer scale.
@@ -66,7 +67,7 @@ struct ScaleSpec {
 
 // How one tensor of a layer is quantized: a plain value. `bits` is the width that is exported, of a
 // float the one of its name; a schedule may train with more.
-struct QuantSpec {
+struct QAT_API QuantSpec {
   int bits = 8;
   Grid grid = Grid::narrow;
   Granularity granularity = Granularity::channel;
@@ -89,50 +90,50 @@ struct QuantSpec {
 };
 
 // The block shape that the operators take (ops/blocks.h).
-std::array<int64_t, 2> block_shape(const QuantSpec& spec);
+QAT_API std::array<int64_t, 2> block_shape(const QuantSpec& spec);
 
 // The number of blocks of a matrix [rows, cols] under `spec`.
-int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
+QAT_API int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 
 // The number of outer scales of a matrix [rows, cols], 0 without any.
-int64_t outer_block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
+QAT_API int64_t outer_block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 
 // The grid at `bits`, which a schedule may set above spec.bits: a float's at its own width, and
 // narrow integers at others.
-Grid grid_at(const QuantSpec& spec, int bits);
+QAT_API Grid grid_at(const QuantSpec& spec, int bits);
 
 // The levels of that grid.
-Levels quant_range(const QuantSpec& spec, int bits);
+QAT_API Levels quant_range(const QuantSpec& spec, int bits);
 
 // What the operators are told of `spec` at `bits`. `elements`: how many numbers share one scale,
 // for the factor on the gradients of learned ones, numerics.md (11).
-Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
+QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements);
 
 // The same whatever the range of `spec`: to find parameters, or for parameters that are given.
-Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode);
+QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode);
 
 // The same for the weight of a layer, and for its input, of which a token's features count.
-Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);
-Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);
+QAT_API Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);
+QAT_API Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);
 
 // "int4", "fp8_e4m3" and the like.
-std::string dtype_name(const QuantSpec& spec);
+QAT_API std::string dtype_name(const QuantSpec& spec);
 
 // "bfloat16", "e8m0_floor", "e4m3*float32" and the like.
-std::string scale_name(const ScaleSpec& scale);
+QAT_API std::string scale_name(const ScaleSpec& scale);
 
 // One line, such as "int4 group 128 narrow, learned scale in bfloat16".
-std::string describe(const QuantSpec& spec);
+QAT_API std::string describe(const QuantSpec& spec);
 
 // Names as recipes spell them; the parsers throw std::invalid_argument with the allowed ones.
-const char* name_of(Granularity granularity);
-const char* name_of(Range range);
-Range parse_range(const std::string& name);
-const char* name_of(ObserverKind kind);
+QAT_API const char* name_of(Granularity granularity);
+QAT_API const char* name_of(Range range);
+QAT_API Range parse_range(const std::string& name);
+QAT_API const char* name_of(ObserverKind kind);
 // Throws std::invalid_argument with the allowed names.
-ObserverKind parse_observer(const std::string& name);
-Granularity parse_granularity(const std::string& name);
-const char* name_of(c10::ScalarType dtype);
-c10::ScalarType parse_dtype(const std::string& name);
+QAT_API ObserverKind parse_observer(const std::string& name);
+QAT_API Granularity parse_granularity(const std::string& name);
+QAT_API const char* name_of(c10::ScalarType dtype);
+QAT_API c10::ScalarType parse_dtype(const std::string& name);
 
 }  // namespace qat

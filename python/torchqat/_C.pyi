@@ -277,15 +277,35 @@ class SafetensorsReader:
     def shape_of(self, name: str) -> list[int]: ...
 
 class WeightCache:
-    """What a layer keeps of its quantized weight while the weight stays as it is: ``none``, ``codes`` or ``weights``."""
+    """What a layer keeps of its quantized weight while the weight stays as it is: ``none``, ``codes`` or ``weights``.
+
+    ``auto`` keeps nothing and knows the ``dtype`` that was asked for last; ``version`` counts how often it made anew.
+    """
 
     def __init__(self, policy: str = "none") -> None: ...
     policy: str
     bytes: int
+    dtype: dtype | None
+    version: int
     def get(
-        self, quantizer: str, weight: Tensor, scale: Tensor | None, zero_point: Tensor | None, dtype: dtype
+        self,
+        quantizer: str,
+        weight: Tensor,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        dtype: dtype,
+        outer_scale: Tensor | None = None,
     ) -> list[Tensor]: ...
     def clear(self) -> None: ...
+
+def fill_caches(
+    caches: list[WeightCache],
+    quantizers: list[str],
+    weights: list[Tensor],
+    scales: list[Tensor | None],
+    zero_points: list[Tensor | None],
+    outer_scales: list[Tensor | None],
+) -> None: ...
 
 class BlockTraining:
     """Training of one block after the other (``initialize.block_training``)."""

@@ -59,6 +59,7 @@ allocate_widths = _C.allocate_widths
 awq_scale = _C.awq_scale
 check_safetensors = _C.check_safetensors
 clipped_qparams = _C.clipped_qparams
+fill_caches = _C.fill_caches
 find_format = _C.find_format
 formats = _C.formats
 float8_plan = _C.float8_plan

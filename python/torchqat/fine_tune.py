@@ -59,7 +59,7 @@ def fine_tune(job: Run) -> nn.Module:
         distillation(job, parallel),
         job.data.train,
         job.recipe.train,
-        schedule=lambda optimizer: Schedule(model, job.recipe, job.recipe.train.steps, optimizer),
+        schedule=lambda optimizer: Schedule(model, job.recipe, job.recipe.train.steps, optimizer, say=job.progress.say),
         checkpoint=job.folder / "checkpoints" / "train.pt",
         identity=job.identity,
         on_step=record,

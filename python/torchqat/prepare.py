@@ -73,8 +73,8 @@ def prepare(
         recipe: A recipe, or a plan made from one.
         method: What ``calibrate`` will do to the weights, a method or all of a recipe's ``initialize``; the recipe's when
             ``None``, ``mse`` for a bare plan. Until then scales are chosen by range for ``rtn``, else by search.
-        weight_cache: What layers keep of their quantized weights over a step, ``none``, ``codes`` or ``weights``; the
-            recipe's ``train.weight_cache`` when ``None``, ``none`` for a bare plan.
+        weight_cache: What layers keep of their quantized weights over a step, ``auto``, ``none``, ``codes`` or
+            ``weights``; the recipe's ``train.weight_cache`` when ``None``, ``none`` for a bare plan.
 
     Raises:
         RecipeError: The recipe does not fit the model.

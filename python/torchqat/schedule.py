@@ -1,5 +1,7 @@
 """``Schedule``: moves the widths of a prepared model along its recipe's stages."""
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +10,8 @@ from torch.optim import Optimizer
 
 from torchqat._library import BitSchedule, Recipe
 from torchqat.errors import UserError
+from torchqat.layers.cache_choice import CacheChoice, settle
+from torchqat.layers.kept_weight import round_together
 from torchqat.prepare import quant_layers, require_prepared
 
 
@@ -23,16 +27,31 @@ class Schedule:
         recipe: Its recipe.
         total_steps: Optimizer steps of the whole run; percentages refer to it.
         optimizer: The optimizer to tell; optional.
+        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU. By default it
+            goes to the logger ``torchqat``.
+
+    Attributes:
+        weight_cache: What ``train.weight_cache: auto`` decided, after the first step; ``None`` before, and where the recipe
+            decides.
 
     Raises:
         UserError: The model is not prepared, or ``total_steps`` is negative.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, total_steps: int, optimizer: Optimizer | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        total_steps: int,
+        optimizer: Optimizer | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
         self.model, self.optimizer = model, optimizer
+        self.weight_cache: CacheChoice | None = None
+        self._say = say or logging.getLogger("torchqat").warning
         self.bits = BitSchedule(recipe, total_steps)
         device = next(model.parameters()).device
         if "qat_step" not in dict(model.named_buffers()):
@@ -58,10 +77,17 @@ class Schedule:
         return max((layer.weight_bits for layer in layers), default=0)
 
     def step(self) -> bool:
-        """Count one optimizer step; returns whether widths changed."""
+        """Count one optimizer step, and round the weights that layers keep; returns whether widths changed."""
         before = self.stage
         self._go_to(self._step + 1)
         self._apply(method="mse")
+        layers = [layer for _, layer in quant_layers(self.model)]
+        choice = settle(layers)
+        if choice is not None:
+            self.weight_cache = choice
+            if choice.sentence:
+                self._say(choice.sentence)
+        round_together(layers)
         return self.stage != before
 
     def state_dict(self) -> dict[str, Any]:

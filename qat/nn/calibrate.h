@@ -12,13 +12,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/initialize.h"
 #include "qat/solvers/gptq.h"
 
 namespace qat {
 
 // What calibration found.
-struct Calibration {
+struct QAT_API Calibration {
   std::map<std::string, double> losses;   // squared error of each rounded layer's output, per token
   std::map<std::string, int64_t> tokens;  // calibrated tokens of each layer
   std::vector<std::string> warnings;      // what had to be done differently, one sentence each
@@ -32,7 +33,7 @@ using Forward = std::function<void(const at::Tensor& batch)>;
 // Where a LibTorch program lets AWQ and SmoothQuant put their scales: between a source, a layer or
 // a normalisation whose weight has a row for each feature, and the linear layers that are given
 // what it gives. Only what lets a scale for each feature pass, such as ReLU, may lie between.
-struct Fold {
+struct QAT_API Fold {
   std::string source;
   std::vector<std::string> consumers;
 };
@@ -50,23 +51,23 @@ struct Fold {
 // mode in which it was, each of its modules in its own. Throws std::invalid_argument without a
 // batch, when a method or an input needs one, and for a fold that the module does not allow
 // (fold.h).
-Calibration calibrate(torch::nn::Module& module, const std::vector<Pass>& passes,
-                      const Initialize& settings, const std::vector<Fold>& folds = {});
-Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
-                      const Forward& forward, const Initialize& settings,
-                      const std::vector<Fold>& folds = {});
+QAT_API Calibration calibrate(torch::nn::Module& module, const std::vector<Pass>& passes,
+                              const Initialize& settings, const std::vector<Fold>& folds = {});
+QAT_API Calibration calibrate(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                              const Forward& forward, const Initialize& settings,
+                              const std::vector<Fold>& folds = {});
 
 // The same with the method named: what `initialize: {method: gptq}` or `awq` says in a recipe. To
 // be returned to by a schedule of several widths, codes want prepare() to have been told the
 // method.
-Calibration gptq(torch::nn::Module& module, const std::vector<Pass>& passes,
-                 const GptqOptions& options = {});
-Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
-                 const Forward& forward, const GptqOptions& options = {});
-Calibration awq(torch::nn::Module& module, const std::vector<Pass>& passes,
-                const std::vector<Fold>& folds = {});
-Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
-                const Forward& forward, const std::vector<Fold>& folds = {});
+QAT_API Calibration gptq(torch::nn::Module& module, const std::vector<Pass>& passes,
+                         const GptqOptions& options = {});
+QAT_API Calibration gptq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                         const Forward& forward, const GptqOptions& options = {});
+QAT_API Calibration awq(torch::nn::Module& module, const std::vector<Pass>& passes,
+                        const std::vector<Fold>& folds = {});
+QAT_API Calibration awq(torch::nn::Module& module, const std::vector<at::Tensor>& batches,
+                        const Forward& forward, const std::vector<Fold>& folds = {});
 
 namespace detail {
 

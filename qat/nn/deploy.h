@@ -8,10 +8,11 @@
 #include <vector>
 
 #include "qat/artifact.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
-struct ExportOptions {
+struct QAT_API ExportOptions {
   // One that is laid out as a folder; programs read "safetensors" back, and so does Python.
   std::string format = "safetensors";
   // Of scales and of what is not quantized; by default that of each weight.
@@ -25,8 +26,8 @@ struct ExportOptions {
 // that the format cannot hold; FileError when the folder cannot be written.
 //
 //   qat::export_folder(net, "out", {.format = "compressed-tensors", .dtype = at::kBFloat16});
-void export_folder(const torch::nn::Module& module, const std::filesystem::path& folder,
-                   const ExportOptions& options = {});
+QAT_API void export_folder(const torch::nn::Module& module, const std::filesystem::path& folder,
+                           const ExportOptions& options = {});
 
 [[deprecated("export_folder(module, folder, {.format = ..., .dtype = ...}) does the same.")]]
 inline void export_safetensors(const torch::nn::Module& module, const std::filesystem::path& folder,
@@ -40,10 +41,10 @@ inline void export_safetensors(const torch::nn::Module& module, const std::files
 // which gets the dequantized weight; one whose input is quantized too, a PackedLinear or a drop-in
 // of layers.h. Throws FileError for a folder that is damaged, std::invalid_argument, naming the
 // tensor, where module and checkpoint do not fit; nothing is changed then.
-void load(torch::nn::Module& module, const std::filesystem::path& folder);
+QAT_API void load(torch::nn::Module& module, const std::filesystem::path& folder);
 
 // What verify() found.
-struct Verification {
+struct QAT_API Verification {
   int64_t layers = 0;                    // quantized ones that were compared
   std::vector<std::string> differences;  // one sentence each, naming the tensor
 
@@ -52,6 +53,6 @@ struct Verification {
 
 // Compares a folder with the module that it should hold, bit by bit: codes, scales and zero points
 // of prepared and packed layers, dequantized weights of others, and every other tensor.
-Verification verify(const torch::nn::Module& module, const std::filesystem::path& folder);
+QAT_API Verification verify(const torch::nn::Module& module, const std::filesystem::path& folder);
 
 }  // namespace qat

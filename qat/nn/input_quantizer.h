@@ -5,6 +5,7 @@
 #include <optional>
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/recipe.h"
 #include "qat/solvers/observer.h"
 #include "qat/spec.h"
@@ -13,12 +14,13 @@ namespace qat {
 
 // x rounded as `spec` says at `bits`: with a scale found in the call, or with these, of one
 // element each.
-at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
-                         const at::Tensor& scale, const std::optional<at::Tensor>& zero_point);
+QAT_API at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
+                                 const at::Tensor& scale,
+                                 const std::optional<at::Tensor>& zero_point);
 
 // Fake quantization of a layer's input: with a scale that is found in every call, or with one that
 // was calibrated, goes on following the input's range while training, or is learned.
-class InputQuantizer {
+class QAT_API InputQuantizer {
  public:
   // `features`: elements that share a learned scale; `device` that of the layer.
   InputQuantizer(const QuantSpec& spec, int64_t features, at::Device device);

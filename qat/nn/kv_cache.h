@@ -6,13 +6,14 @@
 #include <tuple>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/kv_cache_spec.h"
 #include "qat/solvers/observer.h"
 
 namespace qat {
 
 // The cache of one attention layer: what it gives back, and the scales that it needs for that.
-class KvCache {
+class QAT_API KvCache {
  public:
   // Throws std::invalid_argument for a group that does not divide `head_size`.
   KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size);

@@ -12,6 +12,7 @@
 #include "qat/nn/input_quantizer.h"
 #include "qat/nn/module_layers.h"
 #include "qat/nn/weight_quantizer.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
@@ -37,7 +38,7 @@ constexpr const char* kQuantizerName = "quantizer";
 //
 // Scales are registered in the layer, as weight_scale and so on, parameters where they are learned:
 // named_parameters() and torch::save have them.
-class LayerQuantizer : public torch::nn::Module {
+class QAT_API LayerQuantizer : public torch::nn::Module {
  public:
   // Throws std::invalid_argument for a weight that is not finite, for an embedding that
   // renormalises its weight in the forward, and for an input of a layer that is no drop-in.
@@ -124,9 +125,9 @@ class LayerQuantizer : public torch::nn::Module {
 };
 
 // The quantizer that prepare() put into a layer, or none.
-std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer);
+QAT_API std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer);
 
 // Lets a drop-in round its input as a checkpoint says; its weight is used as it is.
-void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights);
+QAT_API void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights);
 
 }  // namespace qat

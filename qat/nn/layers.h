@@ -7,11 +7,12 @@
 #include <optional>
 
 #include "qat/nn/layer_quantizer.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
 // What drop-ins have in common: a forward that passes its input by the quantizer of the layer.
-class DropIn {
+class QAT_API DropIn {
  public:
   virtual ~DropIn() = default;
 
@@ -26,7 +27,7 @@ class DropIn {
 // inputs: a layer of torch::nn lets its weight be quantized alone (layer_quantizer.h). They also
 // round their weight anew in every forward after it changed, whether a schedule says so or not.
 // clone() gives a drop-in, and throws std::logic_error once the layer is prepared.
-class QuantLinearImpl : public torch::nn::LinearImpl, public DropIn {
+class QAT_API QuantLinearImpl : public torch::nn::LinearImpl, public DropIn {
  public:
   using torch::nn::LinearImpl::LinearImpl;
   at::Tensor forward(const at::Tensor& x) {
@@ -40,7 +41,7 @@ class QuantLinearImpl : public torch::nn::LinearImpl, public DropIn {
 };
 TORCH_MODULE(QuantLinear);
 
-class QuantConv2dImpl : public torch::nn::Conv2dImpl, public DropIn {
+class QAT_API QuantConv2dImpl : public torch::nn::Conv2dImpl, public DropIn {
  public:
   using torch::nn::Conv2dImpl::Conv2dImpl;
   at::Tensor forward(const at::Tensor& x) {

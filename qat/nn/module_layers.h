@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/plan.h"
 
 namespace qat {
@@ -14,7 +15,7 @@ class LayerQuantizer;
 
 // A layer of a module tree that can be quantized: a torch::nn::Linear, Conv2d or Embedding, or one
 // of the drop-ins for them (layers.h).
-struct ModuleLayer {
+struct QAT_API ModuleLayer {
   std::string name;  // in the tree
   std::string type;  // "Linear", "Conv2d" or "Embedding"
   std::shared_ptr<torch::nn::Module> module;
@@ -25,12 +26,12 @@ struct ModuleLayer {
 };
 
 // Every layer of the tree once, in model order, under the first of its names.
-std::vector<ModuleLayer> module_layers(const torch::nn::Module& module);
+QAT_API std::vector<ModuleLayer> module_layers(const torch::nn::Module& module);
 // Those that are prepared.
-std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module);
+QAT_API std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module);
 
 // The layers as the planner wants them. Embeddings, heads that share their weight and layers named
 // lm_head are marked so that only a rule with their full name reaches them.
-std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module);
+QAT_API std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module);
 
 }  // namespace qat

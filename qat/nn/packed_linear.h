@@ -8,11 +8,12 @@
 #include <string>
 
 #include "qat/artifact.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
 // A weight as the packed product takes it (ops/packed_linear.h).
-struct PackedWeights {
+struct QAT_API PackedWeights {
   at::Tensor panels;
   at::Tensor scale;
   at::Tensor zero_point;  // undefined where all are 0
@@ -24,7 +25,7 @@ struct PackedWeights {
   at::Tensor codes(int64_t cols) const;
 };
 // Throws std::invalid_argument for FP8.
-PackedWeights pack_weights(const QuantizedWeights& weights);
+QAT_API PackedWeights pack_weights(const QuantizedWeights& weights);
 
 // A linear layer for inference whose weight stays packed in memory, in 4 bits or 8: a quarter or
 // an eighth of float32, scales aside. Programs that deploy declare it where those that train have
@@ -32,7 +33,7 @@ PackedWeights pack_weights(const QuantizedWeights& weights);
 // as training rounded them, where the checkpoint says so. ops/packed_linear.h says how it
 // multiplies: on a CPU. It is loaded, moved and exported on any device. float32, bfloat16 and
 // float16 inputs are taken, whatever the bias is in.
-class PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
+class QAT_API PackedLinearImpl : public torch::nn::Cloneable<PackedLinearImpl> {
  public:
   PackedLinearImpl(int64_t in_features, int64_t out_features)
       : PackedLinearImpl(torch::nn::LinearOptions(in_features, out_features)) {}

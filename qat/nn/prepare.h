@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "qat/artifact.h"
+#include "qat/ops/api.h"
 #include "qat/recipe/plan.h"
 
 namespace qat {
 
 // What `recipe` means for `module`: per layer the specs, and the stages of the schedule. Throws
 // RecipeError for a rule that matches no layer and for a group that does not divide one.
-Plan plan(const torch::nn::Module& module, const Recipe& recipe);
+QAT_API Plan plan(const torch::nn::Module& module, const Recipe& recipe);
 
 // Puts a plan into the torch::nn::Linear, Conv2d and Embedding layers of a module tree, however
 // they are nested, shared or held; decides nothing. Parameters keep their names and tensors, so
@@ -29,10 +30,11 @@ Plan plan(const torch::nn::Module& module, const Recipe& recipe);
 // already, for a weight that is not finite, for an input of a layer that is no drop-in (layers.h),
 // and for an embedding whose weight another layer shares that is not quantized alike. Nothing is
 // changed then.
-void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& initialize);
-void prepare(torch::nn::Module& module, const Plan& plan, const std::string& method = "mse");
+QAT_API void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& initialize);
+QAT_API void prepare(torch::nn::Module& module, const Plan& plan,
+                     const std::string& method = "mse");
 // The same for what the recipe means for the module.
-void prepare(torch::nn::Module& module, const Recipe& recipe);
+QAT_API void prepare(torch::nn::Module& module, const Recipe& recipe);
 
 // Two groups for an optimizer: the weights, and the learned scales, which have a learning rate of
 // their own and no weight decay. Each tensor once, however many layers share it. Empty groups are
@@ -45,14 +47,14 @@ std::vector<torch::optim::OptimizerParamGroup> parameter_groups(const torch::nn:
 // The quantized weights of a prepared module, in model order, their scales in `dtype`, by default
 // that of each weight. Throws std::invalid_argument where a schedule has not ended, a weight is not
 // finite, or `dtype` cannot hold the scales exactly.
-std::vector<QuantizedWeights> convert(const torch::nn::Module& module,
-                                      std::optional<at::ScalarType> dtype = std::nullopt);
+QAT_API std::vector<QuantizedWeights> convert(const torch::nn::Module& module,
+                                              std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Parameters that training adds: learned scales and zero points, each once; and all others.
-struct Parameters {
+struct QAT_API Parameters {
   std::vector<at::Tensor> weights, scales;
 };
-Parameters parameters_of(const torch::nn::Module& module);
+QAT_API Parameters parameters_of(const torch::nn::Module& module);
 
 template <typename Options>
 std::vector<torch::optim::OptimizerParamGroup> parameter_groups(const torch::nn::Module& module,

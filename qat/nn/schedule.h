@@ -4,6 +4,7 @@
 #include <torch/optim/optimizer.h>
 #include <torch/serialize/archive.h>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/bit_schedule.h"
 #include "qat/recipe/recipe.h"
 #include "qat/solvers/scale_search.h"
@@ -17,7 +18,7 @@ namespace qat {
 // anew, since it belongs to the old grid.
 //
 // torch::save and torch::load take it, beside module and optimizer.
-class Schedule {
+class QAT_API Schedule {
  public:
   // Percentages of the recipe refer to `total_steps`. `optimizer`: the one to tell, or null.
   // Both must outlive the schedule. Throws std::invalid_argument when nothing is prepared, or when
@@ -51,9 +52,9 @@ class Schedule {
 };
 
 // For torch::save and torch::load.
-torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,
-                                            const Schedule& schedule);
-torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive,
-                                           Schedule& schedule);
+QAT_API torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,
+                                                    const Schedule& schedule);
+QAT_API torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive,
+                                                   Schedule& schedule);
 
 }  // namespace qat

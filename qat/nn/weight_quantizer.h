@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/artifact.h"
 #include "qat/recipe/recipe.h"
 #include "qat/solvers/scale_search.h"
@@ -13,7 +14,7 @@ namespace qat {
 
 // Fake quantization of a weight as a matrix [rows, cols]: its spec, the width in force, and the
 // scale and zero point when they are searched or learned rather than found from the weight itself.
-class WeightQuantizer {
+class QAT_API WeightQuantizer {
  public:
   // `keeps_scales`: scales are chosen before training together with codes (GPTQ, AWQ), and a
   // schedule returns to them.

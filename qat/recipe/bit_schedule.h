@@ -3,13 +3,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/plan.h"
 
 namespace qat {
 
 // Bit-widths over a run: a pure function of the step, so a resumed run cannot disagree with one
 // that was never interrupted. Step s is the s-th optimizer step, counted from 0.
-class BitSchedule {
+class QAT_API BitSchedule {
  public:
   // Throws InvalidArgument when `total_steps` is negative.
   BitSchedule(std::vector<Stage> stages, Bound freeze_observers, int64_t total_steps);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/solvers/gptq.h"
 #include "qat/solvers/scale_search.h"
 
@@ -30,7 +31,7 @@ enum class BlockRounding {
 };
 
 // Training one transformer block after the other to give what the float block gives.
-struct BlockTraining {
+struct QAT_API BlockTraining {
   int64_t steps = 0;  // optimizer steps per block; 0: none
   int64_t batch_size = 8;
   double learning_rate = 1e-2;        // of weights, in units of their layer's mean scale
@@ -39,7 +40,7 @@ struct BlockTraining {
 };
 
 // The recipe's section `initialize`: what happens to weights before training, or instead of it.
-struct Initialize {
+struct QAT_API Initialize {
   std::string method = "mse";         // as the recipe spells it, such as "smoothquant+gptq"
   std::vector<Transform> transforms;  // in the order of the method
   Rounding rounding = Rounding::mse;
@@ -61,14 +62,14 @@ struct Initialize {
 };
 
 // Names as recipes spell them; the parsers throw InvalidArgument with the allowed ones.
-const char* name_of(Transform transform);
-const char* name_of(Rounding rounding);
-const char* name_of(BlockRounding rounding);
-BlockRounding parse_block_rounding(const std::string& name);
+QAT_API const char* name_of(Transform transform);
+QAT_API const char* name_of(Rounding rounding);
+QAT_API const char* name_of(BlockRounding rounding);
+QAT_API BlockRounding parse_block_rounding(const std::string& name);
 
 // Reads "awq", "hadamard+gptq" and the like into transforms and rounding. Returns a rule that is
 // broken, or nothing.
-std::string parse_method(const std::string& method, Initialize* into);
+QAT_API std::string parse_method(const std::string& method, Initialize* into);
 
 Initialize read_initialize(YamlSection section);
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "qat/ops/api.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -11,7 +12,7 @@ class YamlSection;
 
 // The recipe's section `kv_cache`: how the cache of attention's keys (after the rotary embedding)
 // and values is quantized.
-struct KvCacheSpec {
+struct QAT_API KvCacheSpec {
   QuantSpec key;       // granularity tensor, head, token, group or channel
   QuantSpec value;     // tensor, head, token or group
   int64_t recent = 0;  // latest tokens that a query finds as they are
@@ -25,7 +26,7 @@ struct KvCacheSpec {
 };
 
 // One line, such as "int4 channel 32 keys, int4 token values, the latest 128 tokens as they are".
-std::string describe(const KvCacheSpec& spec);
+QAT_API std::string describe(const KvCacheSpec& spec);
 
 KvCacheSpec read_kv_cache(YamlSection& section);
 

@@ -5,13 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/recipe.h"
 
 namespace qat {
 
 // A layer as the planner sees it: its weight as a matrix, a row for each output (of a convolution,
 // whose columns are those of a patch) or for each entry of an embedding.
-struct LayerInfo {
+struct QAT_API LayerInfo {
   std::string name;
   std::string type;  // Linear, Conv2d or Embedding
   int64_t in_features = 0;
@@ -21,7 +22,7 @@ struct LayerInfo {
   bool by_name_only = false;
 };
 
-struct LayerPlan {
+struct QAT_API LayerPlan {
   std::string name;
   int64_t in_features = 0;
   int64_t out_features = 0;
@@ -35,7 +36,7 @@ struct LayerPlan {
 
 // What happens to each layer of a model, and when. Computed from the recipe and the layers' names
 // and shapes alone.
-struct Plan {
+struct QAT_API Plan {
   std::vector<LayerPlan> layers;  // those with a weight or an input to quantize, in model order
   std::vector<Stage> stages;  // never empty; the last one ends the run at the layers' own widths
   int64_t untouched = 0;      // layers that stay in floating point
@@ -45,24 +46,24 @@ struct Plan {
 // Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer, a group
 // or block that does not divide a layer (named), inputs that a layer of its type cannot have
 // quantized so, and a schedule that does not end at a layer's width.
-Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers);
+QAT_API Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers);
 
 // The same plan with every weight at `bits`, range minmax, inputs as they are, and no schedule:
 // plain rounding, for comparison.
-Plan naive_plan(const Plan& plan, int bits);
+QAT_API Plan naive_plan(const Plan& plan, int bits);
 
 // The same plan with the weights of the named layers at other widths.
-Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
+QAT_API Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths);
 
 // The same layers in FP8 E4M3, a scale for each output channel, the inputs of linear layers with
 // one for each token: what hardware that multiplies FP8 runs.
-Plan float8_plan(const Plan& plan);
+QAT_API Plan float8_plan(const Plan& plan);
 
 // True if `match` (a glob, "re:<regex>" or "type:<class>") names the layer. Throws InvalidArgument
 // for an invalid regular expression.
-bool matches(const std::string& match, const LayerInfo& layer);
+QAT_API bool matches(const std::string& match, const LayerInfo& layer);
 
 // A table for people: one line a layer, then one line a stage.
-std::string to_text(const Plan& plan);
+QAT_API std::string to_text(const Plan& plan);
 
 }  // namespace qat

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -16,7 +17,7 @@ namespace qat {
 //   q4_k, q5_k   4 and 5 bits over an offset, in groups of 32; scales and offsets are 6-bit multiples
 //                of a float16 number for 256 columns (llama.cpp)
 //   q6_k         6 bits in groups of 16, 8-bit multiples of a float16 number for 256 columns
-struct Preset {
+struct QAT_API Preset {
   const char* name;
   QuantSpec spec;
 
@@ -26,10 +27,10 @@ struct Preset {
   bool is_mx() const { return is_power_of_two(spec.scale.code); }
 };
 
-const std::vector<Preset>& presets();
-const Preset* find_preset(const std::string& name);
+QAT_API const std::vector<Preset>& presets();
+QAT_API const Preset* find_preset(const std::string& name);
 
 // The preset that a spec has the levels, groups and scales of, or none.
-const Preset* preset_of(const QuantSpec& spec);
+QAT_API const Preset* preset_of(const QuantSpec& spec);
 
 }  // namespace qat

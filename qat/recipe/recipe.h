@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qat/error.h"
+#include "qat/ops/api.h"
 #include "qat/recipe/initialize.h"
 #include "qat/recipe/kv_cache_spec.h"
 #include "qat/spec.h"
@@ -14,18 +15,18 @@
 namespace qat {
 
 // A place in a recipe; line and column count from 1.
-struct Place {
+struct QAT_API Place {
   int line = 1;
   int column = 1;
 };
 
-struct Problem {
+struct QAT_API Problem {
   Place place;
   std::string text;  // "schedule[1].weight must be ..., but is ..."
 };
 
 // Every problem of a recipe, one "file:line:column: sentence" a line.
-class RecipeError : public ErrorAs<std::runtime_error> {
+class QAT_API RecipeError : public ErrorAs<std::runtime_error> {
  public:
   RecipeError(const std::string& file, std::vector<Problem> problems);
   const std::vector<Problem>& problems() const { return problems_; }
@@ -35,7 +36,7 @@ class RecipeError : public ErrorAs<std::runtime_error> {
 };
 
 // A point of the run: a share of its steps, or a step.
-struct Bound {
+struct QAT_API Bound {
   bool is_percent = true;
   double value = 100.0;
 
@@ -47,7 +48,7 @@ struct Bound {
 constexpr int kFloat = 0;
 
 // A part of the run with widths of its own; none: that with which the layer is exported.
-struct Stage {
+struct QAT_API Stage {
   Bound until;
   std::optional<int> weight_bits;
   std::optional<int> input_bits;
@@ -55,12 +56,12 @@ struct Stage {
 };
 
 // What a rule says of one tensor of the layers it matches.
-struct Choice {
+struct QAT_API Choice {
   bool given = false;
   std::optional<QuantSpec> spec;  // none: leave it in floating point
 };
 
-struct Rule {
+struct QAT_API Rule {
   std::string match;  // a glob on module names, "re:<regex>" or "type:<class>"
   Choice weight;
   Choice input;
@@ -69,13 +70,13 @@ struct Rule {
 
 // What a schedule has to know of the training: the length that the recipe gives it, and until when
 // the ranges of inputs follow the data.
-struct Training {
+struct QAT_API Training {
   int64_t steps = 300;
   Bound freeze_observers{true, 80.0};
 };
 
 // What a recipe says about quantization. The rest of it is for `torchqat run`: run_recipe.h.
-struct Recipe {
+struct QAT_API Recipe {
   std::string file;
   std::string text;
   std::vector<Rule> layers;
@@ -87,7 +88,7 @@ struct Recipe {
 
 // Both throw RecipeError with every problem at once, those of the rest as well. `file` names the
 // text in messages.
-Recipe load_recipe(const std::string& path);
-Recipe parse_recipe(const std::string& text, const std::string& file);
+QAT_API Recipe load_recipe(const std::string& path);
+QAT_API Recipe parse_recipe(const std::string& text, const std::string& file);
 
 }  // namespace qat

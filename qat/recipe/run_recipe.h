@@ -5,12 +5,13 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/recipe/recipe.h"
 
 namespace qat {
 
 // A small Llama that the run trains by itself before it quantizes it.
-struct ScratchModel {
+struct QAT_API ScratchModel {
   int64_t hidden_size = 256;
   int64_t intermediate_size = 704;
   int64_t layers = 6;
@@ -23,7 +24,7 @@ struct ScratchModel {
   double learning_rate = 2e-3;
 };
 
-struct ModelSection {
+struct QAT_API ModelSection {
   // A folder, a hub id or "module:function"; empty when `scratch` is given or --model will say.
   std::string path;
   std::string kind = "causal_lm";  // what it is for: also classifier, sentence_encoder
@@ -31,12 +32,12 @@ struct ModelSection {
   std::optional<ScratchModel> scratch;
 };
 
-struct Samples {
+struct QAT_API Samples {
   int64_t samples = 64;
   int64_t sequence_length = 256;
 };
 
-struct DataSection {
+struct QAT_API DataSection {
   // A file or folder of text or jsonl, "python-stdlib" or, for a classifier, "module:function";
   // empty: --data says.
   std::string train;
@@ -46,19 +47,19 @@ struct DataSection {
 };
 
 // Low-rank adapters, added to the weights before they are quantized.
-struct LoraSection {
+struct QAT_API LoraSection {
   int64_t rank = 16;
   double alpha = 32.0;  // the adapters' product is multiplied by alpha / rank
 };
 
 // What is done about weights whose codes oscillate between two levels, numerics.md (31), (32).
-struct OscillationSection {
+struct QAT_API OscillationSection {
   std::string method = "none";  // or dampen, freeze
   double dampening = 0.02;      // dampen: share of the way to the nearest level, at the end
   double threshold = 0.02;      // freeze: moves back per step
 };
 
-struct TrainSection : Training {
+struct QAT_API TrainSection : Training {
   int64_t batch_size = 8;
   int64_t sequence_length = 256;
   int64_t gradient_accumulation = 1;
@@ -79,21 +80,21 @@ struct TrainSection : Training {
   std::string strategy = "ddp";          // of several processes; or fsdp: each holds a part
   bool cpu_offload = false;              // fsdp: parts and optimizer states stay with the host
   std::string non_finite = "stop";       // or skip: batches whose loss or gradient is not finite
-  std::string weight_cache = "none";     // none, codes or weights (weight_cache.h)
+  std::string weight_cache = "auto";     // or none, codes, weights (weight_cache.h)
   int64_t validate_every = 25;           // steps between two measurements of held-out KL; 0: never
   bool monitor = true;       // look at clipping, oscillation and scales after every step
   bool tensorboard = false;  // write every step's figures for TensorBoard as well
   bool control = false;      // also fine-tune the float model for as long, and report it
 };
 
-struct DistillSection {
+struct QAT_API DistillSection {
   std::string teacher = "original";
   std::string loss = "forward_kl";  // or cross_entropy; cosine for a sentence_encoder
   double temperature = 1.0;
   double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
 };
 
-struct EvaluateSection {
+struct QAT_API EvaluateSection {
   std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
   std::vector<int> compare;  // bit-widths to round to without training, for comparison
   bool sensitivity = false;  // also measure every layer alone, at its width and at 8 bits
@@ -105,7 +106,7 @@ struct EvaluateSection {
 };
 
 // A whole recipe, as `torchqat run` takes it.
-struct RunRecipe {
+struct QAT_API RunRecipe {
   std::string file;
   std::string text;
   std::string mode = "recipe";        // or auto: whatever is the first to meet `accept` and `size`
@@ -127,7 +128,7 @@ struct RunRecipe {
 };
 
 // As load_recipe and parse_recipe.
-RunRecipe load_run_recipe(const std::string& path);
-RunRecipe parse_run_recipe(const std::string& text, const std::string& file);
+QAT_API RunRecipe load_run_recipe(const std::string& path);
+QAT_API RunRecipe parse_run_recipe(const std::string& text, const std::string& file);
 
 }  // namespace qat

@@ -33,7 +33,7 @@ void check_strategy(YamlSection& section, const TrainSection& train) {
     return;
   }
   if (train.monitor) section.reject("monitor", "must be false where strategy is fsdp");
-  if (train.weight_cache != "none")
+  if (train.weight_cache != "auto" && train.weight_cache != "none")
     section.reject("weight_cache", "must be none where strategy is fsdp");
   if (train.oscillation.method != "none")
     section.reject("oscillation", "must have method none where strategy is fsdp");
@@ -89,7 +89,7 @@ TrainSection read_train(YamlSection& section) {
       section.one_of("mixed_precision", train.mixed_precision, {"none", "bfloat16"});
   train.non_finite = section.one_of("non_finite", train.non_finite, {"stop", "skip"});
   train.weight_cache =
-      section.one_of("weight_cache", train.weight_cache, {"none", "codes", "weights"});
+      section.one_of("weight_cache", train.weight_cache, {"auto", "none", "codes", "weights"});
   train.validate_every = section.integer("validate_every", train.validate_every, 0, kMany);
   train.strategy = section.one_of("strategy", train.strategy, {"ddp", "fsdp"});
   train.cpu_offload = section.boolean("cpu_offload", train.cpu_offload);

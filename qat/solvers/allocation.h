@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // One width that a layer (or a group of layers that must share it) could have.
-struct WidthOption {
+struct QAT_API WidthOption {
   int bits;
   double loss;   // measured, any unit
   int64_t size;  // bits that a checkpoint would spend on it
@@ -19,7 +21,7 @@ struct WidthOption {
 // up, so that the budget is never exceeded. Returns an index a layer. Throws std::invalid_argument
 // when a layer has no option or more than 256, or when the smallest options together exceed the
 // budget.
-std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOption>>& layers,
-                                         int64_t budget, int64_t steps = 4096);
+QAT_API std::vector<std::size_t> allocate_widths(
+    const std::vector<std::vector<WidthOption>>& layers, int64_t budget, int64_t steps = 4096);
 
 }  // namespace qat

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "qat/names.h"
+#include "qat/ops/api.h"
 #include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
@@ -20,12 +21,12 @@ enum class ColumnOrder {
 };
 
 // Their names, as recipes spell them.
-const NameTable<ColumnOrder>& column_orders();
-const char* name_of(ColumnOrder order);
+QAT_API const NameTable<ColumnOrder>& column_orders();
+QAT_API const char* name_of(ColumnOrder order);
 // Throws std::invalid_argument with the allowed names.
-ColumnOrder parse_column_order(const std::string& name);
+QAT_API ColumnOrder parse_column_order(const std::string& name);
 
-struct GptqOptions {
+struct QAT_API GptqOptions {
   double damping = 0.01;  // share of the Hessian's mean diagonal that is added to the diagonal
   int64_t block_size =
       128;  // columns between two updates of the rest; changes no result but in rounding
@@ -35,7 +36,7 @@ struct GptqOptions {
 };
 
 // A weight on its grid: weight = (codes - zero_point) * scale, float32 [out, in].
-struct RoundedWeight {
+struct QAT_API RoundedWeight {
   at::Tensor weight;
   at::Tensor codes;       // int8 [out, in]
   at::Tensor scale;       // float32 [grid_rows, grid_cols], rounded to the spec's scale_dtype
@@ -59,8 +60,8 @@ struct RoundedWeight {
 // damped ten times more, up to four times; then, as for one that is not finite, all columns are
 // rounded to nearest and `warning` says so. Throws std::invalid_argument for shapes that do not
 // agree, and for a weight that is not finite.
-RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
-                   int bits, const GptqOptions& options = {},
-                   const std::optional<at::Tensor>& drift = std::nullopt);
+QAT_API RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian,
+                           const QuantSpec& spec, int bits, const GptqOptions& options = {},
+                           const std::optional<at::Tensor>& drift = std::nullopt);
 
 }  // namespace qat

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // An orthogonal matrix float64 [size, size] whose entries are all ±1/√size, its rows given random
@@ -11,9 +13,9 @@ namespace qat {
 // of Sylvester's doubling and Paley's two constructions; where those reach no matrix of this size,
 // the orthogonal factor of a random one, so that any size has a rotation. Throws
 // std::invalid_argument for a size below 1.
-at::Tensor random_rotation(int64_t size, uint64_t seed);
+QAT_API at::Tensor random_rotation(int64_t size, uint64_t seed);
 
 // Whether random_rotation(size) is a Hadamard matrix.
-bool has_hadamard(int64_t size);
+QAT_API bool has_hadamard(int64_t size);
 
 }  // namespace qat

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // Counts of the values of a stream, in bins whose width is a power of two and whose borders are its
 // multiples, so that zero is a border and no value is ever counted anew. The range grows by further
 // bins; beyond kMostBins of them, neighbours are merged in pairs.
-class Histogram {
+class QAT_API Histogram {
  public:
   static constexpr int64_t kMostBins = 8192;
 

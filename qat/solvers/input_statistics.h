@@ -4,11 +4,13 @@
 
 #include <optional>
 
+#include "qat/ops/api.h"
+
 namespace qat {
 
 // What calibration remembers of the inputs of linear layers that share them, however many tokens
 // pass: numerics.md (14). Tokens with an element that is not finite are ignored and counted.
-class InputStatistics {
+class QAT_API InputStatistics {
  public:
   // `drift`: also gather the matrix D, which the correction of GPTQ needs; every add() then takes
   // the tokens of the float model beside those of the quantized one.

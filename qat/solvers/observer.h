@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "qat/ops/api.h"
 #include "qat/solvers/histogram.h"
 #include "qat/spec.h"
 
@@ -17,7 +18,7 @@ namespace qat {
 // The range stays on the device of what is observed. For the kinds that follow a range (spec.h),
 // observe(), range() and qparams() do not wait for that device; what returns a number does. Threads
 // may share an observer; a copy has a range of its own.
-class Observer {
+class QAT_API Observer {
  public:
   // That of a tensor-wide spec: its kind and settings.
   explicit Observer(const ObserverSpec& spec = {});
@@ -80,6 +81,6 @@ class Observer {
 
 // The magnitude at which to clip for which the clipped distribution, rounded to 2^(bits - 1)
 // levels, is nearest to the histogram's: least KL, the last on a tie. numerics.md (27).
-double entropy_threshold(const Histogram& histogram, int bits);
+QAT_API double entropy_threshold(const Histogram& histogram, int bits);
 
 }  // namespace qat

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "qat/names.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
@@ -13,9 +14,9 @@ enum class ScaleSearch {
 };
 
 // Their names, as recipes spell them.
-const NameTable<ScaleSearch>& scale_searches();
-const char* name_of(ScaleSearch search);
+QAT_API const NameTable<ScaleSearch>& scale_searches();
+QAT_API const char* name_of(ScaleSearch search);
 // Throws std::invalid_argument with the allowed names.
-ScaleSearch parse_scale_search(const std::string& name);
+QAT_API ScaleSearch parse_scale_search(const std::string& name);
 
 }  // namespace qat

@@ -129,6 +129,19 @@ def test_a_schedule_clears_what_data_writes_hide():
     assert not torch.equal(net(x), before)
 
 
+@pytest.mark.parametrize("policy", ["codes", "weights"])
+def test_fused_optimizers_move_no_version(policy):
+    """Without a schedule, which would say that there was a step."""
+    net = prepared(WEIGHTS[0], policy)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+    x = torch.randn(3, 64)
+    net(x).square().sum().backward()
+    optimizer.step()
+    fresh = prepared(WEIGHTS[0], "none")
+    fresh.load_state_dict(net.state_dict())
+    assert torch.equal(net(x), fresh(x))
+
+
 def test_copies_and_pickles_begin_empty():
     net = prepared(WEIGHTS[1], "codes")
     x = torch.randn(3, 64)
@@ -147,9 +160,11 @@ def test_inference_mode_weights_are_not_kept():
 
 
 def test_an_unknown_policy_is_one_sentence():
-    with pytest.raises(ValueError, match="weight_cache must be none, codes or weights, but is all"):
+    with pytest.raises(ValueError, match="weight_cache must be auto, none, codes or weights, but is all"):
         torchqat.prepare(Net(), recipe_for(WEIGHTS[0]), weight_cache="all")
-    with pytest.raises(torchqat.RecipeError, match="train.weight_cache must be none, codes or weights, but is all"):
+    with pytest.raises(
+        torchqat.RecipeError, match="train.weight_cache must be auto, none, codes or weights, but is all"
+    ):
         recipe_for(WEIGHTS[0], rest="train: {weight_cache: all}\n")
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat import ops
+from torchqat.layers.kept_weight import capturing
 from torchqat.layers.quant_layer import QuantLayer
 
 
@@ -23,14 +24,25 @@ class QuantLinear(QuantLayer, nn.Linear):
             inputs = self.quantized_input(x) if self.input_ready else x
             return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
         weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
-        kept = self._kept_weight(x, *weight_parameters)
+        outer_scale = self.outer_scale()
+        kept = self._kept_weight(x, *weight_parameters, outer_scale)
         return ops.quant_linear(
-            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input, self.outer_scale()
+            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input, outer_scale
         )  # fmt: skip
 
-    def _kept_weight(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> list[Tensor]:
-        """What the cache has of the weight in force. A compiled graph has no state, and so no cache."""
-        alone = self.adapter is None and self.shared_outer_scale is None
-        if self._cache.policy == "none" or not alone or torch.compiler.is_compiling():
+    @property
+    def keeps_weight(self) -> bool:
+        """Not in a compiled graph, which has no state, nor in one of CUDA, which is replayed when what was kept is gone."""
+        if torch.compiler.is_compiling() or self._cache.policy == "none" or capturing(self.weight):
+            return False
+        return self.adapter is None and self.frozen_codes is None
+
+    def _kept_weight(
+        self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, outer_scale: Tensor | None
+    ) -> list[Tensor]:
+        """What the cache has of the weight in force."""
+        if not self.keeps_weight:
             return []
-        return self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype)
+        self._maker.forget_what_was_stepped(self._cache)
+        kept = self._cache.get(self._weight_quantizer.text, self.weight, scale, zero_point, x.dtype, outer_scale)
+        return self._maker.hand_out(self._cache, kept)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.sharded import assign, whole
@@ -37,7 +38,8 @@ class QuantLayer(QuantInput):
         input: How to quantize the input, or ``None``.
         method: How searched and learned scales begin: ``rtn`` (from the range) or ``mse``.
         weight_cache: What to keep of the quantized weight while it does not change: ``none`` (it is quantized in every
-            forward and backward), ``codes`` or ``weights``. The results are the same bits.
+            forward and backward), ``codes``, ``weights``, or ``auto``: nothing until a ``Schedule`` decides
+            (``cache_choice.py``). The results are the same bits.
         keeps_scales: Scales are chosen before training together with codes (GPTQ, AWQ, block training), and a schedule
             returns to them.
 
@@ -66,7 +68,7 @@ class QuantLayer(QuantInput):
         self.shared_outer_scale: SharedOuterScale | None = None
         self.weight_spec, self.weight_bits = weight, FLOAT
         self._weight_quantizer = FakeQuantizer()
-        self._cache = WeightCache(weight_cache)
+        self._cache, self._maker = WeightCache(weight_cache), Maker()
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
         self.register_buffer("frozen_codes", None)
         self._register_weight_parameters()
@@ -235,6 +237,15 @@ class QuantLayer(QuantInput):
     def input_rows(self, x: Tensor) -> Tensor:
         """The vectors that the rows of the weight are multiplied with, ``[..., cols]``."""
         return x
+
+    @property
+    def keeps_weight(self) -> bool:
+        """Whether the forward asks the cache for the rounded weight."""
+        return False
+
+    def _apply(self, fn, recurse: bool = True):
+        self.forget_weight()  # a copy on the device that the layer leaves, or in another dtype
+        return super()._apply(fn, recurse)
 
     def forget_weight(self) -> None:
         """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""

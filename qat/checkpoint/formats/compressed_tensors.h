@@ -1,6 +1,7 @@
 #pragma once
 
 #include "qat/checkpoint/formats/format.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
@@ -22,6 +23,6 @@ Documents compressed_tensors_documents(const CheckpointPlan& plan);
 
 // Whether a checkpoint can tell engines of this cache: FP8 E4M3 with a scale per tensor or per
 // head, k_scale and v_scale beside each attention layer. Others are settings of the engine.
-bool holds_kv_cache(const KvCacheSpec& spec);
+QAT_API bool holds_kv_cache(const KvCacheSpec& spec);
 
 }  // namespace qat

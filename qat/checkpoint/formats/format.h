@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "qat/ops/api.h"
 #include "qat/artifact.h"
 #include "qat/checkpoint/safetensors.h"
 #include "qat/recipe/kv_cache_spec.h"
@@ -16,14 +17,14 @@ namespace qat {
 using Documents = std::map<std::string, std::string>;
 
 // What a format's documents are made from: names, shapes and specs, but no tensors.
-struct CheckpointPlan {
+struct QAT_API CheckpointPlan {
   std::vector<LayerPlan> layers;        // the quantized ones
   std::vector<std::string> ignore;      // linear layers that stay in floating point
   std::optional<KvCacheSpec> kv_cache;  // of every attention layer
 };
 
 // A checkpoint format: which layers it can hold, and how it writes them.
-struct Format {
+struct QAT_API Format {
   const char* name;
   const char* used_by;                   // for people
   std::vector<std::string> layer_types;  // that it has a place for
@@ -43,34 +44,34 @@ struct Format {
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
-std::string refusal(const Format& format, const LayerPlan& layer);
+QAT_API std::string refusal(const Format& format, const LayerPlan& layer);
 
-const std::vector<Format>& formats();
+QAT_API const std::vector<Format>& formats();
 
-std::vector<std::string> format_names();
+QAT_API std::vector<std::string> format_names();
 
 // Throws std::invalid_argument with the names that there are.
-const Format& find_format(const std::string& name);
+QAT_API const Format& find_format(const std::string& name);
 
 // Throws std::invalid_argument, naming the layer and the formats that could hold it, when `format`
 // cannot; naming both layers, when engines would fuse two whose schemes differ.
-void check_format(const Format& format, const CheckpointPlan& plan);
+QAT_API void check_format(const Format& format, const CheckpointPlan& plan);
 
 // The layer without its tensors.
-LayerPlan plan_of(const QuantizedWeights& layer);
+QAT_API LayerPlan plan_of(const QuantizedWeights& layer);
 
 // Scales or zero points [grid_rows, grid_cols] as one for each `group` columns of each row,
 // [out, in / group]; `group` divides the blocks of the layer.
-at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group);
+QAT_API at::Tensor per_group(const at::Tensor& grid, const QuantizedWeights& layer, int64_t group);
 
 // The group size as GPTQ's and AWQ's configurations have it: -1 for a scale per output channel.
-int64_t group_size_of(const QuantSpec& spec);
+QAT_API int64_t group_size_of(const QuantSpec& spec);
 
 // Layers that engines fuse but whose schemes differ, one sentence each.
-std::vector<std::string> fusion_problems(const CheckpointPlan& plan);
+QAT_API std::vector<std::string> fusion_problems(const CheckpointPlan& plan);
 
 // Layers that engines fuse and then round again: where each has one scale for its whole weight,
 // engines go on with the largest. A sentence that names the first, empty when there are none.
-std::string fusion_warning(const CheckpointPlan& plan);
+QAT_API std::string fusion_warning(const CheckpointPlan& plan);
 
 }  // namespace qat

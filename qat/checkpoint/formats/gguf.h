@@ -1,6 +1,7 @@
 #pragma once
 
 #include "qat/checkpoint/formats/format.h"
+#include "qat/ops/api.h"
 
 namespace qat {
 
@@ -18,7 +19,7 @@ namespace qat {
 std::string gguf_refusal(const LayerPlan& layer);
 
 // "Q4_0", "Q4_1" or "Q8_0".
-std::string gguf_type(const QuantSpec& spec);
+QAT_API std::string gguf_type(const QuantSpec& spec);
 
 // One tensor, <name>.weight: uint8 [out, in / 32 * bytes of a block]. Throws std::invalid_argument,
 // naming the layer, when a least level is no float16 number.

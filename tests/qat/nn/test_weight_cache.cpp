@@ -16,11 +16,12 @@ namespace {
 const Quantizer kQuantizer = Quantizer::parse("minmax int4 full 1x32 bfloat16");
 
 std::vector<at::Tensor> get(WeightCache& cache, const at::Tensor& weight) {
-  return cache.get(kQuantizer, weight, std::nullopt, std::nullopt, at::kFloat);
+  return cache.get(kQuantizer, weight, {}, at::kFloat);
 }
 
 TEST(WeightCache, NamesRoundTrip) {
-  for (const auto policy : {CachePolicy::none, CachePolicy::codes, CachePolicy::weights})
+  for (const auto policy :
+       {CachePolicy::automatic, CachePolicy::none, CachePolicy::codes, CachePolicy::weights})
     EXPECT_EQ(parse_cache_policy(name_of(policy)), policy);
   EXPECT_THROW(parse_cache_policy("all"), std::invalid_argument);
 }
@@ -84,8 +85,41 @@ TEST(WeightCache, ThreadsDoNotWaitForAnOperatorOfAnother) {
 }
 
 TEST(WeightCache, NoneKeepsNothing) {
-  WeightCache cache;
-  EXPECT_TRUE(get(cache, at::randn({16, 64})).empty());
+  for (const auto policy : {CachePolicy::none, CachePolicy::automatic}) {
+    WeightCache cache(policy);
+    EXPECT_TRUE(get(cache, at::randn({16, 64})).empty());
+    EXPECT_EQ(cache.bytes(), 0);
+  }
+}
+
+// Small weights by several threads at once, large ones one after the other.
+TEST(WeightCache, AllAreFilledInOneCallToTheBitsOfEach) {
+  const std::vector<std::vector<int64_t>> shapes{{16, 64}, {1024, 512}, {7, 96}, {640, 512}};
+  for (const auto policy : {CachePolicy::codes, CachePolicy::weights}) {
+    std::vector<WeightCache> caches(shapes.size(), WeightCache(policy));
+    std::vector<CachedWeight> all;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const at::Tensor weight = at::randn(shapes[i]);
+      get(caches[i], weight);
+      weight.mul_(1.5);
+      all.push_back({&caches[i], kQuantizer, weight, {}});
+    }
+    fill(all);
+    for (const CachedWeight& one : all) {
+      EXPECT_EQ(one.cache->version(), 2);
+      WeightCache alone(policy);
+      const auto expected = get(alone, one.weight), found = get(*one.cache, one.weight);
+      EXPECT_EQ(one.cache->version(), 2);  // it was there
+      ASSERT_EQ(found.size(), expected.size());
+      for (size_t part = 0; part < found.size(); ++part)
+        EXPECT_TRUE(at::equal(found[part], expected[part]));
+    }
+  }
+}
+
+TEST(WeightCache, OneThatNoForwardAskedStaysEmpty) {
+  WeightCache cache(CachePolicy::weights);
+  fill({{&cache, kQuantizer, at::randn({16, 64}), {}}});
   EXPECT_EQ(cache.bytes(), 0);
 }
 

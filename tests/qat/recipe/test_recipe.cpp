@@ -151,7 +151,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"version: 1\n" + kRule + "distill: {temperature: hot}\n",
               "r.yaml:5:24: distill.temperature must be a number from 0.01 to 100, but is hot"},
         Fault{"version: 1\n" + kRule + "train: {weight_cache: all}\n",
-              "r.yaml:5:23: train.weight_cache must be none, codes or weights, but is all"},
+              "r.yaml:5:23: train.weight_cache must be auto, none, codes or weights, but is all"},
         Fault{"version: 1\n" + kRule + "train: {control: maybe}\n",
               "r.yaml:5:18: train.control must be true or false, but is maybe"},
         Fault{"version: 1\n" + kRule + "mode: auto\n",
