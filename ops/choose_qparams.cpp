@@ -87,10 +87,21 @@ void check_has_outer_scale(const char* op, const Quantizer& quantizer) {
                     "] the quantizer must have outer scales, but is \"", quantizer.text(), "\".");
 }
 
+// Room for the outer scales of `scale`, whose sizes may be symbols.
+at::Tensor empty_outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
+  const auto count = [&](size_t axis) -> c10::SymInt {
+    if (quantizer.outer_block[axis] == -1) return 1;
+    const int64_t blocks = quantizer.outer_block[axis] / quantizer.block[axis];
+    return (scale.sym_size(static_cast<int64_t>(axis)) + (blocks - 1)) / blocks;
+  };
+  return at::empty_symint({count(0), count(1)}, scale.options());
+}
+
 at::Tensor outer_scales_kernel(const at::Tensor& scale, std::string_view text) {
   const Quantizer quantizer = Quantizer::parse(text);
   check_round_qparams(scale, quantizer, std::nullopt, std::nullopt);
   check_has_outer_scale("outer_scales", quantizer);
+  if (scale.is_meta()) return empty_outer_scales(scale, quantizer);
   return outer_scales(scale.detach(), quantizer);
 }
 
@@ -136,9 +147,12 @@ void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
                check_choose_qparams(x, quantizer, method, importance, std::nullopt);
            check_has_outer_scale("choose_outer_scales", quantizer);
            const FoundTensors found = find(x, quantizer, choose, importance, searching);
-           return {outer_scales(found.scale, quantizer),
-                   quantizer.has_offset() ? outer_scales(found.zero_point, quantizer)
-                                          : at::empty({0}, found.scale.options())};
+           const auto outer = [&](const at::Tensor& of) {
+             return x.is_meta() ? empty_outer_scales(of, quantizer) : outer_scales(of, quantizer);
+           };
+           return {outer(found.scale), quantizer.has_offset()
+                                           ? outer(found.zero_point)
+                                           : at::empty({0}, found.scale.options())};
          });
 }
 

@@ -129,12 +129,21 @@ def test_codes_are_torchs_own():
     assert weights.codes.dtype == torch.float8_e4m3fn and weights.bits_per_weight == pytest.approx(8 + 16 / 64)
 
 
+def test_scales_of_fp8_are_learned_as_well():
+    net = torchqat.prepare(Net(), recipe_for("{dtype: fp8_e4m3, scale: learned}"))
+    net(torch.randn(4, 64)).square().mean().backward()
+    assert net.first.weight_scale.grad.any()
+    with torch.no_grad():
+        net.first.weight_scale.mul_(0.9)
+    found = torchqat.convert(net, torch.bfloat16)[0]
+    assert torch.equal(found.dequantize(torch.float32), net.first.quantized_weight())
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        ("{dtype: fp8_e4m3, grid: full}", "weight.grid must not be given for an FP8 dtype, but is full"),
-        ("{dtype: fp8_e4m3, scale: learned}", "weight.scale must be minmax for an FP8 dtype, but is learned"),
-        ("{dtype: fp8}", "weight.dtype must be int2, .*int8, fp8_e4m3 or fp8_e5m2, but is fp8"),
+        ("{dtype: fp8_e4m3, grid: full}", "weight.grid must not be given for a dtype that is a float, but is full"),
+        ("{dtype: fp8}", "weight.dtype must be int2, .*q6_k, but is fp8"),
     ],
 )
 def test_recipes_say_what_fp8_has_not(weight, message):

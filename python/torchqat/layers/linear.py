@@ -38,7 +38,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         return self.adapter is None and self.frozen_codes is None
 
     def _kept_weight(
-        self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, outer_scale: Tensor | None
+        self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, outer_scale: Tensor | None = None
     ) -> list[Tensor]:
         """What the cache has of the weight in force."""
         if not self.keeps_weight:
