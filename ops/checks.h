@@ -31,13 +31,16 @@ QAT_API void check_bits(const char* op, int64_t bits);
 // fixed and learned quantizers must have; `zero_point` float32 where it is learned or an offset, else
 // int8; `outer_scale` float32, one per outer block.
 QAT_API void check_parameters(const char* op, const Quantizer& quantizer, const at::Tensor& x,
-                      const Quantizer::Parameters& given);
+                              const Quantizer::Parameters& given);
 // That what is given lies where `x` does: kernels read it there.
-QAT_API void check_device(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& x);
+QAT_API void check_device(const char* op, const char* name, const at::Tensor& tensor,
+                          const at::Tensor& x);
 QAT_API void check_float(const char* op, const char* name, at::ScalarType dtype);
 // What a forward returns: the dtype of `x`, or for float32 `x` a half one.
-QAT_API void check_result_dtype(const char* op, const at::Tensor& x, std::optional<at::ScalarType> dtype);
+QAT_API void check_result_dtype(const char* op, const at::Tensor& x,
+                                std::optional<at::ScalarType> dtype);
 // `inplace`: the gradient of x will be written over it.
-QAT_API void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x, bool inplace);
+QAT_API void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x,
+                            bool inplace);
 
 }  // namespace qat

@@ -55,24 +55,24 @@ std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::stri
                                                   std::string_view method,
                                                   const OptionalTensor& importance,
                                                   const OptionalTensor& outer_scale) {
-  return call<"qat::choose_qparams", decltype(choose_qparams)>(
-      x, quantizer, method, importance, outer_scale);
+  return call<"qat::choose_qparams", decltype(choose_qparams)>(x, quantizer, method, importance,
+                                                               outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
                                                  std::string_view quantizer,
                                                  const OptionalTensor& zero_point,
                                                  const OptionalTensor& outer_scale) {
-  return call<"qat::round_qparams", decltype(round_qparams)>(
-      scale, quantizer, zero_point, outer_scale);
+  return call<"qat::round_qparams", decltype(round_qparams)>(scale, quantizer, zero_point,
+                                                             outer_scale);
 }
 
 std::tuple<at::Tensor, at::Tensor> choose_outer_scales(const at::Tensor& x,
                                                        std::string_view quantizer,
                                                        std::string_view method,
                                                        const OptionalTensor& importance) {
-  return call<"qat::choose_outer_scales", decltype(choose_outer_scales)>(
-      x, quantizer, method, importance);
+  return call<"qat::choose_outer_scales", decltype(choose_outer_scales)>(x, quantizer, method,
+                                                                         importance);
 }
 
 at::Tensor outer_scales(const at::Tensor& scale, std::string_view quantizer) {
@@ -135,25 +135,24 @@ void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
                check_choose_qparams(x, quantizer, method, importance, outer_scale);
            const FoundTensors found = find(x, quantizer, choose, importance, searching);
            if (!quantizer.has_outer_scale() || x.is_meta()) return {found.scale, found.zero_point};
-           const auto offset = quantizer.has_offset() ? OptionalTensor(found.zero_point)
-                                                      : std::nullopt;
+           const auto offset =
+               quantizer.has_offset() ? OptionalTensor(found.zero_point) : std::nullopt;
            return round_qparams(found.scale, text, offset, outer_scale);
          });
-  m.impl("choose_outer_scales",
-         [choose](const at::Tensor& x, std::string_view text, std::string_view method,
-                  const OptionalTensor& importance) -> std::tuple<at::Tensor, at::Tensor> {
-           const Quantizer quantizer = Quantizer::parse(text);
-           const bool searching =
-               check_choose_qparams(x, quantizer, method, importance, std::nullopt);
-           check_has_outer_scale("choose_outer_scales", quantizer);
-           const FoundTensors found = find(x, quantizer, choose, importance, searching);
-           const auto outer = [&](const at::Tensor& of) {
-             return x.is_meta() ? empty_outer_scales(of, quantizer) : outer_scales(of, quantizer);
-           };
-           return {outer(found.scale), quantizer.has_offset()
-                                           ? outer(found.zero_point)
-                                           : at::empty({0}, found.scale.options())};
-         });
+  m.impl(
+      "choose_outer_scales",
+      [choose](const at::Tensor& x, std::string_view text, std::string_view method,
+               const OptionalTensor& importance) -> std::tuple<at::Tensor, at::Tensor> {
+        const Quantizer quantizer = Quantizer::parse(text);
+        const bool searching = check_choose_qparams(x, quantizer, method, importance, std::nullopt);
+        check_has_outer_scale("choose_outer_scales", quantizer);
+        const FoundTensors found = find(x, quantizer, choose, importance, searching);
+        const auto outer = [&](const at::Tensor& of) {
+          return x.is_meta() ? empty_outer_scales(of, quantizer) : outer_scales(of, quantizer);
+        };
+        return {outer(found.scale), quantizer.has_offset() ? outer(found.zero_point)
+                                                           : at::empty({0}, found.scale.options())};
+      });
 }
 
 void implement_round_qparams(torch::Library& m, RoundKernel round) {

@@ -35,10 +35,10 @@ QAT_API std::tuple<at::Tensor, at::Tensor> choose_qparams(
 // checkpoint will store them: the scale rounded to what it is stored in and kept invertible (7), the
 // zero point rounded to a level of the grid (8), int8, 0 when there is none; an offset as the scale,
 // float32 (8b). Not differentiable; fake_quantize passes gradients through it.
-QAT_API std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
-                                                 std::string_view quantizer,
-                                                 const std::optional<at::Tensor>& zero_point = {},
-                                                 const std::optional<at::Tensor>& outer_scale = {});
+QAT_API std::tuple<at::Tensor, at::Tensor> round_qparams(
+    const at::Tensor& scale, std::string_view quantizer,
+    const std::optional<at::Tensor>& zero_point = {},
+    const std::optional<at::Tensor>& outer_scale = {});
 
 // The outer scales that choose_qparams finds for the scales of `x`, and for its offsets: float32
 // [outer_rows, outer_cols], the second empty on grids without offsets. A quantizer of scales that are

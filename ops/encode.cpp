@@ -64,8 +64,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
 
 at::Tensor decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
                   const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype) {
-  return call<"qat::decode", decltype(decode)>(
-      codes, quantizer, scale, zero_point, std::move(cols), dtype);
+  return call<"qat::decode", decltype(decode)>(codes, quantizer, scale, zero_point, std::move(cols),
+                                               dtype);
 }
 
 namespace {

@@ -25,15 +25,14 @@ namespace qat {
 // On return (codes, scale, zero_point): codes uint8 [rows, bytes_per_row], scale and zero point of
 // each block. An element that is not finite has no code: its block's scale is returned as NaN, so
 // that decode gives NaN rather than a legal level. Not differentiable.
-QAT_API std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(const at::Tensor& x,
-                                                      std::string_view quantizer,
-                                                      const std::optional<at::Tensor>& scale,
-                                                      const std::optional<at::Tensor>& zero_point,
-                                                      const std::optional<at::Tensor>& outer_scale);
+QAT_API std::tuple<at::Tensor, at::Tensor, at::Tensor> encode(
+    const at::Tensor& x, std::string_view quantizer, const std::optional<at::Tensor>& scale,
+    const std::optional<at::Tensor>& zero_point, const std::optional<at::Tensor>& outer_scale);
 
 // The inverse: [rows, cols] in `dtype`, bit for bit what fake_quantize gives for a finite x.
-QAT_API at::Tensor decode(const at::Tensor& codes, std::string_view quantizer, const at::Tensor& scale,
-                  const at::Tensor& zero_point, c10::SymInt cols, at::ScalarType dtype);
+QAT_API at::Tensor decode(const at::Tensor& codes, std::string_view quantizer,
+                          const at::Tensor& scale, const at::Tensor& zero_point, c10::SymInt cols,
+                          at::ScalarType dtype);
 
 // Where the codes of a row lie. Up to 4 bits, byte j of a segment holds element 2 j in its lower
 // half and element 2 j + 1 in its upper half; above, a byte holds one code. Each segment begins a

@@ -12,8 +12,8 @@ FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
                             const OptionalTensor& scale, const OptionalTensor& zero_point,
                             const OptionalTensor& outer_scale,
                             std::optional<at::ScalarType> dtype) {
-  return call<"qat::fake_quantize", decltype(fake_quantize)>(
-      x, quantizer, scale, zero_point, outer_scale, dtype);
+  return call<"qat::fake_quantize", decltype(fake_quantize)>(x, quantizer, scale, zero_point,
+                                                             outer_scale, dtype);
 }
 
 namespace {

@@ -36,10 +36,10 @@ namespace qat {
 // order: the same bits every run, for any number of threads.
 using FakeQuantized = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 QAT_API FakeQuantized fake_quantize(const at::Tensor& x, std::string_view quantizer,
-                            const std::optional<at::Tensor>& scale = {},
-                            const std::optional<at::Tensor>& zero_point = {},
-                            const std::optional<at::Tensor>& outer_scale = {},
-                            std::optional<at::ScalarType> dtype = std::nullopt);
+                                    const std::optional<at::Tensor>& scale = {},
+                                    const std::optional<at::Tensor>& zero_point = {},
+                                    const std::optional<at::Tensor>& outer_scale = {},
+                                    std::optional<at::ScalarType> dtype = std::nullopt);
 
 // Gradients of x, scale and zero point; the last two are empty unless learned. A minmax quantizer
 // may be given what its forward found, and finds it anew otherwise. No mask is kept.

@@ -17,7 +17,7 @@ namespace qat {
 // A brief result may lie in a buffer much larger than itself; a tight one, which stays, may not.
 enum class Fit { brief, tight };
 QAT_API at::Tensor kept_empty(at::IntArrayRef sizes, const at::TensorOptions& options,
-                      Fit fit = Fit::brief);
+                              Fit fit = Fit::brief);
 at::Tensor kept_empty_symint(c10::SymIntArrayRef sizes, const at::TensorOptions& options,
                              Fit fit = Fit::brief);
 

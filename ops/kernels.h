@@ -105,6 +105,7 @@ struct Feedback {
   OptionalTensor zero_point;
   at::Tensor codes, error, residual;
 };
-QAT_API void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Feedback& feedback));
+QAT_API void implement_quantize_with_feedback(torch::Library& m,
+                                              void (*solve)(const Feedback& feedback));
 
 }  // namespace qat

@@ -36,8 +36,8 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& panels, const at
                          const std::optional<at::Tensor>& zero_point,
                          const std::optional<at::Tensor>& bias, int64_t bits, int64_t group_size,
                          int64_t out) {
-  return call<"qat::packed_linear", decltype(packed_linear)>(
-      x, panels, scale, zero_point, bias, bits, group_size, out);
+  return call<"qat::packed_linear", decltype(packed_linear)>(x, panels, scale, zero_point, bias,
+                                                             bits, group_size, out);
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

@@ -38,8 +38,8 @@ struct QAT_API LearnedTensors {
   OptionalTensor outer_offset;
 };
 QAT_API LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
-                                  const OptionalTensor& zero_point,
-                                  const OptionalTensor& outer_scale);
+                                          const OptionalTensor& zero_point,
+                                          const OptionalTensor& outer_scale);
 
 // Parameters as kernels read them, contiguous: scale as it is stored, zero point or offset in float32
 // where there is one.
@@ -56,8 +56,8 @@ enum class Learned { rounded, as_given };
 
 // Finds those of a minmax quantizer that has none.
 QAT_API StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
-                                const Quantizer::Parameters& given,
-                                Learned learned = Learned::rounded);
+                                        const Quantizer::Parameters& given,
+                                        Learned learned = Learned::rounded);
 
 // The outer scales that `scale`, one per block and not yet stored, needs: the least of which every
 // code reaches the largest scale; [outer_rows, outer_cols], rounded to the quantizer's outer dtype.
@@ -65,6 +65,6 @@ QAT_API at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quanti
 
 // The one outer scale, or one entry per block from one per outer block.
 QAT_API at::Tensor spread_outer(const at::Tensor& outer, const at::Tensor& scale,
-                        const Quantizer& quantizer);
+                                const Quantizer& quantizer);
 
 }  // namespace qat

@@ -65,8 +65,8 @@ at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
 at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
                                const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
                                at::IntArrayRef block) {
-  return call<"qat::_dequantize_backward", decltype(dequantize_backward)>(
-      grad, codes, scale, zero_point, block);
+  return call<"qat::_dequantize_backward", decltype(dequantize_backward)>(grad, codes, scale,
+                                                                          zero_point, block);
 }
 
 namespace {
@@ -107,18 +107,18 @@ void implement_quantize(torch::Library& m, const QuantizeKernels& kernels) {
     kernels.quantize(blocks, stored, codes);
     return codes;
   });
-  m.impl("dequantize", [kernels](const at::Tensor& codes, const at::Tensor& scale,
-                                 const OptionalTensor& zero_point, at::IntArrayRef block,
-                                 at::ScalarType dtype) {
-    check_dequantize(codes, scale, zero_point, block, dtype);
-    const c10::DeviceGuard on_device(codes.device());
-    const at::Tensor input = codes.contiguous();
-    const at::Tensor y = kept_empty_like(input, dtype);
-    if (codes.is_meta()) return y;
-    kernels.dequantize(input, layout_of(codes, block), scale.contiguous(), contiguous(zero_point),
-                       y);
-    return y;
-  });
+  m.impl("dequantize",
+         [kernels](const at::Tensor& codes, const at::Tensor& scale,
+                   const OptionalTensor& zero_point, at::IntArrayRef block, at::ScalarType dtype) {
+           check_dequantize(codes, scale, zero_point, block, dtype);
+           const c10::DeviceGuard on_device(codes.device());
+           const at::Tensor input = codes.contiguous();
+           const at::Tensor y = kept_empty_like(input, dtype);
+           if (codes.is_meta()) return y;
+           kernels.dequantize(input, layout_of(codes, block), scale.contiguous(),
+                              contiguous(zero_point), y);
+           return y;
+         });
 }
 
 TORCH_LIBRARY_FRAGMENT(qat, m) {

@@ -14,8 +14,9 @@ namespace qat {
 // torch's that has them, float8_e5m2 for its own and float8_e4m3fn for all other floats. numerics.md
 // (1), (2). NaN becomes the lowest level; infinities saturate. `scale` and `zero_point` as they are
 // stored; the quantizer's mode does not matter. Not differentiable.
-QAT_API at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
-                    const std::optional<at::Tensor>& zero_point = {});
+QAT_API at::Tensor quantize(const at::Tensor& x, std::string_view quantizer,
+                            const at::Tensor& scale,
+                            const std::optional<at::Tensor>& zero_point = {});
 
 // What torch keeps the codes of a grid in.
 QAT_API at::ScalarType code_dtype(Grid grid);
@@ -24,12 +25,13 @@ QAT_API at::ScalarType code_dtype(Grid grid);
 // bfloat16). `codes` as above; a `zero_point` of float32 is an offset, which is added. For finite x, dequantize(quantize(x)) equals fake_quantize(x) bit for
 // bit. Differentiable in `scale`, numerics.md (29).
 QAT_API at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale,
-                      const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
-                      at::ScalarType dtype);
+                              const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
+                              at::ScalarType dtype);
 
 // The gradient of the scale, numerics.md (29), float32 and shaped like it.
 QAT_API at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
-                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
-                               at::IntArrayRef block);
+                                       const at::Tensor& scale,
+                                       const std::optional<at::Tensor>& zero_point,
+                                       at::IntArrayRef block);
 
 }  // namespace qat

@@ -148,10 +148,9 @@ Quantizer Quantizer::parse(std::string_view text) {
                     "[quantizer] bits of the grid of offsets must be 2 to 7, since its codes are "
                     "not negative, but is ",
                     parsed.bits, ".");
-  TORCH_CHECK_VALUE(
-      has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
-      "[quantizer] scales of the signed grid may be negative, which ",
-      scale_code_name(parsed.scale_code), " cannot hold.");
+  TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
+                    "[quantizer] scales of the signed grid may be negative, which ",
+                    scale_code_name(parsed.scale_code), " cannot hold.");
   TORCH_CHECK_VALUE(
       !is_power_of_two(parsed.scale_code) || parsed.grid == Grid::narrow || is_float(parsed.grid),
       "[quantizer] scales that are powers of two take a float's levels or narrow ones, not ",

@@ -84,8 +84,8 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
     result.offset = stored(name, spec, *shift, result.outer_offset, dtype);
   else
     result.zero_point = shift;
-  result.codes = quantize(master, quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text(),
-                          found, shift);
+  result.codes =
+      quantize(master, quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text(), found, shift);
   return result;
 }
 
@@ -96,8 +96,9 @@ at::Tensor dequantize_weights(const QuantizedWeights& weights,
   const auto effective = [&](const at::Tensor& inner, const std::optional<at::Tensor>& outer) {
     return inner.to(at::kFloat) * outer_of(outer, inner, spec);
   };
-  const auto shift = weights.offset ? std::optional(effective(*weights.offset, weights.outer_offset))
-                                    : weights.zero_point;
+  const auto shift = weights.offset
+                         ? std::optional(effective(*weights.offset, weights.outer_offset))
+                         : weights.zero_point;
   return dequantize(weights.codes, effective(weights.scale, weights.outer_scale), shift,
                     block_shape(spec), dtype.value_or(own));
 }
@@ -110,8 +111,7 @@ int stored_bits(const QuantSpec& spec) {
 double bits_per_weight(const QuantizedWeights& weights) {
   const int bits = stored_bits(weights.weight);
   const int per_scale = bits_of_scale(weights.scale, weights.weight.scale.code);
-  const int per_block =
-      per_scale + (weights.offset ? per_scale : weights.zero_point ? bits : 0);
+  const int per_block = per_scale + (weights.offset ? per_scale : weights.zero_point ? bits : 0);
   double total = static_cast<double>(per_block) * static_cast<double>(weights.scale.numel());
   for (const auto& outer : {weights.outer_scale, weights.outer_offset})
     if (outer) total += 8.0 * static_cast<double>(outer->nbytes());

@@ -54,14 +54,14 @@ struct QAT_API OuterParameters {
 // finite, or when the checkpoint cannot hold the scales exactly: training and deployment would then
 // differ.
 QAT_API QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec,
-                                  const at::Tensor& weight, const at::Tensor& scale,
-                                  const at::Tensor& zero_point, at::ScalarType dtype,
-                                  const OuterParameters& outer = {});
+                                          const at::Tensor& weight, const at::Tensor& scale,
+                                          const at::Tensor& zero_point, at::ScalarType dtype,
+                                          const OuterParameters& outer = {});
 
 // The weight that a reader of the checkpoint computes, [out, in], rounded once to `dtype`: that of
 // the scale when not given, float32 where scales are codes.
 QAT_API at::Tensor dequantize_weights(const QuantizedWeights& weights,
-                              std::optional<at::ScalarType> dtype = std::nullopt);
+                                      std::optional<at::ScalarType> dtype = std::nullopt);
 
 // What torch keeps stored scales in: `dtype` where they are numbers, else the type of their codes.
 QAT_API at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype);

@@ -140,17 +140,15 @@ void decode_blocks(const at::Tensor& codes, const BlockLayout& layout, const Qua
     const auto* scale_at = scale.const_data_ptr<float>();
     const auto* zero_at = zero_point.const_data_ptr<int8_t>();
     with_sizes(layout, code, from, out, [&](auto size, auto shared) {
-      launch_walk(Walk(layout, size(), kPiece),
-                  Decode<size(), shared(), scalar_t>{
-                      {layout, code}, scale_at, zero_at, lowest, from, out});
+      launch_walk(
+          Walk(layout, size(), kPiece),
+          Decode<size(), shared(), scalar_t>{{layout, code}, scale_at, zero_at, lowest, from, out});
     });
   });
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(qat, CUDA, m) {
-  implement_encode(m, {nullptr, &encode_blocks, &decode_blocks});
-}
+TORCH_LIBRARY_IMPL(qat, CUDA, m) { implement_encode(m, {nullptr, &encode_blocks, &decode_blocks}); }
 
 }  // namespace qat

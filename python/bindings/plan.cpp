@@ -21,7 +21,7 @@ void def_plan(py::module_& m) {
       .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
                        std::optional<QuantSpec> weight, std::optional<QuantSpec> input,
                        std::string type, std::vector<std::string> shares) {
-             return LayerPlan{std::move(name), in_features, out_features,     weight,
+             return LayerPlan{std::move(name), in_features,     out_features,     weight,
                               input,           std::move(type), std::move(shares)};
            }),
            py::arg("name"), py::arg("in_features"), py::arg("out_features"),

@@ -1,8 +1,8 @@
 #include "qat/spec.h"
 
 #include "python/bindings/module.h"
-#include "qat/ops/checks.h"
 #include "qat/names.h"
+#include "qat/ops/checks.h"
 #include "qat/recipe/presets.h"
 
 namespace qat::bindings {
@@ -34,12 +34,11 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
 }
 
 py::tuple state_of(const QuantSpec& spec) {
-  return py::make_tuple(spec.bits, grid_name(spec.grid), name_of(spec.granularity), spec.group_size,
-                        spec.block[0], spec.block[1], name_of(spec.range),
-                        scale_code_name(spec.scale.code), spec.dynamic,
-                        name_of(spec.observer.kind), spec.observer.percentile,
-                        spec.observer.averaging_constant, spec.scale.outer_block[0],
-                        spec.scale.outer_block[1], name_of(spec.scale.outer_dtype));
+  return py::make_tuple(
+      spec.bits, grid_name(spec.grid), name_of(spec.granularity), spec.group_size, spec.block[0],
+      spec.block[1], name_of(spec.range), scale_code_name(spec.scale.code), spec.dynamic,
+      name_of(spec.observer.kind), spec.observer.percentile, spec.observer.averaging_constant,
+      spec.scale.outer_block[0], spec.scale.outer_block[1], name_of(spec.scale.outer_dtype));
 }
 
 QuantSpec from_state(const py::tuple& state) {

@@ -52,7 +52,8 @@ void def_weight_cache(py::module_& m) {
           [](const WeightCache& self) { return py::make_tuple(name_of(self.policy())); },
           [make](const py::tuple& state) { return make(state[0].cast<std::string>()); }));
   m.def("fill_caches", &fill_caches, py::arg("caches"), py::arg("quantizers"), py::arg("weights"),
-        py::arg("scales"), py::arg("zero_points"), py::arg("outer_scales"), py::call_guard<py::gil_scoped_release>());
+        py::arg("scales"), py::arg("zero_points"), py::arg("outer_scales"),
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace qat::bindings

@@ -148,12 +148,9 @@ void LayerQuantizer::follow_freezing() {
 
 LayerQuantizer::Stamp LayerQuantizer::stamp() const {
   if (!weight_) return {};
-  return {master_.const_data_ptr(),
-          version_of(master_),
-          version_of(weight_->scale()),
-          version_of(weight_->zero_point()),
-          shared_ ? shared_->version() : 0,
-          weight_->bits()};
+  return {master_.const_data_ptr(),         version_of(master_),
+          version_of(weight_->scale()),     version_of(weight_->zero_point()),
+          shared_ ? shared_->version() : 0, weight_->bits()};
 }
 
 int64_t LayerQuantizer::version() const {
@@ -263,7 +260,8 @@ QuantizedWeights LayerQuantizer::convert(const std::string& name,
   const QuantSpec& spec = weight_->spec();
   if (weight_->bits() != spec.bits)
     throw InvalidArgument(
-        name + " must be at its exported width, " + dtype_name(spec) + ", but its schedule has it at " +
+        name + " must be at its exported width, " + dtype_name(spec) +
+        ", but its schedule has it at " +
         (weight_->bits() == kFloat ? "float" : "int" + std::to_string(weight_->bits())) +
         "; finish the schedule first.");
   const auto [scale, zero_point] = weight_->qparams(master());

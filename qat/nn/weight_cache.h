@@ -17,9 +17,9 @@ namespace qat {
 // its backward, and over the micro-batches of one optimizer step.
 enum class CachePolicy {
   automatic,  // "auto": nothing, until somebody who knows the device's memory chooses another
-  none,     // nothing; the weight is quantized anew in every forward and backward
-  codes,    // codes, two to a byte up to 4 bits, and scales; decoded where they are needed
-  weights,  // the rounded weight
+  none,       // nothing; the weight is quantized anew in every forward and backward
+  codes,      // codes, two to a byte up to 4 bits, and scales; decoded where they are needed
+  weights,    // the rounded weight
 };
 
 QAT_API const NameTable<CachePolicy>& cache_policies();
@@ -68,8 +68,8 @@ class QAT_API WeightCache {
   };
   static Stamp stamp_of(const std::optional<at::Tensor>& tensor);
   static std::vector<at::Tensor> make(const Quantizer& quantizer, const at::Tensor& weight,
-                                      const Quantizer::Parameters& parameters,
-                                      at::ScalarType dtype, bool as_codes);
+                                      const Quantizer::Parameters& parameters, at::ScalarType dtype,
+                                      bool as_codes);
 
   CachePolicy policy_;
   Key key_;

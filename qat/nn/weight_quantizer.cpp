@@ -16,11 +16,12 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
   const int64_t rows = block_count(spec, rows_, 1), blocks = block_count(spec, rows_, cols_);
   const auto options = weight.options().dtype(at::kFloat).requires_grad(false);
   scale_ = at::ones({rows, blocks / rows}, options);
-  zero_point_ = at::zeros({rows, blocks / rows},
-                          options.dtype(spec.has_offset() ? at::kFloat : at::kChar));
+  zero_point_ =
+      at::zeros({rows, blocks / rows}, options.dtype(spec.has_offset() ? at::kFloat : at::kChar));
   if (spec.scale.has_outer() && !learned()) {
     const int64_t outer_rows = outer_block_count(spec, rows_, 1);
-    outer_scale_ = at::ones({outer_rows, outer_block_count(spec, rows_, cols_) / outer_rows}, options);
+    outer_scale_ =
+        at::ones({outer_rows, outer_block_count(spec, rows_, cols_) / outer_rows}, options);
     if (spec.has_offset()) outer_offset_ = outer_scale_.clone();
   }
   if (keeps_scales) {

@@ -4,8 +4,8 @@
 
 #include <tuple>
 
-#include "qat/ops/api.h"
 #include "qat/artifact.h"
+#include "qat/ops/api.h"
 #include "qat/recipe/recipe.h"
 #include "qat/solvers/scale_search.h"
 #include "qat/spec.h"

@@ -119,7 +119,8 @@ void share_outer_scales(Plan& plan) {
     return a.weight && b.weight && *a.weight == *b.weight && a.in_features == b.in_features;
   };
   for (LayerPlan& first : plan.layers) {
-    if (!first.weight || first.weight->scale.outer_block != std::array<int64_t, 2>{-1, -1}) continue;
+    if (!first.weight || first.weight->scale.outer_block != std::array<int64_t, 2>{-1, -1})
+      continue;
     std::vector<std::string> names{first.name};
     for (const std::string& name : fused_with(first.name))
       if (const auto other = layers.find(name);
@@ -146,8 +147,7 @@ void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Proble
                          const std::optional<QuantSpec>& spec, const std::string& layer) {
     if (!spec || !bits || (bits != kFloat && *bits <= spec->bits)) return true;
     problems->push_back({last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) +
-                                         "]." + key +
-                                         " must end at the width that is exported, " +
+                                         "]." + key + " must end at the width that is exported, " +
                                          dtype_name(*spec) + " for " + layer + ", but is " +
                                          width_name(bits)});
     return false;
@@ -164,10 +164,10 @@ void check_offset_widths(const Recipe& recipe, const Plan& plan, std::vector<Pro
     if (!layer.weight || !layer.weight->has_offset()) continue;
     for (size_t i = 0; i < recipe.schedule.size(); ++i)
       if (recipe.schedule[i].weight_bits > 7) {
-        problems->push_back({recipe.schedule[i].place,
-                             "schedule[" + std::to_string(i) + "].weight must be at most int7 for " +
-                                 layer.name + ", whose grid has offsets, but is " +
-                                 width_name(recipe.schedule[i].weight_bits)});
+        problems->push_back(
+            {recipe.schedule[i].place,
+             "schedule[" + std::to_string(i) + "].weight must be at most int7 for " + layer.name +
+                 ", whose grid has offsets, but is " + width_name(recipe.schedule[i].weight_bits)});
         return;
       }
   }
@@ -232,8 +232,10 @@ Plan with_widths(const Plan& plan, const std::map<std::string, int>& widths) {
   for (LayerPlan& layer : result.layers)
     if (const auto found = widths.find(layer.name); layer.weight && found != widths.end()) {
       if (!layer.weight->takes_widths() && layer.weight->bits != found->second)
-        throw InvalidArgument(layer.name + " must have integer weights under scales of one level to "
-                              "take another width, but has " + describe(*layer.weight) + ".");
+        throw InvalidArgument(layer.name +
+                              " must have integer weights under scales of one level to "
+                              "take another width, but has " +
+                              describe(*layer.weight) + ".");
       layer.weight->bits = found->second;
     }
   return result;

@@ -16,7 +16,7 @@ const NameTable<Grid> kGrids("grid", {{Grid::narrow, grid_name(Grid::narrow)},
                                       {Grid::extreme, grid_name(Grid::extreme)}});
 
 const std::vector<Grid> kFloats{Grid::e2m1, Grid::e2m3, Grid::e3m2, Grid::e4m3, Grid::e5m2};
-const std::vector<std::string> kScaleDtypes{"float32",   "bfloat16", "float16", "e8m0_floor",
+const std::vector<std::string> kScaleDtypes{"float32",   "bfloat16",  "float16", "e8m0_floor",
                                             "e8m0_even", "e8m0_ceil", "e4m3"};
 const std::vector<std::string> kPowersOfTwo{"e8m0_floor", "e8m0_even", "e8m0_ceil"};
 
@@ -64,9 +64,9 @@ void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
                            ? spec.grid != Grid::narrow && !spec.is_float()
                            : !has_sign(spec.scale.code) && spec.grid == Grid::extreme;
   if (refused)
-    section.reject("scale_dtype",
-                   std::string("must be float32, bfloat16 or float16 for the grid ") +
-                       grid_name(spec.grid));
+    section.reject(
+        "scale_dtype",
+        std::string("must be float32, bfloat16 or float16 for the grid ") + grid_name(spec.grid));
   if (!section.has("outer_scale")) return;
   YamlSection outer = section.section("outer_scale");
   if (dtype_of(spec.scale.code) || is_power_of_two(spec.scale.code))
@@ -154,8 +154,9 @@ void check_outer_scale(YamlSection& section, bool is_weight, const QuantSpec& sp
 void read_preset_input(YamlSection& section, const Preset& preset, QuantSpec& spec) {
   spec.dynamic = section.boolean("dynamic", true);
   if (!spec.dynamic)
-    section.reject("dynamic", std::string("must be true for ") + preset.name + ", whose groups "
-                              "have a scale each");
+    section.reject("dynamic", std::string("must be true for ") + preset.name +
+                                  ", whose groups "
+                                  "have a scale each");
   if (spec.range != Range::minmax) section.reject("scale", "must be minmax for a dynamic input");
   read_observer(section, spec);
 }

@@ -94,8 +94,8 @@ TEST_P(HalfPrecision, ScalesAndOffsetsThatAreNaNOfAnyBitsGiveNaN) {
     EXPECT_TRUE(all_nan(rounded(x, fixed, nan, zero)));
     const auto [codes, scale, point] = encode(x, fixed, one, std::nullopt, std::nullopt);
     EXPECT_TRUE(all_nan(decode(codes, fixed, nan, point, 37, GetParam())));
-    EXPECT_TRUE(all_nan(
-        dequantize(quantize(x, fixed, one), nan, std::nullopt, {1, -1}, GetParam())));
+    EXPECT_TRUE(
+        all_nan(dequantize(quantize(x, fixed, one), nan, std::nullopt, {1, -1}, GetParam())));
   }
   const std::string offset = text("fixed", 4, "offset", {1, -1});
   EXPECT_TRUE(all_nan(rounded(x, offset, one, nan)));

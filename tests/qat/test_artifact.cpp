@@ -82,16 +82,18 @@ TEST(QuantizeWeights, OfEveryPresetReadersComputeWhatTheForwardUsed) {
             quantizer_of(preset.spec, preset.spec.bits, Quantizer::Mode::minmax);
         const at::Tensor forward = std::get<0>(fake_quantize(weight, quantizer.text()));
         EXPECT_TRUE(at::equal(dequantize_weights(weights, dtype), forward)) << preset.name;
-        EXPECT_EQ(weights.scale.scalar_type(),
-                  scale_storage(preset.spec.scale, at::kBFloat16));
+        EXPECT_EQ(weights.scale.scalar_type(), scale_storage(preset.spec.scale, at::kBFloat16));
       }
 }
 
 TEST(QuantizeWeights, CountTheBitsOfBothLevelsOfScales) {
-  const std::pair<const char*, double> kExpected[] = {
-      {"nvfp4", 4.5 + 32.0 / (24 * 512)}, {"mxfp4", 4.25},      {"mxfp6_e2m3", 6.25},
-      {"mxfp8_e5m2", 8.25},               {"q4_k", 4.5},        {"q5_k", 5.5},
-      {"q6_k", 6.5625}};
+  const std::pair<const char*, double> kExpected[] = {{"nvfp4", 4.5 + 32.0 / (24 * 512)},
+                                                      {"mxfp4", 4.25},
+                                                      {"mxfp6_e2m3", 6.25},
+                                                      {"mxfp8_e5m2", 8.25},
+                                                      {"q4_k", 4.5},
+                                                      {"q5_k", 5.5},
+                                                      {"q6_k", 6.5625}};
   for (const auto& [name, bits] : kExpected)
     EXPECT_DOUBLE_EQ(
         bits_per_weight(preset_weights("layer", find_preset(name)->spec, at::randn({24, 512}))),

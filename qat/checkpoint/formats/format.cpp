@@ -121,7 +121,8 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
            join(types, " and ");
   for (const auto& spec : {layer.weight, layer.input})
     if (spec && !format.holds_every_scheme && is_coded(*spec))
-      return "it takes integers and FP8 under scales in float32, bfloat16 or float16, but there is " +
+      return "it takes integers and FP8 under scales in float32, bfloat16 or float16, but there "
+             "is " +
              describe(*spec);
   return format.scheme_refusal(layer);
 }

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "qat/ops/api.h"
 #include "qat/artifact.h"
 #include "qat/checkpoint/safetensors.h"
+#include "qat/ops/api.h"
 #include "qat/recipe/kv_cache_spec.h"
 #include "qat/recipe/plan.h"
 

@@ -16,9 +16,9 @@ at::Tensor magnitudes(Grid grid) {
   std::vector<float> numbers{0.0f};
   while (numbers.back() < levels.max) {
     // The step from a number on is that of its binade; from 0 on, of the least one.
-    const int exponent =
-        numbers.size() == 1 ? levels.least_exponent
-                            : std::max(std::ilogb(numbers.back()), levels.least_exponent);
+    const int exponent = numbers.size() == 1
+                             ? levels.least_exponent
+                             : std::max(std::ilogb(numbers.back()), levels.least_exponent);
     numbers.push_back(numbers.back() + std::ldexp(1.0f, exponent - levels.mantissa_bits));
   }
   return at::tensor(numbers);

@@ -50,8 +50,8 @@ NamedTensors plain_tensors(const QuantizedWeights& layer) {
   const std::string& name = layer.name;
   const bool packed = plain_is_packed(layer.weight);
   NamedTensors tensors{
-      {name + ".codes", packed ? pack(plain_packable(layer.codes, layer.weight), layer.weight.bits)
-                               : layer.codes},
+      {name + ".codes",
+       packed ? pack(plain_packable(layer.codes, layer.weight), layer.weight.bits) : layer.codes},
       {name + ".scale",
        is_power_of_two(layer.weight.scale.code) ? layer.scale.view(at::kByte) : layer.scale}};
   add(tensors, name + ".zero_point", layer.zero_point);
@@ -73,8 +73,7 @@ Documents plain_documents(const CheckpointPlan& plan) {
              {"weight", to_json(*layer.weight)}};
     if (layer.input) entry["input"] = to_json(*layer.input);
   }
-  const json config = {
-      {"quant_method", "torchqat"}, {"version", version}, {"layers", layers}};
+  const json config = {{"quant_method", "torchqat"}, {"version", version}, {"layers", layers}};
   return {{"config.json", config.dump()}};
 }
 

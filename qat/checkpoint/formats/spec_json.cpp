@@ -45,7 +45,8 @@ void read_outer(const json& object, ScaleSpec& scale) {
   if (!block.is_array() || block.size() != 2)
     throw InvalidArgument("block of outer_scale must be two sides");
   for (size_t side : {0, 1})
-    scale.outer_block[side] = block[side] == -1 ? -1 : positive(block[side], "block of outer_scale");
+    scale.outer_block[side] =
+        block[side] == -1 ? -1 : positive(block[side], "block of outer_scale");
 }
 
 // The combinations that the operators take.

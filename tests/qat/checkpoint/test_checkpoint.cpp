@@ -140,8 +140,8 @@ TEST_F(CheckpointTest, TypesOfVersion1AreWrittenInIt) {
 TEST_F(CheckpointTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
   const auto complaint_about = [&](const char* preset,
                                    const std::function<void(NamedTensors&)>& change) {
-    save_checkpoint(folder_, {{preset_weights("a", find_preset(preset)->spec,
-                                              at::randn({8, 512}))}, {}});
+    save_checkpoint(folder_,
+                    {{preset_weights("a", find_preset(preset)->spec, at::randn({8, 512}))}, {}});
     NamedTensors tensors = load_safetensors(folder_ + "/model.safetensors");
     change(tensors);
     save_safetensors(folder_ + "/model.safetensors", tensors);
@@ -156,10 +156,9 @@ TEST_F(CheckpointTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
             "a.outer_offset must have 16 elements in float16.");
   EXPECT_EQ(complaint_about("mxfp4", [](auto& t) { t["a.scale"] = at::ones({8, 16}); }),
             "a.scale must be Byte.");
-  EXPECT_EQ(complaint_about("mxfp6_e2m3",
-                            [](auto& t) {
-                              t["a.codes"] = at::full({8, 512}, 9.0f).to(at::kFloat8_e4m3fn);
-                            }),
+  EXPECT_EQ(complaint_about(
+                "mxfp6_e2m3",
+                [](auto& t) { t["a.codes"] = at::full({8, 512}, 9.0f).to(at::kFloat8_e4m3fn); }),
             "a.codes must be numbers of fp6_e2m3.");
 }
 

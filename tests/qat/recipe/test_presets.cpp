@@ -119,12 +119,10 @@ Plan plan_of(const std::string& layers, const std::vector<LayerInfo>& infos,
   return make_plan(recipe_of(layers, rest), infos);
 }
 
-const std::vector<LayerInfo> kBlock{{"h.0.q_proj", "Linear", 512, 64},
-                                    {"h.0.k_proj", "Linear", 512, 32},
-                                    {"h.0.v_proj", "Linear", 512, 32},
-                                    {"h.0.o_proj", "Linear", 512, 64},
-                                    {"h.0.gate_proj", "Linear", 512, 96},
-                                    {"h.0.up_proj", "Linear", 512, 96}};
+const std::vector<LayerInfo> kBlock{
+    {"h.0.q_proj", "Linear", 512, 64},    {"h.0.k_proj", "Linear", 512, 32},
+    {"h.0.v_proj", "Linear", 512, 32},    {"h.0.o_proj", "Linear", 512, 64},
+    {"h.0.gate_proj", "Linear", 512, 96}, {"h.0.up_proj", "Linear", 512, 96}};
 
 TEST(Plan, FusedLayersShareAnOuterScaleOfTheWholeWeight) {
   const Plan plan = plan_of("{match: \"*\", weight: {dtype: nvfp4}}", kBlock);
@@ -138,9 +136,9 @@ TEST(Plan, FusedLayersShareAnOuterScaleOfTheWholeWeight) {
     for (const LayerPlan& layer :
          plan_of("{match: \"*\", weight: {dtype: " + std::string(other) + "}}", kBlock).layers)
       EXPECT_TRUE(layer.shares.empty());
-  const Plan mixed = plan_of(
-      "{match: \"*\", weight: {dtype: nvfp4}}, {match: h.0.k_proj, weight: {dtype: mxfp4}}",
-      kBlock);
+  const Plan mixed =
+      plan_of("{match: \"*\", weight: {dtype: nvfp4}}, {match: h.0.k_proj, weight: {dtype: mxfp4}}",
+              kBlock);
   EXPECT_EQ(mixed.layers[0].shares, (std::vector<std::string>{"h.0.q_proj", "h.0.v_proj"}));
   EXPECT_TRUE(mixed.layers[1].shares.empty());
 }
@@ -159,8 +157,7 @@ TEST(Plan, StagesOfOtherWidthsTrainOnIntegers) {
   const QuantSpec& spec = *plan.layers[0].weight;
   EXPECT_EQ(weight_quantizer_of(spec, 8, 64, 64).text(),
             "minmax int8 narrow 1x16 e4m3*float32@-1x-1");
-  EXPECT_EQ(weight_quantizer_of(spec, 4, 64, 64).text(),
-            "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1");
+  EXPECT_EQ(weight_quantizer_of(spec, 4, 64, 64).text(), "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1");
   EXPECT_EQ(message_of([] {
               plan_of("{match: \"*\", weight: {dtype: q4_k}}", {{"a", "Linear", 256, 64}},
                       "schedule: [{until: 50%, weight: int8}, {until: 100%}]\n");
@@ -170,8 +167,8 @@ TEST(Plan, StagesOfOtherWidthsTrainOnIntegers) {
 }
 
 TEST(Plan, OtherWidthsAreForIntegersUnderScalesOfOneLevel) {
-  const Plan plan = plan_of("{match: \"*\", weight: {dtype: nvfp4, scale: learned}}",
-                            {{"a", "Linear", 64, 64}});
+  const Plan plan =
+      plan_of("{match: \"*\", weight: {dtype: nvfp4, scale: learned}}", {{"a", "Linear", 64, 64}});
   EXPECT_EQ(message_of([&] { with_widths(plan, {{"a", 8}}); }),
             "a must have integer weights under scales of one level to take another width, but has "
             "fp4_e2m1 group 16, learned scale in e4m3*float32.");

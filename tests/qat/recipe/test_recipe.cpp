@@ -209,7 +209,8 @@ INSTANTIATE_TEST_SUITE_P(
             "version: 1\nlayers:\n"
             "  - {match: a, weight: {dtype: fp8_e4m3, symmetric: true}}\n"
             "  - {match: b, weight: {dtype: int4, granularity: channel, block: [2, 2]}}\n",
-            "r.yaml:3:53: layers[0].weight.symmetric must not be given for a dtype that is a float, "
+            "r.yaml:3:53: layers[0].weight.symmetric must not be given for a dtype that is a "
+            "float, "
             "but is true\n"
             "r.yaml:4:67: layers[1].weight.block must not be given for granularity channel, but is "
             "[2, 2]"},

@@ -120,8 +120,8 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
       const at::Tensor again =
           dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);
       EXPECT_TRUE(at::equal(again, found.weight));
-      const at::Tensor nearest = std::get<0>(
-          fake_quantize(weight, quantizer_of(spec, 4, Quantizer::Mode::minmax).text()));
+      const at::Tensor nearest =
+          std::get<0>(fake_quantize(weight, quantizer_of(spec, 4, Quantizer::Mode::minmax).text()));
       EXPECT_LT(objective(weight - found.weight, inputs.hessian()),
                 objective(weight - nearest, inputs.hessian()));
     }

@@ -26,13 +26,13 @@ TEST(Minifloat, BitsAreThoseOfTheStandards) {
 }
 
 TEST(Minifloat, BitsOfTorchsTypesAreTheirBytes) {
-  for (const auto& [grid, dtype] : {std::pair(Grid::e4m3, at::kFloat8_e4m3fn),
-                                    std::pair(Grid::e5m2, at::kFloat8_e5m2)}) {
+  for (const auto& [grid, dtype] :
+       {std::pair(Grid::e4m3, at::kFloat8_e4m3fn), std::pair(Grid::e5m2, at::kFloat8_e5m2)}) {
     const at::Tensor bytes = at::arange(256).to(at::kByte);
     const at::Tensor codes = bytes.view(dtype);
     const at::Tensor finite = codes.to(at::kFloat).abs().le(levels_of(grid, 8).max);
-    EXPECT_TRUE(at::equal(minifloat_bits(codes, grid).masked_select(finite),
-                          bytes.masked_select(finite)));
+    EXPECT_TRUE(
+        at::equal(minifloat_bits(codes, grid).masked_select(finite), bytes.masked_select(finite)));
   }
 }
 
