@@ -32,12 +32,6 @@ std::string scheme_of(const LayerPlan& layer) {
   return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
 }
 
-// Whether scales or levels are of a kind that a format must know: FP4 and FP6, offsets, scales that
-// are codes.
-bool is_coded(const QuantSpec& spec) {
-  return (spec.is_float() && !spec.is_float8()) || spec.has_offset() || !spec.scale.is_dtype();
-}
-
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
   std::vector<std::string> others;
   for (const Format& other : formats())
@@ -125,6 +119,10 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
              "is " +
              describe(*spec);
   return format.scheme_refusal(layer);
+}
+
+bool is_coded(const QuantSpec& spec) {
+  return (spec.is_float() && !spec.is_float8()) || spec.has_offset() || !spec.scale.is_dtype();
 }
 
 std::vector<std::string> format_names() {

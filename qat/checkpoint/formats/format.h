@@ -46,6 +46,10 @@ struct QAT_API Format {
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
 QAT_API std::string refusal(const Format& format, const LayerPlan& layer);
 
+// Whether levels or scales are of a kind that a format must know: FP4 and FP6, offsets, scales that
+// are codes.
+bool is_coded(const QuantSpec& spec);
+
 QAT_API const std::vector<Format>& formats();
 
 QAT_API std::vector<std::string> format_names();

@@ -14,12 +14,6 @@ using nlohmann::json;
 
 namespace {
 
-// What version 1 has a word for.
-bool is_version_1(const std::optional<QuantSpec>& spec) {
-  return !spec || ((!spec->is_float() || spec->is_float8()) && !spec->has_offset() &&
-                   spec->scale.is_dtype());
-}
-
 void add(NamedTensors& tensors, const std::string& name, const std::optional<at::Tensor>& tensor) {
   if (tensor) tensors[name] = *tensor;
 }
@@ -67,7 +61,8 @@ Documents plain_documents(const CheckpointPlan& plan) {
   json layers = json::object();
   int version = 1;
   for (const LayerPlan& layer : plan.layers) {
-    if (!is_version_1(layer.weight) || !is_version_1(layer.input)) version = kPlainVersion;
+    for (const auto& spec : {layer.weight, layer.input})
+      if (spec && is_coded(*spec)) version = kPlainVersion;  // for which version 1 has no words
     json& entry = layers[layer.name];
     entry = {{"shape", {layer.out_features, layer.in_features}},
              {"weight", to_json(*layer.weight)}};
