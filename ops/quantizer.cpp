@@ -54,6 +54,16 @@ std::string_view name_of(const Name<Value> (&names)[kCount], Value value) {
   return "";
 }
 
+// The value of a name; ValueError with all of them for any other.
+template <typename Value, size_t kCount>
+Value parse_name(const char* op, const char* what, const Name<Value> (&names)[kCount],
+                 std::string_view text) {
+  if (const auto value = find(names, text)) return *value;
+  std::string allowed(names[0].text);
+  for (size_t i = 1; i < kCount; ++i) (allowed += i + 1 == kCount ? " or " : ", ") += names[i].text;
+  TORCH_CHECK_VALUE(false, "[", op, "] ", what, " must be ", allowed, ", but is ", text, ".");
+}
+
 // The whole of `text` as a number, in no locale.
 template <typename Number>
 bool read(std::string_view text, Number& number) {
@@ -217,23 +227,13 @@ std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,
 const char* grid_name(Grid grid) { return name_of(kGrids, grid).data(); }
 
 Grid parse_grid(const char* op, std::string_view name) {
-  const auto grid = find(kGrids, name);
-  TORCH_CHECK_VALUE(grid, "[", op,
-                    "] grid must be narrow, full, signed, asymmetric, offset, fp4_e2m1, fp6_e2m3, "
-                    "fp6_e3m2, fp8_e4m3 or fp8_e5m2, but is ",
-                    name, ".");
-  return *grid;
+  return parse_name(op, "grid", kGrids, name);
 }
 
 const char* scale_code_name(ScaleCode code) { return name_of(kScaleCodes, code).data(); }
 
 ScaleCode parse_scale_code(const char* op, std::string_view name) {
-  const auto code = find(kScaleCodes, name);
-  TORCH_CHECK_VALUE(code, "[", op,
-                    "] scale_dtype must be float32, bfloat16, float16, e8m0_floor, e8m0_even, "
-                    "e8m0_ceil, e4m3, int6 or int8, but is ",
-                    name, ".");
-  return *code;
+  return parse_name(op, "scale_dtype", kScaleCodes, name);
 }
 
 std::optional<c10::ScalarType> dtype_of(ScaleCode code) {
