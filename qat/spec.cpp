@@ -26,6 +26,11 @@ std::array<int64_t, 2> block_shape(const QuantSpec& spec) {
   return {-1, -1};
 }
 
+bool scales_by_row(const QuantSpec& spec) {
+  const int64_t outer_rows = spec.scale.outer_block[0];  // 0: there is no outer scale
+  return block_shape(spec)[0] == 1 && (outer_rows == 0 || outer_rows == 1);
+}
+
 int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
   const auto block = block_shape(spec);
   const BlockLayout layout = make_layout(rows, cols, block[0], block[1]);

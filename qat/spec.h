@@ -92,6 +92,9 @@ struct QAT_API QuantSpec {
 // The block shape that the operators take (ops/blocks.h).
 QAT_API std::array<int64_t, 2> block_shape(const QuantSpec& spec);
 
+// Whether the scales of a row come from that row alone.
+QAT_API bool scales_by_row(const QuantSpec& spec);
+
 // The number of blocks of a matrix [rows, cols] under `spec`.
 QAT_API int64_t block_count(const QuantSpec& spec, int64_t rows, int64_t cols);
 

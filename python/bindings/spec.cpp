@@ -87,6 +87,9 @@ void def_spec(py::module_& m) {
                              [](const QuantSpec& spec) { return scale_code_name(spec.scale.code); })
       .def_property_readonly("outer_block",
                              [](const QuantSpec& spec) { return sides_of(spec.scale.outer_block); })
+      .def_property_readonly("has_outer_scale",
+                             [](const QuantSpec& spec) { return spec.scale.has_outer(); })
+      .def_property_readonly("scales_by_row", &scales_by_row)
       .def_property_readonly("outer_dtype",
                              [](const QuantSpec& spec) { return name_of(spec.scale.outer_dtype); })
       .def_property_readonly("observer",

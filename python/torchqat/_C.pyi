@@ -39,6 +39,8 @@ class QuantSpec:
         is_float: Whether its levels are those of a float.
         has_offset: Whether its levels count from an offset.
         takes_widths: Whether it may have any of the widths of integers instead.
+        has_outer_scale: Whether its scales are codes times an outer one.
+        scales_by_row: Whether the scales of a row come from that row alone.
 
     Raises:
         ValueError: A value is not among the allowed ones.
@@ -74,6 +76,8 @@ class QuantSpec:
     block: tuple[int, int]
     outer_block: tuple[int, int]
     outer_dtype: str
+    has_outer_scale: bool
+    scales_by_row: bool
     dtype: str
     is_float: bool
     has_offset: bool

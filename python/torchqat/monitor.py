@@ -91,8 +91,7 @@ def _change(before: Tensor, scale: Tensor) -> float:
 def _qparams(layer: QuantLayer, rows: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the first rows, without those of the rest where they are found from ranges."""
     spec = layer.weight_spec
-    by_row = spec.granularity in ("group", "channel") and spec.outer_block[0] in (0, 1)
-    if spec.scale == "minmax" and by_row:
+    if spec.scale == "minmax" and spec.scales_by_row:
         weight = layer.master.detach()[:rows]
         return ops.choose_qparams(weight, spec.quantizer(layer.weight_bits, "minmax"))
     scale, zero_point = layer.stored_qparams()

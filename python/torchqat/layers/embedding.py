@@ -18,8 +18,7 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     )  # fmt: skip
 
     def forward(self, ids: Tensor) -> Tensor:
-        spec = self.weight_spec
-        by_row = spec is not None and spec.block[0] == 1 and spec.outer_block[0] in (0, 1)
+        by_row = self.weight_spec is not None and self.weight_spec.scales_by_row
         if not by_row or self.frozen_codes is not None or self.max_norm is not None:
             return self._entries(ids, self.quantized_weight())
         entries = self._entries(ids, self.master).flatten(0, -2)
