@@ -111,20 +111,23 @@ def replace_layers(
     modules = dict(model.named_modules())
     for layer in layers:
         _check_finite(layer.name, modules[layer.name])
+    groups = [layer.shares for layer in layers if layer.shares and layer.shares[0] == layer.name]
+    derived_together = {name for names in groups for name in names}
     quantized = {}
     for layer in layers:
         parent, _, leaf = layer.name.rpartition(".")
         found = modules[layer.name]
-        stand_in = _stand_in(found)(found, layer.weight, layer.input, search, weight_cache, settings.keeps_scales)
+        # Those are searched when all of them are there.
+        begin = "rtn" if layer.name in derived_together else search
+        stand_in = _stand_in(found)(found, layer.weight, layer.input, begin, weight_cache, settings.keeps_scales)
         setattr(modules[parent], leaf, stand_in)
         quantized[layer.name] = stand_in
-    for layer in layers:
-        if layer.shares and layer.shares[0] == layer.name:
-            _share_outer_scale([quantized[name] for name in layer.shares if name in quantized], search)
+    for names in groups:
+        _share_outer_scale([quantized[name] for name in names if name in quantized], search)
 
 
 def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
-    """Scales that stay as they are were derived under each layer's own outer scale: again, under the shared one."""
+    """Scales that stay, or are learned from a beginning, are derived under the shared outer scale."""
     SharedOuterScale(layers)
     for layer in layers:
         if layer.weight_spec.scale != "minmax":

@@ -75,8 +75,10 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
       throw InvalidArgument(layer.name + " must not be prepared already, but is.");
     const bool keeps =
         layer.weight && layer.weight->range != Range::minmax && initialize.keeps_scales();
+    // Those that share an outer scale are searched when all of them are there.
+    const ScaleSearch begin = layer.shares.empty() ? search : ScaleSearch::minmax;
     prepared.emplace_back(&found->second,
-                          std::make_shared<LayerQuantizer>(found->second, layer, search, keeps));
+                          std::make_shared<LayerQuantizer>(found->second, layer, begin, keeps));
   }
   for (const auto& [layer, quantizer] : prepared) {
     layer->module->register_module(kQuantizerName, quantizer);

@@ -36,12 +36,15 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::chosen(
     const at::Tensor& weight, ScaleSearch search, const std::optional<at::Tensor>& importance) {
   const std::string text = quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text();
-  if (outer_scale_.defined()) {
+  const auto shared = shared_outer_scale();
+  // A search costs as much as that of the scales: not for an outer scale that is known.
+  if (outer_scale_.defined() && (!shared || outer_offset_.defined())) {
     const auto [outer, offset] = choose_outer_scales(weight, text, name_of(search), importance);
-    outer_scale_.copy_(shared_outer_scale().value_or(outer));
+    outer_scale_.copy_(outer);
     if (outer_offset_.defined()) outer_offset_.copy_(offset);
   }
-  return choose_qparams(weight, text, name_of(search), importance, shared_outer_scale());
+  if (outer_scale_.defined() && shared) outer_scale_.copy_(*shared);
+  return choose_qparams(weight, text, name_of(search), importance, shared);
 }
 
 void WeightQuantizer::assign(const std::tuple<at::Tensor, at::Tensor>& qparams) {

@@ -1,6 +1,5 @@
 """What every quantized layer is: a weight whose forward uses the numbers that a checkpoint will hold, and an input."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +11,7 @@ from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
 from torchqat.layers.shared_outer_scale import SharedOuterScale
+from torchqat.layers.weight_scales import WeightScales
 from torchqat.sharded import assign, whole
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
@@ -21,7 +21,7 @@ LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
 STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes")
 
 
-class QuantLayer(QuantInput):
+class QuantLayer(WeightScales, QuantInput):
     """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
@@ -45,7 +45,6 @@ class QuantLayer(QuantInput):
 
     Attributes:
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
-        shared_outer_scale: That of the layers which engines fuse with this one; ``None`` where it has its own, or none.
     """
 
     kind: str  # as recipes call the class that it stands for
@@ -74,33 +73,6 @@ class QuantLayer(QuantInput):
         self._register_weight_parameters()
         self._init_input(input, FLOAT, self.weight.device)
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
-
-    def _register_weight_parameters(self) -> None:
-        spec = self.weight_spec
-        if spec is None or spec.scale == "minmax":
-            return
-        rows, cols = _grid(spec.block, *self.matrix_shape)
-        scale = torch.ones(rows, cols, device=self.weight.device)
-        zero_point = torch.zeros(rows, cols, device=self.weight.device)
-        self._register_outer_scales()
-        if self.keeps_scales:
-            self.register_buffer("lattice_scale", torch.zeros_like(scale))
-            self.register_buffer("lattice_zero_point", zero_point.to(torch.int8))
-        if spec.scale == "mse":
-            self.register_buffer("weight_scale", scale)
-            self.register_buffer("weight_zero_point", zero_point if spec.has_offset else zero_point.to(torch.int8))
-            return
-        self.weight_scale = nn.Parameter(scale)
-        self.weight_zero_point = None if spec.symmetric else nn.Parameter(zero_point)
-
-    def _register_outer_scales(self) -> None:
-        """Those of scales that stay as they are; others follow the weight, or the learned scales."""
-        spec = self.weight_spec
-        if spec.scale != "mse" or spec.outer_block == (0, 0):
-            return
-        outer = torch.ones(*_grid(spec.outer_block, *self.matrix_shape), device=self.weight.device)
-        self.register_buffer("weight_outer_scale", outer)
-        self.register_buffer("weight_outer_offset", outer.clone() if spec.has_offset else None)
 
     # -- the weight as a matrix --------------------------------------------------------------------------------------
 
@@ -152,76 +124,6 @@ class QuantLayer(QuantInput):
             return changed
         self.derive_weight_scale(method)
         return [*changed, "weight_scale", "weight_zero_point"]
-
-    @torch.no_grad()
-    def derive_weight_scale(self, method: str = "mse") -> None:
-        """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
-        if self._has_lattice and self.weight_bits == self.weight_spec.bits:
-            self._assign_scale(self.lattice_scale, self.lattice_zero_point)
-        else:
-            self._assign_scale(*self._chosen_scale(method))
-
-    @torch.no_grad()
-    def choose_weight_scale(self, method: str, importance: Tensor | None = None) -> None:
-        """The same, in place of scales that a schedule would return to; ``importance`` as of ``ops.choose_qparams``."""
-        self.set_qparams(*self._chosen_scale(method, importance))
-
-    def _chosen_scale(self, method: str, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        text, search = self.weight_spec.quantizer(self.weight_bits, "minmax"), _search(method)
-        shared = self.shared_outer_scale and self.shared_outer_scale.needed(self.weight_bits)
-        if hasattr(self, "weight_outer_scale"):
-            outer, offset = ops.choose_outer_scales(self.master, text, search, importance)
-            assign(self.weight_outer_scale, outer if shared is None else shared)
-            if offset is not None:
-                assign(self.weight_outer_offset, offset)
-        return ops.choose_qparams(self.master, text, search, importance, shared)
-
-    def _assign_scale(self, scale: Tensor, zero_point: Tensor) -> None:
-        assign(self.weight_scale, scale)
-        if self.weight_zero_point is not None:
-            assign(self.weight_zero_point, zero_point)
-
-    @torch.no_grad()
-    def needed_outer_scale(self, bits: int) -> Tensor:
-        """The outer scale that the weight itself needs at ``bits``, by its range, float32."""
-        return ops.choose_outer_scales(self.master, self.weight_spec.quantizer(bits, "minmax"))[0]
-
-    @torch.no_grad()
-    def outer_scale_in_force(self) -> Tensor:
-        """The outer scale that the weight, or its learned scales, need now; that of fixed scales is kept."""
-        if self.weight_spec.scale == "mse":
-            return self.weight_outer_scale
-        if self.weight_spec.scale == "learned":
-            return ops.outer_scales(whole(self.weight_scale), self._weight_quantizer.text)
-        return ops.choose_outer_scales(self.master, self._weight_quantizer.text)[0]
-
-    def outer_scale(self) -> Tensor | None:
-        """What the operators are told; ``None`` lets them find the weight's own."""
-        shared = self.shared_outer_scale
-        if shared is None or self.weight_bits == FLOAT or self.weight_spec.scale == "mse":
-            return None
-        return shared.in_force()
-
-    @property
-    def _has_lattice(self) -> bool:
-        return self.keeps_scales and not self.lattice_scale.is_meta and bool(self.lattice_scale.any())
-
-    @torch.no_grad()
-    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Scales and zero points that were chosen together with the weight, for the width in force.
-
-        At the exported width they are also kept as the layer's lattice, to which a schedule that passes through other
-        widths returns.
-
-        Args:
-            scale: float32, one per block, as it is stored.
-            zero_point: int8, shaped like ``scale``.
-        """
-        self._assign_scale(scale, zero_point)
-        if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
-            self.lattice_scale.copy_(scale)
-            self.lattice_zero_point.copy_(zero_point)
-        self.forget_weight()
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -275,45 +177,12 @@ class QuantLayer(QuantInput):
         scale = self.weight_scale + (stored - self.weight_scale).detach()  # exactly the stored one
         return ops.dequantize(self.frozen_codes, scale, zero_point, self.weight_spec.block, dtype)
 
-    def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
-
     # -- convert -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def codes(self) -> Tensor:
         """The integer codes of the weight in force, int8 ``[rows, cols]``."""
         return ops.quantize(self.master, self.weight_spec.quantizer(self.weight_bits, "fixed"), *self.stored_qparams())
-
-    @torch.no_grad()
-    def stored_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale (float32, as it is stored) and zero point (int8; an offset float32) of the weight in force."""
-        spec, outer = self.weight_spec, self.outer_scale()
-        if spec.scale == "minmax":
-            return ops.choose_qparams(self.master, spec.quantizer(self.weight_bits, "minmax"), outer_scale=outer)
-        if spec.scale == "mse":
-            return self.weight_scale, self.weight_zero_point
-        zero_point = None if self.weight_zero_point is None else whole(self.weight_zero_point)
-        text = spec.quantizer(self.weight_bits, "learned")
-        return ops.round_qparams(whole(self.weight_scale), text, zero_point, outer)
-
-    @torch.no_grad()
-    def stored_outer_scales(self) -> tuple[Tensor | None, Tensor | None]:
-        """What ``stored_qparams`` are multiples of: outer scales of scales and of offsets, float32."""
-        spec = self.weight_spec
-        if spec.outer_block == (0, 0):
-            return None, None
-        if spec.scale == "mse":
-            return self.weight_outer_scale, self.weight_outer_offset
-        if spec.scale == "learned":
-            scale, offset = self.outer_scale_in_force(), None
-            if spec.has_offset:
-                text = spec.quantizer(self.weight_bits, "learned")
-                offset = ops.outer_scales(whole(self.weight_zero_point), text)
-        else:
-            scale, offset = ops.choose_outer_scales(self.master, spec.quantizer(self.weight_bits, "minmax"))
-        shared = self.outer_scale()
-        return scale if shared is None else shared, offset
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
@@ -357,12 +226,3 @@ class QuantLayer(QuantInput):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"
-
-
-def _grid(block: tuple[int, int], rows: int, cols: int) -> tuple[int, int]:
-    height, width = (size if side == -1 else side for side, size in zip(block, (rows, cols), strict=True))
-    return math.ceil(rows / height), math.ceil(cols / width)
-
-
-def _search(method: str) -> str:
-    return "minmax" if method == "rtn" else method
