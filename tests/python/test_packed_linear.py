@@ -106,7 +106,9 @@ def test_its_threads_record_no_gradients_on_any_processor():
 
 
 def test_refuses_float8():
-    with pytest.raises(ValueError, match="PackedLinear must have integer weights under scales of one level, but layer has fp8_e4m3"):
+    with pytest.raises(
+        ValueError, match="PackedLinear must have integer weights under scales of one level, but layer has fp8_e4m3"
+    ):
         PackedLinear(_layer(QuantSpec(8, grid="fp8_e4m3")).convert("layer", torch.float32))
 
 
