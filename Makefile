@@ -50,9 +50,10 @@ else
 	@echo "nvcc is not here: the CUDA sources were not compiled"
 endif
 
+# A file of tests at a time on each core, one thread each: threads that share cores wait for one another.
 test-python: $(SETUP)
 	python -m ruff check python tests benchmarks examples setup.py
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 # Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
 test-engines: $(SETUP)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from build_folder import BUILD, ROOT, alone
 
-ROOT = Path(__file__).parents[2]
 CMAKE = shutil.which("cmake")
 NVCC = shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
 
@@ -186,8 +186,7 @@ def test_a_torch_other_than_the_one_built_for_is_named(monkeypatch):
 
 def test_pip_install_outside_the_tree(tmp_path):
     """Not editable: a copy elsewhere, with its libraries, that does not need this tree."""
-    build = os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native")
-    environment = {**os.environ, "TORCHQAT_BUILD_DIR": str(build)}
+    environment = {**os.environ, "TORCHQAT_BUILD_DIR": str(BUILD)}
     pip = [
         sys.executable,
         "-m",
@@ -200,7 +199,8 @@ def test_pip_install_outside_the_tree(tmp_path):
         tmp_path,
         ROOT,
     ]
-    done = subprocess.run(pip, capture_output=True, text=True, env=environment)
+    with alone():
+        done = subprocess.run(pip, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     code = "import torch, torchqat; print(torchqat.__file__, torchqat.QuantSpec(4), torch.ops.qat.pack.default)"
     environment["PYTHONPATH"] = str(tmp_path)
@@ -211,8 +211,7 @@ def test_pip_install_outside_the_tree(tmp_path):
 
 def test_no_product_and_sum_become_one():
     """Compilers for machines with fused multiply-add would else round once where docs/numerics.md rounds twice."""
-    build = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native"))
-    commands = json.loads((build / "compile_commands.json").read_text())
+    commands = json.loads((BUILD / "compile_commands.json").read_text())
     for folder, contracted in (("ops", ["packed_linear.cpp"]), ("qat", [])):  # whose sums are those of any product
         ours = [one for one in commands if one["file"].startswith(f"{ROOT / folder}/") and one["file"].endswith(".cpp")]
         free = [one for one in ours if re.findall(r"-ffp-contract=(\w+)", one["command"])[-1:] != ["off"]]

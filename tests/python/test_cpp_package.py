@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from build_folder import BUILD, ROOT, alone
 
-ROOT = Path(__file__).parents[2]
-BUILD = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native"))
 CMAKE = shutil.which("cmake")
 README = (ROOT / "examples/cpp/README.md").read_text()
 
@@ -31,7 +30,8 @@ def installed():
     """In a place that stays, so that compilers' caches are of use."""
     prefix = BUILD / "installed"
     shutil.rmtree(prefix, ignore_errors=True)
-    run(CMAKE, "--install", BUILD, "--prefix", prefix)
+    with alone():
+        run(CMAKE, "--install", BUILD, "--prefix", prefix)
     return prefix
 
 

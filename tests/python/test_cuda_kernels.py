@@ -5,13 +5,12 @@ orders that TORCHQAT_SIMULATOR_SEED draws, with now all blocks, now fewer. A GPU
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
+from build_folder import BUILD
 from torchqat import ops  # noqa: F401  registers torch.ops.qat
 
-BUILD = Path(os.environ.get("TORCHQAT_BUILD_DIR", Path(__file__).parents[2] / "build" / "native"))
 SIMULATED = BUILD / "tests" / "libqat_cuda_simulated.so"
 BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
 

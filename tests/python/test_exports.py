@@ -1,15 +1,12 @@
 """What the libraries show to the dynamic linker: what headers mark QAT_API, and nothing of anybody else's."""
 
-import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from build_folder import BUILD
 
-ROOT = Path(__file__).parents[2]
-BUILD = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native"))
 LIBRARIES = ["libqat_ops.so", "libqat.so"]
 # What the compiler makes of a class beside its functions.
 OURS = r"(typeinfo for |typeinfo name for |vtable for )?qat::"

@@ -1,18 +1,16 @@
 """A C++ program and Python do the same with the same weights, recipe and step, and read what the other wrote."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 import torchqat
+from build_folder import BUILD
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchqat.prepare import quant_layers
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(os.environ.get("TORCHQAT_BUILD_DIR", ROOT / "build" / "native")) / "tests" / "qat_interchange"
+PROGRAM = BUILD / "tests" / "qat_interchange"
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="make test-cpp builds the C++ half")
 

@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from build_folder import ROOT, alone
+
 # Prints where torchqat is from, the instructions that it uses, and the codes that GPTQ gives.
 PROGRAM = """
 import hashlib, torch, torchqat
@@ -31,7 +31,8 @@ def pip(*arguments):
 
 def build(folder):
     """The wheel, built against the torch here."""
-    pip("wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", folder)
+    with alone():
+        pip("wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../program.h"
@@ -105,6 +106,13 @@ void copy(const Model& from, Model& to) {
   for (const auto& item : from.named_parameters()) parameters[item.key()].copy_(item.value());
 }
 
+// A sample may mix the bytes of two characters, which no terminal shows: those beyond ASCII become '?'.
+std::string printable(std::string text) {
+  for (char& one : text)
+    if (static_cast<unsigned char>(one) > 0x7f) one = '?';
+  return text;
+}
+
 void run(const std::string& path, const std::string& recipe_path, const std::string& output) {
   torch::manual_seed(0);
   const Text text = read(path);
@@ -144,7 +152,7 @@ void run(const std::string& path, const std::string& recipe_path, const std::str
   if (!qat::verify(model, output).equal() || !qat::verify(deployed, output).equal())
     throw std::runtime_error("The checkpoint differs from what was trained.");
   std::printf("packed  %.3f, verified bit for bit\n\n%s\n", bits(deployed, text.test),
-              characters::continued(deployed, "The ", 300).c_str());
+              printable(characters::continued(deployed, "The ", 300)).c_str());
 }
 
 }  // namespace
