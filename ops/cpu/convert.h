@@ -56,19 +56,27 @@ QAT_HOST_DEVICE scalar_t exactly(float y) {
   }
 }
 
+// out[i] = value(in[i], i / 2) for an even number of bfloat16; NaNs as for convert().
+template <typename Value>
+QAT_HOST_DEVICE void convert_pairs(const c10::BFloat16* __restrict in,
+                                   c10::BFloat16* __restrict out, int64_t length,
+                                   const Value& value) {
+  const Pair* __restrict pairs = reinterpret_cast<const Pair*>(in);
+  Pair* __restrict to = reinterpret_cast<Pair*>(out);
+  for (int64_t i = 0; i < length / 2; ++i) {
+    const float low = value(low_of(pairs[i]), i), high = value(high_of(pairs[i]), i);
+    to[i] = upper_half(low) >> 16 | (upper_half(high) & 0xffff0000u);
+  }
+}
+
 // out[i] = value(in[i]). Results of `value` that are NaN must come from canonical ones.
 template <typename scalar_t, typename out_t, typename Length, typename Value>
 QAT_HOST_DEVICE void convert(const scalar_t* __restrict in, out_t* __restrict out, Length length,
                              const Value& value) {
   int64_t done = 0;
   if constexpr (kInPairs<scalar_t, out_t>) {
-    const Pair* __restrict pairs = reinterpret_cast<const Pair*>(in);
-    Pair* __restrict to = reinterpret_cast<Pair*>(out);
-    for (int64_t i = 0; i < length / 2; ++i) {
-      const float low = value(low_of(pairs[i])), high = value(high_of(pairs[i]));
-      to[i] = upper_half(low) >> 16 | (upper_half(high) & 0xffff0000u);
-    }
     done = length / 2 * 2;
+    convert_pairs(in, out, done, [&](float x, int64_t) QAT_BODY { return value(x); });
   }
   for (int64_t i = done; i < length; ++i)
     out[i] = narrowed<out_t>(value(static_cast<float>(in[i])));

@@ -4,26 +4,27 @@ namespace qat {
 namespace {
 
 template <typename Find>
-QAT_HOST_DEVICE void find_all(const TileSpan& spans, TileParams& params, const Find& find) {
+QAT_HOST_DEVICE void find_all(const TileSpan& spans, int count, TileParams& params,
+                              const Find& find) {
   vectorised([&]() QAT_BODY {
-    for (int k = 0; k < kTile; ++k) {
+    for_each_lane(count, [&](int k) QAT_BODY {
       const QParams found = find(spans.low[k], spans.high[k]);
       params.scale[k] = found.scale;
       params.zero_point[k] = found.zero_point;
-    }
+    });
   });
 }
 
 template <Grid kGrid, ScaleCode kCode>
-void find_stored(const TileSpan& spans, const Levels& levels, TileParams& params) {
-  find_all(spans, params, [=](float low, float high) QAT_BODY {
+void find_stored(const TileSpan& spans, int count, const Levels& levels, TileParams& params) {
+  find_all(spans, count, params, [=](float low, float high) QAT_BODY {
     return qparams_of(low, high, kGrid, levels, kCode);
   });
 }
 
 template <Grid kGrid>
-void find_unstored(const TileSpan& spans, const Levels& levels, TileParams& params) {
-  find_all(spans, params, [=](float low, float high) QAT_BODY {
+void find_unstored(const TileSpan& spans, int count, const Levels& levels, TileParams& params) {
+  find_all(spans, count, params, [=](float low, float high) QAT_BODY {
     return unstored_qparams(low, high, kGrid, levels);
   });
 }
@@ -62,20 +63,26 @@ void RoundParams::operator()(int64_t block, int count, TileParams& params) const
     with_scale_code(quantizer.scale_code, [&](auto code) QAT_BODY {
       float by[kTile];
       if (!outer.at && !exact) {
-        for (float& scale : params.scale) scale = stored_scale(scale, code());
+        for_each_lane(count, [&](int k) QAT_BODY {
+          params.scale[k] = stored_scale(params.scale[k], code());
+        });
       } else {
         gather(outer, block, count, by);
-        for (int k = 0; k < kTile; ++k)
+        for_each_lane(count, [&](int k) QAT_BODY {
           params.scale[k] = stored_scale(params.scale[k], code(), by[k], exact);
+        });
       }
       if (!offset) return;
       gather(outer_offset, block, count, by);
-      for (int k = 0; k < kTile; ++k)
+      for_each_lane(count, [&](int k) QAT_BODY {
         params.zero_point[k] = stored_offset(params.zero_point[k], code(), by[k]);
+      });
     });
     if (!shifts || offset) return;
     const Levels levels = quantizer.levels();
-    for (float& zero_point : params.zero_point) zero_point = stored_zero_point(zero_point, levels);
+    for_each_lane(count, [&](int k) QAT_BODY {
+      params.zero_point[k] = stored_zero_point(params.zero_point[k], levels);
+    });
   });
 }
 

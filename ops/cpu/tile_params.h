@@ -19,8 +19,8 @@ struct TileParams {
   float zero_point[kTile];  // or the offset
 };
 
-QAT_HOST_DEVICE void invert(TileParams& params) {
-  for (int k = 0; k < kTile; ++k) params.inverse[k] = 1.0f / params.scale[k];
+QAT_HOST_DEVICE void invert(TileParams& params, int count) {
+  for_each_lane(count, [&](int k) QAT_BODY { params.inverse[k] = 1.0f / params.scale[k]; });
 }
 
 // Calls body with a constant of each value in turn until one is `value`: a loop in it then has no
@@ -36,9 +36,10 @@ QAT_HOST_DEVICE void with_scale_code(ScaleCode code, const Body& body) {
       code, body);
 }
 
-// (9) for the spans of a tile, compiled for each grid and code apart from the kernels that call it;
+// (9) for `count` spans of a tile, compiled for each grid and code apart from the kernels that call it;
 // not rounded where scales have outer ones.
-using FindParams = void (*)(const TileSpan& spans, const Levels& levels, TileParams& params);
+using FindParams = void (*)(const TileSpan& spans, int count, const Levels& levels,
+                            TileParams& params);
 FindParams find_params(const Quantizer& quantizer);
 
 // What is found or learned as it will be stored, (7), (8) and (8b), the tile's first block being
@@ -97,7 +98,7 @@ class TileSource {
       return false;
     }
     const TileSpan spans = span_of(grid_, x, tile);
-    find_(spans, levels_, params);
+    find_(spans, tile.count, levels_, params);
     finish(tile.first_block, tile.count, params);
     return spans.finite;
   }
@@ -126,9 +127,20 @@ class TileSource {
   }
   QAT_HOST_DEVICE void finish(int64_t block, int count, TileParams& params) const {
     if (round_) (*round_)(block, count, params);
-    invert(params);
-    for (int k = 0; to_scale_ && k < count; ++k)
-      write(block + k, {params.scale[k], params.zero_point[k]});
+    invert(params, count);
+    if (!to_scale_) return;
+    write_all(params.scale, to_scale_ + block, count);
+    if (grid_ == Grid::offset)
+      write_all(params.zero_point, static_cast<float*>(to_zero_) + block, count);
+    else
+      write_all(params.zero_point, static_cast<int8_t*>(to_zero_) + block, count);
+  }
+  template <typename T>
+  QAT_HOST_DEVICE static void write_all(const float (&from)[kTile], T* to, int count) {
+    const auto run = [&](auto all) QAT_BODY {
+      for (int k = 0; k < all; ++k) to[k] = static_cast<T>(from[k]);
+    };
+    count == kTile ? run(std::integral_constant<int, kTile>()) : run(count);
   }
 
   Grid grid_ = Grid::narrow;

@@ -16,9 +16,22 @@
 
 namespace qat {
 
-// Segments of a row that are treated together: the arithmetic on their scales then fills a vector,
-// and with groups of up to 128 they stay in the nearest cache between two visits.
-constexpr int kTile = 16;
+// Segments of a row that are treated together, at most: the arithmetic on their scales then fills
+// two vectors, whose latencies overlap.
+constexpr int kLanes = 16;
+constexpr int kTile = 2 * kLanes;
+
+// Calls body(k) for `count` segments of a tile and for what fills their last vector.
+template <typename Body>
+QAT_HOST_DEVICE void for_each_lane(int count, const Body& body) {
+  for (int first = 0; first < count; first += kLanes)
+    for (int k = first; k < first + kLanes; ++k) body(k);
+}
+
+// Of groups of up to 128 so many that they stay in the nearest cache between two visits.
+inline int segments_per_tile(const BlockLayout& layout) {
+  return layout.block_cols * kTile <= kStage ? kTile : kTile / 2;
+}
 
 // `count` neighbouring segments. Segment k begins `step` elements after segment k - 1, all are
 // `step` long but perhaps the last, and they lie in blocks first_block, first_block + 1, ...
@@ -35,9 +48,9 @@ struct Tile {
   QAT_HOST_DEVICE int64_t length() const { return (count - 1) * step + last_length; }
 };
 
-QAT_HOST_DEVICE Tile tile_of(const BlockLayout& layout, int64_t row, int64_t first_col) {
+QAT_HOST_DEVICE Tile tile_of(const BlockLayout& layout, int64_t row, int64_t first_col, int most) {
   const int64_t left = layout.grid_cols - first_col;
-  const int count = static_cast<int>(left < kTile ? left : kTile);
+  const int count = static_cast<int>(left < most ? left : most);
   return {layout.offset_of(row, first_col),
           layout.block_cols,
           layout.segment_length(first_col + count - 1),
@@ -50,14 +63,15 @@ QAT_HOST_DEVICE Tile tile_of(const BlockLayout& layout, int64_t row, int64_t fir
 template <typename Visit>
 void for_each_tile(const BlockLayout& layout, const Visit& visit) {
   if (layout.cols == 0) return;
-  const int64_t tiles_per_row = (layout.grid_cols + kTile - 1) / kTile;
-  const int64_t elements = std::min(layout.cols, layout.block_cols * kTile);
+  const int most = segments_per_tile(layout);
+  const int64_t tiles_per_row = (layout.grid_cols + most - 1) / most;
+  const int64_t elements = std::min(layout.cols, layout.block_cols * most);
   const int64_t grain = std::max<int64_t>(1, 32768 / elements);
   at::parallel_for(0, layout.rows * tiles_per_row, grain, [&](int64_t begin, int64_t end) {
     vectorised([&]() QAT_BODY {
       int64_t row = begin / tiles_per_row, col = begin % tiles_per_row;
       for (int64_t index = begin; index < end; ++index) {
-        visit(tile_of(layout, row, col * kTile));
+        visit(tile_of(layout, row, col * most, most));
         if (++col == tiles_per_row) col = 0, ++row;
       }
       end_stream();
