@@ -129,8 +129,8 @@ QAT_HOST_DEVICE float level_of(float x, float inv_scale, float zero_point, const
 
 // (1) and (2). The ends of a float are levels: it is clamped first, which is quicker. It has no zero
 // point.
-QAT_HOST_DEVICE float quantize(float x, float inv_scale, float zero_point,
-                               const WholeLevels& levels) {
+template <typename Kind>
+QAT_HOST_DEVICE float quantize(float x, float inv_scale, float zero_point, const Kind& levels) {
   return clamp_level(level_of(x, inv_scale, zero_point, levels), levels);
 }
 QAT_HOST_DEVICE float quantize(float x, float inv_scale, float, const FloatLevels& levels) {
@@ -158,8 +158,9 @@ QAT_HOST_DEVICE bool is_inside(float level, const Kind& levels) {
 }
 
 // (4). A float has no zero point, and its edge says what it rounds to a level.
+template <typename Kind>
 QAT_HOST_DEVICE float straight_through(float grad, float x, float inv_scale, float zero_point,
-                                       const WholeLevels& levels) {
+                                       const Kind& levels) {
   return is_inside(level_of(x, inv_scale, zero_point, levels), levels) ? grad : 0.0f;
 }
 QAT_HOST_DEVICE float straight_through(float grad, float x, float inv_scale, float,

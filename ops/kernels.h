@@ -33,9 +33,9 @@ void with_shift(const Quantizer& quantizer, bool shifts, const Body& body) {
   using Level = std::integral_constant<Shift, Shift::level>;
   using Offset = std::integral_constant<Shift, Shift::offset>;
   const Levels levels = quantizer.levels();
-  if (!levels.whole()) return body(None(), float_levels(levels));
+  if (!levels.whole() || !shifts)
+    return with_kind(levels, [&](const auto& kind) { body(None(), kind); });
   const WholeLevels whole = whole_levels(levels);
-  if (!shifts) return body(None(), whole);
   quantizer.has_offset() ? body(Offset(), whole) : body(Level(), whole);
 }
 

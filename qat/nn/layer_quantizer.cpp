@@ -1,7 +1,6 @@
 #include "qat/nn/layer_quantizer.h"
 
 #include <ATen/ops/_unsafe_view.h>
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/tensor.h>
@@ -10,7 +9,6 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/serialize/archive.h>
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "qat/error.h"
@@ -30,11 +28,6 @@ void add_gradient(at::Tensor to, const at::Tensor& gradient) {
   const at::Tensor shaped =
       gradient.layout() == at::kStrided ? at::_unsafe_view(gradient, to.sizes()) : gradient;
   to.mutable_grad() = to.grad().defined() ? to.grad() + shaped : shaped;
-}
-
-// How often a tensor was written.
-int64_t version_of(const at::Tensor& tensor) {
-  return tensor.defined() && !tensor.is_inference() ? static_cast<int64_t>(tensor._version()) : 0;
 }
 
 void check(const ModuleLayer& layer, const LayerPlan& plan) {
@@ -146,7 +139,7 @@ void LayerQuantizer::follow_freezing() {
   if (leaf_.requires_grad() != wants_gradient()) leaf_.requires_grad_(wants_gradient());
 }
 
-LayerQuantizer::Stamp LayerQuantizer::stamp() const {
+MasterWatch::Stamp LayerQuantizer::stamp() const {
   if (!weight_) return {};
   return {master_.const_data_ptr(),         version_of(master_),
           version_of(weight_->scale()),     version_of(weight_->zero_point()),
@@ -158,18 +151,8 @@ int64_t LayerQuantizer::version() const {
   return version_of(weight_->learned() ? weight_->scale() : master_);
 }
 
-at::Tensor LayerQuantizer::sample() const {
-  constexpr int64_t kSample = 256;
-  const int64_t count = master_.numel();
-  return master_.detach().reshape({-1}).slice(0, 0, count,
-                                              std::max<int64_t>(1, count / kSample) | 1);
-}
-
 bool LayerQuantizer::stale() const {
-  if (!weight_ || !leaf_.defined()) return false;
-  if (!(stamp() == rounded_at_)) return true;
-  if (versions_tell_ || !master_.requires_grad() || !(handed_on_ || is_training())) return false;
-  return !at::allclose(sample(), sample_, 0.0, 0.0, /*equal_nan=*/true);  // NaN has not changed
+  return weight_ && leaf_.defined() && watch_.changed(stamp(), master_, is_training());
 }
 
 void LayerQuantizer::refresh() {
@@ -187,12 +170,7 @@ void LayerQuantizer::refresh() {
     found_.values.reset();
     *member_ = leaf_;
   }
-  const Stamp now = stamp();
-  // Between a backward and this an optimizer has stepped, as a rule.
-  if (handed_on_ && now.master_version != rounded_at_.master_version) versions_tell_ = true;
-  rounded_at_ = now;
-  handed_on_ = false;
-  sample_ = versions_tell_ ? at::Tensor() : sample().clone();
+  watch_.rounded(stamp(), master_);
 }
 
 void LayerQuantizer::hand_on(at::Tensor gradient) {
@@ -200,7 +178,7 @@ void LayerQuantizer::hand_on(at::Tensor gradient) {
     throw LogicError("The weight of " + name_ +
                      " changed after it was rounded; call schedule.step() after "
                      "optimizer.step(), before the next forward.");
-  handed_on_ = true;
+  watch_.gradient_came();
   const at::NoGradGuard no_grad;
   const Quantizer quantizer = weight_->quantizer();
   if (quantizer.never_clips()) return add_gradient(master_, gradient);
@@ -229,7 +207,7 @@ at::Tensor LayerQuantizer::rounded() const {
 void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& scale,
                                  const at::Tensor& zero_point) {
   const at::NoGradGuard no_grad;
-  handed_on_ = false;  // what moves the version now is no optimizer
+  watch_.forget_gradient();
   master_.copy_(master.view_as(master_));
   weight_->set_qparams(scale, zero_point);
   refresh_all();
@@ -250,7 +228,7 @@ void LayerQuantizer::refresh_all() {
 
 void LayerQuantizer::scale_columns(const at::Tensor& scale) {
   const at::NoGradGuard no_grad;
-  handed_on_ = false;
+  watch_.forget_gradient();
   master_.copy_((master() * scale.to(master_.scalar_type())).view_as(master_));
   refresh_all();
 }
@@ -284,7 +262,7 @@ void LayerQuantizer::train(bool on) {
 
 void LayerQuantizer::load(torch::serialize::InputArchive& archive) {
   torch::nn::Module::load(archive);  // after the tensors of the layer, whose child this is
-  handed_on_ = false;
+  watch_.forget_gradient();
   set_bits(bits_[0].item<int>(), bits_[1].item<int>(), ScaleSearch::mse, /*derive=*/false);
   if (input_) input_->restore();
   refresh();

@@ -10,6 +10,7 @@
 
 #include "qat/artifact.h"
 #include "qat/nn/input_quantizer.h"
+#include "qat/nn/master_watch.h"
 #include "qat/nn/module_layers.h"
 #include "qat/nn/weight_quantizer.h"
 #include "qat/ops/api.h"
@@ -60,10 +61,7 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
   at::Tensor input(const at::Tensor& x);
   // Rounds the weight anew.
   void refresh();
-  // Whether master, scale or width have changed since: by their versions. Some optimizers, such as
-  // LibTorch's SGD, write past these, through data(). While a layer trains, a sample of the master
-  // is therefore compared as well, which waits for the device, until its optimizer was seen to move
-  // the version.
+  // Whether master, scale or width have changed since (master_watch.h).
   bool stale() const;
 
   // Scales and zero points that were chosen together with the weight, for the width in force; the
@@ -93,15 +91,7 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
 
  private:
   struct HandOn;
-  // What the leaf was rounded from: where it lies, and how often it was written.
-  struct Stamp {
-    const void* master = nullptr;
-    int64_t master_version = -1, scale_version = -1, zero_point_version = -1, shared_version = -1;
-    int bits = kFloat;
-    bool operator==(const Stamp&) const = default;
-  };
-  Stamp stamp() const;
-  at::Tensor sample() const;
+  MasterWatch::Stamp stamp() const;
   bool wants_gradient() const;
   void follow_freezing();
   void hand_on(at::Tensor gradient);
@@ -116,11 +106,8 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
   std::optional<InputQuantizer> input_;
   std::shared_ptr<const SharedOuterScale> shared_;
   Quantizer::Result found_;  // scale and zero point of the leaf, where they are found from it
-  Stamp rounded_at_;
-  at::Tensor sample_;           // of the master, when the leaf was rounded
-  bool handed_on_ = false;      // a gradient, since the leaf was rounded
-  bool versions_tell_ = false;  // the optimizer was seen to move the version of the master
-  at::Tensor bits_;             // int64 [2], the widths in force: what torch::save keeps of them
+  MasterWatch watch_;
+  at::Tensor bits_;  // int64 [2], the widths in force: what torch::save keeps of them
   std::array<int, 2> written_{kFloat, kFloat};  // the same, on the host
 };
 

@@ -5,7 +5,7 @@ one for each piece of a segment and round the inner one for each four elements. 
 or by vectors, then rounds in vectors, all of it within a loop; the third is none of those looked for.
 """
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +19,9 @@ USAGE = (ROOT / "tests" / "cuda" / "kernels.usage").read_text()
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("cuda_table", ROOT / "tools" / "cuda_table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cuda_table"] = module  # where its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "tools"))
+    yield importlib.import_module("cuda_table")
+    sys.path.remove(str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="module")

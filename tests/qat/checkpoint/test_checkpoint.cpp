@@ -1,17 +1,7 @@
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <csignal>
-#include <filesystem>
 #include <fstream>
 #include <functional>
-#include <thread>
 
-#include "qat/checkpoint/checkpoint.h"
-#include "tests/qat/checkpoint/file_size_limit.h"
-#include "tests/qat/checkpoint/formats/layers.h"
+#include "tests/qat/checkpoint/checkpoint_test.h"
 #include "tests/qat/message_of.h"
 #include "tests/qat/preset_weights.h"
 
@@ -20,11 +10,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class CheckpointTest : public testing::Test {
+class CheckpointContentTest : public CheckpointTest {
  protected:
-  void SetUp() override { fs::create_directories(parent_); }
-  void TearDown() override { fs::remove_all(parent_); }
-
   // What load_checkpoint says after `change` to the tensors of the file.
   std::string complaint(const std::function<void(NamedTensors&)>& change) {
     save_checkpoint(folder_, {{random_layer("net.a", group_spec(4, 32), 8, 64)}, {}});
@@ -38,48 +25,9 @@ class CheckpointTest : public testing::Test {
     }
     return "";
   }
-
-  // A folder as Python writes one that is larger than a file may be.
-  void write_shards(const Checkpoint& checkpoint, bool index) {
-    save_checkpoint(folder_, checkpoint);
-    const fs::path whole = fs::path(folder_) / "model.safetensors";
-    nlohmann::json files;
-    int count = 0;
-    for (const auto& [name, tensor] : load_safetensors(whole.string())) {
-      const std::string file = "model-0000" + std::to_string(++count) + ".safetensors";
-      save_safetensors(folder_ + "/" + file, {{name, tensor}});
-      files[name] = file;
-    }
-    fs::remove(whole);
-    if (index)
-      std::ofstream(whole.string() + ".index.json")
-          << nlohmann::json{{"metadata", {{"total_size", 0}}}, {"weight_map", files}};
-  }
-
-  int entries() const {
-    int count = 0;
-    for ([[maybe_unused]] const auto& entry : fs::directory_iterator(parent_)) ++count;
-    return count;
-  }
-
-  const fs::path parent_ = fs::temp_directory_path() / ("torchqat-" + std::to_string(getpid()));
-  const std::string folder_ = parent_ / "out";
 };
 
-// One layer whose codes are all its width.
-Checkpoint of_width(int bits) {
-  QuantizedWeights layer = random_layer("net.a", group_spec(bits, 32), 8, 64);
-  layer.codes.fill_(bits / 2);
-  return {{layer}, {}};
-}
-
-int width_in(const std::string& folder) {
-  const QuantizedWeights layer = load_checkpoint(folder).layers.at(0);
-  EXPECT_TRUE(layer.codes.eq(layer.weight.bits / 2).all().item<bool>());
-  return layer.weight.bits;
-}
-
-TEST_F(CheckpointTest, EveryWidthGranularityAndGridComesBack) {
+TEST_F(CheckpointContentTest, EveryWidthGranularityAndGridComesBack) {
   Checkpoint written;
   int count = 0;
   for (int bits = 2; bits <= 8; ++bits)
@@ -113,7 +61,7 @@ int version_of(const std::string& folder) {
   return nlohmann::json::parse(config)["quantization_config"]["version"];
 }
 
-TEST_F(CheckpointTest, EveryPresetComesBack) {
+TEST_F(CheckpointContentTest, EveryPresetComesBack) {
   Checkpoint written;
   for (const Preset& preset : presets())
     written.layers.push_back(preset_weights(preset.name, preset.spec, at::randn({8, 512})));
@@ -132,12 +80,12 @@ TEST_F(CheckpointTest, EveryPresetComesBack) {
     }
 }
 
-TEST_F(CheckpointTest, TypesOfVersion1AreWrittenInIt) {
+TEST_F(CheckpointContentTest, TypesOfVersion1AreWrittenInIt) {
   save_checkpoint(folder_, of_width(4));
   EXPECT_EQ(version_of(folder_), 1);
 }
 
-TEST_F(CheckpointTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
+TEST_F(CheckpointContentTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
   const auto complaint_about = [&](const char* preset,
                                    const std::function<void(NamedTensors&)>& change) {
     save_checkpoint(folder_,
@@ -162,7 +110,7 @@ TEST_F(CheckpointTest, RefusesScalesOfTwoLevelsThatDoNotFit) {
             "a.codes must be numbers of fp6_e2m3.");
 }
 
-TEST_F(CheckpointTest, Fp8AndInputsComeBack) {
+TEST_F(CheckpointContentTest, Fp8AndInputsComeBack) {
   QuantizedWeights layer = random_layer("a", QuantSpec{}, 8, 16);
   layer.weight.grid = Grid::e5m2;
   layer.codes = at::randn({8, 16}).to(at::kFloat8_e5m2);
@@ -174,7 +122,7 @@ TEST_F(CheckpointTest, Fp8AndInputsComeBack) {
   EXPECT_EQ(read.layers[0].input_scale->item<float>(), 0.5f);
 }
 
-TEST_F(CheckpointTest, WritesTheFoldersOfOtherFormats) {
+TEST_F(CheckpointContentTest, WritesTheFoldersOfOtherFormats) {
   save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gptq",
                   {"lm_head"});
   EXPECT_EQ(load_safetensors(folder_ + "/model.safetensors").count("a.qweight"), 1u);
@@ -185,7 +133,7 @@ TEST_F(CheckpointTest, WritesTheFoldersOfOtherFormats) {
       std::invalid_argument);
 }
 
-TEST_F(CheckpointTest, WhatIsMissingOrMisshapenIsNamed) {
+TEST_F(CheckpointContentTest, WhatIsMissingOrMisshapenIsNamed) {
   EXPECT_EQ(complaint([](NamedTensors& t) { t.erase("net.a.scale"); }),
             "net.a.scale must be in the checkpoint, but is missing.");
   EXPECT_EQ(complaint([](NamedTensors& t) { t["net.a.codes"] = t["net.a.codes"].slice(0, 1); }),
@@ -194,7 +142,7 @@ TEST_F(CheckpointTest, WhatIsMissingOrMisshapenIsNamed) {
             "net.a.scale must have 16 elements.");
 }
 
-TEST_F(CheckpointTest, CodesBeyondTheGridAreRefused) {
+TEST_F(CheckpointContentTest, CodesBeyondTheGridAreRefused) {
   QuantSpec spec = group_spec(4, 32);
   spec.grid = Grid::narrow;
   QuantizedWeights layer = random_layer("a", spec, 8, 64);
@@ -203,7 +151,7 @@ TEST_F(CheckpointTest, CodesBeyondTheGridAreRefused) {
   EXPECT_THROW(load_checkpoint(folder_), FileError);
 }
 
-TEST_F(CheckpointTest, AFolderOfAnotherKindIsRefused) {
+TEST_F(CheckpointContentTest, AFolderOfAnotherKindIsRefused) {
   EXPECT_THROW(load_checkpoint(folder_), FileError);
   fs::create_directories(folder_);
   std::ofstream(folder_ + "/config.json")
@@ -211,7 +159,7 @@ TEST_F(CheckpointTest, AFolderOfAnotherKindIsRefused) {
   EXPECT_THROW(load_checkpoint(folder_), FileError);
 }
 
-TEST_F(CheckpointTest, Fp8CodesOfAnotherTypeAreRefused) {
+TEST_F(CheckpointContentTest, Fp8CodesOfAnotherTypeAreRefused) {
   QuantizedWeights layer = random_layer("a", QuantSpec{}, 8, 16);
   layer.weight.grid = Grid::e4m3;
   for (const auto dtype : {at::kFloat8_e5m2, at::kChar, at::kFloat}) {
@@ -222,7 +170,7 @@ TEST_F(CheckpointTest, Fp8CodesOfAnotherTypeAreRefused) {
   }
 }
 
-TEST_F(CheckpointTest, ATensorThatWouldTakeAnothersPlaceIsRefused) {
+TEST_F(CheckpointContentTest, ATensorThatWouldTakeAnothersPlaceIsRefused) {
   Checkpoint checkpoint = of_width(4);
   checkpoint.others["net.a.scale"] = at::ones({3});
   EXPECT_EQ(message_of([&] { save_checkpoint(folder_, checkpoint); }),
@@ -232,107 +180,6 @@ TEST_F(CheckpointTest, ATensorThatWouldTakeAnothersPlaceIsRefused) {
   checkpoint.layers.push_back(checkpoint.layers[0]);
   EXPECT_THROW(save_checkpoint(folder_, checkpoint), std::invalid_argument);
   EXPECT_FALSE(fs::exists(folder_));
-}
-
-TEST_F(CheckpointTest, AFullDiskLeavesWhatWasThere) {
-  // Of many layers of one code: more configuration than tensors.
-  const auto checkpoint = [](int code) {
-    Checkpoint many;
-    for (int i = 0; i < 20; ++i) {
-      many.layers.push_back(random_layer(std::string(1, 'a' + i), QuantSpec{}, 1, 1));
-      many.layers.back().codes.fill_(code);
-    }
-    return many;
-  };
-  save_checkpoint(folder_, checkpoint(1));
-  const auto config = fs::file_size(folder_ + "/config.json"),
-             tensors = fs::file_size(folder_ + "/model.safetensors");
-  ASSERT_GT(config, tensors);
-  for (const auto& [bytes, file] :
-       {std::pair((config + tensors) / 2, "config.json"), {tensors / 2, "model.safetensors"}}) {
-    const FileSizeLimit limit(bytes);
-    EXPECT_EQ(message_of([&] { save_checkpoint(folder_, checkpoint(2)); }),
-              folder_ + "/" + file + " could not be written: File too large.");
-    EXPECT_EQ(load_checkpoint(folder_).layers[0].codes.item<int8_t>(), 1);
-    EXPECT_EQ(entries(), 1) << "something was left beside the folder";
-  }
-}
-
-// Codes of one width under the configuration of the other would be refused or wrong.
-TEST_F(CheckpointTest, AKilledWriterNeverMixesTwoCheckpoints) {
-  const Checkpoint narrow = of_width(4), wide = of_width(8);
-  save_checkpoint(folder_, narrow);
-  for (int milliseconds = 1; milliseconds <= 20; ++milliseconds) {
-    const pid_t writer = ::fork();
-    if (writer == 0)
-      for (;;) {
-        save_checkpoint(folder_, wide);
-        save_checkpoint(folder_, narrow);
-      }
-    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
-    ::kill(writer, SIGKILL);
-    ::waitpid(writer, nullptr, 0);
-    EXPECT_NO_THROW(width_in(folder_)) << message_of([&] { width_in(folder_); });
-  }
-}
-
-TEST_F(CheckpointTest, ReadsShardsByTheirIndex) {
-  write_shards(of_width(4), true);
-  EXPECT_EQ(width_in(folder_), 4);
-  fs::remove(folder_ + "/model-00001.safetensors");
-  EXPECT_EQ(message_of([&] { load_checkpoint(folder_); }),
-            folder_ +
-                "/model.safetensors.index.json must name the files of the folder, but "
-                "net.a.codes is not in model-00001.safetensors.");
-}
-
-TEST_F(CheckpointTest, WritingOverShardsLeavesNoneOfThem) {
-  write_shards(of_width(4), true);
-  save_checkpoint(folder_, of_width(8));
-  EXPECT_EQ(width_in(folder_), 8);
-  EXPECT_FALSE(fs::exists(folder_ + "/model.safetensors.index.json"));
-  EXPECT_FALSE(fs::exists(folder_ + "/model-00001.safetensors"));
-}
-
-// Which of two files has the current weights, nobody can tell.
-TEST_F(CheckpointTest, TwoFilesWithOneTensorAreRefused) {
-  Checkpoint old = of_width(4), current = of_width(4);
-  current.layers[0].codes.fill_(3);
-  for (const bool index : {false, true}) {
-    write_shards(old, index);
-    save_checkpoint(folder_ + "-new", current);
-    for (const char* file : {"/model.safetensors", "/config.json"})
-      fs::rename(folder_ + "-new" + file, folder_ + file);
-    EXPECT_EQ(message_of([&] { load_checkpoint(folder_); }),
-              index ? folder_ +
-                          "/model.safetensors.index.json must name the files of the folder, "
-                          "but net.a.codes is in model.safetensors, too."
-                    : folder_ +
-                          ": net.a.codes must be in one file, but is in "
-                          "model-00001.safetensors and in model.safetensors.");
-    fs::remove_all(folder_);
-  }
-}
-
-TEST_F(CheckpointTest, OtherFilesOfTheFolderStay) {
-  save_checkpoint(folder_, {{random_layer("a", group_spec(4, 32), 32, 64)}, {}}, "gptq");
-  std::ofstream(folder_ + "/tokenizer.json") << "{}";
-  fs::create_directories(folder_ + "/logs");
-  std::ofstream(folder_ + "/logs/train.txt") << "x";
-  save_checkpoint(folder_ + "/", of_width(4));
-  EXPECT_EQ(width_in(folder_), 4);
-  EXPECT_TRUE(fs::exists(folder_ + "/tokenizer.json"));
-  EXPECT_TRUE(fs::exists(folder_ + "/logs/train.txt"));
-  EXPECT_FALSE(fs::exists(folder_ + "/quantize_config.json"));  // gptq's own
-  EXPECT_EQ(entries(), 1);
-}
-
-TEST_F(CheckpointTest, AFolderThatCannotBeWrittenIsNamed) {
-  std::ofstream(folder_) << "a file";
-  EXPECT_EQ(message_of([&] { save_checkpoint(folder_, of_width(4)); }),
-            folder_ + " could not be written: Not a directory.");
-  EXPECT_EQ(message_of([&] { save_checkpoint(folder_ + "/below", of_width(4)); }),
-            folder_ + "/below could not be written: Not a directory.");
 }
 
 }  // namespace
