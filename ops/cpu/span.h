@@ -95,7 +95,7 @@ QAT_HOST_DEVICE auto largest_magnitude(const scalar_t* x, Length length) {
 // Of a short one in sixteen bytes, then in the halves of eight, which shifts bring together at less
 // cost than shuffles.
 template <typename scalar_t, int64_t kLength>
-  requires(kLength <= 32)
+  requires(kLength * sizeof(scalar_t) <= 64)
 QAT_HOST_DEVICE auto largest_magnitude(const scalar_t* x,
                                        std::integral_constant<int64_t, kLength>) {
   using Signed = typename FloatBits<scalar_t>::Signed;

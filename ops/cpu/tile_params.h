@@ -19,6 +19,13 @@ struct TileParams {
   float zero_point[kTile];  // or the offset
 };
 
+// Asks for the elements of the next tile, as long as this one, while this one is computed.
+template <typename scalar_t>
+QAT_HOST_DEVICE void fetch_after(const scalar_t* x, int64_t length) {
+  for (int64_t i = length; i < 2 * length && length <= kStage; i += 64 / sizeof(scalar_t))
+    __builtin_prefetch(x + i);
+}
+
 QAT_HOST_DEVICE void invert(TileParams& params, int count) {
   for_each_lane(count, [&](int k) QAT_BODY { params.inverse[k] = 1.0f / params.scale[k]; });
 }
@@ -97,6 +104,7 @@ class TileSource {
       read(tile.first_block, tile.count, params);
       return false;
     }
+    fetch_after(x + tile.begin, tile.length());
     const TileSpan spans = span_of(grid_, x, tile);
     find_(spans, tile.count, levels_, params);
     finish(tile.first_block, tile.count, params);
