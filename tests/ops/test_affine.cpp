@@ -178,14 +178,21 @@ TEST(FloatLevels, SaturateAndSendNanToTheLowest) {
 }
 
 TEST(FloatLevels, GradientsPassUntilTheRoundedNumberLeavesTheFormat) {
-  // 464 ties between 448, whose mantissa is even, and 480; 7 between 6, which is odd, and 8.
-  for (const auto& [type, inside, outside] :
-       {std::tuple(3, 464.0f, 464.001f), std::tuple(0, 6.999f, 7.0f), std::tuple(1, 7.749f, 7.75f),
-        std::tuple(2, 29.99f, 30.0f), std::tuple(4, 61439.0f, 61440.0f)}) {
+  // Halfway to the number after the largest: of 448, whose mantissa is even, it stays; of 6 it goes.
+  for (const auto& [type, tie, stays] :
+       {std::tuple(3, 464.0f, true), std::tuple(0, 7.0f, false), std::tuple(1, 7.75f, false),
+        std::tuple(2, 30.0f, false), std::tuple(4, 61440.0f, false)}) {
     const FloatLevels levels = float_levels(kMinifloats[type].levels);
+    const float inside = stays ? tie : std::nextafter(tie, 0.0f);
+    const float outside = stays ? std::nextafter(tie, kInfinity) : tie;
     for (const float sign : {1.0f, -1.0f}) {
-      EXPECT_EQ(affine::straight_through(3.0f, sign * inside, 1.0f, 0.0f, levels), 3.0f) << type;
-      EXPECT_EQ(affine::straight_through(3.0f, sign * outside, 1.0f, 0.0f, levels), 0.0f) << type;
+      for (const float scale : {1.0f, 0.5f}) {
+        const auto gradient = [&](float u) {
+          return affine::straight_through(3.0f, sign * u * scale, 1.0f / scale, 0.0f, levels);
+        };
+        EXPECT_EQ(gradient(inside), 3.0f) << type;
+        EXPECT_EQ(gradient(outside), 0.0f) << type;
+      }
       EXPECT_EQ(affine::scale_gradient(2.0f, sign * FLT_MAX, 1.0f, 0.0f, levels),
                 2.0f * sign * levels.max);
     }

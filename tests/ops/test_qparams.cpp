@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "qat/ops/qparams.h"
 
@@ -243,6 +244,53 @@ TEST(QParams, OnlyTheRuleThatRoundsUpNeverClips) {
   EXPECT_TRUE(never_clips(Grid::e2m1, e8m0_ceil));
   for (const ScaleCode code : {e8m0_floor, e8m0_even, e4m3, int6, int8})
     EXPECT_FALSE(never_clips(Grid::e2m1, code));
+}
+
+// By the widths of exponent and mantissa and by the largest code, as OCP MX and OCP FP8 have them.
+TEST(QParams, LevelsOfFloatsAreThoseOfTheirFormats) {
+  for (const auto& [grid, mantissa, bias, top] :
+       {std::tuple(Grid::e2m1, 1, 1, 7), std::tuple(Grid::e2m3, 3, 1, 31),
+        std::tuple(Grid::e3m2, 2, 3, 31), std::tuple(Grid::e4m3, 3, 7, 0x7e),
+        std::tuple(Grid::e5m2, 2, 15, 0x7b)}) {
+    const int fraction = top & ((1 << mantissa) - 1);
+    const float largest = std::ldexp(1.0f + std::ldexp(static_cast<float>(fraction), -mantissa),
+                                     (top >> mantissa) - bias);
+    const Levels levels = levels_of(grid, 8);
+    EXPECT_EQ(levels.max, largest);
+    EXPECT_EQ(levels.min, -largest);
+    EXPECT_EQ(levels.mantissa_bits, mantissa);
+    EXPECT_EQ(levels.least_exponent, 1 - bias);
+  }
+}
+
+TEST(QParams, TheLargestCodesOfScales) {
+  EXPECT_EQ(greatest_scale(e8m0_floor), 0x1p127f);
+  EXPECT_EQ(greatest_scale(e4m3), 448.0f);
+  EXPECT_EQ(greatest_scale(int6), 63.0f);
+  EXPECT_EQ(greatest_scale(int8), 127.0f);
+}
+
+TEST(QParams, TheFloorOfAPowerOfTwoIsExact) {
+  const Levels levels = levels_of(Grid::e2m1, 4);
+  EXPECT_EQ(power_of_two(8.0f, levels, e8m0_floor), 2.0f);
+  EXPECT_EQ(power_of_two(std::nextafter(8.0f, 0.0f), levels, e8m0_floor), 1.0f);
+  EXPECT_EQ(qparams_of(-3.0f, 1.0f, Grid::e2m1, levels, e8m0_floor).zero_point, 0.0f);
+}
+
+TEST(QParams, RangesBesideZeroReachToItBeforeTheyAreStored) {
+  const Levels levels = levels_of(Grid::offset, 4);
+  const QParams above = unstored_qparams(0.5f, 0.75f, Grid::offset, levels);
+  const QParams below = unstored_qparams(-0.75f, -0.5f, Grid::offset, levels);
+  EXPECT_EQ(above.scale, 0.375f / 7.5f);
+  EXPECT_EQ(above.zero_point, 0.0f);
+  EXPECT_EQ(below.scale, 0.375f / 7.5f);
+  EXPECT_EQ(below.zero_point, -0.75f);
+  EXPECT_EQ(unstored_qparams(-1.0f, 1.0f, Grid::full, levels_of(Grid::full, 4)).zero_point, 0.0f);
+}
+
+TEST(StoredScale, NegativeOnesAreMultiplesOfTheOuterOneAsWell) {
+  EXPECT_EQ(stored_scale(-6.0f, int8, 2.0f), -6.0f);
+  EXPECT_EQ(stored_offset(0.75f, int6), 0.0f);
 }
 
 }  // namespace
