@@ -42,5 +42,10 @@ TEST(Blocks, AnEmptyTensorHasNoSegments) {
   EXPECT_EQ(make_layout(4, 0, 1, -1).segments(), 0);
 }
 
+TEST(Blocks, AreCountedOverBothAxes) { EXPECT_EQ(make_layout(6, 8, 2, 2).blocks(), 12); }
+
+// Gradients of learned scales, which the frozen states hold, are added in this order.
+TEST(Blocks, RowsAreAddedIn1024sAsTheNumericsSay) { EXPECT_EQ(kSumRows, 1024); }
+
 }  // namespace
 }  // namespace qat
