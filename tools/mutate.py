@@ -22,13 +22,13 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
-# What is mutated, and the test in tests/ops that must notice.
+# What is mutated, and the tests that must notice, which build without the rest of the library.
 SUITES = {
-    "ops/affine.h": "affine",
-    "ops/qparams.h": "qparams",
-    "ops/blocks.h": "blocks",
-    "ops/encode.h": "code_layout",
-    "ops/pack.cpp": "pack",
+    "ops/affine.h": ["tests/ops/test_affine.cpp"],
+    "ops/qparams.h": ["tests/ops/test_qparams.cpp"],
+    "ops/blocks.h": ["tests/ops/test_blocks.cpp"],
+    "ops/encode.h": ["tests/ops/test_code_layout.cpp"],
+    "ops/pack.cpp": ["tests/ops/test_pack.cpp", "tests/qat/other_device.cpp"],
 }
 # Token by token: what stands there, and what is put in its place.
 RULES = [
@@ -130,7 +130,7 @@ def survives(mutant: Mutant) -> bool:
         (folder / "whole" / "qat").mkdir(parents=True)
         (folder / "whole" / "qat" / "ops").symlink_to(ROOT / "ops")  # as CMakeLists.txt has it
         changed.write_text(mutant.text)
-        sources = [str(ROOT / "tests" / "ops" / f"test_{SUITES[mutant.file]}.cpp")]
+        sources = [str(ROOT / source) for source in SUITES[mutant.file]]
         sources += [str(changed)] if mutant.file.endswith(".cpp") else []
         target = str(folder / "tests")
         if subprocess.run(compiled(sources, target, folder), capture_output=True, check=False).returncode:
@@ -154,6 +154,9 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     files = [arguments.only] if arguments.only else list(SUITES)
+    for file in files:  # else every mutant would be killed, whatever it is
+        if not survives(Mutant(file, "as it is", "", (ROOT / file).read_text())):
+            sys.exit(f"{' and '.join(SUITES[file])} must build with {file} alone and pass, but do not.")
     mutants = [mutant for file in files for mutant in mutants_of(file)]
     expected = {name for name in excused() if name.partition(":")[0] in files}
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -116,7 +116,10 @@ class TileSource {
       params.scale[k] = canonical(scale_[block + k]);
       params.zero_point[k] = zero_ ? canonical(zero_[block + k]) : 0.0f;
     }
-    for (int k = count; k < kTile; ++k) params.scale[k] = 1.0f, params.zero_point[k] = 0.0f;
+    for_each_spare_lane(count, [&](int k) QAT_BODY {
+      params.scale[k] = 1.0f;
+      params.zero_point[k] = 0.0f;
+    });
     finish(block, count, params);
   }
 

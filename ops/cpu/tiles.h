@@ -27,6 +27,11 @@ QAT_HOST_DEVICE void for_each_lane(int count, const Body& body) {
   for (int first = 0; first < count; first += kLanes)
     for (int k = first; k < first + kLanes; ++k) body(k);
 }
+// Those that fill the last vector alone.
+template <typename Body>
+QAT_HOST_DEVICE void for_each_spare_lane(int count, const Body& body) {
+  for (int k = count; k % kLanes != 0; ++k) body(k);
+}
 
 // Of groups of up to 128 so many that they stay in the nearest cache between two visits.
 inline int segments_per_tile(const BlockLayout& layout) {

@@ -4,7 +4,6 @@
 
 #include "qat/ops/cuda/walk.cuh"
 #include "qat/ops/kernels.h"
-#include "qat/ops/quantize.h"
 
 namespace qat {
 

@@ -1,12 +1,8 @@
 #include <ATen/ATen.h>
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
 #include "qat/ops/pack.h"
-#include "qat/ops/panels.h"
+#include "tests/ops/peak_memory.h"
 #include "tests/qat/other_device.h"
 
 namespace qat {
@@ -79,31 +75,13 @@ TEST(Pack, WhereItsCodesAre) {
   }
 }
 
-// What this thread's tensors take at most, beyond those that it had.
-class PeakMemory : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
-    now_ += bytes;
-    peak_ = std::max(peak_, now_);
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t peak() const { return peak_; }
-
- private:
-  int64_t now_ = 0, peak_ = 0;
-};
-
 TEST(Pack, TakesNoMoreThanItsCodesAndWords) {
   const at::Tensor values = at::randint(-2, 2, {256, 4096}, at::kChar);
-  for (const int64_t bits : {2, 3, 4})
-    for (const bool panels : {false, true}) {
-      if (panels && bits != 4) continue;
-      const auto memory = std::make_shared<PeakMemory>();
-      const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
-      const at::Tensor packed = panels ? pack_panels(values, bits, 32) : pack(values, bits);
-      EXPECT_GT(memory->peak(), 0);
-      EXPECT_LE(memory->peak(), 3 * values.numel()) << bits;  // bytes; int32 for all codes take 4
-    }
+  for (const int64_t bits : {2, 3, 4}) {
+    const int64_t peak = peak_memory([&] { return pack(values, bits); });
+    EXPECT_GT(peak, 0);
+    EXPECT_LE(peak, 3 * values.numel()) << bits;  // bytes; int32 for all codes take 4
+  }
 }
 
 }  // namespace

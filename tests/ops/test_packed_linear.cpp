@@ -4,6 +4,7 @@
 
 #include "qat/ops/packed_linear.h"
 #include "qat/ops/quantize.h"
+#include "tests/ops/peak_memory.h"
 #include "tests/qat/other_device.h"
 
 namespace qat {
@@ -174,6 +175,13 @@ TEST(Panels, ArePackedWhereTheirCodesAre) {
     EXPECT_TRUE(at::equal(unpack_panels(panels, c.bits, c.group, c.out, c.in).cpu(), weight.codes));
     EXPECT_TRUE(at::equal(pack_panel_values(weight.scale.to(other_device())).cpu(), weight.scales));
   }
+}
+
+TEST(Panels, TakeNoMoreThanTheirCodesAndWords) {
+  const at::Tensor values = at::randint(-8, 8, {256, 4096}, at::kChar);
+  const int64_t peak = peak_memory([&] { return pack_panels(values, 4, 32); });
+  EXPECT_GT(peak, 0);
+  EXPECT_LE(peak, 3 * values.numel());
 }
 
 }  // namespace

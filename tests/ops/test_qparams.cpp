@@ -113,6 +113,10 @@ TEST(QParams, BoundsOfStoredScales) {
   EXPECT_EQ(greatest_scale(float16), 65504.0f);
   EXPECT_EQ(greatest_scale(bfloat16), 0x1.FEp127f);
   EXPECT_EQ(greatest_scale(float32), std::numeric_limits<float>::max());
+  EXPECT_EQ(greatest_scale(e8m0_floor), 0x1p127f);
+  EXPECT_EQ(greatest_scale(e4m3), 448.0f);
+  EXPECT_EQ(greatest_scale(int6), 63.0f);
+  EXPECT_EQ(greatest_scale(int8), 127.0f);
 }
 
 TEST(QParams, OffsetsAreExactOfFourBitsInFloat16) {
@@ -261,13 +265,6 @@ TEST(QParams, LevelsOfFloatsAreThoseOfTheirFormats) {
     EXPECT_EQ(levels.mantissa_bits, mantissa);
     EXPECT_EQ(levels.least_exponent, 1 - bias);
   }
-}
-
-TEST(QParams, TheLargestCodesOfScales) {
-  EXPECT_EQ(greatest_scale(e8m0_floor), 0x1p127f);
-  EXPECT_EQ(greatest_scale(e4m3), 448.0f);
-  EXPECT_EQ(greatest_scale(int6), 63.0f);
-  EXPECT_EQ(greatest_scale(int8), 127.0f);
 }
 
 TEST(QParams, TheFloorOfAPowerOfTwoIsExact) {
