@@ -66,4 +66,7 @@ class ManylinuxWheel(bdist_wheel):
         return python, abi, system
 
 
-setup(ext_modules=[Extension("torchqat._C", sources=[])], cmdclass={"build_ext": CMakeBuild, "bdist_wheel": ManylinuxWheel})
+setup(
+    ext_modules=[Extension("torchqat._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": ManylinuxWheel},
+)

@@ -25,7 +25,7 @@ import torchqat
 from torch import Tensor, nn
 from torchqat._library import Initialize
 from torchqat.data import _stdlib_files
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.report import environment
 from worker import rounded_by
 

@@ -13,6 +13,7 @@ The life cycle in five verbs::
 
 from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
+from torchqat._version import __version__ as __version__
 from torchqat.calibrate import calibrate
 from torchqat.convert import QuantizedWeights, convert
 from torchqat.deploy import load, pack
@@ -29,8 +30,6 @@ from torchqat.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
 from torchqat.verification import Verification
 from torchqat.verify import verify
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ def _minor(version: str) -> tuple[str, ...]:
 
 
 try:
-    from torchqat import _C
+    import torchqat._C as _C
 except ImportError as error:
     raise ImportError(
         f"The native library of torchqat does not load beside torch {torch.__version__}: {REBUILD}. ({error})"

@@ -1,9 +1,12 @@
 """Batches of any kind: one tensor, or several by place or by name, all with a row for each example."""
 
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchqat.errors import UserError
 
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -51,3 +54,17 @@ def digest(batch: Batch) -> bytes:
     for tensor in tensors_of(batch):
         found.update(tensor.contiguous().cpu().numpy().tobytes())
     return found.digest()
+
+
+def as_inputs(example: Any) -> tuple[Tensor, ...]:
+    """``example`` as a tuple of tensors.
+
+    Raises:
+        UserError: There is none.
+    """
+    if example is None:
+        raise UserError(
+            "example must be given, as the tensor or the tuple of tensors that the model takes, but is not; onnx is traced "
+            "with it, and engines are asked it."
+        )
+    return tuple(example) if isinstance(example, (tuple, list)) else (example,)

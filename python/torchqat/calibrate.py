@@ -9,8 +9,8 @@ from torch import nn
 
 from torchqat.errors import UserError
 from torchqat.kv_cache import caches
+from torchqat.layers.prepared import require_prepared
 from torchqat.memory import explained
-from torchqat.prepare import require_prepared
 from torchqat.ptq.blocks import Forward
 from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.initialize import initialize

@@ -7,8 +7,8 @@ from torch import nn
 
 from torchqat._library import QuantizedWeights
 from torchqat.errors import UserError
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.prepare import quant_layers
 
 __all__ = ["QuantizedWeights", "convert", "convert_layers"]
 

@@ -10,8 +10,9 @@ from torchqat._library import FileError, QuantizedWeights, QuantSpec, load_check
 from torchqat.convert import convert_layer
 from torchqat.errors import UserError
 from torchqat.layers.packed_linear import PackedLinear
+from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.prepare import QUANTIZABLE, quant_layers, require_prepared
+from torchqat.prepare import QUANTIZABLE
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import nn
 
 from torchqat.batches import Batch, rows_of, size_of
 from torchqat.errors import UserError
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import find_blocks
 from torchqat.sharded import local
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.distributed import first_said
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.prepare import quant_layers
 from torchqat.ptq.blocks import hooks
 from torchqat.sharded import is_sharded, local
 

@@ -3,8 +3,8 @@
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.prepare import quant_layers, require_prepared
 
 
 def freeze_codes(model: nn.Module) -> nn.Module:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import FLOAT
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import choose_qparams
-from torchqat.prepare import quant_layers
 
 _BINS = 80
 _WEIGHT_ENDS = (-4.0, 4.0)  # standard deviations of the layer

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchqat._library import LoraSection
 from torchqat.errors import UserError
 from torchqat.layers.linear import QuantLinear
+from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.prepare import quant_layers, require_prepared
 
 
 def add_adapters(model: nn.Module, settings: LoraSection) -> nn.Module:

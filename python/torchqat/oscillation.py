@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import OscillationSection
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import dequantize
-from torchqat.prepare import quant_layers
 
 # Share of a new observation in a frequency, and in a running average of codes: the paper's.
 MOMENTUM = 0.01

@@ -11,6 +11,7 @@ from torchqat.kv_cache import attach
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 
@@ -132,16 +133,6 @@ def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
     for layer in layers:
         if layer.weight_spec.scale != "minmax":
             layer.derive_weight_scale(method)
-
-
-def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
-    """The prepared layers and their names, in model order."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLayer)]
-
-
-def require_prepared(model: nn.Module) -> None:
-    if not quant_layers(model):
-        raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
 
 
 def _check_tied(model: nn.Module, plan: Plan) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import torchqat
+from torchqat._version import __version__
 from torchqat.evaluate import Evaluation
 
 
@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
     import transformers
 
     return {
-        "torchqat": torchqat.__version__,
+        "torchqat": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

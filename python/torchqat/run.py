@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import torchqat
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat._version import __version__
 from torchqat.batches import digest as digest_of
 from torchqat.calibrate import calibrate
 from torchqat.data import Corpus, Data, load_corpus, shortfall
@@ -113,7 +113,7 @@ class Run:
     def identity(self) -> str:
         """Changes with anything that a result depends on; not with the limits that it is held against."""
         digest = sha256(_without_limits(self.recipe.text).encode())
-        digest.update(repr((self.model_path, torch.__version__, torchqat.__version__)).encode())
+        digest.update(repr((self.model_path, torch.__version__, __version__)).encode())
         for batch in [self.data.train.everything(), *self.data.evaluation]:
             digest.update(digest_of(batch))
         return digest.hexdigest()[:16]

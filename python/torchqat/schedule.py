@@ -12,7 +12,7 @@ from torchqat._library import BitSchedule, Recipe
 from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
-from torchqat.prepare import quant_layers, require_prepared
+from torchqat.layers.prepared import quant_layers, require_prepared
 
 
 class Schedule:

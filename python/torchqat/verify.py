@@ -15,7 +15,7 @@ from torchqat.engines.agreement import agreement_of
 from torchqat.errors import UserError
 from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.kv_cache import caches
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.readers import format_of, read_checkpoint
 from torchqat.readers.reading import Reading
 from torchqat.verification import Verification

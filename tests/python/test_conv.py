@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchqat
 from torch import nn
 from torchqat.layers.conv import QuantConv2d
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.sensitivity import mixed_widths, sensitivity
 
 WEIGHT = "{dtype: int4, granularity: channel, scale: SCALE}"

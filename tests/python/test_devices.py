@@ -12,7 +12,7 @@ from torchqat import ops
 from torchqat._library import LayerPlan, find_format, formats
 from torchqat.convert import convert_layer
 from torchqat.layers.packed_linear import PackedLinear
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 
 BF16 = torch.bfloat16
 Q = torch.ops.qat

@@ -2,11 +2,11 @@
 
 import json
 
+import format_tables
 import pytest
 import torchqat
 from command import call
 from conftest import RECIPE
-from torchqat.formats import table
 
 HALF = RECIPE.replace("grid: full, scale: learned", "grid: full, scale: learned, scale_dtype: float16")
 
@@ -98,7 +98,7 @@ def test_the_documented_tables_are_those_of_the_code():
     from pathlib import Path
 
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    assert table.tables() in text and table.updated(text) == text
+    assert format_tables.tables() in text and format_tables.updated(text) == text
 
 
 def test_the_table_says_what_export_does(tmp_path):
@@ -107,7 +107,7 @@ def test_the_table_says_what_export_does(tmp_path):
     from torch import nn
     from torchqat.prepare import replace_layers
 
-    for title, weight, input in table.SCHEMES:
+    for title, weight, input in format_tables.SCHEMES:
         model = nn.Sequential(nn.Linear(256, 256))
         plan = [torchqat._library.LayerPlan("0", 256, 256, weight, input)]
         replace_layers(model, plan, torchqat._library.Initialize("mse"))

@@ -14,8 +14,8 @@ import torchqat
 from command import call
 from test_training import loop_for, settings
 from torchqat.files import load_state, save_state
+from torchqat.layers.prepared import quant_layers
 from torchqat.locking import locked
-from torchqat.prepare import quant_layers
 
 RECIPE = """version: 1
 data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}

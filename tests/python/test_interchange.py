@@ -8,7 +8,7 @@ import torchqat
 from build_folder import BUILD
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 
 PROGRAM = BUILD / "tests" / "qat_interchange"
 

@@ -12,7 +12,7 @@ from test_weight_cache import WEIGHTS, Calls
 from torch import nn
 from torchqat.layers.cache_choice import settle
 from torchqat.layers.kept_weight import Maker
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 
 STAGES = "schedule: [{until: 40%, weight: int8}, {until: 100%}]\n"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchqat
 from torch import nn
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 
 RECIPE = """version: 1
 layers:

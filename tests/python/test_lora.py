@@ -9,8 +9,8 @@ import torchqat
 from command import call
 from torch import nn
 from torchqat._library import LoraSection
+from torchqat.layers.prepared import quant_layers
 from torchqat.lora import add_adapters, merge_adapters
-from torchqat.prepare import quant_layers
 
 RECIPE = """version: 1
 layers:

@@ -9,7 +9,7 @@ from architectures import build, recipe, tokens
 from torch import nn
 from torchqat import QuantEmbedding, QuantLinear, ops
 from torchqat._library import FLOAT, LayerPlan, QuantSpec, find_format, formats, load_checkpoint
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 
 PRESETS = ("nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2", "q4_k", "q5_k", "q6_k")
 SCALES = ("minmax", "mse", "learned")

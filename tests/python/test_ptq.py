@@ -10,7 +10,7 @@ import torchqat
 from architectures import recipe, tokens
 from torch import nn
 from torchqat._library import Initialize
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import find_blocks, in_floating_point, open_blocks
 from torchqat.ptq.stages import find_stages
 

@@ -8,7 +8,7 @@ import torch
 import torchqat
 from architectures import recipe, tokens
 from torchqat._library import allocate_widths
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import in_floating_point
 from torchqat.sensitivity import mixed_recipe, mixed_widths, sensitivity
 

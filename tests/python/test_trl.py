@@ -3,7 +3,7 @@
 import datasets
 import torchqat
 from conftest import RECIPE, TEXT
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from trl import SFTConfig, SFTTrainer
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchqat.batches import as_inputs
 from torchqat.engines.engine import last_error
 from torchqat.engines.job import Speed
-from torchqat.engines.outputs import as_inputs, compared, outputs_of
+from torchqat.engines.outputs import compared, outputs_of
 from torchqat.errors import UserError
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.verification import OutputAgreement
 
 _VARIABLE = "TORCHQAT_ONNXRUNTIME"

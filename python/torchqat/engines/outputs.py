@@ -1,26 +1,9 @@
 """Outputs of a module in an engine, beside those of the training forward."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from torchqat.errors import UserError
 from torchqat.verification import OutputAgreement
-
-
-def as_inputs(example: Any) -> tuple[Tensor, ...]:
-    """``example`` as a tuple of tensors.
-
-    Raises:
-        UserError: There is none.
-    """
-    if example is None:
-        raise UserError(
-            "example must be given, as the tensor or the tuple of tensors that the model takes, but is not; onnx is traced "
-            "with it, and engines are asked it."
-        )
-    return tuple(example) if isinstance(example, (tuple, list)) else (example,)
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat.engines.outputs import OutputAgreement, as_inputs, compared, outputs_of
+from torchqat.batches import as_inputs
+from torchqat.engines.outputs import compared, outputs_of
 from torchqat.errors import UserError, first_line
+from torchqat.verification import OutputAgreement
 
 # Relative to the largest output: the weights are the same, and so are the operations.
 _BOUND, _BOUND_IN_HALF = 1e-5, 2e-2

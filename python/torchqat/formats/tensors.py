@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
 from torchqat.kv_cache import SCALE_NAMES, caches
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES
-from torchqat.prepare import quant_layers
 
 # State that prepare and Schedule add, and that no reader expects.
 _TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")

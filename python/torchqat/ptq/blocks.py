@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.kv_cache import without_quantization
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.prepare import quant_layers
 
 Forward = Callable[[nn.Module, Any], Any]
 

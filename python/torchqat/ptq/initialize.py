@@ -12,8 +12,8 @@ from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.kv_cache import caches
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.prepare import quant_layers
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
 from torchqat.ptq.calibration import Calibration

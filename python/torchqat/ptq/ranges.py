@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from torchqat.kv_cache import caches
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.calibration import Calibration
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchqat.errors import UserError, first_line
 from torchqat.formats.gguf import ROPE_FACTORS
 from torchqat.formats.gguf_architectures import NameMap, RowOrder, architecture_of
-from torchqat.prepare import quant_layers
+from torchqat.layers.prepared import quant_layers
 from torchqat.readers.gguf_header import check_gguf_header
 from torchqat.readers.reading import Reading
 

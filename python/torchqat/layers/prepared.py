@@ -1,0 +1,16 @@
+"""The layers that ``prepare`` put into a model."""
+
+from torch import nn
+
+from torchqat.errors import UserError
+from torchqat.layers.quant_layer import QuantLayer
+
+
+def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
+    """The prepared layers and their names, in model order."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLayer)]
+
+
+def require_prepared(model: nn.Module) -> None:
+    if not quant_layers(model):
+        raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
