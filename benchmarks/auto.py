@@ -21,7 +21,7 @@ import torch
 import torchqat
 from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
-from torchqat.data import STDLIB, load_corpus
+from torchqat.data.corpus import STDLIB, load_corpus
 from torchqat.flow import run
 from torchqat.html_report import write_html
 from torchqat.models import load_tokenizer

@@ -24,7 +24,7 @@ import torch
 import torchqat
 from torch import Tensor, nn
 from torchqat._library import Initialize
-from torchqat.data import _stdlib_files
+from torchqat.data.corpus import _stdlib_files
 from torchqat.layers.prepared import quant_layers
 from torchqat.report import environment
 from worker import rounded_by

@@ -17,7 +17,7 @@ import torch
 import torchqat
 from common import publish, table
 from torch import nn
-from torchqat.data import Batches
+from torchqat.data.corpus import Batches
 from torchqat.fine_tune import distillation
 from torchqat.losses import cross_entropy
 from torchqat.oscillation import against_oscillation

@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 
 import torchqat
+import torchqat.data.tasks
 import torchqat.lora
 import torchqat.losses
 import torchqat.monitor
 import torchqat.ptq.stream
 import torchqat.sensitivity
-import torchqat.tasks
 
 # Title, what it is for, and its names in the order in which they are needed.
 PARTS = [

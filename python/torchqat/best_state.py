@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from torchqat.batches import Batch
+from torchqat.data.batch import Batch
 from torchqat.evaluate import evaluate
 from torchqat.kinds import Kind
 from torchqat.training_state import load_training, save_training

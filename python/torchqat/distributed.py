@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from torchqat.batches import Batch, rows_of, size_of
+from torchqat.data.batch import Batch, rows_of, size_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import find_blocks

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchqat.batches import Batch, to_device
+from torchqat.data.batch import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.kinds import Answers, Kind, find_kind
 from torchqat.sharded import device_of

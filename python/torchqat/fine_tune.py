@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import BitSchedule
-from torchqat.batches import Batch
 from torchqat.best_state import BestState
+from torchqat.data.batch import Batch
 from torchqat.distributed import count, is_first, shard, wait, wait_for_first, wrapped
 from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes

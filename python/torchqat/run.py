@@ -15,9 +15,10 @@ from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
 from torchqat._version import __version__
-from torchqat.batches import digest as digest_of
 from torchqat.calibrate import calibrate
-from torchqat.data import Corpus, Data, load_corpus, shortfall
+from torchqat.data.batch import digest as digest_of
+from torchqat.data.corpus import Corpus, Data, load_corpus, shortfall
+from torchqat.data.tasks import Task, load_task
 from torchqat.distributed import is_first, wait
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
@@ -30,7 +31,6 @@ from torchqat.prepare import make_plan, prepare
 from torchqat.progress import Progress
 from torchqat.report import Report, environment
 from torchqat.scratch import train_scratch
-from torchqat.tasks import Task, load_task
 
 
 @dataclass

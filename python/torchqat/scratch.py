@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from torchqat._library import Recipe, ScratchModel, TrainSection
-from torchqat.data import Batches, Corpus, tokenize
+from torchqat.data.corpus import Batches, Corpus, tokenize
 from torchqat.files import pending_folder
 from torchqat.losses import cross_entropy
 from torchqat.progress import Progress

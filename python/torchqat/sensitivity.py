@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec, allocate_widths, fused_layers
-from torchqat.batches import Batch
+from torchqat.data.batch import Batch
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import TrainSection
-from torchqat.batches import Batch, chunks, to_device
-from torchqat.data import Batches
+from torchqat.data.batch import Batch, chunks, to_device
+from torchqat.data.corpus import Batches
+from torchqat.data.examples import ExampleBatches
 from torchqat.distributed import count, mean, share, share_ranges, total, without_sync
 from torchqat.errors import UserError
-from torchqat.examples import ExampleBatches
 from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.memory import explained

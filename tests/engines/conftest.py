@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import torchqat
-from torchqat.data import Batches, tokenize, windows
+from torchqat.data.corpus import Batches, tokenize, windows
 from torchqat.files import pending_folder
 from torchqat.losses import cross_entropy
 from torchqat.models import load_model, load_tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from launcher import Launcher
-from torchqat.data import Corpus
+from torchqat.data.corpus import Corpus
 from torchqat.scratch import new_model, train_tokenizer
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torchqat.batches import chunks, digest, rows_of, size_of
-from torchqat.examples import ExampleBatches, Examples, paragraphs
+from torchqat.data.batch import chunks, digest, rows_of, size_of
+from torchqat.data.examples import ExampleBatches, Examples, paragraphs
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])

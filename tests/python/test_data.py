@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torchqat import UserError
-from torchqat.data import STDLIB, Batches, load_corpus, shortfall, tokenize, windows
+from torchqat.data.corpus import STDLIB, Batches, load_corpus, shortfall, tokenize, windows
 
 
 def test_the_standard_library_is_a_corpus():

@@ -8,7 +8,7 @@ import transformers
 from conftest import BERT
 from torch import nn
 from torchqat._library import DistillSection
-from torchqat.examples import Examples
+from torchqat.data.examples import Examples
 from torchqat.kinds import KINDS, find_kind
 
 

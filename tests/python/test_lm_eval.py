@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torchqat
-from torchqat.tasks import load_task
+from torchqat.data.tasks import load_task
 
 TASK = """task: guess
 dataset_path: json

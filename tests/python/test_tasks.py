@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torchqat
-from torchqat.tasks import Task, load_task
+from torchqat.data.tasks import Task, load_task
 
 
 def write(path, *examples):

@@ -7,7 +7,7 @@ import torch
 import torchqat
 from test_linear import Net, recipe_for
 from torchqat._library import TrainSection
-from torchqat.data import Batches
+from torchqat.data.corpus import Batches
 from torchqat.files import load_state
 from torchqat.training import TrainingLoop, fine_tuning_optimizer, rate_factor, scratch_optimizers
 

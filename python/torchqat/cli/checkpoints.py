@@ -70,10 +70,10 @@ def evaluate(
 ) -> None:
     """Perplexity on held-out text, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data import load_corpus, tokenize, windows
+    from torchqat.data.corpus import load_corpus, tokenize, windows
+    from torchqat.data.tasks import load_task
     from torchqat.models import load_tokenizer
     from torchqat.restore import load_any
-    from torchqat.tasks import load_task
 
     loaded, tokenizer = load_any(model), load_tokenizer(model)
     tokens = tokenize(tokenizer, load_corpus(data).held_out)

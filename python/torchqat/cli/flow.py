@@ -84,7 +84,7 @@ def _run_and_show(job, resume: bool) -> None:
 
 
 def _stream(job) -> None:
-    from torchqat.data import shortfall
+    from torchqat.data.corpus import shortfall
     from torchqat.ptq.stream import quantize_folder
 
     tell = job.progress.say

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchqat.batches import as_inputs
+from torchqat.data.batch import as_inputs
 from torchqat.engines.engine import last_error
 from torchqat.engines.job import Speed
 from torchqat.engines.outputs import compared, outputs_of

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat.batches import as_inputs
+from torchqat.data.batch import as_inputs
 from torchqat.engines.outputs import compared, outputs_of
 from torchqat.errors import UserError, first_line
 from torchqat.verification import OutputAgreement

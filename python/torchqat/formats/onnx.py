@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import QuantizedWeights, find_format
-from torchqat.batches import as_inputs
+from torchqat.data.batch import as_inputs
 from torchqat.errors import UserError, first_line
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.quant_layer import QuantLayer

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.batches import Batch
 from torchqat.checkpoint_reader import skeleton
-from torchqat.data import Data, load_corpus, load_data
+from torchqat.data.batch import Batch
+from torchqat.data.corpus import Data, load_corpus, load_data
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.losses import cross_entropy
 from torchqat.models import load_model, load_tokenizer

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.batches import Batch, to_device
-from torchqat.data import Data, held_out
+from torchqat.data.batch import Batch, to_device
+from torchqat.data.corpus import Data, held_out
+from torchqat.data.examples import Examples, check_examples, labelled_texts, tokenized
+from torchqat.data.functions import find_function, names_function
+from torchqat.data.tasks import Task
 from torchqat.errors import UserError
-from torchqat.examples import Examples, check_examples, labelled_texts, tokenized
-from torchqat.functions import find_function, names_function
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.models import check_finite, load_pretrained, load_tokenizer
-from torchqat.tasks import Task
 
 
 class Classifier(Kind):

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.batches import Batch, to_device
-from torchqat.data import Data, load_corpus
+from torchqat.data.batch import Batch, to_device
+from torchqat.data.corpus import Data, load_corpus
+from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
-from torchqat.examples import paragraphs, tokenized
 from torchqat.files import read_json
 from torchqat.kinds.kind import Answers, Kind
 from torchqat.models import load_pretrained, load_tokenizer

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchqat.batches import Batch
+from torchqat.data.batch import Batch
+from torchqat.data.jsonl import objects_of
 from torchqat.errors import UserError
-from torchqat.jsonl import objects_of
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torchqat._library import Recipe
-from torchqat.batches import Batch, size_of
+from torchqat.data.batch import Batch, size_of
+from torchqat.data.examples import ExampleBatches, Examples
+from torchqat.data.jsonl import objects_of
 from torchqat.errors import UserError
-from torchqat.examples import ExampleBatches, Examples
-from torchqat.jsonl import objects_of
 
 STDLIB = "python-stdlib"
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchqat.data.functions import find_function, names_function
+from torchqat.data.jsonl import objects_of
+from torchqat.data.lm_eval_task import PREFIX as LM_EVAL
+from torchqat.data.lm_eval_task import LmEvalTask
 from torchqat.errors import UserError, first_line
-from torchqat.functions import find_function, names_function
-from torchqat.jsonl import objects_of
-from torchqat.lm_eval_task import PREFIX as LM_EVAL
-from torchqat.lm_eval_task import LmEvalTask
 
 _FORMS = (
     '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index}, '
