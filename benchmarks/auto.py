@@ -24,7 +24,7 @@ from ptq_encoder import docstrings, encoder_folder
 from torchqat.data.corpus import STDLIB, load_corpus
 from torchqat.flow import run
 from torchqat.html_report import write_html
-from torchqat.models import load_tokenizer
+from torchqat.model.loading import load_tokenizer
 from torchqat.progress import Progress
 from torchqat.report import Report
 from torchqat.run import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torchqat
 from common import publish, table
-from torchqat.kv_cache import attach
+from torchqat.layers.kv_cache import attach
 from torchqat.progress import Progress
 from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.ranges import calibrate_ranges

@@ -29,7 +29,7 @@ def write_model(folder: Path, depth: int) -> None:
     """A shard a block, so that writing takes no more memory than reading."""
     import transformers
     from safetensors.torch import save_file
-    from torchqat.checkpoint_reader import skeleton
+    from torchqat.model.outline import skeleton
 
     config = transformers.LlamaConfig(
         **CONFIG, num_hidden_layers=depth, vocab_size=2048, architectures=["LlamaForCausalLM"]
@@ -55,7 +55,7 @@ def resident() -> float:
 
 def child(folder: str, whole: bool) -> None:
     import torchqat
-    from torchqat.models import load_model
+    from torchqat.model.loading import load_model
     from torchqat.ptq.stream import quantize_folder
 
     generator = torch.Generator().manual_seed(0)

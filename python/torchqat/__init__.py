@@ -26,7 +26,7 @@ from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.lora import attach_adapters
-from torchqat.prepare import make_plan, prepare
+from torchqat.model.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
 from torchqat.verification import Verification
 from torchqat.verify import verify

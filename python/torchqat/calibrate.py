@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from torchqat.errors import UserError
-from torchqat.kv_cache import caches
+from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import require_prepared
-from torchqat.memory import explained
+from torchqat.model.out_of_memory import explained
 from torchqat.ptq.blocks import Forward
 from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.initialize import initialize

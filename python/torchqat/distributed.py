@@ -18,8 +18,8 @@ from torch import nn
 from torchqat.data.batch import Batch, rows_of, size_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
+from torchqat.layers.sharded import local
 from torchqat.ptq.blocks import find_blocks
-from torchqat.sharded import local
 
 _TIMEOUT = timedelta(minutes=30)
 _PATIENCE = timedelta(days=7)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchqat.data.batch import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.kinds import Answers, Kind, find_kind
-from torchqat.sharded import device_of
+from torchqat.layers.sharded import device_of
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
 KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]

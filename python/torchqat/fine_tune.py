@@ -17,13 +17,13 @@ from torchqat.errors import UserError
 from torchqat.frozen import freeze_codes
 from torchqat.kinds.kind import is_plain
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.sharded import is_sharded
 from torchqat.lora import add_adapters, merge_adapters
 from torchqat.monitor import Monitor
 from torchqat.oscillation import against_oscillation
 from torchqat.ptq.blocks import find_blocks
 from torchqat.run import Run
 from torchqat.schedule import Schedule
-from torchqat.sharded import is_sharded
 from torchqat.training import TrainingLoop
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchqat.distributed import first_said
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import SCALE_NAMES
+from torchqat.layers.sharded import is_sharded, local
 from torchqat.ptq.blocks import hooks
-from torchqat.sharded import is_sharded, local
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.fine_tune import choose_parameters
 from torchqat.lora import merge_adapters
-from torchqat.models import empty_model, load_model
-from torchqat.prepare import prepare
+from torchqat.model.loading import empty_model, load_model
+from torchqat.model.prepare import prepare
 from torchqat.progress import Progress
 from torchqat.run import Run
 from torchqat.schedule import Schedule

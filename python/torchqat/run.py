@@ -27,7 +27,7 @@ from torchqat.files import load_state, read_json, save_state, write_json, write_
 from torchqat.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.kinds import Kind, find_kind
 from torchqat.locking import locked, others_in, remove_leftovers
-from torchqat.prepare import make_plan, prepare
+from torchqat.model.prepare import make_plan, prepare
 from torchqat.progress import Progress
 from torchqat.report import Report, environment
 from torchqat.scratch import train_scratch

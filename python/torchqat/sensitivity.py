@@ -14,7 +14,7 @@ from torchqat.data.batch import Batch
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.prepare import prepare
+from torchqat.model.prepare import prepare
 from torchqat.ptq.blocks import Block, Forward, WholeModel, in_floating_point, open_blocks, shortcut
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.stages import find_stages, gather

@@ -17,10 +17,10 @@ from torchqat.distributed import count, mean, share, share_ranges, total, withou
 from torchqat.errors import UserError
 from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.memory import explained
+from torchqat.layers.sharded import device_of, local, whole
+from torchqat.model.out_of_memory import explained
 from torchqat.oscillation import Dampening, Freezing
 from torchqat.schedule import Schedule
-from torchqat.sharded import device_of, local, whole
 from torchqat.training_state import load_training, save_training
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.

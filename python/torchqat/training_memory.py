@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchqat.distributed import gathered_together
 from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
-from torchqat.prepare import QUANTIZABLE
+from torchqat.model.prepare import QUANTIZABLE
 
 
 @dataclass(frozen=True)

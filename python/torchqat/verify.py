@@ -14,7 +14,7 @@ from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engin
 from torchqat.engines.agreement import agreement_of
 from torchqat.errors import UserError
 from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
-from torchqat.kv_cache import caches
+from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.readers import format_of, read_checkpoint
 from torchqat.readers.reading import Reading
@@ -246,7 +246,7 @@ def _prompts(model: nn.Module, tokens: Tensor | None, count: int = 4, length: in
 
 def _baseline_speed(engine: Engine, format: str, folder: str, job: Job, tokenizer) -> Speed:
     """The float model in the same engine, in the form that the engine takes."""
-    from torchqat.models import load_model
+    from torchqat.model.loading import load_model
 
     if format != "gguf":
         plain = Job(folder, [], bench=job.bench)

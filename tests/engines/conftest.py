@@ -12,7 +12,7 @@ import torchqat
 from torchqat.data.corpus import Batches, tokenize, windows
 from torchqat.files import pending_folder
 from torchqat.losses import cross_entropy
-from torchqat.models import load_model, load_tokenizer
+from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.run import Run
 from torchqat.scratch import cache_folder
 from torchqat.training import TrainingLoop, scratch_optimizers

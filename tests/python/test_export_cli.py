@@ -105,7 +105,7 @@ def test_the_table_says_what_export_does(tmp_path):
     """Each yes is a checkpoint that reads back, each dash a sentence."""
     import torch
     from torch import nn
-    from torchqat.prepare import replace_layers
+    from torchqat.model.prepare import replace_layers
 
     for title, weight, input in format_tables.SCHEMES:
         model = nn.Sequential(nn.Linear(256, 256))

@@ -202,7 +202,7 @@ from torch import nn
 from torchqat.distributed import processes, rank, shard
 from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.sharded import local
+from torchqat.layers.sharded import local
 
 with processes():
     recipe = torchqat.load_recipe("RECIPE")

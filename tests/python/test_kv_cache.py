@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from architectures import tokens
-from torchqat.kv_cache import attach, caches, without_quantization
+from torchqat.layers.kv_cache import attach, caches, without_quantization
 from torchqat.ptq.blocks import in_floating_point
 
 FORMS = {

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 import torchqat
-from torchqat.checkpoint_reader import skeleton
-from torchqat.models import load_model, load_tokenizer
+from torchqat.model.loading import load_model, load_tokenizer
+from torchqat.model.outline import skeleton
 from torchqat.training_state import load_training
 
 

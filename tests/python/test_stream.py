@@ -10,8 +10,8 @@ import torchqat
 from architectures import recipe, tokens
 from command import call
 from safetensors.torch import load_file, save_file
-from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
 from torchqat.engines.transformers import load_in_transformers
+from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.ptq.stream import quantize_folder
 from torchqat.readers.reading import read_tensors
 

@@ -14,7 +14,7 @@ WORKER = """
 import json, sys, torch, torchqat
 from torch import nn
 from torchqat.distributed import count, processes, rank, shard
-from torchqat.sharded import local
+from torchqat.layers.sharded import local
 from torchqat.training_memory import training_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 

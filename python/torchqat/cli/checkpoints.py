@@ -72,7 +72,7 @@ def evaluate(
     from torchqat import evaluate as measure
     from torchqat.data.corpus import load_corpus, tokenize, windows
     from torchqat.data.tasks import load_task
-    from torchqat.models import load_tokenizer
+    from torchqat.model.loading import load_tokenizer
     from torchqat.restore import load_any
 
     loaded, tokenizer = load_any(model), load_tokenizer(model)

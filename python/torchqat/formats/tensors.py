@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
-from torchqat.kv_cache import SCALE_NAMES, caches
+from torchqat.layers.kv_cache import SCALE_NAMES, caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES
 

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.checkpoint_reader import skeleton
 from torchqat.data.batch import Batch
 from torchqat.data.corpus import Data, load_corpus, load_data
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.losses import cross_entropy
-from torchqat.models import load_model, load_tokenizer
+from torchqat.model.loading import load_model, load_tokenizer
+from torchqat.model.outline import skeleton
 
 
 class CausalLM(Kind):

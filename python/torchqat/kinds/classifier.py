@@ -15,7 +15,7 @@ from torchqat.data.functions import find_function, names_function
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, distilled
-from torchqat.models import check_finite, load_pretrained, load_tokenizer
+from torchqat.model.loading import check_finite, load_pretrained, load_tokenizer
 
 
 class Classifier(Kind):

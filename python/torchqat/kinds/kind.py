@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.checkpoint_reader import empty
 from torchqat.data.batch import Batch
 from torchqat.data.corpus import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.losses import forward_kl
+from torchqat.model.outline import empty
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.kinds.kind import Answers, Kind
-from torchqat.models import load_pretrained, load_tokenizer
+from torchqat.model.loading import load_pretrained, load_tokenizer
 
 # Cosines are divided by it before the softmax that says which sentence is nearest: 1 / 20, as sentence-transformers' ranking
 # losses do.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
-from torchqat.sharded import assign, whole
+from torchqat.layers.sharded import assign, whole
 
 
 class QuantInput(nn.Module):

@@ -10,9 +10,9 @@ from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, q
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
+from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.weight_scales import WeightScales
-from torchqat.sharded import assign, whole
 
 # What training adds to a layer's state: its scales and zero points, and the input's observed range.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat._library import FLOAT
-from torchqat.sharded import assign, whole
+from torchqat.layers.sharded import assign, whole
 
 
 class WeightScales(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat.kv_cache import without_quantization
+from torchqat.layers.kv_cache import without_quantization
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 

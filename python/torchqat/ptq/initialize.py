@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
-from torchqat.kv_cache import caches
+from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.block_training import train_block

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from torchqat.kv_cache import caches
+from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.calibration import Calibration
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Plan, Recipe
-from torchqat.checkpoint_reader import CheckpointReader, empty, skeleton
 from torchqat.convert import convert_layers
 from torchqat.errors import UserError
 from torchqat.export import checked_format
@@ -24,9 +23,10 @@ from torchqat.files import pending_folder
 from torchqat.formats.folder import write_configuration
 from torchqat.formats.shards import ShardWriter
 from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
-from torchqat.kv_cache import attach
+from torchqat.layers.kv_cache import attach
+from torchqat.model.outline import CheckpointReader, empty, skeleton
+from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
-from torchqat.prepare import make_plan, replace_layers
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
 from torchqat.readers import read_layers_of

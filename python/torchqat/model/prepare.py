@@ -7,9 +7,9 @@ from torch import nn
 from torchqat._library import Initialize, LayerInfo, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
-from torchqat.kv_cache import attach
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
+from torchqat.layers.kv_cache import attach
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
