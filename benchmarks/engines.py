@@ -16,10 +16,10 @@ import torch
 import torchqat
 from common import publish, table
 from torch import nn
+from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.engines import ENGINES, Bench, Job, Speed
 from torchqat.engines.onnxruntime import serve_onnx
 from torchqat.files import size_of
-from torchqat.formats.gguf import write_gguf
 from torchqat.scratch import new_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat._version import __version__ as __version__
 from torchqat.calibrate import calibrate
-from torchqat.convert import QuantizedWeights, convert
-from torchqat.deploy import load, pack
+from torchqat.checkpoints.convert import QuantizedWeights, convert
+from torchqat.checkpoints.deploy import load, pack
+from torchqat.checkpoints.export import export
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.export import export
 from torchqat.frozen import freeze_codes
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_recipe, with_widths
+from torchqat.checkpoints.export import checked_format
+from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.engines import engine_formats
 from torchqat.errors import UserError
-from torchqat.export import checked_format
 from torchqat.fine_tune import fine_tune
-from torchqat.formats.tensors import checkpoint_plan
 from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, mixed_widths

@@ -6,8 +6,8 @@ from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import restore_best
+from torchqat.checkpoints.deploy import load
 from torchqat.decide import Candidates
-from torchqat.deploy import load
 from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import read_json

@@ -16,15 +16,15 @@ from torch import nn
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
 from torchqat._version import __version__
 from torchqat.calibrate import calibrate
+from torchqat.checkpoints.export import check_exports
+from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import digest as digest_of
 from torchqat.data.corpus import Corpus, Data, load_corpus, shortfall
 from torchqat.data.tasks import Task, load_task
 from torchqat.distributed import is_first, wait
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.export import check_exports
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
-from torchqat.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.kinds import Kind, find_kind
 from torchqat.locking import locked, others_in, remove_leftovers
 from torchqat.model.prepare import make_plan, prepare

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from torchqat._library import Plan
-from torchqat.convert import QuantizedWeights, convert
+from torchqat.checkpoints.convert import QuantizedWeights, convert
+from torchqat.checkpoints.export import checked_format, export
+from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.export import checked_format, export
 from torchqat.files import digest_of, size_of
-from torchqat.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.histograms import histograms
 from torchqat.report import Report, Variant
 from torchqat.run import Run

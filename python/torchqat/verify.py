@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights, find_format
-from torchqat.convert import convert_layers
+from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors
+from torchqat.checkpoints.readers import format_of, read_checkpoint
+from torchqat.checkpoints.readers.reading import Reading
 from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
 from torchqat.engines.agreement import agreement_of
 from torchqat.errors import UserError
-from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
-from torchqat.readers import format_of, read_checkpoint
-from torchqat.readers.reading import Reading
 from torchqat.verification import Verification
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
@@ -166,8 +166,8 @@ def _expected_others(
     folder: Path, format: str, model: nn.Module, plan: CheckpointPlan, reading: Reading
 ) -> dict[str, Tensor]:
     if format == "gguf":
-        from torchqat.formats.gguf import float_values
-        from torchqat.readers.gguf import stored_types
+        from torchqat.checkpoints.formats.gguf import float_values
+        from torchqat.checkpoints.readers.gguf import stored_types
 
         return float_values(model, plan, stored_types(folder))
     expected = dict(float_tensors(model, plan))
@@ -251,7 +251,7 @@ def _baseline_speed(engine: Engine, format: str, folder: str, job: Job, tokenize
     if format != "gguf":
         plain = Job(folder, [], bench=job.bench)
         return engine.serve("compressed-tensors", plain).speed
-    from torchqat.formats.gguf import write_gguf
+    from torchqat.checkpoints.formats.gguf import write_gguf
 
     scratch = Path(tempfile.mkdtemp())
     try:

@@ -82,8 +82,8 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
 
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
+    from torchqat.checkpoints.formats.gguf_architectures import RowOrder
     from torchqat.engines.agreement import agreement_of
-    from torchqat.formats.gguf_architectures import RowOrder
 
     needs("llama.cpp")
     model, tokenizer = trained("llama")
@@ -125,8 +125,8 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, 
 
 def test_the_smaller_file_is_the_faster_one(tmp_path):
     """Where linear layers dominate: at most 0.30 of the size of the float16 file, and faster at generating."""
+    from torchqat.checkpoints.formats.gguf import write_gguf
     from torchqat.files import size_of
-    from torchqat.formats.gguf import write_gguf
     from torchqat.scratch import new_model
 
     needs("llama.cpp")

@@ -17,9 +17,9 @@ import atheris
 with atheris.instrument_imports(include=["torchqat", "gguf"]):
     import gguf  # noqa: F401
     import torchqat
-    import torchqat.readers.gguf
-    import torchqat.readers.packed
-    from torchqat.readers import read_checkpoint
+    import torchqat.checkpoints.readers.gguf
+    import torchqat.checkpoints.readers.packed
+    from torchqat.checkpoints.readers import read_checkpoint
 
 sys.path += [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "python")]
 from freeze_vectors import ROOT, prepared

@@ -10,7 +10,7 @@ from gpu import CUDA, OTHER, Gpu
 from torch import nn
 from torchqat import ops
 from torchqat._library import LayerPlan, find_format, formats
-from torchqat.convert import convert_layer
+from torchqat.checkpoints.convert import convert_layer
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers
 

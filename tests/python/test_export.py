@@ -12,8 +12,8 @@ from test_linear import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import CheckpointPlan, LayerPlan, find_format
+from torchqat.checkpoints.readers.compressed_tensors import decompress
 from torchqat.engines.transformers import load_in_transformers
-from torchqat.readers.compressed_tensors import decompress
 
 CASES = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -197,7 +197,7 @@ def test_an_export_replaces_the_one_before_and_a_failed_one_leaves_it(tiny_llama
     def full_disk(*args, **kwargs):
         raise torchqat.FileError("model.safetensors could not be written: No space left on device.")
 
-    monkeypatch.setattr(sys.modules["torchqat.formats.shards"], "save_safetensors", full_disk)
+    monkeypatch.setattr(sys.modules["torchqat.checkpoints.formats.shards"], "save_safetensors", full_disk)
     with pytest.raises(torchqat.UserError, match="No space left on device"):
         torchqat.export(model, tmp_path / "out")
     assert (folder / "model.safetensors").read_bytes() == before

@@ -11,7 +11,7 @@ from test_linear import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import LayerPlan, find_format, load_checkpoint, load_safetensors, save_safetensors
-from torchqat.readers import format_of, read_checkpoint
+from torchqat.checkpoints.readers import format_of, read_checkpoint
 
 CASES = 300
 FOLDERS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")

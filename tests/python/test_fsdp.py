@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from launcher import said_by, wait_until
-from torchqat.convert import convert
+from torchqat.checkpoints.convert import convert
 from torchqat.errors import UserError
 from torchqat.restore import open_run, trained_model
 from torchqat.training_state import load_training

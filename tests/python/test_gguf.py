@@ -7,9 +7,9 @@ import torch
 import torchqat
 from architectures import build
 from test_linear import recipe_for
-from torchqat.formats.gguf import write_gguf
-from torchqat.formats.gguf_architectures import ARCHITECTURES, RowOrder, architecture_of, rope_factors
-from torchqat.readers.gguf import _in_model_order, gguf_files
+from torchqat.checkpoints.formats.gguf import write_gguf
+from torchqat.checkpoints.formats.gguf_architectures import ARCHITECTURES, RowOrder, architecture_of, rope_factors
+from torchqat.checkpoints.readers.gguf import _in_model_order, gguf_files
 
 NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
 WEIGHTS = {

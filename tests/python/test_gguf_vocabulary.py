@@ -10,7 +10,7 @@ from conftest import TEXT
 from sentencepiece_like import sentencepiece_like
 from test_gguf import WEIGHTS, prepared, reader_of, value_of
 from test_linear import recipe_for
-from torchqat.formats.gguf_vocabulary import _PATTERNS, _pre_tokenizer
+from torchqat.checkpoints.formats.gguf_vocabulary import _PATTERNS, _pre_tokenizer
 
 
 def test_the_byte_level_tokenizer_is_carried_over(tokenizer, tmp_path):

@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
-    from torchqat.export import check_exports
+    from torchqat.checkpoints.export import check_exports
     from torchqat.files import digest_of
     from torchqat.restore import open_run, trained_model
     from torchqat.stages import write_export

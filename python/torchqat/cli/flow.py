@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
-    from torchqat.export import check_exports
+    from torchqat.checkpoints.export import check_exports
     from torchqat.kinds import find_kind
 
     loaded = torchqat.load_recipe(recipe)

@@ -47,7 +47,7 @@ def run_onnx(folder: Path, model: nn.Module, example: Any, bench: bool = False) 
 
 def float_speed(model: nn.Module, example: Any) -> Speed:
     """What the float ``model`` costs, as a graph of its own."""
-    from torchqat.formats.onnx import write_onnx
+    from torchqat.checkpoints.formats.onnx import write_onnx
 
     with tempfile.TemporaryDirectory() as scratch:
         write_onnx(model, [], Path(scratch) / "model.onnx", example)

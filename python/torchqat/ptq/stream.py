@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Plan, Recipe
-from torchqat.convert import convert_layers
+from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.export import checked_format
+from torchqat.checkpoints.formats.folder import write_configuration
+from torchqat.checkpoints.formats.shards import ShardWriter
+from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
+from torchqat.checkpoints.readers import read_layers_of
+from torchqat.checkpoints.readers.reading import read_file
 from torchqat.errors import UserError
-from torchqat.export import checked_format
 from torchqat.files import pending_folder
-from torchqat.formats.folder import write_configuration
-from torchqat.formats.shards import ShardWriter
-from torchqat.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.layers.kv_cache import attach
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.blocks import Block, find_blocks
 from torchqat.ptq.initialize import Calibration, initialize
-from torchqat.readers import read_layers_of
-from torchqat.readers.reading import read_file
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
-from torchqat.errors import UserError
-from torchqat.formats.gguf_architectures import (
+from torchqat.checkpoints.formats.gguf_architectures import (
     Architecture,
     NameMap,
     RowOrder,
@@ -21,9 +20,10 @@ from torchqat.formats.gguf_architectures import (
     architecture_of,
     rope_factors,
 )
-from torchqat.formats.gguf_vocabulary import add_vocabulary
-from torchqat.formats.shards import shard_bytes
-from torchqat.formats.tensors import float_tensors
+from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
+from torchqat.checkpoints.formats.shards import shard_bytes
+from torchqat.checkpoints.formats.tensors import float_tensors
+from torchqat.errors import UserError
 
 ROPE_FACTORS = "rope_freqs.weight"
 _EMBEDDING_TYPES = ("f16", "q8_0")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
-from torchqat.formats.shards import ShardWriter
-from torchqat.formats.tensors import cache_scales, float_tensors
+from torchqat.checkpoints.formats.shards import ShardWriter
+from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
 
 
 def write_folder(

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from torchqat.checkpoints.readers.fields import bit_fields, spread
+from torchqat.checkpoints.readers.reading import LayerTensors
 from torchqat.errors import UserError
-from torchqat.readers.fields import bit_fields, spread
-from torchqat.readers.reading import LayerTensors
 
 LEAVES = ("codes", "scale", "zero_point", "offset", "outer_scale", "outer_offset")
 # The magnitudes of E2M1 by their three bits; a fourth is the sign.

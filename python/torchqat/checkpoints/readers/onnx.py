@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
-from torchqat.readers.reading import Reading
 
 
 def read_onnx(folder: Path) -> Reading:

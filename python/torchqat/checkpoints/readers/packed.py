@@ -8,10 +8,10 @@ the same weight.
 import torch
 from torch import Tensor
 
+from torchqat.checkpoints.readers import plain
+from torchqat.checkpoints.readers.fields import bit_fields, spread
+from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
 from torchqat.errors import UserError
-from torchqat.readers import plain
-from torchqat.readers.fields import bit_fields, spread
-from torchqat.readers.reading import LayerTensors, Reading, read_layers
 
 # Nibble i of an AWQ word holds this column of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)

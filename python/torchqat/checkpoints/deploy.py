@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import FileError, QuantizedWeights, QuantSpec, load_checkpoint
-from torchqat.convert import convert_layer
+from torchqat.checkpoints.convert import convert_layer
 from torchqat.errors import UserError
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared

@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from torchqat.readers.reading import LayerTensors, Reading, read_layers
+from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
 
 _LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from torchqat.checkpoints.readers.reading import Reading, read_tensors
 from torchqat.errors import UserError, first_line
 from torchqat.files import read_json
-from torchqat.readers.reading import Reading, read_tensors
 
 _METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
 
@@ -40,10 +40,10 @@ def format_of(folder: Path) -> str:
 def read_layers_of(format: str, tensors: dict[str, Tensor], config: dict) -> Reading:
     """Dense weights from some of the tensors of a checkpoint that is a folder, and its ``quantization_config``."""
     if format == "compressed-tensors":
-        from torchqat.readers.compressed_tensors import decompress
+        from torchqat.checkpoints.readers.compressed_tensors import decompress
 
         return decompress(tensors, config)
-    from torchqat.readers.packed import unpack
+    from torchqat.checkpoints.readers.packed import unpack
 
     return unpack(tensors, format, config)
 
@@ -60,11 +60,11 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
     """
     format = format_of(folder)
     if format == "gguf":
-        from torchqat.readers.gguf import read_gguf
+        from torchqat.checkpoints.readers.gguf import read_gguf
 
         return read_gguf(folder, model)
     if format == "onnx":
-        from torchqat.readers.onnx import read_onnx
+        from torchqat.checkpoints.readers.onnx import read_onnx
 
         return read_onnx(folder)
     config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
-from torchqat.convert import convert_layers
+from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.formats.folder import write_folder
+from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
+from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
-from torchqat.formats.folder import write_folder
-from torchqat.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
-from torchqat.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.kinds import Kind
 
 FORMATS = tuple(format.name for format in formats())
@@ -61,11 +61,11 @@ def export(
     layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
         if format == "gguf":
-            from torchqat.formats.gguf import write_gguf
+            from torchqat.checkpoints.formats.gguf import write_gguf
 
             write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size)
         elif format == "onnx":
-            from torchqat.formats.onnx import write_onnx
+            from torchqat.checkpoints.formats.onnx import write_onnx
 
             write_onnx(model, layers, folder / "model.onnx", example)
         else:
@@ -103,7 +103,7 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], kind: Kind) ->
     for name in names:
         checked_format(name, checked)
         if name == "gguf":
-            from torchqat.formats.gguf_architectures import architecture_of, rope_factors
+            from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
 
             architecture_of(model)
             rope_factors(model)

@@ -6,12 +6,12 @@ import gguf
 import torch
 from torch import Tensor, nn
 
+from torchqat.checkpoints.formats.gguf import ROPE_FACTORS
+from torchqat.checkpoints.formats.gguf_architectures import NameMap, RowOrder, architecture_of
+from torchqat.checkpoints.readers.gguf_header import check_gguf_header
+from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
-from torchqat.formats.gguf import ROPE_FACTORS
-from torchqat.formats.gguf_architectures import NameMap, RowOrder, architecture_of
 from torchqat.layers.prepared import quant_layers
-from torchqat.readers.gguf_header import check_gguf_header
-from torchqat.readers.reading import Reading
 
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
 
