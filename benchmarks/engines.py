@@ -17,10 +17,10 @@ import torchqat
 from common import publish, table
 from torch import nn
 from torchqat.checkpoints.formats.gguf import write_gguf
-from torchqat.engines import ENGINES, Bench, Job, Speed
-from torchqat.engines.onnxruntime import serve_onnx
 from torchqat.files import size_of
 from torchqat.scratch import new_model
+from torchqat.verification.engines import ENGINES, Bench, Job, Speed
+from torchqat.verification.engines.onnxruntime import serve_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama.cpp", "transformers": "gptqmodel"}

@@ -28,8 +28,8 @@ from torchqat.layers.packed_linear import PackedLinear
 from torchqat.lora import attach_adapters
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.schedule import Schedule
-from torchqat.verification import Verification
-from torchqat.verify import verify
+from torchqat.verification.result import Verification
+from torchqat.verification.verify import verify
 
 
 def __getattr__(name: str):

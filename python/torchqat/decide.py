@@ -17,7 +17,6 @@ from torch import nn
 from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_recipe, with_widths
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
-from torchqat.engines import engine_formats
 from torchqat.errors import UserError
 from torchqat.fine_tune import fine_tune
 from torchqat.report import Report, Variant
@@ -31,6 +30,7 @@ from torchqat.stages import (
     measure_sensitivity,
     verify_in_engine,
 )
+from torchqat.verification.engines import engine_formats
 
 # Layers that are backed off go to this width.
 _WIDE = 8

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import jinja2
 
-from torchqat.engines.job import Speed, speed_rows
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.plots import pictures
 from torchqat.report import MEASURES, Report, Variant, baseline_texts, measured, sentences
+from torchqat.verification.engines.question import Speed, speed_rows
 
 _TITLES = {
     "quality_and_size": "Quality against size",

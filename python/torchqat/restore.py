@@ -8,7 +8,6 @@ from torchqat._library import load_recipe, naive_plan
 from torchqat.best_state import restore_best
 from torchqat.checkpoints.deploy import load
 from torchqat.decide import Candidates
-from torchqat.engines.transformers import load_in_transformers
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.fine_tune import choose_parameters
@@ -19,6 +18,7 @@ from torchqat.progress import Progress
 from torchqat.run import Run
 from torchqat.schedule import Schedule
 from torchqat.training_state import load_training
+from torchqat.verification.engines.transformers import load_in_transformers
 
 
 def open_run(folder: Path) -> Run:

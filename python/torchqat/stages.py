@@ -18,8 +18,8 @@ from torchqat.report import Report, Variant
 from torchqat.run import Run
 from torchqat.sensitivity import LayerSensitivity, sensitivity
 from torchqat.statistics import bootstrap
-from torchqat.verification import Verification
-from torchqat.verify import verify
+from torchqat.verification.result import Verification
+from torchqat.verification.verify import verify
 
 
 def measure_baseline(job: Run) -> None:

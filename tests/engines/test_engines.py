@@ -10,7 +10,7 @@ import pytest
 import torchqat
 from conftest import MODELS
 from sentencepiece_like import sentencepiece_like
-from torchqat.engines import ENGINES
+from torchqat.verification.engines import ENGINES
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
 HALF = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
@@ -83,7 +83,7 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
     from torchqat.checkpoints.formats.gguf_architectures import RowOrder
-    from torchqat.engines.agreement import agreement_of
+    from torchqat.verification.engines.agreement import agreement_of
 
     needs("llama.cpp")
     model, tokenizer = trained("llama")

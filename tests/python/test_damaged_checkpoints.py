@@ -11,7 +11,7 @@ import torchqat
 from json_places import places
 from safetensors.torch import load_file, save_file
 from test_linear import recipe_for
-from torchqat.verification import Verification
+from torchqat.verification.result import Verification
 
 FOLDERS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: mse, scale_dtype: float16}"

@@ -13,7 +13,7 @@ from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import CheckpointPlan, LayerPlan, find_format
 from torchqat.checkpoints.readers.compressed_tensors import decompress
-from torchqat.engines.transformers import load_in_transformers
+from torchqat.verification.engines.transformers import load_in_transformers
 
 CASES = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -6,7 +6,7 @@ import torch
 import torchqat
 from test_linear import recipe_for
 from torch import nn
-from torchqat.engines.onnxruntime import serve_onnx
+from torchqat.verification.engines.onnxruntime import serve_onnx
 
 
 class Classifier(nn.Module):

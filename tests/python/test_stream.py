@@ -11,9 +11,9 @@ from architectures import recipe, tokens
 from command import call
 from safetensors.torch import load_file, save_file
 from torchqat.checkpoints.readers.reading import read_tensors
-from torchqat.engines.transformers import load_in_transformers
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.ptq.stream import quantize_folder
+from torchqat.verification.engines.transformers import load_in_transformers
 
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
 

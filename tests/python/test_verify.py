@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchqat
 from test_linear import recipe_for
-from torchqat.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Job, Served, Speed, find_engine
-from torchqat.engines.agreement import agreement_of
-from torchqat.engines.workers import serving
-from torchqat.verification import Verification
+from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Job, Served, Speed, find_engine
+from torchqat.verification.engines.agreement import agreement_of
+from torchqat.verification.engines.workers import serving
+from torchqat.verification.result import Verification
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from torchqat.cli.output import result, say
-from torchqat.engines.job import speed_rows
+from torchqat.verification.engines.question import speed_rows
 
 
 def register(app: typer.Typer) -> None:

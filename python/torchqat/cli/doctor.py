@@ -30,7 +30,7 @@ def doctor() -> None:
     import torch
 
     import torchqat
-    from torchqat.engines import ENGINES
+    from torchqat.verification.engines import ENGINES
 
     rows = [
         ("torchqat", torchqat.__version__),

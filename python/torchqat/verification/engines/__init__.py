@@ -1,8 +1,8 @@
 """The engines that serve our checkpoints and that ``verify`` asks for their opinion."""
 
-from torchqat.engines.engine import Engine
-from torchqat.engines.job import Bench, Job, Served, Speed
 from torchqat.errors import UserError
+from torchqat.verification.engines.engine import Engine
+from torchqat.verification.engines.question import Bench, Job, Served, Speed
 
 TRANSFORMERS = Engine(
     name="transformers",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from torchqat.engines.job import Speed
+from torchqat.verification.engines.question import Speed
 
 
 @dataclass(frozen=True)

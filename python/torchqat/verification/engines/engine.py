@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from torchqat.engines.job import Job, Served
 from torchqat.errors import UserError, first_line
+from torchqat.verification.engines.question import Job, Served
 
 # FP8 has a step of 1/8 and bfloat16 an error of 1/256 of a value: 3 % of a cache's elements land on the other level, which
 # is a third of the energy of the rounding itself. Measured, KL is up to 6 times that of weights alone.
@@ -116,9 +116,9 @@ class Engine:
         Raises:
             UserError: The engine could not do it.
         """
-        from torchqat.engines.workers import serving
+        from torchqat.verification.engines.workers import serving
 
-        worker = importlib.import_module(f"torchqat.engines.workers.{self.worker}")
+        worker = importlib.import_module(f"torchqat.verification.engines.workers.{self.worker}")
         try:
             return Served.of(*serving.serve(worker.Model, job.as_dict()))
         except Exception as error:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from torchqat.verification import OutputAgreement
+from torchqat.verification.result import OutputAgreement
 
 
 @torch.no_grad()

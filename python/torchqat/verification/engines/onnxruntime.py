@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.data.batch import as_inputs
-from torchqat.engines.engine import last_error
-from torchqat.engines.job import Speed
-from torchqat.engines.outputs import compared, outputs_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
-from torchqat.verification import OutputAgreement
+from torchqat.verification.engines.engine import last_error
+from torchqat.verification.engines.outputs import compared, outputs_of
+from torchqat.verification.engines.question import Speed
+from torchqat.verification.result import OutputAgreement
 
 _VARIABLE = "TORCHQAT_ONNXRUNTIME"
 _WORKER = Path(__file__).with_name("workers") / "onnxruntime_worker.py"

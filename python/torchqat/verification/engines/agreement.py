@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchqat.engines.engine import Engine
-from torchqat.engines.job import Served
-from torchqat.verification import Agreement
+from torchqat.verification.engines.engine import Engine
+from torchqat.verification.engines.question import Served
+from torchqat.verification.result import Agreement
 
 
 def agreement_of(

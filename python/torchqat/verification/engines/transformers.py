@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from torchqat.data.batch import as_inputs
-from torchqat.engines.outputs import compared, outputs_of
 from torchqat.errors import UserError, first_line
-from torchqat.verification import OutputAgreement
+from torchqat.verification.engines.outputs import compared, outputs_of
+from torchqat.verification.result import OutputAgreement
 
 # Relative to the largest output: the weights are the same, and so are the operations.
 _BOUND, _BOUND_IN_HALF = 1e-5, 2e-2
@@ -21,7 +21,7 @@ def load_in_transformers(folder: Path) -> nn.Module:
     Raises:
         UserError: transformers cannot load the folder.
     """
-    from torchqat.engines.workers.transformers_worker import load
+    from torchqat.verification.engines.workers.transformers_worker import load
 
     try:
         return load(Path(folder))

@@ -13,12 +13,12 @@ from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors
 from torchqat.checkpoints.readers import format_of, read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
-from torchqat.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
-from torchqat.engines.agreement import agreement_of
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
-from torchqat.verification import Verification
+from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Job, Speed, find_engine
+from torchqat.verification.engines.agreement import agreement_of
+from torchqat.verification.result import Verification
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
 # What a dense weight may be rounded to.
@@ -71,7 +71,7 @@ def verify(
             raise UserError(f"engine must be given to be timed, as one that loads {format}, but is reader.")
         return compared
     if engine == "onnxruntime":
-        from torchqat.engines.onnxruntime import float_speed, run_onnx
+        from torchqat.verification.engines.onnxruntime import float_speed, run_onnx
 
         agreement, speed = run_onnx(folder, model, example, bench)
         baseline = float_speed(original, example) if bench and original is not None else None
@@ -116,7 +116,7 @@ def _of_outputs(
         )
     if _rounds_activations(model):
         return _with(compared, notes=[_ROUNDS_ITS_OWN_WAY])
-    from torchqat.engines.transformers import outputs_in_transformers
+    from torchqat.verification.engines.transformers import outputs_in_transformers
 
     given = _prompts(model, tokens) if example is None else example
     return _with(compared, agreement=outputs_in_transformers(folder, model, given))
