@@ -14,8 +14,8 @@ import torchqat
 from common import publish, table
 from torchqat.layers.kv_cache import attach
 from torchqat.progress import Progress
-from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.ranges import calibrate_ranges
+from torchqat.ptq.result import Calibration
 from torchqat.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

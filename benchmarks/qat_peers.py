@@ -19,7 +19,7 @@ from common import publish, table
 from torch import nn
 from torchqat.data.corpus import Batches
 from torchqat.fine_tune import distillation
-from torchqat.losses import cross_entropy
+from torchqat.kinds.losses import cross_entropy
 from torchqat.oscillation import against_oscillation
 from torchqat.progress import Progress
 from torchqat.run import Run

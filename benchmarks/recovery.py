@@ -17,7 +17,7 @@ from pathlib import Path
 import torchqat
 from torchqat.files import write_json
 from torchqat.fine_tune import fine_tune
-from torchqat.losses import cross_entropy
+from torchqat.kinds.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.report import environment
 from torchqat.run import Run

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torchqat
 import torchqat.data.tasks
+import torchqat.kinds.losses
 import torchqat.lora
-import torchqat.losses
 import torchqat.monitor
 import torchqat.ptq.stream
 import torchqat.sensitivity

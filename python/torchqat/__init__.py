@@ -14,7 +14,6 @@ The life cycle in five verbs::
 from torchqat import ops
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat._version import __version__ as __version__
-from torchqat.calibrate import calibrate
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.deploy import load, pack
 from torchqat.checkpoints.export import export
@@ -27,6 +26,7 @@ from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.lora import attach_adapters
 from torchqat.model.prepare import make_plan, prepare
+from torchqat.ptq.calibrate import calibrate
 from torchqat.schedule import Schedule
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify

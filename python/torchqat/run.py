@@ -15,7 +15,6 @@ from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
 from torchqat._version import __version__
-from torchqat.calibrate import calibrate
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import digest as digest_of
@@ -29,6 +28,7 @@ from torchqat.kinds import Kind, find_kind
 from torchqat.locking import locked, others_in, remove_leftovers
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.progress import Progress
+from torchqat.ptq.calibrate import calibrate
 from torchqat.report import Report, environment
 from torchqat.scratch import train_scratch
 

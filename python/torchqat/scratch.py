@@ -10,7 +10,7 @@ from torch import nn
 from torchqat._library import Recipe, ScratchModel, TrainSection
 from torchqat.data.corpus import Batches, Corpus, tokenize
 from torchqat.files import pending_folder
-from torchqat.losses import cross_entropy
+from torchqat.kinds.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.training import TrainingLoop, scratch_optimizers
 

@@ -17,7 +17,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.prepare import prepare
 from torchqat.ptq.blocks import Block, Forward, WholeModel, in_floating_point, open_blocks, shortcut
 from torchqat.ptq.rounding import round_layer
-from torchqat.ptq.stages import find_stages, gather
+from torchqat.ptq.shared_inputs import find_stages, gather
 
 WIDTHS = (2, 3, 4, 8)
 

@@ -11,7 +11,7 @@ import torch
 import torchqat
 from torchqat.data.corpus import Batches, tokenize, windows
 from torchqat.files import pending_folder
-from torchqat.losses import cross_entropy
+from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.run import Run
 from torchqat.scratch import cache_folder

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from torchqat.evaluate import KL_BINS
-from torchqat.losses import cross_entropy, forward_kl
+from torchqat.kinds.losses import cross_entropy, forward_kl
 
 
 def _slow(model, reference, tokens):

@@ -12,7 +12,7 @@ from torch import nn
 from torchqat._library import Initialize
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import find_blocks, in_floating_point, open_blocks
-from torchqat.ptq.stages import find_stages
+from torchqat.ptq.shared_inputs import find_stages
 
 
 def forward(model, batch):

@@ -9,7 +9,7 @@ from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch
 from torchqat.data.corpus import Data, load_corpus, load_data
 from torchqat.kinds.kind import Answers, Kind, distilled
-from torchqat.losses import cross_entropy
+from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.model.outline import skeleton
 

@@ -13,7 +13,7 @@ from torchqat.data.batch import Batch
 from torchqat.data.corpus import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
-from torchqat.losses import forward_kl
+from torchqat.kinds.losses import forward_kl
 from torchqat.model.outline import empty
 
 

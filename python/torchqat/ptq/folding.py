@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.ptq.blocks import Block, in_floating_point
-from torchqat.ptq.stages import Stage
+from torchqat.ptq.shared_inputs import Stage
 
 # Producer and consumer, by the last part of their names, between which each channel goes its own linear way.
 _LINEAR_PAIRS = (("v_proj", "o_proj"), ("up_proj", "down_proj"))

@@ -6,7 +6,7 @@ from torch import nn
 
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
-from torchqat.ptq.calibration import Calibration
+from torchqat.ptq.result import Calibration
 
 
 def forget_ranges(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.blocks import Block, find_blocks
-from torchqat.ptq.initialize import Calibration, initialize
+from torchqat.ptq.walk import Calibration, initialize
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28

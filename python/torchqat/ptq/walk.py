@@ -16,12 +16,12 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
-from torchqat.ptq.calibration import Calibration
 from torchqat.ptq.equalize import equalize
 from torchqat.ptq.ranges import calibrate_ranges
+from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
-from torchqat.ptq.stages import Stage, find_stages, gather
+from torchqat.ptq.shared_inputs import Stage, find_stages, gather
 
 AtWork = Callable[[Block], AbstractContextManager]
 

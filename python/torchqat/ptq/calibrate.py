@@ -12,9 +12,9 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import require_prepared
 from torchqat.model.out_of_memory import explained
 from torchqat.ptq.blocks import Forward
-from torchqat.ptq.calibration import Calibration
-from torchqat.ptq.initialize import initialize
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
+from torchqat.ptq.result import Calibration
+from torchqat.ptq.walk import initialize
 
 
 @torch.no_grad()
