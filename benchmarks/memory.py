@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torchqat
 from common import RESULTS, table
-from torchqat.training_memory import TrainingMemory, training_memory
+from torchqat.training.memory import TrainingMemory, training_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 # The published configurations of Llama 2 7B, Llama 3.1 70B and 405B.

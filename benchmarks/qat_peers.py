@@ -20,10 +20,10 @@ from torch import nn
 from torchqat.data.corpus import Batches
 from torchqat.fine_tune import distillation
 from torchqat.kinds.losses import cross_entropy
-from torchqat.oscillation import against_oscillation
 from torchqat.progress import Progress
 from torchqat.run import Run
-from torchqat.training import TrainingLoop
+from torchqat.training.loop import TrainingLoop
+from torchqat.training.oscillation import against_oscillation
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "qat_peers"

@@ -21,7 +21,7 @@ from torchqat.kinds.losses import cross_entropy
 from torchqat.progress import Progress
 from torchqat.report import environment
 from torchqat.run import Run
-from torchqat.training import TrainingLoop
+from torchqat.training.loop import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {4: 0.60, 3: 0.80, 2: 0.85}

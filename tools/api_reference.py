@@ -16,10 +16,10 @@ from pathlib import Path
 import torchqat
 import torchqat.data.tasks
 import torchqat.kinds.losses
-import torchqat.lora
-import torchqat.monitor
 import torchqat.ptq.stream
 import torchqat.sensitivity
+import torchqat.training.lora
+import torchqat.training.monitor
 
 # Title, what it is for, and its names in the order in which they are needed.
 PARTS = [

@@ -15,7 +15,7 @@ import torchqat
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torchqat.training_state import VERSION, save_training
+from torchqat.training.state import VERSION, save_training
 
 ROOT = Path(__file__).parent.parent / "tests" / "vectors" / f"v{VERSION}"
 GROUPS = "weight: {dtype: int4, group_size: 32, grid: full, scale: mse, scale_dtype: float16}"

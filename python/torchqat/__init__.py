@@ -19,15 +19,15 @@ from torchqat.checkpoints.deploy import load, pack
 from torchqat.checkpoints.export import export
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
-from torchqat.frozen import freeze_codes
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
-from torchqat.lora import attach_adapters
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
-from torchqat.schedule import Schedule
+from torchqat.training.lora import attach_adapters
+from torchqat.training.parameters import freeze_codes
+from torchqat.training.schedule import Schedule
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
 
@@ -35,11 +35,11 @@ from torchqat.verification.verify import verify
 def __getattr__(name: str):
     """Callbacks need trainers that take seconds to import, or are not there: only when they are asked for."""
     if name == "LightningCallback":
-        from torchqat.lightning_callback import LightningCallback
+        from torchqat.training.lightning_callback import LightningCallback
 
         return LightningCallback
     if name == "TrainerCallback":
-        from torchqat.trainer_callback import TrainerCallback
+        from torchqat.training.trainer_callback import TrainerCallback
 
         return TrainerCallback
     raise AttributeError(f"module 'torchqat' has no attribute {name!r}")

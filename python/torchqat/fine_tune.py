@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import BitSchedule
-from torchqat.best_state import BestState
 from torchqat.data.batch import Batch
-from torchqat.distributed import count, is_first, shard, wait, wait_for_first, wrapped
 from torchqat.errors import UserError
-from torchqat.frozen import freeze_codes
 from torchqat.kinds.kind import is_plain
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import is_sharded
-from torchqat.lora import add_adapters, merge_adapters
-from torchqat.monitor import Monitor
-from torchqat.oscillation import against_oscillation
 from torchqat.ptq.blocks import find_blocks
 from torchqat.run import Run
-from torchqat.schedule import Schedule
-from torchqat.training import TrainingLoop
+from torchqat.training.best_state import BestState
+from torchqat.training.loop import TrainingLoop
+from torchqat.training.lora import add_adapters, merge_adapters
+from torchqat.training.monitor import Monitor
+from torchqat.training.oscillation import against_oscillation
+from torchqat.training.parameters import freeze_codes
+from torchqat.training.processes import count, is_first, shard, wait, wait_for_first, wrapped
+from torchqat.training.schedule import Schedule
 
 
 def fine_tune(job: Run) -> nn.Module:

@@ -9,7 +9,7 @@ from torchqat.progress import Progress
 from torchqat.report import Report, Variant, recovered
 from torchqat.run import Run
 from torchqat.stages import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
-from torchqat.training import TrainingLoop
+from torchqat.training.loop import TrainingLoop
 
 
 def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:

@@ -5,19 +5,19 @@ from pathlib import Path
 from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
-from torchqat.best_state import restore_best
 from torchqat.checkpoints.deploy import load
 from torchqat.decide import Candidates
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.fine_tune import choose_parameters
-from torchqat.lora import merge_adapters
 from torchqat.model.loading import empty_model, load_model
 from torchqat.model.prepare import prepare
 from torchqat.progress import Progress
 from torchqat.run import Run
-from torchqat.schedule import Schedule
-from torchqat.training_state import load_training
+from torchqat.training.best_state import restore_best
+from torchqat.training.lora import merge_adapters
+from torchqat.training.schedule import Schedule
+from torchqat.training.state import load_training
 from torchqat.verification.engines.transformers import load_in_transformers
 
 

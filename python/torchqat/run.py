@@ -20,7 +20,6 @@ from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import digest as digest_of
 from torchqat.data.corpus import Corpus, Data, load_corpus, shortfall
 from torchqat.data.tasks import Task, load_task
-from torchqat.distributed import is_first, wait
 from torchqat.errors import UserError
 from torchqat.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
@@ -31,6 +30,7 @@ from torchqat.progress import Progress
 from torchqat.ptq.calibrate import calibrate
 from torchqat.report import Report, environment
 from torchqat.scratch import train_scratch
+from torchqat.training.processes import is_first, wait
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torchqat.data.corpus import Batches, Corpus, tokenize
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.progress import Progress
-from torchqat.training import TrainingLoop, scratch_optimizers
+from torchqat.training.loop import TrainingLoop, scratch_optimizers
 
 _END = "<|endoftext|>"
 

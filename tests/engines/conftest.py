@@ -15,7 +15,7 @@ from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.run import Run
 from torchqat.scratch import cache_folder
-from torchqat.training import TrainingLoop, scratch_optimizers
+from torchqat.training.loop import TrainingLoop, scratch_optimizers
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("llama", "qwen2")

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import torchqat
-from torchqat.best_state import BestState
 from torchqat.fine_tune import is_checked
 from torchqat.flow import run
 from torchqat.progress import Progress
 from torchqat.restore import exported_model, open_run, trained_model
 from torchqat.run import Run
+from torchqat.training.best_state import BestState
 
 RECIPE = """version: 1
 model: {{path: {model}}}

@@ -9,9 +9,9 @@ import torchqat
 from architectures import tokens
 from command import call
 from torchqat import ops
-from torchqat.frozen import freeze_codes
 from torchqat.kinds.losses import forward_kl
 from torchqat.layers.prepared import quant_layers
+from torchqat.training.parameters import freeze_codes
 
 LEARNED = "{dtype: int2, group_size: 32, %s, scale: learned}"
 

@@ -11,7 +11,7 @@ from launcher import said_by, wait_until
 from torchqat.checkpoints.convert import convert
 from torchqat.errors import UserError
 from torchqat.restore import open_run, trained_model
-from torchqat.training_state import load_training
+from torchqat.training.state import load_training
 
 # Without clipping: the norm of all gradients is a sum whose order depends on how they are spread.
 FSDP = ", strategy: fsdp, gradient_clip: 0"
@@ -136,7 +136,7 @@ def test_what_calibration_found_is_dealt_out(train):
 OUTLINES = """
 import sys, torchqat
 from pathlib import Path
-from torchqat.distributed import processes, rank
+from torchqat.training.processes import processes, rank
 from torchqat.progress import Progress
 from torchqat.run import Run
 
@@ -170,7 +170,7 @@ def test_the_first_process_alone_reads_the_model(tmp_path, model_folder, data_fo
 PATIENT = """
 import sys, time
 from datetime import timedelta
-from torchqat import distributed
+from torchqat.training import processes as distributed
 
 distributed._TIMEOUT = timedelta(seconds=4)
 with distributed.processes():
@@ -199,8 +199,8 @@ def test_a_damaged_part_is_said(train, tmp_path):
 WORKER = """
 import sys, torch, torchqat
 from torch import nn
-from torchqat.distributed import processes, rank, shard
-from torchqat.finite import first_not_finite, scale_not_finite
+from torchqat.training.processes import processes, rank, shard
+from torchqat.training.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import local
 
@@ -226,7 +226,7 @@ def test_a_number_that_is_none_in_one_part_is_named_by_all_processes(tmp_path):
 ENDS = """
 import sys, torch
 from torch import nn
-from torchqat.distributed import first_said, processes, shard
+from torchqat.training.processes import first_said, processes, shard
 from torchqat.layers.quant_layer import QuantLayer
 
 with processes():

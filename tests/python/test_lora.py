@@ -10,7 +10,7 @@ from command import call
 from torch import nn
 from torchqat._library import LoraSection
 from torchqat.layers.prepared import quant_layers
-from torchqat.lora import add_adapters, merge_adapters
+from torchqat.training.lora import add_adapters, merge_adapters
 
 RECIPE = """version: 1
 layers:

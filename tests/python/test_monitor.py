@@ -8,7 +8,7 @@ import torchqat
 from command import call
 from test_linear import Net, recipe_for
 from torch import nn
-from torchqat.monitor import Monitor
+from torchqat.training.monitor import Monitor
 
 
 def line(

@@ -7,7 +7,7 @@ import torch
 import torchqat
 from torch import nn
 from torchqat._library import OscillationSection
-from torchqat.oscillation import Dampening, Freezing, Moves
+from torchqat.training.oscillation import Dampening, Freezing, Moves
 
 RECIPE = """version: 1
 layers:

@@ -11,7 +11,7 @@ import torch
 import torchqat
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.model.outline import skeleton
-from torchqat.training_state import load_training
+from torchqat.training.state import load_training
 
 
 class Exploit:

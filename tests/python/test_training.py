@@ -9,7 +9,7 @@ from test_linear import Net, recipe_for
 from torchqat._library import TrainSection
 from torchqat.data.corpus import Batches
 from torchqat.files import load_state
-from torchqat.training import TrainingLoop, fine_tuning_optimizer, rate_factor, scratch_optimizers
+from torchqat.training.loop import TrainingLoop, fine_tuning_optimizer, rate_factor, scratch_optimizers
 
 
 def settings(**values):

@@ -7,15 +7,15 @@ import torch
 import torchqat
 from launcher import said_by
 from torch import nn
-from torchqat.training_memory import training_memory
+from torchqat.training.memory import training_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 WORKER = """
 import json, sys, torch, torchqat
 from torch import nn
-from torchqat.distributed import count, processes, rank, shard
+from torchqat.training.processes import count, processes, rank, shard
 from torchqat.layers.sharded import local
-from torchqat.training_memory import training_memory
+from torchqat.training.memory import training_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 def size(tensors):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchqat
-from torchqat.training_state import load_training
+from torchqat.training.state import load_training
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from freeze_vectors import CASES, ROOT, prepared

@@ -146,8 +146,8 @@ def train(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
-    from torchqat.distributed import is_first, processes
     from torchqat.fine_tune import fine_tune
+    from torchqat.training.processes import is_first, processes
 
     with processes():
         job = _job(recipe, model, data, output)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.oscillation import Moves
+from torchqat.training.oscillation import Moves
 
 # The frequency from which on a weight counts as oscillating: that of Nagel et al. 2022 (arXiv:2203.11086), table 1.
 _OSCILLATES = 0.005

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchqat.distributed import is_first, wait
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json, save_state, sync, write_json
 from torchqat.layers.sharded import is_sharded
+from torchqat.training.processes import is_first, wait
 
 # Of what is written here. A state without it is one of version 1.
 VERSION = 1

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from torchqat.distributed import first_said
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import is_sharded, local
 from torchqat.ptq.blocks import hooks
+from torchqat.training.processes import first_said
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 from torchqat.data.batch import Batch
 from torchqat.evaluate import evaluate
 from torchqat.kinds import Kind
-from torchqat.training_state import load_training, save_training
+from torchqat.training.state import load_training, save_training
 
 
 class BestState:

@@ -13,15 +13,15 @@ from torchqat._library import TrainSection
 from torchqat.data.batch import Batch, chunks, to_device
 from torchqat.data.corpus import Batches
 from torchqat.data.examples import ExampleBatches
-from torchqat.distributed import count, mean, share, share_ranges, total, without_sync
 from torchqat.errors import UserError
-from torchqat.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import device_of, local, whole
 from torchqat.model.out_of_memory import explained
-from torchqat.oscillation import Dampening, Freezing
-from torchqat.schedule import Schedule
-from torchqat.training_state import load_training, save_training
+from torchqat.training.finite import first_not_finite, scale_not_finite
+from torchqat.training.oscillation import Dampening, Freezing
+from torchqat.training.processes import count, mean, share, share_ranges, total, without_sync
+from torchqat.training.schedule import Schedule
+from torchqat.training.state import load_training, save_training
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.
 _MOST_SKIPPED = 10

@@ -3,8 +3,8 @@
 from transformers import TrainerCallback as _Base
 
 from torchqat._library import Recipe
-from torchqat.monitor import Monitor
-from torchqat.schedule import Schedule
+from torchqat.training.monitor import Monitor
+from torchqat.training.schedule import Schedule
 
 
 class TrainerCallback(_Base):

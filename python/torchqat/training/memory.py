@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from torchqat.distributed import gathered_together
 from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
 from torchqat.model.prepare import QUANTIZABLE
+from torchqat.training.processes import gathered_together
 
 
 @dataclass(frozen=True)

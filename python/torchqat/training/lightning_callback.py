@@ -8,8 +8,8 @@ except ImportError:
     from pytorch_lightning import Callback, LightningModule, Trainer
 
 from torchqat._library import Recipe
-from torchqat.monitor import Monitor
-from torchqat.schedule import Schedule
+from torchqat.training.monitor import Monitor
+from torchqat.training.schedule import Schedule
 
 
 class LightningCallback(Callback):
