@@ -23,10 +23,10 @@ from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
 from torchqat.data.corpus import STDLIB, load_corpus
 from torchqat.flow import run
-from torchqat.html_report import write_html
 from torchqat.model.loading import load_tokenizer
 from torchqat.progress import Progress
-from torchqat.report import Report
+from torchqat.reports.html import write_html
+from torchqat.reports.report import Report
 from torchqat.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ import torchqat
 from torchqat._library import Initialize
 from torchqat.files import write_json
 from torchqat.progress import Progress
-from torchqat.report import environment
+from torchqat.reports.report import environment
 from torchqat.run import Run
 from worker import rounded_by
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchqat._library import Initialize
 from torchqat.data.corpus import _stdlib_files
 from torchqat.layers.prepared import quant_layers
-from torchqat.report import environment
+from torchqat.reports.report import environment
 from worker import rounded_by
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from torchqat.files import write_json
 from torchqat.fine_tune import fine_tune
 from torchqat.kinds.losses import cross_entropy
 from torchqat.progress import Progress
-from torchqat.report import environment
+from torchqat.reports.report import environment
 from torchqat.run import Run
 from torchqat.training.loop import TrainingLoop
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torchqat
 import torchqat.data.tasks
+import torchqat.evaluation.sensitivity
 import torchqat.kinds.losses
 import torchqat.ptq.stream
-import torchqat.sensitivity
 import torchqat.training.lora
 import torchqat.training.monitor
 

@@ -18,7 +18,7 @@ from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.deploy import load, pack
 from torchqat.checkpoints.export import export
 from torchqat.errors import UserError
-from torchqat.evaluate import Evaluation, evaluate
+from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear

@@ -18,10 +18,10 @@ from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
+from torchqat.evaluation.sensitivity import LayerSensitivity, mixed_widths
 from torchqat.fine_tune import fine_tune
-from torchqat.report import Report, Variant
+from torchqat.reports.report import Report, Variant
 from torchqat.run import Run
-from torchqat.sensitivity import LayerSensitivity, mixed_widths
 from torchqat.stages import (
     export_and_verify,
     is_accepted,

@@ -11,13 +11,13 @@ from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.export import checked_format, export
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.errors import UserError
-from torchqat.evaluate import Evaluation, evaluate
+from torchqat.evaluation.bootstrap import bootstrap
+from torchqat.evaluation.evaluate import Evaluation, evaluate
+from torchqat.evaluation.histograms import histograms
+from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
-from torchqat.histograms import histograms
-from torchqat.report import Report, Variant
+from torchqat.reports.report import Report, Variant
 from torchqat.run import Run
-from torchqat.sensitivity import LayerSensitivity, sensitivity
-from torchqat.statistics import bootstrap
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from torchqat.html_report import write_html
+from torchqat.reports.html import write_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed; make test-engines installs it as root")
@@ -23,7 +23,7 @@ def page(tmp_path):
     import json
 
     from torchqat.files import write_json
-    from torchqat.report import Report, Variant
+    from torchqat.reports.report import Report, Variant
 
     variants = [
         Variant(f"v{bits}", f"INT{bits} by a method with a long name", bits + 0.25, 20.0, 10.0**-bits, 0.9, 10**6, "x")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 import torchqat
 from torch import nn
+from torchqat.evaluation.sensitivity import mixed_widths, sensitivity
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.prepared import quant_layers
-from torchqat.sensitivity import mixed_widths, sensitivity
 
 WEIGHT = "{dtype: int4, granularity: channel, scale: SCALE}"
 

@@ -6,7 +6,7 @@ import pytest
 import torchqat
 from command import call
 from conftest import RECIPE
-from torchqat import report as reports
+from torchqat.reports import report as reports
 
 AUTO = RECIPE.split("evaluate:")[0] + "mode: auto\n"
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torchqat
-from torchqat.evaluate import KL_BINS
+from torchqat.evaluation.evaluate import KL_BINS
 from torchqat.kinds.losses import cross_entropy, forward_kl
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchqat
 from torch import nn
-from torchqat.histograms import histograms
+from torchqat.evaluation.histograms import histograms
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from command import call
 from torchqat.files import write_json
-from torchqat.html_report import write_html, write_pictures
-from torchqat.plots import layer_grid, pareto
-from torchqat.report import Report, Variant
+from torchqat.reports.html import write_html, write_pictures
+from torchqat.reports.plots import layer_grid, pareto
+from torchqat.reports.report import Report, Variant
 
 
 class Page(HTMLParser):

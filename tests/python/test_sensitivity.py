@@ -8,9 +8,9 @@ import torch
 import torchqat
 from architectures import recipe, tokens
 from torchqat._library import allocate_widths
+from torchqat.evaluation.sensitivity import mixed_recipe, mixed_widths, sensitivity
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import in_floating_point
-from torchqat.sensitivity import mixed_recipe, mixed_widths, sensitivity
 
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torchqat.statistics import bootstrap
+from torchqat.evaluation.bootstrap import bootstrap
 
 
 def test_the_interval_is_that_of_the_mean():

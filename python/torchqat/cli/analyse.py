@@ -25,9 +25,9 @@ def sensitivity(
     """KL to the float model with one layer quantized at a time, by width."""
     from torchqat.cli.flow import _job
     from torchqat.errors import UserError
+    from torchqat.evaluation.sensitivity import mixed_recipe, mixed_widths
+    from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.files import write_text
-    from torchqat.sensitivity import mixed_recipe, mixed_widths
-    from torchqat.sensitivity import sensitivity as measure
 
     widths = _widths(bits)
     if write and not budget:

@@ -92,7 +92,7 @@ def evaluate(
 
 def _on_task(task, model, reference, tokenizer) -> dict:
     """The score on the user's task and, beside a reference, the difference with its interval."""
-    from torchqat.statistics import bootstrap
+    from torchqat.evaluation.bootstrap import bootstrap
 
     scores = task.scores(model, tokenizer)
     found = {"task": sum(scores) / len(scores), "examples": len(scores)}

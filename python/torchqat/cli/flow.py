@@ -73,8 +73,8 @@ def ptq(
 
 def _run_and_show(job, resume: bool) -> None:
     from torchqat.flow import run as run_flow
-    from torchqat.html_report import write_html
-    from torchqat.report import print_report
+    from torchqat.reports.html import write_html
+    from torchqat.reports.report import print_report
 
     report = run_flow(job.recipe, job.folder, job.progress, resume)
     if not is_json():
@@ -119,8 +119,8 @@ def report(
     pictures: str = typer.Option("", "--pictures", help="Also write each picture as SVG and PNG into this folder."),
 ) -> None:
     """Print what runs have measured, and write each one's report.html again."""
-    from torchqat.html_report import load_report, write_html, write_pictures
-    from torchqat.report import print_comparison, print_report
+    from torchqat.reports.html import load_report, write_html, write_pictures
+    from torchqat.reports.report import print_comparison, print_report
 
     found = {run: load_report(Path(run)) for run in runs}
     result({run: report.to_json() for run, report in found.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from torchqat.data.batch import Batch
-from torchqat.evaluate import evaluate
+from torchqat.evaluation.evaluate import evaluate
 from torchqat.kinds import Kind
 from torchqat.training.state import load_training, save_training
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchqat._version import __version__
-from torchqat.evaluate import Evaluation
+from torchqat.evaluation.evaluate import Evaluation
 
 
 @dataclass

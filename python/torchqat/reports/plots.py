@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchqat.evaluate import KL_BINS
-from torchqat.report import Report, Variant
+from torchqat.evaluation.evaluate import KL_BINS
+from torchqat.reports.report import Report, Variant
 
 # Stands for the page's own ink: a colour that nothing else has, exchanged in the SVG.
 _INK = "#010203"
