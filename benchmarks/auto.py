@@ -22,12 +22,12 @@ import torchqat
 from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
 from torchqat.data.corpus import STDLIB, load_corpus
-from torchqat.flow import run
 from torchqat.model.loading import load_tokenizer
-from torchqat.progress import Progress
 from torchqat.reports.html import write_html
 from torchqat.reports.report import Report
-from torchqat.run import Run
+from torchqat.runs.flow import run
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "auto"

@@ -18,7 +18,7 @@ from common import publish, table
 from torch import nn
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.files import size_of
-from torchqat.scratch import new_model
+from torchqat.runs.scratch import new_model
 from torchqat.verification.engines import ENGINES, Bench, Job, Speed
 from torchqat.verification.engines.onnxruntime import serve_onnx
 

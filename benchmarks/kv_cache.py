@@ -13,10 +13,10 @@ from pathlib import Path
 import torchqat
 from common import publish, table
 from torchqat.layers.kv_cache import attach
-from torchqat.progress import Progress
 from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.result import Calibration
-from torchqat.run import Run
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 # Bits a number: parameters of a block are two halves where it has an offset, one where it has none.

@@ -20,9 +20,9 @@ import torch
 import torchqat
 from torchqat._library import Initialize
 from torchqat.files import write_json
-from torchqat.progress import Progress
 from torchqat.reports.report import environment
-from torchqat.run import Run
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 from worker import rounded_by
 
 ROOT = Path(__file__).resolve().parents[1]

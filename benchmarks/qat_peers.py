@@ -18,10 +18,10 @@ import torchqat
 from common import publish, table
 from torch import nn
 from torchqat.data.corpus import Batches
-from torchqat.fine_tune import distillation
 from torchqat.kinds.losses import cross_entropy
-from torchqat.progress import Progress
-from torchqat.run import Run
+from torchqat.runs.fine_tune import distillation
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.oscillation import against_oscillation
 

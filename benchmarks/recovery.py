@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torchqat
 from torchqat.files import write_json
-from torchqat.fine_tune import fine_tune
 from torchqat.kinds.losses import cross_entropy
-from torchqat.progress import Progress
 from torchqat.reports.report import environment
-from torchqat.run import Run
+from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 from torchqat.training.loop import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -56,7 +56,7 @@ def resident() -> float:
 def child(folder: str, whole: bool) -> None:
     import torchqat
     from torchqat.model.loading import load_model
-    from torchqat.ptq.stream import quantize_folder
+    from torchqat.runs.stream import quantize_folder
 
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 2048, (4, 256), generator=generator) for _ in range(4)]

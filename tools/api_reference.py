@@ -17,7 +17,7 @@ import torchqat
 import torchqat.data.tasks
 import torchqat.evaluation.sensitivity
 import torchqat.kinds.losses
-import torchqat.ptq.stream
+import torchqat.runs.stream
 import torchqat.training.lora
 import torchqat.training.monitor
 

@@ -13,8 +13,8 @@ from torchqat.data.corpus import Batches, tokenize, windows
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
-from torchqat.run import Run
-from torchqat.scratch import cache_folder
+from torchqat.runs.run import Run
+from torchqat.runs.scratch import cache_folder
 from torchqat.training.loop import TrainingLoop, scratch_optimizers
 
 ROOT = Path(__file__).parents[2]

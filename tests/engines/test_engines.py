@@ -127,7 +127,7 @@ def test_the_smaller_file_is_the_faster_one(tmp_path):
     """Where linear layers dominate: at most 0.30 of the size of the float16 file, and faster at generating."""
     from torchqat.checkpoints.formats.gguf import write_gguf
     from torchqat.files import size_of
-    from torchqat.scratch import new_model
+    from torchqat.runs.scratch import new_model
 
     needs("llama.cpp")
 

@@ -1,4 +1,4 @@
-"""Fuzzes the readers of exported checkpoints (`torchqat/readers`) with libFuzzer, by Atheris.
+"""Fuzzes the readers of exported checkpoints (`torchqat/checkpoints/readers`) with libFuzzer, by Atheris.
 
     python tests/fuzz/fuzz_readers.py gguf|gptq|awq CORPUS... [-max_total_time=600]
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from launcher import Launcher
 from torchqat.data.corpus import Corpus
-from torchqat.scratch import new_model, train_tokenizer
+from torchqat.runs.scratch import new_model, train_tokenizer
 
 
 def pytest_addoption(parser):

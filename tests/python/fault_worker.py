@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import torchqat
 from torchqat.files import load_state
-from torchqat.flow import run
-from torchqat.progress import Progress
+from torchqat.runs.flow import run
+from torchqat.runs.progress import Progress
 
 # A child of a process with OpenMP threads must not use them: one thread has no team to wait for.
 torch.set_num_threads(1)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import torchqat
-from torchqat.fine_tune import is_checked
-from torchqat.flow import run
-from torchqat.progress import Progress
-from torchqat.restore import exported_model, open_run, trained_model
-from torchqat.run import Run
+from torchqat.runs.fine_tune import is_checked
+from torchqat.runs.flow import run
+from torchqat.runs.progress import Progress
+from torchqat.runs.restore import exported_model, open_run, trained_model
+from torchqat.runs.run import Run
 from torchqat.training.best_state import BestState
 
 RECIPE = """version: 1
@@ -110,6 +110,6 @@ def test_ptq_is_a_run_without_training(recipe_of, tmp_path, model_folder, data_f
 
 def test_calibration_is_kept(recipe_of, tmp_path, monkeypatch):
     run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
-    monkeypatch.setattr("torchqat.run.calibrate", lambda *_: pytest.fail("calibrated twice"))
+    monkeypatch.setattr("torchqat.runs.run.calibrate", lambda *_: pytest.fail("calibrated twice"))
     job = Run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
     job.prepared(job.plan)

@@ -15,7 +15,7 @@ from command import call
 from test_training import loop_for, settings
 from torchqat.files import load_state, save_state
 from torchqat.layers.prepared import quant_layers
-from torchqat.locking import locked
+from torchqat.runs.locking import locked
 
 RECIPE = """version: 1
 data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
@@ -127,7 +127,7 @@ def test_a_resumed_run_says_which_checkpoint_is_damaged(places, tmp_path, capsys
 _HUNGRY = """
 import resource, sys, torch, torchqat
 from test_training import loop_for, settings
-from torchqat.scratch import new_model
+from torchqat.runs.scratch import new_model
 from conftest import Tiny
 
 model = new_model(Tiny, Tiny.vocabulary, seed=0)

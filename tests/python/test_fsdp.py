@@ -10,7 +10,7 @@ import torch
 from launcher import said_by, wait_until
 from torchqat.checkpoints.convert import convert
 from torchqat.errors import UserError
-from torchqat.restore import open_run, trained_model
+from torchqat.runs.restore import open_run, trained_model
 from torchqat.training.state import load_training
 
 # Without clipping: the norm of all gradients is a sum whose order depends on how they are spread.
@@ -137,8 +137,8 @@ OUTLINES = """
 import sys, torchqat
 from pathlib import Path
 from torchqat.training.processes import processes, rank
-from torchqat.progress import Progress
-from torchqat.run import Run
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 
 with processes():
     recipe = torchqat.load_recipe("RECIPE")

@@ -9,7 +9,7 @@ import torchqat
 import transformers
 from command import call
 from conftest import TEXT
-from torchqat import decide as deciding
+from torchqat.runs import auto as deciding
 
 SETTINGS = """data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16, sequence_length: 32}}
 train: {steps: 4, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}
@@ -96,7 +96,7 @@ def test_a_sentence_encoder_from_data_to_export(capsys, tmp_path, encoder_folder
 
 
 def test_an_encoder_as_a_graph_whose_batch_and_length_are_free(capsys, tmp_path, encoder_folder, sentences):
-    from torchqat.restore import exported_model
+    from torchqat.runs.restore import exported_model
 
     text = LAYERS + SETTINGS + "model: {kind: sentence_encoder}\nexport: [onnx]\n"
     run(capsys, tmp_path, text, "--model", encoder_folder, "--data", sentences)

@@ -139,9 +139,9 @@ train: {steps: 8, batch_size: 2, sequence_length: 32, checkpoint_every: 4, valid
 
 @pytest.mark.parametrize("method", ["dampen", "freeze"])
 def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, model_folder, data_folder):
-    from torchqat.fine_tune import fine_tune
-    from torchqat.progress import Progress
-    from torchqat.run import Run
+    from torchqat.runs.fine_tune import fine_tune
+    from torchqat.runs.progress import Progress
+    from torchqat.runs.run import Run
 
     def trained(folder, stop):
         recipe = torchqat.parse_recipe(RUN.replace("METHOD", method), "recipe")

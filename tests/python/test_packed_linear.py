@@ -12,7 +12,7 @@ from command import call
 from torch import nn
 from torchqat import PackedLinear, QuantSpec, ops
 from torchqat.layers.linear import QuantLinear
-from torchqat.restore import load_any
+from torchqat.runs.restore import load_any
 
 SPECS = {
     "int4_groups": QuantSpec(4, granularity="group", group_size=16),

@@ -10,7 +10,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_are_valid_and_fit_their_model(path):
-    from torchqat.scratch import new_model
+    from torchqat.runs.scratch import new_model
 
     recipe = torchqat.load_recipe(str(path))
     if recipe.model.scratch is None:

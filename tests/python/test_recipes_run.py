@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torchqat
 import transformers
-from torchqat.flow import run
-from torchqat.progress import Progress
-from torchqat.scratch import new_model
+from torchqat.runs.flow import run
+from torchqat.runs.progress import Progress
+from torchqat.runs.scratch import new_model
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

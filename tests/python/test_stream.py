@@ -12,7 +12,7 @@ from command import call
 from safetensors.torch import load_file, save_file
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.model.outline import CheckpointReader, empty, skeleton
-from torchqat.ptq.stream import quantize_folder
+from torchqat.runs.stream import quantize_folder
 from torchqat.verification.engines.transformers import load_in_transformers
 
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"

@@ -30,8 +30,8 @@ def export(
     import torchqat
     from torchqat.checkpoints.export import check_exports
     from torchqat.files import digest_of
-    from torchqat.restore import open_run, trained_model
-    from torchqat.stages import write_export
+    from torchqat.runs.restore import open_run, trained_model
+    from torchqat.runs.steps import write_export
 
     job = open_run(Path(run))
     check_exports(job.original, job.plan, [format], job.kind)
@@ -53,8 +53,8 @@ def verify(
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
 ) -> None:
     """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
-    from torchqat.restore import exported_model
-    from torchqat.stages import verify_in_engine
+    from torchqat.runs.restore import exported_model
+    from torchqat.runs.steps import verify_in_engine
 
     job, model = exported_model(Path(folder), run)
     _print_verification(Path(folder), verify_in_engine(job, Path(folder), model, engine, bench))
@@ -73,7 +73,7 @@ def evaluate(
     from torchqat.data.corpus import load_corpus, tokenize, windows
     from torchqat.data.tasks import load_task
     from torchqat.model.loading import load_tokenizer
-    from torchqat.restore import load_any
+    from torchqat.runs.restore import load_any
 
     loaded, tokenizer = load_any(model), load_tokenizer(model)
     tokens = tokenize(tokenizer, load_corpus(data).held_out)

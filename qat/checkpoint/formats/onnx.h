@@ -4,7 +4,7 @@
 
 namespace qat {
 
-// What the graph that torchqat/formats/onnx.py writes can hold: INT4 and INT8 weights behind a
+// What the graph that torchqat/checkpoints/formats/onnx.py writes can hold: INT4 and INT8 weights behind a
 // DequantizeLinear (opset 21), and inputs between a QuantizeLinear and a DequantizeLinear.
 std::string onnx_refusal(const LayerPlan& layer);
 

@@ -3,7 +3,7 @@
     python serving.py WORKER JOB.json OUT
 
 WORKER is a file beside this one, whose ``Model`` loads a checkpoint. The job and what comes out are described in
-``torchqat/engines/job.py``. Writes ``OUT.json`` and ``OUT.npz``.
+``torchqat/verification/engines/question.py``. Writes ``OUT.json`` and ``OUT.npz``.
 """
 
 import importlib

@@ -6,14 +6,14 @@ from torch import nn
 
 from torchqat._library import load_recipe, naive_plan
 from torchqat.checkpoints.deploy import load
-from torchqat.decide import Candidates
 from torchqat.errors import UserError
 from torchqat.files import read_json
-from torchqat.fine_tune import choose_parameters
 from torchqat.model.loading import empty_model, load_model
 from torchqat.model.prepare import prepare
-from torchqat.progress import Progress
-from torchqat.run import Run
+from torchqat.runs.auto import Candidates
+from torchqat.runs.fine_tune import choose_parameters
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
 from torchqat.training.best_state import restore_best
 from torchqat.training.lora import merge_adapters
 from torchqat.training.schedule import Schedule

@@ -16,7 +16,7 @@ from torchqat.kinds.kind import is_plain
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import is_sharded
 from torchqat.ptq.blocks import find_blocks
-from torchqat.run import Run
+from torchqat.runs.run import Run
 from torchqat.training.best_state import BestState
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.lora import add_adapters, merge_adapters

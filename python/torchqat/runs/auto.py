@@ -19,10 +19,10 @@ from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
 from torchqat.evaluation.sensitivity import LayerSensitivity, mixed_widths
-from torchqat.fine_tune import fine_tune
 from torchqat.reports.report import Report, Variant
-from torchqat.run import Run
-from torchqat.stages import (
+from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.run import Run
+from torchqat.runs.steps import (
     export_and_verify,
     is_accepted,
     make_variant,

@@ -17,7 +17,7 @@ from torchqat.evaluation.histograms import histograms
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
 from torchqat.reports.report import Report, Variant
-from torchqat.run import Run
+from torchqat.runs.run import Run
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
 

@@ -11,7 +11,7 @@ from torchqat._library import Recipe, ScratchModel, TrainSection
 from torchqat.data.corpus import Batches, Corpus, tokenize
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
-from torchqat.progress import Progress
+from torchqat.runs.progress import Progress
 from torchqat.training.loop import TrainingLoop, scratch_optimizers
 
 _END = "<|endoftext|>"

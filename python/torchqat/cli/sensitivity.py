@@ -23,7 +23,7 @@ def sensitivity(
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
 ) -> None:
     """KL to the float model with one layer quantized at a time, by width."""
-    from torchqat.cli.flow import _job
+    from torchqat.cli.runs import _job
     from torchqat.errors import UserError
     from torchqat.evaluation.sensitivity import mixed_recipe, mixed_widths
     from torchqat.evaluation.sensitivity import sensitivity as measure

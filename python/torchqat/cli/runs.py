@@ -33,7 +33,7 @@ def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
     if path:
         found = kind.load(path, loaded.model.dtype)
     elif loaded.model.scratch is not None:
-        from torchqat.scratch import new_model
+        from torchqat.runs.scratch import new_model
 
         found = new_model(loaded.model.scratch, loaded.model.scratch.vocabulary, loaded.train.seed)
     else:
@@ -72,9 +72,9 @@ def ptq(
 
 
 def _run_and_show(job, resume: bool) -> None:
-    from torchqat.flow import run as run_flow
     from torchqat.reports.html import write_html
     from torchqat.reports.report import print_report
+    from torchqat.runs.flow import run as run_flow
 
     report = run_flow(job.recipe, job.folder, job.progress, resume)
     if not is_json():
@@ -85,7 +85,7 @@ def _run_and_show(job, resume: bool) -> None:
 
 def _stream(job) -> None:
     from torchqat.data.corpus import shortfall
-    from torchqat.ptq.stream import quantize_folder
+    from torchqat.runs.stream import quantize_folder
 
     tell = job.progress.say
     found = quantize_folder(
@@ -146,7 +146,7 @@ def train(
     recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
-    from torchqat.fine_tune import fine_tune
+    from torchqat.runs.fine_tune import fine_tune
     from torchqat.training.processes import is_first, processes
 
     with processes():
@@ -162,8 +162,8 @@ def train(
 
 def _job(recipe: str, model: str, data: str, output: str):
     from torchqat import load_recipe
-    from torchqat.progress import Progress
-    from torchqat.run import Run
+    from torchqat.runs.progress import Progress
+    from torchqat.runs.run import Run
 
     loaded = load_recipe(recipe)
     if model:

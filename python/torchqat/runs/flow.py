@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from torchqat._library import DistillSection, Recipe, naive_plan
-from torchqat.decide import decide
-from torchqat.fine_tune import fine_tune
-from torchqat.progress import Progress
 from torchqat.reports.report import Report, Variant, recovered
-from torchqat.run import Run
-from torchqat.stages import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
+from torchqat.runs.auto import decide
+from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.progress import Progress
+from torchqat.runs.run import Run
+from torchqat.runs.steps import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
 from torchqat.training.loop import TrainingLoop
 
 

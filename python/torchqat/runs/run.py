@@ -24,12 +24,12 @@ from torchqat.errors import UserError
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, read_json, save_state, write_json, write_text
 from torchqat.kinds import Kind, find_kind
-from torchqat.locking import locked, others_in, remove_leftovers
 from torchqat.model.prepare import make_plan, prepare
-from torchqat.progress import Progress
 from torchqat.ptq.calibrate import calibrate
 from torchqat.reports.report import Report, environment
-from torchqat.scratch import train_scratch
+from torchqat.runs.locking import locked, others_in, remove_leftovers
+from torchqat.runs.progress import Progress
+from torchqat.runs.scratch import train_scratch
 from torchqat.training.processes import is_first, wait
 
 
