@@ -47,9 +47,9 @@ def language() -> Case:
     limits = "{kl: 0.001, perplexity_ratio: 1.005, task_drop: 0.01}"
     text = text.replace("accept: {kl: 0.001}", f"accept: {limits}\n  task: {KEPT / 'next_token.jsonl'}")
     recipe = torchqat.parse_recipe(text, "auto.yaml")
-    job = Run(recipe, KEPT / "language", Progress())
-    _next_tokens(load_tokenizer(job.model_path), KEPT / "next_token.jsonl")
-    recipe.model.path, recipe.model.scratch = job.model_path, None
+    run = Run(recipe, KEPT / "language", Progress())
+    _next_tokens(load_tokenizer(run.model_path), KEPT / "next_token.jsonl")
+    recipe.model.path, recipe.model.scratch = run.model_path, None
     return Case(recipe, limits)
 
 

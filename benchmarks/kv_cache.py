@@ -42,17 +42,17 @@ def main() -> None:
     recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
     if options.model:
         recipe.model.path, recipe.model.scratch = options.model, None
-    job = Run(recipe, ROOT / "build" / "kv_cache", Progress(quiet=True))
-    float_figures = torchqat.evaluate(job.original, job.data.evaluation)
+    run = Run(recipe, ROOT / "build" / "kv_cache", Progress(quiet=True))
+    float_figures = torchqat.evaluate(run.original, run.data.evaluation)
     rows, figures = [["float", "32", f"{float_figures.perplexity:.3f}", "–"]], {"float": vars(float_figures)}
     for name, section, bits in FORMS:
         text = f'version: 1\nlayers: [{{match: "*", weight: {{dtype: int8}}}}]\nkv_cache: {section}\n'
-        model = copy.deepcopy(job.original)
+        model = copy.deepcopy(run.original)
         attach(model, torchqat.parse_recipe(text, "benchmark").kv_cache)
         calibrate_ranges(
-            model, "", lambda m=model: [m(input_ids=b, use_cache=False) for b in job.data.calibration], Calibration()
+            model, "", lambda m=model: [m(input_ids=b, use_cache=False) for b in run.data.calibration], Calibration()
         )
-        found = torchqat.evaluate(model, job.data.evaluation, job.original)
+        found = torchqat.evaluate(model, run.data.evaluation, run.original)
         figures[name] = vars(found)
         rows.append([name, f"{bits:g}", f"{found.perplexity:.3f}", f"{found.kl:.5f}"])
     body = table(["cache", "bits a number", "perplexity", "KL"], rows)

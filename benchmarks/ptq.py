@@ -57,11 +57,11 @@ class Bench:
     def __init__(self, model: str, folder: Path, pythons: dict[str, str]):
         self.folder, self.pythons = folder, pythons
         folder.mkdir(parents=True, exist_ok=True)
-        self.first = self.job(4, 128, model, 0)
+        self.first = self.run_of(4, 128, model, 0)
         self.model = self.first.model_path
         self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
 
-    def job(self, bits: int, group: int, model: str, seed: int) -> Run:
+    def run_of(self, bits: int, group: int, model: str, seed: int) -> Run:
         recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
         rate, steps = TRAINING[bits]
         text = f"""version: 1
@@ -75,11 +75,11 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         ours = torchqat.parse_recipe(text, "benchmarks/ptq.py")
         ours.model.path, ours.model.scratch = model, None if model else recipe.model.scratch
         ours.train.seed = seed if model else 0
-        job = Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True))
+        run = Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True))
         if hasattr(self, "first"):
             for shared in ("corpus", "original", "tokenizer"):
-                job.__dict__[shared] = getattr(self.first, shared)
-        return job
+                run.__dict__[shared] = getattr(self.first, shared)
+        return run
 
     def kept(self, name: str, make) -> dict:
         path = self.folder / f"{name}.json"
@@ -94,7 +94,7 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         return figures
 
     def method(self, bits: int, group: int, method: str, settings: dict) -> dict:
-        job = self.job(bits, group, self.model, 0)
+        run = self.run_of(bits, group, self.model, 0)
         asked = Initialize(method)
         for name, value in settings.items():
             if name == "block_steps":
@@ -102,11 +102,11 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
             else:
                 setattr(asked, name, value)
         label = "-".join([f"int{bits}-g{group}", method, *(f"{k}-{v}" for k, v in settings.items())])
-        return self.kept(label, lambda: job.prepared(job.plan, asked))
+        return self.kept(label, lambda: run.prepared(run.plan, asked))
 
     def trained(self, bits: int, group: int, seed: int) -> dict:
-        job = self.job(bits, group, self.model, seed)
-        return self.kept(f"int{bits}-g{group}-trained-{seed}", job.train)
+        run = self.run_of(bits, group, self.model, seed)
+        return self.kept(f"int{bits}-g{group}-trained-{seed}", run.train)
 
     def peer(self, name: str, method: str, bits: int, group: int) -> dict | None:
         """What a peer gives, in its own environment; ``None`` where it cannot."""

@@ -17,7 +17,7 @@ import torch
 import torchqat
 from common import publish, table
 from torch import nn
-from torchqat.data.corpus import Batches
+from torchqat.data.batches import Batches
 from torchqat.kinds.losses import cross_entropy
 from torchqat.runs.fine_tune import distillation
 from torchqat.runs.progress import Progress
@@ -74,25 +74,25 @@ def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, flo
         seed=seed,
         oscillation=oscillation,
     )
-    job = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress())
+    run = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress())
     for shared in ("kind", "original", "tokenizer", "model_path", "data"):
-        job.__dict__[shared] = getattr(start, shared)
+        run.__dict__[shared] = getattr(start, shared)
     batches = Batches(start.data.train.tokens, 4, 256, seed)
     if peer == "torchao":
-        model = torchao_model(job.fresh_model(), bits)
+        model = torchao_model(run.fresh_model(), bits)
     else:
-        model = torchqat.prepare(job.fresh_model(), job.plan, job.recipe.initialize)
-        torchqat.calibrate(model, job.data.calibration)
-    distilled = distillation(job, model)
+        model = torchqat.prepare(run.fresh_model(), run.plan, run.recipe.initialize)
+        torchqat.calibrate(model, run.data.calibration)
+    distilled = distillation(run, model)
 
     def loss(tokens: torch.Tensor) -> torch.Tensor:
         if loss_name == "kl":
             return distilled(tokens)
         return cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens)
 
-    settles = against_oscillation(model, job.recipe.train.oscillation, options.steps) if peer == "torchqat" else None
-    TrainingLoop(model, loss, batches, job.recipe.train, settles=settles).run()
-    figures = job.measure(model)
+    settles = against_oscillation(model, run.recipe.train.oscillation, options.steps) if peer == "torchqat" else None
+    TrainingLoop(model, loss, batches, run.recipe.train, settles=settles).run()
+    figures = run.measure(model)
     found = {"perplexity": figures.perplexity, "kl": figures.kl}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))

@@ -43,45 +43,45 @@ class Bench:
         self.first = Run(load(4), folder / "float", self.progress)
         self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
 
-    def job(self, recipe, name: str, seed: int) -> Run:
+    def run_of(self, recipe, name: str, seed: int) -> Run:
         recipe.train.seed = seed
         recipe.model.path, recipe.model.scratch = self.first.model_path, None
         recipe.train.checkpoint_every = 10**6  # only the end
-        job = Run(recipe, self.folder / f"{name}-{seed}", self.progress)
+        run = Run(recipe, self.folder / f"{name}-{seed}", self.progress)
         for shared in ("corpus", "original", "tokenizer"):
-            job.__dict__[shared] = getattr(self.first, shared)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        return job
+            run.__dict__[shared] = getattr(self.first, shared)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return run
 
-    def kept(self, job: Run, make) -> dict[str, float]:
+    def kept(self, run: Run, make) -> dict[str, float]:
         """The figures of a finished run, or those of ``make``'s model."""
-        path = job.folder / "figures.json"
-        signature = {"recipe": job.recipe.text, "seed": job.recipe.train.seed, "model": job.model_path}
+        path = run.folder / "figures.json"
+        signature = {"recipe": run.recipe.text, "seed": run.recipe.train.seed, "model": run.model_path}
         if path.is_file() and json.loads(path.read_text())["signature"] == signature:
             return json.loads(path.read_text())["figures"]
-        (job.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
-        figures = vars(job.measure(make(job)))
+        (run.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
+        figures = vars(run.measure(make(run)))
         write_json(path, {"signature": signature, "figures": figures})
         return figures
 
     def naive(self, bits: int) -> dict[str, float]:
-        job = self.job(load(bits), f"int{bits}-naive", 0)
-        return self.kept(job, lambda job: job.prepared(torchqat._library.naive_plan(job.plan, bits)))
+        run = self.run_of(load(bits), f"int{bits}-naive", 0)
+        return self.kept(run, lambda run: run.prepared(torchqat._library.naive_plan(run.plan, bits)))
 
     def trained(self, bits: int, seed: int, with_schedule: bool) -> dict[str, float]:
         name = f"int{bits}-{'schedule' if with_schedule else 'direct'}"
-        return self.kept(self.job(load(bits, with_schedule), name, seed), fine_tune)
+        return self.kept(self.run_of(load(bits, with_schedule), name, seed), fine_tune)
 
     def control(self, bits: int, seed: int) -> dict[str, float]:
-        def make(job: Run):
-            model = job.fresh_model()
+        def make(run: Run):
+            model = run.fresh_model()
 
             def loss(tokens):
                 return cross_entropy(model(input_ids=tokens, use_cache=False).logits, tokens)
 
-            return TrainingLoop(model, loss, job.data.train, job.recipe.train).run()
+            return TrainingLoop(model, loss, run.data.train, run.recipe.train).run()
 
-        return self.kept(self.job(load(bits), f"float-control-int{bits}", seed), make)
+        return self.kept(self.run_of(load(bits), f"float-control-int{bits}", seed), make)
 
 
 def share(metric: str, baseline: float, naive: dict, runs: list[dict]) -> list[float]:

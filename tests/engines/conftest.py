@@ -9,13 +9,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import torchqat
-from torchqat.data.corpus import Batches, tokenize, windows
+from torchqat.data.batches import Batches, tokenize, windows
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.runs.run import Run
 from torchqat.runs.scratch import cache_folder
-from torchqat.training.loop import TrainingLoop, scratch_optimizers
+from torchqat.training.loop import TrainingLoop
+from torchqat.training.optimizers import scratch_optimizers
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("llama", "qwen2")

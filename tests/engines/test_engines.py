@@ -10,7 +10,7 @@ import pytest
 import torchqat
 from conftest import MODELS
 from sentencepiece_like import sentencepiece_like
-from torchqat.verification.engines import ENGINES
+from torchqat.verification.engines import ENGINES, Bench, Question
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
 HALF = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
@@ -92,7 +92,7 @@ def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeyp
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
     assert len(torchqat.verify(folder, model).differing) == 2 * model.config.num_hidden_layers
     engine = ENGINES["llama.cpp"]
-    served = engine.serve("gguf", torchqat.engines.Job(str(folder), prompts.tolist()))
+    served = engine.serve("gguf", Question(str(folder), prompts.tolist()))
     found = agreement_of(engine, served, model, prompts, half=True)
     assert not found.ok and found.kl > 10 * found.kl_bound
 
@@ -117,8 +117,8 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, 
         tokenizer = sentencepiece_like(model.config.vocab_size, quickstart.corpus.train[:40])
     folder = torchqat.export(prepared(model, CASES[-1][2], "", "", prompts), tmp_path / "out", "gguf", tokenizer)
     texts = [document[:2000] for document in quickstart.corpus.held_out[:20]]
-    job = torchqat.engines.Job(str(folder), [], texts=texts, context=2048)
-    served = ENGINES["llama.cpp"].serve("gguf", job)
+    asked = Question(str(folder), [], texts=texts, context=2048)
+    served = ENGINES["llama.cpp"].serve("gguf", asked)
     wrong = [text for text, found in zip(texts, served.tokens, strict=True) if found != tokenizer(text).input_ids]
     assert not wrong, f"{len(wrong)} of {len(texts)} texts, the first {wrong[0][:200]!r}"
 
@@ -142,9 +142,9 @@ def test_the_smaller_file_is_the_faster_one(tmp_path):
     ))  # fmt: skip
     folder = torchqat.export(model, tmp_path / "out", "gguf")
     assert size_of(folder) <= 0.30 * size_of(tmp_path / "float")
-    bench = torchqat.engines.Bench(list(range(256)), new_tokens=32)
+    bench = Bench(list(range(256)), new_tokens=32)
     speeds = [
-        ENGINES["llama.cpp"].serve("gguf", torchqat.engines.Job(str(f), [], bench=bench)).speed
+        ENGINES["llama.cpp"].serve("gguf", Question(str(f), [], bench=bench)).speed
         for f in (tmp_path / "float", folder)
     ]
     print(f"\nfloat16 {speeds[0]}, Q4_0 {speeds[1]}")

@@ -55,8 +55,8 @@ def test_the_best_state_is_the_one_that_is_exported(recipe_of, tmp_path):
     measured[0] = report.validation["start"]
     assert report.validation["best"] == min(measured.values())
     assert report.validation["step"] == min(measured, key=measured.get)
-    job = open_run(tmp_path / "run")
-    kl = torchqat.evaluate(trained_model(job), job.data.validation, job.original).kl
+    opened = open_run(tmp_path / "run")
+    kl = torchqat.evaluate(trained_model(opened), opened.data.validation, opened.original).kl
     assert kl == report.validation["best"]
 
 
@@ -80,8 +80,8 @@ def test_an_interrupted_run_keeps_the_same_best_state(recipe_of, tmp_path, monke
 def test_states_at_other_widths_are_not_considered(recipe_of, tmp_path):
     recipe = recipe_of()
     text = recipe.text + "schedule:\n  - {until: 3, weight: int8}\n  - {until: 100%}\n"
-    job = Run(torchqat.parse_recipe(text, "recipe"), tmp_path, Progress(quiet=True))
-    assert [step for step in range(1, 7) if is_checked(job, step)] == [4, 6]
+    run = Run(torchqat.parse_recipe(text, "recipe"), tmp_path, Progress(quiet=True))
+    assert [step for step in range(1, 7) if is_checked(run, step)] == [4, 6]
 
 
 def test_validation_lies_between_what_is_reported(recipe_of, tmp_path):
@@ -111,5 +111,5 @@ def test_ptq_is_a_run_without_training(recipe_of, tmp_path, model_folder, data_f
 def test_calibration_is_kept(recipe_of, tmp_path, monkeypatch):
     run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
     monkeypatch.setattr("torchqat.runs.run.calibrate", lambda *_: pytest.fail("calibrated twice"))
-    job = Run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
-    job.prepared(job.plan)
+    again = Run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
+    again.prepared(again.plan)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 import torchqat
 from torch import nn
-from torchqat.evaluation.sensitivity import mixed_widths, sensitivity
+from torchqat.evaluation.mixed_widths import mixed_widths
+from torchqat.evaluation.sensitivity import sensitivity
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.prepared import quant_layers
 

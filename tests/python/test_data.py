@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from torchqat import UserError
-from torchqat.data.corpus import STDLIB, Batches, load_corpus, shortfall, tokenize, windows
+from torchqat.data.batches import Batches, shortfall, tokenize, windows
+from torchqat.data.corpus import STDLIB, load_corpus
 
 
 def test_the_standard_library_is_a_corpus():

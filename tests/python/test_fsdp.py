@@ -143,11 +143,11 @@ from torchqat.runs.run import Run
 with processes():
     recipe = torchqat.load_recipe("RECIPE")
     recipe.model.path, recipe.data.train = "MODEL", "DATA"
-    job = Run(recipe, Path("OUT"), Progress())
-    model = job.prepared(job.plan)
-    held = [p for m in (job.original, model) for p in m.parameters() if not p.is_meta]
+    run = Run(recipe, Path("OUT"), Progress())
+    model = run.prepared(run.plan)
+    held = [p for m in (run.original, model) for p in m.parameters() if not p.is_meta]
     tied = model.lm_head.weight is model.model.embed_tokens.weight
-    sys.stdout.write(f"process {rank()} holds {len(held)} of {2 * len(list(job.original.parameters()))}, tied: {tied}\\n")
+    sys.stdout.write(f"process {rank()} holds {len(held)} of {2 * len(list(run.original.parameters()))}, tied: {tied}\\n")
 """
 
 
@@ -199,7 +199,8 @@ def test_a_damaged_part_is_said(train, tmp_path):
 WORKER = """
 import sys, torch, torchqat
 from torch import nn
-from torchqat.training.processes import processes, rank, shard
+from torchqat.training.spread import shard
+from torchqat.training.processes import processes, rank
 from torchqat.training.finite import first_not_finite, scale_not_finite
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import local
@@ -226,7 +227,8 @@ def test_a_number_that_is_none_in_one_part_is_named_by_all_processes(tmp_path):
 ENDS = """
 import sys, torch
 from torch import nn
-from torchqat.training.processes import first_said, processes, shard
+from torchqat.training.spread import shard
+from torchqat.training.processes import first_said, processes
 from torchqat.layers.quant_layer import QuantLayer
 
 with processes():

@@ -101,7 +101,7 @@ def test_an_encoder_as_a_graph_whose_batch_and_length_are_free(capsys, tmp_path,
     text = LAYERS + SETTINGS + "model: {kind: sentence_encoder}\nexport: [onnx]\n"
     run(capsys, tmp_path, text, "--model", encoder_folder, "--data", sentences)
     folder = tmp_path / "run" / "exports" / "onnx"
-    job, model = exported_model(folder)
+    exported, model = exported_model(folder)
     ids = torch.randint(400, (3, 11))
     checked = torchqat.verify(folder, model, engine="onnxruntime", example=(ids, torch.ones_like(ids)))
     assert checked.ok and checked.layers == 12, str(checked)

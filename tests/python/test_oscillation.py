@@ -146,14 +146,14 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, mod
     def trained(folder, stop):
         recipe = torchqat.parse_recipe(RUN.replace("METHOD", method), "recipe")
         recipe.model.path, recipe.data.train = str(model_folder), str(data_folder)
-        job = Run(recipe, folder, Progress(quiet=True))
-        with job.opened(resume=True):
+        run = Run(recipe, folder, Progress(quiet=True))
+        with run.opened(resume=True):
             if stop:
                 with pytest.raises(KeyboardInterrupt):
-                    _stopped(fine_tune, job, stop)
-            return fine_tune(job)
+                    _stopped(fine_tune, run, stop)
+            return fine_tune(run)
 
-    def _stopped(function, job, step):
+    def _stopped(function, run, step):
         def interrupt(*_):
             def at(taken, _figures):
                 if taken == step:
@@ -161,11 +161,11 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, mod
 
             return at
 
-        steps, job.progress.steps = job.progress.steps, interrupt
+        steps, run.progress.steps = run.progress.steps, interrupt
         try:
-            function(job)
+            function(run)
         finally:
-            job.progress.steps = steps
+            run.progress.steps = steps
 
     whole, resumed = trained(tmp_path / "whole", 0), trained(tmp_path / "resumed", 5)
     for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):

@@ -11,7 +11,8 @@ from architectures import recipe, tokens
 from torch import nn
 from torchqat._library import Initialize
 from torchqat.layers.prepared import quant_layers
-from torchqat.ptq.blocks import find_blocks, in_floating_point, open_blocks
+from torchqat.model.blocks import find_blocks
+from torchqat.ptq.blocks import in_floating_point, open_blocks
 from torchqat.ptq.shared_inputs import find_stages
 
 

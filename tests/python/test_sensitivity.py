@@ -8,7 +8,8 @@ import torch
 import torchqat
 from architectures import recipe, tokens
 from torchqat._library import allocate_widths
-from torchqat.evaluation.sensitivity import mixed_recipe, mixed_widths, sensitivity
+from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
+from torchqat.evaluation.sensitivity import sensitivity
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import in_floating_point
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchqat
 from torchqat.model.loading import load_model, load_tokenizer
-from torchqat.model.outline import skeleton
+from torchqat.model.outline import CheckpointReader, skeleton
 from torchqat.training.state import load_training
 
 
@@ -98,7 +98,7 @@ def test_an_index_that_leads_elsewhere_is_not_followed(model_folder, tmp_path):
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../secret.safetensors"}}
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(torchqat.UserError, match="must have safetensors files, but has none"):
-        torchqat.checkpoint_reader.CheckpointReader(model_folder)
+        CheckpointReader(model_folder)
     with pytest.raises(torchqat.UserError, match="must map names of tensors to names of files beside it"):
         load_model(str(model_folder))
 

@@ -7,9 +7,10 @@ import torch
 import torchqat
 from test_linear import Net, recipe_for
 from torchqat._library import TrainSection
-from torchqat.data.corpus import Batches
+from torchqat.data.batches import Batches
 from torchqat.files import load_state
-from torchqat.training.loop import TrainingLoop, fine_tuning_optimizer, rate_factor, scratch_optimizers
+from torchqat.training.loop import TrainingLoop
+from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor, scratch_optimizers
 
 
 def settings(**values):

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 WORKER = """
 import json, sys, torch, torchqat
 from torch import nn
-from torchqat.training.processes import count, processes, rank, shard
+from torchqat.training.spread import shard
+from torchqat.training.processes import count, processes, rank
 from torchqat.layers.sharded import local
 from torchqat.training.memory import training_memory
 from transformers import LlamaConfig, LlamaForCausalLM

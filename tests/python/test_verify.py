@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchqat
 from test_linear import recipe_for
-from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Job, Served, Speed, find_engine
+from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Question, Served, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.engines.workers import serving
 from torchqat.verification.result import Verification
@@ -157,8 +157,8 @@ def test_other_tokens_are_counted(model, tokenizer):
 class Echo:
     """An engine whose answers are known."""
 
-    def __init__(self, folder, job):
-        self.vocabulary = job["context"]
+    def __init__(self, folder, question):
+        self.vocabulary = question["context"]
 
     def logprobs(self, prompt):
         return np.full((len(prompt), self.vocabulary), -1.0)
@@ -171,8 +171,10 @@ class Echo:
 
 
 def test_a_job_is_done():
-    job = Job("folder", [[1, 2], [3]], new_tokens=2, texts=["four"], context=5, threads=1)
-    result, arrays = serving.serve(Echo, {**job.as_dict(), "bench": {"prompt": [1], "new_tokens": 4, "repeats": 2}})
+    question = Question("folder", [[1, 2], [3]], new_tokens=2, texts=["four"], context=5, threads=1)
+    result, arrays = serving.serve(
+        Echo, {**question.as_dict(), "bench": {"prompt": [1], "new_tokens": 4, "repeats": 2}}
+    )
     served = Served.of(result, arrays)
     assert served.greedy == [[2, 2], [3, 3]] and served.tokens == [[4]]
     assert [table.shape for table in served.logprobs] == [(2, 5), (1, 5)]

@@ -14,7 +14,6 @@ from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
-from torchqat.kinds import Kind
 
 FORMATS = tuple(format.name for format in formats())
 
@@ -93,7 +92,7 @@ def checked_format(name: str, plan: CheckpointPlan) -> Format:
     return format
 
 
-def check_exports(model: nn.Module, plan: Plan, names: list[str], kind: Kind) -> None:
+def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: bool) -> None:
     """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
 
     Raises:
@@ -107,7 +106,7 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], kind: Kind) ->
 
             architecture_of(model)
             rope_factors(model)
-        if name == "onnx" and kind.name == "causal_lm":
+        if name == "onnx" and writes_text:
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."

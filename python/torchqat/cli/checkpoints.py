@@ -33,11 +33,11 @@ def export(
     from torchqat.runs.restore import open_run, trained_model
     from torchqat.runs.steps import write_export
 
-    job = open_run(Path(run))
-    check_exports(job.original, job.plan, [format], job.kind)
-    model = trained_model(job)
+    opened = open_run(Path(run))
+    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text)
+    model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
-    folder = write_export(job, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
+    folder = write_export(opened, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
     _print_verification(folder, torchqat.verify(folder, model))
     say(f"sha256 {digest_of(folder)}")
 
@@ -56,8 +56,8 @@ def verify(
     from torchqat.runs.restore import exported_model
     from torchqat.runs.steps import verify_in_engine
 
-    job, model = exported_model(Path(folder), run)
-    _print_verification(Path(folder), verify_in_engine(job, Path(folder), model, engine, bench))
+    opened, model = exported_model(Path(folder), run)
+    _print_verification(Path(folder), verify_in_engine(opened, Path(folder), model, engine, bench))
 
 
 def evaluate(
@@ -70,7 +70,8 @@ def evaluate(
 ) -> None:
     """Perplexity on held-out text, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data.corpus import load_corpus, tokenize, windows
+    from torchqat.data.batches import tokenize, windows
+    from torchqat.data.corpus import load_corpus
     from torchqat.data.tasks import load_task
     from torchqat.model.loading import load_tokenizer
     from torchqat.runs.restore import load_any

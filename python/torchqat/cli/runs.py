@@ -4,14 +4,8 @@ from pathlib import Path
 
 import typer
 
+from torchqat.cli.options import DATA, MODEL, OUTPUT, RECIPE, RESUME, RUNS, run_of
 from torchqat.cli.output import is_json, result, say
-
-_RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
-_MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
-_DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
-_OUTPUT = typer.Option("", "--output", help="The run's folder; build/<recipe> when not given.")
-_RUNS = typer.Argument(..., metavar="RUN...", help="Folders of runs; several are compared.")
-_RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run stopped.")
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
-def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
+def check(recipe: str = RECIPE, model: str = MODEL) -> None:
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
     from torchqat.checkpoints.export import check_exports
@@ -40,64 +34,64 @@ def check(recipe: str = _RECIPE, model: str = _MODEL) -> None:
         found = None
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
-        check_exports(found, plan, loaded.exports, kind)
+        check_exports(found, plan, loaded.exports, kind.writes_text)
         say(str(plan).rstrip("\n"))
     say(f"{recipe} is valid.")
     result({"recipe": recipe, "valid": True, "layers": [layer.name for layer in plan.layers] if found else []})
 
 
 def run(
-    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+    recipe: str = RECIPE, model: str = MODEL, data: str = DATA, output: str = OUTPUT, resume: bool = RESUME
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
-    job = _job(recipe, model, data, output)
-    _run_and_show(job, resume)
+    run = run_of(recipe, model, data, output)
+    _run_and_show(run, resume)
 
 
 def ptq(
-    recipe: str = _RECIPE,
-    model: str = _MODEL,
-    data: str = _DATA,
-    output: str = _OUTPUT,
-    resume: bool = _RESUME,
+    recipe: str = RECIPE,
+    model: str = MODEL,
+    data: str = DATA,
+    output: str = OUTPUT,
+    resume: bool = RESUME,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
-    job = _job(recipe, model, data, output)
+    run = run_of(recipe, model, data, output)
     if stream:
-        _stream(job)
+        _stream(run)
         return
-    job.recipe.train.steps, job.recipe.train.control = 0, False
-    _run_and_show(job, resume)
+    run.recipe.train.steps, run.recipe.train.control = 0, False
+    _run_and_show(run, resume)
 
 
-def _run_and_show(job, resume: bool) -> None:
+def _run_and_show(run, resume: bool) -> None:
+    from torchqat.reports.console import print_report
     from torchqat.reports.html import write_html
-    from torchqat.reports.report import print_report
     from torchqat.runs.flow import run as run_flow
 
-    report = run_flow(job.recipe, job.folder, job.progress, resume)
+    report = run_flow(run.recipe, run.folder, run.progress, resume)
     if not is_json():
         print_report(report)
-    say(f"The run is in {job.folder}; {write_html(job.folder)} shows it.")
-    result({"folder": str(job.folder), **report.to_json()})
+    say(f"The run is in {run.folder}; {write_html(run.folder)} shows it.")
+    result({"folder": str(run.folder), **report.to_json()})
 
 
-def _stream(job) -> None:
-    from torchqat.data.corpus import shortfall
+def _stream(run) -> None:
+    from torchqat.data.batches import shortfall
     from torchqat.runs.stream import quantize_folder
 
-    tell = job.progress.say
+    tell = run.progress.say
     found = quantize_folder(
-        job.model_path,
-        job.folder / "exports" / job.recipe.exports[0],
-        job.recipe,
-        job.data.calibration,
-        job.tokenizer,
+        run.model_path,
+        run.folder / "exports" / run.recipe.exports[0],
+        run.recipe,
+        run.data.calibration,
+        run.tokenizer,
         lambda done, total: tell(f"Block {done} of {total}"),
     )
-    asked = job.recipe.data.calibration
-    short = shortfall(job.data.calibration, asked.samples, asked.sequence_length)
+    asked = run.recipe.data.calibration
+    short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
     for warning in [*([short] if short else []), *found.calibration.warnings]:
         tell(f"Note: {warning}")
     result(
@@ -115,12 +109,12 @@ def _stream(job) -> None:
 
 
 def report(
-    runs: list[str] = _RUNS,
+    runs: list[str] = RUNS,
     pictures: str = typer.Option("", "--pictures", help="Also write each picture as SVG and PNG into this folder."),
 ) -> None:
     """Print what runs have measured, and write each one's report.html again."""
+    from torchqat.reports.console import print_comparison, print_report
     from torchqat.reports.html import load_report, write_html, write_pictures
-    from torchqat.reports.report import print_comparison, print_report
 
     found = {run: load_report(Path(run)) for run in runs}
     result({run: report.to_json() for run, report in found.items()})
@@ -143,31 +137,18 @@ def report(
 
 
 def train(
-    recipe: str = _RECIPE, model: str = _MODEL, data: str = _DATA, output: str = _OUTPUT, resume: bool = _RESUME
+    recipe: str = RECIPE, model: str = MODEL, data: str = DATA, output: str = OUTPUT, resume: bool = RESUME
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
     from torchqat.runs.fine_tune import fine_tune
     from torchqat.training.processes import is_first, processes
 
     with processes():
-        job = _job(recipe, model, data, output)
-        job.progress.quiet = not is_first()
-        with job.opened(resume):
-            fine_tune(job)
+        run = run_of(recipe, model, data, output)
+        run.progress.quiet = not is_first()
+        with run.opened(resume):
+            fine_tune(run)
         if not is_first():
             return
-    say(f"The trained state is in {job.folder / 'checkpoints'}.")
-    result({"folder": str(job.folder)})
-
-
-def _job(recipe: str, model: str, data: str, output: str):
-    from torchqat import load_recipe
-    from torchqat.runs.progress import Progress
-    from torchqat.runs.run import Run
-
-    loaded = load_recipe(recipe)
-    if model:
-        loaded.model.path, loaded.model.scratch = model, None
-    if data:
-        loaded.data.train = data
-    return Run(loaded, Path(output or Path("build") / Path(recipe).stem), Progress())
+    say(f"The trained state is in {run.folder / 'checkpoints'}.")
+    result({"folder": str(run.folder)})

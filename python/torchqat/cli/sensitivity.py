@@ -23,17 +23,17 @@ def sensitivity(
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
 ) -> None:
     """KL to the float model with one layer quantized at a time, by width."""
-    from torchqat.cli.runs import _job
+    from torchqat.cli.options import run_of
     from torchqat.errors import UserError
-    from torchqat.evaluation.sensitivity import mixed_recipe, mixed_widths
+    from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
     from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.files import write_text
 
     widths = _widths(bits)
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
-    job = _job(recipe, model, data, "")
-    found = measure(job.original, job.plan, job.data.calibration, widths, job.kind)
+    run = run_of(recipe, model, data, "")
+    found = measure(run.original, run.plan, run.data.calibration, widths, run.kind)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():
         _print(found, widths, chosen)
@@ -42,7 +42,7 @@ def sensitivity(
         size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
         say(f"{size:.3f} bits per weight, within {budget}.")
     if write:
-        write_text(Path(write), mixed_recipe(job.recipe.text, found, chosen))
+        write_text(Path(write), mixed_recipe(run.recipe.text, found, chosen))
         say(f"The recipe with these widths is {write}.")
     if plot:
         _plot(found, widths, Path(plot))

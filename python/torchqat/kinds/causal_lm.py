@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch
-from torchqat.data.corpus import Data, load_corpus, load_data
+from torchqat.data.batches import Data, load_data
+from torchqat.data.corpus import load_corpus
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
@@ -18,6 +19,7 @@ class CausalLM(Kind):
     """``model(input_ids=...).logits``; batches are int64 ``[rows, tokens]``."""
 
     name = "causal_lm"
+    writes_text = True
 
     def load(self, path: str, dtype: str) -> nn.Module:
         return load_model(path, dtype)

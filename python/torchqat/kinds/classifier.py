@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, to_device
-from torchqat.data.corpus import Data, held_out
+from torchqat.data.batches import Data
+from torchqat.data.corpus import held_out
 from torchqat.data.examples import Examples, check_examples, labelled_texts, tokenized
 from torchqat.data.functions import find_function, names_function
 from torchqat.data.tasks import Task

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch
-from torchqat.data.corpus import Data
+from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl
@@ -37,9 +37,11 @@ class Kind(ABC):
 
     Attributes:
         name: As recipes call it.
+        writes_text: Whether models of this kind generate tokens, one after the other.
     """
 
     name: ClassVar[str]
+    writes_text: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, path: str, dtype: str) -> nn.Module:

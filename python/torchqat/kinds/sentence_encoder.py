@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, to_device
-from torchqat.data.corpus import Data, load_corpus
+from torchqat.data.batches import Data
+from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
 from torchqat.files import read_json

@@ -5,12 +5,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from torchqat.layers.kv_cache import without_quantization
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.blocks import find_blocks
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -54,21 +54,6 @@ class WholeModel(Block):
 
     def run(self, batch: int, hidden: Any, module: nn.Module | None = None) -> Any:
         return self.forward(module or self.module, hidden)
-
-
-def find_blocks(model: nn.Module, kind: type[nn.Module] = QuantLayer) -> list[tuple[str, nn.Module]]:
-    """The repeated blocks of ``model``: the elements of the list that holds most of its layers of ``kind``; else none.
-
-    A list of such layers themselves is no list of blocks.
-    """
-    best: list[tuple[str, nn.Module]] = []
-    most = 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(isinstance(child, kind) for child in module):
-            held = sum(isinstance(child, kind) for child in module.modules())
-            if held > most:
-                most, best = held, [(f"{name}.{index}", child) for index, child in enumerate(module)]
-    return best
 
 
 def open_blocks(
@@ -150,12 +135,3 @@ def in_floating_point(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, weight_bits, input_bits in layers:
             layer.set_bits(weight_bits, input_bits, derive=False)
-
-
-@contextmanager
-def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from torchqat._library import InputStatistics
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.ptq.blocks import Block, Stop, hooks
+from torchqat.model.blocks import hooks
+from torchqat.ptq.blocks import Block, Stop
 
 
 @dataclass

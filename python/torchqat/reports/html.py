@@ -7,7 +7,8 @@ import jinja2
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.reports.plots import pictures
-from torchqat.reports.report import MEASURES, Report, Variant, baseline_texts, measured, sentences
+from torchqat.reports.report import Report, Variant
+from torchqat.reports.wording import MEASURES, baseline_texts, measured, sentences
 from torchqat.verification.engines.question import Speed, speed_rows
 
 _TITLES = {

@@ -18,7 +18,8 @@ from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
-from torchqat.evaluation.sensitivity import LayerSensitivity, mixed_widths
+from torchqat.evaluation.mixed_widths import mixed_widths
+from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.run import Run
@@ -51,25 +52,25 @@ class Candidate:
     build: Callable[[], nn.Module]
 
 
-def decide(job: Run) -> Report:
+def decide(run: Run) -> Report:
     """Try candidates until one meets the limits; export it and, where an engine is named, measure it there."""
-    measure_baseline(job)
-    candidates = Candidates(job)
+    measure_baseline(run)
+    candidates = Candidates(run)
     tried: list[Variant] = []
     for candidate in candidates.all():
-        variant = _measured(job, candidates, candidate)
+        variant = _measured(run, candidates, candidate)
         tried.append(variant)
-        if _meets(job, variant):
+        if _meets(run, variant):
             break
-    chosen = tried[-1] if _meets(job, tried[-1]) else _nearest(job, tried)
-    report = job.load_report()
-    report.chosen, report.accepted = chosen.name, is_accepted(job, report, chosen)
-    report.decision = _reasons(job, tried, chosen, candidates)
-    job.save_report(report)
-    if job.recipe.evaluate.sensitivity and not report.sensitivity:
-        measure_sensitivity(job, candidates.width)
-    _finish(job, candidates, chosen)
-    return job.load_report()
+    chosen = tried[-1] if _meets(run, tried[-1]) else _nearest(run, tried)
+    report = run.load_report()
+    report.chosen, report.accepted = chosen.name, is_accepted(run, report, chosen)
+    report.decision = _reasons(run, tried, chosen, candidates)
+    run.save_report(report)
+    if run.recipe.evaluate.sensitivity and not report.sensitivity:
+        measure_sensitivity(run, candidates.width)
+    _finish(run, candidates, chosen)
+    return run.load_report()
 
 
 def runs_float8() -> bool:
@@ -80,9 +81,9 @@ def runs_float8() -> bool:
 class Candidates:
     """The ways to quantize a run's model, cheapest to try first; models are built when they are asked for."""
 
-    def __init__(self, job: Run):
-        self.job = job
-        specs = [layer.weight for layer in job.plan.layers]
+    def __init__(self, run: Run):
+        self.run = run
+        specs = [layer.weight for layer in run.plan.layers]
         if any(spec is None or not spec.takes_widths for spec in specs):
             raise UserError(
                 "In mode auto, every planned layer must have an integer weight under scales of one level, but one has not."
@@ -94,15 +95,15 @@ class Candidates:
         width = f"int{self.width}"
         found = [Candidate("int8", "INT8", partial(self._rounded, self._all_wide(), "mse"))]
         if runs_float8():
-            found.append(Candidate("fp8", "FP8", partial(self._rounded, float8_plan(self.job.plan), "rtn")))
+            found.append(Candidate("fp8", "FP8", partial(self._rounded, float8_plan(self.run.plan), "rtn")))
         if self.width >= _WIDE:
             return found
         for rounding in ("gptq", "awq"):
-            build = partial(self._rounded, self.job.plan, rounding)
+            build = partial(self._rounded, self.run.plan, rounding)
             found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", build))
-        trains = self.job.recipe.train.steps > 0
+        trains = self.run.recipe.train.steps > 0
         if trains:
-            build = partial(self._trained, f"{width}-qat", lambda: self.job.plan)
+            build = partial(self._trained, f"{width}-qat", lambda: self.run.plan)
             found.append(Candidate(f"{width}-qat", f"{width.upper()} QAT", build))
         for budget in self._budgets():
             plan = partial(self._mixed, budget)
@@ -126,46 +127,46 @@ class Candidates:
             if candidate.name == name:
                 self._last = (name, candidate.build())
                 return self._last[1]
-        raise UserError(f"{self.job.folder} must have tried {name}, but has no such candidate.")
+        raise UserError(f"{self.run.folder} must have tried {name}, but has no such candidate.")
 
     def _all_wide(self) -> Plan:
-        return with_widths(self.job.plan, {layer.name: _WIDE for layer in self.job.plan.layers})
+        return with_widths(self.run.plan, {layer.name: _WIDE for layer in self.run.plan.layers})
 
     def _rounded(self, plan: Plan, method: str) -> nn.Module:
-        return self.job.prepared(plan, Initialize(method))
+        return self.run.prepared(plan, Initialize(method))
 
     def _trained(self, name: str, plan: Callable[[], Plan]) -> nn.Module:
-        recipe = parse_recipe(self.job.recipe.text, self.job.recipe.file)
-        child = Run(recipe, self.job.folder / "candidates" / name, self.job.progress)
-        child.recipe.model, child.recipe.data = self.job.recipe.model, self.job.recipe.data
-        child.recipe.train = self.job.recipe.train
+        recipe = parse_recipe(self.run.recipe.text, self.run.recipe.file)
+        child = Run(recipe, self.run.folder / "candidates" / name, self.run.progress)
+        child.recipe.model, child.recipe.data = self.run.recipe.model, self.run.recipe.data
+        child.recipe.train = self.run.recipe.train
         if not child.recipe.initialize.needs_data:
             child.recipe.initialize = Initialize("gptq")
         for shared in ("kind", "model_path", "tokenizer", "original", "data"):
-            child.__dict__[shared] = getattr(self.job, shared)
+            child.__dict__[shared] = getattr(self.run, shared)
         child.__dict__["plan"] = plan()
-        child.__dict__["identity"] = f"{self.job.identity} {sha256(str(child.plan).encode()).hexdigest()[:16]}"
+        child.__dict__["identity"] = f"{self.run.identity} {sha256(str(child.plan).encode()).hexdigest()[:16]}"
         child.folder.mkdir(parents=True, exist_ok=True)
         return fine_tune(child)
 
     def _budgets(self) -> list[float]:
         """Half of the room up to the size that is allowed, and all of it."""
-        least, most = bits_of(self.job.plan, self._scale_bits), self.job.recipe.size_bits_per_weight
+        least, most = bits_of(self.run.plan, self._scale_bits), self.run.recipe.size_bits_per_weight
         return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []
 
     def _mixed(self, budget: float) -> Plan:
         """The plan with the most sensitive layers at 8 bits, as many as the budget allows."""
-        return with_widths(self.job.plan, mixed_widths(self._sensitivity, budget))
+        return with_widths(self.run.plan, mixed_widths(self._sensitivity, budget))
 
     @cached_property
     def _sensitivity(self):
-        found = measure_sensitivity(self.job, self.width)
+        found = measure_sensitivity(self.run, self.width)
         return [replace(layer, scale_bits=self._scale_bits) for layer in found]
 
     @property
     def _scale_bits(self) -> int:
         """Of the dtype that the recipe's first format stores scales in."""
-        dtype = find_format(self.job.recipe.exports[0]).dtype or next(self.job.original.parameters()).dtype
+        dtype = find_format(self.run.recipe.exports[0]).dtype or next(self.run.original.parameters()).dtype
         return 8 * dtype.itemsize
 
 
@@ -179,43 +180,43 @@ def bits_of(plan: Plan, scale_bits: int) -> float:
     return sizes / elements
 
 
-def _measured(job: Run, candidates: Candidates, candidate: Candidate) -> Variant:
+def _measured(run: Run, candidates: Candidates, candidate: Candidate) -> Variant:
     """The candidate's variant, from the report where it was measured before."""
-    found = job.load_report().variant(candidate.name)
+    found = run.load_report().variant(candidate.name)
     if found is not None:
         return found
-    job.progress.say(f"Trying {candidate.method}")
+    run.progress.say(f"Trying {candidate.method}")
     variant = make_variant(
-        job, candidate.name, candidate.method, candidates.model(candidate.name), f"-{candidate.name}"
+        run, candidate.name, candidate.method, candidates.model(candidate.name), f"-{candidate.name}"
     )
-    report = job.load_report()
+    report = run.load_report()
     report.put(variant)
-    job.save_report(report)
+    run.save_report(report)
     return variant
 
 
-def _fits(job: Run, variant: Variant) -> bool:
-    return variant.bits_per_weight <= job.recipe.size_bits_per_weight
+def _fits(run: Run, variant: Variant) -> bool:
+    return variant.bits_per_weight <= run.recipe.size_bits_per_weight
 
 
-def _meets(job: Run, variant: Variant) -> bool:
-    return _fits(job, variant) and bool(is_accepted(job, job.load_report(), variant))
+def _meets(run: Run, variant: Variant) -> bool:
+    return _fits(run, variant) and bool(is_accepted(run, run.load_report(), variant))
 
 
-def _nearest(job: Run, tried: list[Variant]) -> Variant:
+def _nearest(run: Run, tried: list[Variant]) -> Variant:
     """Where none meets the limits: of those that are small enough, the one that is nearest to the float model."""
-    fitting = [variant for variant in tried if _fits(job, variant)] or tried
+    fitting = [variant for variant in tried if _fits(run, variant)] or tried
     return min(fitting, key=lambda variant: variant.kl)
 
 
-def _reasons(job: Run, tried: list[Variant], chosen: Variant, candidates: Candidates) -> list[str]:
-    budget = job.recipe.size_bits_per_weight
+def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candidates) -> list[str]:
+    budget = run.recipe.size_bits_per_weight
     found = []
     for variant in tried:
         small = (
-            "" if _fits(job, variant) else f"takes {variant.bits_per_weight:.2f} bits a weight, more than {budget:g}"
+            "" if _fits(run, variant) else f"takes {variant.bits_per_weight:.2f} bits a weight, more than {budget:g}"
         )
-        good = "" if is_accepted(job, job.load_report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
+        good = "" if is_accepted(run, run.load_report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
         why = " and ".join(word for word in (small, good) if word) or "meets the limits of quality and size"
         found.append(f"{variant.method} {why}.")
     names = [variant.name for variant in tried]
@@ -223,36 +224,36 @@ def _reasons(job: Run, tried: list[Variant], chosen: Variant, candidates: Candid
     if left:
         found.append(f"Not tried, because they cost more: {'; '.join(left)}.")
     verdict = (
-        "" if _meets(job, chosen) else ", the nearest to full precision of those small enough; none meets all limits"
+        "" if _meets(run, chosen) else ", the nearest to full precision of those small enough; none meets all limits"
     )
     return [*found, f"Chosen: {chosen.method}{verdict}."]
 
 
-def _finish(job: Run, candidates: Candidates, chosen: Variant) -> None:
+def _finish(run: Run, candidates: Candidates, chosen: Variant) -> None:
     """Export the chosen one in every format that can hold it, and measure it in the engine."""
     model = candidates.model(chosen.name)
-    report = job.load_report()
+    report = run.load_report()
     held = []
-    for format in job.recipe.exports:
+    for format in run.recipe.exports:
         try:
             held.append(checked_format(format, checkpoint_plan(model)).name)
         except UserError as error:
             if str(error) not in report.notes:  # said by an earlier, resumed run
                 report.notes.append(str(error))
-    folders = {f: job.folder / export_and_verify(job, model, f, "") for f in held or ["compressed-tensors"]}
-    loaded = engine_formats(job.recipe.engine)
+    folders = {f: run.folder / export_and_verify(run, model, f, "") for f in held or ["compressed-tensors"]}
+    loaded = engine_formats(run.recipe.engine)
     served = next((folder for format, folder in folders.items() if format in loaded), None)
-    report.engine = _in_engine(job, model, served or next(iter(folders.values()))) if job.recipe.engine else {}
-    job.save_report(report)
+    report.engine = _in_engine(run, model, served or next(iter(folders.values()))) if run.recipe.engine else {}
+    run.save_report(report)
 
 
-def _in_engine(job: Run, model: nn.Module, folder: Path) -> dict:
+def _in_engine(run: Run, model: nn.Module, folder: Path) -> dict:
     try:
-        timed = job.kind.name == "causal_lm" or job.recipe.engine == "onnxruntime"  # transformers answers others alone
-        checked = verify_in_engine(job, folder, model, job.recipe.engine, timed)
+        timed = run.kind.writes_text or run.recipe.engine == "onnxruntime"  # transformers answers others alone
+        checked = verify_in_engine(run, folder, model, run.recipe.engine, timed)
     except UserError as error:
-        job.progress.say(f"Note: {error}")
-        return {"name": job.recipe.engine, "note": str(error)}
-    job.progress.say(f"{folder}: {checked}")
+        run.progress.say(f"Note: {error}")
+        return {"name": run.recipe.engine, "note": str(error)}
+    run.progress.say(f"{folder}: {checked}")
     speeds = {"export": checked.speed, "float": checked.baseline}
-    return {"name": job.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}
+    return {"name": run.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}

@@ -14,108 +14,108 @@ from torchqat.training.loop import TrainingLoop
 
 def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
     """Baseline, naive rounding, training, export, verification; in mode auto, what ``decide`` does. Returns the report."""
-    job = Run(recipe, folder, progress)
-    with job.opened(resume):
-        return decide(job) if recipe.mode == "auto" else _follow(job)
+    run = Run(recipe, folder, progress)
+    with run.opened(resume):
+        return decide(run) if recipe.mode == "auto" else _follow(run)
 
 
-def _follow(job: Run) -> Report:
+def _follow(run: Run) -> Report:
     """What the recipe says, stage by stage."""
-    recipe = job.recipe
-    measure_baseline(job)
+    recipe = run.recipe
+    measure_baseline(run)
     for bits in recipe.evaluate.compare:
-        _naive(job, bits)
-    _initialized(job)
+        _naive(run, bits)
+    _initialized(run)
     if recipe.train.control:
-        _control(job)
-    _trained(job)
+        _control(run)
+    _trained(run)
     if recipe.evaluate.sensitivity:
-        _sensitivity(job)
-    return job.load_report()
+        _sensitivity(run)
+    return run.load_report()
 
 
-def _sensitivity(job: Run) -> None:
-    weights = [layer.weight for layer in job.plan.layers if layer.weight]
+def _sensitivity(run: Run) -> None:
+    weights = [layer.weight for layer in run.plan.layers if layer.weight]
     widths = [weight.bits for weight in weights if weight.takes_widths]
-    if widths and not job.load_report().sensitivity:
-        measure_sensitivity(job, min(widths))
+    if widths and not run.load_report().sensitivity:
+        measure_sensitivity(run, min(widths))
 
 
-def _naive(job: Run, bits: int) -> None:
+def _naive(run: Run, bits: int) -> None:
     """Round to nearest at ``bits``, without training, and export it."""
     name = f"int{bits}-naive"
-    report = job.load_report()
+    report = run.load_report()
     if report.variant(name):
         return
-    job.progress.say(f"Rounding to int{bits} without training")
-    model = job.prepared(naive_plan(job.plan, bits), "rtn")
-    others = sorted({layer.weight.dtype for layer in job.plan.layers if layer.weight and not layer.weight.takes_widths})
+    run.progress.say(f"Rounding to int{bits} without training")
+    model = run.prepared(naive_plan(run.plan, bits), "rtn")
+    others = sorted({layer.weight.dtype for layer in run.plan.layers if layer.weight and not layer.weight.takes_widths})
     method = " and ".join([f"INT{bits}", *(name.upper() for name in others)]) + " round to nearest"
-    report.put(make_variant(job, name, method, model, f"-{name}"))
-    job.save_report(report)
+    report.put(make_variant(run, name, method, model, f"-{name}"))
+    run.save_report(report)
 
 
-def _initialized(job: Run) -> None:
+def _initialized(run: Run) -> None:
     """What post-training quantization alone gives, exported."""
-    report = job.load_report()
-    name = f"{job.width_names}-{job.recipe.initialize.method}".replace("+", "-")
-    if report.variant(name) or not (job.recipe.initialize.needs_data or job.recipe.train.steps == 0):
+    report = run.load_report()
+    name = f"{run.width_names}-{run.recipe.initialize.method}".replace("+", "-")
+    if report.variant(name) or not (run.recipe.initialize.needs_data or run.recipe.train.steps == 0):
         return
-    model = job.prepared(job.plan)
-    method = f"{job.width_names.upper().replace('-', '/')} {job.recipe.initialize.method}"
-    variant = make_variant(job, name, method, model, f"-{name}")
-    if job.recipe.train.steps == 0:
-        export_others(job, model, f"-{name}")
-    report = job.load_report()
+    model = run.prepared(run.plan)
+    method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}"
+    variant = make_variant(run, name, method, model, f"-{name}")
+    if run.recipe.train.steps == 0:
+        export_others(run, model, f"-{name}")
+    report = run.load_report()
     report.put(variant)
-    if job.recipe.train.steps == 0:
-        report.accepted = is_accepted(job, report, variant)
-    job.save_report(report)
+    if run.recipe.train.steps == 0:
+        report.accepted = is_accepted(run, report, variant)
+    run.save_report(report)
 
 
-def _control(job: Run) -> None:
+def _control(run: Run) -> None:
     """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
-    report = job.load_report()
+    report = run.load_report()
     if report.variant("float-control"):
         return
-    model = job.fresh_model()
+    model = run.fresh_model()
     plain = DistillSection()
     plain.loss = "cross_entropy"
     loop = TrainingLoop(
         model,
-        lambda batch: job.kind.loss(plain, job.kind.outputs(model, batch), None, batch),
-        job.data.train,
-        job.recipe.train,
-        checkpoint=job.folder / "checkpoints" / "control.pt",
-        identity=job.identity,
-        on_step=job.progress.steps("Fine-tuning the float control", job.recipe.train.steps),
+        lambda batch: run.kind.loss(plain, run.kind.outputs(model, batch), None, batch),
+        run.data.train,
+        run.recipe.train,
+        checkpoint=run.folder / "checkpoints" / "control.pt",
+        identity=run.identity,
+        on_step=run.progress.steps("Fine-tuning the float control", run.recipe.train.steps),
     )
-    figures = job.measure(loop.run())
+    figures = run.measure(loop.run())
     size = int(report.baseline["bytes"])
     bits = 8.0 * next(model.parameters()).element_size()
     report.put(Variant.of("float-control", "full precision, fine-tuned as long", bits, figures, size))
-    job.save_report(report)
+    run.save_report(report)
 
 
-def _trained(job: Run) -> None:
+def _trained(run: Run) -> None:
     """Train, export, verify and measure."""
-    report = job.load_report()
-    bits = job.exported_widths
-    name = job.width_names + "-qat"
-    if job.recipe.train.steps == 0:
+    report = run.load_report()
+    bits = run.exported_widths
+    name = run.width_names + "-qat"
+    if run.recipe.train.steps == 0:
         return
     done = report.variant(name)
     if done is not None:  # but the limits may have changed since
-        report.accepted = is_accepted(job, report, done)
-        job.save_report(report)
+        report.accepted = is_accepted(run, report, done)
+        run.save_report(report)
         return
-    model = fine_tune(job)
-    report = job.load_report()
-    variant = make_variant(job, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
-    export_others(job, model, "")
+    model = fine_tune(run)
+    report = run.load_report()
+    variant = make_variant(run, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
+    export_others(run, model, "")
     naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
     if naive:
         variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
-    report.accepted = is_accepted(job, report, variant)
+    report.accepted = is_accepted(run, report, variant)
     report.put(variant)
-    job.save_report(report)
+    run.save_report(report)

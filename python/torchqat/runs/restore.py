@@ -11,11 +11,11 @@ from torchqat.files import read_json
 from torchqat.model.loading import empty_model, load_model
 from torchqat.model.prepare import prepare
 from torchqat.runs.auto import Candidates
-from torchqat.runs.fine_tune import choose_parameters
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 from torchqat.training.best_state import restore_best
 from torchqat.training.lora import merge_adapters
+from torchqat.training.parameters import choose_parameters
 from torchqat.training.schedule import Schedule
 from torchqat.training.state import load_training
 from torchqat.verification.engines.transformers import load_in_transformers
@@ -37,29 +37,29 @@ def open_run(folder: Path) -> Run:
     return Run(recipe, folder, Progress())
 
 
-def trained_model(job: Run) -> nn.Module:
+def trained_model(run: Run) -> nn.Module:
     """The trained model of a run, at its exported widths; of one that trains nothing, what post-training quantization gave.
 
     Raises:
         UserError: The run has not been trained to its end.
     """
-    if job.recipe.mode == "auto":
-        return _candidate(job, job.load_report().chosen)
-    if job.recipe.train.steps == 0:
-        return job.prepared(job.plan).eval()
-    path = job.folder / "checkpoints" / "train.pt"
+    if run.recipe.mode == "auto":
+        return _candidate(run, run.load_report().chosen)
+    if run.recipe.train.steps == 0:
+        return run.prepared(run.plan).eval()
+    path = run.folder / "checkpoints" / "train.pt"
     state = load_training(path)
     if state is None:
-        raise UserError(f"{job.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
-    steps, reached = job.recipe.train.steps, state.facts["step"]
+        raise UserError(f"{run.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
+    steps, reached = run.recipe.train.steps, state.facts["step"]
     if reached < steps:
-        raise UserError(f"{job.folder} must be trained to step {steps}, but stopped at {reached}; use --resume.")
-    model = prepare(job.fresh_model(), job.plan, job.recipe.initialize, job.recipe.train.weight_cache)
-    choose_parameters(job, model)
-    schedule = Schedule(model, job.recipe, steps)
+        raise UserError(f"{run.folder} must be trained to step {steps}, but stopped at {reached}; use --resume.")
+    model = prepare(run.fresh_model(), run.plan, run.recipe.initialize, run.recipe.train.weight_cache)
+    choose_parameters(run.recipe.train, model)
+    schedule = Schedule(model, run.recipe, steps)
     state.restore(model)
     schedule.load_state_dict(state.facts["schedule"])
-    if job.recipe.train.validate_every:
+    if run.recipe.train.validate_every:
         restore_best(path.with_name("best.pt"), model)
     return merge_adapters(model).eval()
 
@@ -71,24 +71,24 @@ def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:
         raise UserError(
             f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
         )
-    job = open_run(root)
-    if job.recipe.mode == "auto":
-        report = job.load_report()
+    run = open_run(root)
+    if run.recipe.mode == "auto":
+        report = run.load_report()
         names = [variant.name for variant in report.variants if folder.name.endswith(f"-{variant.name}")]
-        return job, _candidate(job, max(names, key=len, default=report.chosen))
+        return run, _candidate(run, max(names, key=len, default=report.chosen))
     width = folder.name.rpartition("-int")[2].removesuffix("-naive")
     if folder.name.endswith("-naive") and width.isdigit():
-        return job, job.prepared(naive_plan(job.plan, int(width)), "rtn")
-    if folder.name.endswith(f"-{job.width_names}-{job.recipe.initialize.method}".replace("+", "-")):
-        return job, job.prepared(job.plan)
-    return job, trained_model(job)
+        return run, run.prepared(naive_plan(run.plan, int(width)), "rtn")
+    if folder.name.endswith(f"-{run.width_names}-{run.recipe.initialize.method}".replace("+", "-")):
+        return run, run.prepared(run.plan)
+    return run, trained_model(run)
 
 
-def _candidate(job: Run, name: str) -> nn.Module:
+def _candidate(run: Run, name: str) -> nn.Module:
     """A model that mode auto has tried."""
     if not name:
-        raise UserError(f"{job.folder} must have come to a decision, but has not; go on with torchqat run --resume.")
-    return Candidates(job).model(name).eval()
+        raise UserError(f"{run.folder} must have come to a decision, but has not; go on with torchqat run --resume.")
+    return Candidates(run).model(name).eval()
 
 
 def load_any(path: str) -> nn.Module:

@@ -18,7 +18,8 @@ from torchqat._version import __version__
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import digest as digest_of
-from torchqat.data.corpus import Corpus, Data, load_corpus, shortfall
+from torchqat.data.batches import Data, shortfall
+from torchqat.data.corpus import Corpus, load_corpus
 from torchqat.data.tasks import Task, load_task
 from torchqat.errors import UserError
 from torchqat.evaluation.evaluate import Evaluation, evaluate
@@ -165,7 +166,7 @@ class Run:
             raise UserError(f"output must be an empty folder or that of a run, but {self.folder} has other files.")
         # Whatever the input may be wrong in shows here, before anything is written.
         plan = str(self.plan)
-        check_exports(self.original, self.plan, self.recipe.exports, self.kind)
+        check_exports(self.original, self.plan, self.recipe.exports, self.kind.writes_text)
         _ = self.task
         settings = {
             "steps": self.recipe.train.steps,

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from torchqat._library import Recipe, ScratchModel, TrainSection
-from torchqat.data.corpus import Batches, Corpus, tokenize
+from torchqat.data.batches import Batches, tokenize
+from torchqat.data.corpus import Corpus
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.runs.progress import Progress
-from torchqat.training.loop import TrainingLoop, scratch_optimizers
+from torchqat.training.loop import TrainingLoop
+from torchqat.training.optimizers import scratch_optimizers
 
 _END = "<|endoftext|>"
 

@@ -22,122 +22,122 @@ from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
 
 
-def measure_baseline(job: Run) -> None:
-    report = job.load_report()
+def measure_baseline(run: Run) -> None:
+    report = run.load_report()
     if report.baseline:
         return
-    job.progress.say("Measuring the full-precision baseline")
-    figures = evaluate(job.original, job.data.evaluation, kind=job.kind)
-    size = sum(t.numel() * t.element_size() for _, t in float_tensors(job.original))
+    run.progress.say("Measuring the full-precision baseline")
+    figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
+    size = sum(t.numel() * t.element_size() for _, t in float_tensors(run.original))
     report.baseline = {
         "perplexity": figures.perplexity,
         "bytes": size,
         "tokens": figures.tokens,
         "losses": figures.losses,
     }
-    if job.task is not None:
-        scores = job.scores(job.original)
+    if run.task is not None:
+        scores = run.scores(run.original)
         report.baseline.update(task=sum(scores) / len(scores), task_scores=scores)
-    job.save_report(report)
+    run.save_report(report)
 
 
-def make_variant(job: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
+def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
     """Export ``model`` in the recipe's first format, read it back, and measure it."""
-    target = export_and_verify(job, model, fitting_format(job, model), suffix)
-    folder = job.folder / target
+    target = export_and_verify(run, model, fitting_format(run, model), suffix)
+    folder = run.folder / target
     weights = convert(model)
     elements = sum(w.codes.numel() for w in weights)
     bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
-    figures = job.measure(model)
+    figures = run.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
     if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
-        variant.histograms = histograms(model, job.original)
-    variant.sqnr = _signal_to_noise(job, model, weights)
-    _compare(job, model, figures, variant)
+        variant.histograms = histograms(model, run.original)
+    variant.sqnr = _signal_to_noise(run, model, weights)
+    _compare(run, model, figures, variant)
     return variant
 
 
-def _signal_to_noise(job: Run, model: nn.Module, weights: list[QuantizedWeights]) -> dict[str, float]:
+def _signal_to_noise(run: Run, model: nn.Module, weights: list[QuantizedWeights]) -> dict[str, float]:
     """10 log10 of the energy of each float weight over that of its error."""
     if model.qat_initialize.transforms:
         return {}
     found = {}
     for layer in weights:
-        before = job.original.get_submodule(layer.name).weight.detach().double().flatten(1)
+        before = run.original.get_submodule(layer.name).weight.detach().double().flatten(1)
         noise = (layer.dequantize(torch.float32).double() - before).square().sum()
         found[layer.name] = (10 * (before.square().sum() / noise.clamp(min=1e-300)).log10()).item()
     return found
 
 
-def _compare(job: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
+def _compare(run: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
     """Differences from the baseline, sequence by sequence and example by example, with their intervals."""
-    baseline = job.load_report().baseline
+    baseline = run.load_report().baseline
     found = {"kl": bootstrap(figures.kls)}
     if figures.losses:
         pairs = zip(figures.losses, baseline["losses"], strict=True)
         found["perplexity_ratio"] = bootstrap([a - b for a, b in pairs], torch.exp)
-    if job.task is not None:
-        scores = job.scores(model)
+    if run.task is not None:
+        scores = run.scores(model)
         if len(scores) != len(baseline["task_scores"]):
-            raise UserError(f"{job.task.name} must score the same examples every time, but scored {len(scores)}.")
+            raise UserError(f"{run.task.name} must score the same examples every time, but scored {len(scores)}.")
         variant.task = sum(scores) / len(scores)
         found["task_drop"] = bootstrap([b - a for a, b in zip(scores, baseline["task_scores"], strict=True)])
     variant.intervals = {name: [interval.value, interval.low, interval.high] for name, interval in found.items()}
 
 
-def export_and_verify(job: Run, model: nn.Module, format: str, suffix: str) -> str:
+def export_and_verify(run: Run, model: nn.Module, format: str, suffix: str) -> str:
     """Write ``model``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
-    folder = write_export(job, model, job.folder / target, format)
-    checked = verify(folder, model, example=job.kind.examples(job.data.evaluation[0]))
+    folder = write_export(run, model, run.folder / target, format)
+    checked = verify(folder, model, example=run.kind.examples(run.data.evaluation[0]))
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
-    job.progress.say(f"{folder}: {checked}; sha256 {digest_of(folder)}")
+    run.progress.say(f"{folder}: {checked}; sha256 {digest_of(folder)}")
     return target
 
 
-def write_export(job: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
+def write_export(run: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
     """``export`` with what the run knows of its model: tokenizer, inputs, and files that go with it."""
-    known = {"example": job.kind.examples(job.data.evaluation[0]), "files": job.kind.companions(job.model_path)}
-    return export(model, folder, format, job.tokenizer, **known, **options)
+    known = {"example": run.kind.examples(run.data.evaluation[0]), "files": run.kind.companions(run.model_path)}
+    return export(model, folder, format, run.tokenizer, **known, **options)
 
 
-def verify_in_engine(job: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:
+def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:
     """``verify`` with what the run knows: beginnings of held-out text or a batch, and the float model to time beside it."""
-    batches = job.data.evaluation
-    if job.kind.name != "causal_lm":
-        example = job.kind.examples(batches[0])
-        return verify(folder, model, engine=engine, bench=bench, example=example, original=job.original)
+    batches = run.data.evaluation
+    if not run.kind.writes_text:
+        example = run.kind.examples(batches[0])
+        return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
     prompts = torch.cat(list(batches))[:4, :64]
-    baseline = job.model_path if bench else ""
-    return verify(folder, model, prompts, engine, bench, tokenizer=job.tokenizer, baseline=baseline)
+    baseline = run.model_path if bench else ""
+    return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline)
 
 
-def export_others(job: Run, model: nn.Module, suffix: str) -> None:
-    for format in job.recipe.exports[1:]:
-        export_and_verify(job, model, format, suffix)
+def export_others(run: Run, model: nn.Module, suffix: str) -> None:
+    for format in run.recipe.exports[1:]:
+        export_and_verify(run, model, format, suffix)
 
 
-def fitting_format(job: Run, model: nn.Module) -> str:
+def fitting_format(run: Run, model: nn.Module) -> str:
     """The recipe's first format; for comparisons at other widths that it cannot hold, the one that holds most."""
     try:
-        return checked_format(job.recipe.exports[0], checkpoint_plan(model)).name
+        return checked_format(run.recipe.exports[0], checkpoint_plan(model)).name
     except UserError:
         return "compressed-tensors"
 
 
-def measure_sensitivity(job: Run, width: int, plan: Plan | None = None) -> list[LayerSensitivity]:
+def measure_sensitivity(run: Run, width: int, plan: Plan | None = None) -> list[LayerSensitivity]:
     """KL of each layer at ``width`` and at 8 bits, on a few calibration batches; into the report as well."""
-    job.progress.say("Measuring how sensitive each layer is")
-    found = sensitivity(job.original, plan or job.plan, job.data.calibration[:2], sorted({width, 8}), job.kind)
-    report = job.load_report()
+    run.progress.say("Measuring how sensitive each layer is")
+    found = sensitivity(run.original, plan or run.plan, run.data.calibration[:2], sorted({width, 8}), run.kind)
+    report = run.load_report()
     report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
-    job.save_report(report)
+    run.save_report(report)
     return found
 
 
-def is_accepted(job: Run, report: Report, variant: Variant) -> bool | None:
-    limits = job.recipe.evaluate
+def is_accepted(run: Run, report: Report, variant: Variant) -> bool | None:
+    limits = run.recipe.evaluate
     checks = []
     if limits.accept_kl is not None:
         checks.append(variant.kl <= limits.accept_kl)

@@ -26,10 +26,11 @@ from torchqat.checkpoints.readers.reading import read_file
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
+from torchqat.model.blocks import find_blocks
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
-from torchqat.ptq.blocks import Block, find_blocks
+from torchqat.ptq.blocks import Block
 from torchqat.ptq.walk import Calibration, initialize
 
 # Tensors outside the blocks share a file up to this size.

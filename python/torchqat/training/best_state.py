@@ -1,13 +1,10 @@
 """The best state of a training, by the KL to the float model on data that are neither trained on nor reported."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from torchqat.data.batch import Batch
-from torchqat.evaluation.evaluate import evaluate
-from torchqat.kinds import Kind
 from torchqat.training.state import load_training, save_training
 
 
@@ -16,11 +13,9 @@ class BestState:
 
     Args:
         model: The model that is trained; only states at its exported widths are handed in.
-        original: The float model.
-        batches: Validation data.
+        measure: How far it is from the float model; less is better.
         path: Where the state is kept.
         identity: What a kept state must agree on to be used again.
-        kind: What the model is for.
 
     Attributes:
         step: Steps after which the best state was.
@@ -29,14 +24,11 @@ class BestState:
     def __init__(
         self,
         model: nn.Module,
-        original: nn.Module,
-        batches: Iterable[Batch],
+        measure: Callable[[], float],
         path: Path,
         identity: str,
-        kind: Kind | str = "causal_lm",
     ):
-        self.kind = kind
-        self.model, self.original, self.batches = model, original, list(batches)
+        self.model, self.measure = model, measure
         self.path, self.identity = path, identity
         self.history: list[tuple[int, float]] = []
         self._best: float | None = None
@@ -48,7 +40,7 @@ class BestState:
 
     def consider(self, step: int) -> float:
         """Measure the model after ``step`` steps, keep its state if it is the best so far, and return its KL."""
-        kl = evaluate(self.model, self.batches, self.original, self.kind).kl
+        kl = self.measure()
         self.history = [entry for entry in self.history if entry[0] < step] + [(step, kl)]
         if self._best is None or kl < self._best or step == 0:
             self._best, self.step = kl, step

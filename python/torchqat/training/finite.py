@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import is_sharded, local
-from torchqat.ptq.blocks import hooks
+from torchqat.model.blocks import hooks
 from torchqat.training.processes import first_said
 
 

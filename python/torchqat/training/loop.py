@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from torchqat._library import TrainSection
 from torchqat.data.batch import Batch, chunks, to_device
-from torchqat.data.corpus import Batches
+from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
 from torchqat.errors import UserError
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.layers.sharded import device_of, local, whole
+from torchqat.layers.sharded import device_of, whole
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import first_not_finite, scale_not_finite
+from torchqat.training.optimizers import fine_tuning_optimizer, make_relative, rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
-from torchqat.training.processes import count, mean, share, share_ranges, total, without_sync
+from torchqat.training.processes import count, mean, share
 from torchqat.training.schedule import Schedule
+from torchqat.training.spread import share_ranges, without_sync
 from torchqat.training.state import load_training, save_training
 
 # Batches with a loss or gradient that is not finite; more of them in a row are no accident.
@@ -99,7 +101,7 @@ class TrainingLoop:
         for group in groups:
             group["lr"] = group["initial_lr"] * rate
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
-        _make_relative([group for group in groups if group["relative"]])
+        make_relative([group for group in groups if group["relative"]])
         device = device_of(self.model)
         sum_of_losses = 0.0
         with explained(self.model, f"step {step}", _LESS_MEMORY):
@@ -188,69 +190,6 @@ def remove_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if name.endswith("dropout") and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def rate_factor(settings: TrainSection, step: int) -> float:
-    """The learning rate at ``step`` as a share of its peak: linear warm-up, then cosine to 5 % or constant."""
-    warmup = settings.warmup.step_of(settings.steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.learning_rate_decay == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, settings.steps - warmup)
-    return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
-    """AdamW in three groups: matrices, vectors without weight decay, and scales with a rate of their own.
-
-    The rate of a scale is relative to its size: at every step ``scale_learning_rate`` is multiplied by the mean magnitude
-    of the layer's scales, since an Adam step is absolute, and scales differ by orders of magnitude between layers and
-    between widths. Zero points are in levels and need no such factor.
-    """
-    matrices, vectors, scales = [], [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            leaf = name.rsplit(".", 1)[-1]
-            (scales if leaf in SCALE_NAMES else matrices if parameter.dim() >= 2 else vectors).append((leaf, parameter))
-    groups = [
-        {"params": [p for _, p in matrices], "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": [p for _, p in vectors], "lr": settings.learning_rate, "weight_decay": 0.0},
-    ]
-    for leaf, scale in scales:
-        rate = {"lr": settings.scale_learning_rate, "weight_decay": 0.0, "relative": leaf.endswith("scale")}
-        groups.append({"params": [scale], **rate})
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-        group.setdefault("relative", False)
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.95), eps=1e-8)
-
-
-def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the network, AdamW for embeddings and vectors: the fewest steps from random weights."""
-    inside, rest = [], []
-    for name, parameter in model.named_parameters():
-        (inside if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name else rest).append(parameter)
-    optimizers = [
-        torch.optim.Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group.update(initial_lr=group["lr"], relative=False)
-    return optimizers
-
-
-@torch.no_grad()
-def _make_relative(groups: list[dict[str, Any]]) -> None:
-    """Multiply the rate of each group, which is one tensor, by its mean magnitude; sums in double, so that their order does
-    not show."""
-    if not groups:
-        return
-    scales = [group["params"][0] for group in groups]
-    sums = torch.stack([local(scale).abs().double().sum() for scale in scales])
-    sums = total(sums) if any(local(scale) is not scale for scale in scales) else sums
-    for group, scale, size in zip(groups, scales, sums.tolist(), strict=True):
-        group["lr"] *= max(size / scale.numel(), 1e-8)
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

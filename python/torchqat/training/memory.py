@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
 from torchqat.model.prepare import QUANTIZABLE
-from torchqat.training.processes import gathered_together
+from torchqat.training.spread import gathered_together
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""Training of scales alone, the codes staying as they are (EfficientQAT's E2E-QP, arXiv 2407.11062)."""
+"""What trains: all, adapters, or scales alone, the codes staying as they are (EfficientQAT's E2E-QP, arXiv 2407.11062)."""
 
+import torch
 from torch import nn
 
+from torchqat._library import TrainSection
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import SCALE_NAMES
+from torchqat.training.lora import add_adapters
 
 
 def freeze_codes(model: nn.Module) -> nn.Module:
@@ -28,3 +31,13 @@ def freeze_codes(model: nn.Module) -> nn.Module:
     for _, layer in layers:
         layer.freeze_codes()
     return model
+
+
+def choose_parameters(settings: TrainSection, model: nn.Module) -> None:
+    """Leave what the recipe's ``train.parameters`` names as all that trains."""
+    if settings.parameters == "scales":
+        freeze_codes(model)
+    if settings.parameters == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # they begin at random numbers
+            add_adapters(model, settings.lora)

@@ -2,7 +2,7 @@
 
 from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
-from torchqat.verification.engines.question import Bench, Job, Served, Speed
+from torchqat.verification.engines.question import Bench, Question, Served, Speed
 
 TRANSFORMERS = Engine(
     name="transformers",
@@ -66,7 +66,7 @@ __all__ = [
     "VLLM",
     "Bench",
     "Engine",
-    "Job",
+    "Question",
     "Served",
     "Speed",
     "engine_formats",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from torchqat.errors import UserError, first_line
-from torchqat.verification.engines.question import Job, Served
+from torchqat.verification.engines.question import Question, Served
 
 # FP8 has a step of 1/8 and bfloat16 an error of 1/256 of a value: 3 % of a cache's elements land on the other level, which
 # is a third of the energy of the rounding itself. Measured, KL is up to 6 times that of weights alone.
@@ -86,8 +86,8 @@ class Engine:
             )
         return sys.executable
 
-    def serve(self, format: str, job: Job) -> Served:
-        """Run ``job`` in a process of its own.
+    def serve(self, format: str, question: Question) -> Served:
+        """Run ``question`` in a process of its own.
 
         Raises:
             UserError: The engine is not there, or could not do it.
@@ -97,21 +97,21 @@ class Engine:
         environment.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         with tempfile.TemporaryDirectory() as scratch:
-            path, output = Path(scratch) / "job.json", Path(scratch) / "out"
-            absolute = {"checkpoint": str(Path(job.checkpoint).resolve())}
-            path.write_text(json.dumps({**job.as_dict(), **absolute}), encoding="utf-8")
+            path, output = Path(scratch) / "question.json", Path(scratch) / "out"
+            absolute = {"checkpoint": str(Path(question.checkpoint).resolve())}
+            path.write_text(json.dumps({**question.as_dict(), **absolute}), encoding="utf-8")
             command = [os.path.abspath(python), str(_WORKERS / "serving.py"), self.worker, str(path), str(output)]
             # There, because some engines leave logs wherever they are started.
             done = subprocess.run(
                 command, capture_output=True, text=True, env=environment, errors="replace", cwd=scratch
             )
             if done.returncode != 0:
-                raise UserError(f"{self.name} could not run {job.checkpoint}: {last_error(done.stderr)}")
+                raise UserError(f"{self.name} could not run {question.checkpoint}: {last_error(done.stderr)}")
             with np.load(f"{output}.npz") as arrays:
                 return Served.of(json.loads(Path(f"{output}.json").read_text()), dict(arrays))
 
-    def serve_here(self, job: Job) -> Served:
-        """Run ``job`` in this process, which saves the seconds of a new one.
+    def serve_here(self, question: Question) -> Served:
+        """Run ``question`` in this process, which saves the seconds of a new one.
 
         Raises:
             UserError: The engine could not do it.
@@ -120,9 +120,9 @@ class Engine:
 
         worker = importlib.import_module(f"torchqat.verification.engines.workers.{self.worker}")
         try:
-            return Served.of(*serving.serve(worker.Model, job.as_dict()))
+            return Served.of(*serving.serve(worker.Model, question.as_dict()))
         except Exception as error:
-            raise UserError(f"{self.name} could not load {job.checkpoint}: {first_line(error)}") from error
+            raise UserError(f"{self.name} could not load {question.checkpoint}: {first_line(error)}") from error
 
 
 def last_error(text: str) -> str:

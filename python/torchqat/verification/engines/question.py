@@ -16,7 +16,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Job:
+class Question:
     """A checkpoint to load and what to compute with it.
 
     Attributes:

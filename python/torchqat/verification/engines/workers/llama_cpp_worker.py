@@ -9,11 +9,11 @@ from llama_cpp import Llama
 class Model:
     """See ``serving.py``."""
 
-    def __init__(self, folder: Path, job: dict):
+    def __init__(self, folder: Path, question: dict):
         first = sorted(folder.glob("*.gguf"))[0]
         self.llama = Llama(
-            str(first), n_ctx=job["context"], n_batch=512, n_threads=job["threads"], n_threads_batch=job["threads"],
-            logits_all=True, verbose=False,
+            str(first), n_ctx=question["context"], n_batch=512, n_threads=question["threads"],
+            n_threads_batch=question["threads"], logits_all=True, verbose=False,
         )  # fmt: skip
 
     def logprobs(self, prompt: list[int]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python serving.py WORKER JOB.json OUT
 
-WORKER is a file beside this one, whose ``Model`` loads a checkpoint. The job and what comes out are described in
+WORKER is a file beside this one, whose ``Model`` loads a checkpoint. The question and what comes out are described in
 ``torchqat/verification/engines/question.py``. Writes ``OUT.json`` and ``OUT.npz``.
 """
 
@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 
-def serve(model_class, job: dict) -> tuple[dict, dict[str, np.ndarray]]:
-    """Does the job; returns what goes into ``OUT.json`` and into ``OUT.npz``."""
+def serve(model_class, question: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """Answers the question; returns what goes into ``OUT.json`` and into ``OUT.npz``."""
     began = time.perf_counter()
-    model = model_class(Path(job["checkpoint"]), job)
+    model = model_class(Path(question["checkpoint"]), question)
     result: dict = {"load_seconds": time.perf_counter() - began}
     arrays = {}
-    for index, prompt in enumerate(job["prompts"]):
+    for index, prompt in enumerate(question["prompts"]):
         arrays[f"logprobs{index}"] = np.asarray(model.logprobs(prompt), dtype=np.float32)
-    result["greedy"] = [list(map(int, model.greedy(prompt, job["new_tokens"]))) for prompt in job["prompts"]]
-    result["tokens"] = [model.tokenize(text) for text in job.get("texts", [])]
-    if job.get("bench"):
-        result.update(bench(model, **job["bench"]))
+    result["greedy"] = [list(map(int, model.greedy(prompt, question["new_tokens"]))) for prompt in question["prompts"]]
+    result["tokens"] = [model.tokenize(text) for text in question.get("texts", [])]
+    if question.get("bench"):
+        result.update(bench(model, **question["bench"]))
     result["peak_bytes"] = peak_bytes()
     return result, arrays
 
@@ -56,8 +56,8 @@ def peak_bytes() -> int:
     return 0
 
 
-def main(worker: str, job: str, output: str) -> None:
-    result, arrays = serve(importlib.import_module(worker).Model, json.loads(Path(job).read_text()))
+def main(worker: str, question: str, output: str) -> None:
+    result, arrays = serve(importlib.import_module(worker).Model, json.loads(Path(question).read_text()))
     np.savez(output + ".npz", **arrays)
     Path(output + ".json").write_text(json.dumps(result))
 

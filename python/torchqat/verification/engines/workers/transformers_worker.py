@@ -11,7 +11,7 @@ import torch
 class Model:
     """See ``serving.py``."""
 
-    def __init__(self, folder: Path, job: dict):
+    def __init__(self, folder: Path, question: dict):
         self.model = load(folder)
         self.device = next(self.model.parameters()).device
 

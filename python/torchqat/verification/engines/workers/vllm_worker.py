@@ -13,13 +13,13 @@ _MOST_LISTED = 4096
 class Model:
     """See ``serving.py``."""
 
-    def __init__(self, folder: Path, job: dict):
+    def __init__(self, folder: Path, question: dict):
         config = json.loads((folder / "config.json").read_text())
         self.vocabulary = config["vocab_size"]
         self.listed = min(self.vocabulary, _MOST_LISTED)
         stored = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         self.llm = LLM(
-            str(folder), enforce_eager=True, max_model_len=job["context"], skip_tokenizer_init=True,
+            str(folder), enforce_eager=True, max_model_len=question["context"], skip_tokenizer_init=True,
             dtype="bfloat16" if stored == "float32" else stored, max_logprobs=self.listed, enable_prefix_caching=False,
         )  # fmt: skip
 

@@ -1,0 +1,113 @@
+"""A model spread over processes and devices: replicated, cut into parts, compiled."""
+
+from collections import Counter
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torchqat.layers.prepared import quant_layers
+from torchqat.layers.sharded import local
+from torchqat.model.blocks import find_blocks
+from torchqat.training.processes import count, is_first
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """``model`` as the loss calls it: by ``DistributedDataParallel``, where there are others."""
+    if count() == 1:
+        return model
+    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+    # Each process derives its buffers, widths and scales among them, from the step and from parameters that are the same.
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
+    """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
+
+    The first process' numbers are dealt out; on the others, parameters may be on the meta device. Each block is gathered
+    when its forward or backward begins and let go when that ends, and so is each embedding or head.
+
+    Args:
+        model: On the host; the same module on every process.
+        kind: Class of the layers that its blocks are made of.
+        cpu_offload: Keep the parts, their gradients and what the optimizer has of them in the host's memory.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    on_gpu = torch.cuda.is_available()
+    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
+    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if is_first() else {}
+    for module in [*gathered_together(model, kind), model]:
+        fully_shard(module, mesh=mesh, offload_policy=policy)
+    home = torch.device("cuda", torch.cuda.current_device()) if on_gpu and not cpu_offload else torch.device("cpu")
+    model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
+    _deal_out(model, whole)
+    return model
+
+
+@torch.no_grad()
+def _deal_out(model: nn.Module, whole: dict[str, torch.Tensor]) -> None:
+    """Give every process its part of the parameters that the first has ``whole``, which gives them up, and all buffers."""
+    from torch.distributed.tensor import distribute_tensor
+
+    for name, parameter in model.named_parameters():
+        device = torch.device(parameter.device_mesh.device_type)
+        empty = {"dtype": parameter.dtype, "device": device}
+        value = whole.pop(name).to(device) if is_first() else torch.empty(parameter.shape, **empty)
+        local(parameter).copy_(local(distribute_tensor(value, parameter.device_mesh, parameter.placements)))
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+    model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
+
+
+def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    """The parts of ``model`` that ``shard`` gathers one at a time: blocks, and embeddings and heads that share no weight."""
+    blocks = [block for _, block in find_blocks(model, kind)]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    outside = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.Linear) and id(m) not in inside]
+    holders = Counter(
+        id(module.weight) for module in model.modules() if isinstance(getattr(module, "weight", None), nn.Parameter)
+    )
+    return blocks + [module for module in outside if holders[id(module.weight)] == 1]
+
+
+def without_sync(model: nn.Module | None, last: bool):
+    """For every micro-batch but the last: gradients stay where they are, unless no process has room for all of them."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+@torch.no_grad()
+def share_ranges(model: nn.Module) -> None:
+    """Give every input that follows what it is given the range of all processes: the ends of ranges, or their mean."""
+    if count() == 1:
+        return
+    layers = [
+        layer for _, layer in quant_layers(model) if layer.observing and layer.input_spec and layer.input_spec.follows
+    ]
+    if not layers:
+        return
+    ends = torch.stack([torch.cat([-layer.input_low, layer.input_high]).flatten() for layer in layers])
+    averaged = torch.tensor([layer.input_spec.observer == "moving_average" for layer in layers], device=ends.device)
+    most, total = ends.clone(), ends.clone()
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    dist.all_reduce(total)
+    for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most).tolist(), strict=True):
+        layer.set_input_range(-low, high)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """``torch.compile`` for each block, or a model without blocks, in place; blocks that are alike share what is made."""
+    # Each width of a schedule is a variant, and so are training and evaluation.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for module in [block for _, block in find_blocks(model)] or [model]:
+        module.compile()
+
+
+def training_device() -> torch.device:
+    """The GPU of this process, where there is one: training goes there, everything else stays on the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,91 @@
+"""Every tensor that a reader finds in a checkpoint beside what training used."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import CheckpointPlan, QuantizedWeights
+from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors
+from torchqat.checkpoints.readers import read_checkpoint
+from torchqat.checkpoints.readers.reading import Reading
+from torchqat.verification.result import Verification
+
+# What a dense weight may be rounded to.
+_SERVED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification:
+    reading = read_checkpoint(folder, model)
+    plan = checkpoint_plan(model)
+    expected = _expected_others(folder, format, model, plan, reading)
+    differing: dict[str, int] = {}
+    missing = list(reading.missing)
+    found_layers = {name.rpartition(".")[0] for name in missing}
+    for layer in convert_layers(model, torch.float32):
+        expected.update(_expected_of_input(layer, format))
+        read = reading.weights.get(layer.name)
+        if read is None:
+            if layer.name not in found_layers:
+                missing.append(f"{layer.name}.weight")
+            continue
+        exact = read.dtype if read.dtype in _SERVED else torch.float32
+        count = _differing(read, layer.dequantize(exact)) + _unlike_training(model, layer)
+        if count:
+            differing[layer.name] = count
+    missing += [name for name in expected if name not in reading.others]
+    for name in expected.keys() & reading.others.keys():
+        count = _differing(reading.others[name], expected[name])
+        if count:
+            differing[name] = count
+    return Verification(
+        len(plan.layers), dict(sorted(differing.items())), missing, _unexpected(reading, plan, expected)
+    )
+
+
+def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tensor]) -> list[str]:
+    planned = {layer.name for layer in plan.layers}
+    return sorted([n for n in reading.weights if n not in planned] + [n for n in reading.others if n not in expected])
+
+
+def _expected_others(
+    folder: Path, format: str, model: nn.Module, plan: CheckpointPlan, reading: Reading
+) -> dict[str, Tensor]:
+    if format == "gguf":
+        from torchqat.checkpoints.formats.gguf import float_values
+        from torchqat.checkpoints.readers.gguf import stored_types
+
+        return float_values(model, plan, stored_types(folder))
+    expected = dict(float_tensors(model, plan))
+    if format != "onnx":
+        return {**expected, **cache_scales(model, format)}
+    # A graph has what it uses, constants of its own among it; one that lacks something does not load.
+    used = {name: tensor for name, tensor in expected.items() if name in reading.others}
+    scales = ("input_scale", "input_zero_point", "input_low")
+    reading.others = {n: t for n, t in reading.others.items() if n in used or n.rpartition(".")[2] in scales}
+    return used
+
+
+def _expected_of_input(layer: QuantizedWeights, format: str) -> dict[str, Tensor]:
+    """Scale and zero point of a calibrated input; in a graph also where it is clipped."""
+    found = {leaf: getattr(layer, leaf) for leaf in ("input_scale", "input_zero_point")}
+    if format == "onnx" and layer.input_scale is not None:
+        low, _ = layer.input.quant_range(8)
+        if layer.input_zero_point is None:
+            found["input_zero_point"] = torch.zeros(1, dtype=torch.int8)
+        found["input_low"] = low * layer.input_scale if low > -128 else None
+    return {f"{layer.name}.{leaf}": value for leaf, value in found.items() if value is not None}
+
+
+def _differing(read: Tensor, expected: Tensor) -> int:
+    expected = expected.detach().cpu()
+    if read.numel() != expected.numel() or (read.dim() > 1 and read.shape != expected.shape):
+        return max(read.numel(), expected.numel())
+    return int((read.reshape(expected.shape) != expected.to(read.dtype)).sum())
+
+
+def _unlike_training(model: nn.Module, layer) -> int:
+    """Elements in which the codes do not stand for the weight that the forward multiplies with."""
+    module = model.get_submodule(layer.name)
+    return _differing(layer.dequantize(module.weight.dtype).cpu(), module.quantized_weight())
