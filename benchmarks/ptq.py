@@ -21,6 +21,7 @@ import torchqat
 from torchqat._library import Initialize
 from torchqat.files import write_json
 from torchqat.reports.report import environment
+from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 from worker import rounded_by
@@ -75,11 +76,8 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
         ours = torchqat.parse_recipe(text, "benchmarks/ptq.py")
         ours.model.path, ours.model.scratch = model, None if model else recipe.model.scratch
         ours.train.seed = seed if model else 0
-        run = Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True))
-        if hasattr(self, "first"):
-            for shared in ("corpus", "original", "tokenizer"):
-                run.__dict__[shared] = getattr(self.first, shared)
-        return run
+        shared = self.first.float_model if hasattr(self, "first") else None
+        return Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True), shared)
 
     def kept(self, name: str, make) -> dict:
         path = self.folder / f"{name}.json"
@@ -106,7 +104,7 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
 
     def trained(self, bits: int, group: int, seed: int) -> dict:
         run = self.run_of(bits, group, self.model, seed)
-        return self.kept(f"int{bits}-g{group}-trained-{seed}", run.train)
+        return self.kept(f"int{bits}-g{group}-trained-{seed}", lambda: fine_tune(run))
 
     def peer(self, name: str, method: str, bits: int, group: int) -> dict | None:
         """What a peer gives, in its own environment; ``None`` where it cannot."""

@@ -45,11 +45,8 @@ class Bench:
 
     def run_of(self, recipe, name: str, seed: int) -> Run:
         recipe.train.seed = seed
-        recipe.model.path, recipe.model.scratch = self.first.model_path, None
         recipe.train.checkpoint_every = 10**6  # only the end
-        run = Run(recipe, self.folder / f"{name}-{seed}", self.progress)
-        for shared in ("corpus", "original", "tokenizer"):
-            run.__dict__[shared] = getattr(self.first, shared)
+        run = Run(recipe, self.folder / f"{name}-{seed}", self.progress, self.first.float_model)
         run.folder.mkdir(parents=True, exist_ok=True)
         return run
 

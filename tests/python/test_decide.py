@@ -6,7 +6,8 @@ import pytest
 import torchqat
 from command import call
 from conftest import RECIPE
-from torchqat.reports import report as reports
+from torchqat.reports.report import Report, Variant
+from torchqat.reports.wording import sentences
 
 AUTO = RECIPE.split("evaluate:")[0] + "mode: auto\n"
 
@@ -142,12 +143,10 @@ def test_the_engine_chooses_the_format():
 
 
 def test_words_for_noise():
-    variant = reports.Variant(
-        "a", "INT4", 4.5, 10.0, 0.01, 0.9, 100, intervals={"perplexity_ratio": [1.01, 0.99, 1.03]}
-    )
-    assert reports._compared(variant) == ["INT4: perplexity +1.00% (-1.00% to +3.00%), within the noise."]
+    variant = Variant("a", "INT4", 4.5, 10.0, 0.01, 0.9, 100, intervals={"perplexity_ratio": [1.01, 0.99, 1.03]})
+    assert sentences(Report(variants=[variant])) == ["INT4: perplexity +1.00% (-1.00% to +3.00%), within the noise."]
     variant.intervals = {"perplexity_ratio": [1.02, 1.01, 1.03], "task_drop": [0.05, 0.01, 0.09]}
-    assert reports._compared(variant) == [
+    assert sentences(Report(variants=[variant])) == [
         "INT4: perplexity +2.00% (+1.00% to +3.00%).",
         "INT4: task -5.00% (-9.00% to -1.00%).",
     ]

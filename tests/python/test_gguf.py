@@ -9,7 +9,7 @@ from architectures import build
 from test_linear import recipe_for
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.formats.gguf_architectures import ARCHITECTURES, RowOrder, architecture_of, rope_factors
-from torchqat.checkpoints.readers.gguf import _in_model_order, gguf_files
+from torchqat.checkpoints.readers.gguf import gguf_files, in_model_order
 
 NAMES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma")
 WEIGHTS = {
@@ -75,7 +75,7 @@ def test_rows_of_q_and_k_are_interleaved():
     for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", None)):
         path = f"model.layers.0.self_attn.{name}.weight"
         assert order.heads_of(path) == heads
-        assert torch.equal(_in_model_order(order.to_file(path, rows), heads), rows)
+        assert torch.equal(in_model_order(order.to_file(path, rows), heads), rows)
     assert torch.equal(order.to_file("model.layers.0.self_attn.v_proj.weight", rows), rows)
     assert torch.equal(RowOrder(model, ARCHITECTURES["qwen2"]).to_file("a.q_proj.weight", rows), rows)
 
@@ -236,7 +236,7 @@ def test_rows_in_the_models_order_are_found(tokenizer, tmp_path):
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
 
     def undo(data):
-        data[:] = _in_model_order(torch.from_numpy(data.copy()), 2).numpy()
+        data[:] = in_model_order(torch.from_numpy(data.copy()), 2).numpy()
 
     _edit(folder, "blk.0.attn_k.weight", undo)
     assert list(torchqat.verify(folder, model).differing) == ["model.layers.0.self_attn.k_proj"]

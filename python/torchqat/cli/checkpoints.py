@@ -29,22 +29,24 @@ def export(
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
     from torchqat.checkpoints.export import check_exports
-    from torchqat.files import digest_of
     from torchqat.runs.restore import open_run, trained_model
-    from torchqat.runs.steps import write_export
+    from torchqat.runs.steps import remember_export, write_export
+    from torchqat.runs.variants import last_name
 
     opened = open_run(Path(run))
     check_exports(opened.original, opened.plan, [format], opened.kind.writes_text)
     model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
     folder = write_export(opened, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
+    digest = remember_export(opened, folder, last_name(opened))
     _print_verification(folder, torchqat.verify(folder, model))
-    say(f"sha256 {digest_of(folder)}")
+    say(f"sha256 {digest}")
 
 
 def verify(
     folder: str = typer.Argument(..., metavar="DIR", help="An exported checkpoint."),
     run: str = typer.Option("", "--run", help="The run it came from; found above DIR when not given."),
+    variant: str = typer.Option("", "--variant", help="Which model of the run; by its report when not given."),
     engine: str = typer.Option(
         "",
         "--engine",
@@ -56,7 +58,7 @@ def verify(
     from torchqat.runs.restore import exported_model
     from torchqat.runs.steps import verify_in_engine
 
-    opened, model = exported_model(Path(folder), run)
+    opened, model = exported_model(Path(folder), run, variant)
     _print_verification(Path(folder), verify_in_engine(opened, Path(folder), model, engine, bench))
 
 

@@ -7,7 +7,7 @@ import jinja2
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.reports.plots import pictures
-from torchqat.reports.report import Report, Variant
+from torchqat.reports.report import REPORT, Report, Variant, read_report
 from torchqat.reports.wording import MEASURES, baseline_texts, measured, sentences
 from torchqat.verification.engines.question import Speed, speed_rows
 
@@ -63,10 +63,9 @@ def load_report(folder: Path) -> Report:
     Raises:
         UserError: There is none.
     """
-    path = folder / "report.json"
-    if not path.is_file():
-        raise UserError(f"RUN must be the folder of a run, with a report.json, but {folder} is not.")
-    return Report.from_json(read_json(path, "The report of a run"))
+    if not (folder / REPORT).is_file():
+        raise UserError(f"RUN must be the folder of a run, with a {REPORT}, but {folder} is not.")
+    return read_report(folder)
 
 
 def _template() -> jinja2.Template:

@@ -2,12 +2,17 @@
 
 import platform
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchqat._version import __version__
 from torchqat.evaluation.evaluate import Evaluation
+from torchqat.files import read_json
+
+# In the folder of a run.
+REPORT = "report.json"
 
 
 @dataclass
@@ -77,6 +82,8 @@ class Report:
         decision: How it came to that, one sentence a step.
         engine: What the chosen variant and the float model cost in the recipe's engine.
         sensitivity: By layer and width, KL with that layer alone quantized, where it was measured.
+        exports: By the SHA-256 of what was exported (``files.digest_of``), the ``variant`` that it is of and its ``folder``,
+            relative to the run where it lies in there.
     """
 
     baseline: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +96,7 @@ class Report:
     decision: list[str] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
     sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
+    exports: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
@@ -103,6 +111,16 @@ class Report:
     def from_json(cls, value: dict[str, Any]) -> "Report":
         variants = [Variant(**variant) for variant in value.get("variants", [])]
         return cls(**{**value, "variants": variants})
+
+
+def read_report(folder: Path) -> Report:
+    """What the run in ``folder`` has measured so far.
+
+    Raises:
+        UserError: Its report is damaged.
+    """
+    path = folder / REPORT
+    return Report.from_json(read_json(path, "The report of a run")) if path.is_file() else Report()
 
 
 def recovered(baseline_perplexity: float | None, naive: Variant, trained: Variant) -> dict[str, float]:

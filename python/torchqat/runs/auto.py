@@ -8,7 +8,6 @@ that is resumed, or whose limits changed, goes on from there.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -63,14 +62,14 @@ def decide(run: Run) -> Report:
         if _meets(run, variant):
             break
     chosen = tried[-1] if _meets(run, tried[-1]) else _nearest(run, tried)
-    report = run.load_report()
-    report.chosen, report.accepted = chosen.name, is_accepted(run, report, chosen)
-    report.decision = _reasons(run, tried, chosen, candidates)
-    run.save_report(report)
+    reasons = _reasons(run, tried, chosen, candidates)
+    with run.changed_report() as report:
+        report.chosen, report.accepted = chosen.name, is_accepted(run, report, chosen)
+        report.decision = reasons
     if run.recipe.evaluate.sensitivity and not report.sensitivity:
         measure_sensitivity(run, candidates.width)
     _finish(run, candidates, chosen)
-    return run.load_report()
+    return run.report()
 
 
 def runs_float8() -> bool:
@@ -136,16 +135,13 @@ class Candidates:
         return self.run.prepared(plan, Initialize(method))
 
     def _trained(self, name: str, plan: Callable[[], Plan]) -> nn.Module:
-        recipe = parse_recipe(self.run.recipe.text, self.run.recipe.file)
-        child = Run(recipe, self.run.folder / "candidates" / name, self.run.progress)
-        child.recipe.model, child.recipe.data = self.run.recipe.model, self.run.recipe.data
-        child.recipe.train = self.run.recipe.train
-        if not child.recipe.initialize.needs_data:
-            child.recipe.initialize = Initialize("gptq")
-        for shared in ("kind", "model_path", "tokenizer", "original", "data"):
-            child.__dict__[shared] = getattr(self.run, shared)
-        child.__dict__["plan"] = plan()
-        child.__dict__["identity"] = f"{self.run.identity} {sha256(str(child.plan).encode()).hexdigest()[:16]}"
+        parent = self.run
+        recipe = parse_recipe(parent.recipe.text, parent.recipe.file)
+        recipe.model, recipe.data, recipe.train = parent.recipe.model, parent.recipe.data, parent.recipe.train
+        if not recipe.initialize.needs_data:
+            recipe.initialize = Initialize("gptq")
+        folder = parent.folder / "candidates" / name
+        child = Run(recipe, folder, parent.progress, parent.float_model, parent.data, plan())
         child.folder.mkdir(parents=True, exist_ok=True)
         return fine_tune(child)
 
@@ -182,16 +178,15 @@ def bits_of(plan: Plan, scale_bits: int) -> float:
 
 def _measured(run: Run, candidates: Candidates, candidate: Candidate) -> Variant:
     """The candidate's variant, from the report where it was measured before."""
-    found = run.load_report().variant(candidate.name)
+    found = run.report().variant(candidate.name)
     if found is not None:
         return found
     run.progress.say(f"Trying {candidate.method}")
     variant = make_variant(
         run, candidate.name, candidate.method, candidates.model(candidate.name), f"-{candidate.name}"
     )
-    report = run.load_report()
-    report.put(variant)
-    run.save_report(report)
+    with run.changed_report() as report:
+        report.put(variant)
     return variant
 
 
@@ -200,7 +195,7 @@ def _fits(run: Run, variant: Variant) -> bool:
 
 
 def _meets(run: Run, variant: Variant) -> bool:
-    return _fits(run, variant) and bool(is_accepted(run, run.load_report(), variant))
+    return _fits(run, variant) and bool(is_accepted(run, run.report(), variant))
 
 
 def _nearest(run: Run, tried: list[Variant]) -> Variant:
@@ -216,7 +211,7 @@ def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candid
         small = (
             "" if _fits(run, variant) else f"takes {variant.bits_per_weight:.2f} bits a weight, more than {budget:g}"
         )
-        good = "" if is_accepted(run, run.load_report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
+        good = "" if is_accepted(run, run.report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
         why = " and ".join(word for word in (small, good) if word) or "meets the limits of quality and size"
         found.append(f"{variant.method} {why}.")
     names = [variant.name for variant in tried]
@@ -232,19 +227,20 @@ def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candid
 def _finish(run: Run, candidates: Candidates, chosen: Variant) -> None:
     """Export the chosen one in every format that can hold it, and measure it in the engine."""
     model = candidates.model(chosen.name)
-    report = run.load_report()
-    held = []
+    held, notes = [], []
     for format in run.recipe.exports:
         try:
             held.append(checked_format(format, checkpoint_plan(model)).name)
         except UserError as error:
-            if str(error) not in report.notes:  # said by an earlier, resumed run
-                report.notes.append(str(error))
-    folders = {f: run.folder / export_and_verify(run, model, f, "") for f in held or ["compressed-tensors"]}
+            notes.append(str(error))
+    formats = held or ["compressed-tensors"]
+    folders = {f: run.folder / export_and_verify(run, model, f, chosen.name, "") for f in formats}
     loaded = engine_formats(run.recipe.engine)
     served = next((folder for format, folder in folders.items() if format in loaded), None)
-    report.engine = _in_engine(run, model, served or next(iter(folders.values()))) if run.recipe.engine else {}
-    run.save_report(report)
+    engine = _in_engine(run, model, served or next(iter(folders.values()))) if run.recipe.engine else {}
+    with run.changed_report() as report:
+        report.notes += [note for note in notes if note not in report.notes]  # said by an earlier, resumed run
+        report.engine = engine
 
 
 def _in_engine(run: Run, model: nn.Module, folder: Path) -> dict:

@@ -134,15 +134,14 @@ def _keep_best(run: Run, best: BestState) -> None:
     if not is_first():
         return
     step = best.step
-    report = run.load_report()
-    report.validation = {"start": best.start, "best": best.best, "step": step}
-    if step == 0:
-        report.notes.append(
-            f"Training did not help: KL on validation data was {best.start:.5f} before it and never lower, so what is "
-            "exported is the state before training."
-        )
-        run.progress.say(f"Note: {report.notes[-1]}")
-    run.save_report(report)
+    with run.changed_report() as report:
+        report.validation = {"start": best.start, "best": best.best, "step": step}
+        if step == 0:
+            report.notes.append(
+                f"Training did not help: KL on validation data was {best.start:.5f} before it and never lower, so what is "
+                "exported is the state before training."
+            )
+            run.progress.say(f"Note: {report.notes[-1]}")
 
 
 def _widths(run: Run, step: int) -> list[int]:

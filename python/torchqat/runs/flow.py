@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from torchqat._library import DistillSection, Recipe, naive_plan
+from torchqat._library import DistillSection, Recipe
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 from torchqat.runs.steps import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
+from torchqat.runs.variants import initialized_name, naive_model, naive_name, trained_name
 from torchqat.training.loop import TrainingLoop
 
 
@@ -20,7 +21,7 @@ def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) 
 
 
 def _follow(run: Run) -> Report:
-    """What the recipe says, stage by stage."""
+    """What the recipe says, step by step."""
     recipe = run.recipe
     measure_baseline(run)
     for bits in recipe.evaluate.compare:
@@ -31,52 +32,48 @@ def _follow(run: Run) -> Report:
     _trained(run)
     if recipe.evaluate.sensitivity:
         _sensitivity(run)
-    return run.load_report()
+    return run.report()
 
 
 def _sensitivity(run: Run) -> None:
     weights = [layer.weight for layer in run.plan.layers if layer.weight]
     widths = [weight.bits for weight in weights if weight.takes_widths]
-    if widths and not run.load_report().sensitivity:
+    if widths and not run.report().sensitivity:
         measure_sensitivity(run, min(widths))
 
 
 def _naive(run: Run, bits: int) -> None:
     """Round to nearest at ``bits``, without training, and export it."""
-    name = f"int{bits}-naive"
-    report = run.load_report()
-    if report.variant(name):
+    name = naive_name(bits)
+    if run.report().variant(name):
         return
     run.progress.say(f"Rounding to int{bits} without training")
-    model = run.prepared(naive_plan(run.plan, bits), "rtn")
     others = sorted({layer.weight.dtype for layer in run.plan.layers if layer.weight and not layer.weight.takes_widths})
     method = " and ".join([f"INT{bits}", *(name.upper() for name in others)]) + " round to nearest"
-    report.put(make_variant(run, name, method, model, f"-{name}"))
-    run.save_report(report)
+    variant = make_variant(run, name, method, naive_model(run, bits), f"-{name}")
+    with run.changed_report() as report:
+        report.put(variant)
 
 
 def _initialized(run: Run) -> None:
     """What post-training quantization alone gives, exported."""
-    report = run.load_report()
-    name = f"{run.width_names}-{run.recipe.initialize.method}".replace("+", "-")
-    if report.variant(name) or not (run.recipe.initialize.needs_data or run.recipe.train.steps == 0):
+    name, trains = initialized_name(run), run.recipe.train.steps > 0
+    if run.report().variant(name) or (trains and not run.recipe.initialize.needs_data):
         return
     model = run.prepared(run.plan)
     method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}"
     variant = make_variant(run, name, method, model, f"-{name}")
-    if run.recipe.train.steps == 0:
-        export_others(run, model, f"-{name}")
-    report = run.load_report()
-    report.put(variant)
-    if run.recipe.train.steps == 0:
-        report.accepted = is_accepted(run, report, variant)
-    run.save_report(report)
+    if not trains:
+        export_others(run, model, name, f"-{name}")
+    with run.changed_report() as report:
+        report.put(variant)
+        if not trains:
+            report.accepted = is_accepted(run, report, variant)
 
 
 def _control(run: Run) -> None:
     """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
-    report = run.load_report()
-    if report.variant("float-control"):
+    if run.report().variant("float-control"):
         return
     model = run.fresh_model()
     plain = DistillSection()
@@ -91,31 +88,25 @@ def _control(run: Run) -> None:
         on_step=run.progress.steps("Fine-tuning the float control", run.recipe.train.steps),
     )
     figures = run.measure(loop.run())
-    size = int(report.baseline["bytes"])
     bits = 8.0 * next(model.parameters()).element_size()
-    report.put(Variant.of("float-control", "full precision, fine-tuned as long", bits, figures, size))
-    run.save_report(report)
+    with run.changed_report() as report:
+        size = int(report.baseline["bytes"])
+        report.put(Variant.of("float-control", "full precision, fine-tuned as long", bits, figures, size))
 
 
 def _trained(run: Run) -> None:
     """Train, export, verify and measure."""
-    report = run.load_report()
-    bits = run.exported_widths
-    name = run.width_names + "-qat"
     if run.recipe.train.steps == 0:
         return
-    done = report.variant(name)
-    if done is not None:  # but the limits may have changed since
-        report.accepted = is_accepted(run, report, done)
-        run.save_report(report)
-        return
-    model = fine_tune(run)
-    report = run.load_report()
-    variant = make_variant(run, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
-    export_others(run, model, "")
-    naive = report.variant(f"int{bits[0]}-naive") if len(bits) == 1 else None
-    if naive:
-        variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
-    report.accepted = is_accepted(run, report, variant)
-    report.put(variant)
-    run.save_report(report)
+    name, bits = trained_name(run), run.exported_widths
+    variant = run.report().variant(name)
+    if variant is None:
+        model = fine_tune(run)
+        variant = make_variant(run, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
+        export_others(run, model, name, "")
+    with run.changed_report() as report:  # where it was measured before, limits may have changed since
+        naive = report.variant(naive_name(bits[0])) if len(bits) == 1 else None
+        if naive and variant.recovered is None:
+            variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
+        report.accepted = is_accepted(run, report, variant)
+        report.put(variant)

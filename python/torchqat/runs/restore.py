@@ -1,18 +1,21 @@
 """From folders on disk back to models: a run's trained state, an exported checkpoint, any model to evaluate."""
 
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from torchqat._library import load_recipe, naive_plan
+from torchqat._library import load_recipe
 from torchqat.checkpoints.deploy import load
 from torchqat.errors import UserError
-from torchqat.files import read_json
+from torchqat.files import digest_of, read_json
 from torchqat.model.loading import empty_model, load_model
 from torchqat.model.prepare import prepare
 from torchqat.runs.auto import Candidates
+from torchqat.runs.folder import is_run, read_settings
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
+from torchqat.runs.variants import initialized_name, last_name, naive_model, naive_name, trained_name
 from torchqat.training.best_state import restore_best
 from torchqat.training.lora import merge_adapters
 from torchqat.training.parameters import choose_parameters
@@ -27,9 +30,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: The folder is not that of a run.
     """
-    if not (folder / "run.json").is_file():
-        raise UserError(f"RUN must be the folder of a run, with a run.json, but {folder} is not.")
-    settings = read_json(folder / "run.json", "The settings of a run")
+    settings = read_settings(folder)
     recipe = load_recipe(str(folder / "recipe.yaml"))
     recipe.model.path, recipe.model.scratch = settings["model"], None
     recipe.data.train = settings["data"]
@@ -37,16 +38,70 @@ def open_run(folder: Path) -> Run:
     return Run(recipe, folder, Progress())
 
 
-def trained_model(run: Run) -> nn.Module:
-    """The trained model of a run, at its exported widths; of one that trains nothing, what post-training quantization gave.
+def exported_model(folder: Path, run: str = "", variant: str = "") -> tuple[Run, nn.Module]:
+    """The run that wrote the checkpoint in ``folder``, and the prepared model that it was exported from.
+
+    Args:
+        folder: Known to the run's report by its content, however it is called now, else by its place.
+        run: The run's folder; found above ``folder`` when empty.
+        variant: Which of the run's variants it is of; what the report says when empty.
 
     Raises:
-        UserError: The run has not been trained to its end.
+        UserError: There is no such run, or its report does not know the checkpoint.
+    """
+    root = Path(run) if run else next((p for p in folder.resolve().parents if is_run(p)), None)
+    if root is None:
+        raise UserError(
+            f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
+        )
+    opened = open_run(root)
+    return opened, variant_model(opened, variant or _variant_of(opened, folder))
+
+
+def _variant_of(run: Run, folder: Path) -> str:
+    exports = run.report().exports
+    places = {(run.folder.resolve() / export["folder"]).resolve(): export for export in exports.values()}
+    found = exports.get(digest_of(folder)) or places.get(folder.resolve())
+    if found is None:
+        names = ", ".join(sorted({export["variant"] for export in exports.values()})) or "none"
+        raise UserError(
+            f"{folder} must be an export of the run in {run.folder}, as it was written or where it was written, but is not; "
+            f"--variant can say of which model it is: {names}."
+        )
+    return found["variant"]
+
+
+def trained_model(run: Run) -> nn.Module:
+    """What the run is for: its trained model at its exported widths or, of one that trains nothing, the rounded one.
+
+    Raises:
+        UserError: The run has not come to its end.
+    """
+    return variant_model(run, last_name(run))
+
+
+def variant_model(run: Run, name: str) -> nn.Module:
+    """The model of a variant of the run, prepared and at its exported widths.
+
+    Raises:
+        UserError: The run has none of that name, or has not come so far.
     """
     if run.recipe.mode == "auto":
-        return _candidate(run, run.load_report().chosen)
-    if run.recipe.train.steps == 0:
-        return run.prepared(run.plan).eval()
+        if not name:
+            raise UserError(
+                f"{run.folder} must have come to a decision, but has not; go on with torchqat run --resume."
+            )
+        return Candidates(run).model(name).eval()
+    made = {naive_name(bits): partial(naive_model, run, bits) for bits in run.recipe.evaluate.compare}
+    made[initialized_name(run)] = partial(run.prepared, run.plan)
+    if run.recipe.train.steps:
+        made[trained_name(run)] = partial(_trained, run)
+    if name not in made:
+        raise UserError(f"variant must be one of the run in {run.folder}, {', '.join(made)}, but is {name}.")
+    return made[name]().eval()
+
+
+def _trained(run: Run) -> nn.Module:
     path = run.folder / "checkpoints" / "train.pt"
     state = load_training(path)
     if state is None:
@@ -61,34 +116,7 @@ def trained_model(run: Run) -> nn.Module:
     schedule.load_state_dict(state.facts["schedule"])
     if run.recipe.train.validate_every:
         restore_best(path.with_name("best.pt"), model)
-    return merge_adapters(model).eval()
-
-
-def exported_model(folder: Path, run: str = "") -> tuple[Run, nn.Module]:
-    """The run that wrote the checkpoint in ``folder``, and the prepared model that it was exported from."""
-    root = Path(run) if run else next((p for p in folder.resolve().parents if (p / "run.json").is_file()), None)
-    if root is None:
-        raise UserError(
-            f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
-        )
-    run = open_run(root)
-    if run.recipe.mode == "auto":
-        report = run.load_report()
-        names = [variant.name for variant in report.variants if folder.name.endswith(f"-{variant.name}")]
-        return run, _candidate(run, max(names, key=len, default=report.chosen))
-    width = folder.name.rpartition("-int")[2].removesuffix("-naive")
-    if folder.name.endswith("-naive") and width.isdigit():
-        return run, run.prepared(naive_plan(run.plan, int(width)), "rtn")
-    if folder.name.endswith(f"-{run.width_names}-{run.recipe.initialize.method}".replace("+", "-")):
-        return run, run.prepared(run.plan)
-    return run, trained_model(run)
-
-
-def _candidate(run: Run, name: str) -> nn.Module:
-    """A model that mode auto has tried."""
-    if not name:
-        raise UserError(f"{run.folder} must have come to a decision, but has not; go on with torchqat run --resume.")
-    return Candidates(run).model(name).eval()
+    return merge_adapters(model)
 
 
 def load_any(path: str) -> nn.Module:

@@ -23,13 +23,12 @@ from torchqat.verification.verify import verify
 
 
 def measure_baseline(run: Run) -> None:
-    report = run.load_report()
-    if report.baseline:
+    if run.report().baseline:
         return
     run.progress.say("Measuring the full-precision baseline")
     figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
     size = sum(t.numel() * t.element_size() for _, t in float_tensors(run.original))
-    report.baseline = {
+    found = {
         "perplexity": figures.perplexity,
         "bytes": size,
         "tokens": figures.tokens,
@@ -37,13 +36,14 @@ def measure_baseline(run: Run) -> None:
     }
     if run.task is not None:
         scores = run.scores(run.original)
-        report.baseline.update(task=sum(scores) / len(scores), task_scores=scores)
-    run.save_report(report)
+        found.update(task=sum(scores) / len(scores), task_scores=scores)
+    with run.changed_report() as report:
+        report.baseline = found
 
 
 def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
     """Export ``model`` in the recipe's first format, read it back, and measure it."""
-    target = export_and_verify(run, model, fitting_format(run, model), suffix)
+    target = export_and_verify(run, model, fitting_format(run, model), name, suffix)
     folder = run.folder / target
     weights = convert(model)
     elements = sum(w.codes.numel() for w in weights)
@@ -71,7 +71,7 @@ def _signal_to_noise(run: Run, model: nn.Module, weights: list[QuantizedWeights]
 
 def _compare(run: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
     """Differences from the baseline, sequence by sequence and example by example, with their intervals."""
-    baseline = run.load_report().baseline
+    baseline = run.report().baseline
     found = {"kl": bootstrap(figures.kls)}
     if figures.losses:
         pairs = zip(figures.losses, baseline["losses"], strict=True)
@@ -85,15 +85,26 @@ def _compare(run: Run, model: nn.Module, figures: Evaluation, variant: Variant) 
     variant.intervals = {name: [interval.value, interval.low, interval.high] for name, interval in found.items()}
 
 
-def export_and_verify(run: Run, model: nn.Module, format: str, suffix: str) -> str:
-    """Write ``model``, and read it back; returns the folder, relative to the run."""
+def export_and_verify(run: Run, model: nn.Module, format: str, variant: str, suffix: str) -> str:
+    """Write ``model``, that of ``variant``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
     folder = write_export(run, model, run.folder / target, format)
     checked = verify(folder, model, example=run.kind.examples(run.data.evaluation[0]))
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
-    run.progress.say(f"{folder}: {checked}; sha256 {digest_of(folder)}")
+    run.progress.say(f"{folder}: {checked}; sha256 {remember_export(run, folder, variant)}")
     return target
+
+
+def remember_export(run: Run, folder: Path, variant: str) -> str:
+    """Note of which variant the checkpoint in ``folder`` is; returns its SHA-256, by which it is known wherever it goes."""
+    digest, place = digest_of(folder), folder.resolve()
+    root = run.folder.resolve()
+    with run.changed_report() as report:
+        where = place.relative_to(root) if place.is_relative_to(root) else place
+        report.exports = {d: e for d, e in report.exports.items() if e["folder"] != str(where)}  # what was there before
+        report.exports[digest] = {"variant": variant, "folder": str(where)}
+    return digest
 
 
 def write_export(run: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
@@ -113,9 +124,9 @@ def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, benc
     return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline)
 
 
-def export_others(run: Run, model: nn.Module, suffix: str) -> None:
+def export_others(run: Run, model: nn.Module, variant: str, suffix: str) -> None:
     for format in run.recipe.exports[1:]:
-        export_and_verify(run, model, format, suffix)
+        export_and_verify(run, model, format, variant, suffix)
 
 
 def fitting_format(run: Run, model: nn.Module) -> str:
@@ -130,9 +141,8 @@ def measure_sensitivity(run: Run, width: int, plan: Plan | None = None) -> list[
     """KL of each layer at ``width`` and at 8 bits, on a few calibration batches; into the report as well."""
     run.progress.say("Measuring how sensitive each layer is")
     found = sensitivity(run.original, plan or run.plan, run.data.calibration[:2], sorted({width, 8}), run.kind)
-    report = run.load_report()
-    report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
-    run.save_report(report)
+    with run.changed_report() as report:
+        report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
     return found
 
 

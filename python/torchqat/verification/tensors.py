@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
-from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors
+from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.verification.result import Verification
+from torchqat.verification.unquantized import unquantized, unquantized_in_gguf
 
 # What a dense weight may be rounded to.
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
@@ -19,7 +20,7 @@ _SERVED = (torch.float32, torch.float16, torch.bfloat16)
 def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification:
     reading = read_checkpoint(folder, model)
     plan = checkpoint_plan(model)
-    expected = _expected_others(folder, format, model, plan, reading)
+    expected = _expected_others(folder, format, model, reading)
     differing: dict[str, int] = {}
     missing = list(reading.missing)
     found_layers = {name.rpartition(".")[0] for name in missing}
@@ -49,15 +50,10 @@ def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tens
     return sorted([n for n in reading.weights if n not in planned] + [n for n in reading.others if n not in expected])
 
 
-def _expected_others(
-    folder: Path, format: str, model: nn.Module, plan: CheckpointPlan, reading: Reading
-) -> dict[str, Tensor]:
+def _expected_others(folder: Path, format: str, model: nn.Module, reading: Reading) -> dict[str, Tensor]:
     if format == "gguf":
-        from torchqat.checkpoints.formats.gguf import float_values
-        from torchqat.checkpoints.readers.gguf import stored_types
-
-        return float_values(model, plan, stored_types(folder))
-    expected = dict(float_tensors(model, plan))
+        return unquantized_in_gguf(folder, model)
+    expected = unquantized(model)
     if format != "onnx":
         return {**expected, **cache_scales(model, format)}
     # A graph has what it uses, constants of its own among it; one that lacks something does not load.

@@ -8,7 +8,6 @@ from pathlib import Path
 import gguf
 import gguf.quants
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
@@ -139,22 +138,6 @@ def encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0
     if kind == _Types.F32:
         return np.ascontiguousarray(values.numpy())
     return gguf.quants.quantize(values.numpy(), kind)
-
-
-def float_values(
-    model: nn.Module, plan: CheckpointPlan, types: dict[str, gguf.GGMLQuantizationType]
-) -> dict[str, Tensor]:
-    """What the tensors that stay unquantized should read as, by their names in the model, float32.
-
-    ``types``: of the tensors of the file, by their names there.
-    """
-    values = {}
-    for entry in _entries(model, architecture_of(model), plan, "f16"):
-        if entry.tensor is not None:
-            kind = types.get(entry.file_name, entry.kind)
-            data = encoded(entry.tensor.detach(), kind, entry.offset)
-            values[entry.name] = torch.from_numpy(np.array(gguf.dequantize(data, kind))).float()
-    return values
 
 
 def _file_type(plan: CheckpointPlan | None) -> int:

@@ -1,24 +1,90 @@
-"""GGUF files by the gguf package's reader and dequantizer, put back under the names and in the order of the model."""
+"""GGUF files by the gguf package's reader, dequantizer and names, put back in the order of the model.
 
+All that decides how a tensor is read, the architecture and the numbers of blocks and heads, is what the file says: llama.cpp
+has nothing else.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
 from torch import Tensor, nn
 
-from torchqat.checkpoints.formats.gguf import ROPE_FACTORS
-from torchqat.checkpoints.formats.gguf_architectures import NameMap, RowOrder, architecture_of
 from torchqat.checkpoints.readers.gguf_header import check_gguf_header
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
 from torchqat.layers.prepared import quant_layers
 
+# What each frequency of the rotary embedding is divided by, which no tensor of a model of transformers is called.
+ROPE_FACTORS = "rope_freqs.weight"
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
+# llama.cpp rotates neighbours in models of these architectures, transformers the halves of a head.
+_INTERLEAVED = ("llama",)
 
 
 def gguf_files(folder: Path) -> list[Path]:
     """The parts of the model, in order."""
     return sorted(folder.glob("*.gguf"))
+
+
+@dataclass
+class GgufFile:
+    """What a model's GGUF files say; those after the first bring tensors alone."""
+
+    files: list[Path]
+
+    @cached_property
+    def tensors(self) -> list[tuple[Path, Any]]:
+        """Each with the file that it is in."""
+        return [(file, tensor) for file, reader in self._readers for tensor in reader.tensors]
+
+    @cached_property
+    def architecture(self) -> str:
+        return str(self._value("general.architecture"))
+
+    def value(self, key: str) -> Any:
+        """The value of ``key``, which the file calls ``<architecture>.<key>``.
+
+        Raises:
+            UserError: It has none.
+        """
+        return self._value(f"{self.architecture}.{key}")
+
+    def names(self, of_model: list[str]) -> dict[str, str]:
+        """For each tensor of the file that a model has as well, the model's name for it.
+
+        Raises:
+            UserError: The gguf package knows no such architecture.
+        """
+        known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+        if self.architecture not in known:
+            raise UserError(
+                f"{self.files[0]} must be of an architecture of llama.cpp's, but is of {self.architecture}."
+            )
+        table = gguf.get_tensor_name_map(known[self.architecture], int(self.value("block_count")))
+        found = {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in of_model}
+        return {**found, ROPE_FACTORS: ROPE_FACTORS}
+
+    def heads_of(self, name: str) -> int | None:
+        """Heads of the tensor that the file calls ``name``, if its rows are those of rotated ones, in another order."""
+        if self.architecture not in _INTERLEAVED:
+            return None
+        key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(name.split(".")[-2])
+        return None if key is None else int(self.value(key))
+
+    @cached_property
+    def _readers(self) -> list[tuple[Path, gguf.GGUFReader]]:
+        return [(file, _reader(file)) for file in self.files]
+
+    def _value(self, key: str) -> Any:
+        file, reader = self._readers[0]
+        field = reader.get_field(key)
+        if field is None:
+            raise UserError(f"{file} must say its {key}, but does not.")
+        return field.contents()
 
 
 def read_gguf(folder: Path, model: nn.Module) -> Reading:
@@ -29,57 +95,47 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
     Raises:
         UserError: A file is damaged, or has a tensor that the model does not have.
     """
-    architecture = architecture_of(model)
-    names = NameMap(architecture, model.config.num_hidden_layers)
+    whole = GgufFile(gguf_files(folder))
+    known = whole.names(list(model.state_dict()))
     quantized = {f"{name}.weight" for name, layer in quant_layers(model) if layer.weight_spec is not None}
-    known = {names[name]: name for name, _ in model.state_dict().items() if _has_place(names, name)}
-    known[ROPE_FACTORS] = ROPE_FACTORS
-    order = RowOrder(model, architecture)
     reading = Reading()
-    for file in gguf_files(folder):
-        for found in _tensors(file):
-            name = known.get(found.name)
-            if name is None:
-                raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
-            values = _in_model_order(_dense(file, found), order.heads_of(name))
-            if name in quantized and found.tensor_type not in _FLOATS:
-                reading.weights[name.removesuffix(".weight")] = values
-            else:
-                reading.others[name] = values
+    for file, found in whole.tensors:
+        name = known.get(found.name)
+        if name is None:
+            raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
+        values = in_model_order(_dense(file, found), whole.heads_of(found.name))
+        if name in quantized and found.tensor_type not in _FLOATS:
+            reading.weights[name.removesuffix(".weight")] = values
+        else:
+            reading.others[name] = values
     return reading
 
 
-def _dense(file: Path, found) -> Tensor:
+def _dense(file: Path, found: Any) -> Tensor:
     try:
         return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
     except Exception as error:
         raise UserError(f"{file} must hold tensors that can be read, but {found.name}: {first_line(error)}.") from error
 
 
-def _in_model_order(rows: Tensor, heads: int | None) -> Tensor:
-    """Row by row, what llama.cpp rotates as neighbours back to the halves of a head."""
+def in_model_order(rows: Tensor, heads: int | None) -> Tensor:
+    """Row by row, what llama.cpp rotates as neighbours back to the halves of a head.
+
+    Raises:
+        UserError: There are not as many rows as that takes.
+    """
     if heads is None:
         return rows
+    if heads < 1 or len(rows) % (2 * heads):
+        raise UserError(f"Rows of {heads} rotated heads must be pairs, the same number a head, but are {len(rows)}.")
     size = len(rows) // heads
     origin = [h * size + 2 * (i % (size // 2)) + i // (size // 2) for h in range(heads) for i in range(size)]
     return rows[origin]
 
 
-def stored_types(folder: Path) -> dict[str, gguf.GGMLQuantizationType]:
-    """The type of each tensor, by its name in the file."""
-    return {found.name: found.tensor_type for file in gguf_files(folder) for found in _tensors(file)}
-
-
-def _tensors(file: Path) -> list:
+def _reader(file: Path) -> gguf.GGUFReader:
     check_gguf_header(file)
     try:
-        return gguf.GGUFReader(file).tensors
+        return gguf.GGUFReader(file)
     except Exception as error:
         raise UserError(f"{file} must be a GGUF file, but does not load: {first_line(error)}.") from error
-
-
-def _has_place(names: NameMap, name: str) -> bool:
-    try:
-        return bool(names[name])
-    except UserError:
-        return False

@@ -1,0 +1,68 @@
+"""What a run starts from: the float model with its tokenizer, read when it is asked for, and shared by runs that compare."""
+
+from functools import cached_property
+
+from torch import nn
+
+from torchqat._library import Recipe
+from torchqat.data.corpus import Corpus, load_corpus
+from torchqat.errors import UserError
+from torchqat.kinds import Kind, find_kind
+from torchqat.runs.progress import Progress
+from torchqat.runs.scratch import train_scratch
+from torchqat.training.processes import is_first
+
+
+class FloatModel:
+    """The float model that a recipe names.
+
+    Args:
+        recipe: Whose ``model`` section it is; one without ``path`` is trained from scratch on ``data.train``.
+        progress: Where news goes.
+    """
+
+    def __init__(self, recipe: Recipe, progress: Progress):
+        self._recipe, self._progress = recipe, progress
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the model is for."""
+        return find_kind(self._recipe.model.kind)
+
+    @cached_property
+    def path(self) -> str:
+        """Its folder or hub id; trains the recipe's scratch model first if it is not cached."""
+        if self._recipe.model.path:
+            return self._recipe.model.path
+        if self._recipe.model.scratch is None:
+            raise UserError("model must be given, by model.path in the recipe or by --model, but is not.")
+        return str(train_scratch(self._recipe, self.corpus, self._progress))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text of ``data.train``."""
+        check_data_given(self._recipe)
+        return load_corpus(self._recipe.data.train, self._recipe.data.evaluation_path)
+
+    @cached_property
+    def tokenizer(self):
+        return self.kind.load_tokenizer(self.path)
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The model: baseline and teacher. Never changed.
+
+        Where several processes hold parts of it, the first alone reads its numbers; ``spread.shard`` deals them out.
+        """
+        load = self.kind.load if self.reads_weights else self.kind.outline
+        return load(self.path, self._recipe.model.dtype).requires_grad_(False)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether this process has the whole model, before it is spread."""
+        return is_first() or self._recipe.train.strategy != "fsdp"
+
+
+def check_data_given(recipe: Recipe) -> None:
+    if not recipe.data.train:
+        raise UserError("data must be given, by data.train in the recipe or by --data, but is not.")
