@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-The models are built on the meta device, prepared, and counted tensor by tensor (`torchqat/training_memory.py`, whose counts
+The models are built on the meta device, prepared, and counted tensor by tensor (`torchqat/training/memory.py`, whose counts
 `tests/python/test_training_memory.py` compares with real runs). Parameters, scales and AdamW's moments are float32, and the
 teacher as well; INT4 in groups of 128 with learned scales. Activations come on top and are those of plain fine-tuning.
 """

@@ -11,15 +11,10 @@ import re
 import sys
 import textwrap
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import torchqat
-import torchqat.data.tasks
-import torchqat.evaluation.sensitivity
-import torchqat.kinds.losses
-import torchqat.runs.stream
-import torchqat.training.lora
-import torchqat.training.monitor
 
 # Title, what it is for, and its names in the order in which they are needed.
 PARTS = [
@@ -31,11 +26,11 @@ PARTS = [
     ("Layers", torchqat, ["QuantLinear", "QuantConv2d", "QuantEmbedding", "PackedLinear"]),
     ("What trains", torchqat, ["freeze_codes", "attach_adapters"]),
     ("In other people's trainers", torchqat, ["TrainerCallback", "LightningCallback"]),
-    ("Losses", torchqat.losses, ["forward_kl", "cross_entropy"]),
-    ("Looking on", torchqat.monitor, ["Monitor"]),
-    ("Which layers suffer", torchqat.sensitivity, ["sensitivity", "mixed_widths", "LayerSensitivity"]),
-    ("The user's own task", torchqat.tasks, ["load_task", "Task"]),
-    ("Large models", torchqat.ptq.stream, ["quantize_folder"]),
+    ("Losses", torchqat, ["forward_kl", "losses.cross_entropy"]),
+    ("Looking on", torchqat, ["monitor.Monitor"]),
+    ("Which layers suffer", torchqat, ["sensitivity.sensitivity", "mixed_widths", "sensitivity.LayerSensitivity"]),
+    ("The user's own task", torchqat, ["load_task", "tasks.Task"]),
+    ("Large models", torchqat, ["quantize_folder"]),
     ("What comes back", torchqat, ["Evaluation", "Verification", "QuantizedWeights", "QuantSpec"]),
     ("Errors", torchqat, ["UserError", "RecipeError", "FileError"]),
     ("Operators", torchqat.ops, [n for n in torchqat.ops.__all__ if n != "Block"]),
@@ -59,14 +54,14 @@ def reference() -> str:
 
 
 def _entry(module, name: str) -> list[str]:
-    found = getattr(module, name)
+    found, leaf = attrgetter(name)(module), name.rpartition(".")[2]
     lines = [f"### `{module.__name__}.{name}`", ""]
-    doc, signature = found.__doc__ or _stub_docstrings().get(name, ""), _signature(found)
-    if doc.startswith(f"{name}("):  # pybind11 writes the signature into the docstring
+    doc, signature = found.__doc__ or _stub_docstrings().get(leaf, ""), _signature(found)
+    if doc.startswith(f"{leaf}("):  # pybind11 writes the signature into the docstring
         first, _, doc = doc.partition("\n")
-        signature = re.sub(r"\b(?:torchqat\._C)\.", "", first.removeprefix(name))
+        signature = re.sub(r"\b(?:torchqat\._C)\.", "", first.removeprefix(leaf))
     if signature:
-        lines += ["```python", *_wrapped(name, signature), "```", ""]
+        lines += ["```python", *_wrapped(leaf, signature), "```", ""]
     lines += _body(doc)
     if inspect.isclass(found):
         for method, member in sorted(vars(found).items()):

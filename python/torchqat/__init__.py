@@ -11,20 +11,28 @@ The life cycle in five verbs::
     report = torchqat.verify("out", model)
 """
 
+from torchqat import losses as losses
+from torchqat import monitor as monitor
 from torchqat import ops
+from torchqat import sensitivity as sensitivity
+from torchqat import tasks as tasks
 from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
 from torchqat._version import __version__ as __version__
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.deploy import load, pack
 from torchqat.checkpoints.export import export
+from torchqat.data.tasks import load_task
 from torchqat.errors import UserError
 from torchqat.evaluation.evaluate import Evaluation, evaluate
+from torchqat.evaluation.mixed_widths import mixed_widths
+from torchqat.kinds.losses import forward_kl
 from torchqat.layers.conv import QuantConv2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
+from torchqat.runs.stream import quantize_folder
 from torchqat.training.lora import attach_adapters
 from torchqat.training.parameters import freeze_codes
 from torchqat.training.schedule import Schedule
@@ -65,13 +73,17 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "forward_kl",
     "freeze_codes",
     "load",
     "load_recipe",
+    "load_task",
     "make_plan",
+    "mixed_widths",
     "ops",
     "pack",
     "parse_recipe",
     "prepare",
+    "quantize_folder",
     "verify",
 ]

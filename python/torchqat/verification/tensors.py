@@ -11,7 +11,7 @@ from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.verification.result import Verification
-from torchqat.verification.unquantized import unquantized, unquantized_in_gguf
+from torchqat.verification.unquantized import unquantized
 
 # What a dense weight may be rounded to.
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,6 +52,8 @@ def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tens
 
 def _expected_others(folder: Path, format: str, model: nn.Module, reading: Reading) -> dict[str, Tensor]:
     if format == "gguf":
+        from torchqat.verification.unquantized_gguf import unquantized_in_gguf
+
         return unquantized_in_gguf(folder, model)
     expected = unquantized(model)
     if format != "onnx":
