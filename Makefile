@@ -7,6 +7,7 @@
 
 VENV ?= .venv
 BUILD := build/native
+DEMO := build/quickstart
 CUDA_BUILD := build/cuda
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
@@ -29,7 +30,7 @@ $(SETUP): $(SOURCES)
 	@touch $@
 
 demo: $(SETUP)
-	torchqat run recipes/quickstart.yaml
+	torchqat run recipes/quickstart.yaml --output $(DEMO) --restart
 
 test: test-cpp test-cuda test-python
 

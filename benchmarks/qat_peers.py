@@ -74,7 +74,7 @@ def train(start: Run, bits: int, name: str, seed: int, options) -> dict[str, flo
         seed=seed,
         oscillation=oscillation,
     )
-    run = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress(), start.float_model, start.data)
+    run = Run(torchqat.parse_recipe(text), path.with_suffix(""), Progress(), start.float_model, start)
     batches = Batches(start.data.train.tokens, 4, 256, seed)
     if peer == "torchao":
         model = torchao_model(run.fresh_model(), bits)

@@ -3,8 +3,8 @@
     python tools/rooms.py [--source python] [--list]
 
 A room is a folder or a file right under ``torchqat``; its floor is one above the highest room that it imports from.
-``--source`` is the folder that holds the package: of another state of the repository, say. What may import what is a contract
-in ``pyproject.toml``, which ``lint-imports`` checks.
+``--source`` is the folder that holds the package: of another state of the repository, say. What may import what is a
+contract in ``pyproject.toml``, which ``lint-imports`` checks.
 """
 
 import argparse

@@ -60,6 +60,8 @@ void def_recipe(py::module_& m) {
   py::class_<Bound>(m, "Bound")
       .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
            py::arg("value"), py::arg("is_percent") = true)
+      .def_readonly("value", &Bound::value)
+      .def_readonly("is_percent", &Bound::is_percent)
       .def("step_of", &Bound::step_of, py::arg("total_steps"));
   py::class_<BlockTraining> blocks(m, "BlockTraining");
   blocks.def_readwrite("steps", &BlockTraining::steps)

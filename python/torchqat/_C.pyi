@@ -96,8 +96,10 @@ def preset(name: str) -> QuantSpec:
     """
 
 class Bound:
-    """A share of a run's steps, or a step."""
+    """A share of a run's steps, in per cent, or a step."""
 
+    value: float
+    is_percent: bool
     def __init__(self, value: float, is_percent: bool = True) -> None: ...
     def step_of(self, total_steps: int) -> int: ...
 

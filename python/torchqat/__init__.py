@@ -32,8 +32,11 @@ from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
+from torchqat.reports.report import Report, Variant
+from torchqat.runs.flow import run
 from torchqat.runs.stream import quantize_folder
 from torchqat.training.lora import attach_adapters
+from torchqat.training.optimizers import parameter_groups
 from torchqat.training.parameters import freeze_codes
 from torchqat.training.schedule import Schedule
 from torchqat.verification.result import Verification
@@ -64,9 +67,11 @@ __all__ = [
     "QuantSpec",
     "QuantizedWeights",
     "RecipeError",
+    "Report",
     "Schedule",
     "TrainerCallback",
     "UserError",
+    "Variant",
     "Verification",
     "attach_adapters",
     "calibrate",
@@ -82,8 +87,10 @@ __all__ = [
     "mixed_widths",
     "ops",
     "pack",
+    "parameter_groups",
     "parse_recipe",
     "prepare",
     "quantize_folder",
+    "run",
     "verify",
 ]

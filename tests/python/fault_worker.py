@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torchqat
 from torchqat.files import load_state
-from torchqat.runs.flow import run
 from torchqat.runs.progress import Progress
 
 # A child of a process with OpenMP threads must not use them: one thread has no team to wait for.
@@ -29,7 +28,8 @@ torch.set_num_threads(1)
 def work(recipe: str, model: str, data: str, folder: Path) -> None:
     loaded = torchqat.load_recipe(recipe)
     loaded.model.path, loaded.data.train = model, data
-    run(loaded, folder, Progress(quiet=True), resume=True)
+    begun = (folder / "run.json").is_file()
+    torchqat.run(loaded, output=folder, resume=begun, progress=Progress(quiet=True))
 
 
 def fork(*arguments) -> int:

@@ -32,7 +32,7 @@ def test_the_page_is_what_the_docstrings_say(tool):
 
 
 def test_nothing_public_is_left_out(tool):
-    shown = {name for _, module, names in tool.PARTS if module is torchqat for name in names}
+    shown = {name for _, module, names in tool.PARTS if module is torchqat for name in names if "." not in name}
     assert set(torchqat.__all__) - {"ops"} == shown
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torchqat
 from torchqat.runs.fine_tune import is_checked
-from torchqat.runs.flow import run
 from torchqat.runs.progress import Progress
 from torchqat.runs.restore import exported_model, open_run, trained_model
 from torchqat.runs.run import Run
@@ -34,7 +33,7 @@ def recipe_of(model_folder, data_folder):
 
 
 def test_training_that_makes_it_worse_is_undone_and_said(recipe_of, tmp_path):
-    report = run(recipe_of(rate="0.5"), tmp_path / "run", Progress(quiet=True))
+    report = torchqat.run(recipe_of(rate="0.5"), output=tmp_path / "run", progress=Progress(quiet=True))
     started, ended = report.variant("int3-gptq"), report.variant("int3-qat")
     assert ended.kl == started.kl
     assert report.validation["best"] == report.validation["start"] and report.validation["step"] == 0
@@ -48,7 +47,7 @@ def test_training_that_makes_it_worse_is_undone_and_said(recipe_of, tmp_path):
 
 
 def test_the_best_state_is_the_one_that_is_exported(recipe_of, tmp_path):
-    report = run(recipe_of(rate="2.0e-3", steps=9), tmp_path / "run", Progress(quiet=True))
+    report = torchqat.run(recipe_of(rate="2.0e-3", steps=9), output=tmp_path / "run", progress=Progress(quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line["validation_kl"] for line in lines if "validation_kl" in line}
     assert list(measured) == [2, 4, 6, 8, 9]
@@ -61,7 +60,7 @@ def test_the_best_state_is_the_one_that_is_exported(recipe_of, tmp_path):
 
 
 def test_an_interrupted_run_keeps_the_same_best_state(recipe_of, tmp_path, monkeypatch):
-    whole = run(recipe_of(rate="2.0e-3"), tmp_path / "whole", Progress(quiet=True))
+    whole = torchqat.run(recipe_of(rate="2.0e-3"), output=tmp_path / "whole", progress=Progress(quiet=True))
     consider = BestState.consider
 
     def interrupted(self, step):
@@ -71,8 +70,10 @@ def test_an_interrupted_run_keeps_the_same_best_state(recipe_of, tmp_path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(BestState, "consider", interrupted)
-        run(recipe_of(rate="2.0e-3"), tmp_path / "cut", Progress(quiet=True))
-    resumed = run(recipe_of(rate="2.0e-3"), tmp_path / "cut", Progress(quiet=True), resume=True)
+        torchqat.run(recipe_of(rate="2.0e-3"), output=tmp_path / "cut", progress=Progress(quiet=True))
+    resumed = torchqat.run(
+        recipe_of(rate="2.0e-3"), output=tmp_path / "cut", progress=Progress(quiet=True), resume=True
+    )
     assert resumed.validation == whole.validation
     assert resumed.variant("int3-qat").kl == whole.variant("int3-qat").kl
 
@@ -109,7 +110,7 @@ def test_ptq_is_a_run_without_training(recipe_of, tmp_path, model_folder, data_f
 
 
 def test_calibration_is_kept(recipe_of, tmp_path, monkeypatch):
-    run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
+    torchqat.run(recipe_of(steps=0), output=tmp_path / "run", progress=Progress(quiet=True))
     monkeypatch.setattr("torchqat.runs.run.calibrate", lambda *_: pytest.fail("calibrated twice"))
     again = Run(recipe_of(steps=0), tmp_path / "run", Progress(quiet=True))
     again.prepared(again.plan)

@@ -147,7 +147,7 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, mod
         recipe = torchqat.parse_recipe(RUN.replace("METHOD", method), "recipe")
         recipe.model.path, recipe.data.train = str(model_folder), str(data_folder)
         run = Run(recipe, folder, Progress(quiet=True))
-        with run.opened(resume=True):
+        with run.opened():
             if stop:
                 with pytest.raises(KeyboardInterrupt):
                     _stopped(fine_tune, run, stop)

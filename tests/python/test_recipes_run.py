@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torchqat
 import transformers
-from torchqat.runs.flow import run
-from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import new_model
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -57,7 +55,7 @@ def test_it_runs(path, model_and_data, tmp_path, monkeypatch):
     recipe.train.batch_size, recipe.train.sequence_length, recipe.train.validate_every = 2, 32, 2
     for samples in (recipe.data.calibration, recipe.data.evaluation):
         samples.samples, samples.sequence_length = 8, 32
-    report = run(recipe, tmp_path / "run", Progress())
+    report = torchqat.run(recipe, output=tmp_path / "run")
     assert report.variants and all(variant.kl >= 0 for variant in report.variants)
     exported = sorted(folder.name for folder in (tmp_path / "run" / "exports").iterdir())
     for format in recipe.exports:

@@ -55,9 +55,19 @@ def verify(
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
 ) -> None:
     """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
-    from torchqat.runs.restore import exported_model
+    from torchqat.errors import UserError
+    from torchqat.runs.restore import exported_model, run_above
     from torchqat.runs.steps import verify_in_engine
+    from torchqat.runs.streamed import is_streamed, verify_streamed
 
+    root = run_above(Path(folder), run)
+    if is_streamed(root):
+        if engine not in ("", "reader") or bench:
+            raise UserError(
+                f"The run in {root} was streamed, so that its checkpoint can be read, but not compared in engines."
+            )
+        _print_verification(Path(folder), verify_streamed(root, Path(folder)))
+        return
     opened, model = exported_model(Path(folder), run, variant)
     _print_verification(Path(folder), verify_in_engine(opened, Path(folder), model, engine, bench))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, MODEL, OUTPUT, RECIPE, RESUME, RUNS, run_of
+from torchqat.cli.options import DATA, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -25,7 +25,7 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
     loaded = torchqat.load_recipe(recipe)
     path, kind = model or loaded.model.path, find_kind(loaded.model.kind)
     if path:
-        found = kind.load(path, loaded.model.dtype)
+        found = kind.outline(path, loaded.model.dtype)
     elif loaded.model.scratch is not None:
         from torchqat.runs.scratch import new_model
 
@@ -41,11 +41,17 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
 
 
 def run(
-    recipe: str = RECIPE, model: str = MODEL, data: str = DATA, output: str = OUTPUT, resume: bool = RESUME
+    recipe: str = RECIPE,
+    model: str = MODEL,
+    data: str = DATA,
+    output: str = OUTPUT,
+    resume: bool = RESUME,
+    restart: bool = RESTART,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
-    run = run_of(recipe, model, data, output)
-    _run_and_show(run, resume)
+    from torchqat.runs.flow import run_of
+
+    _follow_and_show(run_of(recipe, model, data, output), resume, restart)
 
 
 def ptq(
@@ -54,46 +60,36 @@ def ptq(
     data: str = DATA,
     output: str = OUTPUT,
     resume: bool = RESUME,
+    restart: bool = RESTART,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
+    from torchqat.runs.flow import run_of
+
     run = run_of(recipe, model, data, output)
-    if stream:
-        _stream(run)
-        return
     run.recipe.train.steps, run.recipe.train.control = 0, False
-    _run_and_show(run, resume)
+    if stream:
+        _stream_and_show(run, resume, restart)
+    else:
+        _follow_and_show(run, resume, restart)
 
 
-def _run_and_show(run, resume: bool) -> None:
+def _follow_and_show(run, resume: bool, restart: bool) -> None:
     from torchqat.reports.console import print_report
     from torchqat.reports.html import write_html
-    from torchqat.runs.flow import run as run_flow
+    from torchqat.runs.flow import follow
 
-    report = run_flow(run.recipe, run.folder, run.progress, resume)
+    report = follow(run, resume, restart)
     if not is_json():
         print_report(report)
     say(f"The run is in {run.folder}; {write_html(run.folder)} shows it.")
     result({"folder": str(run.folder), **report.to_json()})
 
 
-def _stream(run) -> None:
-    from torchqat.data.batches import shortfall
-    from torchqat.runs.stream import quantize_folder
+def _stream_and_show(run, resume: bool, restart: bool) -> None:
+    from torchqat.runs.streamed import stream
 
-    tell = run.progress.say
-    found = quantize_folder(
-        run.model_path,
-        run.folder / "exports" / run.recipe.exports[0],
-        run.recipe,
-        run.data.calibration,
-        run.tokenizer,
-        lambda done, total: tell(f"Block {done} of {total}"),
-    )
-    asked = run.recipe.data.calibration
-    short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
-    for warning in [*([short] if short else []), *found.calibration.warnings]:
-        tell(f"Note: {warning}")
+    found = stream(run, resume, restart)
     result(
         {
             "folder": str(found.folder),
@@ -137,16 +133,22 @@ def report(
 
 
 def train(
-    recipe: str = RECIPE, model: str = MODEL, data: str = DATA, output: str = OUTPUT, resume: bool = RESUME
+    recipe: str = RECIPE,
+    model: str = MODEL,
+    data: str = DATA,
+    output: str = OUTPUT,
+    resume: bool = RESUME,
+    restart: bool = RESTART,
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
     from torchqat.runs.fine_tune import fine_tune
+    from torchqat.runs.flow import run_of
     from torchqat.training.processes import is_first, processes
 
     with processes():
         run = run_of(recipe, model, data, output)
         run.progress.quiet = not is_first()
-        with run.opened(resume):
+        with run.opened(resume, restart):
             fine_tune(run)
         if not is_first():
             return

@@ -23,11 +23,11 @@ def sensitivity(
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
 ) -> None:
     """KL to the float model with one layer quantized at a time, by width."""
-    from torchqat.cli.options import run_of
     from torchqat.errors import UserError
     from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
     from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.files import write_text
+    from torchqat.runs.flow import run_of
 
     widths = _widths(bits)
     if write and not budget:

@@ -52,7 +52,7 @@ def digest(batch: Batch) -> bytes:
     """Changes with any element of ``batch``."""
     found = sha256()
     for tensor in tensors_of(batch):
-        found.update(tensor.contiguous().cpu().numpy().tobytes())
+        found.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return found.digest()
 
 

@@ -20,6 +20,7 @@ class CausalLM(Kind):
 
     name = "causal_lm"
     writes_text = True
+    outlines = True
 
     def load(self, path: str, dtype: str) -> nn.Module:
         return load_model(path, dtype)

@@ -38,10 +38,12 @@ class Kind(ABC):
     Attributes:
         name: As recipes call it.
         writes_text: Whether models of this kind generate tokens, one after the other.
+        outlines: Whether ``outline`` reads no weights.
     """
 
     name: ClassVar[str]
     writes_text: ClassVar[bool] = False
+    outlines: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, path: str, dtype: str) -> nn.Module:

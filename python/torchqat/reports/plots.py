@@ -78,7 +78,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 def _quality(report: Report) -> tuple[str, bytes] | None:
     """KL against bits a weight; what lies on the front is not beaten in both."""
-    variants = [v for v in report.variants if v.kl > 0 and v.export]
+    variants = [v for v in report.variants if v.kl and v.export]
     if not variants:
         return None
     points = [(v.bits_per_weight, v.kl) for v in variants]
@@ -200,7 +200,7 @@ def _bins(histogram: dict[str, list[float]]) -> int:
 
 def _token_kl(report: Report) -> tuple[str, bytes] | None:
     """How the KLs of single predictions are spread; and, of sequences, the mean at each position."""
-    shown = [v for v in report.variants if v.kl_shares and v.kl > 0][-_MOST_LINES:]
+    shown = [v for v in report.variants if v.kl_shares and v.kl][-_MOST_LINES:]
     if not shown:
         return None
     along = any(len(v.kl_by_position) > 1 for v in shown)

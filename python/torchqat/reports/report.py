@@ -24,8 +24,8 @@ class Variant:
         method: How it was made, in a few words.
         bits_per_weight: Of the quantized layers, scales and zero points included.
         perplexity: On the held-out data; ``None`` of encoders.
-        kl: Mean KL to the baseline per prediction, in nats.
-        top1_agreement: Share of predictions whose likeliest choice is the baseline's.
+        kl: Mean KL to the baseline per prediction, in nats; ``None`` where nothing was measured, of what was streamed.
+        top1_agreement: Share of predictions whose likeliest choice is the baseline's; ``None`` likewise.
         bytes: Size of the checkpoint's tensors on disk.
         export: Folder of the checkpoint, relative to the run, or ``None``.
         recovered: Share of the naive variant's loss at the same width that training won back, by metric.
@@ -44,8 +44,8 @@ class Variant:
     method: str
     bits_per_weight: float
     perplexity: float | None
-    kl: float
-    top1_agreement: float
+    kl: float | None
+    top1_agreement: float | None
     bytes: int
     export: str | None = None
     recovered: dict[str, float] | None = None

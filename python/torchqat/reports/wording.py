@@ -12,8 +12,8 @@ def _text(value: float | None, form: str) -> str:
 # What variants are measured by, and how a table shows it.
 MEASURES: dict[str, Callable[[Variant], str]] = {
     "perplexity": lambda v: _text(v.perplexity, "{:.3f}"),
-    "KL": lambda v: f"{v.kl:.5f}",
-    "top-1": lambda v: f"{v.top1_agreement:.2%}",
+    "KL": lambda v: _text(v.kl, "{:.5f}"),
+    "top-1": lambda v: _text(v.top1_agreement, "{:.2%}"),
     "cosine": lambda v: _text(v.cosine, "{:.5f}"),
     "task": lambda v: _text(v.task, "{:.2%}"),
 }
@@ -32,7 +32,7 @@ def measured(report: Report) -> list[str]:
 def baseline_texts(report: Report) -> list[str]:
     """The baseline's own figures, a dash where it is what others are measured against."""
     own = {"perplexity": ("perplexity", "{:.3f}"), "task": ("task", "{:.2%}")}
-    return [_text(report.baseline[own[n][0]], own[n][1]) if n in own else "-" for n in measured(report)]
+    return [_text(report.baseline.get(own[n][0]), own[n][1]) if n in own else "-" for n in measured(report)]
 
 
 def sentences(report: Report) -> list[str]:

@@ -21,6 +21,7 @@ from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.identity import meaning, plan_content
 from torchqat.runs.run import Run
 from torchqat.runs.steps import (
     export_and_verify,
@@ -30,6 +31,8 @@ from torchqat.runs.steps import (
     measure_sensitivity,
     verify_in_engine,
 )
+from torchqat.runs.trained import trained_state
+from torchqat.training.state import load_training
 from torchqat.verification.engines import engine_formats
 
 # Layers that are backed off go to this width.
@@ -43,7 +46,7 @@ class Candidate:
     Attributes:
         name: Of its variant in the report, and of its folder.
         method: In a few words.
-        build: Gives the model, as it is exported.
+        build: Gives the model, as it is exported; from what its folder keeps, where that is there.
     """
 
     name: str
@@ -92,13 +95,15 @@ class Candidates:
 
     def all(self) -> list[Candidate]:
         width = f"int{self.width}"
-        found = [Candidate("int8", "INT8", partial(self._rounded, self._all_wide(), "mse"))]
+        found = [Candidate("int8", "INT8", partial(self._rounded, "int8", self._all_wide, "mse"))]
         if runs_float8():
-            found.append(Candidate("fp8", "FP8", partial(self._rounded, float8_plan(self.run.plan), "rtn")))
+            found.append(
+                Candidate("fp8", "FP8", partial(self._rounded, "fp8", lambda: float8_plan(self.run.plan), "rtn"))
+            )
         if self.width >= _WIDE:
             return found
         for rounding in ("gptq", "awq"):
-            build = partial(self._rounded, self.run.plan, rounding)
+            build = partial(self._rounded, f"{width}-{rounding}", lambda: self.run.plan, rounding)
             found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", build))
         trains = self.run.recipe.train.steps > 0
         if trains:
@@ -111,7 +116,7 @@ class Candidates:
             if trains:
                 found.append(Candidate(name, method + ", QAT", partial(self._trained, name, plan)))
             else:
-                found.append(Candidate(name, method + ", GPTQ", lambda plan=plan: self._rounded(plan(), "gptq")))
+                found.append(Candidate(name, method + ", GPTQ", partial(self._rounded, name, plan, "gptq")))
         return found
 
     def model(self, name: str) -> nn.Module:
@@ -131,8 +136,11 @@ class Candidates:
     def _all_wide(self) -> Plan:
         return with_widths(self.run.plan, {layer.name: _WIDE for layer in self.run.plan.layers})
 
-    def _rounded(self, plan: Plan, method: str) -> nn.Module:
-        return self.run.prepared(plan, Initialize(method))
+    def _rounded(self, name: str, plan: Callable[[], Plan], method: str) -> nn.Module:
+        return self.run.prepared(plan(), Initialize(method), self._folder(name) / "initialized.pt")
+
+    def _folder(self, name: str) -> Path:
+        return self.run.folder / "candidates" / name
 
     def _trained(self, name: str, plan: Callable[[], Plan]) -> nn.Module:
         parent = self.run
@@ -140,9 +148,13 @@ class Candidates:
         recipe.model, recipe.data, recipe.train = parent.recipe.model, parent.recipe.data, parent.recipe.train
         if not recipe.initialize.needs_data:
             recipe.initialize = Initialize("gptq")
-        folder = parent.folder / "candidates" / name
-        child = Run(recipe, folder, parent.progress, parent.float_model, parent.data, plan())
+        made = plan()
+        kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(made)}
+        child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, made, kept)
         child.folder.mkdir(parents=True, exist_ok=True)
+        state = load_training(child.folder / "checkpoints" / "train.pt")
+        if state is not None and (state.facts["identity"], state.facts["step"]) == (child.identity, recipe.train.steps):
+            return trained_state(child)
         return fine_tune(child)
 
     def _budgets(self) -> list[float]:
@@ -156,7 +168,8 @@ class Candidates:
 
     @cached_property
     def _sensitivity(self):
-        found = measure_sensitivity(self.run, self.width)
+        kept = self.run.report().sensitivity  # measured before this run was interrupted
+        found = _sensitivity_of(self.run.plan, kept) if kept else measure_sensitivity(self.run, self.width)
         return [replace(layer, scale_bits=self._scale_bits) for layer in found]
 
     @property
@@ -164,6 +177,19 @@ class Candidates:
         """Of the dtype that the recipe's first format stores scales in."""
         dtype = find_format(self.run.recipe.exports[0]).dtype or next(self.run.original.parameters()).dtype
         return 8 * dtype.itemsize
+
+
+def _sensitivity_of(plan: Plan, kept: dict[str, dict[str, float]]) -> list[LayerSensitivity]:
+    """What a report keeps of it, with what the plan knows."""
+    return [
+        LayerSensitivity(
+            layer.name,
+            layer.weight,
+            {int(bits): kl for bits, kl in kept[layer.name].items()},
+            (layer.out_features, layer.in_features),
+        )
+        for layer in plan.layers
+    ]
 
 
 def bits_of(plan: Plan, scale_bits: int) -> float:

@@ -58,6 +58,17 @@ class FloatModel:
         return load(self.path, self._recipe.model.dtype).requires_grad_(False)
 
     @property
+    def outline(self) -> nn.Module:
+        """Enough of the model for a plan: without weights, where they are not there yet and are not needed for that."""
+        if "original" in vars(self) or not self.kind.outlines:
+            return self.original
+        return self._outline
+
+    @cached_property
+    def _outline(self) -> nn.Module:
+        return self.kind.outline(self.path, self._recipe.model.dtype)
+
+    @property
     def reads_weights(self) -> bool:
         """Whether this process has the whole model, before it is spread."""
         return is_first() or self._recipe.train.strategy != "fsdp"

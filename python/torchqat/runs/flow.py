@@ -1,11 +1,14 @@
 """``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
 
+import os
 from pathlib import Path
 
-from torchqat._library import DistillSection, Recipe
+from torchqat._library import DistillSection, Recipe, load_recipe
+from torchqat.errors import UserError
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.folder import default_folder
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 from torchqat.runs.steps import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
@@ -13,11 +16,68 @@ from torchqat.runs.variants import initialized_name, naive_model, naive_name, tr
 from torchqat.training.loop import TrainingLoop
 
 
-def run(recipe: Recipe, folder: Path, progress: Progress, resume: bool = False) -> Report:
-    """Baseline, naive rounding, training, export, verification; in mode auto, what ``decide`` does. Returns the report."""
-    run = Run(recipe, folder, progress)
-    with run.opened(resume):
-        return decide(run) if recipe.mode == "auto" else _follow(run)
+def run(
+    recipe: str | Path | Recipe,
+    model: str = "",
+    data: str = "",
+    output: str | Path = "",
+    resume: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
+
+    Args:
+        recipe: A YAML file, or a recipe, of which settings that were made in Python count.
+        model: Hugging Face folder, hub id or ``module:function``, in place of the recipe's.
+        data: File or folder of text or jsonl, in place of the recipe's.
+        output: The run's folder; ``runs/<model>-<recipe>`` when empty.
+        resume: Go on with the run that is there.
+        restart: Delete the run that is there, and begin again.
+        progress: Where news goes; standard error when ``None``.
+
+    Returns:
+        What was measured, as the folder's ``report.json`` has it.
+
+    Raises:
+        RecipeError: The recipe is none, or does not fit the model.
+        UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
+            ``restart`` is set, or it was made of something else. Nothing is written then.
+    """
+    return follow(run_of(recipe, model, data, output, progress), resume, restart)
+
+
+def run_of(
+    recipe: str | Path | Recipe,
+    model: str = "",
+    data: str = "",
+    output: str | Path = "",
+    progress: Progress | None = None,
+) -> Run:
+    """The run that these options mean, which has done nothing yet."""
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    if model:
+        loaded.model.path, loaded.model.scratch = str(model), None
+    if data:
+        loaded.data.train = str(data)
+    return Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
+
+
+def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:
+    """What the recipe of ``run`` says, or what ``decide`` does; returns the report."""
+    check_alone()
+    with run.opened(resume, restart):
+        return decide(run) if run.recipe.mode == "auto" else _follow(run)
+
+
+def check_alone() -> None:
+    """Raises UserError where torchrun started several processes: they would all do the whole run."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise UserError(
+            f"A run must be one process, but torchrun started {count}; torchqat train is what shares its work among them, "
+            "and torchqat export writes the checkpoint."
+        )
 
 
 def _follow(run: Run) -> Report:

@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process at a time, and its report, which changes in one way."""
+"""The folder of a run: held by one process at a time, deleted only when that is said, its report changed in one way."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,18 +6,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torchqat._library import Recipe
 from torchqat.errors import UserError
 from torchqat.files import read_json, write_json, write_text
 from torchqat.reports.report import REPORT, Report, environment, read_report
+from torchqat.runs.identity import differences
 from torchqat.runs.locking import locked, others_in, remove_leftovers
+from torchqat.training.state import step_of
 
 _SETTINGS = "run.json"
+# All that a run makes, what says that the folder is a run's last.
+_MADE = ("checkpoints", "candidates", "exports", "tensorboard", "metrics.jsonl", REPORT, "report.html", "plan.txt")
+_MADE += ("recipe.yaml", _SETTINGS)
 
 
-def check_free(folder: Path) -> None:
-    """Raises UserError if ``folder`` is somebody else's: it has files, and is no run's."""
-    if others_in(folder) and not is_run(folder):
-        raise UserError(f"output must be an empty folder or that of a run, but {folder} has other files.")
+def default_folder(recipe: Recipe) -> Path:
+    """``runs/<model>-<recipe>``, each by the last part of its name."""
+    model = recipe.model.path.rstrip("/").replace(":", "/").rpartition("/")[2] or "scratch"
+    return Path("runs") / f"{model}-{Path(recipe.file).stem}"
 
 
 def is_run(folder: Path) -> bool:
@@ -35,36 +41,81 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / _SETTINGS, "The settings of a run")
 
 
+def check_asked(folder: Path, resume: bool, restart: bool) -> None:
+    """Whether ``folder`` is one that was asked for: a free one, or that of a run to go on with or to begin again.
+
+    Raises:
+        UserError: It is not.
+    """
+    if resume and restart:
+        raise UserError("Either --resume or --restart must be given, but both are.")
+    if others_in(folder) and not is_run(folder):
+        raise UserError(f"output must be an empty folder or that of a run, but {folder} has other files.")
+    if resume and not is_run(folder):
+        raise UserError(f"--resume goes on with a run, but {folder} has none.")
+    if is_run(folder) and not (resume or restart):
+        raise UserError(
+            f"{folder} has a run{_how_far(folder)}: --resume goes on with it, --restart deletes it and begins again."
+        )
+
+
+def _how_far(folder: Path) -> str:
+    settings, checkpoints = read_settings(folder), folder / "checkpoints"
+    total, variants = settings.get("steps", 0), len(read_report(folder).variants)
+    step = step_of(checkpoints / "train.pt")
+    if total and step is not None:
+        return f" at step {step} of {total}"
+    if variants:
+        return f" that has measured {variants} variant{'s' if variants > 1 else ''}"
+    return " that has only begun"
+
+
+def check_same(folder: Path, parts: dict[str, Any]) -> None:
+    """Whether the run in ``folder`` is made of the same recipe, model and data as what was asked for.
+
+    Raises:
+        UserError: It is not; what differs is named.
+    """
+    found = differences(read_settings(folder).get("made_of", {}), parts)
+    if found:
+        raise UserError(
+            f"To be gone on with, the run in {folder} must be made of the same recipe, model and data, but "
+            f"{'; '.join(found[:3])}{' ...' if len(found) > 3 else ''}. Choose another --output; --restart deletes it."
+        )
+
+
 @contextmanager
-def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: bool) -> Iterator[None]:
+def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: bool, restart: bool) -> Iterator[None]:
     """``folder``, made ready for a run, while the block runs.
 
     Args:
         folder: Made if it is not there.
-        settings: What the run was started with; ``identity`` says whether a report that is there belongs to it.
+        settings: What the run is started with.
         texts: Files that tell people of it, by their names.
         resume: Go on with what is there.
+        restart: Delete what a run has made there.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds it, or has meanwhile begun a run in it.
     """
     with locked(folder):
+        check_asked(folder, resume, restart)
         remove_leftovers(folder)
-        report = read_report(folder) if resume and _belongs(folder, settings) else Report()
-        if not resume:
-            for name in ("checkpoints", "candidates", "metrics.jsonl"):
-                _remove(folder / name)
+        for name in _MADE if restart else ():
+            _remove(folder / name)
         write_json(folder / _SETTINGS, settings)  # first: it says that the folder is a run's
         for name, text in texts.items():
             write_text(folder / name, text)
-        report.environment = environment()
-        write_json(folder / REPORT, report.to_json())
+        with changed_report(folder) as report:
+            report.environment = environment()
         yield
 
 
-def _belongs(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether what the folder holds was made from the same recipe, model and data."""
-    return is_run(folder) and read_settings(folder).get("identity") == settings["identity"]
+def version_note(folder: Path) -> str:
+    """A sentence where the run in ``folder`` was begun with another torch or torchqat; else empty."""
+    then, now = read_report(folder).environment, environment()
+    changed = [f"{name} {then[name]}" for name in ("torchqat", "torch") if then.get(name, now[name]) != now[name]]
+    return f"The run was begun with {' and '.join(changed)}, and goes on with others." if changed else ""
 
 
 @contextmanager

@@ -10,17 +10,13 @@ from torchqat.checkpoints.deploy import load
 from torchqat.errors import UserError
 from torchqat.files import digest_of, read_json
 from torchqat.model.loading import empty_model, load_model
-from torchqat.model.prepare import prepare
 from torchqat.runs.auto import Candidates
 from torchqat.runs.folder import is_run, read_settings
+from torchqat.runs.identity import apply, model_content
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
+from torchqat.runs.trained import trained_state
 from torchqat.runs.variants import initialized_name, last_name, naive_model, naive_name, trained_name
-from torchqat.training.best_state import restore_best
-from torchqat.training.lora import merge_adapters
-from torchqat.training.parameters import choose_parameters
-from torchqat.training.schedule import Schedule
-from torchqat.training.state import load_training
 from torchqat.verification.engines.transformers import load_in_transformers
 
 
@@ -31,11 +27,20 @@ def open_run(folder: Path) -> Run:
         UserError: The folder is not that of a run.
     """
     settings = read_settings(folder)
+    if settings.get("version") != 2:
+        raise UserError(f"{folder} must have been written by this torchqat, but its run.json is of another version.")
     recipe = load_recipe(str(folder / "recipe.yaml"))
+    apply(recipe, settings["made_of"]["recipe"])  # what was set by options, or in Python
     recipe.model.path, recipe.model.scratch = settings["model"], None
-    recipe.data.train = settings["data"]
-    recipe.train.steps = settings.get("steps", recipe.train.steps)
-    return Run(recipe, folder, Progress())
+    recipe.data.train, recipe.data.evaluation_path = settings["data"], settings["evaluation"]
+    recipe.evaluate.task = settings["task"]
+    run = Run(recipe, folder, Progress(), kept=settings["made_of"])
+    content = model_content(settings["model"])
+    if content and content != settings["made_of"]["model"]:
+        raise UserError(
+            f"{settings['model']} must hold the model that the run in {folder} was made of, but it has changed since."
+        )
+    return run
 
 
 def exported_model(folder: Path, run: str = "", variant: str = "") -> tuple[Run, nn.Module]:
@@ -49,13 +54,22 @@ def exported_model(folder: Path, run: str = "", variant: str = "") -> tuple[Run,
     Raises:
         UserError: There is no such run, or its report does not know the checkpoint.
     """
+    opened = open_run(run_above(folder, run))
+    return opened, variant_model(opened, variant or _variant_of(opened, folder))
+
+
+def run_above(folder: Path, run: str = "") -> Path:
+    """The folder of the run that ``folder`` lies in, or that ``run`` names.
+
+    Raises:
+        UserError: There is none.
+    """
     root = Path(run) if run else next((p for p in folder.resolve().parents if is_run(p)), None)
     if root is None:
         raise UserError(
             f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
         )
-    opened = open_run(root)
-    return opened, variant_model(opened, variant or _variant_of(opened, folder))
+    return root
 
 
 def _variant_of(run: Run, folder: Path) -> str:
@@ -95,28 +109,10 @@ def variant_model(run: Run, name: str) -> nn.Module:
     made = {naive_name(bits): partial(naive_model, run, bits) for bits in run.recipe.evaluate.compare}
     made[initialized_name(run)] = partial(run.prepared, run.plan)
     if run.recipe.train.steps:
-        made[trained_name(run)] = partial(_trained, run)
+        made[trained_name(run)] = partial(trained_state, run)
     if name not in made:
         raise UserError(f"variant must be one of the run in {run.folder}, {', '.join(made)}, but is {name}.")
     return made[name]().eval()
-
-
-def _trained(run: Run) -> nn.Module:
-    path = run.folder / "checkpoints" / "train.pt"
-    state = load_training(path)
-    if state is None:
-        raise UserError(f"{run.folder} must have a trained state, but {path} does not exist; run torchqat train first.")
-    steps, reached = run.recipe.train.steps, state.facts["step"]
-    if reached < steps:
-        raise UserError(f"{run.folder} must be trained to step {steps}, but stopped at {reached}; use --resume.")
-    model = prepare(run.fresh_model(), run.plan, run.recipe.initialize, run.recipe.train.weight_cache)
-    choose_parameters(run.recipe.train, model)
-    schedule = Schedule(model, run.recipe, steps)
-    state.restore(model)
-    schedule.load_state_dict(state.facts["schedule"])
-    if run.recipe.train.validate_every:
-        restore_best(path.with_name("best.pt"), model)
-    return merge_adapters(model)
 
 
 def load_any(path: str) -> nn.Module:

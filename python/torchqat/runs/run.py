@@ -1,21 +1,18 @@
 """A recipe at work in a folder: what it works on, and what it keeps. ``flow.py`` has the steps."""
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
-from torchqat._version import __version__
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
-from torchqat.data.batch import digest as digest_of
+from torchqat.data.batch import Batch
 from torchqat.data.batches import Data, shortfall
 from torchqat.data.corpus import Corpus
 from torchqat.data.tasks import Task, load_task
@@ -26,9 +23,13 @@ from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import changed_report, check_free, held
+from torchqat.runs.folder import changed_report, check_asked, check_same, held, version_note
+from torchqat.runs.identity import key_of, made_of, model_content, plan_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import is_first, wait
+
+# In the folder of a run.
+_EXAMPLE = Path("checkpoints") / "example.pt"
 
 
 class Run:
@@ -39,8 +40,9 @@ class Run:
         folder: The run's folder.
         progress: Where news goes.
         float_model: What it starts from, where another run has read it already; the recipe's when ``None``.
-        data: Its batches, where they are those of another run; the recipe's when ``None``.
+        data_of: Another run, whose batches it has as well; the recipe's when ``None``.
         plan: What becomes of each layer, where that is not what the recipe says.
+        kept: What it is made of, where its folder says so: nothing is read to find out.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class Run:
         folder: Path,
         progress: Progress,
         float_model: FloatModel | None = None,
-        data: Data | None = None,
+        data_of: "Run | None" = None,
         plan: Plan | None = None,
+        kept: dict[str, Any] | None = None,
     ):
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.float_model = float_model or FloatModel(recipe, progress)
-        self._data, self._plan = data, plan
+        self._data_of, self._plan, self._kept = data_of, plan, kept
 
     # -- what the run works on ---------------------------------------------------------------------------------------
 
@@ -82,8 +85,10 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
+        if self._data_of is not None:
+            return self._data_of.data
         check_data_given(self.recipe)
-        return self._data or self.kind.load_data(self.recipe, self.tokenizer)
+        return self.kind.load_data(self.recipe, self.tokenizer)
 
     @cached_property
     def task(self) -> Task | None:
@@ -97,42 +102,63 @@ class Run:
 
     @cached_property
     def plan(self) -> Plan:
-        return self._plan or make_plan(self.original, self.recipe)
+        return self._plan or make_plan(self.float_model.outline, self.recipe)
 
     @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """What results depend on (identity.py); not the limits that they are held against."""
+        if self._kept is not None:
+            return self._kept
+        path = self.model_path
+        content = model_content(path) or model_content(path, self._whole_model())
+        return made_of(self.recipe, self.plan, content, self.data)
+
+    def _whole_model(self) -> nn.Module:
+        """Also on a process that holds a part of it."""
+        if self.float_model.reads_weights:
+            return self.original
+        return self.kind.load(self.model_path, self.recipe.model.dtype)
+
+    @property
     def identity(self) -> str:
-        """Changes with anything that a result depends on; not with the limits that it is held against."""
-        digest = sha256(_without_limits(self.recipe.text).encode())
-        digest.update(repr((self.model_path, torch.__version__, __version__)).encode())
-        if self._plan is not None:
-            digest.update(str(self._plan).encode())
-        for batch in [self.data.train.everything(), *self.data.evaluation]:
-            digest.update(digest_of(batch))
-        return digest.hexdigest()[:16]
+        """A word that changes with ``made_of``."""
+        return key_of(self.made_of)
 
     def fresh_model(self) -> nn.Module:
         return copy.deepcopy(self.original).requires_grad_(True)
 
-    def prepared(self, plan: Plan, method: str | Initialize | None = None) -> nn.Module:
-        """A quantized model before training. The recipe's own is calibrated once and kept."""
-        model = prepare(self.fresh_model(), plan, method or self.recipe.initialize, self.recipe.train.weight_cache)
+    def prepared(self, plan: Plan, method: str | Initialize | None = None, kept: Path | None = None) -> nn.Module:
+        """A quantized model before training. Where data decide what it is, it is calibrated once and kept.
+
+        Args:
+            plan: What becomes of each layer.
+            method: How weights are rounded; as the recipe says when ``None``.
+            kept: Where; in ``checkpoints`` when ``None``.
+        """
+        own = method is None
+        settings = Initialize(method) if isinstance(method, str) else method or self.recipe.initialize
+        model = prepare(self.fresh_model(), plan, settings, self.recipe.train.weight_cache)
         if not self.float_model.reads_weights:
             return model  # the numbers come with its part
-        kept = self.folder / "checkpoints" / "initialized.pt" if method is None else None
-        if kept is not None and kept.is_file():
+        needs_data = _needs_data(plan, settings)
+        kept = kept or self.folder / "checkpoints" / ("initialized.pt" if own else f"{settings.method}.pt")
+        identity = f"{self.identity} {plan_content(plan)}"
+        if needs_data and kept.is_file():
             state = load_state(kept)
-            if state["identity"] == self.identity:
+            if state["identity"] == identity:
                 model.load_state_dict(state["model"])
                 return model
-        if method is None and self.recipe.initialize.needs_data:
-            self.progress.say(f"Calibrating with {self.recipe.initialize.method}")
-        warnings = calibrate(model, self.data.calibration, self.kind.outputs).warnings
-        if method is None:
+        if own and settings.needs_data:
+            self.progress.say(f"Calibrating with {settings.method}")
+        batches = self.data.calibration if needs_data else []
+        warnings = calibrate(model, batches, self.kind.outputs).warnings
+        if own:
             warnings += self._notes(model)
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if kept is not None and is_first() and (self.recipe.initialize.needs_data or cache_spec(model) is not None):
-            save_state(kept, {"identity": self.identity, "model": model.state_dict()})
+        if needs_data and is_first():
+            save_state(kept, {"identity": identity, "model": model.state_dict()})
+        if needs_data and own and is_first():
             with self.changed_report() as report:
                 report.notes = warnings
         return model
@@ -161,26 +187,55 @@ class Run:
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def opened(self, resume: bool) -> Iterator[None]:
-        """The folder, ready for work and held. One that is not a run's, or that another process works in, is not touched."""
-        check_free(self.folder)
-        # Whatever the input may be wrong in shows here, before anything is written.
+    def opened(self, resume: bool = False, restart: bool = False, whole: bool = True) -> Iterator[None]:
+        """The folder, ready for work and held.
+
+        Whatever the input may be wrong in shows here, before anything is written; a folder that is not a run's, that another
+        process works in, or that has a run which was not meant, is not touched.
+
+        Args:
+            resume: Go on with the run that is there.
+            restart: Delete the run that is there.
+            whole: The model is read now; a run that is streamed never has all of it.
+
+        Raises:
+            UserError: One of these.
+        """
+        if is_first():
+            check_asked(self.folder, resume, restart)
+        if whole:
+            _ = self.original
         plan = str(self.plan)
-        check_exports(self.original, self.plan, self.recipe.exports, self.kind.writes_text)
+        check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
         _ = self.task
         settings = {
+            "version": 2,
             "steps": self.recipe.train.steps,
-            "model": self.model_path,
-            "data": self.recipe.data.train,
-            "identity": self.identity,
+            "model": _absolute(self.model_path),
+            "data": _absolute(self.recipe.data.train),
+            "evaluation": _absolute(self.recipe.data.evaluation_path),
+            "task": _absolute(self.recipe.evaluate.task),
+            "made_of": self.made_of,
         }
         if not is_first():
             wait()  # until the folder is ready
             yield
             return
-        with held(self.folder, settings, {"recipe.yaml": self.recipe.text, "plan.txt": plan}, resume):
+        if resume:
+            check_same(self.folder, self.made_of)
+            if note := version_note(self.folder):
+                self.progress.say(f"Note: {note}")
+        texts = {"recipe.yaml": self.recipe.text, "plan.txt": plan}
+        with held(self.folder, settings, texts, resume, restart):
+            save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})
             wait()
             yield
+
+    @cached_property
+    def example(self) -> Batch:
+        """A batch of held-out data, which the folder keeps: what is exported can be tried without the data."""
+        path = self.folder / _EXAMPLE
+        return load_state(path)["batch"] if path.is_file() else self.data.evaluation[0]
 
     def report(self) -> Report:
         """What was measured so far."""
@@ -191,12 +246,13 @@ class Run:
         return changed_report(self.folder)
 
 
-def _without_limits(text: str) -> str:
-    """A recipe but for what decides over results that are there already."""
-    import yaml  # transformers brings it
+def _needs_data(plan: Plan, settings: Initialize) -> bool:
+    """Whether calibration data decide what the model becomes: by the method, or by ranges of inputs or of a cache."""
+    ranges = any(layer.input is not None and not layer.input.dynamic for layer in plan.layers)
+    cache = plan.kv_cache is not None and plan.kv_cache.calibrated
+    return settings.needs_data or bool(settings.transforms) or ranges or cache
 
-    recipe = yaml.safe_load(text)
-    for key in ("size", "engine"):
-        recipe.pop(key, None)
-    (recipe.get("evaluate") or {}).pop("accept", None)
-    return json.dumps(recipe, sort_keys=True, default=str)
+
+def _absolute(source: str) -> str:
+    """A path that is there, whatever folder a later command is given in; other words as they are."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source

@@ -89,7 +89,7 @@ def export_and_verify(run: Run, model: nn.Module, format: str, variant: str, suf
     """Write ``model``, that of ``variant``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
     folder = write_export(run, model, run.folder / target, format)
-    checked = verify(folder, model, example=run.kind.examples(run.data.evaluation[0]))
+    checked = verify(folder, model, example=run.kind.examples(run.example))
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
     run.progress.say(f"{folder}: {checked}; sha256 {remember_export(run, folder, variant)}")
@@ -109,17 +109,16 @@ def remember_export(run: Run, folder: Path, variant: str) -> str:
 
 def write_export(run: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
     """``export`` with what the run knows of its model: tokenizer, inputs, and files that go with it."""
-    known = {"example": run.kind.examples(run.data.evaluation[0]), "files": run.kind.companions(run.model_path)}
+    known = {"example": run.kind.examples(run.example), "files": run.kind.companions(run.model_path)}
     return export(model, folder, format, run.tokenizer, **known, **options)
 
 
 def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:
     """``verify`` with what the run knows: beginnings of held-out text or a batch, and the float model to time beside it."""
-    batches = run.data.evaluation
     if not run.kind.writes_text:
-        example = run.kind.examples(batches[0])
+        example = run.kind.examples(run.example)
         return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
-    prompts = torch.cat(list(batches))[:4, :64]
+    prompts = run.example[:4, :64]
     baseline = run.model_path if bench else ""
     return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline)
 

@@ -8,7 +8,7 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
+from torchqat.data.batch import digest
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
@@ -49,6 +50,8 @@ class Streamed:
         layers: Number of quantized layers, each read back and equal bit for bit.
         bits_per_weight: Of the quantized layers, scales and zero points included.
         bytes: Of all tensors.
+        digests: SHA-256 of each tensor's elements, in row order: of the weights of quantized layers as the forward has them,
+            in the dtype in which a reader computes them, and of the rest.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Streamed:
     layers: int = 0
     bits_per_weight: float = 0.0
     bytes: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def quantize_folder(
@@ -177,6 +181,7 @@ class _Writer:
         self.model, self.folder = model, folder
         self.shards = ShardWriter(folder, _SHARD_BYTES)
         self.elements, self.bits = 0, 0.0
+        self.digests: dict[str, str] = {}
         self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
         self.format = checked_format(format, self.plan)
         self.documents = self.format.documents(self.plan)
@@ -195,21 +200,25 @@ class _Writer:
         scales = cache_scales(block.module, self.format.name)
         tensors.update({prefix + name: scale for name, scale in scales.items()})
         self.shards.add(tensors)
-        read = read_layers_of(self.format.name, read_file(self.shards.flush()), self.config).weights
+        reading = read_layers_of(self.format.name, read_file(self.shards.flush()), self.config)
+        self.digests.update({name: digest(tensors[name]).hex() for name in reading.others})
         for name, layer in block.layers():
             expected = layer.quantized_weight()
             stored = layer.convert(name, torch.float32)
-            found = read.get(name)
+            found = reading.weights.get(name)
             same = found is not None and torch.equal(found, stored.dequantize(found.dtype))
             if not same or not torch.equal(stored.dequantize(expected.dtype), expected):
                 raise UserError(f"{name} does not read back as it was rounded.")
+            self.digests[f"{name}.weight"] = digest(found).hex()
 
     def add_rest(self, reader: CheckpointReader, blocks: list[str]) -> None:
         """What lies outside the blocks, as it is."""
         inside = tuple(name + "." for name in blocks)
         for name, tensor in self.model.state_dict().items():
             if not name.startswith(inside) and name in reader:
-                self.shards.add({name: reader[name].to(self.format.dtype or tensor.dtype)})
+                kept = reader[name].to(self.format.dtype or tensor.dtype)
+                self.shards.add({name: kept})
+                self.digests[name] = digest(kept).hex()
 
     def finish(self, tokenizer) -> Streamed:
         self.shards.finish()
@@ -217,4 +226,4 @@ class _Writer:
         if tokenizer is not None:
             tokenizer.save_pretrained(self.folder)
         bits = self.bits / self.elements
-        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes)
+        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)

@@ -30,4 +30,4 @@ def last_name(run: Run) -> str:
 
 def naive_model(run: Run, bits: int) -> nn.Module:
     """The model rounded to nearest at ``bits``."""
-    return run.prepared(naive_plan(run.plan, bits), "rtn")
+    return run.prepared(naive_plan(run.plan, bits), "rtn", run.folder / "checkpoints" / f"{naive_name(bits)}.pt")

@@ -18,7 +18,7 @@ from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import device_of, whole
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import first_not_finite, scale_not_finite
-from torchqat.training.optimizers import fine_tuning_optimizer, make_relative, rate_factor
+from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
 from torchqat.training.schedule import Schedule
@@ -101,7 +101,6 @@ class TrainingLoop:
         for group in groups:
             group["lr"] = group["initial_lr"] * rate
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
-        make_relative([group for group in groups if group["relative"]])
         device = device_of(self.model)
         sum_of_losses = 0.0
         with explained(self.model, f"step {step}", _LESS_MEMORY):

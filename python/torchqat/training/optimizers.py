@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import TrainSection
+from torchqat._library import Recipe, TrainSection
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import local
 from torchqat.training.processes import total
@@ -23,13 +23,22 @@ def rate_factor(settings: TrainSection, step: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
-    """AdamW in three groups: matrices, vectors without weight decay, and scales with a rate of their own.
+def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> list[dict[str, Any]]:
+    """The parameters of a prepared ``model`` for an optimizer: matrices, vectors without decay, and each learned scale.
 
-    The rate of a scale is relative to its size: at every step ``scale_learning_rate`` is multiplied by the mean magnitude
-    of the layer's scales, since an Adam step is absolute, and scales differ by orders of magnitude between layers and
-    between widths. Zero points are in levels and need no such factor.
+    The rate of a scale is relative to its size, since an Adam step is absolute, and scales differ by orders of magnitude
+    between layers and between widths: a ``Schedule`` that knows the optimizer multiplies it, for every step, by the mean
+    magnitude of the layer's scales. Zero points are in levels and need no such factor.
+
+    Args:
+        model: Prepared; what does not require a gradient is left out.
+        settings: A recipe, or its ``train`` section, whose ``learning_rate``, ``scale_learning_rate`` and ``weight_decay``
+            count.
+
+    Returns:
+        Groups with ``params``, ``lr`` and ``weight_decay``; ``relative`` says which rates are multiplied.
     """
+    settings = settings.train if isinstance(settings, Recipe) else settings
     matrices, vectors, scales = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -45,7 +54,31 @@ def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.opt
     for group in groups:
         group["initial_lr"] = group["lr"]
         group.setdefault("relative", False)
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.95), eps=1e-8)
+    return [group for group in groups if group["params"]]
+
+
+def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+    """AdamW over ``parameter_groups``."""
+    return torch.optim.AdamW(parameter_groups(model, settings), betas=(0.9, 0.95), eps=1e-8)
+
+
+def multiply_relative_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Let every step of ``optimizer`` use the rates of relative groups times the magnitude of their scales."""
+    if getattr(optimizer, "_qat_relative", False):
+        return
+    optimizer._qat_relative = True
+    rates: list[tuple[dict[str, Any], float]] = []
+
+    def multiply(optimizer, _args, _kwargs) -> None:
+        rates[:] = [(group, group["lr"]) for group in optimizer.param_groups if group.get("relative")]
+        make_relative([group for group, _ in rates])
+
+    def put_back(_optimizer, _args, _kwargs) -> None:
+        for group, rate in rates:
+            group["lr"] = rate
+
+    optimizer.register_step_pre_hook(multiply)
+    optimizer.register_step_post_hook(put_back)
 
 
 def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.optim.Optimizer]:

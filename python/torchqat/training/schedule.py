@@ -13,6 +13,7 @@ from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.training.optimizers import multiply_relative_rates
 
 
 class Schedule:
@@ -26,7 +27,8 @@ class Schedule:
         model: A prepared model.
         recipe: Its recipe.
         total_steps: Optimizer steps of the whole run; percentages refer to it.
-        optimizer: The optimizer to tell; optional.
+        optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
+            groups are those of ``parameter_groups``.
         say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU. By default it
             goes to the logger ``torchqat``.
 
@@ -50,6 +52,8 @@ class Schedule:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
         self.model, self.optimizer = model, optimizer
+        if optimizer is not None:
+            multiply_relative_rates(optimizer)
         self.weight_cache: CacheChoice | None = None
         self._say = say or logging.getLogger("torchqat").warning
         self.bits = BitSchedule(recipe, total_steps)

@@ -103,6 +103,15 @@ def load_training(path: Path) -> SavedState | None:
     return max(found, key=lambda state: state.facts["step"], default=None)
 
 
+def step_of(path: Path) -> int | None:
+    """The step of what is kept at ``path``, of which no tensor is read; ``None`` where nothing is."""
+    kept = [torch.load(path, map_location="cpu", weights_only=True, mmap=True)] if path.is_file() else []
+    kept += [
+        read_json(part / "facts.json", "What is known of a checkpoint") for part in _complete(_folder_of(path))[-1:]
+    ]
+    return max((int(facts["step"]) for facts in kept), default=None)
+
+
 def _of_file(path: Path) -> SavedState:
     state = load_state(path)
     if not isinstance(state, dict) or not {"step", "identity", "model"} <= state.keys():

@@ -1,0 +1,174 @@
+"""What a run is made of: what its recipe means, what its model and its data hold. Names, comments and order do not count."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import Bound, KvCacheSpec, Plan, QuantSpec, Recipe
+from torchqat._version import NUMERICS
+from torchqat.data.batch import digest as digest_of
+from torchqat.data.batches import Data
+from torchqat.errors import UserError
+
+# Limits, which decide over results that are there already, and names of what is compared by what it holds.
+_LEFT_OUT = ("file", "text", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
+_LEFT_OUT += ("data.evaluation_path", "evaluate.accept_", "kv_cache")
+# Bytes, and elements, of each tensor that are looked at.
+_SAMPLE = 256
+
+
+def meaning(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of ``recipe`` but rules and schedule, which are the plan's, by its key, defaults among them.
+
+    Numbers, words, lists and ``None``; a point of the run is ``"80%"`` or ``"300"``.
+    """
+    return {key: value for key, value in _leaves(recipe, "") if not key.startswith(_LEFT_OUT)}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Bound):
+        yield key, f"{value.value:g}%" if value.is_percent else f"{value.value:g}"
+    elif type(value).__module__ == Recipe.__module__:
+        for name in dir(value):
+            if name[0] != "_" and not callable(getattr(value, name)):
+                yield from _leaves(getattr(value, name), f"{key}.{name}" if key else name)
+    else:
+        yield key, value if isinstance(value, bool | int | float | str | list | None) else str(value)
+
+
+def apply(recipe: Recipe, settings: dict[str, Any]) -> None:
+    """Put ``settings``, as ``meaning`` gives them, into ``recipe``, where they are not there already."""
+    there = meaning(recipe)
+    for key, value in settings.items():
+        if there.get(key) == value:
+            continue
+        *sections, name = key.split(".")
+        holder = recipe
+        for section in sections:
+            holder = getattr(holder, section)
+        if isinstance(getattr(holder, name), Bound):
+            value = Bound(float(value.removesuffix("%")), value.endswith("%"))
+        setattr(holder, name, value)
+
+
+def made_of(recipe: Recipe, plan: Plan, model: str, data: Data) -> dict[str, Any]:
+    """What a run's results depend on, to be kept as JSON; ``model`` is what ``model_content`` gives."""
+    return {
+        "recipe": meaning(recipe),
+        "plan": plan_content(plan),
+        "model": model,
+        "data": data_content(data),
+        "numerics": NUMERICS,
+    }
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """A short word for what ``made_of`` gives."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What a run is made of otherwise, in words: ``there`` in its folder, ``here`` in what was asked for."""
+    old, new = there.get("recipe", {}), here["recipe"]
+    found = [
+        f"{key} is {old.get(key)} there and {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    words = {
+        "plan": "layers or schedule mean something else",
+        "model": "the model has other weights",
+        "data": "the data are others",
+        "numerics": "it was begun by a torchqat whose arithmetic gives other bits",
+    }
+    return found + [word for part, word in words.items() if there.get(part) != here[part]]
+
+
+def plan_content(plan: Plan) -> str:
+    """Changes with what becomes of any layer, and when."""
+    digest = sha256()
+    for layer in plan.layers:
+        specs = [_state_of(layer.weight), _state_of(layer.input)]
+        digest.update(repr((layer.name, layer.out_features, layer.in_features, layer.shares, specs)).encode())
+    stages = [(stage.until.value, stage.until.is_percent, stage.weight_bits, stage.input_bits) for stage in plan.stages]
+    digest.update(repr((stages, _state_of(plan.kv_cache))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _state_of(spec: Any) -> Any:
+    """All that a spec says, those in it too."""
+    if isinstance(spec, QuantSpec | KvCacheSpec):
+        return [_state_of(part) for part in spec.__getstate__()]
+    return spec
+
+
+def data_content(data: Data) -> str:
+    """Changes with any element that is trained, calibrated or measured on."""
+    digest = sha256()
+    for batch in [data.train.everything(), *data.calibration, *data.evaluation, *data.validation]:
+        digest.update(digest_of(batch))
+    return digest.hexdigest()[:16]
+
+
+def model_content(path: str, model: nn.Module | None = None) -> str:
+    """Changes with a model's configuration, with the name, shape or dtype of a tensor, and with most changes of weights.
+
+    Args:
+        path: A folder of safetensors, of which headers and a few bytes a tensor are read; or a hub id that was fetched.
+        model: Looked at where ``path`` has no such files, as a function of the user's; without it, the result is empty then.
+    """
+    folder = Path(path) if Path(path).is_dir() else _fetched(path)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    digest = sha256()
+    if files:
+        digest.update((folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b"")
+        for file in files:
+            for part in _samples_of_file(file):
+                digest.update(part)
+    elif model is None:
+        return ""
+    else:
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_samples_of_tensor(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _fetched(path: str) -> Path | None:
+    """Where the hub's library keeps what it fetched of ``path``."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def _samples_of_file(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size)
+        yield header
+        try:
+            entries = json.loads(header)
+        except ValueError as error:
+            raise UserError(f"{path} must be a safetensors file, but its header is no JSON.") from error
+        for name, entry in sorted(entries.items()):
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            for place in sorted({begin, (begin + end) // 2, max(begin, end - _SAMPLE)}):
+                file.seek(8 + size + place)
+                yield file.read(min(_SAMPLE, end - place))
+
+
+def _samples_of_tensor(tensor: Tensor) -> bytes:
+    flat = tensor.detach().flatten()
+    places = torch.linspace(0, max(len(flat) - 1, 0), min(_SAMPLE, len(flat))).long()
+    return flat[places.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes() if len(flat) else b""

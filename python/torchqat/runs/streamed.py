@@ -1,0 +1,78 @@
+"""A run that never holds its model: streamed into a checkpoint, and held against what was rounded when it was."""
+
+from pathlib import Path
+
+import torch
+
+from torchqat.checkpoints.readers import format_of, read_layers_of
+from torchqat.checkpoints.readers.reading import read_file
+from torchqat.data.batch import digest
+from torchqat.data.batches import shortfall
+from torchqat.files import read_json, size_of, write_json
+from torchqat.reports.report import Variant
+from torchqat.runs.run import Run
+from torchqat.runs.steps import remember_export
+from torchqat.runs.stream import Streamed, quantize_folder
+from torchqat.runs.variants import initialized_name
+from torchqat.verification.result import Verification
+
+# In the run's folder: the SHA-256 of each tensor.
+_DIGESTS = Path("checkpoints") / "streamed.json"
+
+
+def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
+    """Quantize the model of ``run`` block by block into its folder, and keep what ``verify_streamed`` needs.
+
+    Raises:
+        UserError: As ``quantize_folder`` and ``Run.opened``.
+    """
+    run.recipe.train.steps, run.recipe.train.control = 0, False
+    with run.opened(resume, restart, whole=False):
+        target = run.folder / "exports" / run.recipe.exports[0]
+        asked = run.recipe.data.calibration
+
+        def tell(done: int, total: int) -> None:
+            run.progress.say(f"Block {done} of {total}")
+
+        found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, run.tokenizer, tell)
+        short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
+        warnings = [*([short] if short else []), *found.calibration.warnings]
+        for warning in warnings:
+            run.progress.say(f"Note: {warning}")
+        write_json(run.folder / _DIGESTS, found.digests)
+        name = initialized_name(run)
+        remember_export(run, found.folder, name)
+        with run.changed_report() as report:
+            report.notes, report.baseline = warnings, {"bytes": size_of(Path(run.model_path))}
+            method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}, streamed"
+            place = str(target.relative_to(run.folder))
+            report.put(Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place))
+    return found
+
+
+def is_streamed(folder: Path) -> bool:
+    """Whether the run in ``folder`` was streamed."""
+    return (folder / _DIGESTS).is_file()
+
+
+@torch.no_grad()
+def verify_streamed(run: Path, folder: Path) -> Verification:
+    """Compare the checkpoint in ``folder``, file by file, with what the streamed run in ``run`` rounded.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    expected = read_json(run / _DIGESTS, "What a streamed run keeps of its tensors")
+    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
+    format, layers, differing, seen = format_of(folder), 0, {}, set()
+    for file in sorted(folder.glob("*.safetensors")):
+        reading = read_layers_of(format, read_file(file), config)
+        layers += len(reading.weights)
+        tensors = {**{f"{name}.weight": weight for name, weight in reading.weights.items()}, **reading.others}
+        seen |= tensors.keys()
+        for name, tensor in tensors.items():
+            if name in expected and digest(tensor).hex() != expected[name]:
+                differing[name.removesuffix(".weight")] = tensor.numel()
+    missing, unexpected = sorted(expected.keys() - seen), sorted(seen - expected.keys())
+    notes = ["a tensor that differs counts as a whole, since a streamed run keeps no more than a sum of each"]
+    return Verification(layers, differing, missing, unexpected, notes=notes if differing else [])
