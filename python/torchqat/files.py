@@ -83,9 +83,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             raise OSError(str(error).splitlines()[0]) from error
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """What ``save_state`` wrote; ``mmap`` reads tensors when they are looked at."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise UserError(f"{path} must be a checkpoint of torchqat, but does not load: {error}.") from error
 

@@ -226,7 +226,7 @@ def test_a_folder_of_other_files_is_never_touched(arguments, tmp_path, capsys):
 
 
 def test_a_failure_of_ours_is_one_sentence_with_code_1(recipe_file, model_folder, capsys, monkeypatch):
-    monkeypatch.setattr("torchqat.kinds.causal_lm.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("torchqat.kinds.causal_lm.skeleton", lambda *_: 1 / 0)
     _sentence(
         call(capsys, "check", recipe_file, "--model", model_folder),
         1,

@@ -120,7 +120,7 @@ def test_a_run_writes_what_it_saw(arguments, recipe_file, tmp_path, capsys):
     lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 8 and all("oscillating_share" in found for found in lines)
     recipe_file.write_text(recipe_file.read_text().replace("train: {", "train: {monitor: false, "))
-    assert call(capsys, "train", *arguments)[0] == 0
+    assert call(capsys, "train", *arguments, "--restart")[0] == 0
     assert "clipped_share" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

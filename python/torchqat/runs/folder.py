@@ -62,7 +62,10 @@ def check_asked(folder: Path, resume: bool, restart: bool) -> None:
 def _how_far(folder: Path) -> str:
     settings, checkpoints = read_settings(folder), folder / "checkpoints"
     total, variants = settings.get("steps", 0), len(read_report(folder).variants)
-    step = step_of(checkpoints / "train.pt")
+    try:
+        step = step_of(checkpoints / "train.pt")
+    except UserError:
+        return " whose training state does not load"
     if total and step is not None:
         return f" at step {step} of {total}"
     if variants:

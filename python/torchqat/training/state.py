@@ -104,8 +104,12 @@ def load_training(path: Path) -> SavedState | None:
 
 
 def step_of(path: Path) -> int | None:
-    """The step of what is kept at ``path``, of which no tensor is read; ``None`` where nothing is."""
-    kept = [torch.load(path, map_location="cpu", weights_only=True, mmap=True)] if path.is_file() else []
+    """The step of what is kept at ``path``, of which no tensor is read; ``None`` where nothing is.
+
+    Raises:
+        UserError: It does not load.
+    """
+    kept = [load_state(path, mmap=True)] if path.is_file() else []
     kept += [
         read_json(part / "facts.json", "What is known of a checkpoint") for part in _complete(_folder_of(path))[-1:]
     ]
