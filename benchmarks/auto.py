@@ -25,7 +25,6 @@ from torchqat.data.corpus import STDLIB, load_corpus
 from torchqat.model.loading import load_tokenizer
 from torchqat.reports.html import write_html
 from torchqat.reports.report import Report
-from torchqat.runs.flow import run
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 
@@ -114,7 +113,7 @@ def _write(path: Path, lines: list[dict]) -> None:
 def measured(name: str) -> tuple[Case, Report, float]:
     case, folder = CASES[name](), KEPT / name
     began = time.perf_counter()
-    report = run(case.recipe, folder, Progress(), resume=(folder / "run.json").is_file())
+    report = torchqat.run(case.recipe, output=folder, resume=(folder / "run.json").is_file())
     seconds = time.perf_counter() - began
     kept = folder / "seconds.json"
     if not kept.is_file():

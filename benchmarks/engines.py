@@ -19,7 +19,7 @@ from torch import nn
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.files import size_of
 from torchqat.runs.scratch import new_model
-from torchqat.verification.engines import ENGINES, Bench, Job, Speed
+from torchqat.verification.engines import ENGINES, Bench, Question, Speed
 from torchqat.verification.engines.onnxruntime import serve_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def speed_rows() -> tuple[list[list[str]], dict]:
 
 def run(engine: str, folder: Path) -> Speed:
     format = "gguf" if engine == "llama.cpp" else "compressed-tensors"
-    return ENGINES[engine].serve(format, Job(str(folder), [], bench=BENCH)).speed
+    return ENGINES[engine].serve(format, Question(str(folder), [], bench=BENCH)).speed
 
 
 def exported(model: nn.Module, format: str, weight: str, input: str, folder: Path) -> Path:

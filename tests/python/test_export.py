@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import torchqat
+from safetensors.torch import load_file
 from test_linear import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
@@ -233,3 +234,25 @@ def test_verify_of_what_is_no_checkpoint(tiny_llama, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(torchqat.UserError, match="must be a safetensors file, but does not load"):
         torchqat.verify(folder, model)
+
+
+def test_memory_that_is_shared_and_names_of_ours_in_other_modules(tmp_path):
+    """The verifier, which works out by itself what is to be there, and the exporter agree."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+            self.register_buffer("a", torch.arange(4.0))
+            self.register_buffer("b", self.a.view(4))
+            self.k_scale = nn.Parameter(torch.ones(3))
+            self.input_low = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return self.linear(x)
+
+    text = 'version: 1\nlayers: [{match: "linear", weight: {dtype: int4, group_size: 32}}]\n'
+    model = torchqat.prepare(Net(), torchqat.parse_recipe(text))
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    assert torchqat.verify(folder, model).ok
+    assert {"a", "k_scale", "input_low"} <= load_file(folder / "model.safetensors").keys()

@@ -68,3 +68,45 @@ def test_other_groups_are_left_alone(model, recipe):
     gradient = model[0].weight.grad.clone()
     optimizer.step()
     assert torch.equal(model[0].weight, before - 0.5 * gradient)
+
+
+def relative_step(model, optimizer):
+    """By how much of its size the first scale moves in a step, at a rate of a hundredth."""
+    before = model[0].weight_scale.detach().clone()
+    model(torch.randn(64, 32)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return ((model[0].weight_scale.detach() - before).abs() / before.abs().mean()).max().item()
+
+
+def test_wrapped_and_copied_optimizers_and_tensor_rates(model, recipe):
+    import copy
+    from types import SimpleNamespace
+
+    optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
+    torchqat.Schedule(model, recipe, 4, SimpleNamespace(optimizer=optimizer))  # as Accelerate wraps it
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    optimizer.state.clear()
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    assert optimizer.param_groups[2]["lr"] == pytest.approx(1e-2)
+    copied_model, copied = copy.deepcopy((model, optimizer))
+    copied.state.clear()
+    torchqat.Schedule(copied_model, recipe, 4).optimizer = copied  # as Lightning's callback sets it
+    assert relative_step(copied_model, copied) == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_a_step_that_fails_leaves_the_rates(model, recipe):
+    optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
+    torchqat.Schedule(model, recipe, 4, optimizer)
+
+    def fail():
+        raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(fail)
+    optimizer.state.clear()
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    assert optimizer.param_groups[2]["lr"] == 1e-2

@@ -5,6 +5,7 @@ import ast
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import rooms
@@ -58,7 +59,13 @@ PACKAGE = ROOT / "python" / "torchqat"
 def test_imports_go_down():
     """The contracts of pyproject.toml, held by import-linter."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(["lint-imports", "--no-cache"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
     assert done.returncode == 0, done.stdout
     assert "2 kept, 0 broken" in done.stdout
 

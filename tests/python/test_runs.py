@@ -54,7 +54,7 @@ class Interrupting(Progress):
 def test_a_run_that_was_interrupted_is_not_touched_by_the_same_command(begin, tmp_path, arguments, recipe_file, capsys):
     recipe_file.write_text(LONG)
     with pytest.raises(KeyboardInterrupt):
-        begin(LONG, Interrupting(150))
+        begin(LONG, Interrupting(151))
     before = digest_of(tmp_path / "run")
     code, _, err = call(capsys, "run", *arguments)
     assert code == 2 and "run has a run at step 150 of 200: --resume goes on with it, --restart deletes it" in err
@@ -129,7 +129,6 @@ OTHERS = {
     "initialize.damping": "initialize: {damping: 0.02}",
     "initialize.block_training.steps": "initialize: {method: gptq, block_training: {steps: 3}}",
     "distill.weight": "distill: {weight: 0.5}",
-    "evaluate.task": "evaluate: {task: mine.jsonl}",
     "exports": "export: [gptq]",
     "mode": "mode: auto",
     "model.dtype": "model: {dtype: bfloat16}",
@@ -401,3 +400,167 @@ def test_damage_to_a_streamed_checkpoint_is_found(leaf, arguments, recipe_file, 
     save_file(tensors, file, {"format": "pt"})
     code, out, err = call(capsys, "verify", export)
     assert code != 0 and ("missing" in out or "must be" in err)
+
+
+# -- what a stranger tried --------------------------------------------------------------------------------------------
+
+NOTHING = PTQ + "train: {steps: 0}\n"
+
+
+def test_a_restart_that_is_killed_leaves_nothing_that_counts(begin, tmp_path, monkeypatch):
+    first = begin()
+    with monkeypatch.context() as patch:
+        patch.setattr("torchqat.runs.folder.shutil.rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            begin(restart=True)
+    assert not list((tmp_path / "run").glob("report.json"))
+    again = begin(resume=True)
+    assert [variant.kl for variant in again.variants] == [variant.kl for variant in first.variants]
+    assert all((tmp_path / "run" / variant.export).is_dir() for variant in again.variants)
+    assert not list((tmp_path / "run").glob(".*old*"))
+
+
+def test_what_lies_behind_a_link_is_let_go(begin, tmp_path):
+    begin()
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "disk")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    begin(restart=True)
+    assert not (tmp_path / "run" / "checkpoints").is_symlink() and (tmp_path / "disk" / "train.pt").is_file()
+
+
+def test_settings_of_initialize_made_in_python_are_kept(tmp_path, model_folder, data_folder):
+    recipe = torchqat.parse_recipe(NOTHING.replace("gptq", "mse"), "recipe.yaml")
+    recipe.initialize = torchqat._library.Initialize("awq")
+    recipe.initialize.block_training.steps = 2
+    torchqat.run(recipe, model_folder, data_folder, tmp_path / "run", progress=Progress(quiet=True))
+    again = open_run(tmp_path / "run").recipe.initialize
+    assert (again.method, again.block_training.steps) == ("awq", 2)
+
+
+def test_candidates_train_as_settings_made_in_python_say(tmp_path, model_folder, data_folder, monkeypatch):
+    from torchqat.runs import auto
+
+    seen = []
+    monkeypatch.setattr(auto, "fine_tune", lambda run: seen.append(run.recipe.distill.temperature) or pytest.skip())
+    text = RECIPE.split("evaluate:")[0] + "mode: auto\nsize: {bits_per_weight: 5.2}\nevaluate: {accept: {kl: 0.0}}\n"
+    recipe = torchqat.parse_recipe(text, "recipe.yaml")
+    recipe.distill.temperature = 3.0
+    with pytest.raises(pytest.skip.Exception):
+        torchqat.run(recipe, model_folder, data_folder, tmp_path / "run", progress=Progress(quiet=True))
+    assert seen == [3.0]
+
+
+def test_candidates_of_other_limits_stay_what_they_were(begin, tmp_path, capsys):
+    auto = RECIPE.split("evaluate:")[0].split("train:")[0] + "train: {steps: 0}\nmode: auto\n"
+    limits = "evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: SIZE}\n"
+    first = begin(auto + limits.replace("SIZE", "6.0"))
+    begin(auto + limits.replace("SIZE", "6.5"), resume=True)
+    for variant in first.variants:
+        code, out, err = call(capsys, "verify", tmp_path / "run" / variant.export)
+        assert code == 0 and "equal bit for bit" in out, err
+
+
+def test_streamed_and_whole_runs_do_not_mix(begin, arguments, recipe_file, tmp_path, capsys):
+    recipe_file.write_text(PTQ)
+    assert call(capsys, "ptq", *arguments, "--stream")[0] == 0
+    code, _, err = call(capsys, "ptq", *arguments, "--resume")
+    assert code == 2 and "one of them is streamed" in err
+    code, _, err = call(capsys, "export", tmp_path / "run", "--format", "gptq")
+    assert code == 2 and "was streamed and kept no model" in err
+    assert call(capsys, "ptq", *arguments, "--restart")[0] == 0
+    code, _, err = call(capsys, "ptq", *arguments, "--stream", "--resume")
+    assert code == 2 and "one of them is streamed" in err
+
+
+@pytest.mark.parametrize("rest", ["export: [gguf]\n", "initialize: {method: hadamard+gptq}\n"])
+def test_what_cannot_be_streamed_is_said_before_there_is_a_run(
+    rest, arguments, recipe_file, tmp_path, capsys, monkeypatch
+):
+    recipe_file.write_text(PTQ.replace("initialize: {method: gptq}\n", "") + rest)
+    assert call(capsys, "ptq", *arguments, "--stream")[0] == 2
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe_file.write_text(PTQ)
+    assert call(capsys, "ptq", *arguments, "--stream")[0] == 2
+
+
+def test_content_of_large_tensors_and_of_odd_states():
+    class Odd(torch.nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    large = Odd(1, 1 << 25, bias=False)
+    first = model_content("module:function", large)
+    with torch.no_grad():
+        large.weight[-1] += 1
+    assert model_content("module:function", large) != first
+
+
+def test_what_is_kept_is_of_the_same_settings(begin, tmp_path):
+    begin(NOTHING)
+    run = open_run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    gptq = torchqat._library.Initialize("gptq")
+    first = run.prepared(run.plan, gptq, tmp_path / "kept.pt").state_dict()
+    gptq.damping, gptq.correction = 50.0, 0.0
+    second = run.prepared(run.plan, gptq, tmp_path / "kept.pt").state_dict()
+    assert any(not torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
+
+
+def test_limits_that_changed_are_held_against_what_was_measured(begin):
+    assert begin(NOTHING + "evaluate: {accept: {kl: 100}}\n").accepted is True
+    assert begin(NOTHING + "evaluate: {accept: {kl: 1.0e-9}}\n", resume=True).accepted is False
+
+
+def test_the_content_of_a_task_counts(begin, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"prompt": "def ", "expected": "function"}) + "\n")
+    text = NOTHING + f"evaluate: {{task: {task}}}\n"
+    begin(text)
+    moved = task.rename(tmp_path / "moved.jsonl")
+    begin(text.replace(str(task), str(moved)), resume=True)
+    moved.write_text(json.dumps({"prompt": "def ", "expected": "other"}) + "\n")
+    with pytest.raises(torchqat.UserError, match="the task is another"):
+        begin(text.replace(str(task), str(moved)), resume=True)
+
+
+def test_files_beside_a_model_count(encoder_folder):
+    from torchqat.kinds import find_kind
+
+    def content():
+        return model_content(
+            str(encoder_folder), None, sorted(find_kind("sentence_encoder").companions(encoder_folder).values())
+        )
+
+    first = content()
+    pooling = encoder_folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace('cls_token": false', 'cls_token": true'))
+    assert content() != first
+
+
+def test_reports_are_changed_by_one_at_a_time(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from torchqat.reports.report import read_report
+    from torchqat.runs.folder import changed_report
+
+    def note(number):
+        with changed_report(tmp_path) as report:
+            report.notes.append(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(note, range(40)))
+    assert sorted(map(int, read_report(tmp_path).notes)) == list(range(40))
+
+
+def test_what_another_process_is_writing_is_no_leftover(tmp_path):
+    import os
+
+    from torchqat.runs.locking import others_in, remove_leftovers
+
+    (tmp_path / f".out.pending-{os.getppid()}").mkdir()
+    (tmp_path / ".out.pending-999999999").mkdir()
+    (tmp_path / "poetry.lock").write_text("mine")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f".out.pending-{os.getppid()}", "poetry.lock"}
+    assert [path.name for path in others_in(tmp_path)] == ["poetry.lock"]

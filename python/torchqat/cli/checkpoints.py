@@ -38,9 +38,8 @@ def export(
     model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
     folder = write_export(opened, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
-    digest = remember_export(opened, folder, last_name(opened))
     _print_verification(folder, torchqat.verify(folder, model))
-    say(f"sha256 {digest}")
+    say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
 
 
 def verify(

@@ -82,8 +82,8 @@ class Report:
         decision: How it came to that, one sentence a step.
         engine: What the chosen variant and the float model cost in the recipe's engine.
         sensitivity: By layer and width, KL with that layer alone quantized, where it was measured.
-        exports: By the SHA-256 of what was exported (``files.digest_of``), the ``variant`` that it is of and its ``folder``,
-            relative to the run where it lies in there.
+        exports: By the folder of what was exported, relative to the run where it lies in there, the ``variant`` that it is
+            of and its ``sha256`` (``files.digest_of``).
     """
 
     baseline: dict[str, Any] = field(default_factory=dict)

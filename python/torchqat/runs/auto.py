@@ -19,9 +19,10 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity
+from torchqat.files import read_json, write_json
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.fine_tune import fine_tune
-from torchqat.runs.identity import meaning, plan_content
+from torchqat.runs.identity import apply, meaning, plan_content
 from torchqat.runs.run import Run
 from torchqat.runs.steps import (
     export_and_verify,
@@ -37,6 +38,8 @@ from torchqat.verification.engines import engine_formats
 
 # Layers that are backed off go to this width.
 _WIDE = 8
+# In a candidate's folder: how it was made.
+_MADE = "candidate.json"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Candidate:
     Attributes:
         name: Of its variant in the report, and of its folder.
         method: In a few words.
-        build: Gives the model, as it is exported; from what its folder keeps, where that is there.
+        rounding: How weights are rounded; empty where they are trained.
+        plan: Gives what becomes of each layer.
     """
 
     name: str
     method: str
-    build: Callable[[], nn.Module]
+    rounding: str
+    plan: Callable[[], Plan]
 
 
 def decide(run: Run) -> Report:
@@ -94,64 +99,83 @@ class Candidates:
         self._last: tuple[str, nn.Module] | None = None
 
     def all(self) -> list[Candidate]:
+        """Those that the limits and the hardware of today ask for."""
         width = f"int{self.width}"
-        found = [Candidate("int8", "INT8", partial(self._rounded, "int8", self._all_wide, "mse"))]
+        found = [Candidate("int8", "INT8", "mse", self._all_wide)]
         if runs_float8():
-            found.append(
-                Candidate("fp8", "FP8", partial(self._rounded, "fp8", lambda: float8_plan(self.run.plan), "rtn"))
-            )
+            found.append(Candidate("fp8", "FP8", "rtn", lambda: float8_plan(self.run.plan)))
         if self.width >= _WIDE:
             return found
         for rounding in ("gptq", "awq"):
-            build = partial(self._rounded, f"{width}-{rounding}", lambda: self.run.plan, rounding)
-            found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", build))
+            found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", rounding, self._own))
         trains = self.run.recipe.train.steps > 0
         if trains:
-            build = partial(self._trained, f"{width}-qat", lambda: self.run.plan)
-            found.append(Candidate(f"{width}-qat", f"{width.upper()} QAT", build))
+            found.append(Candidate(f"{width}-qat", f"{width.upper()} QAT", "", self._own))
         for budget in self._budgets():
-            plan = partial(self._mixed, budget)
-            method = f"{width.upper()} and INT{_WIDE}, {budget:.2f} bits a weight"
-            name = f"{width}-int{_WIDE}-{budget:.2f}"
-            if trains:
-                found.append(Candidate(name, method + ", QAT", partial(self._trained, name, plan)))
-            else:
-                found.append(Candidate(name, method + ", GPTQ", partial(self._rounded, name, plan, "gptq")))
+            method = f"{width.upper()} and INT{_WIDE}, {budget:.2f} bits a weight, {'QAT' if trains else 'GPTQ'}"
+            name = f"{width}-int{_WIDE}-{budget:.5g}"
+            found.append(Candidate(name, method, "" if trains else "gptq", partial(self._mixed, budget)))
         return found
 
     def model(self, name: str) -> nn.Module:
-        """The model of the candidate called ``name``.
+        """The model of the candidate called ``name``, one of today's or one that was tried before.
 
         Raises:
             UserError: There is none.
         """
-        if self._last is not None and self._last[0] == name:
-            return self._last[1]
-        for candidate in self.all():
-            if candidate.name == name:
-                self._last = (name, candidate.build())
-                return self._last[1]
-        raise UserError(f"{self.run.folder} must have tried {name}, but has no such candidate.")
+        if self._last is None or self._last[0] != name:
+            tried = self._tried(name)
+            candidate = tried or next((one for one in self.all() if one.name == name), None)
+            if candidate is None:
+                raise UserError(f"{self.run.folder} must have tried {name}, but has no such candidate.")
+            self._last = (name, self._built(candidate))
+        return self._last[1]
+
+    def _built(self, candidate: Candidate) -> nn.Module:
+        plan = candidate.plan()
+        is_float8 = bool(plan.layers) and plan.layers[0].weight.is_float
+        widths = None if is_float8 else {layer.name: layer.weight.bits for layer in plan.layers}
+        made = {"method": candidate.method, "rounding": candidate.rounding, "widths": widths}
+        write_json(self._folder(candidate.name) / _MADE, made)
+        if candidate.rounding:
+            kept = self._folder(candidate.name) / "initialized.pt"
+            return self.run.prepared(plan, Initialize(candidate.rounding), kept)
+        return self._trained(candidate.name, plan)
+
+    def _tried(self, name: str) -> Candidate | None:
+        """As it was when it was tried, whatever has changed since."""
+        path = self._folder(name) / _MADE
+        if not path.is_file():
+            return None
+        made = read_json(path, "What a candidate was made of")
+        widths = made["widths"]
+        own = {layer.name: layer.weight.bits for layer in self.run.plan.layers}
+
+        def plan() -> Plan:
+            if widths is None:
+                return float8_plan(self.run.plan)
+            return self.run.plan if widths == own else with_widths(self.run.plan, widths)
+
+        return Candidate(name, made["method"], made["rounding"], plan)
+
+    def _own(self) -> Plan:
+        return self.run.plan
 
     def _all_wide(self) -> Plan:
         return with_widths(self.run.plan, {layer.name: _WIDE for layer in self.run.plan.layers})
 
-    def _rounded(self, name: str, plan: Callable[[], Plan], method: str) -> nn.Module:
-        return self.run.prepared(plan(), Initialize(method), self._folder(name) / "initialized.pt")
-
     def _folder(self, name: str) -> Path:
         return self.run.folder / "candidates" / name
 
-    def _trained(self, name: str, plan: Callable[[], Plan]) -> nn.Module:
+    def _trained(self, name: str, plan: Plan) -> nn.Module:
         parent = self.run
         recipe = parse_recipe(parent.recipe.text, parent.recipe.file)
-        recipe.model, recipe.data, recipe.train = parent.recipe.model, parent.recipe.data, parent.recipe.train
+        apply(recipe, parent.made_of["recipe"])  # what was set by options, or in Python
+        recipe.model, recipe.data = parent.recipe.model, parent.recipe.data
         if not recipe.initialize.needs_data:
             recipe.initialize = Initialize("gptq")
-        made = plan()
-        kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(made)}
-        child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, made, kept)
-        child.folder.mkdir(parents=True, exist_ok=True)
+        kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(plan)}
+        child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, plan, kept)
         state = load_training(child.folder / "checkpoints" / "train.pt")
         if state is not None and (state.facts["identity"], state.facts["step"]) == (child.identity, recipe.train.steps):
             return trained_state(child)

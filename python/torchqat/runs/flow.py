@@ -118,7 +118,11 @@ def _naive(run: Run, bits: int) -> None:
 def _initialized(run: Run) -> None:
     """What post-training quantization alone gives, exported."""
     name, trains = initialized_name(run), run.recipe.train.steps > 0
-    if run.report().variant(name) or (trains and not run.recipe.initialize.needs_data):
+    done = run.report().variant(name)
+    if done and not trains:
+        with run.changed_report() as report:  # limits may have changed since
+            report.accepted = is_accepted(run, report, done)
+    if done or (trains and not run.recipe.initialize.needs_data):
         return
     model = run.prepared(run.plan)
     method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}"

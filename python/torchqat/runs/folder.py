@@ -1,5 +1,6 @@
 """The folder of a run: held by one process at a time, deleted only when that is said, its report changed in one way."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,13 @@ from torchqat.errors import UserError
 from torchqat.files import read_json, write_json, write_text
 from torchqat.reports.report import REPORT, Report, environment, read_report
 from torchqat.runs.identity import differences
-from torchqat.runs.locking import locked, others_in, remove_leftovers
+from torchqat.runs.locking import alone, locked, others_in, remove_leftovers
 from torchqat.training.state import step_of
 
 _SETTINGS = "run.json"
-# All that a run makes, what says that the folder is a run's last.
-_MADE = ("checkpoints", "candidates", "exports", "tensorboard", "metrics.jsonl", REPORT, "report.html", "plan.txt")
-_MADE += ("recipe.yaml", _SETTINGS)
+# What a run makes beside its settings. The report goes first: without it, nothing is taken for measured.
+_MADE = (REPORT, "checkpoints", "candidates", "exports", "tensorboard", "metrics.jsonl", "report.html", "plan.txt")
+_MADE += ("recipe.yaml",)
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -106,7 +107,9 @@ def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: 
         remove_leftovers(folder)
         for name in _MADE if restart else ():
             _remove(folder / name)
-        write_json(folder / _SETTINGS, settings)  # first: it says that the folder is a run's
+        write_json(
+            folder / _SETTINGS, settings
+        )  # it says that the folder is a run's, and is never missing from then on
         for name, text in texts.items():
             write_text(folder / name, text)
         with changed_report(folder) as report:
@@ -123,11 +126,20 @@ def version_note(folder: Path) -> str:
 
 @contextmanager
 def changed_report(folder: Path) -> Iterator[Report]:
-    """The report of the run in ``folder``, to be changed; written when the block ends well."""
-    report = read_report(folder)
-    yield report
-    write_json(folder / REPORT, report.to_json())
+    """The report of the run in ``folder``, to be changed; written when the block ends well. One process at a time may."""
+    with alone(folder / f".{REPORT}.lock"):
+        report = read_report(folder)
+        yield report
+        write_json(folder / REPORT, report.to_json())
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Away at once, also in part: what a process that dies has only renamed, the next one removes."""
+    if not path.exists() and not path.is_symlink():
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.replace(path, old)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old)
+    else:
+        old.unlink()

@@ -1,7 +1,7 @@
 """What a run is made of: what its recipe means, what its model and its data hold. Names, comments and order do not count."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import Bound, KvCacheSpec, Plan, QuantSpec, Recipe
+from torchqat._library import Bound, Initialize, KvCacheSpec, Plan, QuantSpec, Recipe
 from torchqat._version import NUMERICS
 from torchqat.data.batch import digest as digest_of
 from torchqat.data.batches import Data
+from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 
 # Limits, which decide over results that are there already, and names of what is compared by what it holds.
 _LEFT_OUT = ("file", "text", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
-_LEFT_OUT += ("data.evaluation_path", "evaluate.accept_", "kv_cache")
+_LEFT_OUT += ("data.evaluation_path", "evaluate.accept_", "evaluate.task", "kv_cache")
+# The one setting that is made as a whole: what has no setter follows from others.
+_METHOD = "initialize.method"
 # Bytes, and elements, of each tensor that are looked at.
 _SAMPLE = 256
 
@@ -35,17 +38,26 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, f"{value.value:g}%" if value.is_percent else f"{value.value:g}"
     elif type(value).__module__ == Recipe.__module__:
         for name in dir(value):
-            if name[0] != "_" and not callable(getattr(value, name)):
-                yield from _leaves(getattr(value, name), f"{key}.{name}" if key else name)
+            part, inner = getattr(value, name), f"{key}.{name}" if key else name
+            is_section = type(part).__module__ == Recipe.__module__ and not isinstance(part, Bound)
+            if name[0] != "_" and not callable(part) and (is_section or inner == _METHOD or _can_be_set(value, name)):
+                yield from _leaves(part, inner)
     else:
         yield key, value if isinstance(value, bool | int | float | str | list | None) else str(value)
 
 
+def _can_be_set(holder: Any, name: str) -> bool:
+    """Else it follows from other settings, or is of the file."""
+    return getattr(type(holder), name).fset is not None
+
+
 def apply(recipe: Recipe, settings: dict[str, Any]) -> None:
     """Put ``settings``, as ``meaning`` gives them, into ``recipe``, where they are not there already."""
+    if recipe.initialize.method != settings[_METHOD]:
+        recipe.initialize = Initialize(settings[_METHOD])
     there = meaning(recipe)
     for key, value in settings.items():
-        if there.get(key) == value:
+        if there.get(key) == value or key == _METHOD:
             continue
         *sections, name = key.split(".")
         holder = recipe
@@ -56,13 +68,17 @@ def apply(recipe: Recipe, settings: dict[str, Any]) -> None:
         setattr(holder, name, value)
 
 
-def made_of(recipe: Recipe, plan: Plan, model: str, data: Data) -> dict[str, Any]:
+def made_of(
+    recipe: Recipe, plan: Plan, model: str, data: Data, task: Task | None, streamed: bool = False
+) -> dict[str, Any]:
     """What a run's results depend on, to be kept as JSON; ``model`` is what ``model_content`` gives."""
     return {
         "recipe": meaning(recipe),
         "plan": plan_content(plan),
         "model": model,
         "data": data_content(data),
+        "task": task_content(task),
+        "streamed": streamed,
         "numerics": NUMERICS,
     }
 
@@ -84,6 +100,8 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         "plan": "layers or schedule mean something else",
         "model": "the model has other weights",
         "data": "the data are others",
+        "task": "the task is another",
+        "streamed": "one of them is streamed",
         "numerics": "it was begun by a torchqat whose arithmetic gives other bits",
     }
     return found + [word for part, word in words.items() if there.get(part) != here[part]]
@@ -98,6 +116,11 @@ def plan_content(plan: Plan) -> str:
     stages = [(stage.until.value, stage.until.is_percent, stage.weight_bits, stage.input_bits) for stage in plan.stages]
     digest.update(repr((stages, _state_of(plan.kv_cache))).encode())
     return digest.hexdigest()[:16]
+
+
+def settings_content(settings: Initialize) -> str:
+    """Changes with how weights are rounded before training."""
+    return key_of(dict(_leaves(settings, "initialize")))
 
 
 def _state_of(spec: Any) -> Any:
@@ -115,16 +138,27 @@ def data_content(data: Data) -> str:
     return digest.hexdigest()[:16]
 
 
-def model_content(path: str, model: nn.Module | None = None) -> str:
+def task_content(task: Task | None) -> str:
+    """Changes with the examples of a task; one that is a function is known by its name."""
+    if task is None:
+        return ""
+    examples = json.dumps(list(task.examples), sort_keys=True, default=str)
+    return sha256((examples if task.examples else task.name).encode()).hexdigest()[:16]
+
+
+def model_content(path: str, model: nn.Module | None = None, companions: Iterable[Path] = ()) -> str:
     """Changes with a model's configuration, with the name, shape or dtype of a tensor, and with most changes of weights.
 
     Args:
         path: A folder of safetensors, of which headers and a few bytes a tensor are read; or a hub id that was fetched.
         model: Looked at where ``path`` has no such files, as a function of the user's; without it, the result is empty then.
+        companions: Files beside it that say how it is used.
     """
     folder = Path(path) if Path(path).is_dir() else _fetched(path)
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     digest = sha256()
+    for file in companions:
+        digest.update(file.read_bytes())
     if files:
         digest.update((folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b"")
         for file in files:
@@ -134,6 +168,8 @@ def model_content(path: str, model: nn.Module | None = None) -> str:
         return ""
     else:
         for name, tensor in model.state_dict().items():
+            if not isinstance(tensor, Tensor):  # what a module keeps by get_extra_state
+                continue
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(_samples_of_tensor(tensor))
     return digest.hexdigest()[:16]
@@ -170,5 +206,6 @@ def _samples_of_file(path: Path) -> Iterator[bytes]:
 
 def _samples_of_tensor(tensor: Tensor) -> bytes:
     flat = tensor.detach().flatten()
-    places = torch.linspace(0, max(len(flat) - 1, 0), min(_SAMPLE, len(flat))).long()
+    count = min(_SAMPLE, len(flat))
+    places = torch.arange(count) * (len(flat) - 1) // max(count - 1, 1)
     return flat[places.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes() if len(flat) else b""

@@ -40,18 +40,36 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait for the file ``path``, which is made if it is not there, and hold it while the block runs; not to be nested."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def others_in(folder: Path) -> list[Path]:
-    """What is in ``folder`` besides a lock and what a process that died has left half written."""
-    return (
-        [path for path in folder.iterdir() if path.name != NAME and not _is_leftover(path)] if folder.is_dir() else []
-    )
+    """What is in ``folder`` besides locks and what a process that died has left half written."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if not re.fullmatch(r"\..*lock", path.name) and not _is_leftover(path)]
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove files and folders that were to be renamed into place (files.py). Only for a folder that is locked."""
     for path in list(folder.rglob(".*")):
-        if _is_leftover(path):
+        if _is_leftover(path) and not _is_at_work(int(path.name.rpartition("-")[2])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether another process of that number lives: it may be writing into the folder, as ``torchqat export`` does."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()
 
 
 def _is_leftover(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """From folders on disk back to models: a run's trained state, an exported checkpoint, any model to evaluate."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +35,11 @@ def open_run(folder: Path) -> Run:
     recipe.model.path, recipe.model.scratch = settings["model"], None
     recipe.data.train, recipe.data.evaluation_path = settings["data"], settings["evaluation"]
     recipe.evaluate.task = settings["task"]
+    if settings["directory"] not in sys.path:
+        sys.path.append(settings["directory"])
     run = Run(recipe, folder, Progress(), kept=settings["made_of"])
-    content = model_content(settings["model"])
+    run.streamed = settings["made_of"]["streamed"]
+    content = model_content(settings["model"], None, sorted(run.kind.companions(settings["model"]).values()))
     if content and content != settings["made_of"]["model"]:
         raise UserError(
             f"{settings['model']} must hold the model that the run in {folder} was made of, but it has changed since."
@@ -73,9 +77,10 @@ def run_above(folder: Path, run: str = "") -> Path:
 
 
 def _variant_of(run: Run, folder: Path) -> str:
-    exports = run.report().exports
-    places = {(run.folder.resolve() / export["folder"]).resolve(): export for export in exports.values()}
-    found = exports.get(digest_of(folder)) or places.get(folder.resolve())
+    exports, digest, root = run.report().exports, digest_of(folder), run.folder.resolve()
+    by_content = (export for export in exports.values() if export["sha256"] == digest)
+    by_place = (export for place, export in exports.items() if (root / place).resolve() == folder.resolve())
+    found = next(by_content, None) or next(by_place, None)
     if found is None:
         names = ", ".join(sorted({export["variant"] for export in exports.values()})) or "none"
         raise UserError(
@@ -100,6 +105,10 @@ def variant_model(run: Run, name: str) -> nn.Module:
     Raises:
         UserError: The run has none of that name, or has not come so far.
     """
+    if run.streamed:
+        raise UserError(
+            f"The run in {run.folder} was streamed and kept no model: what it wrote in exports is all that there is of it."
+        )
     if run.recipe.mode == "auto":
         if not name:
             raise UserError(

@@ -1,6 +1,7 @@
 """A recipe at work in a folder: what it works on, and what it keeps. ``flow.py`` has the steps."""
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -24,7 +25,7 @@ from torchqat.ptq.calibrate import calibrate
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import changed_report, check_asked, check_same, held, version_note
-from torchqat.runs.identity import key_of, made_of, model_content, plan_content
+from torchqat.runs.identity import key_of, made_of, model_content, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import is_first, wait
 
@@ -43,6 +44,9 @@ class Run:
         data_of: Another run, whose batches it has as well; the recipe's when ``None``.
         plan: What becomes of each layer, where that is not what the recipe says.
         kept: What it is made of, where its folder says so: nothing is read to find out.
+
+    Attributes:
+        streamed: Whether it never has all of its model (streamed.py).
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Run:
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.float_model = float_model or FloatModel(recipe, progress)
         self._data_of, self._plan, self._kept = data_of, plan, kept
+        self.streamed = False
 
     # -- what the run works on ---------------------------------------------------------------------------------------
 
@@ -110,8 +115,9 @@ class Run:
         if self._kept is not None:
             return self._kept
         path = self.model_path
-        content = model_content(path) or model_content(path, self._whole_model())
-        return made_of(self.recipe, self.plan, content, self.data)
+        companions = sorted(self.kind.companions(path).values())
+        content = model_content(path, None, companions) or model_content(path, self._whole_model(), companions)
+        return made_of(self.recipe, self.plan, content, self.data, self.task, self.streamed)
 
     def _whole_model(self) -> nn.Module:
         """Also on a process that holds a part of it."""
@@ -142,7 +148,7 @@ class Run:
             return model  # the numbers come with its part
         needs_data = _needs_data(plan, settings)
         kept = kept or self.folder / "checkpoints" / ("initialized.pt" if own else f"{settings.method}.pt")
-        identity = f"{self.identity} {plan_content(plan)}"
+        identity = f"{self.identity} {plan_content(plan)} {settings_content(settings)}"
         if needs_data and kept.is_file():
             state = load_state(kept)
             if state["identity"] == identity:
@@ -187,7 +193,7 @@ class Run:
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def opened(self, resume: bool = False, restart: bool = False, whole: bool = True) -> Iterator[None]:
+    def opened(self, resume: bool = False, restart: bool = False) -> Iterator[None]:
         """The folder, ready for work and held.
 
         Whatever the input may be wrong in shows here, before anything is written; a folder that is not a run's, that another
@@ -196,14 +202,13 @@ class Run:
         Args:
             resume: Go on with the run that is there.
             restart: Delete the run that is there.
-            whole: The model is read now; a run that is streamed never has all of it.
 
         Raises:
             UserError: One of these.
         """
         if is_first():
             check_asked(self.folder, resume, restart)
-        if whole:
+        if not self.streamed:
             _ = self.original
         plan = str(self.plan)
         check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
@@ -215,6 +220,7 @@ class Run:
             "data": _absolute(self.recipe.data.train),
             "evaluation": _absolute(self.recipe.data.evaluation_path),
             "task": _absolute(self.recipe.evaluate.task),
+            "directory": os.getcwd(),  # where functions of the user's are looked for
             "made_of": self.made_of,
         }
         if not is_first():

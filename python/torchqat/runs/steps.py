@@ -102,8 +102,7 @@ def remember_export(run: Run, folder: Path, variant: str) -> str:
     root = run.folder.resolve()
     with run.changed_report() as report:
         where = place.relative_to(root) if place.is_relative_to(root) else place
-        report.exports = {d: e for d, e in report.exports.items() if e["folder"] != str(where)}  # what was there before
-        report.exports[digest] = {"variant": variant, "folder": str(where)}
+        report.exports[str(where)] = {"variant": variant, "sha256": digest}
     return digest
 
 

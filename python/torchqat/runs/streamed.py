@@ -10,9 +10,10 @@ from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.files import read_json, size_of, write_json
 from torchqat.reports.report import Variant
+from torchqat.runs.flow import check_alone
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
-from torchqat.runs.stream import Streamed, quantize_folder
+from torchqat.runs.stream import Streamed, check_can_be_streamed, quantize_folder
 from torchqat.runs.variants import initialized_name
 from torchqat.verification.result import Verification
 
@@ -26,8 +27,11 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
     Raises:
         UserError: As ``quantize_folder`` and ``Run.opened``.
     """
+    check_alone()
     run.recipe.train.steps, run.recipe.train.control = 0, False
-    with run.opened(resume, restart, whole=False):
+    run.streamed = True
+    check_can_be_streamed(run.model_path, run.recipe)
+    with run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
         asked = run.recipe.data.calibration
 

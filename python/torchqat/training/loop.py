@@ -57,7 +57,7 @@ class TrainingLoop:
         steady: Train without dropout and with the norms' running statistics as they are: what the loss compares with, a
             float model in evaluation mode, has neither noise nor statistics of the batch.
         settles: What is done about oscillating weights after each step.
-        parallel: What ``loss`` calls in place of the model where several processes train it (distributed.py).
+        parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
     """
 
     model: nn.Module
@@ -89,9 +89,11 @@ class TrainingLoop:
             if schedule is not None:
                 schedule.step()
             share_ranges(self.model)
+            self.on_step(
+                step, figures
+            )  # before the state is kept: what it measures is measured again if it was cut off
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
                 self._save(step, optimizers, schedule)
-            self.on_step(step, figures)
         return self.model.eval()
 
     def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
@@ -171,7 +173,7 @@ class TrainingLoop:
         if state.facts["identity"] != self.identity:
             raise UserError(
                 f"{state.path} must belong to this recipe, model and data, but was written for others; "
-                "choose another --output or run without --resume."
+                "choose another --output, or --restart."
             )
         state.restore(self.model, optimizers, random=True)
         if schedule is not None:

@@ -2,14 +2,18 @@
 
 import math
 from typing import Any
+from weakref import WeakSet
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from torchqat._library import Recipe, TrainSection
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import local
-from torchqat.training.processes import total
+
+# Optimizers whose steps multiply the rates of relative groups.
+_multiplied: "WeakSet[torch.optim.Optimizer]" = WeakSet()
 
 
 def rate_factor(settings: TrainSection, step: int) -> float:
@@ -64,18 +68,20 @@ def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.opt
 
 def multiply_relative_rates(optimizer: torch.optim.Optimizer) -> None:
     """Let every step of ``optimizer`` use the rates of relative groups times the magnitude of their scales."""
-    if getattr(optimizer, "_qat_relative", False):
+    if optimizer in _multiplied:
         return
-    optimizer._qat_relative = True
-    rates: list[tuple[dict[str, Any], float]] = []
+    _multiplied.add(optimizer)
+    rates: list[tuple[dict[str, Any], Any]] = []
 
     def multiply(optimizer, _args, _kwargs) -> None:
-        rates[:] = [(group, group["lr"]) for group in optimizer.param_groups if group.get("relative")]
+        put_back()  # after a step that failed
+        rates.extend((group, group["lr"]) for group in optimizer.param_groups if group.get("relative"))
         make_relative([group for group, _ in rates])
 
-    def put_back(_optimizer, _args, _kwargs) -> None:
+    def put_back(*_) -> None:
         for group, rate in rates:
             group["lr"] = rate
+        rates.clear()
 
     optimizer.register_step_pre_hook(multiply)
     optimizer.register_step_post_hook(put_back)
@@ -103,6 +109,14 @@ def make_relative(groups: list[dict[str, Any]]) -> None:
         return
     scales = [group["params"][0] for group in groups]
     sums = torch.stack([local(scale).abs().double().sum() for scale in scales])
-    sums = total(sums) if any(local(scale) is not scale for scale in scales) else sums
+    if any(local(scale) is not scale for scale in scales):
+        _sum_over_parts(sums, scales[0])
     for group, scale, size in zip(groups, scales, sums.tolist(), strict=True):
-        group["lr"] *= max(size / scale.numel(), 1e-8)
+        group["lr"] = group["lr"] * max(size / scale.numel(), 1e-8)
+
+
+def _sum_over_parts(values: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Over the processes that hold different parts of ``tensor``, in place; those of the same part count once."""
+    for axis, placement in enumerate(tensor.placements):
+        if placement.is_shard():
+            dist.all_reduce(values, group=tensor.device_mesh.get_group(axis))

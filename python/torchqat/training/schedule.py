@@ -52,8 +52,6 @@ class Schedule:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
         self.model, self.optimizer = model, optimizer
-        if optimizer is not None:
-            multiply_relative_rates(optimizer)
         self.weight_cache: CacheChoice | None = None
         self._say = say or logging.getLogger("torchqat").warning
         self.bits = BitSchedule(recipe, total_steps)
@@ -63,6 +61,16 @@ class Schedule:
         self._step = int(model.qat_step)  # the same on the host: to read it would wait for the device
         self._hook = model.register_load_state_dict_post_hook(lambda *_: self._restore())
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer | None) -> None:
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Lightning's wrap torch's
+        if self._optimizer is not None:
+            multiply_relative_rates(self._optimizer)
 
     @property
     def current_step(self) -> int:

@@ -9,18 +9,18 @@ from torchqat.layers.quant_layer import STATE_NAMES
 
 def unquantized(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer but what training quantized and brought; shared ones by their first name."""
-    skipped = {"qat_step"}
+    skipped = {name for name in model.state_dict() if name.rpartition(".")[2] == "qat_step"}
     for name, layer in quant_layers(model):
-        skipped |= {f"{name}.{leaf}" for leaf in STATE_NAMES}
-        if layer.weight_spec is not None:
-            skipped.add(f"{name}.weight")
+        own = STATE_NAMES if layer.weight_spec is None else (*STATE_NAMES, "weight")
+        skipped |= {f"{name}.{leaf}".removeprefix(".") for leaf in own}
     for name, module in model.named_modules():
         if isinstance(module, QuantKvCache):
             skipped |= {f"{name}.{leaf}" for leaf, _ in module.named_buffers()}
     found: dict[str, Tensor] = {}
-    shared: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name not in skipped and id(tensor) not in shared:
-            shared.add(id(tensor))
-            found[name] = tensor.detach()
+    shared: set[tuple] = set()
+    for name, tensor in model.state_dict().items():
+        memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        if name not in skipped and (tensor.numel() == 0 or memory not in shared):
+            shared.add(memory)
+            found[name] = tensor
     return found

@@ -122,9 +122,6 @@ def rounds_activations(model: nn.Module) -> bool:
     return bool(caches(model)) or any(layer.input_spec is not None for _, layer in quant_layers(model))
 
 
-# -- tensors ----------------------------------------------------------------------------------------------------------
-
-
 # -- engines ----------------------------------------------------------------------------------------------------------
 
 

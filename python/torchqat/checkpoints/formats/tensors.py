@@ -6,12 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
-from torchqat.layers.kv_cache import SCALE_NAMES, caches
+from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
 from torchqat.layers.prepared import quant_layers
-from torchqat.layers.quant_layer import STATE_NAMES
-
-# State that prepare and Schedule add, and that no reader expects.
-_TRAINING_STATE = (*STATE_NAMES, *SCALE_NAMES, "qat_step")
+from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 
 
 def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
@@ -55,13 +52,25 @@ def float_tensors(
     model: nn.Module, plan: CheckpointPlan | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """What stays unquantized: every other parameter and buffer once, tied ones under their first name."""
-    quantized = {f"{layer.name}.weight" for layer in plan.layers} if plan is not None else set()
+    left_out = {f"{layer.name}.weight" for layer in plan.layers} if plan is not None else set()
+    left_out |= _training_state(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
-        if name in quantized or name.rsplit(".", 1)[-1] in _TRAINING_STATE:
+        if name in left_out or name.rpartition(".")[2] == "qat_step":
             continue
         identity = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)
         yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _training_state(model: nn.Module) -> set[str]:
+    """What ``prepare`` and ``Schedule`` add, and no reader expects."""
+    found = set()
+    for name, module in model.named_modules():
+        leaves = (
+            STATE_NAMES if isinstance(module, QuantLayer) else SCALE_NAMES if isinstance(module, QuantKvCache) else ()
+        )
+        found |= {f"{name}.{leaf}" if name else leaf for leaf in leaves}
+    return found

@@ -1,6 +1,6 @@
 """Runs a checkpoint in an engine and writes down what it computed.
 
-    python serving.py WORKER JOB.json OUT
+    python serving.py WORKER QUESTION.json OUT
 
 WORKER is a file beside this one, whose ``Model`` loads a checkpoint. The question and what comes out are described in
 ``torchqat/verification/engines/question.py``. Writes ``OUT.json`` and ``OUT.npz``.
