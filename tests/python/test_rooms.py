@@ -59,13 +59,8 @@ PACKAGE = ROOT / "python" / "torchqat"
 def test_imports_go_down():
     """The contracts of pyproject.toml, held by import-linter."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout
     assert "2 kept, 0 broken" in done.stdout
 
