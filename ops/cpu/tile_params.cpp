@@ -32,12 +32,9 @@ void find_unstored(const TileSpan& spans, int count, const Levels& levels, TileP
 // The outer scales of a tile.
 QAT_HOST_DEVICE void gather(const OuterScales& outer, int64_t block, int count,
                             float (&to)[kTile]) {
-  if (outer.step == 0) {
-    for_each_lane(count, [&](int k) QAT_BODY { to[k] = outer[0]; });
-  } else {
-    for (int k = 0; k < count; ++k) to[k] = outer[block + k];
-    for_each_spare_lane(count, [&](int k) QAT_BODY { to[k] = 1.0f; });
-  }
+  if (outer.step == 0) return for_each_lane(count, [&](int k) QAT_BODY { to[k] = outer[0]; });
+  for (int k = 0; k < count; ++k) to[k] = outer[block + k];
+  for_each_spare_lane(count, [&](int k) QAT_BODY { to[k] = 1.0f; });
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ def version_note(folder: Path) -> str:
 @contextmanager
 def changed_report(folder: Path) -> Iterator[Report]:
     """The report of the run in ``folder``, to be changed; written when the block ends well. One process at a time may."""
-    with alone(folder / f".{REPORT}.lock"):
+    with alone(folder):
         report = read_report(folder)
         yield report
         write_json(folder / REPORT, report.to_json())

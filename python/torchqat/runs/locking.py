@@ -41,17 +41,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Wait for the file ``path``, which is made if it is not there, and hold it while the block runs; not to be nested."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def alone(folder: Path) -> Iterator[None]:
+    """For a moment's change: wait until no other is at one in ``folder``, which is made if it is not there; not nested.
+
+    What is held is the folder itself, so that no file is left in it; ``locked`` holds a file and is another lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def others_in(folder: Path) -> list[Path]:
-    """What is in ``folder`` besides locks and what a process that died has left half written."""
+    """What is in ``folder`` besides a lock and what a process that died has left half written."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if not re.fullmatch(r"\..*lock", path.name) and not _is_leftover(path)]
+    return [path for path in found if path.name != NAME and not _is_leftover(path)]
 
 
 def remove_leftovers(folder: Path) -> None:
