@@ -51,6 +51,14 @@ def pending_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(pending, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """A file, a folder with what is in it, or a link, whatever it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Let what was written to ``path`` reach the disk."""
     with open(path, "rb") as written:

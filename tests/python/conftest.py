@@ -8,9 +8,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import torchqat
 import transformers
 from launcher import Launcher
 from torchqat.data.corpus import Corpus
+from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import new_model, train_tokenizer
 
 
@@ -94,6 +96,10 @@ evaluate: {compare: [int8, int4]}
 """
 
 
+# Post-training quantization of the same layers.
+PTQ = RECIPE.split("schedule:")[0] + "initialize: {method: gptq}\n"
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "recipe.yaml"
@@ -105,6 +111,18 @@ def recipe_file(tmp_path):
 def arguments(recipe_file, model_folder, data_folder, tmp_path):
     """What a command that takes a recipe is given, beside the command itself."""
     return [recipe_file, "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
+
+
+@pytest.fixture
+def begin(tmp_path, model_folder, data_folder):
+    """Does a run of a recipe's text by the library, into ``run``."""
+
+    def begin(text=RECIPE, progress=None, **options):
+        recipe = torchqat.parse_recipe(text, "recipe.yaml")
+        places = {"model": model_folder, "data": data_folder, "output": tmp_path / "run"}
+        return torchqat.run(recipe, **{**places, **options}, progress=progress or Progress(quiet=True))
+
+    return begin
 
 
 BERT = {

@@ -78,6 +78,25 @@ def test_an_interrupted_run_keeps_the_same_best_state(recipe_of, tmp_path, monke
     assert resumed.variant("int3-qat").kl == whole.variant("int3-qat").kl
 
 
+def test_a_last_validation_that_is_interrupted_is_made_again(recipe_of, tmp_path, monkeypatch):
+    quiet = {"progress": Progress(quiet=True)}
+    whole = torchqat.run(recipe_of(rate="2.0e-3"), output=tmp_path / "whole", **quiet)
+    last, consider = recipe_of().train.steps, BestState.consider
+
+    def interrupted(self, step):
+        if step == last:
+            raise KeyboardInterrupt
+        return consider(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BestState, "consider", interrupted)
+        torchqat.run(recipe_of(rate="2.0e-3"), output=tmp_path / "cut", **quiet)
+    resumed = torchqat.run(recipe_of(rate="2.0e-3"), output=tmp_path / "cut", resume=True, **quiet)
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert "validation_kl" in json.loads(lines[-1]) and json.loads(lines[-1])["step"] == last
+    assert resumed.validation == whole.validation
+
+
 def test_states_at_other_widths_are_not_considered(recipe_of, tmp_path):
     recipe = recipe_of()
     text = recipe.text + "schedule:\n  - {until: 3, weight: int8}\n  - {until: 100%}\n"

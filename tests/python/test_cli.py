@@ -232,3 +232,23 @@ def test_a_failure_of_ours_is_one_sentence_with_code_1(recipe_file, model_folder
         1,
         "failed with ZeroDivisionError: division by zero",
     )
+
+
+def test_check_reads_no_weights(tmp_path, model_folder, recipe_file, capsys):
+    for file in model_folder.glob("*.safetensors"):
+        file.unlink()
+    code, out, err = call(capsys, "check", recipe_file, "--model", model_folder)
+    assert code == 0 and "14 layers quantized" in out, err
+
+
+def test_check_of_a_model_of_70_billion_weights_takes_seconds(tmp_path, recipe_file, capsys):
+    import time
+
+    from transformers import LlamaConfig
+
+    shape = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256).save_pretrained(tmp_path / "large")
+    begun = time.process_time()
+    code, out, err = call(capsys, "check", recipe_file, "--model", tmp_path / "large")
+    assert code == 0 and "560 layers quantized" in out, err
+    assert time.process_time() - begun < 30  # minutes and 280 GB, if it made them

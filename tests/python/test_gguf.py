@@ -242,6 +242,15 @@ def test_rows_in_the_models_order_are_found(tokenizer, tmp_path):
     assert list(torchqat.verify(folder, model).differing) == ["model.layers.0.self_attn.k_proj"]
 
 
+def test_a_writer_that_forgets_the_order_is_found(tokenizer, tmp_path, monkeypatch):
+    """Which rows are rotated is the file's to say: the reader does not ask the writer."""
+    model = prepared("Llama")
+    monkeypatch.setattr(RowOrder, "heads_of", lambda self, name: None)
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    found = torchqat.verify(folder, model).differing
+    assert sorted(found) == [f"model.layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("k_proj", "q_proj")]
+
+
 def test_a_truncated_file_is_refused(tokenizer, tmp_path):
     model = prepared()
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)

@@ -9,7 +9,7 @@ import torchqat
 import transformers
 from command import call
 from conftest import TEXT
-from torchqat.runs import auto as deciding
+from torchqat.runs import candidates as deciding
 
 SETTINGS = """data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16, sequence_length: 32}}
 train: {steps: 4, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}

@@ -48,11 +48,16 @@ def chunks(batch: Batch, count: int) -> list[Batch]:
     return [rows_of(batch, begin, begin + size) for begin in range(0, size_of(batch), size)]
 
 
+def bytes_of(tensor: Tensor) -> bytes:
+    """Its elements in row order."""
+    return tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def digest(batch: Batch) -> bytes:
     """Changes with any element of ``batch``."""
     found = sha256()
     for tensor in tensors_of(batch):
-        found.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(bytes_of(tensor))
     return found.digest()
 
 

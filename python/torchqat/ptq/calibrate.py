@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchqat._library import Initialize
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
-from torchqat.layers.prepared import require_prepared
+from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.model.out_of_memory import explained
 from torchqat.ptq.blocks import Forward
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
@@ -48,7 +49,7 @@ def calibrate(
     if any(cache.spec.calibrated for _, cache in caches(model)):
         batches = list(batches)  # they are gone through more than once
     try:
-        if settings is not None and (settings.needs_data or settings.transforms):
+        if _solves(settings):
             batches = list(batches)
             if not batches:
                 raise UserError(
@@ -60,6 +61,16 @@ def calibrate(
     finally:
         model.train(training)
     return result
+
+
+def needs_data(model: nn.Module) -> bool:
+    """Whether data decide what ``calibrate`` makes of ``model``, which was just prepared: by its method or by ranges."""
+    ranges = any(not layer.input_ready for _, layer in quant_layers(model))
+    return _solves(model.qat_initialize) or ranges or any(not cache.calibrated for _, cache in caches(model))
+
+
+def _solves(settings: Initialize | None) -> bool:
+    return settings is not None and (settings.needs_data or bool(settings.transforms))
 
 
 def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:

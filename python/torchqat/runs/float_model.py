@@ -1,6 +1,7 @@
 """What a run starts from: the float model with its tokenizer, read when it is asked for, and shared by runs that compare."""
 
 from functools import cached_property
+from pathlib import Path
 
 from torch import nn
 
@@ -8,6 +9,7 @@ from torchqat._library import Recipe
 from torchqat.data.corpus import Corpus, load_corpus
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
+from torchqat.runs.identity import files_content, state_content
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import train_scratch
 from torchqat.training.processes import is_first
@@ -67,6 +69,24 @@ class FloatModel:
     @cached_property
     def _outline(self) -> nn.Module:
         return self.kind.outline(self.path, self._recipe.model.dtype)
+
+    @cached_property
+    def content(self) -> str:
+        """A word that changes with what the model is (identity.py), wherever it lies."""
+        return self.content_of_files or state_content(self._whole(), self._companions)
+
+    @property
+    def content_of_files(self) -> str:
+        """The same without loading a model; empty where it is none of files."""
+        return files_content(self.path, self._companions)
+
+    @property
+    def _companions(self) -> list[Path]:
+        return list(self.kind.companions(self.path).values())
+
+    def _whole(self) -> nn.Module:
+        """Also on a process that holds a part of it."""
+        return self.original if self.reads_weights else self.kind.load(self.path, self._recipe.model.dtype)
 
     @property
     def reads_weights(self) -> bool:

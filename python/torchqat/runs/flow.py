@@ -1,10 +1,8 @@
 """``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
 
-import os
 from pathlib import Path
 
 from torchqat._library import DistillSection, Recipe, load_recipe
-from torchqat.errors import UserError
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
@@ -65,19 +63,8 @@ def run_of(
 
 def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:
     """What the recipe of ``run`` says, or what ``decide`` does; returns the report."""
-    check_alone()
     with run.opened(resume, restart):
         return decide(run) if run.recipe.mode == "auto" else _follow(run)
-
-
-def check_alone() -> None:
-    """Raises UserError where torchrun started several processes: they would all do the whole run."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
-        raise UserError(
-            f"A run must be one process, but torchrun started {count}; torchqat train is what shares its work among them, "
-            "and torchqat export writes the checkpoint."
-        )
 
 
 def _follow(run: Run) -> Report:
@@ -125,7 +112,7 @@ def _initialized(run: Run) -> None:
     if done or (trains and not run.recipe.initialize.needs_data):
         return
     model = run.prepared(run.plan)
-    method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}"
+    method = f"{run.width_title} {run.recipe.initialize.method}"
     variant = make_variant(run, name, method, model, f"-{name}")
     if not trains:
         export_others(run, model, name, f"-{name}")
@@ -166,7 +153,7 @@ def _trained(run: Run) -> None:
     variant = run.report().variant(name)
     if variant is None:
         model = fine_tune(run)
-        variant = make_variant(run, name, f"{'/'.join(f'INT{b}' for b in bits)} QAT", model, "")
+        variant = make_variant(run, name, f"{run.width_title} QAT", model, "")
         export_others(run, model, name, "")
     with run.changed_report() as report:  # where it was measured before, limits may have changed since
         naive = report.variant(naive_name(bits[0])) if len(bits) == 1 else None

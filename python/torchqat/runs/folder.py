@@ -1,7 +1,6 @@
 """The folder of a run: held by one process at a time, deleted only when that is said, its report changed in one way."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +8,15 @@ from typing import Any
 
 from torchqat._library import Recipe
 from torchqat.errors import UserError
-from torchqat.files import read_json, write_json, write_text
+from torchqat.files import read_json, remove, write_json, write_text
 from torchqat.reports.report import REPORT, Report, environment, read_report
 from torchqat.runs.identity import differences
 from torchqat.runs.locking import alone, locked, others_in, remove_leftovers
 from torchqat.training.state import step_of
 
 _SETTINGS = "run.json"
+# Of what is written there.
+VERSION = 2
 # What a run makes beside its settings. The report goes first: without it, nothing is taken for measured.
 _MADE = (REPORT, "checkpoints", "candidates", "exports", "tensorboard", "metrics.jsonl", "report.html", "plan.txt")
 _MADE += ("recipe.yaml",)
@@ -35,10 +36,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What the run in ``folder`` was started with.
 
     Raises:
-        UserError: It is not the folder of a run.
+        UserError: It is not the folder of a run, or that of one of another version.
     """
     if not is_run(folder):
         raise UserError(f"RUN must be the folder of a run, with a {_SETTINGS}, but {folder} is not.")
+    settings = _settings(folder)
+    if settings.get("version") != VERSION:
+        raise UserError(f"{folder} must have been written by this torchqat, but its run.json is of another version.")
+    return settings
+
+
+def _settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / _SETTINGS, "The settings of a run")
 
 
@@ -61,10 +69,9 @@ def check_asked(folder: Path, resume: bool, restart: bool) -> None:
 
 
 def _how_far(folder: Path) -> str:
-    settings, checkpoints = read_settings(folder), folder / "checkpoints"
-    total, variants = settings.get("steps", 0), len(read_report(folder).variants)
+    total, variants = _settings(folder).get("steps", 0), len(read_report(folder).variants)
     try:
-        step = step_of(checkpoints / "train.pt")
+        step = step_of(folder / "checkpoints" / "train.pt")
     except UserError:
         return " whose training state does not load"
     if total and step is not None:
@@ -80,7 +87,7 @@ def check_same(folder: Path, parts: dict[str, Any]) -> None:
     Raises:
         UserError: It is not; what differs is named.
     """
-    found = differences(read_settings(folder).get("made_of", {}), parts)
+    found = differences(read_settings(folder)["made_of"], parts)
     if found:
         raise UserError(
             f"To be gone on with, the run in {folder} must be made of the same recipe, model and data, but "
@@ -107,9 +114,8 @@ def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: 
         remove_leftovers(folder)
         for name in _MADE if restart else ():
             _remove(folder / name)
-        write_json(
-            folder / _SETTINGS, settings
-        )  # it says that the folder is a run's, and is never missing from then on
+        # It says that the folder is a run's, and is never missing from then on.
+        write_json(folder / _SETTINGS, settings)
         for name, text in texts.items():
             write_text(folder / name, text)
         with changed_report(folder) as report:
@@ -139,7 +145,4 @@ def _remove(path: Path) -> None:
         return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     os.replace(path, old)
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
+    remove(old)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Bound, Initialize, KvCacheSpec, Plan, QuantSpec, Recipe
 from torchqat._version import NUMERICS
+from torchqat.data.batch import bytes_of
 from torchqat.data.batch import digest as digest_of
 from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
@@ -71,7 +72,7 @@ def apply(recipe: Recipe, settings: dict[str, Any]) -> None:
 def made_of(
     recipe: Recipe, plan: Plan, model: str, data: Data, task: Task | None, streamed: bool = False
 ) -> dict[str, Any]:
-    """What a run's results depend on, to be kept as JSON; ``model`` is what ``model_content`` gives."""
+    """What a run's results depend on, to be kept as JSON; ``model`` is what ``FloatModel.content`` gives."""
     return {
         "recipe": meaning(recipe),
         "plan": plan_content(plan),
@@ -146,33 +147,42 @@ def task_content(task: Task | None) -> str:
     return sha256((examples if task.examples else task.name).encode()).hexdigest()[:16]
 
 
-def model_content(path: str, model: nn.Module | None = None, companions: Iterable[Path] = ()) -> str:
+def files_content(path: str, companions: Iterable[Path]) -> str:
     """Changes with a model's configuration, with the name, shape or dtype of a tensor, and with most changes of weights.
 
     Args:
-        path: A folder of safetensors, of which headers and a few bytes a tensor are read; or a hub id that was fetched.
-        model: Looked at where ``path`` has no such files, as a function of the user's; without it, the result is empty then.
+        path: A folder of safetensors, of which headers and a few bytes a tensor are read; or a hub id that was fetched. The
+            result is empty where there are no such files, as for a function of the user's.
         companions: Files beside it that say how it is used.
     """
     folder = Path(path) if Path(path).is_dir() else _fetched(path)
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
-    digest = sha256()
-    for file in companions:
-        digest.update(file.read_bytes())
-    if files:
-        digest.update((folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b"")
-        for file in files:
-            for part in _samples_of_file(file):
-                digest.update(part)
-    elif model is None:
+    if not files:
         return ""
-    else:
-        for name, tensor in model.state_dict().items():
-            if not isinstance(tensor, Tensor):  # what a module keeps by get_extra_state
-                continue
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_samples_of_tensor(tensor))
+    digest = _digest_of_files(companions)
+    digest.update((folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b"")
+    for file in files:
+        for part in _samples_of_file(file):
+            digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def state_content(model: nn.Module, companions: Iterable[Path]) -> str:
+    """The same for a model that was not read from such files."""
+    digest = _digest_of_files(companions)
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # what a module keeps by get_extra_state
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(_sampled(tensor)))
+    return digest.hexdigest()[:16]
+
+
+def _digest_of_files(files: Iterable[Path]):
+    digest = sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest
 
 
 def _fetched(path: str) -> Path | None:
@@ -204,8 +214,9 @@ def _samples_of_file(path: Path) -> Iterator[bytes]:
                 yield file.read(min(_SAMPLE, end - place))
 
 
-def _samples_of_tensor(tensor: Tensor) -> bytes:
-    flat = tensor.detach().flatten()
+def _sampled(tensor: Tensor) -> Tensor:
+    """Elements of ``tensor`` evenly spread over it, its first and last among them."""
+    flat = tensor.flatten()
     count = min(_SAMPLE, len(flat))
     places = torch.arange(count) * (len(flat) - 1) // max(count - 1, 1)
-    return flat[places.to(flat.device)].cpu().contiguous().view(torch.uint8).numpy().tobytes() if len(flat) else b""
+    return flat[places.to(flat.device)]

@@ -3,12 +3,12 @@
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torchqat.errors import UserError
+from torchqat.files import remove
 
 NAME = ".lock"
 
@@ -65,7 +65,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove files and folders that were to be renamed into place (files.py). Only for a folder that is locked."""
     for path in list(folder.rglob(".*")):
         if _is_leftover(path) and not _is_at_work(int(path.name.rpartition("-")[2])):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):
+                remove(path)
 
 
 def _is_at_work(process: int) -> bool:

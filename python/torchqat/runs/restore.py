@@ -11,9 +11,9 @@ from torchqat.checkpoints.deploy import load
 from torchqat.errors import UserError
 from torchqat.files import digest_of, read_json
 from torchqat.model.loading import empty_model, load_model
-from torchqat.runs.auto import Candidates
+from torchqat.runs.candidates import Candidates
 from torchqat.runs.folder import is_run, read_settings
-from torchqat.runs.identity import apply, model_content
+from torchqat.runs.identity import apply
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
 from torchqat.runs.trained import trained_state
@@ -28,8 +28,6 @@ def open_run(folder: Path) -> Run:
         UserError: The folder is not that of a run.
     """
     settings = read_settings(folder)
-    if settings.get("version") != 2:
-        raise UserError(f"{folder} must have been written by this torchqat, but its run.json is of another version.")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     apply(recipe, settings["made_of"]["recipe"])  # what was set by options, or in Python
     recipe.model.path, recipe.model.scratch = settings["model"], None
@@ -39,7 +37,7 @@ def open_run(folder: Path) -> Run:
         sys.path.append(settings["directory"])
     run = Run(recipe, folder, Progress(), kept=settings["made_of"])
     run.streamed = settings["made_of"]["streamed"]
-    content = model_content(settings["model"], None, sorted(run.kind.companions(settings["model"]).values()))
+    content = run.float_model.content_of_files
     if content and content != settings["made_of"]["model"]:
         raise UserError(
             f"{settings['model']} must hold the model that the run in {folder} was made of, but it has changed since."

@@ -21,13 +21,13 @@ from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
 from torchqat.model.prepare import make_plan, prepare
-from torchqat.ptq.calibrate import calibrate
+from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import changed_report, check_asked, check_same, held, version_note
-from torchqat.runs.identity import key_of, made_of, model_content, plan_content, settings_content
+from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, version_note
+from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
-from torchqat.training.processes import is_first, wait
+from torchqat.training.processes import check_together, is_first, wait
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"
@@ -114,16 +114,7 @@ class Run:
         """What results depend on (identity.py); not the limits that they are held against."""
         if self._kept is not None:
             return self._kept
-        path = self.model_path
-        companions = sorted(self.kind.companions(path).values())
-        content = model_content(path, None, companions) or model_content(path, self._whole_model(), companions)
-        return made_of(self.recipe, self.plan, content, self.data, self.task, self.streamed)
-
-    def _whole_model(self) -> nn.Module:
-        """Also on a process that holds a part of it."""
-        if self.float_model.reads_weights:
-            return self.original
-        return self.kind.load(self.model_path, self.recipe.model.dtype)
+        return made_of(self.recipe, self.plan, self.float_model.content, self.data, self.task, self.streamed)
 
     @property
     def identity(self) -> str:
@@ -146,27 +137,27 @@ class Run:
         model = prepare(self.fresh_model(), plan, settings, self.recipe.train.weight_cache)
         if not self.float_model.reads_weights:
             return model  # the numbers come with its part
-        needs_data = _needs_data(plan, settings)
+        on_data = needs_data(model)
         kept = kept or self.folder / "checkpoints" / ("initialized.pt" if own else f"{settings.method}.pt")
         identity = f"{self.identity} {plan_content(plan)} {settings_content(settings)}"
-        if needs_data and kept.is_file():
+        if on_data and kept.is_file():
             state = load_state(kept)
             if state["identity"] == identity:
                 model.load_state_dict(state["model"])
                 return model
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
-        batches = self.data.calibration if needs_data else []
+        batches = self.data.calibration if on_data else []
         warnings = calibrate(model, batches, self.kind.outputs).warnings
         if own:
             warnings += self._notes(model)
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if needs_data and is_first():
+        if on_data and is_first():
             save_state(kept, {"identity": identity, "model": model.state_dict()})
-        if needs_data and own and is_first():
-            with self.changed_report() as report:
-                report.notes = warnings
+            if own:
+                with self.changed_report() as report:
+                    report.notes = warnings
         return model
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -188,7 +179,13 @@ class Run:
 
     @property
     def width_names(self) -> str:
+        """For names of files: ``int4-int8``."""
         return "-".join(f"int{bits}" for bits in self.exported_widths)
+
+    @property
+    def width_title(self) -> str:
+        """For people: ``INT4/INT8``."""
+        return "/".join(f"INT{bits}" for bits in self.exported_widths)
 
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
@@ -206,6 +203,7 @@ class Run:
         Raises:
             UserError: One of these.
         """
+        check_together()
         if is_first():
             check_asked(self.folder, resume, restart)
         if not self.streamed:
@@ -214,7 +212,7 @@ class Run:
         check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
         _ = self.task
         settings = {
-            "version": 2,
+            "version": VERSION,
             "steps": self.recipe.train.steps,
             "model": _absolute(self.model_path),
             "data": _absolute(self.recipe.data.train),
@@ -250,13 +248,6 @@ class Run:
     def changed_report(self) -> AbstractContextManager[Report]:
         """The report, to be changed in a ``with``."""
         return changed_report(self.folder)
-
-
-def _needs_data(plan: Plan, settings: Initialize) -> bool:
-    """Whether calibration data decide what the model becomes: by the method, or by ranges of inputs or of a cache."""
-    ranges = any(layer.input is not None and not layer.input.dynamic for layer in plan.layers)
-    cache = plan.kv_cache is not None and plan.kv_cache.calibrated
-    return settings.needs_data or bool(settings.transforms) or ranges or cache
 
 
 def _absolute(source: str) -> str:

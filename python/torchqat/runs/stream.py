@@ -89,8 +89,7 @@ def quantize_folder(
         raise UserError(
             f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
         )
-    reader = CheckpointReader(source)
-    model, plan, blocks = check_can_be_streamed(source, recipe)
+    reader, model, plan, blocks = opened_to_stream(source, recipe)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
@@ -104,19 +103,21 @@ def quantize_folder(
     return result
 
 
-def check_can_be_streamed(source: str | Path, recipe: Recipe) -> tuple[nn.Module, Plan, list[tuple[str, nn.Module]]]:
-    """A model of ``source`` without weights, its plan and its blocks.
+def opened_to_stream(
+    source: str | Path, recipe: Recipe
+) -> tuple[CheckpointReader, nn.Module, Plan, list[tuple[str, nn.Module]]]:
+    """The tensors of ``source``, its model without weights, the plan and the blocks.
 
     Raises:
         RecipeError: The recipe does not fit the model.
         UserError: The recipe needs the whole model, or the folder has no safetensors.
     """
-    CheckpointReader(source)
+    reader = CheckpointReader(source)
     model = skeleton(source, recipe.model.dtype)
     plan = make_plan(model, recipe)
     blocks = find_blocks(model, nn.Linear)
     _check(model, plan, recipe, blocks)
-    return model, plan, blocks
+    return reader, model, plan, blocks
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

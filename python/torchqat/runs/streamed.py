@@ -10,10 +10,9 @@ from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.files import read_json, size_of, write_json
 from torchqat.reports.report import Variant
-from torchqat.runs.flow import check_alone
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
-from torchqat.runs.stream import Streamed, check_can_be_streamed, quantize_folder
+from torchqat.runs.stream import Streamed, opened_to_stream, quantize_folder
 from torchqat.runs.variants import initialized_name
 from torchqat.verification.result import Verification
 
@@ -22,15 +21,13 @@ _DIGESTS = Path("checkpoints") / "streamed.json"
 
 
 def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
-    """Quantize the model of ``run`` block by block into its folder, and keep what ``verify_streamed`` needs.
+    """Quantize the model of ``run``, which trains nothing, block by block; keep what ``verify_streamed`` needs.
 
     Raises:
         UserError: As ``quantize_folder`` and ``Run.opened``.
     """
-    check_alone()
-    run.recipe.train.steps, run.recipe.train.control = 0, False
     run.streamed = True
-    check_can_be_streamed(run.model_path, run.recipe)
+    opened_to_stream(run.model_path, run.recipe)
     with run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
         asked = run.recipe.data.calibration
@@ -48,7 +45,7 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
         remember_export(run, found.folder, name)
         with run.changed_report() as report:
             report.notes, report.baseline = warnings, {"bytes": size_of(Path(run.model_path))}
-            method = f"{run.width_names.upper().replace('-', '/')} {run.recipe.initialize.method}, streamed"
+            method = f"{run.width_title} {run.recipe.initialize.method}, streamed"
             place = str(target.relative_to(run.folder))
             report.put(Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place))
     return found

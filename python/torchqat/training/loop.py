@@ -89,9 +89,8 @@ class TrainingLoop:
             if schedule is not None:
                 schedule.step()
             share_ranges(self.model)
-            self.on_step(
-                step, figures
-            )  # before the state is kept: what it measures is measured again if it was cut off
+            # Before the state is kept: what it measures is measured again if it was cut off.
+            self.on_step(step, figures)
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
                 self._save(step, optimizers, schedule)
         return self.model.eval()
@@ -99,8 +98,7 @@ class TrainingLoop:
     def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
         self._training_mode()
         rate = rate_factor(self.settings, step)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        for group in groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["initial_lr"] * rate
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
         device = device_of(self.model)

@@ -76,7 +76,7 @@ def multiply_relative_rates(optimizer: torch.optim.Optimizer) -> None:
     def multiply(optimizer, _args, _kwargs) -> None:
         put_back()  # after a step that failed
         rates.extend((group, group["lr"]) for group in optimizer.param_groups if group.get("relative"))
-        make_relative([group for group, _ in rates])
+        _make_relative([group for group, _ in rates])
 
     def put_back(*_) -> None:
         for group, rate in rates:
@@ -97,12 +97,12 @@ def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.o
         torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group.update(initial_lr=group["lr"], relative=False)
+        group["initial_lr"] = group["lr"]
     return optimizers
 
 
 @torch.no_grad()
-def make_relative(groups: list[dict[str, Any]]) -> None:
+def _make_relative(groups: list[dict[str, Any]]) -> None:
     """Multiply the rate of each group, which is one tensor, by its mean magnitude; sums in double, so that their order does
     not show."""
     if not groups:

@@ -43,6 +43,16 @@ def processes() -> Iterator[None]:
         time.sleep(_LETTING_GO.total_seconds())
 
 
+def check_together() -> None:
+    """Raises UserError where torchrun started several processes that form no group: each would do all of the work."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and not dist.is_initialized():
+        raise UserError(
+            f"A run must be one process, but torchrun started {started}; torchqat train is what shares its work among them, "
+            "and torchqat export writes the checkpoint."
+        )
+
+
 def count() -> int:
     """Processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1

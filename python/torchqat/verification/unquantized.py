@@ -9,7 +9,8 @@ from torchqat.layers.quant_layer import STATE_NAMES
 
 def unquantized(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer but what training quantized and brought; shared ones by their first name."""
-    skipped = {name for name in model.state_dict() if name.rpartition(".")[2] == "qat_step"}
+    state = model.state_dict()
+    skipped = {name for name in state if name.rpartition(".")[2] == "qat_step"}
     for name, layer in quant_layers(model):
         own = STATE_NAMES if layer.weight_spec is None else (*STATE_NAMES, "weight")
         skipped |= {f"{name}.{leaf}".removeprefix(".") for leaf in own}
@@ -18,7 +19,7 @@ def unquantized(model: nn.Module) -> dict[str, Tensor]:
             skipped |= {f"{name}.{leaf}" for leaf, _ in module.named_buffers()}
     found: dict[str, Tensor] = {}
     shared: set[tuple] = set()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
         if name not in skipped and (tensor.numel() == 0 or memory not in shared):
             shared.add(memory)
