@@ -1,6 +1,7 @@
 # make demo    the quickstart: train, quantize, fine-tune, export, verify; leaves build/quickstart/
 # make test    every test: C++, CUDA compilation where nvcc is, Python
 # make test-engines, test-sanitize, coverage, mutate, tidy, fuzz    slower checks: engines, sanitizers, covered lines, mutants, clang-tidy, libFuzzer
+# make test-nightly    those, and more kills of runs than make test has time for
 # make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
@@ -20,8 +21,9 @@ export TORCHQAT_CACHE ?= build/cache
 export HF_HUB_OFFLINE ?= 1
 export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-.PHONY: demo test test-cpp test-cuda test-python test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-nightly test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
 
 setup: $(SETUP)
 
@@ -51,10 +53,16 @@ else
 	@echo "nvcc is not here: the CUDA sources were not compiled"
 endif
 
-# A file of tests at a time on each core, one thread each: threads that share cores wait for one another.
+# A file of tests at a time on each core, one thread each: threads that share cores wait for one another. Those few tests that
+# need more threads shall not spin meanwhile.
 test-python: $(SETUP)
 	python -m ruff check python tests benchmarks examples setup.py
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(ONE_THREAD) python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 10
+
+# All that takes too long for every change.
+test-nightly: $(SETUP)
+	$(ONE_THREAD) python -m pytest tests/python/test_faults.py --nightly
+	$(MAKE) test-sanitize coverage mutate fuzz test-engines
 
 # Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
 test-engines: $(SETUP)

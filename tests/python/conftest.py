@@ -18,11 +18,37 @@ from torchqat.runs.scratch import new_model, train_tokenizer
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.addoption("--nightly", action="store_true", help="more of what takes long: make test-nightly")
+
+
+# Files that take longest go first, so that no core has one of them left when the others are done.
+LONG = [
+    "faults",
+    "cpp_package",
+    "fsdp",
+    "cpu_kernels",
+    "distributed",
+    "decide",
+    "export_cli",
+    "recipes_run",
+    "cuda_kernels",
+]
+
+
+def pytest_collection_modifyitems(items):
+    first = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
 @pytest.fixture(scope="session")
 def device(request):
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def nightly(request):
+    """Whether there is a night for what takes long."""
+    return request.config.getoption("--nightly")
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +102,15 @@ def data_folder(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="session")
+def twins():
+    return {}
+
+
 @pytest.fixture
-def train(tmp_path, model_folder, data_folder):
+def train(tmp_path, model_folder, data_folder, twins):
     """Trains by the command line, on one process or several (launcher.py)."""
-    return Launcher(tmp_path, model_folder, data_folder)
+    return Launcher(tmp_path, model_folder, data_folder, twins)
 
 
 RECIPE = """version: 1

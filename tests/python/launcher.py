@@ -1,4 +1,4 @@
-"""Programs and training on several processes, by torchrun, for tests."""
+"""Programs and training on one process or several, for tests."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from forked import Program
 
 RECIPE = """version: 1
 data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
@@ -20,41 +22,54 @@ export: [safetensors]
 TOP
 """
 _VALUES = {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", "MORE": "", "VALIDATE": "4", "TOP": ""}
-_TORCHRUN = ["-m", "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
 
 
-def on_processes(count: int) -> list[str]:
-    """Python, of which ``count`` processes run what follows."""
-    return [sys.executable, *([*_TORCHRUN, "--nproc_per_node", str(count)] if count > 1 else [])]
+def torchrun(count: int, *arguments) -> subprocess.Popen:
+    """``python ARGUMENTS`` on ``count`` processes, as users start it."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "localhost:0",
+    ]
+    command += ["--nproc_per_node", count, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
 
 
-def said_by(code: str, folder: Path, processes: int, *arguments) -> str:
+def said_by(code: str, folder: Path, processes: int, *arguments, by_torchrun: bool = False) -> str:
     """What ``code`` prints, which is written to a file in ``folder`` and run on ``processes``."""
-    program = folder / "worker.py"
-    program.write_text(code)
-    command = [*on_processes(processes), str(program), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    file = folder / "worker.py"
+    file.write_text(code)
+    arguments = [file, *arguments]
+    process = torchrun(processes, *arguments) if by_torchrun else Program(arguments, folder, count=processes)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
 
 
 class Launcher:
-    """Starts ``torchqat train`` in ``folder``, alone or by torchrun."""
+    """Starts ``torchqat train`` in ``folder``, alone or on several processes.
 
-    def __init__(self, folder: Path, model: Path, data: Path):
-        self.folder, self.model, self.data = folder, model, data
+    ``twins`` has what was trained on one process before, by what was asked for.
+    """
 
-    def start(self, name: str, processes: int, *options: str, **values) -> subprocess.Popen:
+    def __init__(self, folder: Path, model: Path, data: Path, twins: dict[tuple, Path]):
+        self.folder, self.model, self.data, self.twins = folder, model, data, twins
+
+    def start(self, name: str, processes: int, *options: str, by_torchrun: bool = False, **values):
         text = RECIPE
         for key, value in {**_VALUES, **values}.items():
             text = text.replace(key, str(value))
         recipe = self.folder / f"{name}.yaml"
         recipe.write_text(text)
-        command = [*on_processes(processes), "-m", "torchqat", "train", recipe, "--model", self.model]
-        command += ["--data", self.data, "--output", self.folder / name, *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+        arguments = ["-m", "torchqat", "train", recipe, "--model", self.model, "--data", self.data]
+        arguments += ["--output", self.folder / name, *options]
+        return torchrun(processes, *arguments) if by_torchrun else Program(arguments, self.folder, name, processes)
 
     def __call__(self, name: str, processes: int, *options: str, **values) -> tuple[Path, str]:
         """To its end; returns the run's folder and what was said."""
@@ -63,8 +78,15 @@ class Launcher:
         assert process.returncode == 0, err[-3000:]
         return self.folder / name, out + err
 
+    def alone(self, **values) -> Path:
+        """The folder of a run on one process, to compare with and not to change: it is trained once."""
+        asked = tuple({**_VALUES, **values}.values())
+        if asked not in self.twins:
+            self.twins[asked], _ = self(f"alone-{len(self.twins)}", 1, **values)
+        return self.twins[asked]
 
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+
+def wait_until(reached: Callable[[], bool], process) -> None:
     """Until ``reached`` holds, or ``process`` has ended."""
     while not reached() and process.poll() is None:
         time.sleep(0.02)

@@ -1,5 +1,7 @@
 """``calibrate``: ranges of inputs whose scale is fixed."""
 
+import copy
+
 import pytest
 import torch
 import torchqat
@@ -59,6 +61,20 @@ def test_learned_inputs_start_from_the_search_and_train():
 def test_dynamic_inputs_need_no_calibration():
     net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", "{dtype: int8}"))
     assert torchqat.calibrate(net, []).ranges == {}
+
+
+def test_blocks_that_are_run_again_and_again_keep_no_keys_and_values(tiny_llama):
+    """A model called as users call it begins a cache, which would grow with each run of a block."""
+    layers = "layers: [{match: 'model.layers.*', weight: {dtype: int4, group_size: 32}}]"
+    text = f"version: 1\n{layers}\ninitialize: {{method: gptq}}\n"
+    batches = [torch.randint(0, 400, (2, 16)) for _ in range(2)]
+
+    def codes(use_cache):
+        model = torchqat.prepare(copy.deepcopy(tiny_llama), torchqat.parse_recipe(text, "recipe"))
+        torchqat.calibrate(model, batches, forward=lambda model, batch: model(batch, use_cache=use_cache))
+        return [layer.codes for layer in torchqat.convert(model)]
+
+    assert all(map(torch.equal, codes(True), codes(False)))
 
 
 def test_no_batches_is_an_error():

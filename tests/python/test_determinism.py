@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 import torchqat
-from fault_worker import digests
+from digests import digests
+from forked import Program
 
 RECIPE = """version: 1
 data: {calibration: {samples: 8, sequence_length: 64}, evaluation: {samples: 4, sequence_length: 64}}
@@ -22,13 +23,24 @@ export: [FORMAT, safetensors]
 """
 
 
-def run(recipe, model, data, folder, threads):
-    """In a process of its own; returns digests of all that is left, and what was said."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "torchqat", "run", recipe, "--model", model, "--data", data, "--output", folder]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return digests(folder), done.stderr
+@pytest.fixture
+def run(tmp_path, model_folder, data_folder):
+    """A run on some threads; returns digests of all that is left, and what was said."""
+
+    def run(name, threads, begin=Program):
+        command = ["-m", "torchqat", "run", tmp_path / "recipe.yaml", "--model", model_folder, "--data", data_folder]
+        process = begin([*command, "--output", tmp_path / name], tmp_path, name, OMP_NUM_THREADS=str(threads))
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return digests(tmp_path / name), said
+
+    return run
+
+
+def anew(arguments, folder, _name, **variables):
+    """Nothing is that of another process: not the seed of hashes, not what libraries chose when they were loaded."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env={**os.environ, **variables}, **pipes)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +51,14 @@ def run(recipe, model, data, folder, threads):
         ("smoothquant+gptq", "input: {dtype: int8}", "safetensors"),
     ],
 )
-def test_runs_are_the_same_bits(method, input, format, tmp_path, model_folder, data_folder):
+def test_runs_are_the_same_bits(method, input, format, tmp_path, run):
     text = RECIPE.replace("METHOD", method).replace("INPUT", input).replace("FORMAT, safetensors", format)
     text = text.replace("int3", "int4") if format == "compressed-tensors" else text
     text = text.replace("scale: learned}", "scale: learned, scale_dtype: float16}") if format == "gptq" else text
     (tmp_path / "recipe.yaml").write_text(text)
-    first, said = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "first", 1)
-    again, said_again = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "again", 1)
-    threaded, said_threaded = run(tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "threaded", 2)
+    first, said = run("first", 1)
+    again, said_again = run("again", 1, anew)
+    threaded, said_threaded = run("threaded", 2)
     assert first == again
     assert first == threaded, [name for name in first if first[name] != threaded[name]]
     hashes = [re.findall(r"sha256 ([0-9a-f]{64})", text) for text in (said, said_again, said_threaded)]

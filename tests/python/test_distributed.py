@@ -1,10 +1,9 @@
 """Training on several processes that torchrun starts (gloo): what one process gives, and nothing lost when one dies."""
 
 import json
-import os
 import signal
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from launcher import wait_until
@@ -24,8 +23,8 @@ def losses(folder):
 @pytest.mark.parametrize("scale", ["minmax", "learned"])
 def test_two_processes_give_the_bits_of_one(scale, train):
     """One process adds the halves of a batch one after the other, as two of them do: the same sums in the same order."""
-    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2)
-    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2)
+    alone = train.alone(SCALE=scale, ACCUMULATION=2)
+    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, by_torchrun=scale == "learned")
     assert torch.equal(losses(alone), losses(together))
     for name, tensor in state(alone).items():
         assert torch.equal(tensor, state(together)[name]), name
@@ -33,7 +32,7 @@ def test_two_processes_give_the_bits_of_one(scale, train):
 
 
 def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
-    alone, _ = train("alone", 1)
+    alone = train.alone()
     together, _ = train("together", 4)
     torch.testing.assert_close(losses(alone), losses(together), rtol=1e-4, atol=1e-5)
     for name, tensor in state(alone).items():
@@ -43,7 +42,7 @@ def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
 @pytest.mark.parametrize("observer", ["minmax", "moving_average"])
 def test_ranges_of_inputs_are_those_of_all_processes(observer, train):
     given = f"input: {{dtype: int8, granularity: tensor, observer: {observer}}}"
-    alone, _ = train("alone", 1, INPUT=given)
+    alone = train.alone(INPUT=given)
     together, _ = train("together", 2, INPUT=given)
     one, two = state(alone), state(together)
     ranges = [name for name in one if name.endswith(("input_low", "input_high"))]
@@ -53,7 +52,7 @@ def test_ranges_of_inputs_are_those_of_all_processes(observer, train):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(train, tmp_path):
-    whole, _ = train("whole", 1, ACCUMULATION=2)
+    whole = train.alone(ACCUMULATION=2)
     process = train.start("parts", 2, ACCUMULATION=2)
     checkpoint = tmp_path / "parts" / "checkpoints" / "train.pt"
     wait_until(checkpoint.is_file, process)
@@ -65,14 +64,13 @@ def test_a_run_goes_on_with_another_number_of_processes(train, tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(train, tmp_path):
-    whole, _ = train("whole", 1, ACCUMULATION=2)
-    process = train.start("broken", 2, ACCUMULATION=2)
+    whole = train.alone(ACCUMULATION=2)
+    process = train.start("broken", 2, ACCUMULATION=2, by_torchrun=True)
     checkpoint = tmp_path / "broken" / "checkpoints" / "train.pt"
     wait_until(checkpoint.is_file, process)
-    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [child for task in tasks for child in task.read_text().split()]
-    if children:  # it may have finished
-        os.kill(int(children[-1]), signal.SIGKILL)
+    workers = [child for child in psutil.Process(process.pid).children() if "torchqat" in child.cmdline()]
+    if workers:  # it may have finished
+        workers[-1].kill()
     process.communicate(timeout=120)
     resumed, _ = train("broken", 2, "--resume", ACCUMULATION=2)
     for name, tensor in state(whole).items():
@@ -80,7 +78,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_can_go_on(train, tmp_pa
 
 
 def test_rows_that_cannot_be_shared_are_said(train):
-    process = train.start("odd", 3)
+    process = train.start("odd", 3, by_torchrun=True)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "train.batch_size times gradient_accumulation must be a multiple of the 3 processes, but is 4" in err

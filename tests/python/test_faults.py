@@ -1,10 +1,13 @@
 """Faults, each of which really happens: nothing is lost, and what is said is one sentence."""
 
-import json
 import os
+import random
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 import torch
 import torchqat
 from command import call
+from digests import digests
+from forked import Program
 from test_training import loop_for, settings
 from torchqat.files import load_state, save_state
 from torchqat.layers.prepared import quant_layers
@@ -36,15 +41,38 @@ def places(tmp_path, model_folder, data_folder):
     return [tmp_path / "recipe.yaml", "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
 
 
-def test_runs_killed_at_random_moments_end_with_the_same_bits(tmp_path, model_folder, data_folder):
-    """kill -9 in calibration, training and export, then --resume: 50 times."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    worker = Path(__file__).with_name("fault_worker.py")
-    command = [sys.executable, worker, tmp_path / "recipe.yaml", model_folder, data_folder, tmp_path / "runs", 50, 0]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 50 and found["equal"] and found["files"] > 20
+def test_runs_killed_at_random_moments_end_with_the_same_bits(places, tmp_path, nightly):
+    """kill -9 in calibration, training and export, then --resume."""
+
+    def start(name):
+        begun = (tmp_path / name / "run.json").is_file()
+        arguments = ["-m", "torchqat", "run", *places[:-1], tmp_path / name, *(["--resume"] if begun else [])]
+        return Program(arguments, tmp_path, f"{name}-says")
+
+    assert start("whole").wait() == 0
+    whole, killed = digests(tmp_path / "whole"), tmp_path / "killed"
+    assert len(whole) > 20
+    began = time.monotonic()
+    assert start("timed").wait() == 0  # imports are not in it, as they are in the first
+    seconds, generator, kills = time.monotonic() - began, random.Random(0), 50 if nightly else 8
+    while kills:
+        run = start("killed")
+        time.sleep(generator.uniform(0.0, seconds))
+        run.send_signal(signal.SIGKILL)
+        if run.wait() == -signal.SIGKILL:
+            kills -= 1
+        else:
+            assert_whole(run, killed, whole)
+            shutil.rmtree(killed)
+    assert_whole(start("killed"), killed, whole)
+
+
+def assert_whole(run, folder, whole):
+    _, said = run.communicate()
+    assert run.returncode == 0, said
+    assert digests(folder) == whole
+    left = [str(path) for path in folder.rglob(".*") if path.name != ".lock"]
+    assert not left, f"half written: {left}"
 
 
 def test_two_runs_in_one_folder(places, tmp_path, capsys):
@@ -65,8 +93,6 @@ def test_a_folder_that_cannot_be_written_to(places, tmp_path, capsys):
 @contextmanager
 def files_of_at_most(size):
     """What a full disk does to whoever writes: the write fails part of the way."""
-    import signal
-
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -41,7 +41,7 @@ def share_of_equal_codes(one, other):
 
 @pytest.mark.parametrize("scale", ["minmax", "mse", "learned"])
 def test_two_processes_give_the_codes_of_one(scale, train):
-    alone, _ = train("alone", 1, SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    alone = train.alone(SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     assert not (together / "checkpoints" / "train.pt").exists()
     assert torch.equal(figures(alone), figures(together))
@@ -50,7 +50,7 @@ def test_two_processes_give_the_codes_of_one(scale, train):
 
 
 def test_the_best_state_is_found_and_kept_as_by_one_process(train):
-    alone, _ = train("alone", 1, ACCUMULATION=2, MORE=FSDP)
+    alone = train.alone(ACCUMULATION=2, MORE=FSDP)
     together, _ = train("together", 2, ACCUMULATION=2, MORE=FSDP)
     assert torch.equal(figures(alone, "validation_kl"), figures(together, "validation_kl"))
     best = [load_training(folder / "checkpoints" / "best.pt") for folder in (alone, together)]
@@ -60,7 +60,7 @@ def test_the_best_state_is_found_and_kept_as_by_one_process(train):
 
 
 def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
-    alone, _ = train("alone", 1, VALIDATE=0, MORE=", strategy: fsdp")
+    alone = train.alone(VALIDATE=0, MORE=", strategy: fsdp")
     together, _ = train("together", 4, VALIDATE=0, MORE=", strategy: fsdp")
     torch.testing.assert_close(figures(alone), figures(together), rtol=1e-4, atol=1e-5)
     assert share_of_equal_codes(weights(alone), weights(together)) > 0.999
@@ -68,7 +68,7 @@ def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_run_goes_on_with_another_number_of_processes(processes, train, tmp_path):
-    whole, _ = train("whole", 1, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    whole = train.alone(ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     process = train.start("parts", 2, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     checkpoints = tmp_path / "parts" / "checkpoints" / "train"
     wait_until(lambda: checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir()), process)
@@ -87,8 +87,8 @@ def test_all_that_saves_time_and_memory_together(strategy, train):
     """Accumulation, activation checkpointing, torch.compile, products in bfloat16, parts offloaded: two processes as one,
     and near to one that does without, whose products are not rounded to bfloat16."""
     more = ALL if strategy == "fsdp" else ALL.replace("fsdp", "ddp").replace(", cpu_offload: true", "")
-    plain, _ = train("plain", 1, ACCUMULATION=2, VALIDATE=0)
-    alone, _ = train("alone", 1, ACCUMULATION=2, VALIDATE=0, MORE=more)
+    plain = train.alone(ACCUMULATION=2, VALIDATE=0)
+    alone = train.alone(ACCUMULATION=2, VALIDATE=0, MORE=more)
     together, _ = train("together", 2, ACCUMULATION=2, VALIDATE=0, MORE=more)
     torch.testing.assert_close(figures(alone), figures(together), rtol=0.0, atol=1e-6)
     torch.testing.assert_close(figures(plain), figures(together), rtol=0.0, atol=2e-4)
@@ -98,7 +98,7 @@ def test_all_that_saves_time_and_memory_together(strategy, train):
 
 def test_adapters_are_merged_when_the_run_is_opened(train):
     more = f"{FSDP}, parameters: lora, lora: {{rank: 4, alpha: 8}}"
-    alone, _ = train("alone", 1, ACCUMULATION=2, VALIDATE=0, MORE=more)
+    alone = train.alone(ACCUMULATION=2, VALIDATE=0, MORE=more)
     together, _ = train("together", 2, ACCUMULATION=2, VALIDATE=0, MORE=more)
     assert torch.equal(figures(alone), figures(together))
     assert_equal(weights(alone), weights(together))
@@ -107,7 +107,7 @@ def test_adapters_are_merged_when_the_run_is_opened(train):
 def test_scales_of_inputs_that_are_learned(train):
     """One number a layer, so that all processes but the first hold nothing of it."""
     given = "input: {dtype: int8, granularity: tensor, scale: learned}"
-    alone, _ = train("alone", 1, INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
+    alone = train.alone(INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     together, _ = train("together", 2, INPUT=given, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)
     one, two = weights(alone), weights(together)
     for name, layer in one.items():
@@ -124,7 +124,7 @@ def test_what_calibration_found_is_dealt_out(train):
         "VALIDATE": 0,
         "MORE": FSDP,
     }
-    alone, _ = train("alone", 1, **options)
+    alone = train.alone(**options)
     together, said = train("together", 2, **options)
     assert said.count("Calibrating with gptq") == 1
     assert torch.equal(figures(alone), figures(together))
@@ -172,10 +172,10 @@ import sys, time
 from datetime import timedelta
 from torchqat.training import processes as distributed
 
-distributed._TIMEOUT = timedelta(seconds=4)
+distributed._TIMEOUT = timedelta(seconds=2)
 with distributed.processes():
     if distributed.is_first():
-        time.sleep(10)
+        time.sleep(4)
     distributed.wait_for_first()
     distributed.wait()
     sys.stdout.write("waited\\n")
@@ -244,4 +244,4 @@ def test_programs_end_though_gloo_lets_go_late(tmp_path, monkeypatch):
     source = Path(__file__).with_name("late_gloo.c")
     subprocess.run(["cc", "-shared", "-fPIC", source, "-o", late, "-ldl"], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(late))
-    assert said_by(ENDS, tmp_path, 2).count("ends") == 2
+    assert said_by(ENDS, tmp_path, 2, by_torchrun=True).count("ends") == 2

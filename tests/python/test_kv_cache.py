@@ -9,6 +9,7 @@ import torchqat
 from architectures import tokens
 from torchqat.layers.kv_cache import attach, caches, without_quantization
 from torchqat.ptq.blocks import in_floating_point
+from transformers import DynamicCache
 
 FORMS = {
     "fp8": "{dtype: fp8_e4m3}",
@@ -67,10 +68,10 @@ def test_a_sequence_gives_what_a_growing_cache_gives(form, attention):
     batch = tokens(1, 30)[0]
     with torch.no_grad():
         at_once = forward(model, batch).logits
-        past, steps = None, []
+        cache, steps = DynamicCache(), []
         for position in range(batch.shape[1]):
-            output = model(input_ids=batch[:, position : position + 1], past_key_values=past, use_cache=True)
-            past = output.past_key_values
+            # Mask and positions are its own; the name of the fourth changes with transformers.
+            output = model(batch[:, position : position + 1], None, None, cache, use_cache=True)
             steps.append(output.logits)
     torch.testing.assert_close(torch.cat(steps, 1), at_once, rtol=1e-3, atol=1e-3 * at_once.abs().max().item())
 

@@ -188,10 +188,11 @@ def test_old_arguments_are_those_of_the_quantizer(device):
         (q.choose_qparams(x, (1, 32), 4, "full", "mse", BF16)[0], ops.choose_qparams(x, full, "mse")[0]),
     ):  # fmt: skip
         assert torch.equal(old, new)
-    with pytest.warns(DeprecationWarning, match="fake_quantize_dynamic is deprecated"):
+    with pytest.warns(DeprecationWarning, match="fake_quantize_dynamic is deprecated") as first:
         ops.fake_quantize_dynamic(x, (1, 32), 4)
-    with pytest.warns(DeprecationWarning, match="use a quantizer's text"):
+    with pytest.warns(DeprecationWarning, match="use a quantizer's text") as second:
         ops.quantize(x, scale, zero, *ends)
+    assert first[0].filename == second[0].filename == __file__, "it is this line that has to change"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from test_training import loop_for, settings
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchqat import ops
+from torchqat.training.spread import recompute_activations
 
 POLICIES = ["none", "codes", "weights"]
 WEIGHTS = [
@@ -63,7 +64,7 @@ def test_a_weight_is_quantized_once_per_step(policy, op, tiny_llama):
         f'version: 1\nlayers: [{{match: "model.layers.*", weight: {weight}}}]\ntrain: {{weight_cache: {policy}}}\n'
     )
     model = torchqat.prepare(tiny_llama.train(), recipe)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     layers = sum(isinstance(m, torchqat.QuantLinear) for m in model.modules())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tokens = torch.randint(0, 400, (2, 16))

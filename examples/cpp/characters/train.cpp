@@ -66,9 +66,8 @@ double bits(Any& model, const torch::Tensor& text) {
   return cross_entropy(model.forward(inputs(batch)), batch).template item<double>() / std::log(2.0);
 }
 
-void train_in_float(Model& model, const torch::Tensor& text) {
+void train_in_float(Model& model, const torch::Tensor& text, int64_t steps) {
   torch::optim::AdamW optimizer(model.parameters(), 3e-3);
-  const int64_t steps = 600;
   for (int64_t step = 0; step < steps; ++step) {
     optimizer.param_groups()[0].options().set_lr(3e-3 * (1.0 - static_cast<double>(step) / steps));
     const torch::Tensor batch = pieces(text, 16);
@@ -119,7 +118,7 @@ void run(const std::string& path, const std::string& recipe_path, const std::str
   const qat::Recipe recipe = qat::load_recipe(recipe_path);
 
   Model original;
-  train_in_float(original, text.train);
+  train_in_float(original, text.train, 4 * recipe.train.steps);
   int64_t parameters = 0;
   for (const torch::Tensor& one : original.parameters()) parameters += one.numel();
   std::printf("float   %.3f bits per character  %7.1f kB\n", bits(original, text.test),

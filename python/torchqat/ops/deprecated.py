@@ -34,7 +34,7 @@ def accepts_old_arguments(old: Callable) -> Callable:
 
 def _warn(what: str, instead: str) -> None:
     if not torch.compiler.is_compiling():
-        warnings.warn(f"{what} is deprecated; use {instead}.", DeprecationWarning, stacklevel=4)
+        warnings.warn(f"{what} is deprecated; use {instead}.", DeprecationWarning, stacklevel=3)
 
 
 def _grid_between(low: int, high: int, asymmetric: bool) -> tuple[int, str]:

@@ -79,7 +79,7 @@ def _recorders(blocks: list[Block], hidden: list[Tensor]) -> Iterator[None]:
     def recorder(index: int):
         def record(*args, **kwargs):
             state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-            blocks[index].calls.append((rest, _without_cache(kwargs)))
+            blocks[index].calls.append((tuple(map(_no_cache, rest)), _without_cache(kwargs)))
             if index == 0:
                 hidden.append(state.detach())
             if index + 1 == len(blocks):
@@ -119,8 +119,13 @@ def _forwards(blocks: list[Block], forwards: list[Callable]) -> Iterator[None]:
 
 def _without_cache(kwargs: dict) -> dict:
     """Blocks are run many times; a cache of keys and values would grow with each."""
-    off = {"past_key_values": None, "past_key_value": None, "use_cache": False}
-    return {name: off.get(name, value) for name, value in kwargs.items()}
+    kept = {name: _no_cache(value) for name, value in kwargs.items()}
+    return {**kept, "use_cache": False} if "use_cache" in kept else kept
+
+
+def _no_cache(value: Any) -> Any:
+    """Nothing in place of a cache of transformers, which has had three names as an argument."""
+    return None if hasattr(value, "get_seq_length") else value
 
 
 @contextmanager

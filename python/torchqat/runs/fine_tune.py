@@ -19,7 +19,7 @@ from torchqat.training.oscillation import against_oscillation
 from torchqat.training.parameters import choose_parameters
 from torchqat.training.processes import count, is_first, wait, wait_for_first
 from torchqat.training.schedule import Schedule
-from torchqat.training.spread import compile_blocks, shard, training_device, wrapped
+from torchqat.training.spread import compile_blocks, recompute_activations, shard, training_device, wrapped
 
 
 def fine_tune(run: Run) -> nn.Module:
@@ -79,7 +79,7 @@ def spread(run: Run, model: nn.Module) -> nn.Module:
     """Put ``model`` and the float one where they train, as the recipe says; returns what the loss has to call."""
     train = run.recipe.train
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if train.compile:
         compile_blocks(model)
     if count() > 1 and train.strategy == "fsdp":

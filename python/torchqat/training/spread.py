@@ -100,6 +100,12 @@ def share_ranges(model: nn.Module) -> None:
         layer.set_input_range(-low, high)
 
 
+def recompute_activations(model: nn.Module) -> None:
+    """In backward, in place of keeping them (Chen et al. 2016); transformers 5.24 gave that another name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def compile_blocks(model: nn.Module) -> None:
     """``torch.compile`` for each block, or a model without blocks, in place; blocks that are alike share what is made."""
     # Each width of a schedule is a variant, and so are training and evaluation.

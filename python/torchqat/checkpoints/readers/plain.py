@@ -43,5 +43,5 @@ def _effective(layer: LayerTensors, leaf: str, outer_leaf: str, spec: dict) -> T
     """Scales, or offsets, as they multiply: codes times what they are multiples of, float32."""
     stored = layer[leaf]
     is_exponent = spec["scale_dtype"].startswith("e8m0")
-    inner = torch.ldexp(torch.ones(()), stored.int() - 127) if is_exponent else stored.float()
+    inner = torch.ldexp(torch.ones(stored.shape), stored.int() - 127) if is_exponent else stored.float()
     return inner * spread(layer[outer_leaf].float(), inner.shape) if "outer_scale" in spec else inner

@@ -1,5 +1,6 @@
 """Checkpoints as transformers loads them: compressed-tensors dense, GPTQ and AWQ by GPTQModel's kernels for CPUs."""
 
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -22,10 +23,12 @@ class Model:
 
     @torch.no_grad()
     def greedy(self, prompt: list[int], count: int) -> list[int]:
+        # The name that this transformers has for it: 5.24 made it shorter.
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         step, cache, tokens = torch.tensor([prompt], device=self.device), None, []
         for _ in range(count):
-            out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
-            cache, step = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            out = self.model(input_ids=step, use_cache=True, **{name: cache})
+            cache, step = out[name], out.logits[:, -1:].argmax(-1)
             tokens.append(int(step))
         return tokens
 
