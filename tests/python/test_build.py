@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from build_folder import BUILD, ROOT, alone
+from sentences import matches, said
 
 CMAKE = shutil.which("cmake")
 NVCC = shutil.which("nvcc", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
@@ -38,46 +39,30 @@ def fake_torch(tmp_path, body):
 
 
 def test_without_yaml_cpp(tmp_path):
-    said = configure(tmp_path, torch_here(), "-DCMAKE_DISABLE_FIND_PACKAGE_yaml-cpp=ON")
-    assert (
-        "torchqat reads recipes with yaml-cpp, which was not found: install it with apt-get install libyaml-cpp-dev."
-        in said
-    )
+    assert said(configure(tmp_path, torch_here(), "-DCMAKE_DISABLE_FIND_PACKAGE_yaml-cpp=ON"), "build.no-yaml")
 
 
 def test_without_nlohmann_json(tmp_path):
-    said = configure(tmp_path, torch_here(), "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON")
-    assert "install it with apt-get install nlohmann-json3-dev." in said
+    assert said(configure(tmp_path, torch_here(), "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"), "build.no-json")
 
 
 def test_without_torch(tmp_path):
-    said = configure(tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON")
-    assert "torchqat builds against PyTorch, which was not found: install torch>=2.11" in said
+    assert said(configure(tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_Torch=ON"), "build.no-torch")
 
 
 def test_torch_of_another_abi(tmp_path):
     folder = fake_torch(tmp_path, 'set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=0")')
-    said = configure(tmp_path, f"-DTorch_DIR={folder}")
-    assert "needs a torch built with the C++11 ABI, but the one found uses the old ABI: install a current wheel" in said
+    assert said(configure(tmp_path, f"-DTorch_DIR={folder}"), "build.torch-of-old-abi")
 
 
 def test_torch_that_is_too_old(tmp_path):
     folder = fake_torch(tmp_path, "set(Torch_VERSION 2.4)")
-    assert "torchqat needs torch 2.11 or newer, but found 2.4: install it with pip" in configure(
-        tmp_path, f"-DTorch_DIR={folder}"
-    )
+    assert said(configure(tmp_path, f"-DTorch_DIR={folder}"), "build.torch-too-old", version="2.4")
 
 
 def test_cuda_check_without_nvcc(tmp_path):
-    said = configure(tmp_path, torch_here(), "-DQAT_CHECK_CUDA=ON", "-DQAT_NVCC=OFF")
-    assert (
-        "QAT_CHECK_CUDA is ON, but nvcc was not found: install the CUDA Toolkit or pass -DQAT_CHECK_CUDA=OFF." in said
-    )
-
-
-OLD_CMAKE = (
-    "torchqat's CUDA sources need CMake 3.25.2 or newer, but this is 3.25.1: install a newer one with pip install"
-)
+    printed = configure(tmp_path, torch_here(), "-DQAT_CHECK_CUDA=ON", "-DQAT_NVCC=OFF")
+    assert said(printed, "build.cuda-check-without-nvcc")
 
 
 def test_cuda_by_a_cmake_that_is_too_old(tmp_path):
@@ -90,21 +75,22 @@ def test_cuda_by_a_cmake_that_is_too_old(tmp_path):
     targets = "add_library(CUDA::cublas INTERFACE IMPORTED)\nadd_library(CUDA::nvrtc INTERFACE IMPORTED)\n"
     (tmp_path / "FindCUDAToolkit.cmake").write_text(f"{targets}set(CMAKE_VERSION 3.25.1)")
     prefix = f"-DCMAKE_PREFIX_PATH={tmp_path / 'torch' / 'share' / 'cmake'}"
-    said = configure(tmp_path, prefix, f"-DCMAKE_MODULE_PATH={tmp_path}")
-    assert OLD_CMAKE in said and "too late" not in said
+    printed = configure(tmp_path, prefix, f"-DCMAKE_MODULE_PATH={tmp_path}")
+    assert said(printed, "build.cmake-too-old", version="3.25.1") and "too late" not in printed
 
 
 def test_cuda_check_by_a_cmake_that_is_too_old(tmp_path):
     folder = fake_torch(tmp_path, "set(CMAKE_VERSION 3.25.1)")
-    assert OLD_CMAKE in configure(tmp_path, f"-DTorch_DIR={folder}", "-DQAT_CHECK_CUDA=ON", "-DQAT_NVCC=/bin/true")
+    printed = configure(tmp_path, f"-DTorch_DIR={folder}", "-DQAT_CHECK_CUDA=ON", "-DQAT_NVCC=/bin/true")
+    assert said(printed, "build.cmake-too-old", version="3.25.1")
 
 
 def test_the_cpu_alone_by_an_old_cmake(tmp_path):
     """It goes on to what is looked for last."""
     folder = fake_torch(tmp_path, "set(CMAKE_VERSION 3.22.1)")
     options = (f"-DTorch_DIR={folder}", "-DQAT_BUILD_TESTS=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_GTest=ON")
-    said = configure(tmp_path, *options)
-    assert "CUDA" not in said and "GoogleTest was not found" in said
+    printed = configure(tmp_path, *options)
+    assert "CUDA" not in printed and said(printed, "build.no-googletest")
 
 
 # What torch's own configuration does where it has CUDA, on a machine with no GPU to ask for its architecture.
@@ -178,7 +164,7 @@ def test_a_torch_other_than_the_one_built_for_is_named(monkeypatch):
     import torchqat._library as library
 
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    with pytest.raises(ImportError, match="was built for torch .* but torch 2.99.0 is installed: run pip install"):
+    with pytest.raises(ImportError, match=matches("build.another-torch", installed="2.99.0")):
         importlib.reload(library)
     monkeypatch.undo()
     importlib.reload(library)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 
 STATIC = "{dtype: int8, granularity: tensor%s}"
@@ -78,12 +79,12 @@ def test_blocks_that_are_run_again_and_again_keep_no_keys_and_values(tiny_llama)
 
 
 def test_no_batches_is_an_error():
-    with pytest.raises(torchqat.UserError, match="Calibration needs at least one batch"):
+    with pytest.raises(torchqat.UserError, match=matches("ptq.no-batches")):
         torchqat.calibrate(prepared(), [])
 
 
 def test_an_unprepared_model_is_an_error():
-    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+    with pytest.raises(torchqat.UserError, match=matches("model.not-prepared")):
         torchqat.calibrate(Net(), [torch.ones(1, 64)])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from command import call
 from conftest import RECIPE
+from sentences import matches, said, sentence
 from torchqat.files import load_state
 
 
@@ -36,7 +38,7 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
         assert variant["bytes"] == (run / variant["export"] / "model.safetensors").stat().st_size
         assert variant["bytes"] < report["baseline"]["bytes"]
         assert len(variant["sqnr"]) == 14
-    assert "full precision" in out and "INT4 QAT won back" in out
+    assert "full precision" in out and said(out, "reports.won-back", method="INT4 QAT")
     eight, four = (min(variant["sqnr"].values()) for variant in report["variants"][:2])
     assert eight - four == pytest.approx(24, abs=2)  # 6 dB a bit
     for name in ("recipe.yaml", "plan.txt", "metrics.jsonl", "checkpoints/train.pt"):
@@ -46,9 +48,9 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
     )
     export = run / "exports" / "compressed-tensors"
     code, out, _ = call(capsys, "verify", export)
-    assert code == 0 and "14 layers equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal", layers=14)
     code, out, _ = call(capsys, "verify", run / "exports" / "compressed-tensors-int8-naive")
-    assert code == 0 and "14 layers equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal", layers=14)
     before = (export / "model.safetensors").read_bytes()
     code, out, _ = call(capsys, "export", run, "--output", tmp_path / "again")
     assert code == 0 and (tmp_path / "again" / "model.safetensors").read_bytes() == before
@@ -66,7 +68,8 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
         32,
     )
     qat = report["variants"][2]
-    assert code == 0 and f"perplexity {qat['perplexity']:.4f}" in out and f"{qat['kl']:.6f} nats" in out
+    assert code == 0 and said(out, "evaluate.perplexity", perplexity=f"{qat['perplexity']:.4f}")
+    assert said(out, "evaluate.kl", kl=f"{qat['kl']:.6f}")
     # A finished run is not run again.
     code, out, err = call(capsys, "run", *arguments, "--resume")
     assert code == 0 and "Fine-tuning" not in err
@@ -79,7 +82,7 @@ def test_verify_notices_a_changed_checkpoint(arguments, tmp_path, capsys):
     trained["model"]["model.layers.0.mlp.up_proj.weight"][0, 0] += 1.0
     torch.save(trained, state)
     code, out, _ = call(capsys, "verify", tmp_path / "run" / "exports" / "compressed-tensors")
-    assert code == 1 and "1 tensor differs, the first model.layers.0.mlp.up_proj" in out
+    assert code == 1 and said(out, "verify.one-differing", count=1, name="model.layers.0.mlp.up_proj")
 
 
 def test_a_scratch_model_is_trained_once_and_cached(tmp_path, data_folder, capsys, monkeypatch):
@@ -93,7 +96,7 @@ def test_a_scratch_model_is_trained_once_and_cached(tmp_path, data_folder, capsy
     first = call(capsys, "run", recipe, "--data", data_folder, "--output", tmp_path / "a")
     second = call(capsys, "run", recipe, "--data", data_folder, "--output", tmp_path / "b")
     assert first[0] == second[0] == 0
-    assert "Training the float model" in first[2] and "Training the float model" not in second[2]
+    assert said(first[2], "runs.training-float-model") and not said(second[2], "runs.training-float-model")
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
     assert reports[0] == reports[1]
 
@@ -133,8 +136,9 @@ def test_a_killed_process_resumes_with_the_same_bits(arguments, tmp_path):
 def test_check_prints_the_plan(recipe_file, model_folder, capsys):
     code, out, _ = call(capsys, "check", recipe_file, "--model", model_folder)
     assert code == 0
-    assert "model.layers.1.mlp.down_proj" in out and "14 layers quantized, 2 layers left alone" in out
-    assert "until 25%: weights int8" in out and out.endswith("is valid.\n")
+    assert "model.layers.1.mlp.down_proj" in out and said(out, "plan.layers", quantized=14, untouched=2)
+    assert said(out, "plan.stage", until="25%", weights="int8")
+    assert out.endswith(sentence("plan.valid", recipe=recipe_file) + "\n")
 
 
 def test_doctor(capsys):
@@ -151,54 +155,49 @@ def test_doctor_says_why_there_are_no_gpu_operators(capsys, monkeypatch):
         return json.loads(call(capsys, "doctor", "--json")[1])["gpu operators"]
 
     assert gpu_operators(True, "13.0") == "built"
-    assert gpu_operators(False, None) == "not built: torch has no CUDA here"
-    assert gpu_operators(False, "13.0").startswith(
-        "not built, though torch has CUDA: install the CUDA Toolkit, then run"
-    )
+    assert gpu_operators(False, None) == sentence("build.no-cuda-in-torch")
+    assert gpu_operators(False, "13.0") == sentence("build.cuda-not-built")
 
 
-def _sentence(result, code, text):
+def _sentence(result, code, expected):
     assert result[0] == code, result
-    assert text in result[2], result[2]
+    assert re.search(expected, result[2]), result[2]
     assert "Traceback" not in result[2] and result[2].count("\n") == 1
 
 
 def test_bad_input_is_one_sentence(recipe_file, model_folder, data_folder, tmp_path, capsys):
     base = ["run", recipe_file, "--output", tmp_path / "out"]
-    _sentence(
-        call(capsys, *base, "--data", data_folder), 2, "torchqat: model must be given, by model.path in the recipe"
-    )
-    _sentence(
-        call(capsys, *base, "--model", model_folder), 2, "torchqat: data must be given, by data.train in the recipe"
-    )
-    _sentence(call(capsys, *base, "--model", "./nowhere", "--data", data_folder), 2, "but ./nowhere is not a folder")
-    _sentence(
-        call(capsys, *base, "--model", "no/such-model", "--data", data_folder), 2, "could not be fetched from the hub"
-    )
-    _sentence(
-        call(capsys, *base, "--model", data_folder, "--data", data_folder), 2, "Hugging Face folder with a config.json"
-    )
-    _sentence(
-        call(capsys, *base, "--model", model_folder, "--data", "nowhere"),
-        2,
-        "data must be a file or folder that exists",
-    )
+
+    def refused(arguments, expected):
+        _sentence(call(capsys, *arguments), 2, expected)
+
+    def of(model, data):
+        return [*base, "--model", model, "--data", data]
+
+    refused([*base, "--data", data_folder], matches("cli.refused", sentence=sentence("model.not-given")))
+    refused([*base, "--model", model_folder], matches("cli.refused", sentence=sentence("data.not-given")))
+    refused(of("./nowhere", data_folder), matches("model.no-folder", path="./nowhere"))
+    refused(of("no/such-model", data_folder), matches("model.not-fetched", path="no/such-model"))
+    refused(of(data_folder, data_folder), matches("model.no-configuration", path=data_folder))
+    refused(of(model_folder, "nowhere"), matches("data.nowhere", source="nowhere"))
     empty = tmp_path / "empty"
     empty.mkdir()
-    _sentence(call(capsys, *base, "--model", model_folder, "--data", empty), 2, "data must have text")
-    _sentence(call(capsys, "check", tmp_path / "none.yaml"), 2, "the recipe must be a readable file")
-    _sentence(call(capsys, "export", tmp_path), 2, "RUN must be the folder of a run")
-    _sentence(call(capsys, "verify", model_folder), 2, "must lie in the folder of the run that wrote it")
+    refused(of(model_folder, empty), matches("data.no-text", source=empty))
+    refused(["check", tmp_path / "none.yaml"], matches("recipe.not-readable", file=tmp_path / "none.yaml"))
+    refused(["export", tmp_path], matches("runs.no-run", folder=tmp_path))
+    refused(["verify", model_folder], matches("runs.export-of-none", folder=model_folder))
     assert not (tmp_path / "out").exists()
 
 
 def test_unknown_layers_and_bad_groups_are_one_sentence(tmp_path, model_folder, capsys):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("version: 1\nlayers:\n  - match: model.layers.0.mlp.up_porj\n    weight: {dtype: int4}\n")
-    _sentence(call(capsys, "check", recipe, "--model", model_folder), 2, "did you mean model.layers.0.mlp.up_proj?")
+    near = matches("recipe.no-layer-matches", near="model.layers.0.mlp.up_proj")
+    _sentence(call(capsys, "check", recipe, "--model", model_folder), 2, near)
     recipe.write_text('version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4, group_size: 64}\n')
     result = call(capsys, "check", recipe, "--model", model_folder)
-    assert result[0] == 2 and "down_proj has in_features 96, which 64 does not divide" in result[2]
+    values = {"layer": "model.layers.0.mlp.down_proj", "features": "in_features", "size": 96, "block": 64}
+    assert result[0] == 2 and said(result[2], "recipe.group-does-not-divide", **values)
 
 
 def test_damaged_models_are_one_sentence(recipe_file, model_folder, data_folder, tmp_path, capsys):
@@ -206,22 +205,22 @@ def test_damaged_models_are_one_sentence(recipe_file, model_folder, data_folder,
     weights = model_folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    _sentence(call(capsys, *command), 2, "must be a safetensors file, but its tensors take")
+    _sentence(call(capsys, *command), 2, matches("checkpoints.tensors-too-long", file=weights))
     weights.write_bytes(b"\xff" * 8 + whole[8:])
-    _sentence(call(capsys, *command), 2, "its header claims 18446744073709551615 bytes")
+    _sentence(call(capsys, *command), 2, matches("checkpoints.header-too-long", claimed=18446744073709551615))
     weights.write_bytes(whole)
     from torchqat._library import load_safetensors, save_safetensors
 
     tensors = load_safetensors(str(weights))
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_safetensors(str(weights), tensors)
-    _sentence(call(capsys, *command), 2, "model.layers.1.mlp.up_proj.weight has NaN or infinite elements")
+    _sentence(call(capsys, *command), 2, matches("model.not-finite", name="model.layers.1.mlp.up_proj.weight"))
 
 
 def test_a_folder_of_other_files_is_never_touched(arguments, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    _sentence(call(capsys, "run", *arguments), 2, "output must be an empty folder or that of a run")
+    _sentence(call(capsys, "run", *arguments), 2, matches("runs.other-files", folder=tmp_path / "run"))
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
 
 
@@ -230,7 +229,7 @@ def test_a_failure_of_ours_is_one_sentence_with_code_1(recipe_file, model_folder
     _sentence(
         call(capsys, "check", recipe_file, "--model", model_folder),
         1,
-        "failed with ZeroDivisionError: division by zero",
+        matches("cli.failed", error="ZeroDivisionError", why="division by zero"),
     )
 
 
@@ -238,7 +237,7 @@ def test_check_reads_no_weights(tmp_path, model_folder, recipe_file, capsys):
     for file in model_folder.glob("*.safetensors"):
         file.unlink()
     code, out, err = call(capsys, "check", recipe_file, "--model", model_folder)
-    assert code == 0 and "14 layers quantized" in out, err
+    assert code == 0 and said(out, "plan.layers", quantized=14), err
 
 
 def test_check_of_a_model_of_70_billion_weights_takes_seconds(tmp_path, recipe_file, capsys):
@@ -250,5 +249,5 @@ def test_check_of_a_model_of_70_billion_weights_takes_seconds(tmp_path, recipe_f
     LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256).save_pretrained(tmp_path / "large")
     begun = time.process_time()
     code, out, err = call(capsys, "check", recipe_file, "--model", tmp_path / "large")
-    assert code == 0 and "560 layers quantized" in out, err
+    assert code == 0 and said(out, "plan.layers", quantized=560), err
     assert time.process_time() - begun < 30  # minutes and 280 GB, if it made them

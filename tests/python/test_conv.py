@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchqat
+from sentences import matches, sentence
 from torch import nn
 from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import sensitivity
@@ -163,18 +164,15 @@ def test_channels_last_weights_are_written_in_place():
 
 
 def test_what_a_convolution_cannot_have_is_said(tmp_path):
-    with pytest.raises(
-        torchqat.RecipeError, match="input of a Conv2d must have granularity tensor, but that of conv has token"
-    ):
+    refusal = matches("recipe.input-of-convolution", layer="conv", granularity="token")
+    with pytest.raises(torchqat.RecipeError, match=refusal):
         torchqat.prepare(Network(), recipe(input="{dtype: int8}"))
     model = torchqat.prepare(Network(), recipe())
-    with pytest.raises(
-        torchqat.UserError,
-        match="because the layer is of the type Conv2d, and there is a place for Linear; onnx and safetensors can",
-    ):
+    why = sentence("export.because-another-type", type="Conv2d", types="Linear")
+    with pytest.raises(torchqat.UserError, match=matches("export.cannot-hold", why=why, others="onnx and safetensors")):
         torchqat.export(model, tmp_path / "out", "compressed-tensors")
     grouped = torchqat.prepare(Network(), recipe("{dtype: int4, group_size: 12}"))
-    with pytest.raises(torchqat.UserError, match="a kernel has scales per tensor or channel"):
+    with pytest.raises(torchqat.UserError, match=matches("export.because-groups-of-a-kernel")):
         torchqat.export(grouped, tmp_path / "out", "onnx", example=batch())
 
 

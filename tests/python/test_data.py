@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from sentences import matches, sentence
 from torchqat import UserError
 from torchqat.data.batches import Batches, shortfall, tokenize, windows
 from torchqat.data.corpus import STDLIB, load_corpus
@@ -44,17 +45,17 @@ def test_jsonl(tmp_path):
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="data must be a file or folder that exists, or python-stdlib, but is nowhere"):
+    with pytest.raises(UserError, match=matches("data.nowhere", source="nowhere")):
         load_corpus("nowhere")
-    with pytest.raises(UserError, match=r"data must have text \(.txt, .md.* has none"):
+    with pytest.raises(UserError, match=matches("data.no-text", source=tmp_path)):
         load_corpus(str(tmp_path))
     (tmp_path / "blank.txt").write_text("  \n")
-    with pytest.raises(UserError, match="has none"):
+    with pytest.raises(UserError, match=matches("data.no-text", source=tmp_path / "blank.txt")):
         load_corpus(str(tmp_path / "blank.txt"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"body": "no text"}\n')
     with pytest.raises(
-        UserError, match=r'bad.jsonl:2: a line of jsonl must be an object with a "text", but is {"body"'
+        UserError, match=matches("data.line-without-text", file=bad, line=2, text='{"body": "no text"}')
     ):
         load_corpus(str(bad))
 
@@ -70,19 +71,19 @@ def test_batches_are_a_function_of_the_step():
 
 
 def test_too_little_text_for_a_sequence():
-    with pytest.raises(UserError, match="must have at least sequence_length = 16 tokens, but has 10"):
+    with pytest.raises(UserError, match=matches("data.too-few-tokens", length=16, found=10)):
         Batches(torch.arange(10), 1, 16, 0)
-    with pytest.raises(UserError, match="held-out data must have at least 2 tokens, but has 1"):
+    with pytest.raises(UserError, match=matches("data.too-little-held-out", found=1)):
         windows(torch.arange(1), 4, 8)
 
 
 def test_too_little_calibration_data_is_said():
     few = windows(torch.arange(25), 64, 10)
-    assert shortfall(few, 64, 10) == (
-        "Calibration data give 2 sequences of 10 tokens, less than the 64 of 10 that data.calibration asks for."
-    )
+    asked = {"samples": 64, "sequence_length": 10}
+    assert shortfall(few, 64, 10) == sentence("data.too-few-sequences", count=2, length=10, **asked)
     short = windows(torch.arange(7), 1, 10)
-    assert shortfall(short, 1, 10).startswith("Calibration data give 1 sequences of 7 tokens, less than the 1 of 10")
+    asked = {"samples": 1, "sequence_length": 10}
+    assert shortfall(short, 1, 10) == sentence("data.too-few-sequences", count=1, length=7, **asked)
     assert shortfall(few, 2, 10) == ""
 
 

@@ -6,6 +6,7 @@ import pytest
 import torchqat
 from command import call
 from conftest import RECIPE
+from sentences import matches, said, sentence
 from torchqat.reports.report import Report, Variant
 from torchqat.reports.wording import sentences
 
@@ -32,10 +33,12 @@ def names(report):
 
 
 def test_the_first_that_meets_the_limits_ends_it(decide, tmp_path):
-    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\n")
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\n")
     assert names(report) == ["int8"] and report["chosen"] == "int8" and report["accepted"] is True
-    assert "INT8 meets the limits of quality and size." in said and "Chosen: INT8." in said
-    assert "Not tried, because they cost more: INT4 GPTQ; INT4 AWQ; INT4 QAT" in said
+    assert said(printed, "decide.meets-limits", method="INT8") and said(printed, "decide.chosen", method="INT8")
+    mixed = [sentence("decide.mixed-method", width="INT4", bits=bits, last="QAT") for bits in ("7.00", "9.00")]
+    left = "; ".join(["INT4 GPTQ", "INT4 AWQ", "INT4 QAT", *mixed])
+    assert said(printed, "decide.not-tried", methods=left)
     assert (tmp_path / "run" / "exports" / "compressed-tensors" / "model.safetensors").is_file()
 
 
@@ -43,24 +46,24 @@ def test_a_format_that_cannot_hold_the_chosen_one_is_noted(decide, tmp_path):
     recipe = AUTO.replace("scale: learned", "scale: learned, scale_dtype: float16")
     limits = "evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nexport: [awq, safetensors]\n"
     report, _ = decide(limits, recipe=recipe)
-    assert report["chosen"] == "int8" and "awq cannot hold" in report["notes"][-1]
+    assert report["chosen"] == "int8" and said(report["notes"][-1], "export.cannot-hold", format="awq")
     exported = {path.name for path in (tmp_path / "run" / "exports").iterdir()}
     assert "safetensors" in exported and "awq" not in exported
 
 
 def test_a_model_that_is_too_large_is_not_taken(decide):
-    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n")
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n")
     assert names(report) == ["int8", "int4-gptq"] and report["chosen"] == "int4-gptq"
-    assert "INT8 takes 9.00 bits a weight, more than 5.2." in said
+    assert said(printed, "decide.too-large", method="INT8", bits="9.00", budget=5.2)
 
 
 def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
-    report, said = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n")
+    report, printed = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n")
     tried = names(report)
     assert tried[:4] == ["int8", "int4-gptq", "int4-awq", "int4-qat"] and len(tried) == 6
     small = [variant for variant in report["variants"] if variant["bits_per_weight"] <= 6.0]
     assert report["chosen"] == min(small, key=lambda variant: variant["kl"])["name"]
-    assert report["accepted"] is False and "none meets all limits" in said
+    assert report["accepted"] is False and said(printed, "decide.chosen-nearest")
     # Backed off layers are at 8 bits, as many as the budget holds.
     bits = {variant["name"]: variant["bits_per_weight"] for variant in report["variants"]}
     assert bits["int4-qat"] < bits[tried[4]] < bits[tried[5]] <= 6.0
@@ -69,10 +72,10 @@ def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
 def test_what_was_measured_is_kept_when_limits_change(decide, tmp_path, capsys):
     first, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n")
     kept = {variant["name"]: variant for variant in first["variants"]}
-    second, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n", "--resume")
+    second, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n", "--resume")
     assert second["chosen"] == "int4-gptq" and second["accepted"] is True
     assert {variant["name"]: variant for variant in second["variants"]} == kept
-    assert "Trying" not in said and "Measuring the full-precision" not in said
+    assert "Trying" not in printed and "Measuring the full-precision" not in printed
     exported = tmp_path / "run" / "exports"
     files = [exported / name / "model.safetensors" for name in ("compressed-tensors", "compressed-tensors-int4-gptq")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -83,20 +86,20 @@ def test_the_chosen_one_is_what_the_other_commands_find(decide, tmp_path, capsys
     run = tmp_path / "run"
     for folder in ("compressed-tensors", "compressed-tensors-int8", "compressed-tensors-int4-qat"):
         code, out, err = call(capsys, "verify", run / "exports" / folder)
-        assert code == 0 and "14 layers equal bit for bit" in out, err
+        assert code == 0 and said(out, "verify.equal", layers=14), err
     code, out, err = call(capsys, "export", run, "--format", "safetensors")
-    assert code == 0 and "14 layers equal bit for bit" in out, err
+    assert code == 0 and said(out, "verify.equal", layers=14), err
 
 
 def test_the_users_task_decides(decide, tmp_path):
     lines = [{"prompt": f"def function_{i}(argument):", "expected": "\n"} for i in range(20)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     limits = f"{{task: {tmp_path / 'task.jsonl'}, accept: {{task_drop: 0.0}}}}"
-    report, said = decide(f"evaluate: {limits}\nsize: {{bits_per_weight: 9.0}}\n")
+    report, printed = decide(f"evaluate: {limits}\nsize: {{bits_per_weight: 9.0}}\n")
     assert len(report["baseline"]["task_scores"]) == 20
     assert report["variants"][0]["task"] == pytest.approx(report["baseline"]["task"])
     assert report["variants"][0]["intervals"]["task_drop"] == [0.0, 0.0, 0.0]
-    assert "task" in said and "within the noise" in said
+    assert said(printed, "reports.within-noise", figure="task")
 
 
 def test_without_training_the_steps_are_left_out(decide):
@@ -106,8 +109,9 @@ def test_without_training_the_steps_are_left_out(decide):
 
 def test_an_engine_that_is_missing_is_a_note(decide, monkeypatch):
     monkeypatch.delenv("TORCHQAT_VLLM", raising=False)
-    report, said = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: vllm\n")
-    assert "engine vllm needs vllm" in report["engine"]["note"] and "Note: engine vllm needs" in said
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: vllm\n")
+    note = report["engine"]["note"]
+    assert said(note, "verify.engine-missing", engine="vllm", module="vllm") and said(printed, "decide.note", note=note)
 
 
 def test_the_engine_is_measured(decide):
@@ -120,10 +124,19 @@ def test_the_engine_is_measured(decide):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mode must be recipe unless evaluate.accept has limits"),
-        ("evaluate: {accept: {task_drop: 0.1}}\n", "task_drop must not be given without evaluate.task"),
-        ("evaluate: {accept: {kl: 1}}\nsize: {bits_per_weight: 1}\n", "size.bits_per_weight must be"),
-        ("evaluate: {accept: {kl: 1}}\nengine: ollama\n", "engine must be transformers, vllm or llama.cpp"),
+        ("", matches("recipe.mode-without-limits", key="mode")),
+        (
+            "evaluate: {accept: {task_drop: 0.1}}\n",
+            matches("recipe.task-drop-without-task", key="evaluate.accept.task_drop"),
+        ),
+        (
+            "evaluate: {accept: {kl: 1}}\nsize: {bits_per_weight: 1}\n",
+            matches("recipe.no-number", key="size.bits_per_weight"),
+        ),
+        (
+            "evaluate: {accept: {kl: 1}}\nengine: ollama\n",
+            matches("recipe.unknown-word", key="engine", known="transformers, vllm or llama.cpp"),
+        ),
     ],
 )
 def test_limits_that_are_none_are_refused(text, message):
@@ -132,7 +145,7 @@ def test_limits_that_are_none_are_refused(text, message):
 
 
 def test_budgets_are_for_mode_auto_alone():
-    with pytest.raises(torchqat.RecipeError, match="size must not be given unless mode is auto"):
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.mode-auto-alone", key="size")):
         torchqat.parse_recipe(RECIPE + "size: {bits_per_weight: 4}\n")
 
 
@@ -144,11 +157,17 @@ def test_the_engine_chooses_the_format():
 
 def test_words_for_noise():
     variant = Variant("a", "INT4", 4.5, 10.0, 0.01, 0.9, 100, intervals={"perplexity_ratio": [1.01, 0.99, 1.03]})
-    assert sentences(Report(variants=[variant])) == ["INT4: perplexity +1.00% (-1.00% to +3.00%), within the noise."]
+    assert sentences(Report(variants=[variant])) == [
+        sentence(
+            "reports.within-noise", method="INT4", figure="perplexity", change="+1.00%", low="-1.00%", high="+3.00%"
+        )
+    ]
     variant.intervals = {"perplexity_ratio": [1.02, 1.01, 1.03], "task_drop": [0.05, 0.01, 0.09]}
     assert sentences(Report(variants=[variant])) == [
-        "INT4: perplexity +2.00% (+1.00% to +3.00%).",
-        "INT4: task -5.00% (-9.00% to -1.00%).",
+        sentence(
+            "reports.beyond-noise", method="INT4", figure="perplexity", change="+2.00%", low="+1.00%", high="+3.00%"
+        ),
+        sentence("reports.beyond-noise", method="INT4", figure="task", change="-5.00%", low="-9.00%", high="-1.00%"),
     ]
 
 
@@ -159,5 +178,5 @@ def test_scales_are_those_that_a_method_chose(decide):
     report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n", recipe=recipe, command="ptq")
     kl = {variant["name"]: variant["kl"] for variant in report["variants"]}
     assert kl["int4-gptq"] != kl["int4-awq"] and spec.mode == "auto"
-    with pytest.raises(torchqat.RecipeError, match="scale must be mse or learned"):
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.scales-that-stay", key="layers[0].weight.scale")):
         torchqat.parse_recipe(AUTO.replace("scale: learned", "scale: minmax") + "evaluate: {accept: {kl: 1}}\n")

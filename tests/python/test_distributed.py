@@ -1,12 +1,14 @@
 """Training on several processes that torchrun starts (gloo): what one process gives, and nothing lost when one dies."""
 
 import json
+import re
 import signal
 
 import psutil
 import pytest
 import torch
 from launcher import wait_until
+from sentences import matches, said
 from torchqat.files import load_state
 
 
@@ -24,11 +26,11 @@ def losses(folder):
 def test_two_processes_give_the_bits_of_one(scale, train):
     """One process adds the halves of a batch one after the other, as two of them do: the same sums in the same order."""
     alone = train.alone(SCALE=scale, ACCUMULATION=2)
-    together, said = train("together", 2, SCALE=scale, ACCUMULATION=2, by_torchrun=scale == "learned")
+    together, printed = train("together", 2, SCALE=scale, ACCUMULATION=2, by_torchrun=scale == "learned")
     assert torch.equal(losses(alone), losses(together))
     for name, tensor in state(alone).items():
         assert torch.equal(tensor, state(together)[name]), name
-    assert said.count("The trained state is in") == 1
+    assert len(re.findall(matches("runs.trained-state"), printed)) == 1
 
 
 def test_four_processes_come_to_the_same_but_for_the_order_of_sums(train):
@@ -81,4 +83,4 @@ def test_rows_that_cannot_be_shared_are_said(train):
     process = train.start("odd", 3, by_torchrun=True)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "train.batch_size times gradient_accumulation must be a multiple of the 3 processes, but is 4" in err
+    assert said(err, "training.rows-not-shared", processes=3, rows=4)

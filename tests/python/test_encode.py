@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentences import matches
 from torchqat import ops
 
 GRIDS = ["narrow", "full", "signed", "asymmetric"]
@@ -65,11 +66,11 @@ def test_a_block_of_several_rows_is_marked_whole(device):
 def test_wrong_arguments_are_one_sentence(device):
     x = torch.randn(4, 96, device=device)
     codes, scale, zero = ops.encode(x, None, None, (1, 32), 4, "full")
-    with pytest.raises(ValueError, match="bytes a row"):
+    with pytest.raises(ValueError, match=matches("ops.bytes-of-codes")):
         ops.decode(codes, scale, zero, (1, 32), 4, "full", 90)
-    with pytest.raises(ValueError, match="entries"):
+    with pytest.raises(ValueError, match=matches("ops.entries-of-codes")):
         ops.decode(codes, scale[:, :2], zero, (1, 32), 4, "full", 96)
-    with pytest.raises(TypeError, match="must be uint8"):
+    with pytest.raises(TypeError, match=matches("ops.codes-of-bytes")):
         ops.decode(codes.to(torch.int8), scale, zero, (1, 32), 4, "full", 96)
-    with pytest.raises(ValueError, match="must come with a scale"):
+    with pytest.raises(ValueError, match=matches("ops.zero-point-alone")):
         ops.encode(x, None, zero, (1, 32), 4, "full")

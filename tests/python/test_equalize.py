@@ -3,6 +3,7 @@
 import pytest
 import reference_ptq as twin
 import torch
+from sentences import matches
 from test_gptq import problem, spec_of, statistics_of
 from torchqat import ops
 from torchqat._C import has_hadamard
@@ -49,7 +50,7 @@ def test_awq_keeps_scales_of_one_where_they_are_best():
 
 
 def test_awq_needs_statistics_of_the_weights_features():
-    with pytest.raises(ValueError, match="statistics of 8 features, as the weight has, but they are of 6"):
+    with pytest.raises(ValueError, match=matches("ptq.awq-features", features=8, found=6)):
         awq_scale([(torch.ones(4, 8), spec_of(4, 8), 4)], statistics_of(torch.ones(10, 6)))
 
 
@@ -61,7 +62,7 @@ def test_smoothing_is_the_papers_formula():
     expected = x.abs().amax(0).double() ** 0.8 / largest**0.2
     expected[3] = 1.0  # a feature that is never used stays as it is
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="alpha must be from 0 to 1, but is 1.5"):
+    with pytest.raises(ValueError, match=matches("ptq.alpha", alpha="1.500000")):
         smoothing_scale([first], x.abs().amax(0), 1.5)
 
 
@@ -111,5 +112,5 @@ def test_any_size_has_a_rotation(size):
 
 
 def test_a_rotation_needs_a_size():
-    with pytest.raises(ValueError, match="size of at least 1, but has 0"):
+    with pytest.raises(ValueError, match=matches("ptq.rotation-size", size=0)):
         random_rotation(0, 0)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torchqat
 from safetensors.torch import load_file
+from sentences import matches, sentence
 from test_linear import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
@@ -134,7 +136,7 @@ def test_verify_finds_a_single_changed_code(tiny_llama, tmp_path):
     torchqat._library.save_safetensors(path, tensors)
     checked = torchqat.verify(folder, model)
     assert not checked.ok and checked.differing == {"model.layers.1.mlp.up_proj": 1}
-    assert str(checked) == "1 tensor differs, the first model.layers.1.mlp.up_proj in 1 elements"
+    assert str(checked) == sentence("verify.one-differing", count=1, name="model.layers.1.mlp.up_proj", elements=1)
 
 
 def test_safetensors_of_others_read_ours(tmp_path):
@@ -162,7 +164,8 @@ def test_layers_that_engines_fuse_must_agree(tiny_llama, tmp_path):
         '  - {match: "*.k_proj", weight: {dtype: int8}}\n'
     )
     model = torchqat.prepare(tiny_llama, recipe)
-    with pytest.raises(torchqat.UserError, match="q_proj and model.layers.0.self_attn.k_proj must share one scheme"):
+    one, other = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
+    with pytest.raises(torchqat.UserError, match=matches("export.fused-layers-differ", one=one, other=other)):
         torchqat.export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -178,15 +181,16 @@ def test_mixed_schemes_of_layers_that_are_not_fused(tiny_llama, tmp_path):
 
 def test_what_the_format_cannot_hold_is_refused(tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, block: [8, 8]}"))
-    with pytest.raises(torchqat.UserError, match="must have granularity tensor, channel or group, but have block"):
+    with pytest.raises(torchqat.UserError, match=matches("export.because-blocks")):
         torchqat.export(model, tmp_path / "out")
-    with pytest.raises(torchqat.UserError, match="format must be compressed-tensors, .* or safetensors, but is bin"):
+    with pytest.raises(torchqat.UserError, match=matches("export.unknown-format", format="bin")):
         torchqat.export(model, tmp_path / "out", format="bin")
 
 
 def test_scales_that_the_dtype_cannot_hold_are_refused(tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, scale_dtype: float32}"))
-    with pytest.raises(torchqat.UserError, match="were trained in float32, which a checkpoint in bfloat16 cannot hold"):
+    refusal = matches("export.scales-do-not-fit", trained="float32", dtype="bfloat16")
+    with pytest.raises(torchqat.UserError, match=refusal):
         torchqat.export(model, tmp_path / "out", dtype=torch.bfloat16)
 
 
@@ -195,11 +199,13 @@ def test_an_export_replaces_the_one_before_and_a_failed_one_leaves_it(tiny_llama
     folder = torchqat.export(model, tmp_path / "out")
     before = (folder / "model.safetensors").read_bytes()
 
+    full = sentence("checkpoints.not-written", path="model.safetensors", why="No space left on device")
+
     def full_disk(*args, **kwargs):
-        raise torchqat.FileError("model.safetensors could not be written: No space left on device.")
+        raise torchqat.FileError(full)
 
     monkeypatch.setattr(sys.modules["torchqat.checkpoints.formats.shards"], "save_safetensors", full_disk)
-    with pytest.raises(torchqat.UserError, match="No space left on device"):
+    with pytest.raises(torchqat.UserError, match=re.escape(full)):
         torchqat.export(model, tmp_path / "out")
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -217,7 +223,7 @@ def test_a_full_disk_is_one_sentence(tiny_llama):
         pytest.skip("mounting a small file system needs root; run the tests as root to include this one")
     try:
         model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0]))
-        with pytest.raises(torchqat.UserError, match="could not be written: No space left on device"):
+        with pytest.raises(torchqat.UserError, match=matches("checkpoints.not-written", why="No space left on device")):
             torchqat.export(model, mount / "out")
         assert list(mount.iterdir()) == []
     finally:
@@ -227,12 +233,12 @@ def test_a_full_disk_is_one_sentence(tiny_llama):
 
 def test_verify_of_what_is_no_checkpoint(tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0]))
-    with pytest.raises(torchqat.UserError, match="must be a readable JSON file"):
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.no-json")):
         torchqat.verify(tmp_path, model)
     folder = torchqat.export(model, tmp_path / "out")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(torchqat.UserError, match="must be a safetensors file, but does not load"):
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.safetensors-does-not-load", file=weights)):
         torchqat.verify(folder, model)
 
 

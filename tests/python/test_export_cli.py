@@ -7,6 +7,7 @@ import pytest
 import torchqat
 from command import call
 from conftest import RECIPE
+from sentences import matches, said, sentence
 
 HALF = RECIPE.replace("grid: full, scale: learned", "grid: full, scale: learned, scale_dtype: float16")
 
@@ -34,11 +35,11 @@ def test_a_run_becomes_any_format_that_can_hold_it(start, tmp_path, capsys, tiny
     assert [variant["export"] for variant in report["variants"]][-1] == "exports/gptq"
     for format in ("compressed-tensors", "gptq_v2", "awq", "modelopt", "safetensors"):
         code, out, err = call(capsys, "export", tmp_path / "run", "--format", format, "--max-shard-size", "40KB")
-        assert code == 0 and "14 layers equal bit for bit" in out, err
+        assert code == 0 and said(out, "verify.equal", layers=14), err
         assert len(list((exports / format).glob("*.safetensors"))) > 1
     for format in ("gguf", "gptq", "awq", "modelopt", "safetensors"):
         code, out, _ = call(capsys, "verify", exports / format, "--engine", "reader")
-        assert code == 0 and "14 layers equal bit for bit" in out
+        assert code == 0 and said(out, "verify.equal", layers=14)
 
 
 def test_verify_bench_prints_a_table(start, tmp_path, capsys):
@@ -69,21 +70,24 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(start, tmp_path,
             code, _, err = call(capsys, "check", recipe, "--model", tmp_path / "model")
         else:
             code, _, err = start(command, text, capsys)
-        assert code == 2 and "modelopt cannot hold model.layers.0.self_attn.q_proj, because" in err
-        assert "compressed-tensors, gptq, gptq_v2, gguf, onnx and safetensors can." in err
+        layer = "model.layers.0.self_attn.q_proj"
+        others = "compressed-tensors, gptq, gptq_v2, gguf, onnx and safetensors"
+        assert code == 2 and said(err, "export.cannot-hold", format="modelopt", layer=layer, others=others)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_export_that_cannot_be_is_refused(start, tmp_path, capsys):
     assert start("train", RECIPE.replace("int4, group_size: 32", "int4, group_size: 16"), capsys)[0] == 0
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "gguf")
-    assert code == 2 and "groups must be multiples of 32 columns, but have 16; compressed-tensors" in err
+    why = sentence("export.because-odd-groups", columns=16)
+    others = "compressed-tensors, gptq, gptq_v2, awq, modelopt, onnx and safetensors"
+    assert code == 2 and said(err, "export.cannot-hold", format="gguf", why=why, others=others)
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "onnx")
-    assert code == 2 and "onnx takes modules other than language models" in err
+    assert code == 2 and said(err, "export.no-language-model")
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "bin")
-    assert code == 2 and "format must be compressed-tensors, gptq" in err
+    assert code == 2 and said(err, "export.unknown-format", format="bin")
     code, _, err = call(capsys, "export", tmp_path / "run", "--max-shard-size", "much")
-    assert code == 2 and "max_shard_size must be a size such as 5GB" in err
+    assert code == 2 and said(err, "export.shard-size", size="much")
     code, _, err = call(capsys, "verify", tmp_path, "--engine", "transformers")
     assert code == 2
 
@@ -91,7 +95,7 @@ def test_an_export_that_cannot_be_is_refused(start, tmp_path, capsys):
 def test_a_run_without_training_exports_too(start, tmp_path, capsys):
     assert start("ptq", HALF, capsys)[0] == 0
     code, out, err = call(capsys, "export", tmp_path / "run", "--format", "gguf", "--embeddings", "q8_0")
-    assert code == 0 and "14 layers equal bit for bit" in out, err
+    assert code == 0 and said(out, "verify.equal", layers=14), err
 
 
 def test_the_documented_tables_are_those_of_the_code():
@@ -117,7 +121,9 @@ def test_the_table_says_what_export_does(tmp_path):
             if format.name == "gguf":
                 continue  # of language models: tests/python/test_gguf.py
             if format.refusal(plan[0]):
-                with pytest.raises(torchqat.UserError, match=f"{format.name} cannot hold 0, because"):
+                with pytest.raises(
+                    torchqat.UserError, match=matches("export.cannot-hold", format=format.name, layer=0)
+                ):
                     torchqat.export(model, tmp_path / "out", format.name, **arguments)
             else:
                 torchqat.export(model, tmp_path / "out", format.name, **arguments)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -17,6 +18,7 @@ import torchqat
 from command import call
 from digests import digests
 from forked import Program
+from sentences import matches, said, sentence
 from test_training import loop_for, settings
 from torchqat.files import load_state, save_state
 from torchqat.layers.prepared import quant_layers
@@ -68,8 +70,8 @@ def test_runs_killed_at_random_moments_end_with_the_same_bits(places, tmp_path, 
 
 
 def assert_whole(run, folder, whole):
-    _, said = run.communicate()
-    assert run.returncode == 0, said
+    _, err = run.communicate()
+    assert run.returncode == 0, err
     assert digests(folder) == whole
     left = [str(path) for path in folder.rglob(".*") if path.name != ".lock"]
     assert not left, f"half written: {left}"
@@ -78,7 +80,7 @@ def assert_whole(run, folder, whole):
 def test_two_runs_in_one_folder(places, tmp_path, capsys):
     with locked(tmp_path / "run"):
         code, _, err = call(capsys, "run", *places)
-    assert code == 2 and f"no other run works in, but process {os.getpid()} works in {tmp_path / 'run'}" in err
+    assert code == 2 and said(err, "runs.locked", process=os.getpid(), folder=tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
     code, _, err = call(capsys, "train", *places)  # the lock is gone with its holder, and the folder is still empty
     assert code == 0, err
@@ -87,7 +89,7 @@ def test_two_runs_in_one_folder(places, tmp_path, capsys):
 def test_a_folder_that_cannot_be_written_to(places, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     code, _, err = call(capsys, "run", *places[:-1], tmp_path / "file" / "run")
-    assert code == 2 and "output must be a folder that can be written to" in err and "Traceback" not in err
+    assert code == 2 and said(err, "runs.no-folder-to-write") and "Traceback" not in err
 
 
 @contextmanager
@@ -106,7 +108,7 @@ def files_of_at_most(size):
 def test_a_full_disk(places, tmp_path, capsys, size):
     with files_of_at_most(size):
         code, _, err = call(capsys, "run", *places)
-    assert code == 2 and "could not be written: " in err and "Traceback" not in err
+    assert code == 2 and said(err, "checkpoints.not-written") and "Traceback" not in err
     left = [p for p in (tmp_path / "run").rglob(".*") if p.name != ".lock"]
     assert not left, "nothing half written stays"
     begun = (tmp_path / "run" / "run.json").is_file()
@@ -120,7 +122,7 @@ def test_a_checkpoint_that_is_cut_off(sixteenths, tmp_path):
     save_state(path, {"step": 3, "model": {"weight": torch.randn(64, 64)}, "identity": "x"})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * sixteenths // 16])
-    with pytest.raises(torchqat.UserError, match="train.pt must be a checkpoint of torchqat, but does not load: "):
+    with pytest.raises(torchqat.UserError, match=matches("training.checkpoint-does-not-load", file=path)):
         load_state(path)
     assert path.read_bytes() == whole[: len(whole) * sixteenths // 16]
 
@@ -134,9 +136,9 @@ def test_an_export_that_is_cut_off(sixteenths, tmp_path):
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) * sixteenths // 16])
-    with pytest.raises(torchqat.UserError, match="must be a safetensors file, but does not load"):
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.safetensors-does-not-load", file=file)):
         torchqat.verify(folder, model)
-    with pytest.raises(torchqat.FileError, match="must be a safetensors file, but"):
+    with pytest.raises(torchqat.FileError, match=matches("checkpoints.no-safetensors", file=file)):
         torchqat._library.load_checkpoint(str(folder))
 
 
@@ -145,9 +147,9 @@ def test_a_resumed_run_says_which_checkpoint_is_damaged(places, tmp_path, capsys
     path = tmp_path / "run" / "checkpoints" / "train.pt"
     path.write_bytes(path.read_bytes()[:1000])
     code, _, err = call(capsys, "train", *places, "--resume")
-    assert code == 2 and f"{path} must be a checkpoint of torchqat, but does not load" in err
+    assert code == 2 and said(err, "training.checkpoint-does-not-load", file=path)
     code, _, err = call(capsys, "train", *places)
-    assert code == 2 and "has a run whose training state does not load: --resume goes on with it, --restart" in err
+    assert code == 2 and said(err, "runs.unreadable-state", folder=tmp_path / "run")
     assert call(capsys, "train", *places, "--restart")[0] == 0
 
 
@@ -179,9 +181,8 @@ def test_memory_that_runs_out_names_the_layer_and_what_to_lower():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", _HUNGRY], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = done.stdout.strip()
-    assert said.startswith("Memory must suffice for step 0, but ran out in "), said
-    assert "lower train.batch_size" in said
+    printed = done.stdout.strip()
+    assert re.match(matches("training.out-of-memory", step=0), printed), printed
 
 
 def test_other_errors_stay_what_they_are(tiny_llama):
@@ -207,18 +208,17 @@ def test_a_loss_that_is_no_number_says_where_it_began(tiny_llama, tmp_path):
     loop.loss = loss
     with pytest.raises(torchqat.UserError) as refused:
         loop.run()
-    said = str(refused.value)
-    assert "at step 3; the first that is not finite is model.layers.1.mlp.up_proj.weight" in said
-    assert f"--resume goes on from step 3, kept in {tmp_path / 'train.pt'}" in said and "train.non_finite: skip" in said
+    first = sentence("training.first-not-finite", name="model.layers.1.mlp.up_proj.weight")
+    kept = sentence("training.resume-from", step=3, file=tmp_path / "train.pt")
+    assert said(str(refused.value), "training.loss-not-finite", step=3, details=f"; {first}", kept=f"; {kept}")
 
 
 def test_a_layer_whose_output_overflows_is_named(tiny_llama):
     loop = loop_for(tiny_llama, settings(steps=1))
     layer = tiny_llama.model.layers[0].self_attn.q_proj
     layer.register_forward_hook(lambda module, inputs, output: output * float("inf"))
-    with pytest.raises(
-        torchqat.UserError, match="the first that is not finite is the output of model.layers.0.self_attn.q_proj"
-    ):
+    first = matches("training.first-not-finite", name="the output of model.layers.0.self_attn.q_proj")
+    with pytest.raises(torchqat.UserError, match=first):
         loop.run()
 
 
@@ -241,7 +241,9 @@ def test_not_every_batch_may_be_skipped(tiny_llama):
     chosen.non_finite = "skip"
     loop = loop_for(tiny_llama, chosen)
     loop.loss = lambda batch: tiny_llama.model.norm.weight.sum() * float("nan")
-    with pytest.raises(torchqat.UserError, match="is nan at step 10, after 10 batches that were skipped"):
+    skipped = sentence("training.after-skipped", count=10)
+    refusal = matches("training.loss-not-finite", loss="nan", step=10, details=f", {skipped}")
+    with pytest.raises(torchqat.UserError, match=refusal):
         loop.run()
 
 
@@ -252,9 +254,8 @@ def test_a_scale_that_is_no_number_is_named(tiny_llama):
     name, layer = quant_layers(model)[3]
     layer.weight_scale.register_hook(lambda gradient: gradient)
     loop.optimizers = lambda model, settings: [Poison(layer.weight_scale)]
-    with pytest.raises(
-        torchqat.UserError, match=f"Scales must stay finite, but {name}.weight_scale is not after step 0"
-    ):
+    refusal = matches("training.scale-not-finite", scale=f"{name}.weight_scale", step=0)
+    with pytest.raises(torchqat.UserError, match=refusal):
         loop.run()
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 from torchqat import ops
 
@@ -91,9 +92,9 @@ def test_gradients(grid, device):
 
 
 def test_codes_in_nibbles_are_of_integers():
-    with pytest.raises(ValueError, match="must be one of whole levels without an offset"):
+    with pytest.raises(ValueError, match=matches("ops.no-whole-levels")):
         torch.ops.qat.encode(torch.randn(4, 32), "minmax fp8_e4m3 1x-1 bfloat16")
-    with pytest.raises(ValueError, match="quant_min must be below quant_max"):
+    with pytest.raises(ValueError, match=matches("ops.ends-of-a-grid", low=-448, high=449)):
         ops.fake_quantize(torch.randn(4, 32), ONE, None, (-1, -1), -448, 449)
 
 
@@ -139,11 +140,17 @@ def test_scales_of_fp8_are_learned_as_well():
     assert torch.equal(found.dequantize(torch.float32), net.first.quantized_weight())
 
 
+DTYPES = (
+    "int2, int3, int4, int5, int6, int7, int8, fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, "
+    "mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q4_k, q5_k or q6_k"
+)
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        ("{dtype: fp8_e4m3, grid: full}", "weight.grid must not be given for a dtype that is a float, but is full"),
-        ("{dtype: fp8}", "weight.dtype must be int2, .*q6_k, but is fp8"),
+        ("{dtype: fp8_e4m3, grid: full}", matches("recipe.grid-of-a-float", key="layers[0].weight.grid", value="full")),
+        ("{dtype: fp8}", matches("recipe.unknown-word", key="layers[0].weight.dtype", known=DTYPES, value="fp8")),
     ],
 )
 def test_recipes_say_what_fp8_has_not(weight, message):

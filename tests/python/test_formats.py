@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchqat
+from sentences import matches, said, sentence
 from test_linear import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
@@ -79,7 +80,7 @@ def test_a_llama_in_each_format(format, tiny_llama, tokenizer, tmp_path):
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in folder.iterdir()
     }
-    assert str(torchqat.verify(folder, model, engine="reader")) == "14 layers equal bit for bit"
+    assert str(torchqat.verify(folder, model, engine="reader")) == sentence("verify.equal", layers=14)
     stored = json.loads((folder / "config.json").read_text())["dtype"]
     assert stored == ("float16" if find_format(format).dtype else "float32")
 
@@ -140,13 +141,14 @@ def test_shards_hold_what_one_file_holds(format, tiny_llama, tmp_path):
 @pytest.mark.parametrize("size", ("5 parsecs", 0, "-1GB", "GB"))
 def test_a_shard_size_that_is_none_is_refused(size, tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for(GROUPS))
-    with pytest.raises(torchqat.UserError, match="max_shard_size must be a size such as 5GB"):
+    with pytest.raises(torchqat.UserError, match=matches("export.shard-size", size=size)):
         torchqat.export(model, tmp_path / "out", max_shard_size=size)
 
 
 def test_a_dtype_that_the_format_is_not_defined_in_is_refused(tiny_llama, tmp_path):
     model = torchqat.prepare(tiny_llama, recipe_for(GROUPS))
-    with pytest.raises(torchqat.UserError, match="gptq is stored in torch.float16, but dtype asks for torch.bfloat16"):
+    values = {"format": "gptq", "stored": torch.float16, "asked": torch.bfloat16}
+    with pytest.raises(torchqat.UserError, match=matches("export.other-dtype", **values)):
         torchqat.export(model, tmp_path / "out", "gptq", dtype=torch.bfloat16)
 
 
@@ -241,7 +243,7 @@ def test_a_missing_tensor_is_named(format, tiny_llama, tmp_path):
     _damage(folder, lambda tensors: [tensors.pop(name) for name in names])
     checked = torchqat.verify(folder, model, engine="reader")
     assert not checked.ok and checked.missing == names
-    assert "2 tensors are missing, the first " + names[0] in str(checked)
+    assert said(str(checked), "verify.missing", count=2, name=names[0])
 
 
 @pytest.mark.parametrize("format", ("compressed-tensors", "gptq", "safetensors"))
@@ -278,5 +280,5 @@ def test_what_python_writes_cpp_reads(tmp_path):
 
 def test_an_unknown_folder_is_refused(tmp_path, tiny_llama):
     tiny_llama.save_pretrained(tmp_path)
-    with pytest.raises(torchqat.UserError, match="config.json names no quantization method"):
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.of-no-format", method="no quantization method")):
         read_checkpoint(tmp_path)

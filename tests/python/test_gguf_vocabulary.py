@@ -8,6 +8,7 @@ import torchqat
 from architectures import build
 from conftest import TEXT
 from sentencepiece_like import sentencepiece_like
+from sentences import matches
 from test_gguf import WEIGHTS, prepared, reader_of, value_of
 from test_linear import recipe_for
 from torchqat.checkpoints.formats.gguf_vocabulary import _PATTERNS, _pre_tokenizer
@@ -39,7 +40,7 @@ def test_rows_beyond_the_tokenizer_are_filled(tokenizer, tmp_path):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
     model = torchqat.prepare(build("Llama", vocab_size=96, intermediate_size=128), recipe_for(WEIGHTS["Q4_0"]))
-    with pytest.raises(torchqat.UserError, match="at most the model's 96 tokens, but has one with the id 348"):
+    with pytest.raises(torchqat.UserError, match=matches("export.tokenizer-too-large", rows=96, id=348)):
         torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
 
 
@@ -74,7 +75,7 @@ def test_pre_tokenizers_are_known_by_their_pattern(parts, name):
 
 
 def test_a_pre_tokenizer_that_llama_cpp_does_not_have_is_refused():
-    with pytest.raises(torchqat.UserError, match="this one has Whitespace"):
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-tokenizer", found="Whitespace")):
         _pre_tokenizer({"pre_tokenizer": {"type": "Whitespace"}})
 
 

@@ -1,9 +1,12 @@
 """GPTQ against its float64 twin, its identities, and what goes wrong."""
 
+import re
+
 import pytest
 import reference
 import reference_ptq as twin
 import torch
+from sentences import matches, sentence
 from torchqat import QuantSpec, ops
 from torchqat._library import InputStatistics, gptq
 
@@ -170,29 +173,32 @@ def test_a_hessian_that_is_not_positive_definite():
     indefinite = torch.eye(192)
     indefinite[0, 1] = indefinite[1, 0] = 1.5
     raised = gptq(weight, indefinite, spec_of(4), 4)
-    assert raised.warning.startswith("its Hessian is not positive definite, so damping was raised to ")
+    assert re.match(matches("ptq.hessian-damped"), raised.warning)
     indefinite[0, 1] = indefinite[1, 0] = 1e6
     given_up = gptq(weight, indefinite, spec_of(4), 4, scale_search="minmax")
-    assert given_up.warning == "its Hessian is not positive definite, so it was rounded to nearest"
+    assert given_up.warning == sentence("ptq.hessian-given-up")
     assert torch.equal(given_up.weight, nearest(weight, spec_of(4), "minmax"))
 
 
 def test_a_hessian_that_is_not_finite():
     weight, _ = problem()
     found = gptq(weight, torch.full((192, 192), float("inf")), spec_of(4), 4, scale_search="minmax", order="plain")
-    assert found.warning == "its Hessian is not finite, so it was rounded to nearest"
+    assert found.warning == sentence("ptq.hessian-not-finite")
     assert torch.equal(found.weight, nearest(weight, spec_of(4), "minmax"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hessian": torch.eye(3)}, "their shapes do not agree"),
-        ({"weight": torch.full((4, 8), float("nan"))}, "needs a finite weight"),
-        ({"damping": -1.0}, "damping of at least 0"),
-        ({"block_size": 0}, "block_size of at least 1"),
-        ({"correction": 1.0}, "needs a drift for a correction"),
-        ({"order": "best"}, "order must be plain, group or column, but is best"),
+        ({"hessian": torch.eye(3)}, matches("ptq.gptq-shapes")),
+        ({"weight": torch.full((4, 8), float("nan"))}, matches("ptq.gptq-weight")),
+        ({"damping": -1.0}, matches("ptq.gptq-damping")),
+        ({"block_size": 0}, matches("ptq.gptq-damping")),
+        ({"correction": 1.0}, matches("ptq.gptq-drift")),
+        (
+            {"order": "best"},
+            matches("settings.unknown-word", setting="order", known="plain, group or column", value="best"),
+        ),
     ],
 )
 def test_bad_input_has_its_sentence(change, message):
@@ -221,7 +227,7 @@ def test_statistics_of_the_drift():
     statistics = statistics_of(x, original)
     expected = (original - x).double().T @ x.double() / 30
     torch.testing.assert_close(statistics.drift.double(), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="must be given exactly when the drift is gathered"):
+    with pytest.raises(ValueError, match=matches("ptq.drift")):
         statistics.add(x)
-    with pytest.raises(ValueError, match="must have 4 features, but have 5"):
+    with pytest.raises(ValueError, match=matches("ptq.input-features", features=4, found=5)):
         InputStatistics(4).add(torch.ones(2, 5))

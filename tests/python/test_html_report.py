@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from command import call
+from sentences import said
 from torchqat.files import write_json
 from torchqat.reports.html import write_html, write_pictures
 from torchqat.reports.plots import layer_grid, pareto
@@ -179,4 +180,4 @@ def test_the_commands(folder, arguments, tmp_path, capsys):
     code, out, _ = call(capsys, "report", folder)
     assert code == 0 and re.search(r"INT8\s+8\.25", out)
     code, _, err = call(capsys, "report", tmp_path)
-    assert code == 2 and "must be the folder of a run, with a report.json" in err
+    assert code == 2 and said(err, "runs.no-run", file="report.json", folder=tmp_path)

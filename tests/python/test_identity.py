@@ -9,6 +9,7 @@ import torch
 import torchqat
 from conftest import PTQ, RECIPE
 from interrupting import Interrupting
+from sentences import matches, said, sentence
 from torchqat.files import digest_of
 from torchqat.runs.identity import files_content, key_of, meaning, state_content
 from torchqat.runs.progress import Progress
@@ -168,7 +169,7 @@ def test_the_content_of_a_task_counts(begin, tmp_path):
     moved = task.rename(tmp_path / "moved.jsonl")
     begin(text.replace(str(task), str(moved)), resume=True)
     moved.write_text(json.dumps({"prompt": "def ", "expected": "other"}) + "\n")
-    with pytest.raises(torchqat.UserError, match="the task is another"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.made-of-others", what=sentence("runs.other-task"))):
         begin(text.replace(str(task), str(moved)), resume=True)
 
 
@@ -176,21 +177,27 @@ def test_the_content_of_a_task_counts(begin, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "what"),
     [
-        (lambda text: text.replace("steps: 8", "steps: 9"), "train.steps is 8 there and 9 here"),
-        (lambda text: text.replace("25%", "30%"), "layers or schedule mean something else"),
+        (
+            lambda text: text.replace("steps: 8", "steps: 9"),
+            [sentence("runs.other-setting", setting="train.steps", there=8, here=9)],
+        ),
+        (lambda text: text.replace("25%", "30%"), [sentence("runs.other-plan")]),
         (
             lambda text: text.replace("batch_size: 2", "batch_size: 1, seed: 3"),
-            "train.batch_size is 2 there and 1 here",
+            [
+                sentence("runs.other-setting", setting="train.batch_size", there=2, here=1),
+                sentence("runs.other-setting", setting="train.seed", there=0, here=3),
+            ],
         ),
     ],
 )
-def test_another_recipe_is_not_gone_on_with(begin, tmp_path, change, said):
+def test_another_recipe_is_not_gone_on_with(begin, tmp_path, change, what):
     with pytest.raises(KeyboardInterrupt):
         begin(progress=Interrupting(4))
     before = digest_of(tmp_path / "run")
-    with pytest.raises(torchqat.UserError, match=f"must be made of the same recipe, model and data, but .*{said}"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.made-of-others", what="; ".join(what))):
         begin(change(RECIPE), resume=True)
     assert digest_of(tmp_path / "run") == before
     begin(RECIPE + "# only a comment\n", resume=True)
@@ -203,7 +210,8 @@ def test_another_model_or_other_data_are_not_gone_on_with(begin, model_folder, d
         tiny_llama.lm_head.weight.mul_(2)
     tiny_llama.save_pretrained(model_folder)
     (data_folder / "00.py").write_text("print('other')\n" * 40)
-    with pytest.raises(torchqat.UserError, match="the model has other weights; the data are others"):
+    what = f"{sentence('runs.other-model')}; {sentence('runs.other-data')}"
+    with pytest.raises(torchqat.UserError, match=matches("runs.made-of-others", what=what)):
         begin(resume=True)
 
 
@@ -213,12 +221,15 @@ def test_a_model_that_moved_and_another_version_are_gone_on_with(begin, model_fo
     report = tmp_path / "run" / "report.json"
     report.write_text(report.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "2.11.0"'))
     begin(resume=True, model=model_folder.rename(tmp_path / "elsewhere"), progress=Progress())
-    assert "Note: The run was begun with torch 2.11.0, and goes on with others." in capsys.readouterr().err
+    note = sentence("runs.begun-with", versions="torch 2.11.0")
+    assert said(capsys.readouterr().err, "runs.note", note=note)
 
 
 def test_arithmetic_of_another_version_is_not_gone_on_with(begin, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         begin(progress=Interrupting(4))
     monkeypatch.setattr("torchqat.runs.identity.NUMERICS", 2)
-    with pytest.raises(torchqat.UserError, match="it was begun by a torchqat whose arithmetic gives other bits"):
+    with pytest.raises(
+        torchqat.UserError, match=matches("runs.made-of-others", what=sentence("runs.other-arithmetic"))
+    ):
         begin(resume=True)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from command import call
+from sentences import said
 
 
 def read(capsys, *arguments):
@@ -39,7 +40,10 @@ def test_a_task_at_the_command_line(model_folder, data_folder, tmp_path, capsys)
     assert found["examples"] == 12 and found["task_change"] == [0.0, 0.0, 0.0] and found["flip_rate"] == 0
     code, out, _ = call(capsys, "evaluate", model_folder, *options, "--reference", model_folder)
     assert (
-        code == 0 and "of 12 examples" in out and "within the noise" in out and "0.00% of the examples changed" in out
+        code == 0
+        and said(out, "evaluate.score", count=12)
+        and said(out, "evaluate.within-noise")
+        and said(out, "evaluate.change", share="0.00%")
     )
 
 

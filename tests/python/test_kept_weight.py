@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 import torchqat
 from gpu import CUDA, Gpu
+from sentences import matches
 from test_linear import Net, recipe_for
 from test_weight_cache import WEIGHTS, Calls
 from torch import nn
@@ -205,25 +207,24 @@ def policies(net):
 
 def test_a_cpu_keeps_nothing():
     plan = recipe_for(WEIGHTS[0])
-    said, net = [], torchqat.prepare(Net(), plan)
-    schedule = torchqat.Schedule(net, plan, 5, say=said.append)
+    notes, net = [], torchqat.prepare(Net(), plan)
+    schedule = torchqat.Schedule(net, plan, 5, say=notes.append)
     assert policies(net) == {"auto"} and schedule.weight_cache is None
     net(torch.randn(3, 64))
     schedule.step()
-    assert policies(net) == {"none"} and schedule.weight_cache.policy == "none" and not said
+    assert policies(net) == {"none"} and schedule.weight_cache.policy == "none" and not notes
 
 
 def test_a_gpu_with_memory_keeps_the_weights_and_says_so(gpu, streams, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**35))
-    said, (net, plan) = [], net_there("auto")
-    schedule = torchqat.Schedule(net, plan, 5, say=said.append)
+    notes, (net, plan) = [], net_there("auto")
+    schedule = torchqat.Schedule(net, plan, 5, say=notes.append)
     for _ in range(2):
         net(torch.empty(3, 64, device=CUDA))
         schedule.step()
     assert policies(net) == {"weights"} and schedule.weight_cache.policy == "weights"
-    (sentence,) = said
-    assert sentence.startswith("Rounded weights are kept over a step (train.weight_cache: weights)")
-    assert "16.00 GiB that are free on cuda:0" in sentence
+    (note,) = notes
+    assert re.match(matches("training.weights-kept", free="16.00 GiB", device="cuda:0"), note)
 
 
 def ask(net, dtype):
@@ -241,8 +242,8 @@ def test_the_copy_may_take_half_of_what_is_free(gpu, streams):
         assert choice.policy == policy and policies(net) == {policy}
     net, _ = net_there("auto")
     ask(net, torch.float32)
-    sentence = settle(net, free=lambda device: 0).sentence
-    assert sentence.startswith("Rounded weights are not kept over a step") and "free on cuda:0" in sentence
+    note = settle(net, free=lambda device: 0).sentence
+    assert re.match(matches("training.weights-not-kept", device="cuda:0"), note)
 
 
 def test_layers_that_no_forward_asks_are_not_counted(gpu, streams):

@@ -9,6 +9,7 @@ import torchqat
 import transformers
 from command import call
 from conftest import TEXT
+from sentences import matches, said
 from torchqat.runs import candidates as deciding
 
 SETTINGS = """data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16, sequence_length: 32}}
@@ -72,14 +73,14 @@ def test_a_text_classifier_from_data_to_export(capsys, tmp_path, classifier_fold
     (variant,) = report["variants"]
     assert variant["name"] == "int4-qat" and report["accepted"] is True
     assert len(report["baseline"]["task_scores"]) == 3  # of 6 held out, every second
-    assert "in transformers outputs differ by at most" in out and "12 layers equal bit for bit" in out
+    assert said(out, "verify.outputs", engine="transformers") and said(out, "verify.equal", layers=12)
     served = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "run" / "exports" / "compressed-tensors",
         quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
     )
     assert served.config.num_labels == 3
     code, out, err = call(capsys, "verify", tmp_path / "run" / "exports" / "compressed-tensors")
-    assert code == 0 and "12 layers equal" in out, err
+    assert code == 0 and said(out, "verify.equal", layers=12), err
 
 
 def test_a_sentence_encoder_from_data_to_export(capsys, tmp_path, encoder_folder, sentences):
@@ -168,22 +169,45 @@ def test_the_control_of_a_classifier(capsys, tmp_path, classifier_folder, labell
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: {kind: detector}", "model.kind must be causal_lm, classifier or sentence_encoder, but is detector"),
-        ("model: {kind: classifier, scratch: {}}", "model.scratch must not be given unless kind is causal_lm"),
-        ("model: {kind: sentence_encoder}\ndistill: {loss: forward_kl}", "distill.loss must be cosine, but is forward_kl"),
-        ("distill: {loss: cosine}", "distill.loss must be forward_kl or cross_entropy, but is cosine"),
-        ("evaluate: {accept: {cosine: 0.9}}", "cosine must not be given unless model.kind is sentence_encoder"),
-        ("model: {kind: sentence_encoder}\nevaluate: {accept: {perplexity_ratio: 1}}", "perplexity_ratio must not be given"),
-        ("model: {kind: sentence_encoder}\ntrain: {control: true}", "train.control must be false for a sentence_encoder"),
-        ("model: {kind: classifier}\nkv_cache: {dtype: int8}", "kv_cache must not be given unless model.kind is causal_lm"),
-        ("train: {lora: {rank: 4}}", "train.lora must not be given unless parameters is lora"),
-        ("train: {parameters: lora, oscillation: {method: freeze}}", "oscillation must have method none unless parameters"),
+        (
+            "model: {kind: detector}",
+            matches(
+                "recipe.unknown-word",
+                key="model.kind",
+                known="causal_lm, classifier or sentence_encoder",
+                value="detector",
+            ),
+        ),
+        ("model: {kind: classifier, scratch: {}}", matches("recipe.scratch-of-another-kind", key="model.scratch")),
+        (
+            "model: {kind: sentence_encoder}\ndistill: {loss: forward_kl}",
+            matches("recipe.unknown-word", key="distill.loss", known="cosine", value="forward_kl"),
+        ),
+        (
+            "distill: {loss: cosine}",
+            matches("recipe.unknown-word", key="distill.loss", known="forward_kl or cross_entropy", value="cosine"),
+        ),
+        ("evaluate: {accept: {cosine: 0.9}}", matches("recipe.cosine-of-no-encoder", key="evaluate.accept.cosine")),
+        (
+            "model: {kind: sentence_encoder}\nevaluate: {accept: {perplexity_ratio: 1}}",
+            matches("recipe.perplexity-of-encoder", key="evaluate.accept.perplexity_ratio"),
+        ),
+        (
+            "model: {kind: sentence_encoder}\ntrain: {control: true}",
+            matches("recipe.of-no-encoder", key="train.control"),
+        ),
+        ("model: {kind: classifier}\nkv_cache: {dtype: int8}", matches("recipe.language-models-alone", key="kv_cache")),
+        ("train: {lora: {rank: 4}}", matches("recipe.lora-not-trained", key="train.lora")),
+        (
+            "train: {parameters: lora, oscillation: {method: freeze}}",
+            matches("recipe.oscillation-of-parameters", key="train.oscillation"),
+        ),
         (
             "mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 1}}\nengine: vllm",
-            "engine must be transformers or onnxruntime",
+            matches("recipe.unknown-word", key="engine", known="transformers or onnxruntime"),
         ),
     ],
-)  # fmt: skip
+)
 def test_recipes_that_make_no_sense(text, message):
     with pytest.raises(torchqat.RecipeError, match=message):
         torchqat.parse_recipe(LAYERS + text + "\n", "recipe")
@@ -198,13 +222,16 @@ def test_data_that_are_none_are_said(capsys, tmp_path, classifier_folder, digits
 
     text = LAYERS + SETTINGS + "model: {kind: classifier}\n"
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b", "label": "c"}\n')
-    assert "bad.jsonl:2: a line must be" in refusal(
-        text, "--model", classifier_folder, "--data", tmp_path / "bad.jsonl"
-    )
-    (tmp_path / "few.jsonl").write_text('{"text": "a", "label": 0}\n' * 5)
-    assert "at least 20 examples" in refusal(text, "--model", classifier_folder, "--data", tmp_path / "few.jsonl")
+    bad, few = tmp_path / "bad.jsonl", tmp_path / "few.jsonl"
+    refused = refusal(text, "--model", classifier_folder, "--data", bad)
+    assert said(refused, "data.line-without-label", file=bad, line=2)
+    few.write_text('{"text": "a", "label": 0}\n' * 5)
+    refused = refusal(text, "--model", classifier_folder, "--data", few)
+    assert said(refused, "data.too-few-examples", least=20)
     vision = VISION + "evaluate: {accept: {kl: 1.0}}\nexport: [onnx]\n"
-    assert "mine:bad gave [(3,), (4,)]" in refusal(vision.replace("mine:data", "mine:bad"))
-    assert "mine:none" in refusal(vision.replace("mine:model", "mine:none"))
-    assert "returns a torch.nn.Module" in refusal(vision.replace("mine:model", "mine:data"))
-    assert "must be a function of the form module:function" in refusal(vision, "--data", tmp_path / "few.jsonl")
+    refused = refusal(vision.replace("mine:data", "mine:bad"))
+    assert said(refused, "data.bad-labels", source="mine:bad", found="[(3,), (4,)]")
+    refused = refusal(vision.replace("mine:model", "mine:none"))
+    assert said(refused, "data.function-not-found", source="mine:none")
+    assert said(refusal(vision.replace("mine:model", "mine:data")), "model.no-module", path="mine:data")
+    assert said(refusal(vision, "--data", few), "data.no-function", source=few)

@@ -1,12 +1,14 @@
 """The quantized cache of keys and values: attention in transformers' models, and checkpoints."""
 
 import copy
+import re
 
 import architectures
 import pytest
 import torch
 import torchqat
 from architectures import tokens
+from sentences import matches, said
 from torchqat.layers.kv_cache import attach, caches, without_quantization
 from torchqat.ptq.blocks import in_floating_point
 from transformers import DynamicCache
@@ -141,9 +143,8 @@ def test_what_is_not_finite_is_ignored_and_said(llama):
     with torch.no_grad():
         quantized.model.layers[1].self_attn.v_proj.weight[0, 0] = float("inf")
     found = torchqat.calibrate(quantized, tokens(), forward)
-    assert any(
-        "model.layers.1.self_attn: keys and values had" in w and "which were ignored" in w for w in found.warnings
-    )
+    ignored = matches("kv-cache.elements-ignored", cache="model.layers.1.self_attn")
+    assert any(re.search(ignored, warning) for warning in found.warnings)
     assert all(cache.v_scale.isfinite().all() for _, cache in caches(quantized))
 
 
@@ -176,12 +177,12 @@ def test_an_encoder_has_no_cache():
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=50
     )
-    with pytest.raises(torchqat.UserError, match="kv_cache needs a model with causal attention .* BertModel has none"):
+    with pytest.raises(torchqat.UserError, match=matches("kv-cache.no-attention", type="BertModel")):
         attach(transformers.BertModel(config), recipe(FORMS["int8"]).kv_cache)
 
 
 def test_a_group_that_does_not_divide_the_head_is_refused(llama):
-    with pytest.raises(torchqat.UserError, match="kv_cache.group_size must divide the head size, 16, but is 32"):
+    with pytest.raises(torchqat.UserError, match=matches("kv-cache.group-does-not-divide", size=16, group_size=32)):
         torchqat.prepare(copy.deepcopy(llama), recipe("{dtype: int8, keys: group, symmetric: true}"))
 
 
@@ -248,11 +249,12 @@ def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, r
     arguments = [str(recipe_file), "--model", str(model_folder), "--data", str(data_folder), "--output", str(folder)]
     code, printed = run("run", *arguments)
     assert code == 0, printed.err
-    assert "cache of keys and values: fp8_e4m3 tensor keys, fp8_e4m3 tensor values" in (folder / "plan.txt").read_text()
+    plan = (folder / "plan.txt").read_text()
+    assert said(plan, "plan.cache", cache="fp8_e4m3 tensor keys, fp8_e4m3 tensor values")
     export = folder / "exports" / "compressed-tensors"
     assert json.loads((export / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
     code, printed = run("verify", str(export))
-    assert code == 0 and "14 layers equal bit for bit" in printed.out
+    assert code == 0 and said(printed.out, "verify.equal", layers=14)
     code, printed = run(
         "evaluate", str(export), "--data", str(data_folder), "--samples", "2", "--sequence-length", "32"
     )
@@ -260,4 +262,4 @@ def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, r
     recipe_file.write_text(recipe_file.read_text().replace("fp8_e4m3", "int4"))
     code, printed = run("ptq", *arguments[:-1], str(tmp_path / "second"))
     assert code == 0, printed.err
-    assert "is a setting of the engine; the checkpoint does not hold it" in printed.out + printed.err
+    assert said(printed.out + printed.err, "kv-cache.not-in-checkpoint")

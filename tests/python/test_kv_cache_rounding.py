@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sentences import matches
 from torchqat import ops
 
 
@@ -96,21 +97,21 @@ def test_what_is_not_finite_is_nan_alone(bad, grid, device):
 
 @pytest.mark.parametrize("group_size", [0, -3])
 def test_pairs_want_a_group(group_size):
-    with pytest.raises(ValueError, match=f"group_size must be positive, but is {group_size}"):
+    with pytest.raises(ValueError, match=matches("ops.pairs-group", group_size=group_size)):
         torch.ops.qat.quantized_pairs(torch.ones(1), 4, 4, group_size, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.ones(2, 3), None, "token"), r"x must be \[batch, heads, tokens, head_size\]"),
+        ((torch.ones(2, 3), None, "token"), matches("ops.cache-shape")),
         (
             (torch.ones(1, 1, 1, 8), None, "row"),
-            "granularity must be tensor, head, token, group or channel, but is row",
+            matches("ops.cache-granularity", granularity="row"),
         ),
-        ((torch.ones(1, 1, 1, 8), None, "group", 3), "group_size must divide the head size, 8, but is 3"),
-        ((torch.ones(1, 1, 1, 8), None, "tensor"), "scale must be given for granularity tensor and head"),
-        ((torch.ones(1, 2, 1, 8), torch.ones(3), "head"), "with 1 entry or one a head"),
+        ((torch.ones(1, 1, 1, 8), None, "group", 3), matches("ops.cache-group", size=8, group_size=3)),
+        ((torch.ones(1, 1, 1, 8), None, "tensor"), matches("ops.cache-scale")),
+        ((torch.ones(1, 2, 1, 8), torch.ones(3), "head"), matches("ops.cache-scale")),
     ],
 )
 def test_bad_input_has_its_sentence(arguments, message):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 
@@ -139,7 +140,7 @@ def test_prepare_names_a_weight_that_is_not_finite():
     net = Net()
     with torch.no_grad():
         net.second.weight[0, 0] = float("nan")
-    with pytest.raises(torchqat.UserError, match="The weight of second must be finite, but has 1 elements"):
+    with pytest.raises(torchqat.UserError, match=matches("model.layer-not-finite", layer="second", count=1)):
         torchqat.prepare(net, recipe_for(WEIGHTS[0]))
     assert type(net.first) is nn.Linear  # nothing was changed
 
@@ -148,23 +149,24 @@ def test_convert_names_a_weight_that_became_nan():
     net = torchqat.prepare(Net(), recipe_for(WEIGHTS[0]))
     with torch.no_grad():
         net.first.weight[3] = float("inf")
-    with pytest.raises(torchqat.UserError, match="The weight of first must be finite, but has 64 elements"):
+    with pytest.raises(torchqat.UserError, match=matches("model.layer-not-finite", layer="first", count=64)):
         torchqat.convert(net)
 
 
 def test_prepare_twice_is_refused():
     net = torchqat.prepare(Net(), recipe_for(WEIGHTS[0]))
-    with pytest.raises(torchqat.UserError, match="must not be prepared already"):
+    with pytest.raises(torchqat.UserError, match=matches("model.prepared-already")):
         torchqat.prepare(net, recipe_for(WEIGHTS[0]))
 
 
 def test_convert_wants_a_prepared_model():
-    with pytest.raises(torchqat.UserError, match="must have quantized layers"):
+    with pytest.raises(torchqat.UserError, match=matches("export.no-quantized-layers")):
         torchqat.convert(Net())
 
 
 def test_an_indivisible_group_names_the_layer():
-    with pytest.raises(torchqat.RecipeError, match="second has in_features 32, which 64 does not divide"):
+    values = {"layer": "second", "features": "in_features", "size": 32, "block": 64}
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.group-does-not-divide", **values)):
         torchqat.prepare(Net(), recipe_for("{dtype: int4, group_size: 64}"))
 
 

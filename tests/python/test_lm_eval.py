@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from torchqat.data.tasks import load_task
 
 TASK = """task: guess
@@ -50,19 +51,19 @@ def test_our_scores_are_its(files, tiny_llama, tokenizer):
 
 def test_a_task_that_is_none_is_said(files):
     (files / "other.yaml").write_text("dataset_path: json\n")
-    with pytest.raises(torchqat.UserError, match="must name a task of lm-eval, but it has none called"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.lm-eval-unknown")):
         load_task(f"lm-eval:{files / 'other.yaml'}")
-    with pytest.raises(torchqat.UserError, match="must name a file that can be read"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.lm-eval-file-not-readable")):
         load_task(f"lm-eval:{files / 'missing.yaml'}")
 
 
 def test_data_that_cannot_be_fetched_are_said(files, tiny_llama, tokenizer):
     (files / "guess.yaml").write_text(TASK.format(file=files / "missing.jsonl"))
-    with pytest.raises(torchqat.UserError, match="lm-eval could not run guess: "):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.lm-eval-failed", task="guess")):
         load_task(f"lm-eval:{files / 'guess.yaml'}").scores(tiny_llama, tokenizer)
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
-    with pytest.raises(torchqat.UserError, match="needs lm-eval, which is not installed: pip install torchqat"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.lm-eval-missing", task="hellaswag")):
         load_task("lm-eval:hellaswag")

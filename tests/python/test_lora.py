@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchqat
 from command import call
+from sentences import matches, said
 from torch import nn
 from torchqat._library import LoraSection
 from torchqat.layers.prepared import quant_layers
@@ -113,17 +114,17 @@ def test_a_copy_has_adapters_of_its_own():
 
 def test_what_cannot_be_merged_is_refused():
     dropout = peft.get_peft_model(prepared(), peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["0"]))
-    with pytest.raises(torchqat.UserError, match="must have neither DoRA nor dropout"):
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-not-mergeable")):
         torchqat.attach_adapters(dropout)
-    with pytest.raises(torchqat.UserError, match="must have LoRA adapters on quantized layers, but has none"):
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-missing")):
         torchqat.attach_adapters(prepared())
-    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+    with pytest.raises(torchqat.UserError, match=matches("model.not-prepared")):
         add_adapters(nn.Linear(4, 4), settings())
 
 
 def test_an_adapter_that_is_not_merged_is_not_exported(tmp_path):
     model = add_adapters(prepared(), settings())
-    with pytest.raises(torchqat.UserError, match="must be merged first, with merge_and_unload"):
+    with pytest.raises(torchqat.UserError, match=matches("export.adapter-not-merged")):
         torchqat.export(model, tmp_path / "out", "safetensors")
 
 
@@ -145,4 +146,4 @@ def test_a_run_with_lora_is_exported_and_found_again(capsys, tmp_path, model_fol
     assert code == 0, err
     exported = tmp_path / "run" / "exports" / "compressed-tensors"
     code, out, err = call(capsys, "verify", str(exported), "--engine", "reader")
-    assert code == 0 and "14 layers equal bit for bit" in out, err
+    assert code == 0 and said(out, "verify.equal", layers=14), err

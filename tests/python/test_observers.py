@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 from torchqat import QuantSpec
 from torchqat._library import Observer
@@ -172,23 +173,41 @@ def test_calibrating_again_forgets_the_first_time():
     assert torchqat.calibrate(net, [torch.full((2, 64), 1.0)]).ranges["first"] == (1.0, 1.0)
 
 
+OBSERVER = "layers[0].input.observer"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{dtype: int8, observer: minmax}", "input.observer must not be given for a dynamic input"),
-        ("{%s, observer: best}", "observer must be minmax, moving_average, percentile, mse or entropy"),
+        ("{dtype: int8, observer: minmax}", matches("recipe.calibrated-input", key=OBSERVER)),
+        (
+            "{%s, observer: best}",
+            matches("recipe.unknown-word", key=OBSERVER, known="minmax, moving_average, percentile, mse or entropy"),
+        ),
         (
             "{dtype: fp8_e4m3, granularity: tensor, observer: mse}",
-            "observer must be minmax, moving_average or percentile",
+            matches("recipe.unknown-word", key=OBSERVER, known="minmax, moving_average or percentile"),
         ),
-        ("{%s, percentile: 99}", "percentile must not be given for observer minmax"),
-        ("{%s, observer: percentile, percentile: 20}", "percentile must be a number from 50 to 100"),
+        (
+            "{%s, percentile: 99}",
+            matches("recipe.another-observer", key="layers[0].input.percentile", observer="minmax"),
+        ),
+        (
+            "{%s, observer: percentile, percentile: 20}",
+            matches("recipe.no-number", key="layers[0].input.percentile", least=50, greatest=100),
+        ),
         (
             "{dtype: int4, granularity: tensor, observer: entropy}",
-            "must not be entropy unless the input is a symmetric int8",
+            matches("recipe.entropy-of-no-int8", key=OBSERVER),
         ),
-        ("{%s, observer: percentile, scale: minmax}", "scale must not be minmax for observer percentile"),
-        ("{%s, observer: minmax, scale: mse}", "scale must not be mse for observer minmax"),
+        (
+            "{%s, observer: percentile, scale: minmax}",
+            matches("recipe.scale-of-observer", key="layers[0].input.scale", scale="minmax", observer="percentile"),
+        ),
+        (
+            "{%s, observer: minmax, scale: mse}",
+            matches("recipe.scale-of-observer", key="layers[0].input.scale", scale="mse", observer="minmax"),
+        ),
     ],
 )
 def test_recipe_faults_have_their_sentence(settings, message):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sentences import matches
 from torch.utils.checkpoint import checkpoint
 from torchqat import ops
 
@@ -188,49 +189,81 @@ def test_old_arguments_are_those_of_the_quantizer(device):
         (q.choose_qparams(x, (1, 32), 4, "full", "mse", BF16)[0], ops.choose_qparams(x, full, "mse")[0]),
     ):  # fmt: skip
         assert torch.equal(old, new)
-    with pytest.warns(DeprecationWarning, match="fake_quantize_dynamic is deprecated") as first:
+    with pytest.warns(
+        DeprecationWarning, match=matches("ops.deprecated", what="torchqat.ops.fake_quantize_dynamic")
+    ) as first:
         ops.fake_quantize_dynamic(x, (1, 32), 4)
-    with pytest.warns(DeprecationWarning, match="use a quantizer's text") as second:
+    with pytest.warns(DeprecationWarning, match=matches("ops.deprecated", instead="a quantizer's text")) as second:
         ops.quantize(x, scale, zero, *ends)
     assert first[0].filename == second[0].filename == __file__, "it is this line that has to change"
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "sentence"),
+    ("call", "error", "message"),
     [
         (
             lambda x: ops.fake_quantize_dynamic(x.double(), (1, -1), 4),
             TypeError,
-            "x must be float32, float16 or bfloat16",
+            matches("ops.no-float", name="x"),
         ),
-        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 1), ValueError, "bits must be 2 to 8, but is 1"),
+        (lambda x: ops.fake_quantize_dynamic(x, (1, -1), 1), ValueError, matches("ops.bits", bits=1)),
         (
             lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "wide"),
             ValueError,
-            "grid must be narrow, full, signed, asymmetric, offset, fp4_e2m1",
+            matches("ops.unknown-grid", grid="wide"),
         ),
-        (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, "block sides must be positive, or -1"),
+        (lambda x: ops.fake_quantize_dynamic(x, (0, -1), 4), ValueError, matches("ops.block-sides", block="[0, -1]")),
         (
             lambda x: ops.fake_quantize_dynamic(x, (1, -1), 4, "full", torch.int8),
             ValueError,
-            "and what its scale is|a block such as 1x32, what its scale",
+            matches("ops.no-quantizer"),
         ),
-        (lambda x: ops.choose_qparams(x, (1, -1), 4, "full", "best"), ValueError, "method must be minmax or mse"),
+        (
+            lambda x: ops.choose_qparams(x, (1, -1), 4, "full", "best"),
+            ValueError,
+            matches("ops.search-method", method="best"),
+        ),
         (
             lambda x: ops.fake_quantize(x, torch.ones(1, 1), None, (1, -1), -8, 7),
             ValueError,
-            r"must have shape \[4, 1\]",
+            matches("ops.another-shape", shape="[4, 1]"),
         ),
         (
             lambda x: ops.fake_quantize(x, torch.ones(4, 1), torch.zeros(4, 1), (1, -1), -8, 7),
             TypeError,
-            "must be Char",
+            matches("ops.another-dtype", dtype="Char"),
         ),
-        (lambda x: ops.fake_quantize(x, torch.ones(4, 1), None, (1, -1), 7, 7), ValueError, "quant_min must be below"),
-        (lambda x: ops.pack(x, 4), TypeError, "codes must be int8"),
-        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, "bits must be 2, 3, 4 or 8, but is 5"),
+        (
+            lambda x: ops.fake_quantize(x, torch.ones(4, 1), None, (1, -1), 7, 7),
+            ValueError,
+            matches("ops.ends-of-a-grid", low=7, high=7),
+        ),
+        (lambda x: ops.pack(x, 4), TypeError, matches("ops.codes-to-pack")),
+        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, matches("ops.bits-of-packed-codes", bits=5)),
     ],
 )
-def test_bad_arguments_get_a_sentence(call, error, sentence):
-    with pytest.raises(error, match=sentence):
+def test_bad_arguments_get_a_sentence(call, error, message):
+    with pytest.raises(error, match=message):
         call(torch.randn(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("minmax int4 narrow", matches("ops.no-quantizer", text="minmax int4 narrow")),
+        ("minmax int9 narrow 1x32 bfloat16", matches("ops.bits", bits=9)),
+        ("minmax int4 wide 1x32 bfloat16", matches("ops.unknown-grid", grid="wide")),
+        ("minmax int4 narrow 0x32 bfloat16", matches("ops.block-sides", block="[0, 32]")),
+    ],
+)
+def test_a_wrong_quantizer_gets_a_sentence(text, message):
+    with pytest.raises(ValueError, match=message):
+        ops.quant_linear(torch.randn(2, 8), torch.randn(3, 8), weight_quantizer=text)
+
+
+def test_bad_arguments_of_a_product_get_a_sentence():
+    quantizer = "minmax int3 signed 1x-1 float32"
+    with pytest.raises(ValueError, match=matches("ops.linear-columns")):
+        ops.quant_linear(torch.randn(2, 7), torch.randn(3, 8), weight_quantizer=quantizer)
+    with pytest.raises(TypeError, match=matches("ops.linear-dtypes")):
+        ops.quant_linear(torch.randn(2, 8), torch.randn(3, 8, dtype=torch.bfloat16), weight_quantizer=quantizer)

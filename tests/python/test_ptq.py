@@ -1,15 +1,15 @@
 """``calibrate`` on whole models: each method on each architecture, block by block."""
 
 import copy
-import pickle
+import re
 
 import architectures
 import pytest
 import torch
 import torchqat
 from architectures import recipe, tokens
+from sentences import matches, said, sentence
 from torch import nn
-from torchqat._library import Initialize
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.blocks import find_blocks
 from torchqat.ptq.blocks import in_floating_point, open_blocks
@@ -71,9 +71,7 @@ def test_what_cannot_be_folded_is_said():
     torchqat.prepare(encoder, torchqat.parse_recipe(text, "recipe"))
     found = torchqat.calibrate(encoder, [torch.randn(32, 64)])
     assert found.unfolded == {"awq": ["first", "second"]}
-    assert found.warnings == [
-        "2 layers have nothing to fold awq scales into, so they go without them; the first is first."
-    ]
+    assert found.warnings == [sentence("ptq.nothing-to-fold", count=2, transform="awq", layer="first")]
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq", "hadamard+gptq"])
@@ -113,7 +111,7 @@ def test_a_rotation_helps_int4_weights_and_inputs(llama):
 def test_a_model_that_may_not_be_rotated_is_left_as_it_was():
     model = architectures.build("Gemma2")
     prepared = torchqat.prepare(copy.deepcopy(model), recipe("{method: hadamard+rtn}"))
-    with pytest.raises(torchqat.UserError, match="Gemma2ForCausalLM is not one; choose another initialize.method"):
+    with pytest.raises(torchqat.UserError, match=matches("ptq.cannot-be-rotated", type="Gemma2ForCausalLM")):
         torchqat.calibrate(prepared, tokens(), forward)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, prepared.get_parameter(name))
@@ -243,16 +241,14 @@ def test_a_layer_that_is_never_reached_is_rounded_to_nearest_and_said():
     text = 'version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4}\ninitialize: {method: gptq}\n'
     model = torchqat.prepare(Experts(), torchqat.parse_recipe(text, "recipe"))
     found = torchqat.calibrate(model, [torch.randn(20, 16)])
-    assert found.warnings == ["layers.0.b was never reached by the calibration data, so it was rounded to nearest."]
+    assert found.warnings == [sentence("ptq.layer-not-reached", layer="layers.0.b")]
     assert model.layers[0]["b"].weight_scale.isfinite().all()
 
 
 def test_too_few_tokens_are_said(llama):
     _, found = calibrated(llama, "{method: gptq}", [torch.randint(0, 100, (1, 12))])
-    assert found.warnings[0] == (
-        "model.layers.0.self_attn.q_proj has 64 features, but only 12 calibration tokens reached it; "
-        "raise data.calibration.samples."
-    )
+    few = sentence("ptq.too-few-tokens", layer="model.layers.0.self_attn.q_proj", features=64, tokens=12)
+    assert found.warnings[0] == few
 
 
 def test_tokens_that_are_not_finite_are_ignored_and_counted():
@@ -262,13 +258,13 @@ def test_tokens_that_are_not_finite_are_ignored_and_counted():
     x = torch.randn(40, 16)
     x[3, 0] = float("inf")
     found = torchqat.calibrate(model, [x])
-    assert found.warnings == ["0: 1 tokens were ignored, since they are not finite."]
+    assert found.warnings == [sentence("ptq.tokens-ignored", layer=0, count=1)]
     assert found.tokens == {"0": 39}
 
 
 def test_no_samples_have_their_sentence(llama):
     prepared = torchqat.prepare(copy.deepcopy(llama), recipe("{method: gptq}"))
-    with pytest.raises(torchqat.UserError, match="initialize.method gptq needs at least one calibration batch"):
+    with pytest.raises(torchqat.UserError, match=matches("ptq.no-batches-for-method", method="gptq")):
         torchqat.calibrate(prepared, [], forward)
 
 
@@ -281,7 +277,7 @@ def test_block_training_brings_the_blocks_nearer(llama, scale, rounding):
     training = f"{{steps: 40, batch_size: 8, learning_rate: 5.0e-3, rounding: {rounding}}}"
     trained, found = calibrated(llama, f"{{method: gptq, block_training: {training}}}", tokens(64), weight=weight)
     assert error(llama, trained) < 0.95 * error(llama, plain)
-    assert len([w for w in found.warnings if "did not help" in w]) < 2  # of two blocks
+    assert len([w for w in found.warnings if said(w, "ptq.training-did-not-help")]) < 2  # of two blocks
     assert all(p.requires_grad for p in trained.parameters())
 
 
@@ -290,20 +286,9 @@ def test_block_training_that_does_not_help_is_undone(llama):
     plain, _ = calibrated(llama, "{method: gptq}", weight=weight)
     training = "{steps: 3, learning_rate: 0.9}"
     trained, found = calibrated(llama, f"{{method: gptq, block_training: {training}}}", weight=weight)
-    assert [w for w in found.warnings if w.startswith("Training model.layers.0 did not help: its error stayed at ")]
+    assert [w for w in found.warnings if re.match(matches("ptq.training-did-not-help", block="model.layers.0"), w)]
     for (_, a), (_, b) in zip(quant_layers(plain), quant_layers(trained), strict=True):
         assert torch.equal(a.quantized_weight(), b.quantized_weight())
-
-
-def test_settings_of_initialize_are_checked():
-    assert Initialize("awq+gptq").transforms == ["awq"]
-    settings = Initialize("awq+gptq")
-    settings.correction, settings.order, settings.block_training.rounding = 0.25, "column", "signed"
-    again = pickle.loads(pickle.dumps(copy.deepcopy(settings)))
-    assert (again.method, again.correction, again.order) == ("awq+gptq", 0.25, "column")
-    assert again.block_training.rounding == "signed"
-    with pytest.raises(ValueError, match="method must be rtn, mse, gptq or awq, .* but is best"):
-        Initialize("best")
 
 
 def test_two_runs_give_the_same_bits(llama):

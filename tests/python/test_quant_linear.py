@@ -286,24 +286,3 @@ def test_gradient_penalty(weight, input, policy, device):
     ))  # fmt: skip
     for one, other in zip(together, apart_, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("minmax int4 narrow", "must be minmax, fixed or learned"),
-        ("minmax int9 narrow 1x32 bfloat16", "bits must be 2 to 8"),
-        ("minmax int4 wide 1x32 bfloat16", "grid must be"),
-        ("minmax int4 narrow 0x32 bfloat16", "block sides must be positive"),
-    ],
-)
-def test_a_wrong_quantizer_is_one_sentence(text, message):
-    with pytest.raises(ValueError, match=message):
-        ops.quant_linear(torch.randn(2, 8), torch.randn(3, 8), weight_quantizer=text)
-
-
-def test_wrong_arguments_are_one_sentence():
-    with pytest.raises(ValueError, match="must end in the columns"):
-        ops.quant_linear(torch.randn(2, 7), torch.randn(3, 8), weight_quantizer=WEIGHTS["signed"][0])
-    with pytest.raises(TypeError, match="must have one dtype"):
-        ops.quant_linear(torch.randn(2, 8), torch.randn(3, 8, dtype=BF16), weight_quantizer=WEIGHTS["signed"][0])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torchqat
+from sentences import matches
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -34,7 +35,8 @@ def test_the_quickstart_comments_every_key():
 
 
 def test_errors_are_recipe_errors_and_value_errors():
-    with pytest.raises(torchqat.RecipeError, match="r:1:10: version must be a whole number from 1 to 1, but is 7"):
+    where = {"file": "r", "line": 1, "column": 10, "key": "version", "least": 1, "greatest": 1, "value": 7}
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.no-whole-number", **where)):
         torchqat.parse_recipe("version: 7\nlayers: [{match: a, weight: float}]\n", "r")
     assert issubclass(torchqat.RecipeError, ValueError)
 
@@ -46,10 +48,32 @@ def test_words_of_initialize_are_those_of_recipes():
     assert settings.transforms == ["hadamard", "awq"] and settings.rounding == "clip"
     settings.order = "column"
     assert (settings.order, settings.scale_search, settings.block_training.rounding) == ("column", "mse", "weights")
-    with pytest.raises(ValueError, match="order must be plain, group or column, but is best"):
+    with pytest.raises(
+        ValueError,
+        match=matches("settings.unknown-word", setting="order", known="plain, group or column", value="best"),
+    ):
         settings.order = "best"
-    with pytest.raises(ValueError, match="rounding must be weights or signed, but is nearest"):
+    with pytest.raises(
+        ValueError,
+        match=matches("settings.unknown-word", setting="rounding", known="weights or signed", value="nearest"),
+    ):
         settings.block_training.rounding = "nearest"
+
+
+def test_settings_of_initialize_are_checked():
+    import copy
+    import pickle
+
+    from torchqat._library import Initialize
+
+    assert Initialize("awq+gptq").transforms == ["awq"]
+    settings = Initialize("awq+gptq")
+    settings.correction, settings.order, settings.block_training.rounding = 0.25, "column", "signed"
+    again = pickle.loads(pickle.dumps(copy.deepcopy(settings)))
+    assert (again.method, again.correction, again.order) == ("awq+gptq", 0.25, "column")
+    assert again.block_training.rounding == "signed"
+    with pytest.raises(ValueError, match=matches("settings.method", method="best")):
+        Initialize("best")
 
 
 def test_specs_are_values():
@@ -60,9 +84,10 @@ def test_specs_are_values():
     assert pickle.loads(pickle.dumps(spec)) == spec == copy.deepcopy(spec)
     assert spec != torchqat.QuantSpec(4) and len({spec, copy.copy(spec)}) == 1
     assert repr(spec) == "int4 group 32 full, learned scale in bfloat16"
-    with pytest.raises(ValueError, match="bits must be 2 to 8, but is 9"):
+    with pytest.raises(ValueError, match=matches("ops.bits", bits=9)):
         torchqat.QuantSpec(9)
+    known = "tensor, channel, token, group, block or head"
     with pytest.raises(
-        ValueError, match="granularity must be tensor, channel, token, group, block or head, but is axis"
+        ValueError, match=matches("settings.unknown-word", setting="granularity", known=known, value="axis")
     ):
         torchqat.QuantSpec(4, granularity="axis")

@@ -8,6 +8,7 @@ import torch
 import torchqat
 from command import call
 from conftest import PTQ, RECIPE
+from sentences import said
 from torchqat.runs.progress import Progress
 from torchqat.runs.restore import open_run
 
@@ -36,12 +37,12 @@ def test_export_verify_and_report_do_without_the_data_and_from_anywhere(
     monkeypatch.chdir(tmp_path / "other")
     for folder in sorted((tmp_path / "run" / "exports").iterdir()):
         code, out, err = call(capsys, "verify", folder)
-        assert code == 0 and "equal bit for bit" in out, err
+        assert code == 0 and said(out, "verify.equal"), err
     code, _, err = call(capsys, "export", "../run", "--format", "safetensors", "--output", "again")
     assert code == 0, err
     assert call(capsys, "report", "../run")[0] == 0
     code, out, _ = call(capsys, "verify", "again", "--run", "../run")  # which lies elsewhere
-    assert code == 0 and "equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal")
 
 
 def test_a_checkpoint_is_known_by_what_it_holds(begin, tmp_path, capsys):
@@ -50,14 +51,14 @@ def test_a_checkpoint_is_known_by_what_it_holds(begin, tmp_path, capsys):
     exports = tmp_path / "run" / "exports"
     shutil.copytree(exports / "compressed-tensors-int8-naive", tmp_path / "run" / "mine-int4-naive")
     code, out, _ = call(capsys, "verify", tmp_path / "run" / "mine-int4-naive")
-    assert code == 0 and "14 layers equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal", layers=14)
     (tmp_path / "run" / "mine-int4-naive" / "extra.txt").write_text("changed")
     code, _, err = call(capsys, "verify", tmp_path / "run" / "mine-int4-naive")
-    assert code == 2 and "--variant can say of which model it is: int4-naive, int4-qat, int8-naive" in err
+    assert code == 2 and said(err, "runs.export-unknown", variants="int4-naive, int4-qat, int8-naive")
     code, out, _ = call(capsys, "verify", tmp_path / "run" / "mine-int4-naive", "--variant", "int8-naive")
-    assert code == 0 and "14 layers equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal", layers=14)
     code, _, err = call(capsys, "verify", exports / "compressed-tensors", "--variant", "int5")
-    assert code == 2 and "variant must be one of the run" in err
+    assert code == 2 and said(err, "runs.variant-unknown", variant="int5")
 
 
 def test_a_model_that_changed_since_is_named(begin, tmp_path, model_folder, tiny_llama, capsys):
@@ -66,7 +67,7 @@ def test_a_model_that_changed_since_is_named(begin, tmp_path, model_folder, tiny
         tiny_llama.lm_head.weight.mul_(2)
     tiny_llama.save_pretrained(model_folder)
     code, _, err = call(capsys, "export", tmp_path / "run")
-    assert code == 2 and "must hold the model that the run in" in err and "changed since" in err
+    assert code == 2 and said(err, "runs.model-changed")
 
 
 def test_what_is_kept_is_of_the_same_settings(begin, tmp_path):
@@ -111,7 +112,7 @@ def test_candidates_are_not_solved_twice(begin, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(function, lambda model, batches, *rest: pytest.fail("solved again") if batches else Nothing)
     for variant in report.variants:
         code, out, err = call(capsys, "verify", tmp_path / "run" / variant.export)
-        assert code == 0 and "equal bit for bit" in out, err
+        assert code == 0 and said(out, "verify.equal"), err
     begin(auto + "evaluate: {accept: {kl: 0.0}}\n", resume=True)
 
 
@@ -141,4 +142,4 @@ def test_candidates_of_other_limits_stay_what_they_were(begin, tmp_path, capsys)
     begin(auto + limits.replace("SIZE", "6.5"), resume=True)
     for variant in first.variants:
         code, out, err = call(capsys, "verify", tmp_path / "run" / variant.export)
-        assert code == 0 and "equal bit for bit" in out, err
+        assert code == 0 and said(out, "verify.equal"), err

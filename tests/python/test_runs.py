@@ -7,6 +7,7 @@ import torchqat
 from command import call
 from conftest import PTQ, RECIPE
 from interrupting import Interrupting
+from sentences import matches, said
 from torchqat.files import digest_of
 from torchqat.runs.flow import run_of
 
@@ -23,7 +24,7 @@ def test_a_run_that_was_interrupted_is_not_touched_by_the_same_command(begin, tm
         begin(LONG, Interrupting(151))
     before = digest_of(tmp_path / "run")
     code, _, err = call(capsys, "run", *arguments)
-    assert code == 2 and "run has a run at step 150 of 200: --resume goes on with it, --restart deletes it" in err
+    assert code == 2 and said(err, "runs.at-step", folder=tmp_path / "run", step=150, total=200)
     assert digest_of(tmp_path / "run") == before
     for command in ("train", "ptq"):
         assert call(capsys, command, *arguments)[0] == 2
@@ -32,15 +33,15 @@ def test_a_run_that_was_interrupted_is_not_touched_by_the_same_command(begin, tm
 
 def test_a_run_that_trained_nothing_yet_is_told_by_what_it_has(begin):
     begin(PTQ + "train: {steps: 0}\n")
-    with pytest.raises(torchqat.UserError, match="has a run that has measured 1 variant: --resume"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.measured", count=1)):
         begin(PTQ + "train: {steps: 0}\n")
 
 
 def test_resume_needs_a_run(begin, tmp_path):
-    with pytest.raises(torchqat.UserError, match=f"--resume goes on with a run, but {tmp_path / 'run'} has none"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.nothing-to-resume", folder=tmp_path / "run")):
         begin(resume=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(torchqat.UserError, match="Either --resume or --restart must be given, but both are"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.resume-and-restart")):
         begin(resume=True, restart=True)
 
 
@@ -83,7 +84,7 @@ def test_the_folder_is_named_after_model_and_recipe(monkeypatch, tmp_path, recip
 
 def test_torchrun_is_for_training_alone(begin, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(torchqat.UserError, match="A run must be one process, but torchrun started 2; torchqat train"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.one-process-alone", count=2)):
         begin()
     assert not (tmp_path / "run").exists()
 
@@ -120,10 +121,8 @@ def test_a_run_of_another_version_is_told_by_it(begin, tmp_path):
     begin(NOTHING)
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**settings, "version": 1}))
-    with pytest.raises(
-        torchqat.UserError, match="must have been written by this torchqat, but its run.json is of another"
-    ):
+    with pytest.raises(torchqat.UserError, match=matches("runs.another-version", folder=tmp_path / "run")):
         begin(NOTHING, resume=True)
-    with pytest.raises(torchqat.UserError, match="has a run that has measured 1 variant: --resume"):
+    with pytest.raises(torchqat.UserError, match=matches("runs.measured", count=1)):
         begin(NOTHING)
     begin(NOTHING, restart=True)

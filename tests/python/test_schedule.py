@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -171,7 +172,7 @@ def test_state_dict_of_the_schedule():
     schedule.step()
     assert schedule.state_dict() == {"step": 1, "total_steps": 10}
     other = start(total=20)[1]
-    with pytest.raises(torchqat.UserError, match="must have the length it was saved with, 10 steps, but has 20"):
+    with pytest.raises(torchqat.UserError, match=matches("training.another-length", saved=10, steps=20)):
         other.load_state_dict(schedule.state_dict())
 
 
@@ -202,9 +203,7 @@ def test_a_calibrated_range_survives_a_change_of_width():
 
 def test_finish_goes_to_the_exported_width():
     net, schedule = start()
-    with pytest.raises(
-        torchqat.UserError, match="must be at its exported width, int4, but its schedule has it at int8"
-    ):
+    with pytest.raises(torchqat.UserError, match=matches("export.not-at-exported-width", dtype="int4", width="int8")):
         torchqat.convert(net)
     schedule.finish()
     assert [weights.weight.bits for weights in torchqat.convert(net)] == [4, 4]
@@ -212,9 +211,9 @@ def test_finish_goes_to_the_exported_width():
 
 def test_bad_arguments():
     recipe = recipe_for(LEARNED)
-    with pytest.raises(torchqat.UserError, match="must be prepared first"):
+    with pytest.raises(torchqat.UserError, match=matches("model.not-prepared")):
         torchqat.Schedule(Net(), recipe, 10)
-    with pytest.raises(torchqat.UserError, match="total_steps must not be negative, but is -1"):
+    with pytest.raises(torchqat.UserError, match=matches("training.negative-steps", steps=-1)):
         torchqat.Schedule(torchqat.prepare(Net(), recipe), recipe, -1)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sentences import matches
 from torchqat.evaluation.bootstrap import bootstrap
 
 
@@ -49,5 +50,5 @@ def test_equal_values_have_no_noise_and_it_is_the_same_every_time():
 
 
 def test_nothing_to_resample():
-    with pytest.raises(ValueError, match="must have an element"):
+    with pytest.raises(ValueError, match=matches("evaluate.nothing-to-resample")):
         bootstrap([])

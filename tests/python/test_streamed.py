@@ -6,6 +6,7 @@ import pytest
 import torch
 from command import call
 from conftest import PTQ
+from sentences import said, sentence
 
 
 def test_a_streamed_run_is_a_run(arguments, recipe_file, tmp_path, capsys, monkeypatch):
@@ -21,12 +22,12 @@ def test_a_streamed_run_is_a_run(arguments, recipe_file, tmp_path, capsys, monke
     code, out, _ = call(capsys, "report", run)
     assert code == 0 and "INT4 gptq, streamed" in out
     code, _, err = call(capsys, "ptq", *arguments, "--stream")
-    assert code == 2 and "has a run that has measured 1 variant" in err
+    assert code == 2 and said(err, "runs.measured", count=1)
     export = run / "exports" / "compressed-tensors"
     code, out, _ = call(capsys, "verify", export)
-    assert code == 0 and "14 layers equal bit for bit" in out
+    assert code == 0 and said(out, "verify.equal", layers=14)
     code, _, err = call(capsys, "verify", export, "--engine", "transformers")
-    assert code == 2 and "was streamed, so that its checkpoint can be read, but not compared in engines" in err
+    assert code == 2 and said(err, "runs.streamed-in-no-engine", folder=run)
     code, out, _ = call(capsys, "ptq", *arguments, "--stream", "--restart")
     assert code == 0
 
@@ -44,23 +45,24 @@ def test_damage_to_a_streamed_checkpoint_is_found(leaf, arguments, recipe_file, 
     tensors[name].view(torch.uint8).flatten()[3] ^= 1
     save_file(tensors, file, {"format": "pt"})
     code, out, _ = call(capsys, "verify", export)
-    assert code == 1 and "1 tensor differs, the first model.layers.1." in out
+    layer = name.rpartition(".")[0]
+    assert code == 1 and said(out, "verify.one-differing", count=1, name=layer)
     del tensors[name]
     save_file(tensors, file, {"format": "pt"})
-    code, out, err = call(capsys, "verify", export)
-    assert code != 0 and ("missing" in out or "must be" in err)
+    code, out, _ = call(capsys, "verify", export)
+    assert code == 1 and said(out, "verify.one-missing", count=1, name=f"{layer}.weight")
 
 
 def test_streamed_and_whole_runs_do_not_mix(begin, arguments, recipe_file, tmp_path, capsys):
     recipe_file.write_text(PTQ)
     assert call(capsys, "ptq", *arguments, "--stream")[0] == 0
     code, _, err = call(capsys, "ptq", *arguments, "--resume")
-    assert code == 2 and "one of them is streamed" in err
+    assert code == 2 and said(err, "runs.made-of-others", what=sentence("runs.streamed-or-not"))
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "gptq")
-    assert code == 2 and "was streamed and kept no model" in err
+    assert code == 2 and said(err, "runs.streamed-has-no-model", folder=tmp_path / "run")
     assert call(capsys, "ptq", *arguments, "--restart")[0] == 0
     code, _, err = call(capsys, "ptq", *arguments, "--stream", "--resume")
-    assert code == 2 and "one of them is streamed" in err
+    assert code == 2 and said(err, "runs.made-of-others", what=sentence("runs.streamed-or-not"))
 
 
 @pytest.mark.parametrize("rest", ["export: [gguf]\n", "initialize: {method: hadamard+gptq}\n"])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from torchqat.data.tasks import Task, load_task
 
 
@@ -81,7 +82,7 @@ def test_labels_are_a_classifiers(tokenizer, tmp_path):
 
 def test_a_language_model_is_no_classifier(tiny_llama, tokenizer, tmp_path):
     path = write(tmp_path / "task.jsonl", {"text": "def", "label": 0})
-    with pytest.raises(torchqat.UserError, match="needs a classifier, but the model is a language model"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.needs-classifier")):
         load_task(str(path)).scores(tiny_llama, tokenizer)
 
 
@@ -110,17 +111,17 @@ def test_a_function_of_the_users(tiny_llama, tokenizer, tmp_path, monkeypatch):
 def test_a_line_of_another_form_is_named(line, tmp_path):
     path = tmp_path / "task.jsonl"
     path.write_text('{"prompt": "a", "expected": "b"}\n\n' + line + "\n")
-    with pytest.raises(torchqat.UserError, match=r"task.jsonl:3: a line of a task must be"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.bad-line", file=path, line=3)):
         load_task(str(path))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing.jsonl", "must be a readable file"),
-        ("nowhere", "must be a jsonl file that exists, module:function or lm-eval:NAME, but is nowhere"),
-        ("no_such_module:f", "must name a function that can be imported"),
-        ("json:no_such_function", "must name a function that can be imported"),
+        ("missing.jsonl", matches("tasks.file-not-readable", file="missing.jsonl")),
+        ("nowhere", matches("tasks.nowhere", source="nowhere")),
+        ("no_such_module:f", matches("data.function-not-found", source="no_such_module:f")),
+        ("json:no_such_function", matches("data.function-not-found", source="json:no_such_function")),
     ],
 )
 def test_a_task_that_is_none_is_refused(source, message, tmp_path, monkeypatch):
@@ -131,12 +132,13 @@ def test_a_task_that_is_none_is_refused(source, message, tmp_path, monkeypatch):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "task.jsonl").write_text("\n")
-    with pytest.raises(torchqat.UserError, match="must have an example"):
+    with pytest.raises(torchqat.UserError, match=matches("tasks.no-example", file=tmp_path / "task.jsonl")):
         load_task(str(tmp_path / "task.jsonl"))
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"), [(None, "sequence of numbers"), ([], "at least one"), (["a"], "numbers")]
+    ("returned", "message"),
+    [(None, matches("tasks.no-numbers")), ([], matches("tasks.no-scores")), (["a"], matches("tasks.no-numbers"))],
 )
 def test_a_function_that_gives_no_scores(returned, message, tiny_llama):
     with pytest.raises(torchqat.UserError, match=message):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 from torchqat._library import TrainSection
 from torchqat.data.batches import Batches
@@ -95,20 +96,20 @@ def test_a_run_that_died_goes_on_with_the_same_bits(stop_after, tiny_llama, tmp_
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_llama, tmp_path):
     loop_for(tiny_llama, settings(steps=1), checkpoint=tmp_path / "train.pt", identity="one").run()
-    with pytest.raises(torchqat.UserError, match="must belong to this recipe, model and data"):
+    with pytest.raises(torchqat.UserError, match=matches("training.another-run")):
         loop_for(tiny_llama, settings(steps=2), checkpoint=tmp_path / "train.pt", identity="two").run()
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     (tmp_path / "train.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(torchqat.UserError, match="must be a checkpoint of torchqat, but does not load"):
+    with pytest.raises(torchqat.UserError, match=matches("training.checkpoint-does-not-load")):
         load_state(tmp_path / "train.pt")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_llama):
     loop = loop_for(tiny_llama, settings(steps=3))
     loop.loss = lambda batch: tiny_llama.model.norm.weight.sum() * float("nan")
-    with pytest.raises(torchqat.UserError, match="The loss must stay finite, but is nan at step 0"):
+    with pytest.raises(torchqat.UserError, match=matches("training.loss-not-finite", loss="nan", step=0)):
         loop.run()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchqat
+from sentences import matches, said
 from test_linear import recipe_for
 from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Question, Served, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
@@ -32,15 +33,20 @@ def test_a_missing_engine_is_named_with_what_installs_it(engine, format, package
     monkeypatch.delenv(ENGINES[engine].variable(), raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     folder = torchqat.export(model, tmp_path / "out", format)
-    with pytest.raises(torchqat.UserError, match=rf"not installed: run pip install torchqat\[{package}\]"):
+    with pytest.raises(
+        torchqat.UserError, match=matches("verify.engine-missing", install=f"pip install torchqat[{package}]")
+    ):
         torchqat.verify(folder, model, engine=engine)
 
 
 def test_an_engine_that_does_not_load_the_format_is_refused(model, tmp_path):
     folder = torchqat.export(model, tmp_path / "out", "awq")
-    with pytest.raises(torchqat.UserError, match="must be one that loads awq, but llama.cpp loads gguf"):
+    with pytest.raises(
+        torchqat.UserError,
+        match=matches("verify.engine-of-other-formats", format="awq", engine="llama.cpp", formats="gguf"),
+    ):
         torchqat.verify(folder, model, engine="llama.cpp")
-    with pytest.raises(torchqat.UserError, match="engine must be transformers or vllm or llama.cpp or "):
+    with pytest.raises(torchqat.UserError, match=matches("verify.engine-unknown", engine="tensorflow")):
         find_engine("tensorflow")
 
 
@@ -48,7 +54,8 @@ def test_an_engine_that_fails_is_quoted(model, tmp_path, monkeypatch):
     """An interpreter that has no such package stands in for an engine that breaks."""
     monkeypatch.setenv(VLLM.variable(), sys.executable)
     folder = torchqat.export(model, tmp_path / "out", "awq")
-    with pytest.raises(torchqat.UserError, match="vllm could not run .*: ModuleNotFoundError: No module named 'vllm'"):
+    why = "ModuleNotFoundError: No module named 'vllm'"
+    with pytest.raises(torchqat.UserError, match=matches("verify.engine-failed", engine="vllm", why=why)):
         torchqat.verify(folder, model, engine="vllm")
 
 
@@ -74,7 +81,7 @@ def test_bench_runs_in_a_process_of_its_own_beside_the_float_model(tiny_llama, t
 
 def test_readers_are_not_timed(model, tmp_path):
     folder = torchqat.export(model, tmp_path / "out", "awq")
-    with pytest.raises(torchqat.UserError, match="engine must be given to be timed, as one that loads awq"):
+    with pytest.raises(torchqat.UserError, match=matches("verify.engine-not-given", format="awq")):
         torchqat.verify(folder, model, bench=True)
 
 
@@ -83,7 +90,7 @@ def test_rounded_inputs_are_not_compared_in_transformers(tiny_llama, tmp_path):
     folder = torchqat.export(model, tmp_path / "out")
     assert torchqat.verify(folder, model).agreement is None
     checked = torchqat.verify(folder, model, engine="transformers")
-    assert checked.ok and "its outputs were not compared" in str(checked)
+    assert checked.ok and said(str(checked), "verify.not-compared")
 
 
 def _answers(model, prompts, change=lambda table: table):
@@ -112,7 +119,7 @@ def test_kl_is_that_of_the_distributions(model):
     with torch.no_grad():
         log = torch.log_softmax(model(input_ids=prompts, use_cache=False).logits.double(), -1)
     assert found.kl == pytest.approx((log.exp() * (log + np.log(400.0))).sum(-1).mean().item(), rel=1e-5)
-    assert not found.ok and "KL is" in str(found)
+    assert not found.ok and said(str(found), "verify.kl")
 
 
 def test_tokens_that_an_engine_does_not_list_count_as_one(model):
@@ -138,7 +145,7 @@ def test_a_clear_choice_that_is_overruled_is_counted(model):
         return changed
 
     found = agreement_of(engine, _answers(model, prompts, prefer_the_least_likely), model, prompts, half=False)
-    assert found.overruled == 1 and not found.ok and "1 choices differ" in str(found)
+    assert found.overruled == 1 and not found.ok and said(str(found), "verify.choices-differ", count=1)
 
 
 def test_other_tokens_are_counted(model, tokenizer):

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from test_linear import Net, recipe_for
 from test_training import loop_for, settings
 from torch import nn
@@ -161,11 +162,10 @@ def test_inference_mode_weights_are_not_kept():
 
 
 def test_an_unknown_policy_is_one_sentence():
-    with pytest.raises(ValueError, match="weight_cache must be auto, none, codes or weights, but is all"):
+    word = {"known": "auto, none, codes or weights", "value": "all"}
+    with pytest.raises(ValueError, match=matches("settings.unknown-word", setting="weight_cache", **word)):
         torchqat.prepare(Net(), recipe_for(WEIGHTS[0]), weight_cache="all")
-    with pytest.raises(
-        torchqat.RecipeError, match="train.weight_cache must be auto, none, codes or weights, but is all"
-    ):
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.unknown-word", key="train.weight_cache", **word)):
         recipe_for(WEIGHTS[0], rest="train: {weight_cache: all}\n")
 
 

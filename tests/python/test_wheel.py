@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import wheels
+from sentences import said
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def test_libraries_are_its_own_or_everybodys(site):
     """Nothing but torch's libraries and those of the system's C and C++ is looked for elsewhere."""
     ours = [site / "torchqat" / "lib" / name for name in ("libqat.so.0.1", "libqat_ops.so.0.1")]
     for library in [*ours, *(site / "torchqat").glob("_C*.so")]:
-        said = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
-        for line in said.splitlines():
+        printed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+        for line in printed.splitlines():
             name = line.split()[0].rpartition("/")[2]
             known = (
                 "libtorch",
@@ -68,5 +69,5 @@ def test_libraries_are_its_own_or_everybodys(site):
 
 def test_another_torch_is_a_sentence(site):
     program = "import torch; torch.__version__ = '2.99.0'\ntry:\n    import torchqat\nexcept ImportError as e: print(e)"
-    said = wheels.run(site, program=program)[0]
-    assert "torchqat was built for torch" in said and "but torch 2.99.0 is installed: run pip install" in said
+    printed = wheels.run(site, program=program)[0]
+    assert said(printed, "build.another-torch", installed="2.99.0")
