@@ -53,5 +53,5 @@ target_link_libraries(qat_json INTERFACE nlohmann_json::nlohmann_json)
 
 find_program(QAT_CCACHE ccache)
 if(QAT_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${QAT_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${QAT_CCACHE})
 endif()

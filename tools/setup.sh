@@ -67,12 +67,20 @@ make_venv() {
   "$python" -m venv $options "$venv"
 }
 
+# torchqat is compiled while what it needs of Python comes over the network.
 install_python_packages() {
-  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q)
+  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -q) building built
   "${pip[@]}" "setuptools>=70.1" wheel
   has_cmake || "${pip[@]}" cmake
   "$venv/bin/python" -c 'import torch' 2>/dev/null || "${pip[@]}" "$torch"
-  PATH="$(cd "$venv" && pwd)/bin:$PATH" "${pip[@]}" --no-build-isolation -e ".[test]"
+  export PATH="$(cd "$venv" && pwd)/bin:$PATH"
+  export TORCHQAT_CMAKE_ARGS="-DQAT_BUILD_TESTS=ON ${TORCHQAT_CMAKE_ARGS:-}"
+  mkdir -p build
+  python setup.py -q build_ext --inplace >build/setup.log 2>&1 &
+  building=$!
+  python tools/requirements.py test | "${pip[@]}" -r /dev/stdin || { kill "$building"; exit 1; }
+  wait "$building" || { cat build/setup.log >&2; exit 1; }
+  "${pip[@]}" --no-build-isolation --no-deps -e .
 }
 
 install_packages

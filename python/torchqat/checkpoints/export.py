@@ -13,6 +13,7 @@ from torchqat.checkpoints.formats.folder import write_folder
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.errors import UserError
+from torchqat.extras import needs
 from torchqat.files import pending_folder
 
 FORMATS = tuple(format.name for format in formats())
@@ -60,7 +61,8 @@ def export(
     layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
         if format == "gguf":
-            from torchqat.checkpoints.formats.gguf import write_gguf
+            with needs("hf", "A GGUF file"):
+                from torchqat.checkpoints.formats.gguf import write_gguf
 
             write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size)
         elif format == "onnx":
@@ -102,7 +104,8 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: b
     for name in names:
         checked_format(name, checked)
         if name == "gguf":
-            from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
+            with needs("hf", "A GGUF file"):
+                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
 
             architecture_of(model)
             rope_factors(model)

@@ -67,7 +67,7 @@ def _gpu_operators() -> str:
     return f"not built, though torch has CUDA: install the CUDA Toolkit, then {_library.REBUILD}"
 
 
-def _version(distribution: str, missing: str = "missing: pip install torchqat again") -> str:
+def _version(distribution: str, missing: str = "missing: pip install 'torchqat[hf]'") -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -75,13 +75,15 @@ def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
 
 
 def _plot(found, widths: list[int], path: Path) -> None:
-    import matplotlib
-
     from torchqat.errors import UserError
+    from torchqat.extras import needs
     from torchqat.files import pending_file
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    with needs("report", "A picture"):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
 
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {path}.")

@@ -1,6 +1,6 @@
 """Functions of the user's that a recipe names as ``module:function``."""
 
-import importlib
+import pkgutil
 import re
 import sys
 from collections.abc import Callable
@@ -24,11 +24,10 @@ def find_function(key: str, source: str) -> Callable:
     Raises:
         UserError: There is no such module, or nothing of that name in it that can be called.
     """
-    module, _, name = source.partition(":")
     try:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(source)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"{key} must name a function that can be imported, but {source}: {first_line(error)}."

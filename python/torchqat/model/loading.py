@@ -7,6 +7,7 @@ from torch import nn
 
 from torchqat._library import DTYPES, FileError, check_safetensors
 from torchqat.errors import UserError, first_line
+from torchqat.extras import needs
 from torchqat.files import read_json
 
 
@@ -36,7 +37,8 @@ def load_pretrained(path: str, dtype: str, loader: str, what: str) -> nn.Module:
     Raises:
         UserError: As ``load_model``.
     """
-    import transformers
+    with needs("hf", "Loading a model"):
+        import transformers
 
     _check_folder(path)
     try:
@@ -55,7 +57,8 @@ def empty_model(path: str) -> nn.Module:
     Raises:
         UserError: It describes none.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with needs("hf", "Loading a model"):
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -75,7 +78,8 @@ def check_finite(model: nn.Module, path: str) -> None:
 
 def load_tokenizer(path: str):
     """The tokenizer of a folder or hub id."""
-    from transformers import AutoTokenizer
+    with needs("hf", "Loading a tokenizer"):
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)

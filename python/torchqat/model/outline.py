@@ -1,7 +1,5 @@
 """A model's folder read tensor by tensor, and a model without weights to put them into."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DTYPES, FileError, SafetensorsReader
 from torchqat.errors import UserError, first_line
+from torchqat.extras import needs
 
 
 class CheckpointReader:
@@ -66,11 +65,13 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
     Raises:
         UserError: The folder does not hold a causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with needs("hf", "A model's outline"):
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with _meta_parameters():
+        with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
     except Exception as error:
         raise UserError(
@@ -93,20 +94,3 @@ def empty(module: nn.Module, buffers: bool = False) -> nn.Module:
                 moved[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
             holder._parameters[leaf] = moved[id(parameter)]
     return module
-
-
-@contextmanager
-def _meta_parameters() -> Iterator[None]:
-    """Modules that are made meanwhile have their parameters on the meta device; their buffers are real."""
-    register = nn.Module.register_parameter
-
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_empty
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register

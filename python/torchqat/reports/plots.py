@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torchqat.evaluation.evaluate import KL_BINS
+from torchqat.extras import needs
 from torchqat.reports.report import Report, Variant
 
 # Stands for the page's own ink: a colour that nothing else has, exchanged in the SVG.
@@ -36,10 +37,11 @@ _STYLE = {
 
 @contextmanager
 def _figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
-    import matplotlib
+    with needs("report", "A picture"):
+        import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
 
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(rows, figsize=(width, height), layout="constrained")

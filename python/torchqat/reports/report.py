@@ -1,5 +1,6 @@
 """What a run found: ``report.json``, and the table that is printed from it."""
 
+import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,15 +136,20 @@ def recovered(baseline_perplexity: float | None, naive: Variant, trained: Varian
 
 def environment() -> dict[str, str]:
     """What the figures of a report depend on besides recipe, model and data."""
-    import transformers
-
     return {
         "torchqat": __version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": _version_of("transformers"),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,16 +1,17 @@
 """One process at a time in a run's folder."""
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from torchqat.errors import UserError
 from torchqat.files import remove
 
-NAME = ".lock"
+_RUN, _REPORT = ".lock", ".report.lock"
 
 
 @contextmanager
@@ -20,45 +21,37 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or it cannot be written to.
     """
+    file = folder / _RUN
+    lock = FileLock(file, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / NAME, "a+")  # noqa: SIM115
+        lock.acquire()
+    except Timeout as error:
+        holder = file.read_text(errors="replace").strip()
+        raise UserError(
+            f"output must be a folder that no other run works in, but process {holder or 'unknown'} works in {folder}."
+        ) from error
     except OSError as error:
         raise UserError(f"output must be a folder that can be written to, but {folder}: {error.strerror}.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            holder = file.read().strip()
-            raise UserError(
-                f"output must be a folder that no other run works in, but process {holder or 'unknown'} works in {folder}."
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    try:
+        file.write_text(f"{os.getpid()}\n")
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """For a moment's change: wait until no other is at one in ``folder``, which is made if it is not there; not nested.
-
-    What is held is the folder itself, so that no file is left in it; ``locked`` holds a file and is another lock.
-    """
+    """For a moment's change: wait until no other is at one in ``folder``, which is made if it is not there; not nested."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with FileLock(folder / _REPORT):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def others_in(folder: Path) -> list[Path]:
-    """What is in ``folder`` besides a lock and what a process that died has left half written."""
+    """What is in ``folder`` besides locks and what a process that died has left half written."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if path.name != NAME and not _is_leftover(path)]
+    return [path for path in found if path.name not in (_RUN, _REPORT) and not _is_leftover(path)]
 
 
 def remove_leftovers(folder: Path) -> None:

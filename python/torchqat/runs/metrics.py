@@ -19,7 +19,7 @@ def tensorboard(folder: Path) -> Callable[[dict], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "train.tensorboard needs tensorboard, which is not installed: pip install torchqat[tensorboard]."
+            "train.tensorboard needs tensorboard, which is not installed: pip install 'torchqat[tensorboard]'."
         ) from error
     writer = SummaryWriter(str(folder))
 

@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from torchqat.extras import needs
+
 
 class Progress:
     """Prints to ``stream``; ``quiet`` says nothing."""
@@ -33,8 +35,9 @@ class Progress:
         return show
 
     def _bar(self, what: str, total: int) -> Callable[[int, dict[str, float]], None]:
-        from rich.console import Console
-        from rich.progress import Progress as Bar
+        with needs("cli", "A bar of progress"):
+            from rich.console import Console
+            from rich.progress import Progress as Bar
 
         progress = Bar(console=Console(file=self.stream))
         task = progress.add_task(what, total=total)

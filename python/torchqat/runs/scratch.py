@@ -10,6 +10,7 @@ from torch import nn
 from torchqat._library import Recipe, ScratchModel, TrainSection
 from torchqat.data.batches import Batches, tokenize
 from torchqat.data.corpus import Corpus
+from torchqat.extras import needs
 from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.runs.progress import Progress
@@ -21,8 +22,9 @@ _END = "<|endoftext|>"
 
 def train_tokenizer(documents: list[str], vocabulary: int):
     """A byte-level BPE tokenizer of ``vocabulary`` tokens, the end-of-text token included."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
+    with needs("hf", "model.scratch"):
+        from tokenizers import ByteLevelBPETokenizer
+        from transformers import PreTrainedTokenizerFast
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(
@@ -33,7 +35,8 @@ def train_tokenizer(documents: list[str], vocabulary: int):
 
 def new_model(settings: ScratchModel, vocabulary: int, seed: int) -> nn.Module:
     """A Llama with random weights, tied embeddings, in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    with needs("hf", "model.scratch"):
+        from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import LoraSection
 from torchqat.errors import UserError
+from torchqat.extras import needs
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import SCALE_NAMES
@@ -117,8 +118,6 @@ def _merged_first(kind: type) -> type:
 
 
 def _peft():
-    try:
+    with needs("lora", "LoRA"):
         import peft
-    except ImportError as error:
-        raise UserError("LoRA needs peft, which is not installed: pip install torchqat[lora].") from error
     return peft

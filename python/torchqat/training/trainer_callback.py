@@ -1,10 +1,12 @@
 """``TrainerCallback``: the schedule inside transformers' ``Trainer``."""
 
-from transformers import TrainerCallback as _Base
-
 from torchqat._library import Recipe
+from torchqat.extras import needs
 from torchqat.training.monitor import Monitor
 from torchqat.training.schedule import Schedule
+
+with needs("hf", "TrainerCallback"):
+    from transformers import TrainerCallback as _Base
 
 
 class TrainerCallback(_Base):

@@ -10,6 +10,7 @@ from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
+from torchqat.extras import needs
 from torchqat.verification.result import Verification
 from torchqat.verification.unquantized import unquantized
 
@@ -52,7 +53,8 @@ def _unexpected(reading: Reading, plan: CheckpointPlan, expected: dict[str, Tens
 
 def _expected_others(folder: Path, format: str, model: nn.Module, reading: Reading) -> dict[str, Tensor]:
     if format == "gguf":
-        from torchqat.verification.unquantized_gguf import unquantized_in_gguf
+        with needs("hf", "A GGUF file"):
+            from torchqat.verification.unquantized_gguf import unquantized_in_gguf
 
         return unquantized_in_gguf(folder, model)
     expected = unquantized(model)

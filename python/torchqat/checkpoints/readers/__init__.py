@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchqat.checkpoints.readers.reading import Reading, read_tensors
 from torchqat.errors import UserError, first_line
+from torchqat.extras import needs
 from torchqat.files import read_json
 
 _METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
@@ -60,7 +61,8 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
     """
     format = format_of(folder)
     if format == "gguf":
-        from torchqat.checkpoints.readers.gguf import read_gguf
+        with needs("hf", "A GGUF file"):
+            from torchqat.checkpoints.readers.gguf import read_gguf
 
         return read_gguf(folder, model)
     if format == "onnx":

@@ -6,14 +6,16 @@ import re
 from torch import Tensor
 
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
+from torchqat.extras import needs
 
 _LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
     """Dense weights from checkpoint tensors and their ``quantization_config``."""
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationConfig
+    with needs("hf", "Reading a checkpoint"):
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationConfig
 
     settings = json.loads(config) if isinstance(config, str) else config
     fields = QuantizationConfig.model_fields

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from torchqat.errors import UserError, first_line
+from torchqat.extras import needs
 
 
 class MissingTensor(KeyError):
@@ -104,8 +105,9 @@ def read_file(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with needs("hf", "Reading a checkpoint"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
     try:
         return load_file(file)
