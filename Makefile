@@ -23,7 +23,7 @@ export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-.PHONY: demo test test-cpp test-cuda test-python test-nightly test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-nightly test-transformers test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
 
 setup: $(SETUP)
 
@@ -61,7 +61,12 @@ test-python: $(SETUP)
 # All that takes too long for every change.
 test-nightly: $(SETUP)
 	$(ONE_THREAD) python -m pytest tests/python/test_faults.py --nightly
-	$(MAKE) test-sanitize coverage mutate fuzz test-engines
+	$(MAKE) test-transformers test-sanitize coverage mutate fuzz test-engines
+
+# Another minor version of transformers than the one that is installed.
+OTHER_TRANSFORMERS ?= 5.12
+test-transformers: $(SETUP)
+	$(ONE_THREAD) tools/test_transformers.sh $(OTHER_TRANSFORMERS)
 
 # Slower checks by the programs that serve the checkpoints; each in an environment of its own under build/engines.
 test-engines: $(SETUP)

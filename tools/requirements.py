@@ -24,4 +24,9 @@ def of_extra(name: str) -> list[str]:
     return found
 
 
-print("\n".join([*PROJECT["dependencies"], *(one for extra in sys.argv[1:] for one in of_extra(extra))]))
+def required(extras: list[str]) -> list[str]:
+    return [*PROJECT["dependencies"], *(one for extra in extras for one in of_extra(extra))]
+
+
+if __name__ == "__main__":
+    print("\n".join(required(sys.argv[1:])))

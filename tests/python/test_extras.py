@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requirements
 import torchqat
 from sentences import sentence
 
@@ -100,3 +101,18 @@ def test_the_command_line_says_what_it_needs(bare):
     code, out, err = bare("import runpy; runpy.run_module('torchqat', run_name='__main__', alter_sys=True)")
     needed = sentence("extras.missing", what="The command line", library="typer", extra="cli")
     assert (code, out, err) == (2, "", f"torchqat: {needed}\n")
+
+
+def test_extras_that_sentences_name_are_there():
+    named = {
+        name
+        for file in Path(torchqat.__file__).parent.rglob("*.py")
+        for name in re.findall(r"(?:needs|missing)\(\"(\w+)\", \"", file.read_text(encoding="utf-8"))
+    }
+    assert named >= {"hf", "report", "lora", "cli"} and named <= requirements.PROJECT["optional-dependencies"].keys()
+
+
+def test_all_of_torchqat_are_the_libraries_of_its_parts():
+    found = requirements.required(["all"])
+    assert {"torch>=2.11", "numpy", "typer", "matplotlib", "transformers>=5.0,<6"} <= set(found)
+    assert not [one for one in found if one.startswith("torchqat")]
