@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from torchqat.errors import UserError
 from torchqat.files import remove
 
-_RUN, _REPORT = ".lock", ".report.lock"
+_RUN, _HOLDER, _REPORT = ".lock", ".holder.lock", ".report.lock"
 
 
 @contextmanager
@@ -21,22 +21,22 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or it cannot be written to.
     """
-    file = folder / _RUN
-    lock = FileLock(file, timeout=0)
+    lock, named = FileLock(folder / _RUN, timeout=0), folder / _HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        holder = file.read_text(errors="replace").strip()
+        holder = named.read_text(errors="replace").strip() if named.is_file() else "unknown"
         raise UserError(
-            f"output must be a folder that no other run works in, but process {holder or 'unknown'} works in {folder}."
+            f"output must be a folder that no other run works in, but process {holder} works in {folder}."
         ) from error
     except OSError as error:
         raise UserError(f"output must be a folder that can be written to, but {folder}: {error.strerror}.") from error
     try:
-        file.write_text(f"{os.getpid()}\n")
+        named.write_text(f"{os.getpid()}\n")
         yield
     finally:
+        named.unlink(missing_ok=True)
         lock.release()
 
 
@@ -51,7 +51,7 @@ def alone(folder: Path) -> Iterator[None]:
 def others_in(folder: Path) -> list[Path]:
     """What is in ``folder`` besides locks and what a process that died has left half written."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if path.name not in (_RUN, _REPORT) and not _is_leftover(path)]
+    return [path for path in found if path.name not in (_RUN, _HOLDER, _REPORT) and not _is_leftover(path)]
 
 
 def remove_leftovers(folder: Path) -> None:
