@@ -54,7 +54,10 @@ def load(folder: Path):
     if config.get("quant_method") == "compressed-tensors" and not mixed:
         from transformers.utils.quantization_config import CompressedTensorsConfig
 
-        options = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+        # What older ones call not to run compressed; a name that they do not know they would ignore.
+        known = "dequantize" in inspect.signature(CompressedTensorsConfig.__init__).parameters
+        dense = {"dequantize": True} if known else {"run_compressed": False}
+        options = {"quantization_config": CompressedTensorsConfig(**dense)}
     elif config.get("quant_method") in ("gptq", "awq"):
         options = {"device_map": "cpu"}
     with warnings.catch_warnings():
