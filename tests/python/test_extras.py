@@ -114,5 +114,5 @@ def test_extras_that_sentences_name_are_there():
 
 def test_all_of_torchqat_are_the_libraries_of_its_parts():
     found = requirements.required(["all"])
-    assert {"torch>=2.11", "numpy", "typer", "matplotlib", "transformers>=5.0,<6"} <= set(found)
+    assert {"torch>=2.11", "numpy", "typer", "matplotlib", "transformers>=5.12,<6"} <= set(found)
     assert not [one for one in found if one.startswith("torchqat")]
