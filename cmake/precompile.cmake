@@ -1,4 +1,4 @@
-# Headers of others that most sources of a target include are parsed once for each target, which halves the time of a build.
+# Headers of others that most sources of a target include are parsed once for each target: a third less time to compile.
 option(QAT_PRECOMPILE_HEADERS "Parse what sources include of torch once for each target." ON)
 
 function(qat_precompile target)

@@ -2,15 +2,17 @@
 
 import sys
 
-from torchqat.extras import missing
+from torchqat.errors import UserError
+from torchqat.extras import needs
 
 
 def main() -> None:
     """Entry point; ends the process with the exit code."""
     try:
-        from torchqat.cli import main as command
-    except ModuleNotFoundError as error:
-        print(f"torchqat: {missing('cli', 'The command line', error)}", file=sys.stderr)
+        with needs("cli", "The command line"):
+            from torchqat.cli import main as command
+    except UserError as error:
+        print(f"torchqat: {error}", file=sys.stderr)
         sys.exit(2)
     command()
 

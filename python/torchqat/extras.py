@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 
 from torchqat.errors import UserError
 
@@ -22,9 +23,13 @@ def needs(extra: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchqat"):
             raise  # a fault of ours
-        raise UserError(missing(extra, what, error)) from error
+        library = (error.name or str(error)).partition(".")[0]
+        raise UserError(f"{what} needs {library}, which is not installed: pip install 'torchqat[{extra}]'.") from error
 
 
-def missing(extra: str, what: str, error: ModuleNotFoundError) -> str:
-    library = (error.name or str(error)).partition(".")[0]
-    return f"{what} needs {library}, which is not installed: pip install 'torchqat[{extra}]'."
+def version_of(distribution: str, missing: str = "not installed") -> str:
+    """Of an installed library; else ``missing``."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return missing

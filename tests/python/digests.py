@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-import torch
+from torchqat.data.batch import bytes_of
 from torchqat.files import load_state
 
 
@@ -15,7 +15,5 @@ def digests(folder: Path) -> dict[str, str]:
         if file.is_file()
     }
     for name, tensor in load_state(folder / "checkpoints" / "train.pt")["model"].items():
-        found[f"train.pt {name}"] = hashlib.sha256(
-            tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
+        found[f"train.pt {name}"] = hashlib.sha256(bytes_of(tensor)).hexdigest()
     return found

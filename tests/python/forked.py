@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM  # noqa: F401
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 # A child of a process with OpenMP threads must not use them: the one that forks never has any.
-_ONE_THREAD = {
+ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -53,12 +53,12 @@ class Program:
     """
 
     def __init__(self, arguments: list, folder: Path, name: str = "program", count: int = 1, **variables: str):
-        with mock.patch.dict(os.environ, {**_ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)}):
+        with mock.patch.dict(os.environ, {**ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path)}):
             forkserver.ensure_running()
         self.files = [folder / f"{name}.{stream}" for stream in ("out", "err")]
         for file in self.files:
             file.write_text("")
-        environment = {**os.environ, **_ONE_THREAD, **variables}
+        environment = {**os.environ, **ONE_THREAD, **variables}
         if count > 1:
             self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(count)}

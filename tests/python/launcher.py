@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forked import Program
+from forked import ONE_THREAD, Program
 
 RECIPE = """version: 1
 data: {calibration: {samples: 4, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
@@ -24,21 +24,16 @@ TOP
 _VALUES = {"SCALE": "learned", "INPUT": "", "ACCUMULATION": "1", "MORE": "", "VALIDATE": "4", "TOP": ""}
 
 
+def anew(arguments: list, **variables: str) -> subprocess.Popen:
+    """``python ARGUMENTS``, where nothing is that of another process: not the seed of hashes, not what libraries chose."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env={**os.environ, **variables}, **pipes)
+
+
 def torchrun(count: int, *arguments) -> subprocess.Popen:
     """``python ARGUMENTS`` on ``count`` processes, as users start it."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-        "localhost:0",
-    ]
-    command += ["--nproc_per_node", count, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), env=environment, **pipes)
+    command = ["-m", "torch.distributed.run", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return anew([*command, "--nproc_per_node", count, *arguments], **ONE_THREAD)
 
 
 def said_by(code: str, folder: Path, processes: int, *arguments, by_torchrun: bool = False) -> str:

@@ -1,15 +1,13 @@
 """The same seed gives the same bits: run to run, and however many threads there are."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import torchqat
 from digests import digests
 from forked import Program
+from launcher import anew
 
 RECIPE = """version: 1
 data: {calibration: {samples: 8, sequence_length: 64}, evaluation: {samples: 4, sequence_length: 64}}
@@ -27,20 +25,15 @@ export: [FORMAT, safetensors]
 def run(tmp_path, model_folder, data_folder):
     """A run on some threads; returns digests of all that is left, and what was said."""
 
-    def run(name, threads, begin=Program):
+    def run(name, threads, forked=True):
         command = ["-m", "torchqat", "run", tmp_path / "recipe.yaml", "--model", model_folder, "--data", data_folder]
-        process = begin([*command, "--output", tmp_path / name], tmp_path, name, OMP_NUM_THREADS=str(threads))
+        command, variables = [*command, "--output", tmp_path / name], {"OMP_NUM_THREADS": str(threads)}
+        process = Program(command, tmp_path, name, **variables) if forked else anew(command, **variables)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         return digests(tmp_path / name), said
 
     return run
-
-
-def anew(arguments, folder, _name, **variables):
-    """Nothing is that of another process: not the seed of hashes, not what libraries chose when they were loaded."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, arguments)], env={**os.environ, **variables}, **pipes)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +50,7 @@ def test_runs_are_the_same_bits(method, input, format, tmp_path, run):
     text = text.replace("scale: learned}", "scale: learned, scale_dtype: float16}") if format == "gptq" else text
     (tmp_path / "recipe.yaml").write_text(text)
     first, said = run("first", 1)
-    again, said_again = run("again", 1, anew)
+    again, said_again = run("again", 1, forked=False)
     threaded, said_threaded = run("threaded", 2)
     assert first == again
     assert first == threaded, [name for name in first if first[name] != threaded[name]]

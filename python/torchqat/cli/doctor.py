@@ -1,6 +1,5 @@
 """``doctor``: what this machine has, and what each missing extra would bring."""
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -8,6 +7,7 @@ import shutil
 import typer
 
 from torchqat.cli.output import result, say
+from torchqat.extras import version_of
 
 # Distribution, what it brings, and the command that installs it.
 _EXTRAS = {
@@ -32,6 +32,7 @@ def doctor() -> None:
     import torchqat
     from torchqat.verification.engines import ENGINES
 
+    again = "missing: pip install 'torchqat[hf]'"
     rows = [
         ("torchqat", torchqat.__version__),
         ("python", platform.python_version()),
@@ -40,8 +41,11 @@ def doctor() -> None:
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"),
         ("gpu operators", _gpu_operators()),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),
-        *((name, _version(name)) for name in ("transformers", "tokenizers", "safetensors", "compressed-tensors")),
-        *((name, _version(name, f"missing; for {use}: {how}")) for name, (use, how) in _EXTRAS.items()),
+        *(
+            (name, version_of(name, again))
+            for name in ("transformers", "tokenizers", "safetensors", "compressed-tensors")
+        ),
+        *((name, version_of(name, f"missing; for {use}: {how}")) for name, (use, how) in _EXTRAS.items()),
         *((engine.name, f"in {os.environ[engine.variable()]}") for engine in ENGINES.values() if _elsewhere(engine)),
     ]
     width = max(len(name) for name, _ in rows)
@@ -65,10 +69,3 @@ def _gpu_operators() -> str:
     if not torch.version.cuda:
         return "not built: torch has no CUDA here"
     return f"not built, though torch has CUDA: install the CUDA Toolkit, then {_library.REBUILD}"
-
-
-def _version(distribution: str, missing: str = "missing: pip install 'torchqat[hf]'") -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return missing

@@ -76,15 +76,10 @@ def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
 
 def _plot(found, widths: list[int], path: Path) -> None:
     from torchqat.errors import UserError
-    from torchqat.extras import needs
     from torchqat.files import pending_file
+    from torchqat.reports.plots import pyplot as drawing
 
-    with needs("report", "A picture"):
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
+    pyplot = drawing()
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {path}.")
     figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")

@@ -35,14 +35,19 @@ _STYLE = {
 }
 
 
-@contextmanager
-def _figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
+def pyplot():
+    """matplotlib's, for files alone."""
     with needs("report", "A picture"):
         import matplotlib
 
         matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        from matplotlib import pyplot
+    return pyplot
 
+
+@contextmanager
+def _figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
+    plt = pyplot()
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(rows, figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)

@@ -1,6 +1,5 @@
 """What a run found: ``report.json``, and the table that is printed from it."""
 
-import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from torchqat._version import __version__
 from torchqat.evaluation.evaluate import Evaluation
+from torchqat.extras import version_of
 from torchqat.files import read_json
 
 # In the folder of a run.
@@ -139,17 +139,10 @@ def environment() -> dict[str, str]:
     return {
         "torchqat": __version__,
         "torch": torch.__version__,
-        "transformers": _version_of("transformers"),
+        "transformers": version_of("transformers"),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
-
-
-def _version_of(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
