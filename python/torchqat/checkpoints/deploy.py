@@ -12,7 +12,7 @@ from torchqat.errors import UserError
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.model.prepare import QUANTIZABLE
+from torchqat.layers.stand_ins import QUANTIZABLE
 
 
 @torch.no_grad()

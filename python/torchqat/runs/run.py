@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat._library import Initialize, Plan, Recipe, find_format, fusion_warning, holds_kv_cache
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch
@@ -23,6 +23,7 @@ from torchqat.kinds import Kind
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
+from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
@@ -170,6 +171,12 @@ class Run:
         notes.append(fusion_warning(checkpoint_plan(model)))
         return [note for note in notes if note]
 
+    @property
+    def stored_bits(self) -> int:
+        """Of an element that stays in floating point, in the recipe's first format."""
+        dtype = find_format(self.recipe.exports[0]).dtype or next(self.float_model.outline.parameters()).dtype
+        return 8 * dtype.itemsize
+
     def measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation, self.original, self.kind)
 
@@ -231,6 +238,8 @@ class Run:
                 self.progress.say(f"Note: {note}")
         texts = {"recipe.yaml": self.recipe.text, "plan.txt": plan}
         with held(self.folder, settings, texts, resume, restart):
+            with self.changed_report() as report:
+                report.coverage = coverage(self.plan)
             save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})
             wait()
             yield

@@ -17,6 +17,7 @@ from torchqat.evaluation.histograms import histograms
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
 from torchqat.reports.report import Report, Variant
+from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.run import Run
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
@@ -50,6 +51,7 @@ def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str
     bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
     figures = run.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
+    variant.bits_over_all = bits_over_all(run.plan, {w.name: w.bits_per_weight for w in weights}, run.stored_bits)
     if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
         variant.histograms = histograms(model, run.original)
     variant.sqnr = _signal_to_noise(run, model, weights)
