@@ -9,7 +9,7 @@ from torchqat.layers.sharded import assign, whole
 
 
 class QuantConvTranspose(QuantConv):
-    """A transposed convolution, whose weight ``[in, out / groups, *kernel]`` is a matrix with a row for each output channel."""
+    """A transposed convolution; its weight ``[in, out / groups, *kernel]`` is a matrix with a row an output channel."""
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

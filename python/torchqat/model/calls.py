@@ -82,8 +82,8 @@ def _check_read(model: nn.Module, layers: list, reads: set[int], training: bool)
         if id(layer.weight) in reads:
             raise UserError(
                 f"{_parent(model, name)} must leave the weight of {name} to that layer's own forward for it to be "
-                f"quantized, but reads it by itself in {'training' if training else 'evaluation'} mode; leave it by a rule with "
-                "weight: float."
+                f"quantized, but reads it by itself in {'training' if training else 'evaluation'} mode; leave it by a rule "
+                "with weight: float."
             )
 
 
