@@ -108,10 +108,8 @@ def quantize_folder(
         result.calibration, result.folder = calibration, Path(output)
     passed_over = reader.passed_over()
     if passed_over:
-        calibration.warnings.append(
-            f"{len(passed_over)} tensors that transformers passes over, the first of them {passed_over[0]}, were copied as "
-            "they are."
-        )
+        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+        calibration.warnings.append(f"What transformers passes over was copied as it is: {passed_over[0]}{more}.")
     return result
 
 
