@@ -18,7 +18,7 @@ from torchqat.model.disk_names import DiskNames, Part
 from torchqat.model.disk_sources import DiskSources
 from torchqat.model.outline import CheckpointReader, skeleton
 from torchqat.runs.stream import quantize_folder
-from transformers.core_model_loading import Transpose, WeightConverter
+from transformers.core_model_loading import Interleave, Transpose, WeightConverter
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
@@ -345,8 +345,12 @@ def test_a_transposed_tensor_is_a_part():
     assert torch.equal(part.cut(weight), weight.t())
 
 
-def test_a_layer_that_lies_in_another_order_is_refused(tmp_path):
-    model = converted(WeightConverter("q_proj.weight", "q_proj.weight", [Transpose(0, 1)]))
+@pytest.mark.parametrize("operation", [Transpose(0, 1), Interleave(0)])
+def test_a_layer_that_lies_in_another_order_is_refused(operation, tmp_path):
+    model = converted(WeightConverter("q_proj.weight", "q_proj.weight", [operation]))
+    (found,) = DiskNames(model).on_disk([("model.layers.0.self_attn.q_proj.weight", torch.arange(4096.0).view(64, 64))])
+    there = operation.reverse_op.convert({"": torch.arange(4096.0).view(64, 64)}, [""], ["weight"])["weight"]
+    assert found[0] == "model.layers.0.self_attn.q_proj.weight" and torch.equal(found[1], there)
     torchqat.prepare(model, settings("Llama", method="mse"))
     torchqat.calibrate(model, [])
     with pytest.raises(

@@ -179,9 +179,9 @@ class _Followed(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.clone.default:
             return torch.ops.aten.alias.default(args[0])
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func is torch.ops.aten._unsafe_view.default:  # what a clone is reshaped by
             args = (torch.empty(args[0].shape, dtype=args[0].dtype, device="meta"), *args[1:])
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         found = func(*args, **(kwargs or {}))
         for made in tree_leaves(found):
             if isinstance(made, Tensor):
