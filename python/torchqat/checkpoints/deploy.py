@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FileError, QuantizedWeights, QuantSpec, load_checkpoint
+from torchqat._library import Checkpoint, FileError, QuantizedWeights, QuantSpec, load_checkpoint
 from torchqat.checkpoints.convert import convert_layer
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import QUANTIZABLE
+from torchqat.model.disk_sources import DiskSources
 
 
 @torch.no_grad()
@@ -58,14 +59,14 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
         checkpoint = load_checkpoint(str(folder))
     except FileError as error:
         raise UserError(str(error)) from error
-    layers = {weights.name: weights for weights in checkpoint.layers}
+    layers, others = _in_model(model, folder, checkpoint)
     for name, weights in layers.items():
         _check_layer(model, folder, name, weights, packed)
     state = {
         name: t for name, t in model.state_dict(keep_vars=True).items() if name.removesuffix(".weight") not in layers
     }
-    _check_others(folder, state, checkpoint.others)
-    for name, tensor in checkpoint.others.items():
+    _check_others(folder, state, others)
+    for name, tensor in others.items():
         state[name].data.copy_(tensor)
     for name, weights in layers.items():
         layer = model.get_submodule(name)
@@ -74,6 +75,30 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
         else:
             layer.weight.data.copy_(weights.dequantize(layer.weight.dtype).view(layer.weight.shape))
     return model.requires_grad_(False) if packed else model
+
+
+def _in_model(
+    model: nn.Module, folder: str | Path, checkpoint: Checkpoint
+) -> tuple[dict[str, QuantizedWeights], dict[str, Tensor]]:
+    """Quantized layers, and every other tensor, by their names in ``model``; what is one with others there is dense."""
+    quantized = {f"{weights.name}.weight": weights for weights in checkpoint.layers}
+    sources = DiskSources(model, [*quantized, *checkpoint.others])
+    layers: dict[str, QuantizedWeights] = {}
+    others = {sources.found[n]: checkpoint.others[n] for n in sources.unexpected if n in checkpoint.others}
+    layers |= {sources.found[n].removesuffix(".weight"): quantized[n] for n in sources.unexpected if n in quantized}
+
+    def read(name: str) -> Tensor:
+        return quantized[name].dequantize() if name in quantized else checkpoint.others[name]
+
+    for source in sources.sources.values():
+        if source.plain and source.names[0] in quantized:
+            layers[source.target.removesuffix(".weight")] = quantized[source.names[0]]
+            continue
+        try:
+            others |= source.load(model, read)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{folder}: {source.target} could not be put together: {first_line(error)}") from error
+    return layers, others
 
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:

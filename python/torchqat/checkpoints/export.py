@@ -10,11 +10,13 @@ from torch import nn
 from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.formats.folder import write_folder
+from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import pending_folder
+from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
 
@@ -33,8 +35,9 @@ def export(
     """Write ``model`` to the folder ``output``, whole or not at all, and return it.
 
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
-    time. For a transformers model the folder also holds its configuration, ``generation_config.json`` and the tokenizer's
-    files; what a GGUF file carries of them is in it.
+    time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
+    folder also holds its configuration, ``generation_config.json`` and the tokenizer's files; what a GGUF file carries of
+    them is in it.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -101,8 +104,11 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: b
         UserError: One cannot hold a layer, or the model.
     """
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
+    on_disk = DiskNames(model)
     for name in names:
-        checked_format(name, checked)
+        format = checked_format(name, checked)
+        if name not in ("gguf", "onnx"):
+            documents_on_disk(model, checked, format, on_disk)
         if name == "gguf":
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors

@@ -22,9 +22,20 @@ def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
 
 
 def floating_layers(model: nn.Module, planned: list[LayerPlan]) -> list[str]:
-    """The linear layers of ``model`` that are not planned: configurations name them, since others are not expected."""
+    """The linear layers of ``model`` that are not planned: configurations name them, since others are not expected.
+
+    Other modules with a matrix for a weight are among them, such as routers of experts: engines build linear layers of them.
+    """
     names = {layer.name for layer in planned}
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
+    return [name for name, module in model.named_modules() if _is_linear(module) and name not in names]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return True
+    weight = module._parameters.get("weight")
+    no_product = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
+    return weight is not None and weight.dim() == 2 and not isinstance(module, no_product)
 
 
 def cache_spec(model: nn.Module) -> KvCacheSpec | None:
