@@ -87,12 +87,15 @@ def evaluate(
     from torchqat.model.loading import load_tokenizer
     from torchqat.runs.restore import load_any
 
-    loaded, tokenizer = load_any(model), load_tokenizer(model)
+    notes: list[str] = []
+    loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
     tokens = tokenize(tokenizer, load_corpus(data).held_out)
     batches = windows(tokens, samples, sequence_length)
-    other = load_any(reference) if reference else None
+    other = load_any(reference, notes.append) if reference else None
+    for note in notes:
+        say(f"Note: {note}")
     figures = measure(loaded, batches, other)
-    found = {"perplexity": figures.perplexity, "tokens": figures.tokens}
+    found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "notes": notes}
     say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")
     if other is not None:
         found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}

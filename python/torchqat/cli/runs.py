@@ -23,9 +23,9 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
     from torchqat.kinds import find_kind
 
     loaded = torchqat.load_recipe(recipe)
-    path, kind = model or loaded.model.path, find_kind(loaded.model.kind)
+    path, kind, notes = model or loaded.model.path, find_kind(loaded.model.kind), []
     if path:
-        found = kind.outline(path, loaded.model.dtype)
+        found = kind.outline(path, loaded.model.dtype, notes.append)
     elif loaded.model.scratch is not None:
         from torchqat.runs.scratch import new_model
 
@@ -36,8 +36,11 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
         plan = torchqat.make_plan(found, loaded)
         check_exports(found, plan, loaded.exports, kind.writes_text)
         say(str(plan).rstrip("\n"))
+    for note in notes:
+        say(f"Note: {note}")
     say(f"{recipe} is valid.")
-    result({"recipe": recipe, "valid": True, "layers": [layer.name for layer in plan.layers] if found else []})
+    layers = [layer.name for layer in plan.layers] if found else []
+    result({"recipe": recipe, "valid": True, "layers": layers, "notes": notes})
 
 
 def run(

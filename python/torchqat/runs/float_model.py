@@ -21,10 +21,19 @@ class FloatModel:
     Args:
         recipe: Whose ``model`` section it is; one without ``path`` is trained from scratch on ``data.train``.
         progress: Where news goes.
+
+    Attributes:
+        notes: What the model is not as it was where it came from, as it is found out.
     """
 
     def __init__(self, recipe: Recipe, progress: Progress):
         self._recipe, self._progress = recipe, progress
+        self.notes: list[str] = []
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            self._progress.say(f"Note: {text}")
 
     @cached_property
     def kind(self) -> Kind:
@@ -57,7 +66,7 @@ class FloatModel:
         Where several processes hold parts of it, the first alone reads its numbers; ``spread.shard`` deals them out.
         """
         load = self.kind.load if self.reads_weights else self.kind.outline
-        return load(self.path, self._recipe.model.dtype).requires_grad_(False)
+        return load(self.path, self._recipe.model.dtype, self._note).requires_grad_(False)
 
     @property
     def outline(self) -> nn.Module:
@@ -68,7 +77,7 @@ class FloatModel:
 
     @cached_property
     def _outline(self) -> nn.Module:
-        return self.kind.outline(self.path, self._recipe.model.dtype)
+        return self.kind.outline(self.path, self._recipe.model.dtype, self._note)
 
     @cached_property
     def content(self) -> str:

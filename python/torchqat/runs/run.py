@@ -157,7 +157,7 @@ class Run:
             save_state(kept, {"identity": identity, "model": model.state_dict()})
             if own:
                 with self.changed_report() as report:
-                    report.notes = warnings
+                    report.notes = [*self.float_model.notes, *warnings]
         return model
 
     def _notes(self, model: nn.Module) -> list[str]:

@@ -38,7 +38,7 @@ def measure_baseline(run: Run) -> None:
         scores = run.scores(run.original)
         found.update(task=sum(scores) / len(scores), task_scores=scores)
     with run.changed_report() as report:
-        report.baseline = found
+        report.baseline, report.notes = found, [*run.float_model.notes]
 
 
 def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
