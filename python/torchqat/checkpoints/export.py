@@ -9,6 +9,7 @@ from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
 from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.folder import write_folder
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
@@ -56,7 +57,7 @@ def export(
     shard_bytes(max_shard_size)
     plan = checkpoint_plan(model)
     chosen = checked_format(format, plan)
-    dtype = _stored_dtype(chosen, dtype)
+    dtype = stored_dtype(chosen, dtype)
     output = Path(output)
     layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
@@ -94,15 +95,25 @@ def checked_format(name: str, plan: CheckpointPlan) -> Format:
     return format
 
 
-def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: bool) -> None:
+def check_exports(
+    model: nn.Module, plan: Plan, names: list[str], writes_text: bool, dtype: torch.dtype | None = None
+) -> None:
     """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
 
+    Args:
+        model: Before it is prepared; its parameters may be on the meta device.
+        plan: What becomes of its layers.
+        names: Of formats.
+        writes_text: Whether it is a language model.
+        dtype: What the checkpoints are asked to be in.
+
     Raises:
-        UserError: One cannot hold a layer, or the model.
+        UserError: One cannot hold a layer, its scales in that dtype, or the model.
     """
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
     for name in names:
-        checked_format(name, checked)
+        format = checked_format(name, checked)
+        check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
         if name == "gguf":
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
@@ -114,9 +125,3 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: b
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."
             )
-
-
-def _stored_dtype(format: Format, asked: torch.dtype | None) -> torch.dtype | None:
-    if asked is not None and format.dtype not in (None, asked):
-        raise UserError(f"{format.name} is stored in {format.dtype}, but dtype asks for {asked}.")
-    return asked or format.dtype

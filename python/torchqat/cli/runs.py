@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
+from torchqat.cli.options import DATA, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -50,11 +50,12 @@ def run(
     output: str = OUTPUT,
     resume: bool = RESUME,
     restart: bool = RESTART,
+    dtype: str = DTYPE,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.runs.flow import run_of
 
-    _follow_and_show(run_of(recipe, model, data, output), resume, restart)
+    _follow_and_show(run_of(recipe, model, data, output, dtype=dtype), resume, restart)
 
 
 def ptq(
@@ -65,11 +66,12 @@ def ptq(
     resume: bool = RESUME,
     restart: bool = RESTART,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
+    dtype: str = DTYPE,
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output)
+    run = run_of(recipe, model, data, output, dtype=dtype)
     run.recipe.train.steps, run.recipe.train.control = 0, False
     if stream:
         _stream_and_show(run, resume, restart)

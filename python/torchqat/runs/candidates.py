@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_recipe, with_widths
+from torchqat._library import Initialize, Plan, float8_plan, parse_recipe, with_widths
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.files import read_json, write_json
+from torchqat.runs.export_dtype import planned_dtype
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.identity import apply, meaning, plan_content
 from torchqat.runs.run import Run
@@ -158,8 +159,8 @@ class Candidates:
     @property
     def _scale_bits(self) -> int:
         """Of the dtype that the recipe's first format stores scales in."""
-        dtype = find_format(self.run.recipe.exports[0]).dtype or next(self.run.original.parameters()).dtype
-        return 8 * dtype.itemsize
+        dtype = planned_dtype(self.run, self.run.recipe.exports[0], self.run.plan.layers)
+        return 8 * (dtype or next(self.run.original.parameters()).dtype).itemsize
 
 
 def bits_of(plan: Plan, scale_bits: int) -> float:

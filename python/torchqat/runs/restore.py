@@ -37,7 +37,7 @@ def open_run(folder: Path) -> Run:
     if settings["directory"] not in sys.path:
         sys.path.append(settings["directory"])
     run = Run(recipe, folder, Progress(), kept=settings["made_of"])
-    run.streamed = settings["made_of"]["streamed"]
+    run.streamed, run.dtype = settings["made_of"]["streamed"], settings.get("dtype", "")
     content = run.float_model.content_of_files
     if content and content != settings["made_of"]["model"]:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat.checkpoints.dtype import dtype_named
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch
@@ -24,7 +25,7 @@ from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, version_note
+from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import check_together, is_first, wait
@@ -47,6 +48,7 @@ class Run:
 
     Attributes:
         streamed: Whether it never has all of its model (streamed.py).
+        dtype: What its checkpoints were asked to be in: ``float32``, ``bfloat16`` or ``float16``; empty if nothing was.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Run:
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.float_model = float_model or FloatModel(recipe, progress)
         self._data_of, self._plan, self._kept = data_of, plan, kept
-        self.streamed = False
+        self.streamed, self.dtype = False, ""
 
     # -- what the run works on ---------------------------------------------------------------------------------------
 
@@ -209,7 +211,10 @@ class Run:
         if not self.streamed:
             _ = self.original
         plan = str(self.plan)
-        check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
+        if resume:
+            self.dtype = same_dtype(self.folder, self.dtype)
+        outline, asked = self.float_model.outline, dtype_named(self.dtype)
+        check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked)
         _ = self.task
         settings = {
             "version": VERSION,
@@ -220,6 +225,7 @@ class Run:
             "task": _absolute(self.recipe.evaluate.task),
             "directory": os.getcwd(),  # where functions of the user's are looked for
             "made_of": self.made_of,
+            "dtype": self.dtype,
         }
         if not is_first():
             wait()  # until the folder is ready

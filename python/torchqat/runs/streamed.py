@@ -8,6 +8,7 @@ from torchqat.checkpoints.readers import format_of, read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
+from torchqat.errors import UserError
 from torchqat.files import read_json, size_of, write_json
 from torchqat.model.loading import check_streams
 from torchqat.reports.report import Variant
@@ -28,6 +29,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
         UserError: As ``quantize_folder`` and ``Run.opened``.
     """
     run.streamed = True
+    if run.dtype:
+        raise UserError("To be streamed, dtype must not be given, since a streamed checkpoint is in model.dtype.")
     check_streams(run.model_path)
     opened_to_stream(run.model_path, run.recipe)
     with run.opened(resume, restart):
