@@ -10,10 +10,11 @@ from torch import nn
 from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import check_precision, stored_dtype
+from torchqat.checkpoints.formats.configuration import check_configuration
 from torchqat.checkpoints.formats.folder import write_folder
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.files import pending_folder
 
@@ -73,11 +74,18 @@ def export(
         else:
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                _save_tokenizer(tokenizer, folder)
             for name, source in (files or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / name)
     return output
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"The tokenizer must be one that can be written, but {first_line(error)}") from error
 
 
 def checked_format(name: str, plan: CheckpointPlan) -> Format:
@@ -108,8 +116,9 @@ def check_exports(
         dtype: What the checkpoints are asked to be in.
 
     Raises:
-        UserError: One cannot hold a layer, its scales in that dtype, or the model.
+        UserError: One cannot hold a layer, its scales in that dtype, or the model, or its configuration cannot be written.
     """
+    check_configuration(model)
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
     for name in names:
         format = checked_format(name, checked)
