@@ -14,6 +14,7 @@ from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.files import read_json, write_json
 from torchqat.runs.coverage import budget_of_layers
+from torchqat.runs.export_dtype import stored_bits
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.identity import apply, meaning, plan_content
 from torchqat.runs.run import Run
@@ -143,7 +144,7 @@ class Candidates:
     def _budgets(self) -> list[float]:
         """Half of the room up to the size that is allowed, and all of it."""
         least = bits_of(self.run.plan, self._scale_bits)
-        most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, self.run.stored_bits)
+        most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, self._scale_bits)
         return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []
 
     def _mixed(self, budget: float) -> Plan:
@@ -159,8 +160,8 @@ class Candidates:
 
     @property
     def _scale_bits(self) -> int:
-        """Of the dtype that the recipe's first format stores scales in."""
-        return self.run.stored_bits
+        """Of the dtype that the recipe's first format stores scales, and what stays in floating point, in."""
+        return stored_bits(self.run)
 
 
 def bits_of(plan: Plan, scale_bits: int) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from torchqat._library import Initialize, Plan, Recipe, find_format, fusion_warning, holds_kv_cache
+from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat.checkpoints.dtype import dtype_named
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch
@@ -25,7 +26,7 @@ from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, version_note
+from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import check_together, is_first, wait
@@ -48,6 +49,7 @@ class Run:
 
     Attributes:
         streamed: Whether it never has all of its model (streamed.py).
+        dtype: What its checkpoints were asked to be in: ``float32``, ``bfloat16`` or ``float16``; empty if nothing was.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Run:
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.float_model = float_model or FloatModel(recipe, progress)
         self._data_of, self._plan, self._kept = data_of, plan, kept
-        self.streamed = False
+        self.streamed, self.dtype = False, ""
 
     # -- what the run works on ---------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class Run:
             save_state(kept, {"identity": identity, "model": model.state_dict()})
             if own:
                 with self.changed_report() as report:
-                    report.notes = warnings
+                    report.notes = [*self.float_model.notes, *warnings]
         return model
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -170,12 +172,6 @@ class Run:
             notes.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         notes.append(fusion_warning(checkpoint_plan(model)))
         return [note for note in notes if note]
-
-    @property
-    def stored_bits(self) -> int:
-        """Of an element that stays in floating point, in the recipe's first format."""
-        dtype = find_format(self.recipe.exports[0]).dtype or next(self.float_model.outline.parameters()).dtype
-        return 8 * dtype.itemsize
 
     def measure(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self.data.evaluation, self.original, self.kind)
@@ -216,7 +212,10 @@ class Run:
         if not self.streamed:
             _ = self.original
         plan = str(self.plan)
-        check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
+        if resume:
+            self.dtype = same_dtype(self.folder, self.dtype)
+        outline, asked = self.float_model.outline, dtype_named(self.dtype)
+        check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked)
         _ = self.task
         settings = {
             "version": VERSION,
@@ -227,6 +226,7 @@ class Run:
             "task": _absolute(self.recipe.evaluate.task),
             "directory": os.getcwd(),  # where functions of the user's are looked for
             "made_of": self.made_of,
+            "dtype": self.dtype,
         }
         if not is_first():
             wait()  # until the folder is ready

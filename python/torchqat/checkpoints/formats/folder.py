@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
+from torchqat.checkpoints.formats.configuration import save_configuration
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
@@ -41,16 +42,14 @@ def write_configuration(
 ) -> None:
     """``config.json`` with its ``quantization_config``, ``generation_config.json``, and the files that a format adds."""
     config: dict = {}
-    if hasattr(model, "config") and hasattr(model.config, "save_pretrained"):
-        model.config.save_pretrained(folder)
+    save_configuration(model, folder)
+    if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         stored = dtype or next(model.parameters()).dtype
         config["dtype"] = str(stored).removeprefix("torch.")
         config["architectures"] = _architectures(model, config.get("architectures"))
         if any(layer.name.split(".")[-1] == "lm_head" for layer in plan.layers):
             config["tie_word_embeddings"] = False
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)
     for file, text in documents.items():
         content = json.loads(text)
         if file == "config.json":

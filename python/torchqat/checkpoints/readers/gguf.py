@@ -13,10 +13,10 @@ import gguf
 import torch
 from torch import Tensor, nn
 
-from torchqat.checkpoints.readers.gguf_header import check_gguf_header
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
 from torchqat.layers.prepared import quant_layers
+from torchqat.model.gguf_header import check_gguf_header
 
 # What each frequency of the rotary embedding is divided by, which no tensor of a model of transformers is called.
 ROPE_FACTORS = "rope_freqs.weight"
