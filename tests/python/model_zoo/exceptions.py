@@ -22,6 +22,7 @@ _QWEN4 = {
 _MROPE = {
     "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 }
+_DEEPSTACK = {"vision_config": {"deepstack_visual_indexes": [0, 1]}}
 _STAGES = {"embed_dim": 32, "depths": [1, 1], "num_heads": [2, 4]}
 _GEMMA4_VISION = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
 _JAMBA = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
@@ -88,6 +89,8 @@ EXCEPTIONS: dict[str, dict] = {
     },
     "qwen2_5_vl": {**_MROPE, "vision_config": {"window_size": 32}},
     "qwen2_vl": _MROPE,
+    "qwen3_vl": _DEEPSTACK,
+    "qwen3_vl_moe": _DEEPSTACK,
     "qwen4_exp": {"text_config": _QWEN4},
     "qwen4_exp_text": _QWEN4,
     "recurrent_gemma": {"num_hidden_layers": 3, "block_types": ["recurrent", "recurrent", "attention"]},
