@@ -74,7 +74,9 @@ STRANGERS = {
     ),
     "swin": (
         lambda: transformers.SwinForImageClassification(
-            transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
+            transformers.SwinConfig(
+                image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
+            )
         ),
         [{"pixel_values": images(batch["input_ids"])} for batch in ids(3)],
     ),

@@ -34,9 +34,13 @@ def outputs_in_transformers(folder: Path, model: nn.Module, example: Any) -> Out
     """Compare the outputs of a checkpoint that writes no text with those of ``model``, both given ``example``.
 
     Raises:
-        UserError: There is no example, or transformers cannot load the folder.
+        UserError: There is no example, or transformers cannot load the folder or run it.
     """
-    inputs = as_inputs(example)
-    theirs = outputs_of(load_in_transformers(folder), inputs)
+    as_inputs(example)  # says so if there is none
+    loaded = load_in_transformers(folder)
+    try:
+        theirs = outputs_of(loaded, example)
+    except Exception as error:
+        raise UserError(f"transformers could not run {folder}: {first_line(error)}") from error
     bound = _BOUND if next(model.parameters()).dtype == torch.float32 else _BOUND_IN_HALF
-    return compared("transformers", theirs, outputs_of(model, inputs), bound, "the order of sums")
+    return compared("transformers", theirs, outputs_of(model, example), bound, "the order of sums")
