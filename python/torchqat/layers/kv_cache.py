@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat._library import KvCache, KvCacheSpec
 from torchqat.errors import UserError
+from torchqat.layers.attention import causal_attention, key_heads
 
 _PREFIX = "torchqat-"
 # State that a quantized cache adds to an attention layer; engines read the same names.
@@ -101,20 +102,31 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
     """Give every causal attention layer of ``model`` a quantized cache.
 
     Raises:
-        UserError: The model has no attention of transformers' interface.
+        UserError: The model has no attention of transformers' interface, or some that does not keep heads of one size.
     """
-    layers = [module for module in model.modules() if _is_attention(module)]
+    layers = causal_attention(model)
     if not layers:
         raise UserError(
             "kv_cache needs a model with causal attention of transformers' attention interface, but "
             f"{type(model).__name__} has none."
         )
-    for layer in layers:
-        heads = layer.config.num_key_value_heads
-        layer.kv_cache = QuantKvCache(spec, heads, layer.head_dim)
-        if not layer.k_proj.weight.is_meta:  # weights that will be loaded later
-            layer.kv_cache.to(layer.k_proj.weight.device)
+    kept = [(name, layer, key_heads(layer)) for name, layer in layers]
+    for name, layer, heads in kept:
+        if heads is None:
+            raise UserError(_no_heads(name, layer))
+    for _, layer, heads in kept:
+        layer.kv_cache = QuantKvCache(spec, *heads)
+        weight = next(layer.parameters())
+        if not weight.is_meta:  # weights that will be loaded later
+            layer.kv_cache.to(weight.device)
         _redirect(layer.config)
+
+
+def _no_heads(name: str, layer: nn.Module) -> str:
+    return (
+        f"kv_cache needs attention that keeps keys and values as heads of one size, but {name} ({type(layer).__name__}) "
+        "keeps something else."
+    )
 
 
 def caches(model: nn.Module) -> list[tuple[str, QuantKvCache]]:
@@ -134,15 +146,6 @@ def without_quantization(module: nn.Module):
     finally:
         for cache, enabled in found:
             cache.enabled = enabled
-
-
-def _is_attention(module: nn.Module) -> bool:
-    known = hasattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS")
-    return (
-        known
-        and getattr(module, "is_causal", False)
-        and all(hasattr(module, n) for n in ("k_proj", "v_proj", "config"))
-    )
 
 
 def _redirect(config: Any) -> None:
@@ -168,6 +171,8 @@ def _attention(own: str):
         run = _function(module, own)
         cache = module._modules.get("kv_cache")
         if cache is not None:
+            if any((x.shape[1], x.shape[3]) != (cache.heads, cache.head_size) for x in (key, value)):
+                raise UserError(_no_heads("a layer", module))
             cache.observe(key, value)
         if cache is None or not cache.ready:
             return run(module, query, key, value, attention_mask, **kwargs)

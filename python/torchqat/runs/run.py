@@ -28,6 +28,7 @@ from torchqat.runs.folder import VERSION, changed_report, check_asked, check_sam
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import check_together, is_first, wait
+from torchqat.training.spread import check_recomputes
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"
@@ -210,6 +211,8 @@ class Run:
             _ = self.original
         plan = str(self.plan)
         check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
+        if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
+            check_recomputes(self.float_model.outline)
         _ = self.task
         settings = {
             "version": VERSION,
