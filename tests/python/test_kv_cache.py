@@ -1,6 +1,7 @@
 """The quantized cache of keys and values: attention in transformers' models, and checkpoints."""
 
 import copy
+import dataclasses
 import re
 
 import architectures
@@ -175,7 +176,8 @@ def test_a_latent_cache_is_refused():
 
 def test_keys_that_are_not_as_the_layer_says_are_refused(llama):
     quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["int8"]))
-    caches(quantized)[0][1].heads = 3
+    cache = caches(quantized)[0][1]
+    cache.shape = dataclasses.replace(cache.shape, heads=3)
     with pytest.raises(torchqat.UserError, match=matches("kv-cache.no-heads", type="LlamaAttention")):
         forward(quantized, tokens()[0])
 

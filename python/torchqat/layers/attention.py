@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -26,23 +27,34 @@ def _is_causal_attention(module: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
 
 
-def key_heads(layer: nn.Module) -> tuple[int, int] | None:
-    """Key and value heads of an attention layer and their channels, by the width of what projects keys.
+@dataclass(frozen=True)
+class CacheShape:
+    """What an attention layer keeps of a token: key and value heads, and the channels of a key and of a value."""
+
+    heads: int
+    key_size: int
+    value_size: int
+
+
+def cache_shape(layer: nn.Module) -> CacheShape | None:
+    """The keys and values of an attention layer, by the width of what projects them.
 
     Returns:
-        ``None`` where the layer does not tell, or keeps something else, such as a latent vector of keys and values.
+        ``None`` where the layer does not tell, or keeps something else, such as a latent vector of both.
     """
     size = next((value for name in _SIZES if isinstance(value := getattr(layer, name, None), int)), None)
-    if not size or getattr(layer, "v_head_dim", size) != size:
+    if not size:
         return None
-    widths = [_width(getattr(layer, name, None)) for name in ("k_proj", "v_proj")]
-    if widths[0] is not None:
-        return (widths[0] // size, size) if widths[0] == widths[1] and widths[0] % size == 0 else None
-    queries = layer.config.num_attention_heads
+    keys, values = (_width(getattr(layer, name, None)) for name in ("k_proj", "v_proj"))
+    if keys is not None and values is not None:
+        heads, rest = divmod(keys, size)
+        return CacheShape(heads, size, values // heads) if heads and not rest and values % heads == 0 else None
+    if getattr(layer, "v_head_dim", size) != size:
+        return None
     for child in layer.children():  # one projection for queries, keys and values
-        others, rest = divmod((_width(child) or 0) - queries * size, 2 * size)
-        if others > 0 and rest == 0:
-            return others, size
+        heads, rest = divmod((_width(child) or 0) - layer.config.num_attention_heads * size, 2 * size)
+        if heads > 0 and rest == 0:
+            return CacheShape(heads, size, size)
     return None
 
 

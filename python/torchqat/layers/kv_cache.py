@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat._library import KvCache, KvCacheSpec
 from torchqat.errors import UserError
-from torchqat.layers.attention import causal_attention, key_heads
+from torchqat.layers.attention import CacheShape, cache_shape, causal_attention
 
 _PREFIX = "torchqat-"
 # State that a quantized cache adds to an attention layer; engines read the same names.
@@ -28,19 +28,22 @@ class QuantKvCache(nn.Module):
         spec: The recipe's ``kv_cache``.
         heads: Key and value heads.
         head_size: Channels of a head.
+        value_size: Those of a value, where they are others than those of a key.
 
     Raises:
-        UserError: A group does not divide ``head_size``.
+        UserError: A group does not divide the size of a head.
     """
 
-    def __init__(self, spec: KvCacheSpec, heads: int, head_size: int):
+    def __init__(self, spec: KvCacheSpec, heads: int, head_size: int, value_size: int | None = None):
         super().__init__()
         self.spec, self.heads, self.head_size = spec, heads, head_size
+        self.shape = CacheShape(heads, head_size, value_size or head_size)
         self.enabled = True
         self.calibrated = not spec.calibrated  # without the scales that it needs it rounds nothing
         self._observer: KvCache | None = None
         try:
-            KvCache(spec, heads, head_size)
+            for size in (self.shape.key_size, self.shape.value_size):
+                KvCache(spec, heads, size)
         except ValueError as error:
             raise UserError(str(error)) from error
         for name, side in zip(SCALE_NAMES, (spec.key, spec.value), strict=True):
@@ -102,7 +105,7 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
     """Give every causal attention layer of ``model`` a quantized cache.
 
     Raises:
-        UserError: The model has no attention of transformers' interface, or some that does not keep heads of one size.
+        UserError: The model has no attention of transformers' interface, or some that keeps no keys and values as heads.
     """
     layers = causal_attention(model)
     if not layers:
@@ -110,12 +113,12 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
             "kv_cache needs a model with causal attention of transformers' attention interface, but "
             f"{type(model).__name__} has none."
         )
-    kept = [(name, layer, key_heads(layer)) for name, layer in layers]
-    for name, layer, heads in kept:
-        if heads is None:
+    kept = [(name, layer, cache_shape(layer)) for name, layer in layers]
+    for name, layer, shape in kept:
+        if shape is None:
             raise UserError(_no_heads(name, layer))
-    for _, layer, heads in kept:
-        layer.kv_cache = QuantKvCache(spec, *heads)
+    for _, layer, shape in kept:
+        layer.kv_cache = QuantKvCache(spec, shape.heads, shape.key_size, shape.value_size)
         weight = next(layer.parameters())
         if not weight.is_meta:  # weights that will be loaded later
             layer.kv_cache.to(weight.device)
@@ -124,7 +127,7 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
 
 def _no_heads(name: str, layer: nn.Module) -> str:
     return (
-        f"kv_cache needs attention that keeps keys and values as heads of one size, but {name} ({type(layer).__name__}) "
+        f"kv_cache needs attention that keeps keys and values as heads, but {name} ({type(layer).__name__}) "
         "keeps something else."
     )
 
@@ -171,7 +174,7 @@ def _attention(own: str):
         run = _function(module, own)
         cache = module._modules.get("kv_cache")
         if cache is not None:
-            if any((x.shape[1], x.shape[3]) != (cache.heads, cache.head_size) for x in (key, value)):
+            if CacheShape(key.shape[1], key.shape[3], value.shape[3]) != cache.shape or value.shape[1] != key.shape[1]:
                 raise UserError(_no_heads("a layer", module))
             cache.observe(key, value)
         if cache is None or not cache.ready:
