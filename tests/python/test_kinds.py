@@ -78,7 +78,7 @@ def test_losses_are_those_of_the_recipe():
 
 
 def test_a_student_has_no_dropout_while_it_learns_from_the_float_model(classifier_folder):
-    from torchqat.training.loop import remove_dropout
+    from torchqat.training.noise import remove_dropout
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier_folder)
     llama = transformers.LlamaForCausalLM(

@@ -1,12 +1,14 @@
 """The quantized cache of keys and values: attention in transformers' models, and checkpoints."""
 
 import copy
+import dataclasses
 import re
 
 import architectures
 import pytest
 import torch
 import torchqat
+import transformers
 from architectures import tokens
 from sentences import matches, said
 from torchqat.layers.kv_cache import attach, caches, without_quantization
@@ -114,6 +116,70 @@ def test_fewer_bits_are_further_away(llama):
     errors = [error(f"{{dtype: int{bits}, group_size: 8}}") for bits in (8, 4, 2)]
     assert errors == sorted(errors)
     assert error("{dtype: int2, group_size: 8, recent: 8}") < errors[2]
+
+
+STRANGERS = {
+    "OPT": ({"ffn_dim": 96, "word_embed_proj_dim": 64}, "*.layers.*", (4, 16)),
+    "GPTJ": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 64}, "*.h.*", (4, 16)),
+    "Phi3": ({"num_key_value_heads": 2, "pad_token_id": 0}, "*.layers.*", (2, 16)),
+    "GPTNeoX": ({}, "*.layers.*", (4, 16)),
+    "BioGpt": ({}, "*.layers.*", (4, 16)),
+    "Bart": (
+        {"d_model": 64, "decoder_layers": 2, "decoder_ffn_dim": 96, "decoder_attention_heads": 4},
+        "*.layers.*",
+        (4, 16),
+    ),
+}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+
+
+def stranger(name):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(max_position_embeddings=64, **{**SIZES, **STRANGERS[name][0]})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("form", ["fp8 per head", "int4"])
+def test_heads_are_those_that_attention_keeps(name, form):
+    model = stranger(name)
+    text = recipe(FORMS[form]).text.replace("model.layers.*", STRANGERS[name][1])
+    quantized = torchqat.prepare(copy.deepcopy(model), torchqat.parse_recipe(text, "recipe")).eval()
+    torchqat.calibrate(quantized, tokens(), forward)
+    assert {(cache.heads, cache.head_size) for _, cache in caches(quantized)} == {STRANGERS[name][2]}
+    assert len(caches(quantized)) == 2
+    with torch.no_grad():
+        changed = forward(quantized, tokens()[0]).logits
+        with without_quantization(quantized):
+            plain = forward(quantized, tokens()[0]).logits
+    assert not torch.equal(changed, plain)
+    assert (changed - plain).square().sum() < 0.25 * plain.square().sum()
+
+
+def test_a_latent_cache_is_refused():
+    config = transformers.DeepseekV3Config(
+        **SIZES, num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        first_k_dense_replace=2,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    refused = matches("kv-cache.no-heads", layer="model.layers.0.self_attn", type="DeepseekV3Attention")
+    with pytest.raises(torchqat.UserError, match=refused):
+        torchqat.prepare(model, recipe(FORMS["int8"]))
+
+
+def test_keys_that_are_not_as_the_layer_says_are_refused(llama):
+    quantized = torchqat.prepare(copy.deepcopy(llama), recipe(FORMS["int8"]))
+    cache = caches(quantized)[0][1]
+    cache.shape = dataclasses.replace(cache.shape, heads=3)
+    with pytest.raises(torchqat.UserError, match=matches("kv-cache.no-heads", type="LlamaAttention")):
+        forward(quantized, tokens()[0])
 
 
 def test_a_model_that_is_not_calibrated_rounds_nothing(llama):

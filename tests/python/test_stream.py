@@ -7,6 +7,7 @@ import architectures
 import pytest
 import torch
 import torchqat
+import transformers
 from architectures import recipe, tokens
 from command import call
 from safetensors.torch import load_file, save_file
@@ -152,6 +153,29 @@ def test_what_needs_the_whole_model_is_refused(folder, tmp_path):
     with pytest.raises(torchqat.UserError, match=matches("stream.rotates")):
         quantize_folder(folder, tmp_path / "out", recipe("{method: hadamard+gptq}", WEIGHT), tokens())
     assert not (tmp_path / "out").exists()
+
+
+def test_blocks_that_are_no_row_are_refused(tmp_path):
+    config = transformers.XLMConfig(emb_dim=64, n_layers=2, n_heads=4, n_words=100, vocab_size=100)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    settings = recipe("{method: gptq}", WEIGHT)
+    settings = torchqat.parse_recipe(settings.text.replace("model.layers.*", "transformer.*"), "recipe")
+    with pytest.raises(torchqat.UserError, match=matches("stream.no-row", block="transformer.attentions.1")):
+        quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
+    assert not (tmp_path / "out").exists()
+
+
+def test_blocks_that_give_more_than_hidden_states_are_streamed(tmp_path):
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "attention_hidden_size": 64}
+    torch.manual_seed(0)
+    transformers.RwkvForCausalLM(transformers.RwkvConfig(**shape)).save_pretrained(tmp_path / "model")
+    text = recipe("{method: gptq}", WEIGHT).text.replace("model.layers.*", "rwkv.blocks.*")
+    settings = torchqat.parse_recipe(text, "recipe")
+    quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
+    prepared, _ = whole(tmp_path / "model", settings)
+    ours, theirs = read_tensors(tmp_path / "out"), read_tensors(torchqat.export(prepared, tmp_path / "expected"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_head_is_refused(folder, tmp_path):

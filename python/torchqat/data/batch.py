@@ -1,5 +1,6 @@
 """Batches of any kind: one tensor, or several by place or by name, all with a row for each example."""
 
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -62,14 +63,22 @@ def digest(batch: Batch) -> bytes:
 
 
 def as_inputs(example: Any) -> tuple[Tensor, ...]:
-    """``example`` as a tuple of tensors.
+    """``example`` as a tuple of tensors, those with names in its order.
 
     Raises:
         UserError: There is none.
     """
     if example is None:
         raise UserError(
-            "example must be given, as the tensor or the tuple of tensors that the model takes, but is not; onnx is traced "
-            "with it, and engines are asked it."
+            "example must be given, as the tensor or the tensors, by place or by name, that the model takes, but is not; "
+            "onnx is traced with it, and engines are asked it."
         )
+    if isinstance(example, dict):
+        return tuple(example.values())
     return tuple(example) if isinstance(example, (tuple, list)) else (example,)
+
+
+def call_with(model: Callable, example: Batch, device: torch.device | str) -> Any:
+    """What ``model`` gives for ``example``, each of whose tensors goes where its name says, or its place."""
+    given = to_device(example, device)
+    return model(**given) if isinstance(given, dict) else model(*as_inputs(given))

@@ -14,7 +14,8 @@ from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.prepare import prepare
-from torchqat.ptq.blocks import Block, Forward, WholeModel, in_floating_point, open_blocks, shortcut
+from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, shortcut
+from torchqat.ptq.blocks import open_blocks
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import find_stages, gather
 

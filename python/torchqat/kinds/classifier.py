@@ -62,10 +62,7 @@ class Classifier(Kind):
         return tokenized(tokenizer, texts, length, torch.tensor(labels))
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        if isinstance(batch, dict):
-            found = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-        else:
-            found = model(batch[0])
+        found = model(**_without_labels(batch)) if isinstance(batch, dict) else model(batch[0])
         return found if isinstance(found, Tensor) else found.logits
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
@@ -74,8 +71,8 @@ class Classifier(Kind):
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         return distilled(settings, student, teacher, lambda: F.cross_entropy(student.float(), _labels(batch)))
 
-    def examples(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
-        return (batch["input_ids"], batch["attention_mask"]) if isinstance(batch, dict) else batch[0]
+    def examples(self, batch: Batch) -> Batch:
+        return _without_labels(batch) if isinstance(batch, dict) else batch[0]
 
     def own_task(self, data: Data) -> Task:
         """The accuracy on the held-out data."""
@@ -87,6 +84,10 @@ class Classifier(Kind):
             return torch.cat(found).double().tolist()
 
         return Task("accuracy", function=right)
+
+
+def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def _labels(batch: Batch) -> Tensor:

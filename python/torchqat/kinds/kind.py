@@ -88,8 +88,8 @@ class Kind(ABC):
         """The loss of the recipe's ``distill`` section, a scalar; ``teacher`` is given unless ``is_plain(settings)``."""
 
     @abstractmethod
-    def examples(self, batch: Batch) -> Tensor | tuple[Tensor, ...]:
-        """The inputs of ``batch`` by position, as a model is called with them."""
+    def examples(self, batch: Batch) -> Batch:
+        """The inputs of ``batch``, by name where they have names, as a model is called with them."""
 
     def ask(self, model: nn.Module, batch: Batch) -> Answers:
         """What ``model`` says to ``batch``."""

@@ -73,12 +73,13 @@ class SentenceEncoder(Kind):
         """1 - cosine to the float model's vector, averaged over texts."""
         return (1.0 - (student * teacher).sum(-1)).mean()
 
-    def examples(self, batch: Batch) -> tuple[Tensor, ...]:
-        return batch["input_ids"], batch["attention_mask"]
+    def examples(self, batch: Batch) -> Batch:
+        return batch
 
     @torch.no_grad()
     def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-        length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+        length = min(tokenizer.model_max_length, most)
         batch = tokenized(tokenizer, texts, length).batch(torch.arange(len(texts)))
         return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
 

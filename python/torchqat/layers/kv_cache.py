@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat._library import KvCache, KvCacheSpec
 from torchqat.errors import UserError
+from torchqat.layers.attention import CacheShape, cache_shape, causal_attention
 
 _PREFIX = "torchqat-"
 # State that a quantized cache adds to an attention layer; engines read the same names.
@@ -27,19 +28,22 @@ class QuantKvCache(nn.Module):
         spec: The recipe's ``kv_cache``.
         heads: Key and value heads.
         head_size: Channels of a head.
+        value_size: Those of a value, where they are others than those of a key.
 
     Raises:
-        UserError: A group does not divide ``head_size``.
+        UserError: A group does not divide the size of a head.
     """
 
-    def __init__(self, spec: KvCacheSpec, heads: int, head_size: int):
+    def __init__(self, spec: KvCacheSpec, heads: int, head_size: int, value_size: int | None = None):
         super().__init__()
         self.spec, self.heads, self.head_size = spec, heads, head_size
+        self.shape = CacheShape(heads, head_size, value_size or head_size)
         self.enabled = True
         self.calibrated = not spec.calibrated  # without the scales that it needs it rounds nothing
         self._observer: KvCache | None = None
         try:
-            KvCache(spec, heads, head_size)
+            for size in (self.shape.key_size, self.shape.value_size):
+                KvCache(spec, heads, size)
         except ValueError as error:
             raise UserError(str(error)) from error
         for name, side in zip(SCALE_NAMES, (spec.key, spec.value), strict=True):
@@ -101,20 +105,31 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
     """Give every causal attention layer of ``model`` a quantized cache.
 
     Raises:
-        UserError: The model has no attention of transformers' interface.
+        UserError: The model has no attention of transformers' interface, or some that keeps no keys and values as heads.
     """
-    layers = [module for module in model.modules() if _is_attention(module)]
+    layers = causal_attention(model)
     if not layers:
         raise UserError(
             "kv_cache needs a model with causal attention of transformers' attention interface, but "
             f"{type(model).__name__} has none."
         )
-    for layer in layers:
-        heads = layer.config.num_key_value_heads
-        layer.kv_cache = QuantKvCache(spec, heads, layer.head_dim)
-        if not layer.k_proj.weight.is_meta:  # weights that will be loaded later
-            layer.kv_cache.to(layer.k_proj.weight.device)
+    kept = [(name, layer, cache_shape(layer)) for name, layer in layers]
+    for name, layer, shape in kept:
+        if shape is None:
+            raise UserError(_no_heads(name, layer))
+    for _, layer, shape in kept:
+        layer.kv_cache = QuantKvCache(spec, shape.heads, shape.key_size, shape.value_size)
+        weight = next(layer.parameters())
+        if not weight.is_meta:  # weights that will be loaded later
+            layer.kv_cache.to(weight.device)
         _redirect(layer.config)
+
+
+def _no_heads(name: str, layer: nn.Module) -> str:
+    return (
+        f"kv_cache needs attention that keeps keys and values as heads, but {name} ({type(layer).__name__}) "
+        "keeps something else."
+    )
 
 
 def caches(model: nn.Module) -> list[tuple[str, QuantKvCache]]:
@@ -134,15 +149,6 @@ def without_quantization(module: nn.Module):
     finally:
         for cache, enabled in found:
             cache.enabled = enabled
-
-
-def _is_attention(module: nn.Module) -> bool:
-    known = hasattr(sys.modules.get(type(module).__module__), "ALL_ATTENTION_FUNCTIONS")
-    return (
-        known
-        and getattr(module, "is_causal", False)
-        and all(hasattr(module, n) for n in ("k_proj", "v_proj", "config"))
-    )
 
 
 def _redirect(config: Any) -> None:
@@ -168,6 +174,8 @@ def _attention(own: str):
         run = _function(module, own)
         cache = module._modules.get("kv_cache")
         if cache is not None:
+            if CacheShape(key.shape[1], key.shape[3], value.shape[3]) != cache.shape or value.shape[1] != key.shape[1]:
+                raise UserError(_no_heads("a layer", module))
             cache.observe(key, value)
         if cache is None or not cache.ready:
             return run(module, query, key, value, attention_mask, **kwargs)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.ptq.blocks import Block
+from torchqat.ptq.block import Block
+from torchqat.ptq.calls import Call, main_tensor
+from torchqat.ptq.sequences import Sequences, join_sequences
 
 _SEED = 0
 
@@ -22,7 +24,7 @@ def train_block(
 
     Args:
         block: Rounded, its layers at the width in force.
-        hidden: What the quantized blocks before it give, per batch.
+        hidden: What the quantized blocks before it give, per call.
         original: The float block.
         original_hidden: What the float blocks before it give.
         settings: Steps, batch size, rates.
@@ -30,11 +32,13 @@ def train_block(
     Returns:
         A warning where training did not help.
     """
-    targets = _outputs(block, original, original_hidden)
-    inputs = _joined(hidden)
-    if inputs is None or not isinstance(targets[0], Tensor):
-        return [f"{block.name or 'The model'} cannot be trained as a block, since its inputs differ in shape."]
-    wanted = torch.cat(targets)
+    inputs = join_sequences(block, hidden)
+    if inputs is None:
+        return [
+            f"{block.name or 'The model'} cannot be trained as a block, since its inputs differ in shape or cannot be taken "
+            "apart into sequences."
+        ]
+    wanted = torch.cat(_outputs(block, original, original_hidden))
     held = torch.arange(3, len(inputs), 4) if len(inputs) >= 8 else torch.arange(len(inputs))
     taught = torch.tensor([i for i in range(len(inputs)) if i % 4 != 3]) if len(inputs) >= 8 else held
     trainer = _Trainer(block, settings)
@@ -44,7 +48,7 @@ def train_block(
     checks = max(1, settings.steps // 10)
     for step in range(settings.steps):
         chosen = taught[torch.randperm(len(taught), generator=generator)[: settings.batch_size]]
-        trainer.step(inputs[chosen], wanted[chosen], step)
+        trainer.step(inputs.of(chosen), wanted[chosen], step)
         if (step + 1) % checks == 0 or step + 1 == settings.steps:
             loss = trainer.loss_on(inputs, wanted, held)
             if loss < best:
@@ -86,9 +90,9 @@ class _Trainer:
         parameter.requires_grad_(True)
         return {"params": [parameter], "lr": rate, "peak": rate}
 
-    def step(self, inputs: Tensor, wanted: Tensor, step: int) -> None:
+    def step(self, inputs: Call, wanted: Tensor, step: int) -> None:
         progress = step / max(1, self.settings.steps)
-        F.mse_loss(self.block.run(0, inputs).float(), wanted.float()).backward()
+        F.mse_loss(main_tensor(self.block.make(inputs)).float(), wanted.float()).backward()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -99,10 +103,11 @@ class _Trainer:
                 weight.copy_(torch.clamp(weight, begin - reach, begin + reach))
 
     @torch.no_grad()
-    def loss_on(self, inputs: Tensor, wanted: Tensor, places: Tensor) -> float:
+    def loss_on(self, inputs: Sequences, wanted: Tensor, places: Tensor) -> float:
         total = 0.0
         for chunk in places.split(self.settings.batch_size):
-            total += F.mse_loss(self.block.run(0, inputs[chunk]).float(), wanted[chunk].float(), reduction="sum").item()
+            found = main_tensor(self.block.make(inputs.of(chunk)))
+            total += F.mse_loss(found.float(), wanted[chunk].float(), reduction="sum").item()
         return total / max(1, len(places) * wanted[0].numel())
 
     def state(self) -> list[Tensor]:
@@ -117,15 +122,8 @@ class _Trainer:
 
 
 @torch.no_grad()
-def _outputs(block: Block, original: nn.Module, hidden: list) -> list:
-    return [block.run(index, tokens, original) for index, tokens in enumerate(hidden)]
-
-
-def _joined(hidden: list) -> Tensor | None:
-    """All sequences in one tensor, if they have one shape."""
-    if not all(isinstance(tokens, Tensor) and tokens.shape[1:] == hidden[0].shape[1:] for tokens in hidden):
-        return None
-    return torch.cat(hidden)
+def _outputs(block: Block, original: nn.Module, hidden: list) -> list[Tensor]:
+    return [main_tensor(block.run(index, tokens, original)) for index, tokens in enumerate(hidden)]
 
 
 class _SignDescent(torch.optim.Optimizer):

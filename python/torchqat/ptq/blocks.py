@@ -1,142 +1,220 @@
-"""A model as a row of blocks, so that only one of them, and the tokens between two, need be held at a time."""
+"""A model cut into rows of blocks that each take what the block before them gives.
+
+That a list of blocks is such a row is not believed but tried, on one batch of each form: a block begins a row of its own
+where it is given something else (a decoder after its encoder, skip connections, a convolution between two blocks), or is
+run several times. What enters a row is recorded in forwards of the whole model, the rows before it as they are by then.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from torchqat.layers.kv_cache import without_quantization
-from torchqat.layers.prepared import quant_layers
-from torchqat.layers.quant_layer import QuantLayer
-from torchqat.model.blocks import find_blocks
-
-Forward = Callable[[nn.Module, Any], Any]
-
-
-class Stop(Exception):
-    """Raised in a hook once it has what the forward was run for."""
+from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.ptq.block import Block, Forward, Stop, WholeModel, forwards, in_floating_point
+from torchqat.ptq.calls import Call, tensors
+from torchqat.ptq.trial import Reads, Seen, try_blocks
 
 
 @dataclass
-class Block:
-    """One block and what it is called with.
+class Row:
+    """Blocks that each take what the one before gives."""
+
+    blocks: list[Block]
+
+    @torch.no_grad()
+    def open(self, model: nn.Module, batches: list[Any], forward: Forward) -> list[Any]:
+        """Note the calls of the blocks; returns what enters the first, per call, its hidden states as a rule."""
+        if isinstance(self.blocks[0], WholeModel):
+            return list(batches)
+        entering: list[Any] = []
+        for batch in batches:
+            with self._recorded(entering), suppress(Stop):
+                forward(model, batch)
+        return entering
+
+    @contextmanager
+    def _recorded(self, entering: list[Any]) -> Iterator[None]:
+        copies: dict[int, Any] = {}
+        own = [block.module.forward for block in self.blocks]
+
+        def recorder(place: int) -> Callable:
+            block = self.blocks[place]
+
+            def record(*args, **kwargs):
+                call = Call.of(args, kwargs)
+                if place == 0:
+                    entering.append(None if block.hidden is None else call.at(block.hidden))
+                block.keep(call, copies)
+                if block.looped:
+                    return own[place](*args, **kwargs)
+                if place + 1 == len(self.blocks):
+                    raise Stop
+                return block.placeholder(call)
+
+            return record
+
+        with ExitStack() as stack:
+            if self.blocks[0].looped:  # until it is calibrated, what it gives itself is in floating point
+                stack.enter_context(in_floating_point(self.blocks[0].module))
+            stack.enter_context(forwards(self.blocks, [recorder(place) for place in range(len(self.blocks))]))
+            yield
+
+
+@dataclass
+class Rows:
+    """All blocks of a model.
 
     Attributes:
-        name: Its module name; empty when the whole model is the block.
-        module: The block.
-        calls: Per batch, the positional arguments after the hidden states, and the named ones.
+        rows: In the order in which the model runs them; one of the whole model where it has no blocks.
+        idle: Blocks that never ran.
+        alone: Names of those that begin a row within their list, or are run several times.
+        warnings: What that makes different, one sentence each.
     """
 
-    name: str
-    module: nn.Module
-    calls: list[tuple[tuple, dict]] = field(default_factory=list)
-
-    def layers(self) -> list[tuple[str, QuantLayer]]:
-        """Its quantized layers with their full names."""
-        prefix = f"{self.name}." if self.name else ""
-        return [(prefix + name, layer) for name, layer in quant_layers(self.module)]
-
-    def run(self, batch: int, hidden: Any, module: nn.Module | None = None) -> Tensor:
-        """Its output for ``hidden``; of ``module`` in its place where one is given."""
-        args, kwargs = self.calls[batch]
-        output = (module or self.module)(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+    rows: list[Row]
+    idle: list[Block] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-class WholeModel(Block):
-    """A model without blocks: ``hidden`` is the user's batch."""
+@torch.no_grad()
+def cut_into_rows(
+    model: nn.Module,
+    batches: list[Any],
+    forward: Forward,
+    lists: list[NamedModules] | None = None,
+    reads: Reads = lambda _block: nullcontext(),
+) -> Rows:
+    """Find the blocks of ``model`` and try them.
 
-    def __init__(self, model: nn.Module, forward: Forward):
-        super().__init__("", model)
-        self.forward = forward
-
-    def run(self, batch: int, hidden: Any, module: nn.Module | None = None) -> Any:
-        return self.forward(module or self.module, hidden)
-
-
-def open_blocks(
-    model: nn.Module, batches: list[Any], forward: Forward, kind: type[nn.Module] = QuantLayer
-) -> tuple[list[Block], list[Any]]:
-    """The blocks of ``model``, ready to run, and what enters the first of them for each batch.
-
-    The arguments of every block are those that the model itself calls it with: each batch goes through the model once
-    with its blocks replaced by recorders.
+    Args:
+        model: Prepared, or a float model with ``lists``.
+        batches: One of each form is tried.
+        forward: How to run one.
+        lists: The lists of blocks; by default those with quantized layers.
+        reads: Holds a block with its weights while it is run.
     """
-    blocks = [Block(name, module) for name, module in find_blocks(model, kind)]
+    lists = block_lists(model) if lists is None else lists
+    blocks = list({id(module): Block(name, module) for blocks in lists for name, module in blocks}.values())
     if not blocks:
-        return [WholeModel(model, forward)], list(batches)
-    hidden: list[Tensor] = []
+        return Rows([Row([WholeModel(model, forward)])])
+    tried = [(batch, try_blocks(model, blocks, batch, forward, reads)) for batch in _one_of_each_form(batches)]
+    forgetful = next((blocks[p] for _, seen in tried for p, found in seen.items() if not found.again), None)
+    if forgetful is not None:
+        again = (
+            f"{forgetful.name} does not give the same when it is run again, so the model was calibrated as one block."
+        )
+        return Rows([Row([WholeModel(model, forward)])], alone=[forgetful.name], warnings=[again])
+    order = list(dict.fromkeys(place for _, seen in tried for place in seen))
+    found = Rows([], [block for place, block in enumerate(blocks) if place not in order])
+    begins = {id(module) for row in lists for _, module in row[:1]}
+    start = 0
+    while start < len(order):
+        places = _row_from(order, start, [seen for _, seen in tried])
+        row = _row([blocks[p] for p in places], [next(s[p] for _, s in tried if p in s) for p in places])
+        held = _holds(row, places, model, tried, forward)
+        places, row.blocks = places[:held], row.blocks[:held]
+        if row.blocks[0].looped or (start and id(row.blocks[0].module) not in begins):
+            found.alone.append(row.blocks[0].name)
+        found.rows.append(row)
+        start += held
+    found.warnings += _said(found)
+    return found
+
+
+def _one_of_each_form(batches: list[Any]) -> list[Any]:
+    """Batches that differ in which arguments they have are different forwards."""
+    forms = {}
     for batch in batches:
-        with _recorders(blocks, hidden), suppress(Stop):
-            forward(model, batch)
-    return blocks, hidden
+        forms.setdefault(tuple((path, tensor.dim()) for path, tensor in tensors(batch)), batch)
+    return list(forms.values())
 
 
-@contextmanager
-def _recorders(blocks: list[Block], hidden: list[Tensor]) -> Iterator[None]:
-    def recorder(index: int):
-        def record(*args, **kwargs):
-            state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-            blocks[index].calls.append((tuple(map(_no_cache, rest)), _without_cache(kwargs)))
-            if index == 0:
-                hidden.append(state.detach())
-            if index + 1 == len(blocks):
-                raise Stop
-            return state
-
-        return record
-
-    with _forwards(blocks, [recorder(index) for index in range(len(blocks))]):
-        yield
-
-
-@contextmanager
-def shortcut(blocks: list[Block], hidden: Tensor | None) -> Iterator[None]:
-    """Lets a model skip ``blocks``, its first ones, the last of which gives ``hidden``."""
-
-    def through(*args, **kwargs):
-        return args[0] if args else kwargs["hidden_states"]
-
-    with _forwards(blocks, [through] * (len(blocks) - 1) + [lambda *args, **kwargs: hidden] * bool(blocks)):
-        yield
+def _row_from(order: list[int], start: int, trials: list[dict[int, Seen]]) -> list[int]:
+    """The block at ``start`` and those after it that were given, in each trial, what the one before them gave."""
+    places = [order[start]]
+    if any(seen[places[0]].runs > 1 for seen in trials if places[0] in seen):
+        return places
+    for place in order[start + 1 :]:
+        last = places[-1]
+        found = [(seen.get(last), seen.get(place)) for seen in trials]
+        links = [after.links for before, after in found if after is not None]
+        if any((before is None) != (after is None) for before, after in found) or any(
+            after.before != last or not after.follows or after.runs > 1 or after.links != links[0]
+            for _, after in found
+            if after is not None
+        ):
+            break
+        places.append(place)
+    return places
 
 
-@contextmanager
-def _forwards(blocks: list[Block], forwards: list[Callable]) -> Iterator[None]:
-    own = [vars(block.module).get("forward") for block in blocks]  # what others have put there already
-    try:
-        for block, forward in zip(blocks, forwards, strict=True):
-            block.module.forward = forward
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.module.forward
-            if forward is not None:
-                block.module.forward = forward
+def _row(blocks: list[Block], seen: list[Seen]) -> Row:
+    for place, (block, found) in enumerate(zip(blocks, seen, strict=True)):
+        block.links = found.links if place else {} if found.hidden is None else {found.hidden: ()}
+        block.hidden, block.looped = found.hidden, found.runs > 1
+        block.given, block.passed = found.given, found.passed
+    return Row(blocks)
 
 
-def _without_cache(kwargs: dict) -> dict:
-    """Blocks are run many times; a cache of keys and values would grow with each."""
-    kept = {name: _no_cache(value) for name, value in kwargs.items()}
-    return {**kept, "use_cache": False} if "use_cache" in kept else kept
+def _holds(row: Row, places: list[int], model: nn.Module, tried: list[tuple[Any, dict[int, Seen]]], forward) -> int:
+    """How many of the row's blocks are given the same besides, whatever the blocks before them gave."""
+    held = len(row.blocks)
+    for batch, seen in tried:
+        if held == 1 or places[0] not in seen:
+            continue
+        with in_floating_point(model):
+            row.open(model, [batch], forward)
+        for index, block in enumerate(row.blocks):
+            if index and index < held and not _same(block.calls[0], seen[places[index]].call):
+                held = index
+            block.forget_calls()
+    return held
 
 
-def _no_cache(value: Any) -> Any:
-    """Nothing in place of a cache of transformers, which has had three names as an argument."""
-    return None if hasattr(value, "get_seq_length") else value
+def _same(found: Call, expected: Call) -> bool:
+    pairs = dict(found.tensors()), dict(expected.tensors())
+    return pairs[0].keys() == pairs[1].keys() and all(_equal(pairs[0][p], t) for p, t in pairs[1].items())
 
 
-@contextmanager
-def in_floating_point(module: nn.Module) -> Iterator[None]:
-    """Its quantized layers and caches as they would be without quantization."""
-    layers = [(layer, layer.weight_bits, layer.input_bits) for _, layer in quant_layers(module)]
-    try:
-        for layer, _, _ in layers:
-            layer.set_bits(0, 0, derive=False)
-        with without_quantization(module):
-            yield
-    finally:
-        for layer, weight_bits, input_bits in layers:
-            layer.set_bits(weight_bits, input_bits, derive=False)
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
+
+
+def _said(found: Rows) -> list[str]:
+    said = []
+    if len(found.alone) == 1:
+        said.append(
+            f"{found.alone[0]} is not just given what the block before it gives, so it was calibrated by forwards of the "
+            "whole model."
+        )
+    elif found.alone:
+        said.append(
+            f"{len(found.alone)} blocks are not just given what the block before them gives, so they were calibrated by "
+            f"forwards of the whole model; the first is {found.alone[0]}."
+        )
+    return said
+
+
+def idle_note(names: list[str]) -> str:
+    """What is said of blocks that did not run."""
+    if len(names) == 1:
+        return f"{names[0]} did not run on the calibration data, so its weights were rounded to nearest."
+    return (
+        f"{len(names)} blocks did not run on the calibration data, so their weights were rounded to nearest; the first is "
+        f"{names[0]}."
+    )
+
+
+def open_blocks(model: nn.Module, batches: list[Any], forward: Forward) -> tuple[list[Block], list[Any]]:
+    """The blocks of a model that is one row of them, and what enters the first for each batch; else the model as one."""
+    found = cut_into_rows(model, batches, forward)
+    if len(found.rows) == 1 and not found.rows[0].blocks[0].looped:
+        entering = found.rows[0].open(model, batches, forward)
+        if len(entering) == len(batches):
+            return found.rows[0].blocks, entering
+    return [WholeModel(model, forward)], list(batches)

@@ -14,7 +14,7 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
-from torchqat.ptq.blocks import Forward
+from torchqat.ptq.block import Forward, keeping_no_caches
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.walk import initialize
@@ -60,7 +60,10 @@ def calibrate(
                 raise UserError(
                     f"initialize.method {settings.method} needs at least one calibration batch, but there is none."
                 )
-            with explained(model, "calibration", "lower data.calibration.samples or sequence_length"):
+            with (
+                explained(model, "calibration", "lower data.calibration.samples or sequence_length"),
+                keeping_no_caches(model),
+            ):
                 result = initialize(model, batches, run, settings)
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:

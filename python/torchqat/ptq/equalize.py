@@ -3,7 +3,7 @@
 import torch
 
 from torchqat._library import FLOAT, Initialize, InputStatistics, awq_scale, smoothing_scale
-from torchqat.ptq.blocks import Block, in_floating_point
+from torchqat.ptq.block import Block, in_floating_point
 from torchqat.ptq.folding import Fold, apply_fold, find_fold
 from torchqat.ptq.shared_inputs import Stage, gather
 

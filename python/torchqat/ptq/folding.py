@@ -6,11 +6,13 @@ block's results as they were is not read off its architecture but tried: a fold 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchqat.ptq.blocks import Block, in_floating_point
+from torchqat.ptq.block import Block, in_floating_point
+from torchqat.ptq.calls import alike, main_tensor
 from torchqat.ptq.shared_inputs import Stage
 
 # Producer and consumer, by the last part of their names, between which each channel goes its own linear way.
@@ -83,7 +85,7 @@ def apply_fold(block: Block, hidden: list, fold: Fold, scale: Tensor) -> bool:
             _multiply(fold, scale, offset)
             for _, layer in block.layers():
                 layer.forget_weight()
-            if _close(block.run(0, hidden[0]), expected):
+            if alike(block.run(0, hidden[0]), expected, _tolerance(expected)):
                 return True
             for parameter, before in saved:
                 parameter.copy_(before)
@@ -105,7 +107,6 @@ def _multiply(fold: Fold, scale: Tensor, offset: float) -> None:
         fold.linear.bias.copy_(fold.linear.bias.float() / rows)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    tolerance = _TOLERANCE.get(expected.dtype, _HALF_TOLERANCE)
-    error = (found.float() - expected.float()).abs().max()
-    return bool(error <= tolerance * expected.float().abs().max())
+def _tolerance(given: Any) -> float:
+    main = main_tensor(given)
+    return _HALF_TOLERANCE if main is None else _TOLERANCE.get(main.dtype, _HALF_TOLERANCE)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import random_rotation
 from torchqat.errors import UserError
 from torchqat.model.blocks import find_blocks
-from torchqat.ptq.blocks import Forward, in_floating_point
+from torchqat.ptq.block import Forward, in_floating_point
 
 # Layers that write to the residual stream; the rest of a block's linear layers read it through a norm, or, as in
 # o_proj and down_proj, something of the block's own.

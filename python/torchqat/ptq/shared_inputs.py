@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchqat._library import InputStatistics
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
-from torchqat.ptq.blocks import Block, Stop
+from torchqat.ptq.block import Block, Stop
 
 
 @dataclass

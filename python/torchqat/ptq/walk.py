@@ -2,20 +2,22 @@
 
 import copy
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
+from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.blocks import NamedModules
+from torchqat.ptq.block import Block, Forward, WholeModel
 from torchqat.ptq.block_training import train_block
-from torchqat.ptq.blocks import Block, Forward, WholeModel, open_blocks
+from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
 from torchqat.ptq.equalize import equalize
 from torchqat.ptq.experts import round_experts
 from torchqat.ptq.ranges import calibrate_ranges
@@ -24,7 +26,17 @@ from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import Stage, find_stages, gather
 
-AtWork = Callable[[Block], AbstractContextManager]
+
+class AtWork(Protocol):
+    """Holds the blocks of a model that is not in memory while they are needed."""
+
+    lists: list[NamedModules]
+
+    def reads(self, block: Block) -> AbstractContextManager:
+        """Its float weights there, for a while."""
+
+    def __call__(self, block: Block) -> AbstractContextManager:
+        """Its weights there and its layers replaced, while it is calibrated and run."""
 
 
 @torch.no_grad()
@@ -33,8 +45,8 @@ def initialize(
 ) -> Calibration:
     """Transform and round the weights of a prepared model as ``settings`` say, in place.
 
-    One block is at work at a time, on the tokens that the quantized blocks before it give; those of the float model are
-    kept beside them where the drift between the two is made good, or blocks are trained. The scales of inputs and caches
+    One block is at work at a time, on what the quantized blocks before it give; what the float ones in its row give is
+    kept beside it where the drift between the two is made good, or blocks are trained. The scales of inputs and caches
     that are fixed beforehand follow once a block's weights are rounded.
 
     Args:
@@ -42,31 +54,70 @@ def initialize(
         batches: What ``forward`` takes.
         forward: How to run one batch.
         settings: The recipe's ``initialize``.
-        at_work: Holds a block, its weights there and its layers replaced, while it is calibrated and run.
+        at_work: Holds the blocks of a model that is not in memory.
+
+    Raises:
+        UserError: A model that is not in memory is no single row of blocks.
     """
     result = Calibration()
     if "hadamard" in settings.transforms:
         rotate(model, batches[0], forward)
-    blocks, hidden = open_blocks(model, batches, forward, QuantLayer if at_work is None else nn.Linear)
-    need_original = _uses_drift(settings) or settings.block_training.steps > 0
-    original_hidden = list(hidden) if need_original else None
-    for block in blocks:
-        with nullcontext() if at_work is None else at_work(block):
-            original = _float_copy(block) if need_original else None
-            _quantize(block, hidden, original, original_hidden, settings, result)
-            calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
-            if len(blocks) > 1 or block.name:
-                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
-                if need_original:
-                    original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
-            original = None  # it is not held while the next block comes
-        block.calls.clear()
     if at_work is None:
-        _round_rest(model, blocks, batches, forward, settings, result)
+        found = cut_into_rows(model, batches, forward)
+    else:
+        found = cut_into_rows(model, batches, forward, at_work.lists, at_work.reads)
+        if found.alone or len(found.rows) > 1:
+            other = (*found.alone, *(row.blocks[0].name for row in found.rows[1:]))[0]
+            raise UserError(
+                "To be streamed, each block of a model must be given what the block before it gives and nothing else of "
+                f"theirs, but {other} is not; run the recipe without streaming."
+            )
+    result.warnings += found.warnings
+    for row in found.rows:
+        _calibrate_row(row, row.open(model, batches, forward), settings, result, at_work or nullcontext)
+    _round_idle(found.idle, settings, result, at_work or nullcontext)
+    if at_work is None:
+        _round_rest(
+            model,
+            [block for row in found.rows for block in row.blocks] + found.idle,
+            batches,
+            forward,
+            settings,
+            result,
+        )
     result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
     if result.unrouted:
         result.warnings.append(_unrouted(result.unrouted))
     return result
+
+
+def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibration, at_work) -> None:
+    need_original = _uses_drift(settings) or settings.block_training.steps > 0
+    original_hidden = list(hidden) if need_original else None
+    for block in row.blocks:
+        with at_work(block):
+            original = _float_copy(block) if need_original else None
+            _quantize(block, hidden, original, original_hidden, settings, result)
+            calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
+            if block is not row.blocks[-1]:
+                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+                if need_original:
+                    original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
+            original = None  # it is not held while the next block comes
+        block.forget_calls()
+
+
+def _round_idle(idle: list[Block], settings: Initialize, result: Calibration, at_work) -> None:
+    """Blocks that the model does not run, such as those that predict further tokens in training alone."""
+    names = []
+    for block in idle:
+        with at_work(block):
+            layers = block.layers()
+            for _, layer in layers:
+                round_layer(layer, None, settings)
+        names += [block.name] if layers else []
+    if names:
+        result.warnings.append(idle_note(names))
 
 
 def _unfolded(transform: str, names: list[str]) -> str:

@@ -30,6 +30,7 @@ from torchqat.runs.folder import VERSION, changed_report, check_asked, check_sam
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import check_together, is_first, wait
+from torchqat.training.spread import check_recomputes
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"
@@ -216,6 +217,8 @@ class Run:
             self.dtype = same_dtype(self.folder, self.dtype)
         outline, asked = self.float_model.outline, dtype_named(self.dtype)
         check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked)
+        if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
+            check_recomputes(outline)
         _ = self.task
         settings = {
             "version": VERSION,

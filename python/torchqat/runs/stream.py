@@ -29,12 +29,12 @@ from torchqat.data.batch import digest
 from torchqat.errors import UserError
 from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
-from torchqat.model.blocks import find_blocks
+from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
-from torchqat.ptq.blocks import Block
+from torchqat.ptq.block import Block
 from torchqat.ptq.walk import Calibration, initialize
 
 # Tensors outside the blocks share a file up to this size.
@@ -95,15 +95,15 @@ def quantize_folder(
         raise UserError(
             f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
         )
-    reader, model, plan, blocks = opened_to_stream(source, recipe)
+    reader, model, plan, lists = opened_to_stream(source, recipe)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
         writer = _Writer(model, plan, folder, recipe.exports[0], reader)
-        at_work = _AtWork(model, plan, recipe, reader, writer, blocks, on_block)
+        at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block)
         with at_work.loads_what_runs():
             calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
-        writer.add_rest([name for name, _ in blocks])
+        writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         result.calibration, result.folder = calibration, Path(output)
     passed_over = reader.passed_over()
@@ -115,8 +115,8 @@ def quantize_folder(
 
 def opened_to_stream(
     source: str | Path, recipe: Recipe
-) -> tuple[CheckpointReader, nn.Module, Plan, list[tuple[str, nn.Module]]]:
-    """The tensors of ``source``, its model without weights, the plan and the blocks.
+) -> tuple[CheckpointReader, nn.Module, Plan, list[NamedModules]]:
+    """The tensors of ``source``, its model without weights, the plan and the lists of blocks that hold planned layers.
 
     Raises:
         RecipeError: The recipe does not fit the model.
@@ -128,16 +128,20 @@ def opened_to_stream(
     reader.check_complete(model)
     reader.passed_over()
     plan = make_plan(model, recipe)
-    blocks = find_blocks(model, nn.Linear)
-    _check(model, plan, recipe, blocks)
-    return reader, model, plan, blocks
+    lists = block_lists(model, nn.Linear)
+    _check(plan, recipe, [name for blocks in lists for name, _ in blocks])
+    planned = tuple(layer.name for layer in plan.layers)
+    held = [
+        blocks for blocks in lists if any(name.startswith(blocks[0][0].rpartition(".")[0] + ".") for name in planned)
+    ]
+    return reader, model, plan, held
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
     return model(input_ids=batch, use_cache=False)
 
 
-def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[tuple[str, nn.Module]]) -> None:
+def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
     if recipe.exports[0] not in _FORMATS:
         raise UserError(
             f"To be streamed, export must begin with {' or '.join(_FORMATS)}, but begins with {recipe.exports[0]}."
@@ -146,7 +150,7 @@ def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[tuple[str,
         raise UserError("hadamard rotates the whole model, so it cannot be streamed; run the recipe without streaming.")
     if not blocks:
         raise UserError("To be streamed, a model must be a row of blocks, such as model.layers, but this one is not.")
-    inside = tuple(name + "." for name, _ in blocks)
+    inside = tuple(name + "." for name in blocks)
     outside = next((layer.name for layer in plan.layers if not layer.name.startswith(inside)), None)
     if outside is not None:
         raise UserError(f"To be streamed, a recipe must quantize layers of blocks alone, but a rule names {outside}.")
@@ -158,9 +162,10 @@ def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[tuple[str,
 class _AtWork:
     """Loads what runs when it runs: layers outside the blocks on demand, a block while it is calibrated."""
 
-    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, blocks, on_block):
+    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, lists, on_block):
         self.model, self.plan, self.recipe, self.reader, self.writer = model, plan, recipe, reader, writer
-        self.names = [name for name, _ in blocks]
+        self.lists = lists
+        self.names = [name for blocks in lists for name, _ in blocks]
         self.on_block, self.done = on_block, 0
 
     @contextmanager
@@ -178,6 +183,12 @@ class _AtWork:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def reads(self, block: Block) -> Iterator[None]:
+        self.reader.fill(block.module, block.name)
+        yield
+        empty(block.module)
 
     @contextmanager
     def __call__(self, block: Block) -> Iterator[None]:

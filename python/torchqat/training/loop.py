@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import TrainSection
-from torchqat.data.batch import Batch, chunks, to_device
+from torchqat.data.batch import Batch, chunks, rows_of, to_device
 from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
 from torchqat.errors import UserError
@@ -18,6 +18,7 @@ from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import device_of, whole
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import first_not_finite, scale_not_finite
+from torchqat.training.noise import find_noise, remove_dropout
 from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
@@ -54,9 +55,11 @@ class TrainingLoop:
         checkpoint: Where the state goes every ``checkpoint_every`` steps; ``None`` keeps none.
         identity: What a checkpoint must agree on to be resumed.
         on_step: Called with the number of steps taken and their figures, on every process.
-        steady: Train without dropout and with the norms' running statistics as they are: what the loss compares with, a
-            float model in evaluation mode, has neither noise nor statistics of the batch.
+        steady: Train without dropout and whatever else draws random numbers, and with the norms' running statistics as
+            they are: what the loss compares with, a float model in evaluation mode, has neither noise nor statistics of
+            the batch.
         settles: What is done about oscillating weights after each step.
+        silenced: Modules that are in evaluation mode while the rest trains, since they would add noise.
         parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
     """
 
@@ -72,6 +75,7 @@ class TrainingLoop:
     steady: bool = False
     settles: Dampening | Freezing | None = None
     parallel: nn.Module | None = None
+    silenced: list[str] = field(default_factory=list, init=False)
     _skipped_in_a_row: int = field(default=0, init=False)
 
     def run(self) -> nn.Module:
@@ -79,8 +83,8 @@ class TrainingLoop:
         optimizers = self.optimizers(self.model, self.settings)
         schedule = self.schedule(optimizers[0]) if self.schedule else None
         step = self._resume(optimizers, schedule)
-        if self.steady:
-            remove_dropout(self.model)
+        if self.steady and step < self.settings.steps:
+            self._silence(step)
         while step < self.settings.steps:
             figures = self._take_step(step, optimizers)
             step += 1
@@ -151,6 +155,15 @@ class TrainingLoop:
         for module in self.model.modules() if self.steady else []:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+        for name in self.silenced:
+            self.model.get_submodule(name).training = False  # not of the modules inside
+
+    def _silence(self, step: int) -> None:
+        """Find what adds noise, on one row of the batch of ``step``."""
+        remove_dropout(self.model)
+        self._training_mode()
+        row = to_device(rows_of(share(self.batches[step]), 0, 1), device_of(self.model))
+        self.silenced = find_noise(self.model, lambda: self.loss(row))
 
     def _save(self, step: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> None:
         if self.checkpoint is None:
@@ -179,16 +192,6 @@ class TrainingLoop:
         if self.settles is not None:
             self.settles.load_state_dict(state.facts["settles"])
         return state.facts["step"]
-
-
-def remove_dropout(model: nn.Module) -> None:
-    """Set every probability of dropout in ``model`` to 0: of modules, and those that attention layers keep as numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if name.endswith("dropout") and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

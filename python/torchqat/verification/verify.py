@@ -52,8 +52,8 @@ def verify(
         bench: Also time the engine.
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
-        example: For models that write no text, their inputs: a tensor or a tuple of them; by default, of those that take
-            token ids, the same as ``tokens``.
+        example: For models that write no text, their inputs: a tensor, a tuple of them, or a dict by name; by default, of
+            those that take token ids, the same as ``tokens``, for encoder and decoder.
         original: With ``bench`` in onnxruntime, the float model, to be timed as a graph of its own.
 
     Raises:
@@ -93,7 +93,8 @@ def _runs_in_transformers(format: str, model: nn.Module) -> bool:
 
 
 def _writes_text(model: nn.Module) -> bool:
-    return hasattr(model, "can_generate") and model.can_generate()
+    """Whether token ids are all that ``model`` needs for the next: decoders of encoders need what these read, too."""
+    return hasattr(model, "can_generate") and model.can_generate() and not model.config.is_encoder_decoder
 
 
 def _of_outputs(
@@ -115,8 +116,16 @@ def _of_outputs(
         return _with(compared, notes=[_ROUNDS_ITS_OWN_WAY])
     from torchqat.verification.engines.transformers import outputs_in_transformers
 
-    given = _prompts(model, tokens) if example is None else example
+    given = _example(model, tokens) if example is None else example
     return _with(compared, agreement=outputs_in_transformers(folder, model, given))
+
+
+def _example(model: nn.Module, tokens: Tensor | None) -> Any:
+    """Inputs of a model that takes token ids; ``None`` of others."""
+    if getattr(model, "main_input_name", "") != "input_ids" or not hasattr(model, "config"):
+        return None
+    given = {"input_ids": _prompts(model, tokens)}
+    return {**given, "decoder_input_ids": given["input_ids"]} if model.config.is_encoder_decoder else given
 
 
 def rounds_activations(model: nn.Module) -> bool:
@@ -169,7 +178,7 @@ def _prompts(model: nn.Module, tokens: Tensor | None, count: int = 4, length: in
     if tokens is not None:
         return tokens
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.config.vocab_size, (count, length), generator=generator)
+    return torch.randint(0, model.config.get_text_config().vocab_size, (count, length), generator=generator)
 
 
 def _baseline_speed(engine: Engine, format: str, folder: str, question: Question, tokenizer) -> Speed:

@@ -119,10 +119,19 @@ class Engine:
         from torchqat.verification.engines.workers import serving
 
         worker = importlib.import_module(f"torchqat.verification.engines.workers.{self.worker}")
+
+        def load(folder: Path, asked: dict):
+            try:
+                return worker.Model(folder, asked)
+            except Exception as error:
+                raise UserError(f"{self.name} could not load {folder}: {first_line(error)}") from error
+
         try:
-            return Served.of(*serving.serve(worker.Model, question.as_dict()))
+            return Served.of(*serving.serve(load, question.as_dict()))
+        except UserError:
+            raise
         except Exception as error:
-            raise UserError(f"{self.name} could not load {question.checkpoint}: {first_line(error)}") from error
+            raise UserError(f"{self.name} could not run {question.checkpoint}: {first_line(error)}") from error
 
 
 def last_error(text: str) -> str:

@@ -41,7 +41,7 @@ def run_onnx(folder: Path, model: nn.Module, example: Any, bench: bool = False) 
     why = "the order of sums" + (
         ", and inputs on the border of two levels, of which either may be taken" if rounded else ""
     )
-    agreement = compared("onnxruntime", torch.from_numpy(theirs), outputs_of(model, inputs), bound, why)
+    agreement = compared("onnxruntime", torch.from_numpy(theirs), outputs_of(model, example), bound, why)
     return agreement, serve_onnx(folder, inputs, _REPEATS)[1] if bench else None
 
 

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from torchqat.data.batch import Batch, call_with
 from torchqat.verification.result import OutputAgreement
 
 
 @torch.no_grad()
-def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+def outputs_of(model: nn.Module, example: Batch) -> Tensor:
     """What ``model`` gives in evaluation mode, or the first thing in it, float32 on the CPU."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    found = model(*[x.to(device) for x in inputs])
+    found = call_with(model, example, device)
     model.train(training)
     if not isinstance(found, Tensor):
         found = found[0] if isinstance(found, (tuple, list)) else next(iter(found.values()))

@@ -34,10 +34,14 @@ def outputs_in_transformers(folder: Path, model: nn.Module, example: Any) -> Out
     """Compare the outputs of a checkpoint that writes no text with those of ``model``, both given ``example``.
 
     Raises:
-        UserError: There is no example, or transformers cannot load the folder.
+        UserError: There is no example, or transformers cannot load the folder or run it.
     """
-    inputs = as_inputs(example)
+    as_inputs(example)  # says so if there is none
     loaded = load_in_transformers(folder)
+    try:
+        theirs = outputs_of(loaded, example)
+    except Exception as error:
+        raise UserError(f"transformers could not run {folder}: {first_line(error)}") from error
     exact = all(next(one.parameters()).dtype == torch.float32 for one in (model, loaded))
     bound = _BOUND if exact else _BOUND_IN_HALF
-    return compared("transformers", outputs_of(loaded, inputs), outputs_of(model, inputs), bound, "the order of sums")
+    return compared("transformers", theirs, outputs_of(model, example), bound, "the order of sums")

@@ -23,14 +23,23 @@ class Model:
 
     @torch.no_grad()
     def greedy(self, prompt: list[int], count: int) -> list[int]:
-        # The name that this transformers has for it: 5.24 made it shorter.
-        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
-        step, cache, tokens = torch.tensor([prompt], device=self.device), None, []
+        """Over the whole text for each token: what architectures keep of it has many names, and some keep nothing."""
+        tokens: list[int] = []
         for _ in range(count):
-            out = self.model(input_ids=step, use_cache=True, **{name: cache})
-            cache, step = out[name], out.logits[:, -1:].argmax(-1)
-            tokens.append(int(step))
+            text = torch.tensor([[*prompt, *tokens]], device=self.device)
+            tokens.append(int(self.model(input_ids=text, use_cache=False).logits[0, -1].argmax()))
         return tokens
+
+    @torch.no_grad()
+    def write(self, prompt: list[int], count: int) -> list[int]:
+        """As whoever serves the model would, with what its architecture keeps of the text."""
+        from transformers import GenerationConfig
+
+        self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+        text = torch.tensor([prompt], device=self.device)
+        exactly = {"max_new_tokens": count, "min_new_tokens": count}
+        found = self.model.generate(text, attention_mask=torch.ones_like(text), **exactly)
+        return found[0, len(prompt) :].tolist()
 
     def tokenize(self, text: str) -> None:
         return None

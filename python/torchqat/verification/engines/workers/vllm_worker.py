@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig
 from vllm import LLM, SamplingParams
 
 # vLLM makes an object of every log probability: of larger vocabularies the likeliest tokens must do.
@@ -15,7 +16,7 @@ class Model:
 
     def __init__(self, folder: Path, question: dict):
         config = json.loads((folder / "config.json").read_text())
-        self.vocabulary = config["vocab_size"]
+        self.vocabulary = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         self.listed = min(self.vocabulary, _MOST_LISTED)
         stored = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         self.llm = LLM(
