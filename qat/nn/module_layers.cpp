@@ -50,12 +50,15 @@ std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module) {
 namespace {
 
 // Matrices that are no layer's weight: programs multiply them by themselves.
-void append_other_weights(const torch::nn::Module& module, const std::set<const void*>& known,
+void append_other_weights(const torch::nn::Module& module, const std::vector<ModuleLayer>& layers,
                           std::vector<LayerInfo>& infos) {
   for (const auto& item : module.named_parameters()) {
     const at::Tensor& weight = item.value();
-    if (weight.dim() < 2 || weight.numel() == 0 || known.count(weight.unsafeGetTensorImpl()))
-      continue;
+    if (weight.dim() < 2 || weight.numel() == 0) continue;
+    const bool known = std::any_of(layers.begin(), layers.end(), [&](const ModuleLayer& layer) {
+      return layer.weight->is_same(weight) || item.key().rfind(layer.name + ".", 0) == 0;
+    });
+    if (known) continue;
     LayerInfo info{item.key(), "Parameter", weight.size(-1), weight.size(-2)};
     info.matrices = weight.numel() / (weight.size(-1) * weight.size(-2));
     info.plannable = false;
@@ -68,11 +71,10 @@ void append_other_weights(const torch::nn::Module& module, const std::set<const 
 
 std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
   const std::vector<ModuleLayer> layers = module_layers(module);
-  std::set<const void*> embeddings, multiplied, known;
+  std::set<const void*> embeddings, multiplied;
   for (const ModuleLayer& layer : layers) {
     const void* weight = layer.weight->unsafeGetTensorImpl();
     (layer.type == "Embedding" ? embeddings : multiplied).insert(weight);
-    known.insert(weight);
   }
   std::vector<LayerInfo> infos;
   for (const ModuleLayer& layer : layers) {
@@ -88,7 +90,7 @@ std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
     info.multiplied = multiplied.count(weight) > 0;
     infos.push_back(info);
   }
-  append_other_weights(module, known, infos);
+  append_other_weights(module, layers, infos);
   return infos;
 }
 

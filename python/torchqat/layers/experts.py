@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from torchqat._library import LayerPlan
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import whole
 
@@ -32,6 +33,11 @@ class ExpertWeights:
     @property
     def weight(self) -> nn.Parameter:
         return self.holder._parameters[self.leaf]
+
+    @property
+    def oriented(self) -> Tensor:
+        """The parameter as ``[experts, out, in]``."""
+        return self.weight.transpose(-2, -1) if self.transposed else self.weight
 
     @property
     def training(self) -> bool:
@@ -65,6 +71,11 @@ class QuantExperts(QuantLayer):
     def name_of(self, place: str) -> str:
         """That of the parameter."""
         return ".".join([*place.split(".")[:-2], self.leaf])
+
+    def plan(self, name: str) -> LayerPlan:
+        rows, cols = self.matrix_shape
+        experts = self.count
+        return LayerPlan(name, cols, rows // experts, self.weight_spec, self.input_spec, self.kind, matrices=experts)
 
     @property
     def count(self) -> int:
@@ -104,9 +115,10 @@ class QuantExperts(QuantLayer):
         self._observe(self.weight)
         if reached is not None and self.weight_spec.scales_by_row:
             return self._rounded_alone(reached)
-        return self._shaped(self.quantized_weight())
+        return self.shaped(self.quantized_weight())
 
-    def _shaped(self, matrix: Tensor) -> Tensor:
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """All matrices, one below the other, in the shape of the parameter."""
         return self._oriented(matrix.view(self._oriented(self.weight).shape))
 
     def _rounded_alone(self, experts: Tensor) -> Tensor:

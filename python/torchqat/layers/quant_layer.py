@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat._library import FLOAT, LayerPlan, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
@@ -84,6 +84,11 @@ class QuantLayer(WeightScales, QuantInput):
     def name_of(self, place: str) -> str:
         """What plans and checkpoints call the layer that is the module ``place``."""
         return place
+
+    def plan(self, name: str) -> LayerPlan:
+        """What is planned for it, under that name."""
+        rows, cols = self.matrix_shape
+        return LayerPlan(name, cols, rows, self.weight_spec, self.input_spec, self.kind)
 
     # -- the weight as a matrix --------------------------------------------------------------------------------------
 

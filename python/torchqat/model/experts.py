@@ -3,6 +3,17 @@
 from torch import Tensor, nn
 
 from torchqat.layers.experts import ExpertWeights
+from torchqat.layers.stand_ins import stand_in_of
+
+
+def matrix_of(model: nn.Module, name: str) -> Tensor:
+    """The float weight that a plan calls ``name``, as the matrix that is quantized: ``[rows, cols]``."""
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    if leaf in holder._parameters:
+        return expert_weights(holder, leaf).oriented.flatten(0, 1)
+    layer = model.get_submodule(name)
+    return stand_in_of(layer)(layer, None, None).master
 
 
 def expert_weights(holder: nn.Module, leaf: str) -> ExpertWeights | None:

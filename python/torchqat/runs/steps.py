@@ -16,6 +16,7 @@ from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.evaluation.histograms import histograms
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
+from torchqat.model.experts import matrix_of
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.export_dtype import dtype_note, export_dtype, stored_bits
@@ -68,7 +69,7 @@ def _signal_to_noise(run: Run, model: nn.Module, weights: list[QuantizedWeights]
         return {}
     found = {}
     for layer in weights:
-        before = run.original.get_submodule(layer.name).weight.detach().double().flatten(1)
+        before = matrix_of(run.original, layer.name).detach().double()
         noise = (layer.dequantize(torch.float32).double() - before).square().sum()
         found[layer.name] = (10 * (before.square().sum() / noise.clamp(min=1e-300)).log10()).item()
     return found

@@ -20,7 +20,7 @@ from torchqat._library import CheckpointPlan, Plan, Recipe
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
-from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
+from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
@@ -233,7 +233,7 @@ class _Writer:
         floats = float_tensors(block.module, checkpoint_plan(block.module), dtype)
         tensors = dict(self.names.on_disk((prefix + name, tensor) for name, tensor in floats))
         for layer in convert_layers(block.module, dtype, prefix):
-            tensors.update(layer_tensors(self.format, layer, self.names))
+            tensors.update(layer_tensors(self.model, self.format, layer, self.names))
             self.elements += layer.codes.numel()
             self.bits += layer.bits_per_weight * layer.codes.numel()
         scales = cache_scales(block.module, self.format.name)
@@ -244,12 +244,14 @@ class _Writer:
         for name, layer in block.layers():
             expected = layer.quantized_weight()
             stored = layer.convert(name, torch.float32)
-            on_disk = self.names.layer(name)
-            found = reading.weights.get(on_disk)
-            same = found is not None and torch.equal(found, stored.dequantize(found.dtype))
-            if not same or not torch.equal(stored.dequantize(expected.dtype), expected):
+            if not torch.equal(stored.dequantize(expected.dtype), expected):
                 raise UserError(f"{name} does not read back as it was rounded.")
-            self.digests[f"{on_disk}.weight"] = digest(found).hex()
+            for part in layers_on_disk(self.model, self.format, stored, self.names):
+                on_disk = self.names.layer(name) if part is stored else part.name
+                found = reading.weights.get(on_disk)
+                if found is None or not torch.equal(found, part.dequantize(found.dtype)):
+                    raise UserError(f"{on_disk} does not read back as it was rounded.")
+                self.digests[f"{on_disk}.weight"] = digest(found).hex()
 
     def add_rest(self, blocks: list[str]) -> None:
         """What lies outside the blocks, and what the model has no place for, as it is."""

@@ -32,7 +32,7 @@ def write_folder(
         shards.add({name: tensor})
     shards.add({names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()})
     for layer in layers:
-        shards.add(layer_tensors(format, layer, names))
+        shards.add(layer_tensors(model, format, layer, names))
     shards.finish()
     write_configuration(model, folder, plan, documents, dtype)
 

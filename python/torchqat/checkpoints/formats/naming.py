@@ -6,13 +6,30 @@ import re
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, LayerPlan, QuantizedWeights
+from torchqat.checkpoints.formats.experts import cut, expert_parts, planned
+from torchqat.errors import UserError
+from torchqat.layers.experts import QuantExperts
 from torchqat.model.disk_names import DiskNames
 
 EXPERTS = r"re:.*\.experts\..*"
 
 
-def layer_tensors(format: Format, layer: QuantizedWeights, names: DiskNames) -> dict[str, Tensor]:
+def layers_on_disk(
+    model: nn.Module, format: Format, layer: QuantizedWeights, names: DiskNames
+) -> list[QuantizedWeights]:
+    """What a quantized layer is on disk: itself; of experts, a linear layer for each matrix that readers look for."""
+    holder, _, leaf = layer.name.rpartition(".")
+    if leaf not in model.get_submodule(holder)._parameters:
+        return [layer]
+    parts = expert_parts(model, names, layer.name, format)
+    return list(cut(layer, parts)) if parts else [layer]
+
+
+def layer_tensors(model: nn.Module, format: Format, layer: QuantizedWeights, names: DiskNames) -> dict[str, Tensor]:
     """The tensors of a quantized layer under its name on disk."""
+    layers = layers_on_disk(model, format, layer, names)
+    if layers != [layer]:
+        return {name: tensor for part in layers for name, tensor in format.tensors(part).items()}
     name = names.layer(layer.name)
     return {name + full.removeprefix(layer.name): tensor for full, tensor in format.tensors(layer).items()}
 
@@ -37,17 +54,28 @@ def documents_on_disk(
         UserError: A layer cannot be quantized for how it lies on disk.
     """
     twice = format.name != "safetensors"  # our own folders are read by what the tensors are called
+    experts = {
+        layer.name: planned(layer, expert_parts(model, names, layer.name, format))
+        for layer in plan.layers
+        if layer.type == QuantExperts.kind
+    }
     layers = [
-        _called(layer, name) for layer in plan.layers for name in _both(names.layer(layer.name), layer.name, twice)
+        one
+        for layer in plan.layers
+        for one in experts.get(layer.name)
+        or [_called(layer, name) for name in _both(names.layer(layer.name), layer.name, twice)]
     ]
     ignored = [name for module in plan.ignore for name in _both(_on_disk(names, module), module, twice)]
     documents = format.documents(CheckpointPlan(layers, [*ignored, *others], plan.kv_cache))
-    patterns = _float_stacks(model, [layer.name for layer in layers])
+    patterns = _float_stacks(model, [layer.name for layer in (*layers, *plan.layers)])
     documents = {file: _with_patterns(format.name, text, patterns) for file, text in documents.items()}
     together = names.put_together()
     is_float = bool(together) and not any({layer.name, f"{layer.name}.weight"} & together for layer in plan.layers)
     if format.name == "compressed-tensors" and is_float:
         documents["config.json"] = _with_float_experts(documents["config.json"])
+    elif format.name == "compressed-tensors" and any(experts.values()):
+        _check_alike(plan, experts, together)
+        documents["config.json"] = _with_experts(documents["config.json"])
     return documents
 
 
@@ -61,9 +89,9 @@ def _on_disk(names: DiskNames, module: str) -> str:
 
 
 def _called(layer: LayerPlan, name: str) -> LayerPlan:
-    return LayerPlan(
-        name, layer.in_features, layer.out_features, layer.weight, layer.input, type=layer.type, shares=layer.shares
-    )
+    """Under another name; the matrices of experts that are one tensor lie one below the other."""
+    rows = layer.matrices * layer.out_features
+    return LayerPlan(name, layer.in_features, rows, layer.weight, layer.input, type=layer.type, shares=layer.shares)
 
 
 def _float_stacks(model: nn.Module, planned: list[str]) -> list[str]:
@@ -104,6 +132,28 @@ def _with_patterns(format: str, text: str, ends: list[str]) -> str:
             for key in ("ignore", "exclude_modules"):
                 if key in entry:
                     entry[key] += [f"*.{end}*" for end in plain]
+    return json.dumps(content)
+
+
+def _check_alike(plan: CheckpointPlan, experts: dict[str, list[LayerPlan]], together: set[str]) -> None:
+    """transformers reads all experts of a model by one scheme."""
+    specs = {layer.name: layer.weight for layer in plan.layers if layer.name in experts}
+    first = next(iter(specs))
+    stacks = {name.rpartition(".")[2] for name in specs}
+    left = sorted(name for name in together - specs.keys() if name.rpartition(".")[2] in stacks)
+    other = next((name for name, spec in specs.items() if spec != specs[first]), *left[:1] or [None])
+    if other is not None:
+        raise UserError(f"compressed-tensors has one scheme for all experts, but {first} and {other} have two.")
+
+
+def _with_experts(text: str) -> str:
+    """``text`` with the group of the experts named by a pattern, where there are several groups."""
+    content = json.loads(text)
+    groups = content["config_groups"]
+    for group in groups.values() if len(groups) > 1 else []:
+        names = [target for target in group["targets"] if ".experts." not in target]
+        if len(names) < len(group["targets"]):
+            group["targets"] = [*names, EXPERTS]
     return json.dumps(content)
 
 
