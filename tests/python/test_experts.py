@@ -28,7 +28,7 @@ IMPLEMENTATIONS = ["eager", "batched_mm", "grouped_mm"]
 
 
 def _qwen3_moe():
-    sizes = {**SIZES, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+    sizes = {**SIZES, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
     return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**sizes))
 
 
