@@ -193,3 +193,15 @@ def test_commands_say_so(tiny_llama, tmp_path, data_folder, tokenizer, capsys):
     assert code == 0 and note in err and note in text, err
     code, text, err = call(capsys, "evaluate", source, "--data", data_folder, "--samples", "2")
     assert code == 0, err
+
+
+def test_what_is_evaluated_is_not_made_up(tiny_llama, tmp_path, data_folder, tokenizer, capsys):
+    """A checkpoint whose packed weight lacks, which transformers would load with random numbers in its place."""
+    source = tmp_path / "source"
+    exported(tiny_llama, source, "compressed-tensors", *SCHEMES["int4"])
+    tokenizer.save_pretrained(source)
+    state = load_file(source / "model.safetensors")
+    lacking = [name for name in state if name.startswith("model.layers.1.mlp.up_proj.")]
+    save_file({name: t for name, t in state.items() if name not in lacking}, source / "model.safetensors")
+    code, _, err = call(capsys, "evaluate", source, "--data", data_folder)
+    assert code == 2 and said(err, "verify.would-be-made-up", folder=source, name="model.layers.1.mlp.up_proj.weight")

@@ -62,7 +62,19 @@ def load(folder: Path):
         options = {"device_map": "cpu"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
-        model = architecture.from_pretrained(folder, dtype="auto", trust_remote_code=False, **options).eval()
+        model = _whole(architecture, folder, options).eval()
     if mixed:
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    return model
+
+
+def _whole(architecture, folder: Path, options: dict):
+    """The model, none of whose weights is made up: a pooling layer that the checkpoint has not is not built."""
+    options = {**options, "dtype": "auto", "trust_remote_code": False, "output_loading_info": True}
+    model, found = architecture.from_pretrained(folder, **options)
+    pools = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    if pools and any("pooler" in name for name in found["missing_keys"]):
+        model, found = architecture.from_pretrained(folder, add_pooling_layer=False, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it finds no {missing[0]} there, one of {len(missing)} tensors that it would make up")
     return model
