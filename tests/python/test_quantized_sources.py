@@ -9,10 +9,11 @@ import torchqat
 import transformers
 from command import call
 from safetensors.torch import load_file, save_file
-from sentences import said, sentence
+from sentences import matches, said, sentence
 from test_sources import SHAPE, loaded, refused, saved
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.loading import load_model
+from torchqat.verification.engines.transformers import load_in_transformers
 
 INT4 = "{dtype: int4, group_size: 32, grid: full, scale: mse, scale_dtype: float16}"
 HIGH = "{dtype: int8, group_size: 32, grid: full, scale: mse, scale_dtype: float16}"
@@ -192,4 +193,19 @@ def test_commands_say_so(tiny_llama, tmp_path, data_folder, tokenizer, capsys):
     code, text, err = call(capsys, "ptq", *given)
     assert code == 0 and note in err and note in text, err
     code, text, err = call(capsys, "evaluate", source, "--data", data_folder, "--samples", "2")
-    assert code == 0, err
+    assert code == 0 and note in text, err
+
+
+def test_what_is_evaluated_is_not_made_up(tiny_llama, tmp_path, data_folder, tokenizer, capsys):
+    """A checkpoint whose packed weight lacks, which transformers would load with random numbers in its place."""
+    source = tmp_path / "source"
+    exported(tiny_llama, source, "compressed-tensors", *SCHEMES["int4"])
+    tokenizer.save_pretrained(source)
+    state = load_file(source / "model.safetensors")
+    lacking = [name for name in state if name.startswith("model.layers.1.mlp.up_proj.")]
+    save_file({name: t for name, t in state.items() if name not in lacking}, source / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    code, _, err = call(capsys, "evaluate", source, "--data", data_folder)
+    assert code == 2 and said(err, "model.lacks", path=source, names=name)
+    with pytest.raises(torchqat.UserError, match=matches("verify.would-be-made-up", folder=source, name=name)):
+        load_in_transformers(source)

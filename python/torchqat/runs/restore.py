@@ -11,7 +11,8 @@ from torchqat._library import load_recipe
 from torchqat.checkpoints.deploy import load
 from torchqat.errors import UserError
 from torchqat.files import digest_of, read_json
-from torchqat.model.loading import empty_model, load_model, no_note
+from torchqat.model.completeness import CAUSAL_LM
+from torchqat.model.loading import check_loads, empty_model, load_model, no_note
 from torchqat.runs.candidates import Candidates
 from torchqat.runs.folder import is_run, read_settings
 from torchqat.runs.identity import apply
@@ -20,6 +21,9 @@ from torchqat.runs.run import Run
 from torchqat.runs.trained import trained_state
 from torchqat.runs.variants import initialized_name, last_name, naive_model, naive_name, trained_name
 from torchqat.verification.engines.transformers import load_in_transformers
+
+# Methods whose codes transformers computes with, by a library of their own, and does not make dense.
+_AS_THEY_ARE = ("gptq", "awq")
 
 
 def open_run(folder: Path) -> Run:
@@ -137,6 +141,10 @@ def load_any(path: str, note: Callable[[str], None] = no_note) -> nn.Module:
     """
     config = Path(path) / "config.json"
     if config.is_file() and (found := read_json(config, "A model's configuration").get("quantization_config")):
-        packed = isinstance(found, dict) and found.get("quant_method") == "torchqat"
-        return load(empty_model(path), path, packed=True).eval() if packed else load_in_transformers(Path(path))
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method == "torchqat":
+            return load(empty_model(path), path, packed=True).eval()
+        if method not in _AS_THEY_ARE:
+            check_loads(path, CAUSAL_LM, note)
+        return load_in_transformers(Path(path))
     return load_model(path, note=note)

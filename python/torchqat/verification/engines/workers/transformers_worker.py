@@ -80,11 +80,23 @@ def _loaded(folder: Path, settings: dict, options: dict, failed: Exception | Non
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
         try:
-            return architecture.from_pretrained(folder, dtype="auto", trust_remote_code=False, **options).eval()
+            return _whole(architecture, folder, options).eval()
         except Exception as error:
             raise failed or error from error
 
 
 def _made_dense(model):
     model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    return model
+
+
+def _whole(architecture, folder: Path, options: dict):
+    """The model, none of whose weights is made up: a pooling layer that the checkpoint has not is not built."""
+    options = {**options, "dtype": "auto", "trust_remote_code": False, "output_loading_info": True}
+    model, found = architecture.from_pretrained(folder, **options)
+    pools = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    if pools and any("pooler" in name for name in found["missing_keys"]):
+        model, found = architecture.from_pretrained(folder, add_pooling_layer=False, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it finds no {missing[0]} there, one of {len(missing)} tensors that it would make up")
     return model
