@@ -107,6 +107,15 @@ STRANGERS = {
         ),
         [{"pixel_values": images(batch["input_ids"])} for batch in ids(3)],
     ),
+    "fsmt": (
+        lambda: transformers.FSMTForConditionalGeneration(
+            transformers.FSMTConfig(
+                d_model=64, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=96, decoder_ffn_dim=96, src_vocab_size=100,
+                tgt_vocab_size=100, encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64,
+            )
+        ),
+        ids(attention_mask=padded, decoder_input_ids=lambda batch: batch),
+    ),
     "albert": (
         lambda: transformers.AlbertForSequenceClassification(transformers.AlbertConfig(**SIZES, embedding_size=32)),
         ids(attention_mask=padded),
@@ -172,8 +181,8 @@ def test_each_block_gives_what_it_gives_in_the_model(name, models):
     rows = [[block.name for block in row.blocks] for row in found.rows]
     if name in ("llama", "rwkv", "swin", "xlnet"):
         assert len(rows) == 1 and not found.warnings
-    if name == "t5":
-        assert [len(row) for row in rows] == [3, 3] and not found.warnings
+    if name in ("t5", "fsmt"):
+        assert len(rows) == 2 and len(rows[0]) == len(rows[1]) and not found.warnings
     if name == "deberta":  # a convolution comes between its first blocks
         assert [len(row) for row in rows] == [1, 2] and found.alone == ["deberta.encoder.layer.1"]
     if name == "albert":

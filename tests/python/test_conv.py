@@ -117,6 +117,30 @@ def test_gptq_works_on_patches():
     assert error("gptq") < 0.5 * error("mse")
 
 
+class Branches(nn.Module):
+    """Convolutions that see other parts of one input, as those of dilated and of one-sided branches do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.far = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=3, dilation=3)
+        self.wide, self.point = nn.Conv2d(4, 6, (1, 5), padding=(0, 2)), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x):
+        return self.near(x) + self.far(x) + self.wide(x) + self.point(x)
+
+
+def test_branches_of_one_input_are_each_calibrated_on_the_patches_they_see():
+    gptq = "initialize: {method: gptq, correction: 0}"
+    batches = [batch(seed) for seed in range(4)]
+    model = torchqat.prepare(Branches(), recipe(scale="mse", rest=gptq))
+    torchqat.calibrate(model, batches)
+    for name in ("near", "far", "wide", "point"):
+        alone = torchqat.prepare(nn.Sequential(getattr(Branches(), name)), recipe(scale="mse", rest=gptq))
+        torchqat.calibrate(alone, batches)
+        assert torch.equal(getattr(model, name).quantized_weight(), alone[0].quantized_weight()), name
+
+
 def test_a_grouped_convolution_has_no_patches_that_all_rows_share():
     model = torchqat.prepare(Network(groups=2), recipe(scale="mse", rest="initialize: {method: gptq}\n"))
     before = model.conv.weight.clone()

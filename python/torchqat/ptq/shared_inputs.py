@@ -12,9 +12,12 @@ from torchqat.model.blocks import hooks
 from torchqat.ptq.block import Block, Stop
 
 
+_VIEWS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
 @dataclass
 class Stage:
-    """Layers that share an input.
+    """Layers that share an input and multiply the same rows of it.
 
     Attributes:
         layers: With their full names.
@@ -52,7 +55,8 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
             taken.clear()
     stages: list[tuple[Tensor, Stage]] = []
     for name, tensor in seen:
-        stage = next((stage for given, stage in stages if given is tensor), None)
+        view = _view(layers[name])
+        stage = next((s for given, s in stages if given is tensor and _view(s.layers[0][1]) == view), None)
         if stage is None:
             producer = next((module for module, output in made if output is tensor), None)
             stage = Stage([], producer, [module for module, given in taken if given is tensor])
@@ -60,6 +64,11 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
         stage.layers.append((name, layers[name]))
     reached = {name for name, _ in seen}
     return [stage for _, stage in stages], [name for name in layers if name not in reached]
+
+
+def _view(layer: QuantLayer) -> tuple:
+    """How a convolution takes rows out of its input: others that share it see other rows."""
+    return tuple(getattr(layer, name, None) for name in _VIEWS)
 
 
 @torch.no_grad()

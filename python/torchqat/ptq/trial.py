@@ -56,11 +56,17 @@ def try_blocks(
     Returns:
         What was seen of each block that ran, by its place in ``blocks``, in the order in which they ran first.
     """
+    seen = _tried(model, blocks, batch, forward, reads, _stops(model))
+    # Some architectures call the head an embedding that they begin with, too.
+    return seen if len(seen) == len(blocks) else _tried(model, blocks, batch, forward, reads, [])
+
+
+def _tried(model, blocks: list[Block], batch: Any, forward: Forward, reads: Reads, stops: list) -> dict[int, Seen]:
     trial = _Trial(blocks, reads)
     with ExitStack() as stack:
         stack.enter_context(in_floating_point(model))
         stack.enter_context(forwards(blocks, [trial.watched(place) for place in range(len(blocks))]))
-        stack.enter_context(hooks(_stops(model)))
+        stack.enter_context(hooks(stops))
         stack.enter_context(suppress(Stop))
         forward(model, batch)
     return trial.seen
