@@ -177,7 +177,7 @@ def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -
             layer.name,
             layer.weight,
             {int(bits): kl for bits, kl in kept.get(layer.name, {}).items()},
-            (layer.out_features, layer.in_features),
+            (layer.matrices * layer.out_features, layer.in_features),
             scale_bits,
         )
         for layer in plan.layers

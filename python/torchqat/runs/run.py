@@ -21,6 +21,7 @@ from torchqat.data.tasks import Task, load_task
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
+from torchqat.model.calls import check_called
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
@@ -149,6 +150,8 @@ class Run:
             if state["identity"] == identity:
                 model.load_state_dict(state["model"])
                 return model
+        if not on_data:  # calibrate sees to it where it runs the model anyway
+            check_called(model, self.data.evaluation[:1], self.kind.outputs)
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
         batches = self.data.calibration if on_data else []
