@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchqat
+import transformers
+from command import call
+from conftest import RECIPE
 from sentences import matches, said
 from torch import nn
 from torchqat.layers.linear import QuantLinear
@@ -156,3 +159,26 @@ def test_the_fused_path_of_an_encoder_is_off():
     assert isinstance(model.layers[0].linear1, QuantLinear)
     torch.testing.assert_close(evaluated, trained, rtol=0, atol=1e-5)  # attention has a fused path of its own
     assert (evaluated - wanted).norm() > 0.05 * wanted.norm()
+
+
+def test_the_first_step_of_a_schedule_sees_that_layers_were_called():
+    model = prepared(Unused())
+    schedule = torchqat.Schedule(model, torchqat.parse_recipe("version: 1\nlayers: [{match: x, weight: float}]\n"), 10)
+    model(torch.randn(2, 8))
+    with pytest.raises(torchqat.UserError, match=matches("calls.never", parent="Unused", layer="left")):
+        schedule.step()
+    model.left(torch.randn(2, 8))
+    schedule.step()
+    assert schedule.current_step == 1
+
+
+def test_a_run_refuses_what_its_model_reads_before_it_trains(tmp_path, tokenizer, data_folder, capsys):
+    config = transformers.MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=8)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    text = RECIPE.replace('"model.layers.*"', '"blocks"').replace("group_size: 32", "granularity: channel")
+    (tmp_path / "recipe.yaml").write_text(text)
+    places = ["--model", tmp_path / "model", "--data", data_folder, "--output", tmp_path / "run"]
+    code, _, err = call(capsys, "train", tmp_path / "recipe.yaml", *places)
+    assert code == 2 and said(err, "calls.read", parent="MambaMixer (backbone.layers.0.mixer)"), err
+    assert not (tmp_path / "run" / "checkpoints" / "train.pt").exists()
