@@ -177,6 +177,7 @@ def test_a_run_refuses_what_its_model_reads_before_it_trains(tmp_path, tokenizer
     transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     text = RECIPE.replace('"model.layers.*"', '"blocks"').replace("group_size: 32", "granularity: channel")
+    text = text.replace("schedule:", '  - {match: "*.conv1d", weight: float}\nschedule:')
     (tmp_path / "recipe.yaml").write_text(text)
     places = ["--model", tmp_path / "model", "--data", data_folder, "--output", tmp_path / "run"]
     code, _, err = call(capsys, "train", tmp_path / "recipe.yaml", *places)
