@@ -37,8 +37,8 @@ void check_covered(const std::vector<LayerInfo>& layers, const std::vector<Chose
     if (!weights[i].spec) continue;
     const Rule* rule = weights[i].rule;
     reached[rule] += layers[i].elements();
-    if (!layers[i].plannable && layers[i].multiplied && !rule->allow_float)
-      uncovered[rule].push_back(&layers[i]);
+    const bool asked = layers[i].multiplied || rule->match == layers[i].name;
+    if (!layers[i].plannable && asked && !rule->allow_float) uncovered[rule].push_back(&layers[i]);
   }
   for (const auto& [rule, found] : uncovered) {
     int64_t elements = 0;

@@ -86,7 +86,8 @@ bool reaches_layers(const Rule& rule, const std::vector<size_t>& matched,
   return std::any_of(matched.begin(), matched.end(), [&](size_t i) {
     return layers[i].plannable ||
            (rule.weight.given &&
-            (!rule.weight.spec || (layers[i].multiplied && !rule.allow_float)));
+            (!rule.weight.spec ||
+             ((layers[i].multiplied || rule.match == layers[i].name) && !rule.allow_float)));
   });
 }
 

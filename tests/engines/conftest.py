@@ -2,6 +2,7 @@
 
 import copy
 import os
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,25 +40,46 @@ def quickstart(tmp_path_factory):
     return Run(recipe, tmp_path_factory.mktemp("run"), Silent())
 
 
-def _sibling(run) -> Path:
-    """A Qwen2 of the demo's size, with biases and tied embeddings, trained for a little on the same text."""
-    folder = cache_folder() / "models" / f"qwen2-{Path(run.model_path).name}"
-    if (folder / "model.safetensors").is_file():
-        return folder
+def _shape(run, *others) -> dict:
+    """The sizes of the demo's model, as configurations of other architectures take them."""
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    shape = run.original.config
+    return {key: getattr(shape, key) for key in (*keys, "max_position_embeddings", *others)}
+
+
+def _qwen2(run):
+    """With biases and tied embeddings."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    shape = run.original.config
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    shape = _shape(run, "intermediate_size")
+    return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0))
+
+
+def _qwen3_moe(run):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "norm_topk_prob": True}
+    config = Qwen3MoeConfig(**_shape(run, "intermediate_size"), **experts, head_dim=64, bos_token_id=0, eos_token_id=0)
+    return Qwen3MoeForCausalLM(config)
+
+
+def _mixtral(run):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = {**_shape(run), "intermediate_size": 256, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**shape, bos_token_id=0, eos_token_id=0))
+
+
+# Of the demo's size, trained for a little on the same text.
+SIBLINGS = {"qwen2": _qwen2, "qwen3_moe": _qwen3_moe, "mixtral": _mixtral}
+
+
+def _sibling(run, name: str) -> Path:
+    folder = cache_folder() / "models" / f"{name}-{Path(run.model_path).name}"
+    if (folder / "model.safetensors").is_file():
+        return folder
     torch.manual_seed(0)
-    config = Qwen2Config(
-        **{key: getattr(shape, key) for key in keys},
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = Qwen2ForCausalLM(config)
+    model = SIBLINGS[name](run)
     settings = torchqat._library.TrainSection()
     settings.steps, settings.learning_rate = 200, 2e-2
     tokens = tokenize(run.tokenizer, run.corpus.train)
@@ -69,8 +91,8 @@ def _sibling(run) -> Path:
 
     TrainingLoop(model, loss, Batches(tokens, 4, 256, 0), settings, scratch_optimizers).run()
     with torch.no_grad():  # as large as those of trained Qwen2s, where nothing of them may be forgotten
-        for name, parameter in model.named_parameters():
-            if name.endswith("_proj.bias"):
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("_proj.bias"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     with pending_folder(folder) as pending:
         model.save_pretrained(pending)
@@ -79,16 +101,19 @@ def _sibling(run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def folders(quickstart):
-    return {"llama": Path(quickstart.model_path), "qwen2": _sibling(quickstart)}
-
-
-@pytest.fixture(scope="session")
-def trained(folders):
+def trained(quickstart):
     """Gives a fresh copy of a float model, and its tokenizer."""
-    models = {name: load_model(str(folder)) for name, folder in folders.items()}
-    tokenizers = {name: load_tokenizer(str(folder)) for name, folder in folders.items()}
-    return lambda name: (copy.deepcopy(models[name]), tokenizers[name])
+
+    @cache
+    def loaded(name):
+        folder = str(quickstart.model_path if name == "llama" else _sibling(quickstart, name))
+        return load_model(folder), load_tokenizer(folder)
+
+    def fresh(name):
+        model, tokenizer = loaded(name)
+        return copy.deepcopy(model), tokenizer
+
+    return fresh
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,28 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
     assert checked.agreement.same_text >= 3
 
 
+# engine, format, weight
+MIXTURES = [
+    ("llama.cpp", "gguf", "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}"),
+    ("llama.cpp", "gguf", "{dtype: int8, group_size: 32, scale_dtype: float16}"),
+    ("transformers", "compressed-tensors", GROUPS),
+]
+
+
+@pytest.mark.parametrize("case", MIXTURES, ids=lambda case: " ".join(case))
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
+def test_an_engine_agrees_on_experts(architecture, case, trained, prompts, tmp_path):
+    engine, format, weight = case
+    needs(engine)
+    model, tokenizer = trained(architecture)
+    model = prepared(model, weight, "", "initialize: {method: gptq}\n" if "scale: " in weight else "", prompts)
+    folder = torchqat.export(model, tmp_path / "out", format, tokenizer)
+    checked = torchqat.verify(folder, model, prompts, engine, tokenizer=tokenizer)
+    print(f"\n| {architecture} | {' '.join(case)} | {checked} |")
+    assert checked.ok and checked.layers == 6 * model.config.num_hidden_layers, str(checked)
+    assert checked.agreement.same_text >= 3
+
+
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
     from torchqat.checkpoints.formats.gguf_architectures import RowOrder

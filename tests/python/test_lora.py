@@ -95,6 +95,13 @@ def test_a_model_that_peft_wrapped():
     assert [name for name, _ in quant_layers(merged)] == ["0", "2"]
 
 
+def test_adapters_come_after_prepare():
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(64, 64)), peft.LoraConfig(r=4, target_modules=["0"]))
+    layer = "base_model.model.0"
+    with pytest.raises(torchqat.UserError, match=matches("model.adapted-already", layer=layer)):
+        torchqat.prepare(model, torchqat.parse_recipe(RECIPE.replace("SCALE", "mse"), "recipe"))
+
+
 def test_unmerging_gives_the_adapter_back():
     model = train(add_adapters(prepared(), settings()))
     x = torch.randn(4, 64)

@@ -10,6 +10,7 @@ import transformers
 from sentences import matches
 from torch import nn
 from torch.nn.utils import parametrizations
+from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.multiplied import multiplied_parameters
@@ -76,7 +77,9 @@ def test_a_subclass_that_computes_the_same_is_found_by_trying(bias):
 
 @pytest.mark.parametrize("kind", ["Gemma", "Gemma2", "Gemma3Text"])
 def test_scaled_embeddings_are_refused_by_name(kind):
-    config = getattr(transformers, f"{kind}Config")(**SIZES, num_key_value_heads=2, head_dim=16)
+    config = getattr(transformers, f"{kind}Config")(
+        **SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False
+    )
     model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
     with pytest.raises(torchqat.RecipeError, match=matches("plan.uncovered", weights="model.embed_tokens")) as told:
         torchqat.make_plan(model, recipe_of("model.embed_tokens"))
@@ -120,10 +123,11 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("match", ["a", "b"])
 def test_a_module_with_two_names_is_replaced_under_both(match, tmp_path):
-    model = torchqat.prepare(Twice(), recipe_of(match))
+    model = torchqat.prepare(Twice(), recipe_of(match, "{dtype: int4, scale: mse}"))
     assert isinstance(model.a, QuantLinear) and model.b is model.a and len(quant_layers(model)) == 1
     folder = torchqat.export(model, tmp_path / "out", "safetensors")
     assert torchqat.verify(folder, model).ok
+    assert set(read_tensors(folder)) == {"a.codes", "a.scale", "a.bias"}
     x = torch.randn(4, 8)
     torch.testing.assert_close(torchqat.load(Twice(), folder)(x), model(x), rtol=0, atol=1e-6)
 

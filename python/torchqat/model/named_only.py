@@ -1,6 +1,7 @@
 """Layers that no wide rule should reach: output heads, what a task adds, routers, embeddings and what is tied to them."""
 
 import re
+import sys
 from collections.abc import Iterator
 
 from torch import nn
@@ -12,6 +13,8 @@ _ROUTER = re.compile(r"router|gating|^wg$|(^|_)gate$")
 def named_only(model: nn.Module) -> dict[int, str]:
     """By the ``id`` of a module, what it is, for those that only a rule with their full name reaches."""
     found: dict[int, str] = {}
+    for module in _adapters(model):
+        found[id(module)] = "adapter of peft"
     for module in _routers(model):
         found[id(module)] = "router"
     for module in _outside_of_base(model):
@@ -40,6 +43,16 @@ def _outside_of_base(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if id(module) not in inside and module is not model:
             yield module
+
+
+def _adapters(model: nn.Module) -> Iterator[nn.Module]:
+    """What peft has put beside the layers that it adapts."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    for layer in model.modules() if tuners is not None else []:
+        if isinstance(layer, tuners.BaseTunerLayer):
+            for name in layer.adapter_layer_names:
+                held = getattr(layer, name, None)
+                yield from held.modules() if isinstance(held, nn.Module) else ()
 
 
 def _routers(model: nn.Module) -> Iterator[nn.Module]:

@@ -50,8 +50,8 @@ def prepare(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: A weight is not finite (the layer is named), the model is prepared already, or a weight that two layers
-            share would be quantized in one of them alone.
+        UserError: A weight is not finite (the layer is named), the model is prepared already or has adapters of peft, or a
+            weight that two layers share would be quantized in one of them alone.
     """
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
@@ -62,6 +62,7 @@ def prepare(
             f"The model must not be prepared already, but has {type(quant_layers(model)[0][1]).__name__} layers."
         )
     _check_tied(model, plan)
+    _check_adapters(model, plan)
     replace_layers(model, plan.layers, settings, weight_cache)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
@@ -161,6 +162,17 @@ def _check_tied(model: nn.Module, plan: Plan) -> None:
             raise UserError(
                 f"{' and '.join(names)} share a weight, so that all or none of them must be quantized, and alike, but the "
                 f"recipe has no such rule for {left[0]}."
+            )
+
+
+def _check_adapters(model: nn.Module, plan: Plan) -> None:
+    """peft's layers add their share to what the layer below gives, rounded or not: merged, it would be rounded as well."""
+    for layer in plan.layers:
+        parent = layer.name.rpartition(".")[0]
+        if type(model.get_submodule(parent)).__module__.startswith("peft.tuners"):
+            raise UserError(
+                f"The model must be prepared before it has adapters, but {parent} has one: call torchqat.prepare, then "
+                "peft.get_peft_model and torchqat.attach_adapters."
             )
 
 

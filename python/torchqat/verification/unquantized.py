@@ -4,21 +4,20 @@ from torch import Tensor, nn
 
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import QuantKvCache
-from torchqat.layers.prepared import quant_layers
-from torchqat.layers.quant_layer import STATE_NAMES
+from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 
 
 def unquantized(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer but what training quantized and brought; shared ones by their first name."""
     state = model.state_dict()
     skipped = {name for name in state if name.rpartition(".")[2] == "qat_step"}
-    for name, layer in quant_layers(model):
-        own = STATE_NAMES if layer.weight_spec is None else (*STATE_NAMES, "weight")
-        skipped |= {f"{name}.{leaf}".removeprefix(".") for leaf in own}
-    for place, layer in model.named_modules():
-        if isinstance(layer, QuantExperts):
-            skipped |= {f"{place}.{leaf}" for leaf in STATE_NAMES}
-            skipped |= {layer.name_of(place)} if layer.weight_spec is not None else set()
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, QuantLayer):
+            continue
+        skipped |= {f"{name}.{leaf}".removeprefix(".") for leaf in STATE_NAMES}
+        if layer.weight_spec is not None:
+            own = layer.name_of(name) if isinstance(layer, QuantExperts) else f"{name}.weight"
+            skipped.add(own.removeprefix("."))
     for name, module in model.named_modules():
         if isinstance(module, QuantKvCache):
             skipped |= {f"{name}.{leaf}" for leaf, _ in module.named_buffers()}
