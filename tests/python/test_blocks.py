@@ -1,6 +1,7 @@
 """Blocks of any architecture are calibrated on what the model gives them, whatever they take and return."""
 
 import copy
+from collections import UserDict
 
 import architectures
 import pytest
@@ -291,14 +292,82 @@ class Counts(Part):
         return super().forward(x) * self.count
 
 
+class Towers(nn.Module):
+    """One of its lists of blocks runs only where a batch has an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.vision = nn.ModuleList(Part() for _ in range(2))
+        self.layers = nn.ModuleList(Part() for _ in range(2))
+
+    def forward(self, x, image=None):
+        if image is not None:
+            for layer in self.vision:
+                image = layer(image)
+            x = x + image
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Keeps(nn.Module):
+    """The first leaves what it computed in a store that later ones read, as where layers share keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.first = nn.Linear(32, 32), False
+
+    def forward(self, x, store):
+        given = self.linear(x)
+        if self.first:
+            store["given"] = given.sigmoid()
+        return x + given * store["given"]
+
+
+class Store(Net):
+    def __init__(self):
+        super().__init__(part=Keeps)
+        self.layers[0].first = True
+
+    def forward(self, x):
+        store = UserDict()
+        for layer in self.layers:
+            x = layer(x, store=store)
+        return x
+
+
 VECTORS = [torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
 
 
-@pytest.mark.parametrize("kind", [Net, Unfinished, Named, Skips, Loops, Side])
+@pytest.mark.parametrize("kind", [Net, Unfinished, Named, Skips, Loops, Side, Store])
 def test_modules_of_ones_own(kind):
     torch.manual_seed(0)
     assert_blocks_give_what_the_model_makes_them_give(kind(), VECTORS)
     torchqat.calibrate(prepared(kind(), initialize="{method: awq+gptq}"), VECTORS)
+
+
+def test_blocks_that_run_for_some_batches_are_calibrated_on_these():
+    torch.manual_seed(0)
+    model = Towers()
+    batches = [{"x": x} for x in VECTORS[:2]] + [{"x": x, "image": x + 1.0} for x in VECTORS[2:]]
+    assert_blocks_give_what_the_model_makes_them_give(model, batches)
+    ready = prepared(model)
+    found = torchqat.calibrate(ready, batches)
+    assert not found.warnings
+    assert found.tokens["vision.1.linear"] == 128 and found.tokens["layers.1.linear"] == 256
+
+
+def test_what_blocks_leave_for_later_ones_is_not_the_float_models():
+    """The float copies, which are run beside for the drift, leave theirs elsewhere."""
+    torch.manual_seed(0)
+    ready = prepared(Store())
+    row = cut_into_rows(ready, VECTORS, forward).rows[0]
+    row.open(ready, VECTORS, forward)
+    block = row.blocks[0]
+    ours, theirs = block.calls[0].arguments[1]["store"], block.twins[0].arguments[1]["store"]
+    assert ours is not theirs
+    assert ours is row.blocks[1].calls[0].arguments[1]["store"]
+    assert theirs is row.blocks[1].twins[0].arguments[1]["store"]
 
 
 def test_what_is_no_row_is_said_once():
