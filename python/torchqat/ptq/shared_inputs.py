@@ -11,7 +11,6 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
 from torchqat.ptq.block import Block, Stop
 
-
 _VIEWS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
