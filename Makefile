@@ -2,6 +2,7 @@
 # make test    every test: C++, CUDA compilation where nvcc is, Python
 # make test-engines, test-sanitize, coverage, mutate, tidy, fuzz    slower checks: engines, sanitizers, covered lines, mutants, clang-tidy, libFuzzer
 # make test-nightly    those, and more kills of runs than make test has time for
+# make models  what torchqat does with a tiny model of every type that transformers has; writes docs/models.md
 # make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
@@ -23,7 +24,7 @@ export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-.PHONY: demo test test-cpp test-cuda test-python test-nightly test-transformers test-engines test-sanitize coverage mutate tidy fuzz bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-nightly test-transformers test-engines test-sanitize coverage mutate tidy fuzz models bench format clean setup
 
 setup: $(SETUP)
 
@@ -60,7 +61,7 @@ test-python: $(SETUP)
 
 # All that takes too long for every change.
 test-nightly: $(SETUP)
-	$(ONE_THREAD) python -m pytest tests/python/test_faults.py --nightly
+	$(ONE_THREAD) python -m pytest tests/python/test_faults.py tests/python/test_architectures.py --nightly
 	$(MAKE) test-transformers test-sanitize coverage mutate fuzz test-engines
 
 # Another minor version of transformers than the one that is installed.
@@ -88,6 +89,11 @@ tidy: $(SETUP)
 FUZZ_SECONDS ?= 600
 fuzz: $(SETUP)
 	tools/fuzz.sh $(FUZZ_SECONDS)
+
+# Every model anew, about 5 minutes; then what changed is in the difference.
+models: $(SETUP)
+	PYTHONPATH=tests/python $(ONE_THREAD) python -m model_zoo build/models --again
+	python tools/model_table.py build/models
 
 # About 40 minutes on two cores, and the figures are only as good as the machine is quiet.
 bench: $(SETUP)

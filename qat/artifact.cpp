@@ -103,6 +103,33 @@ at::Tensor dequantize_weights(const QuantizedWeights& weights,
                     block_shape(spec), dtype.value_or(own));
 }
 
+QuantizedWeights rows_of(const QuantizedWeights& weights, const std::string& name, int64_t begin,
+                         int64_t end) {
+  const int64_t rows = weights.codes.size(0);
+  // Of a grid whose rows each stand for as many of the weight's; one row may stand for all.
+  const auto cut = [&](const at::Tensor& grid) {
+    if (grid.size(0) == 1) return grid;
+    const int64_t height = rows / grid.size(0);
+    if (rows % grid.size(0) || begin % height || end % height)
+      throw InvalidArgument("Blocks of scales must not lie across the rows of " + name +
+                            ", but each has " + std::to_string(height) + " rows of " +
+                            weights.name + ".");
+    return grid.slice(0, begin / height, end / height);
+  };
+  const auto cut_if = [&](std::optional<at::Tensor>& grid) {
+    if (grid) grid = cut(*grid);
+  };
+  QuantizedWeights part = weights;
+  part.name = name;
+  part.codes = weights.codes.slice(0, begin, end);
+  part.scale = cut(weights.scale);
+  cut_if(part.zero_point);
+  cut_if(part.offset);
+  cut_if(part.outer_scale);
+  cut_if(part.outer_offset);
+  return part;
+}
+
 int stored_bits(const QuantSpec& spec) {
   if (!spec.takes_widths()) return spec.bits;
   return spec.bits <= 2 ? 2 : spec.bits <= 4 ? 4 : 8;

@@ -63,6 +63,11 @@ QAT_API QuantizedWeights quantize_weights(const std::string& name, const QuantSp
 QAT_API at::Tensor dequantize_weights(const QuantizedWeights& weights,
                                       std::optional<at::ScalarType> dtype = std::nullopt);
 
+// Rows `begin` to `end` of the same layer, as a layer called `name`: a matrix of an expert out of all
+// that lie one below the other. Throws std::invalid_argument when blocks of a scale lie across them.
+QAT_API QuantizedWeights rows_of(const QuantizedWeights& weights, const std::string& name,
+                                 int64_t begin, int64_t end);
+
 // What torch keeps stored scales in: `dtype` where they are numbers, else the type of their codes.
 QAT_API at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype);
 

@@ -31,6 +31,7 @@ void def_artifact(py::module_& m) {
       .def_readwrite("input_scale", &QuantizedWeights::input_scale)
       .def_readwrite("input_zero_point", &QuantizedWeights::input_zero_point)
       .def_property_readonly("bits_per_weight", &bits_per_weight)
+      .def("rows", &rows_of, py::arg("name"), py::arg("begin"), py::arg("end"))
       .def("dequantize", &dequantize_weights, py::arg("dtype") = std::nullopt);
   m.def("quantize_weights", &make_quantized_weights, py::arg("name"), py::arg("spec"),
         py::arg("weight"), py::arg("scale"), py::arg("zero_point"), py::arg("dtype"),

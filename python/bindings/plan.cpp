@@ -2,6 +2,7 @@
 
 #include "python/bindings/module.h"
 #include "qat/recipe/bit_schedule.h"
+#include "qat/recipe/coverage.h"
 #include "qat/recipe/run_recipe.h"
 
 namespace qat::bindings {
@@ -9,31 +10,54 @@ namespace qat::bindings {
 void def_plan(py::module_& m) {
   m.attr("FLOAT") = kFloat;
   py::class_<LayerInfo>(m, "LayerInfo")
-      .def(py::init([](std::string name, std::string type, int64_t in_features,
-                       int64_t out_features, bool by_name_only) {
-             return LayerInfo{std::move(name), std::move(type), in_features, out_features,
-                              by_name_only};
-           }),
-           py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
-           py::arg("by_name_only") = false)
-      .def_readonly("name", &LayerInfo::name);
+      .def(
+          py::init([](std::string name, std::string type, int64_t in_features, int64_t out_features,
+                      bool by_name_only, std::string why, bool plannable, bool multiplied,
+                      int64_t matrices, bool in_block, std::vector<std::string> aliases) {
+            return LayerInfo{std::move(name), std::move(type), in_features,       out_features,
+                             by_name_only,    std::move(why),  plannable,         multiplied,
+                             matrices,        in_block,        std::move(aliases)};
+          }),
+          py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
+          py::arg("by_name_only") = false, py::arg("why") = "", py::arg("plannable") = true,
+          py::arg("multiplied") = true, py::arg("matrices") = 1, py::arg("in_block") = false,
+          py::arg("aliases") = std::vector<std::string>{})
+      .def_readonly("name", &LayerInfo::name)
+      .def_readonly("type", &LayerInfo::type)
+      .def_readonly("in_features", &LayerInfo::in_features)
+      .def_readonly("out_features", &LayerInfo::out_features)
+      .def_readonly("by_name_only", &LayerInfo::by_name_only)
+      .def_readonly("why", &LayerInfo::why)
+      .def_readonly("plannable", &LayerInfo::plannable)
+      .def_readonly("multiplied", &LayerInfo::multiplied)
+      .def_readonly("matrices", &LayerInfo::matrices)
+      .def_readonly("in_block", &LayerInfo::in_block)
+      .def_readonly("aliases", &LayerInfo::aliases);
+  py::class_<LeftAlone>(m, "LeftAlone")
+      .def_readonly("name", &LeftAlone::name)
+      .def_readonly("elements", &LeftAlone::elements)
+      .def_readonly("multiplied", &LeftAlone::multiplied)
+      .def_readonly("why", &LeftAlone::why);
   py::class_<LayerPlan>(m, "LayerPlan")
       .def(py::init([](std::string name, int64_t in_features, int64_t out_features,
                        std::optional<QuantSpec> weight, std::optional<QuantSpec> input,
-                       std::string type, std::vector<std::string> shares) {
-             return LayerPlan{std::move(name), in_features,     out_features,     weight,
-                              input,           std::move(type), std::move(shares)};
+                       std::string type, std::vector<std::string> shares, int64_t matrices) {
+             return LayerPlan{std::move(name), in_features,     out_features,      weight,
+                              input,           std::move(type), std::move(shares), matrices};
            }),
            py::arg("name"), py::arg("in_features"), py::arg("out_features"),
            py::arg("weight") = std::nullopt, py::arg("input") = std::nullopt,
-           py::arg("type") = "Linear", py::arg("shares") = std::vector<std::string>{})
+           py::arg("type") = "Linear", py::arg("shares") = std::vector<std::string>{},
+           py::arg("matrices") = 1)
       .def_readonly("name", &LayerPlan::name)
       .def_readonly("in_features", &LayerPlan::in_features)
       .def_readonly("out_features", &LayerPlan::out_features)
       .def_readonly("weight", &LayerPlan::weight)
       .def_readonly("input", &LayerPlan::input)
       .def_readonly("type", &LayerPlan::type)
-      .def_readonly("shares", &LayerPlan::shares);
+      .def_readonly("shares", &LayerPlan::shares)
+      .def_readonly("matrices", &LayerPlan::matrices)
+      .def_readonly("multiplied", &LayerPlan::multiplied);
   py::class_<Stage>(m, "Stage")
       .def_readonly("until", &Stage::until)
       .def_readonly("weight_bits", &Stage::weight_bits)
@@ -43,6 +67,13 @@ void def_plan(py::module_& m) {
       .def_readonly("stages", &Plan::stages)
       .def_readonly("untouched", &Plan::untouched)
       .def_readonly("kv_cache", &Plan::kv_cache)
+      .def_readonly("left", &Plan::left)
+      .def_readonly("parameters", &Plan::parameters)
+      .def_property_readonly("quantized", [](const Plan& plan) { return plan.quantized(); })
+      .def_property_readonly("quantized_multiplied",
+                             [](const Plan& plan) { return plan.quantized(true); })
+      .def_property_readonly("multiplied", &Plan::multiplied)
+      .def_property_readonly("coverage", &coverage_text)
       .def("__str__", &to_text);
   py::class_<BitSchedule>(m, "BitSchedule")
       .def(py::init([](const RunRecipe& recipe, int64_t total_steps) {
@@ -57,10 +88,10 @@ void def_plan(py::module_& m) {
       .def_property_readonly("total_steps", &BitSchedule::total_steps);
   m.def(
       "make_plan",
-      [](const RunRecipe& recipe, const std::vector<LayerInfo>& layers) {
-        return make_plan(recipe.core(), layers);
+      [](const RunRecipe& recipe, const std::vector<LayerInfo>& layers, int64_t parameters) {
+        return make_plan(recipe.core(), layers, parameters);
       },
-      py::arg("recipe"), py::arg("layers"));
+      py::arg("recipe"), py::arg("layers"), py::arg("parameters") = 0);
   m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
   m.def("float8_plan", &float8_plan, py::arg("plan"));
   m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));

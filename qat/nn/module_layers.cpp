@@ -47,19 +47,50 @@ std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module) {
   return layers;
 }
 
+namespace {
+
+// Matrices that are no layer's weight: programs multiply them by themselves.
+void append_other_weights(const torch::nn::Module& module, const std::vector<ModuleLayer>& layers,
+                          std::vector<LayerInfo>& infos) {
+  for (const auto& item : module.named_parameters()) {
+    const at::Tensor& weight = item.value();
+    if (weight.dim() < 2 || weight.numel() == 0) continue;
+    const bool known = std::any_of(layers.begin(), layers.end(), [&](const ModuleLayer& layer) {
+      return layer.weight->is_same(weight) || item.key().rfind(layer.name + ".", 0) == 0;
+    });
+    if (known) continue;
+    LayerInfo info{item.key(), "Parameter", weight.size(-1), weight.size(-2)};
+    info.matrices = weight.numel() / (weight.size(-1) * weight.size(-2));
+    info.plannable = false;
+    info.why = "parameters that are no layer's weight";
+    infos.push_back(info);
+  }
+}
+
+}  // namespace
+
 std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
   const std::vector<ModuleLayer> layers = module_layers(module);
-  std::set<const void*> embeddings;
-  for (const ModuleLayer& layer : layers)
-    if (layer.type == "Embedding") embeddings.insert(layer.weight->unsafeGetTensorImpl());
+  std::set<const void*> embeddings, multiplied;
+  for (const ModuleLayer& layer : layers) {
+    const void* weight = layer.weight->unsafeGetTensorImpl();
+    (layer.type == "Embedding" ? embeddings : multiplied).insert(weight);
+  }
   std::vector<LayerInfo> infos;
   for (const ModuleLayer& layer : layers) {
+    const void* weight = layer.weight->unsafeGetTensorImpl();
     const int64_t rows = layer.weight->size(0);
-    const bool named = layer.name == "lm_head" || ends_with(layer.name, ".lm_head") ||
-                       embeddings.count(layer.weight->unsafeGetTensorImpl()) > 0;
-    infos.push_back(
-        {layer.name, layer.type, layer.weight->numel() / std::max<int64_t>(1, rows), rows, named});
+    LayerInfo info{layer.name, layer.type, layer.weight->numel() / std::max<int64_t>(1, rows),
+                   rows};
+    if (layer.name == "lm_head" || ends_with(layer.name, ".lm_head"))
+      info.why = "output head";
+    else if (embeddings.count(weight))
+      info.why = layer.type == "Embedding" ? "embedding" : "tied to an embedding";
+    info.by_name_only = !info.why.empty();
+    info.multiplied = multiplied.count(weight) > 0;
+    infos.push_back(info);
   }
+  append_other_weights(module, layers, infos);
   return infos;
 }
 

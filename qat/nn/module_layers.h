@@ -30,7 +30,7 @@ QAT_API std::vector<ModuleLayer> module_layers(const torch::nn::Module& module);
 // Those that are prepared.
 QAT_API std::vector<ModuleLayer> prepared_layers(const torch::nn::Module& module);
 
-// The layers as the planner wants them. Embeddings, heads that share their weight and layers named
+// The layers as the planner wants them, and the matrices that are no layer's. Embeddings, heads that share their weight and layers named
 // lm_head are marked so that only a rule with their full name reaches them.
 QAT_API std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module);
 

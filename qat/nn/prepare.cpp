@@ -51,7 +51,9 @@ void share_outer_scales(const Plan& plan, ScaleSearch search,
 }  // namespace
 
 Plan plan(const torch::nn::Module& module, const Recipe& recipe) {
-  return make_plan(recipe, plannable_layers(module));
+  int64_t parameters = 0;
+  for (const at::Tensor& parameter : module.parameters()) parameters += parameter.numel();
+  return make_plan(recipe, plannable_layers(module), parameters);
 }
 
 void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& initialize) {

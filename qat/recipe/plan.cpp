@@ -1,56 +1,15 @@
 #include "qat/recipe/plan.h"
 
-#include <fnmatch.h>
-
 #include <algorithm>
-#include <regex>
 
 #include "qat/error.h"
+#include "qat/recipe/coverage.h"
 #include "qat/recipe/fused_layers.h"
-#include "qat/recipe/numbers.h"
-#include "qat/recipe/yaml_section.h"
+#include "qat/recipe/matcher.h"
+#include "qat/recipe/width_name.h"
 
 namespace qat {
 namespace {
-
-bool starts_with(const std::string& text, const std::string& prefix) {
-  return text.compare(0, prefix.size(), prefix) == 0;
-}
-
-// The layers that a rule's `match` names. A regular expression is compiled once. Errors of
-// std::regex, some of which come only while it searches, are thrown as InvalidArgument.
-class Matcher {
- public:
-  explicit Matcher(const std::string& match) : match_(match) {
-    if (!starts_with(match, "re:")) return;
-    try {
-      regex_.emplace(match.substr(3));
-    } catch (const std::regex_error&) {
-      throw InvalidArgument("match must be a regular expression after re:, but is " + match);
-    }
-  }
-
-  bool operator()(const LayerInfo& layer) const {
-    if (layer.by_name_only)
-      return match_ == layer.name || (layer.type == "Embedding" && match_ == "type:Embedding");
-    if (regex_) return search(layer.name);
-    if (starts_with(match_, "type:")) return layer.type == match_.substr(5);
-    return fnmatch(match_.c_str(), layer.name.c_str(), 0) == 0;
-  }
-
- private:
-  bool search(const std::string& name) const {
-    try {
-      return std::regex_search(name, *regex_);
-    } catch (const std::regex_error&) {
-      throw InvalidArgument("match must be a regular expression that can be searched for, but " +
-                            match_ + " is too complex for " + name);
-    }
-  }
-
-  std::string match_;
-  std::optional<std::regex> regex_;
-};
 
 void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
                      std::vector<Problem>* problems) {
@@ -71,6 +30,11 @@ void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& l
     report("the columns of an outer scale", spec.scale.outer_block[1], layer.in_features);
 }
 
+bool is_convolution(const std::string& type) {
+  return type == "Conv1d" || type == "Conv2d" || type == "ConvTranspose1d" ||
+         type == "ConvTranspose2d";
+}
+
 // Patches of a convolution overlap, so that a pixel is in several rows of its input matrix and only
 // a scale per tensor fits; the input of an embedding is indices.
 void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
@@ -78,21 +42,25 @@ void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer
   if (layer.type == "Embedding")
     problems->push_back({rule.place, "input must not be given for an Embedding, but " + rule.match +
                                          " matches " + layer.name});
-  if (layer.type == "Conv2d" && spec.granularity != Granularity::tensor)
-    problems->push_back(
-        {rule.place, "input of a Conv2d must have granularity tensor, but that of " + layer.name +
-                         " has " + name_of(spec.granularity)});
+  if (is_convolution(layer.type) && spec.granularity != Granularity::tensor)
+    problems->push_back({rule.place, "input of a " + layer.type +
+                                         " must have granularity tensor, but that of " +
+                                         layer.name + " has " + name_of(spec.granularity)});
 }
 
-std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
-  std::vector<std::string> names;
-  names.reserve(layers.size());
-  for (const auto& layer : layers) names.push_back(layer.name);
-  const std::string near = nearest(rule.match, names);
-  return "match must name a layer, but " + rule.match + " matches none of " +
-         std::to_string(layers.size()) + " layers" +
-         (near.empty() ? names.empty() ? "" : " (the first is " + names.front() + ")"
-                       : "; did you mean " + near + "?");
+// What is multiplied with an expert's matrix is in no module's hands; its scales must be its own.
+void check_experts(const Chosen& weight, const Chosen& input, const LayerInfo& layer,
+                   std::vector<Problem>* problems) {
+  if (layer.type != "Experts") return;
+  if (input.spec)
+    problems->push_back({input.rule->place, "input must not be given for Experts, but " +
+                                                input.rule->match + " matches " + layer.name +
+                                                "; leave them by a rule with input: float"});
+  if (weight.spec && weight.spec->granularity == Granularity::tensor)
+    problems->push_back({weight.rule->place,
+                         "weight of Experts must have granularity channel, group or block, but "
+                         "that of " +
+                             layer.name + " has tensor"});
 }
 
 // The indices of the layers that a rule matches; none, and a problem, when its match is invalid.
@@ -109,6 +77,17 @@ std::optional<std::vector<size_t>> matched_by(const Rule& rule,
     problems->push_back({rule.place, error.what()});
     return std::nullopt;
   }
+}
+
+// Whether a rule reaches a layer that can be quantized, or a weight that cannot and is told of
+// (coverage.h), or that it leaves in floating point.
+bool reaches_layers(const Rule& rule, const std::vector<size_t>& matched,
+                    const std::vector<LayerInfo>& layers) {
+  return std::any_of(matched.begin(), matched.end(), [&](size_t i) {
+    return layers[i].plannable ||
+           (rule.weight.given &&
+            (!rule.weight.spec || (layers[i].multiplied && !rule.allow_float)));
+  });
 }
 
 // Engines multiply layers that they fuse under one outer scale: they train under one.
@@ -130,15 +109,6 @@ void share_outer_scales(Plan& plan) {
       for (const std::string& name : names) layers[name]->shares = names;
   }
 }
-
-std::string width_name(std::optional<int> bits) {
-  return !bits ? "as exported" : bits == kFloat ? "float" : "int" + std::to_string(*bits);
-}
-
-struct Chosen {
-  const Rule* rule = nullptr;
-  std::optional<QuantSpec> spec;
-};
 
 // At the end of the run each tensor must have the width that is exported.
 void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
@@ -193,9 +163,7 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
 
 }  // namespace
 
-bool matches(const std::string& match, const LayerInfo& layer) { return Matcher(match)(layer); }
-
-Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
+Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64_t parameters) {
   std::vector<Problem> problems;
   std::vector<Chosen> weights(layers.size()), inputs(layers.size());
   for (const Rule& rule : recipe.layers) {
@@ -203,20 +171,35 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers) {
     if (!matched) continue;
     for (const size_t i : *matched) {
       if (rule.weight.given) weights[i] = {&rule, rule.weight.spec};
-      if (rule.input.given) inputs[i] = {&rule, rule.input.spec};
+      if (rule.input.given && layers[i].plannable) inputs[i] = {&rule, rule.input.spec};
     }
-    if (matched->empty()) problems.push_back({rule.place, no_match(rule, layers)});
+    if (!reaches_layers(rule, *matched, layers))
+      problems.push_back({rule.place, no_match(rule, layers)});
   }
+  check_covered(layers, weights, &problems);
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
+    if (!layers[i].plannable) continue;
     if (inputs[i].spec) check_input(*inputs[i].rule, *inputs[i].spec, layers[i], &problems);
+    check_experts(weights[i], inputs[i], layers[i], &problems);
     for (const Chosen& chosen : {weights[i], inputs[i]})
       if (chosen.spec) check_divisible(*chosen.rule, *chosen.spec, layers[i], &problems);
-    if (weights[i].spec || inputs[i].spec)
-      plan.layers.push_back({layers[i].name, layers[i].in_features, layers[i].out_features,
-                             weights[i].spec, inputs[i].spec, layers[i].type});
+    ++plan.untouched;
+    if (!weights[i].spec && !inputs[i].spec) continue;
+    --plan.untouched;
+    plan.layers.push_back({layers[i].name,
+                           layers[i].in_features,
+                           layers[i].out_features,
+                           weights[i].spec,
+                           inputs[i].spec,
+                           layers[i].type,
+                           {},
+                           layers[i].matrices,
+                           layers[i].multiplied});
   }
-  plan.untouched = static_cast<int64_t>(layers.size() - plan.layers.size());
+  plan.left = left_alone(layers, weights);
+  for (const LayerInfo& layer : layers) plan.parameters += layer.elements();
+  plan.parameters = std::max(plan.parameters, parameters);
   plan.kv_cache = recipe.kv_cache;
   plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
   check_bounds(recipe, &problems);
@@ -268,29 +251,6 @@ Plan float8_plan(const Plan& plan) {
     layer.input = spec;
   }
   return result;
-}
-
-std::string to_text(const Plan& plan) {
-  size_t width = 0;
-  for (const auto& layer : plan.layers) width = std::max(width, layer.name.size());
-  std::string text;
-  for (const auto& layer : plan.layers) {
-    text += layer.name + std::string(width - layer.name.size() + 2, ' ');
-    if (layer.type != "Linear") text += layer.type + " ";
-    text += "[" + std::to_string(layer.out_features) + ", " + std::to_string(layer.in_features) +
-            "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
-    if (layer.input) text += "; input " + describe(*layer.input);
-    if (!layer.shares.empty()) text += "; one outer scale for " + join(layer.shares, " and ");
-    text += "\n";
-  }
-  text += std::to_string(plan.layers.size()) + " layers quantized, " +
-          std::to_string(plan.untouched) + " layers left alone\n";
-  if (plan.kv_cache) text += "cache of keys and values: " + describe(*plan.kv_cache) + "\n";
-  for (const Stage& stage : plan.stages)
-    text += "until " + number_text(stage.until.value) + (stage.until.is_percent ? "%" : " steps") +
-            ": weights " + width_name(stage.weight_bits) + ", inputs " +
-            width_name(stage.input_bits) + "\n";
-  return text;
 }
 
 }  // namespace qat

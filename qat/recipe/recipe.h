@@ -62,9 +62,10 @@ struct QAT_API Choice {
 };
 
 struct QAT_API Rule {
-  std::string match;  // a glob on module names, "re:<regex>" or "type:<class>"
+  std::string match;  // a glob on module names, "re:<regex>", "type:<class>" or "blocks"
   Choice weight;
   Choice input;
+  bool allow_float = false;  // what it reaches and no layer covers may stay in floating point
   Place place;
 };
 

@@ -13,6 +13,7 @@ Rule read_rule(YamlSection& section, bool keeps_scales) {
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
   rule.weight = read_choice(section, "weight", TensorRole::weight, keeps_scales);
   rule.input = read_choice(section, "input", TensorRole::input);
+  rule.allow_float = section.boolean("allow_float", rule.allow_float);
   if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
   section.finish();
   return rule;

@@ -110,7 +110,7 @@ struct QAT_API RunRecipe {
   std::string file;
   std::string text;
   std::string mode = "recipe";        // or auto: whatever is the first to meet `accept` and `size`
-  double size_bits_per_weight = 5.0;  // the budget of mode auto
+  double size_bits_per_weight = 7.5;  // the budget of mode auto, over all that are multiplied
   std::string engine;                 // where mode auto measures what it exports; empty: nowhere
   ModelSection model;
   DataSection data;

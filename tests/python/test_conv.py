@@ -192,7 +192,7 @@ def test_what_a_convolution_cannot_have_is_said(tmp_path):
     with pytest.raises(torchqat.RecipeError, match=refusal):
         torchqat.prepare(Network(), recipe(input="{dtype: int8}"))
     model = torchqat.prepare(Network(), recipe())
-    why = sentence("export.because-another-type", type="Conv2d", types="Linear")
+    why = sentence("export.because-another-type", type="Conv2d", types="Linear and Experts")
     with pytest.raises(torchqat.UserError, match=matches("export.cannot-hold", why=why, others="onnx and safetensors")):
         torchqat.export(model, tmp_path / "out", "compressed-tensors")
     grouped = torchqat.prepare(Network(), recipe("{dtype: int4, group_size: 12}"))

@@ -108,6 +108,7 @@ RECIPES = {
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_a_llama_loads_in_transformers(name, dtype, tiny_llama, tokenizer, tmp_path):
     model = torchqat.prepare(tiny_llama.to(dtype), recipe_for(*RECIPES[name]))
+    torchqat.calibrate(model, [torch.arange(32).view(2, 16)])
     folder = torchqat.export(model, tmp_path / "out", tokenizer=tokenizer)
     checked = torchqat.verify(folder, model)
     assert checked.ok and checked.layers == 14, str(checked)

@@ -19,7 +19,9 @@ def test_shipped_recipes_are_valid_and_fit_their_model(path):
     model = new_model(recipe.model.scratch, recipe.model.scratch.vocabulary, 0)
     plan = torchqat.make_plan(model, recipe)
     assert len(plan.layers) == 7 * recipe.model.scratch.layers
-    assert str(plan).count("\n") == len(plan.layers) + 1 + len(plan.stages) + (plan.kv_cache is not None)
+    reasons = {weight.why for weight in plan.left}
+    lines = len(plan.layers) + 2 + len(reasons) + len(plan.stages) + (plan.kv_cache is not None)
+    assert str(plan).count("\n") == lines
 
 
 def test_the_quickstart_comments_every_key():

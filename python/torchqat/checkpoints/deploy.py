@@ -1,18 +1,22 @@
 """``pack`` and ``load``: quantized models that run here, at the memory and speed of their codes."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FileError, QuantizedWeights, QuantSpec, load_checkpoint
+from torchqat._library import Checkpoint, FileError, QuantizedWeights, QuantSpec, load_checkpoint
 from torchqat.checkpoints.convert import convert_layer
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
+from torchqat.layers.experts import ExpertWeights
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.model.prepare import QUANTIZABLE
+from torchqat.layers.stand_ins import is_layer, stand_in_of
+from torchqat.model.disk_sources import DiskSources
+from torchqat.model.experts import expert_weights
 
 
 @torch.no_grad()
@@ -58,22 +62,53 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
         checkpoint = load_checkpoint(str(folder))
     except FileError as error:
         raise UserError(str(error)) from error
-    layers = {weights.name: weights for weights in checkpoint.layers}
+    layers, others = _in_model(model, folder, checkpoint)
     for name, weights in layers.items():
         _check_layer(model, folder, name, weights, packed)
     state = {
-        name: t for name, t in model.state_dict(keep_vars=True).items() if name.removesuffix(".weight") not in layers
+        name: t
+        for name, t in model.state_dict(keep_vars=True).items()
+        if name.removesuffix(".weight") not in layers and name not in layers
     }
-    _check_others(folder, state, checkpoint.others)
-    for name, tensor in checkpoint.others.items():
+    _check_others(folder, state, others)
+    for name, tensor in others.items():
         state[name].data.copy_(tensor)
     for name, weights in layers.items():
+        experts = _experts(model, name)
+        if experts is not None:
+            matrices = weights.dequantize(experts.weight.dtype)
+            experts.oriented.data.copy_(matrices.view(experts.oriented.shape))
+            continue
         layer = model.get_submodule(name)
         if packed and _packs(layer, weights.weight):
             model.set_submodule(name, PackedLinear(weights, layer.bias))
         else:
-            layer.weight.data.copy_(weights.dequantize(layer.weight.dtype).view(layer.weight.shape))
+            stand_in_of(layer)(layer, None, None).set_master(weights.dequantize(layer.weight.dtype))
     return model.requires_grad_(False) if packed else model
+
+
+def _in_model(
+    model: nn.Module, folder: str | Path, checkpoint: Checkpoint
+) -> tuple[dict[str, QuantizedWeights], dict[str, Tensor]]:
+    """Quantized layers, and every other tensor, by their names in ``model``; what is one with others there is dense."""
+    quantized = {f"{weights.name}.weight": weights for weights in checkpoint.layers}
+    sources = DiskSources(model, [*quantized, *checkpoint.others])
+    layers: dict[str, QuantizedWeights] = {}
+    others = {sources.found[n]: checkpoint.others[n] for n in sources.unexpected if n in checkpoint.others}
+    layers |= {sources.found[n].removesuffix(".weight"): quantized[n] for n in sources.unexpected if n in quantized}
+
+    def read(name: str) -> Tensor:
+        return quantized[name].dequantize() if name in quantized else checkpoint.others[name]
+
+    for source in sources.sources.values():
+        if source.plain and source.names[0] in quantized:
+            layers[source.target.removesuffix(".weight")] = quantized[source.names[0]]
+            continue
+        try:
+            others |= source.load(model, read)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{folder}: {source.target} could not be put together: {first_line(error)}") from error
+    return layers, others
 
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
@@ -81,22 +116,47 @@ def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
     return isinstance(layer, nn.Linear) and spec.takes_widths
 
 
+def _experts(model: nn.Module, name: str) -> ExpertWeights | None:
+    """The parameter of a mixture's experts that is called so, if one is."""
+    parent, _, leaf = name.rpartition(".")
+    try:
+        holder = model.get_submodule(parent)
+    except AttributeError:
+        return None
+    return expert_weights(holder, leaf) if holder._parameters.get(leaf) is not None else None
+
+
 def _check_layer(model: nn.Module, folder: str | Path, name: str, weights: QuantizedWeights, packed: bool) -> None:
+    experts = _experts(model, name)
+    if experts is not None:
+        *sizes, cols = experts.oriented.shape
+        _check_shape(folder, name, weights, math.prod(sizes), cols, experts.weight)
+        return
     try:
         layer = model.get_submodule(name)
     except AttributeError:
         raise UserError(f"{folder}: {name} is a quantized layer of the checkpoint, but none of the model.") from None
-    if not isinstance(layer, QUANTIZABLE) or isinstance(layer, QuantLayer):
+    if not is_layer(layer) or isinstance(layer, QuantLayer):
         raise UserError(f"{folder}: {name} must be a layer of torch.nn to be loaded, but is a {type(layer).__name__}.")
-    rows, cols = weights.codes.shape
-    if layer.weight.shape[0] != rows or layer.weight.numel() != rows * cols:
-        raise UserError(
-            f"{folder}: {name} has [{rows}, {cols}] codes, but its weight is {list(layer.weight.shape)} in the model."
-        )
+    _check_shape(folder, name, weights, *_matrix(layer).shape, layer.weight)
     if weights.input is not None and not (packed and isinstance(layer, nn.Linear)):
         raise UserError(
             f"{folder}: the input of {name} is quantized, which a {type(layer).__name__} cannot do; load with packed=True."
         )
+
+
+def _check_shape(
+    folder: str | Path, name: str, weights: QuantizedWeights, rows: int, cols: int, weight: Tensor
+) -> None:
+    if tuple(weights.codes.shape) != (rows, cols):
+        raise UserError(
+            f"{folder}: {name} has {list(weights.codes.shape)} codes, but its weight is {list(weight.shape)} in the model."
+        )
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """Its weight as what is quantized."""
+    return stand_in_of(layer)(layer, None, None).master
 
 
 def _check_others(folder: str | Path, state: dict[str, Tensor], others: dict[str, Tensor]) -> None:

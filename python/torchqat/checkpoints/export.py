@@ -9,12 +9,16 @@ from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
 from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.dtype import check_precision, stored_dtype
+from torchqat.checkpoints.formats.configuration import check_configuration
 from torchqat.checkpoints.formats.folder import write_folder
+from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.files import pending_folder
+from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
 
@@ -33,8 +37,9 @@ def export(
     """Write ``model`` to the folder ``output``, whole or not at all, and return it.
 
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
-    time. For a transformers model the folder also holds its configuration, ``generation_config.json`` and the tokenizer's
-    files; what a GGUF file carries of them is in it.
+    time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
+    folder also holds its configuration, ``generation_config.json`` and the tokenizer's files; what a GGUF file carries of
+    them is in it.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -56,7 +61,7 @@ def export(
     shard_bytes(max_shard_size)
     plan = checkpoint_plan(model)
     chosen = checked_format(format, plan)
-    dtype = _stored_dtype(chosen, dtype)
+    dtype = stored_dtype(chosen, dtype)
     output = Path(output)
     layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
@@ -72,11 +77,18 @@ def export(
         else:
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                _save_tokenizer(tokenizer, folder)
             for name, source in (files or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / name)
     return output
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"The tokenizer must be one that can be written, but {first_line(error)}") from error
 
 
 def checked_format(name: str, plan: CheckpointPlan) -> Format:
@@ -94,15 +106,29 @@ def checked_format(name: str, plan: CheckpointPlan) -> Format:
     return format
 
 
-def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: bool) -> None:
+def check_exports(
+    model: nn.Module, plan: Plan, names: list[str], writes_text: bool, dtype: torch.dtype | None = None
+) -> None:
     """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
 
+    Args:
+        model: Before it is prepared; its parameters may be on the meta device.
+        plan: What becomes of its layers.
+        names: Of formats.
+        writes_text: Whether it is a language model.
+        dtype: What the checkpoints are asked to be in.
+
     Raises:
-        UserError: One cannot hold a layer, or the model.
+        UserError: One cannot hold a layer, its scales in that dtype, or the model, or its configuration cannot be written.
     """
+    check_configuration(model)
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
+    on_disk = DiskNames(model)
     for name in names:
-        checked_format(name, checked)
+        format = checked_format(name, checked)
+        if name not in ("gguf", "onnx"):
+            documents_on_disk(model, checked, format, on_disk)
+        check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
         if name == "gguf":
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
@@ -114,9 +140,3 @@ def check_exports(model: nn.Module, plan: Plan, names: list[str], writes_text: b
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."
             )
-
-
-def _stored_dtype(format: Format, asked: torch.dtype | None) -> torch.dtype | None:
-    if asked is not None and format.dtype not in (None, asked):
-        raise UserError(f"{format.name} is stored in {format.dtype}, but dtype asks for {asked}.")
-    return asked or format.dtype

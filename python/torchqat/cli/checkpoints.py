@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from torchqat.cli.options import DTYPE
 from torchqat.cli.output import result, say
 from torchqat.verification.engines.question import speed_rows
 
@@ -25,19 +26,23 @@ def export(
     output: str = typer.Option("", "--output", help="Where to write; RUN/exports/<format> when not given."),
     max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
     embeddings: str = typer.Option("f16", "--embeddings", help="gguf: f16 or q8_0, of embedding and output head."),
+    dtype: str = DTYPE,
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
+    from torchqat.checkpoints.dtype import dtype_named
     from torchqat.checkpoints.export import check_exports
     from torchqat.runs.restore import open_run, trained_model
     from torchqat.runs.steps import remember_export, write_export
     from torchqat.runs.variants import last_name
 
     opened = open_run(Path(run))
-    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text)
+    asked = dtype_named(dtype)
+    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked)
     model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
-    folder = write_export(opened, model, target, format, max_shard_size=max_shard_size, embeddings=embeddings)
+    options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "dtype": asked}
+    folder = write_export(opened, model, target, format, **options)
     _print_verification(folder, torchqat.verify(folder, model))
     say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
 
@@ -87,12 +92,15 @@ def evaluate(
     from torchqat.model.loading import load_tokenizer
     from torchqat.runs.restore import load_any
 
-    loaded, tokenizer = load_any(model), load_tokenizer(model)
+    notes: list[str] = []
+    loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
     tokens = tokenize(tokenizer, load_corpus(data).held_out)
     batches = windows(tokens, samples, sequence_length)
-    other = load_any(reference) if reference else None
+    other = load_any(reference, notes.append) if reference else None
+    for note in notes:
+        say(f"Note: {note}")
     figures = measure(loaded, batches, other)
-    found = {"perplexity": figures.perplexity, "tokens": figures.tokens}
+    found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "notes": notes}
     say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")
     if other is not None:
         found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}

@@ -6,6 +6,11 @@ RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
 MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
 DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
 OUTPUT = typer.Option("", "--output", help="The run's folder; runs/<model>-<recipe> when not given.")
+DTYPE = typer.Option(
+    "",
+    "--dtype",
+    help="float32, bfloat16 or float16, of scales and of what is not quantized; the model's when not given.",
+)
 RUNS = typer.Argument(..., metavar="RUN...", help="Folders of runs; several are compared.")
 RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run stopped.")
 RESTART = typer.Option(False, "--restart", help="Delete the run that is in the folder, and begin again.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
+from torchqat.cli.options import DATA, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -23,9 +23,9 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
     from torchqat.kinds import find_kind
 
     loaded = torchqat.load_recipe(recipe)
-    path, kind = model or loaded.model.path, find_kind(loaded.model.kind)
+    path, kind, notes = model or loaded.model.path, find_kind(loaded.model.kind), []
     if path:
-        found = kind.outline(path, loaded.model.dtype)
+        found = kind.outline(path, loaded.model.dtype, notes.append)
     elif loaded.model.scratch is not None:
         from torchqat.runs.scratch import new_model
 
@@ -36,8 +36,11 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
         plan = torchqat.make_plan(found, loaded)
         check_exports(found, plan, loaded.exports, kind.writes_text)
         say(str(plan).rstrip("\n"))
+    for note in notes:
+        say(f"Note: {note}")
     say(f"{recipe} is valid.")
-    result({"recipe": recipe, "valid": True, "layers": [layer.name for layer in plan.layers] if found else []})
+    layers = [layer.name for layer in plan.layers] if found else []
+    result({"recipe": recipe, "valid": True, "layers": layers, "notes": notes})
 
 
 def run(
@@ -47,11 +50,12 @@ def run(
     output: str = OUTPUT,
     resume: bool = RESUME,
     restart: bool = RESTART,
+    dtype: str = DTYPE,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.runs.flow import run_of
 
-    _follow_and_show(run_of(recipe, model, data, output), resume, restart)
+    _follow_and_show(run_of(recipe, model, data, output, dtype=dtype), resume, restart)
 
 
 def ptq(
@@ -62,11 +66,12 @@ def ptq(
     resume: bool = RESUME,
     restart: bool = RESTART,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
+    dtype: str = DTYPE,
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output)
+    run = run_of(recipe, model, data, output, dtype=dtype)
     run.recipe.train.steps, run.recipe.train.control = 0, False
     if stream:
         _stream_and_show(run, resume, restart)

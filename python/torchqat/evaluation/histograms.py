@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchqat._library import FLOAT
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.experts import matrix_of
 from torchqat.ops import choose_qparams
 
 _BINS = 80
@@ -26,7 +27,7 @@ def histograms(model: nn.Module, original: nn.Module) -> dict[str, dict[str, lis
     for name, layer in quant_layers(model):
         if layer.weight_spec is None or layer.weight_bits == FLOAT:
             continue
-        before = original.get_submodule(name).weight.detach().float().flatten(1)
+        before = matrix_of(original, name).detach().float()
         deviation = before.std().clamp(min=1e-12)
         weights["before"] += _counts(before / deviation, _WEIGHT_ENDS)
         weights["after"] += _counts(layer.quantized_weight().float() / deviation, _WEIGHT_ENDS)

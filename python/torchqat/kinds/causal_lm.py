@@ -1,5 +1,6 @@
 """Causal language models: each token is predicted from those before it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torchqat.data.batches import Data, load_data
 from torchqat.data.corpus import load_corpus
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.kinds.losses import cross_entropy
-from torchqat.model.loading import load_model, load_tokenizer
+from torchqat.model.completeness import CAUSAL_LM
+from torchqat.model.loading import check_loads, load_model, load_tokenizer, no_note
 from torchqat.model.outline import skeleton
+from torchqat.model.source import is_gguf
 
 
 class CausalLM(Kind):
@@ -22,11 +25,14 @@ class CausalLM(Kind):
     writes_text = True
     outlines = True
 
-    def load(self, path: str, dtype: str) -> nn.Module:
-        return load_model(path, dtype)
+    def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
+        return load_model(path, dtype, note)
 
-    def outline(self, path: str, dtype: str) -> nn.Module:
+    def outline(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
+        if is_gguf(path):
+            return super().outline(path, dtype, note)
         model = skeleton(path, dtype)
+        check_loads(path, CAUSAL_LM, note)
         model.tie_weights()
         return model
 

@@ -1,5 +1,6 @@
 """Classifiers: one of a number of classes for each text, image or vector."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from torchqat.data.functions import find_function, names_function
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, distilled
-from torchqat.model.loading import check_finite, load_pretrained, load_tokenizer
+from torchqat.model.completeness import Wanted
+from torchqat.model.loading import check_finite, load_pretrained, load_tokenizer, no_note
+
+_WANTED = Wanted("AutoModelForSequenceClassification", "classifier", adds_head=True, leaves_heads=True)
 
 
 class Classifier(Kind):
@@ -28,9 +32,9 @@ class Classifier(Kind):
 
     name = "classifier"
 
-    def load(self, path: str, dtype: str) -> nn.Module:
+    def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         if not names_function(path):
-            return load_pretrained(path, dtype, "AutoModelForSequenceClassification", "classifier")
+            return load_pretrained(path, dtype, _WANTED, note)
         model = find_function("model", path)()
         if not isinstance(model, nn.Module):
             raise UserError(f"model must be a function that returns a torch.nn.Module, but {path} gave {type(model)}.")

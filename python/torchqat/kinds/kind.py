@@ -14,6 +14,7 @@ from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl
+from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
 
 
@@ -46,16 +47,21 @@ class Kind(ABC):
     outlines: ClassVar[bool] = False
 
     @abstractmethod
-    def load(self, path: str, dtype: str) -> nn.Module:
+    def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         """The float model of ``path``, in evaluation mode.
+
+        Args:
+            path: Its folder, file or hub id, or a function of the user's.
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+            note: Told what is not as it was there.
 
         Raises:
             UserError: There is none.
         """
 
-    def outline(self, path: str, dtype: str) -> nn.Module:
+    def outline(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         """The float model of ``path``, its parameters on the meta device: for a process that is given its part of them."""
-        return empty(self.load(path, dtype))
+        return empty(self.load(path, dtype, note))
 
     @abstractmethod
     def load_tokenizer(self, path: str) -> Any:

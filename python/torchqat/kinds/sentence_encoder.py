@@ -1,6 +1,7 @@
 """Sentence encoders: a vector for each text, of which near ones mean like things."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.kinds.kind import Answers, Kind
-from torchqat.model.loading import load_pretrained, load_tokenizer
+from torchqat.model.completeness import Wanted
+from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
 
 # Cosines are divided by it before the softmax that says which sentence is nearest: 1 / 20, as sentence-transformers' ranking
 # losses do.
 _TEMPERATURE = 0.05
+# Its vectors are pooled from the last hidden states, here.
+_WANTED = Wanted("AutoModel", "sentence encoder", leaves_heads=True, pools=False)
 # Files of a sentence-transformers folder that say how a text becomes a vector.
 _COMPANIONS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -37,9 +41,9 @@ class SentenceEncoder(Kind):
     def __init__(self):
         self.pooling = "mean"
 
-    def load(self, path: str, dtype: str) -> nn.Module:
+    def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         self.pooling = pooling_of(Path(path))
-        return load_pretrained(path, dtype, "AutoModel", "encoder")
+        return load_pretrained(path, dtype, _WANTED, note)
 
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)

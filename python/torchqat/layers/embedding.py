@@ -18,6 +18,7 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     )  # fmt: skip
 
     def forward(self, ids: Tensor) -> Tensor:
+        self._observe(ids)
         by_row = self.weight_spec is not None and self.weight_spec.scales_by_row
         if not by_row or self.frozen_codes is not None or self.max_norm is not None:
             return self._entries(ids, self.quantized_weight())

@@ -8,7 +8,7 @@ from torchqat.layers.quant_layer import QuantLayer
 
 def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
     """The prepared layers and their names, in model order."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLayer)]
+    return [(layer.name_of(name), layer) for name, layer in model.named_modules() if isinstance(layer, QuantLayer)]
 
 
 def require_prepared(model: nn.Module) -> None:

@@ -106,8 +106,9 @@ class QuantInput(nn.Module):
         self.observer.restore(low, high)
         self.input_low.fill_(low)
         self.input_high.fill_(high)
-        if self.input_spec.scale == "minmax":
+        if self.input_spec.scale == "minmax" or not self._observed:
             self.input_scale_from(self.observer)
+        self._observed = True
 
     @torch.no_grad()
     def forget_input_range(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat import ops
-from torchqat._library import FLOAT, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
+from torchqat._library import FLOAT, LayerPlan, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
@@ -44,6 +44,7 @@ class QuantLayer(WeightScales, QuantInput):
             returns to them.
 
     Attributes:
+        called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
 
@@ -60,9 +61,9 @@ class QuantLayer(WeightScales, QuantInput):
         keeps_scales: bool = False,
     ):
         nn.Module.__init__(self)
-        for name in self._settings:
-            setattr(self, name, getattr(layer, name))
-        self.weight, self.training = layer.weight, layer.training
+        self._take(layer)
+        self.training = layer.training
+        self.called = False
         self.adapter: Callable[[], Tensor | None] | None = None
         self.shared_outer_scale: SharedOuterScale | None = None
         self.weight_spec, self.weight_bits = weight, FLOAT
@@ -73,6 +74,21 @@ class QuantLayer(WeightScales, QuantInput):
         self._register_weight_parameters()
         self._init_input(input, FLOAT, self.weight.device)
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
+
+    def _take(self, layer: nn.Module) -> None:
+        """What stays of the layer that this one is put in the place of."""
+        for name in self._settings:
+            setattr(self, name, getattr(layer, name))
+        self.weight = layer.weight
+
+    def name_of(self, place: str) -> str:
+        """What plans and checkpoints call the layer that is the module ``place``."""
+        return place
+
+    def plan(self, name: str) -> LayerPlan:
+        """What is planned for it, under that name."""
+        rows, cols = self.matrix_shape
+        return LayerPlan(name, cols, rows, self.weight_spec, self.input_spec, self.kind)
 
     # -- the weight as a matrix --------------------------------------------------------------------------------------
 
@@ -128,6 +144,8 @@ class QuantLayer(WeightScales, QuantInput):
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def _observe(self, x: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            self.called = True
         if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
             self.observe(x)
 
@@ -189,7 +207,8 @@ class QuantLayer(WeightScales, QuantInput):
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
 
         Raises:
-            ValueError: The weight is not finite, ``dtype`` cannot hold the scales, or a schedule has not ended.
+            ValueError: The weight is not finite, ``dtype`` cannot hold the scales, its input has no range, or a schedule has
+                not ended.
         """
         if self.weight_bits != self.weight_spec.bits:
             raise ValueError(
@@ -205,6 +224,11 @@ class QuantLayer(WeightScales, QuantInput):
         )
         spec = weights.input = self.input_spec
         if spec is not None and not spec.dynamic:
+            if not self._observed:
+                raise ValueError(
+                    f"The input of {name} must have a range to be exported, but no batch was calibrated that reached it; "
+                    "give torchqat.calibrate such batches, or leave it by a rule with input: float."
+                )
             scale, zero_point = self.input_scale, self.input_zero_point
             if spec.scale == "learned":
                 scale, zero_point = ops.round_qparams(scale, spec.quantizer(spec.bits, "learned"), zero_point)

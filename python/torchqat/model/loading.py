@@ -1,54 +1,163 @@
-"""Loading models and their tokenizers, from a folder or, where there is network, from the hub."""
+"""Loading models and their tokenizers, from a folder, a GGUF file or, where there is network, from the hub."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from torchqat._library import DTYPES, FileError, check_safetensors
+from torchqat._library import DTYPES
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
-from torchqat.files import read_json
+from torchqat.model.completeness import CAUSAL_LM, Wanted, check_complete, check_parts, lacks_pooler_alone
+from torchqat.model.gguf_source import check_read_whole
+from torchqat.model.quantized import Quantized, quantization_of
+from torchqat.model.source import check_place, is_gguf, place_of, tensors_of
 
 
-def load_model(path: str, dtype: str = "float32") -> nn.Module:
+def no_note(_text: str) -> None:
+    """For those who have been told already."""
+
+
+def load_model(path: str, dtype: str = "float32", note: Callable[[str], None] = no_note) -> nn.Module:
     """A causal language model in evaluation mode.
 
     Args:
-        path: A folder with ``config.json`` and safetensors, or a hub id.
+        path: A folder with ``config.json`` and safetensors, a GGUF file, or a hub id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        note: Told what is not as it was there: codes that were made dense, tensors that are left out.
 
     Raises:
-        UserError: There is no such folder and the hub cannot be reached, a file is damaged, or the folder does not hold a
-            causal language model.
+        UserError: There is no such folder and the hub cannot be reached, a file is damaged, the folder does not hold a
+            causal language model, lacks a tensor of it or has others, or is quantized in a way that cannot be undone.
     """
-    return load_pretrained(path, dtype, "AutoModelForCausalLM", "causal language model")
+    return load_pretrained(path, dtype, CAUSAL_LM, note)
 
 
-def load_pretrained(path: str, dtype: str, loader: str, what: str) -> nn.Module:
+def load_pretrained(path: str, dtype: str, wanted: Wanted, note: Callable[[str], None] = no_note) -> nn.Module:
     """The model that a class of transformers loads, in evaluation mode.
 
     Args:
-        path: A folder with ``config.json`` and safetensors, or a hub id.
+        path: A folder with ``config.json`` and safetensors, or a hub id; of a causal language model also a GGUF file.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        loader: Name of the class.
-        what: What it loads, for messages.
+        wanted: The class, and what may be missing.
+        note: As ``load_model``.
 
     Raises:
         UserError: As ``load_model``.
     """
+    model = _loaded(path, dtype, wanted, note)
+    check_finite(model, path)
+    model.config.architectures = [type(model).__name__]  # which exports say, not what it was made from
+    return model.eval()
+
+
+def check_loads(path: str, wanted: Wanted, note: Callable[[str], None] = no_note) -> None:
+    """Whether ``load_pretrained`` would load ``path``, found out without reading weights.
+
+    Where there are none yet, as of a model that is yet to be fetched, its configuration is looked at.
+
+    Raises:
+        UserError: As ``load_model``.
+    """
+    if is_gguf(path) or tensors_of(path):
+        _loaded(path, "float32", wanted, note, looks=True)
+    elif quantized := _configuration(path)[1]:
+        note(quantized.note)
+
+
+def check_streams(path: str) -> None:
+    """Whether the tensors of ``path`` are weights, as those who read them one by one take them to be.
+
+    Raises:
+        UserError: It is quantized already, or a GGUF file.
+    """
+    if is_gguf(path):
+        raise UserError(f"To be streamed, model must be a folder, but {path} is a GGUF file.")
+    if quantized := _configuration(path)[1]:
+        raise UserError(
+            f"To be streamed, model must be in floating point, but {path} is quantized by {quantized.method}; run the "
+            "recipe without streaming."
+        )
+
+
+def _loaded(
+    path: str, dtype: str, wanted: Wanted, note: Callable[[str], None], looks: bool = False
+) -> nn.Module | None:
+    """The model; with ``looks`` one that has no weights yet or, where that is none, ``None``."""
     with needs("hf", "Loading a model"):
         import transformers
 
-    _check_folder(path)
+    check_place(path)
+    if is_gguf(path) and wanted is not CAUSAL_LM:
+        raise UserError(f"model must be a folder or a hub id, unless it is a causal language model, but is {path}.")
+    loader, options = getattr(transformers, wanted.loader), {"device_map": "meta"} if looks else {}
+    config = quantized = model = found = None
+    tensors = tensors_of(path)
     try:
-        model = getattr(transformers, loader).from_pretrained(
-            path, dtype=DTYPES[dtype], trust_remote_code=False, use_safetensors=True
-        )
+        config, quantized = _configuration(path)
+        if quantized is not None:
+            quantized.check_scales(tensors)
+        if looks and quantized is not None and quantized.needs_weights:
+            quantized.check_libraries()
+        else:
+            model, found = _from_pretrained(loader, path, dtype, quantized and config, options)
+        if not wanted.pools and model is not None and lacks_pooler_alone(model, found["missing_keys"]):
+            options = {**options, "add_pooling_layer": False}
+            model, found = _from_pretrained(loader, path, dtype, quantized and config, options)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(_why(path, what, error)) from error
-    check_finite(model, path)
-    return model.eval()
+        if isinstance(error, RuntimeError) and quantized is not None:
+            raise UserError(quantized.refusal) from error
+        if isinstance(error, RuntimeError) and config is not None:
+            check_parts(loader, config, tensors, path)
+        raise UserError(_why(path, wanted.what, error)) from error
+    if model is not None:
+        check_complete(model, found, config, tensors_of(path), path, wanted, note)
+    if is_gguf(path):
+        check_read_whole(path, model)
+        note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
+    if quantized is not None:
+        quantized.check_scales(tensors_of(path))
+        note(quantized.note)
+        if not looks:
+            model = quantized.dense(model, DTYPES[dtype])
+    return model
+
+
+def _configuration(path: str) -> tuple[Any, Quantized | None]:
+    from transformers import AutoConfig
+
+    place, named = place_of(path)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **named)
+    return config, None if named else quantization_of(config, path)
+
+
+def _from_pretrained(
+    loader: Any, path: str, dtype: str, config: Any, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model and what transformers found while it loaded. What it makes up is the same each time."""
+    place, named = place_of(path)
+    if named:
+        from transformers import GgufConfig
+
+        options = {**options, **named, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options = {**options, "use_safetensors": True}
+    if config is not None:
+        options["config"] = config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return loader.from_pretrained(
+            place,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
 
 
 def empty_model(path: str) -> nn.Module:
@@ -77,45 +186,19 @@ def check_finite(model: nn.Module, path: str) -> None:
 
 
 def load_tokenizer(path: str):
-    """The tokenizer of a folder or hub id."""
+    """The tokenizer of a folder, GGUF file or hub id."""
     with needs("hf", "Loading a tokenizer"):
         from transformers import AutoTokenizer
 
+    place, named = place_of(path)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
     except Exception as error:
         raise UserError(f"{path} must have a tokenizer that transformers can load, but {first_line(error)}") from error
 
 
-def _check_folder(path: str) -> None:
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.is_file() or path.startswith((".", "/", "~")):
-            raise UserError(f"model must be a folder that exists or a hub id, but {path} is not a folder.")
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model must be a Hugging Face folder with a config.json, but {path} has none.")
-    _check_index(folder / "model.safetensors.index.json")
-    try:
-        for file in sorted(folder.glob("*.safetensors")):
-            check_safetensors(str(file))
-    except FileError as error:
-        raise UserError(str(error)) from error
-
-
-def _check_index(path: Path) -> None:
-    """The files that it names are read: none outside the folder."""
-    if not path.is_file():
-        return
-    index = read_json(path, "The index of a model's files")
-    files = index.get("weight_map") if isinstance(index, dict) else None
-    for name in files.values() if isinstance(files, dict) else [files]:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{path} must map names of tensors to names of files beside it, but has {name!r}.")
-
-
 def _why(path: str, what: str, error: Exception) -> str:
-    if Path(path).is_dir():
+    if Path(path).exists():
         return f"model must be a {what} that transformers can load, but {path} is not: {first_line(error)}"
     return (
         f"model must be a folder that exists or a hub id, but {path} is no folder here and could not be fetched from the "

@@ -4,58 +4,29 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from torchqat._library import Initialize, LayerInfo, LayerPlan, Plan, Recipe
+from torchqat._library import Initialize, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
-from torchqat.layers.conv import QuantConv2d
-from torchqat.layers.embedding import QuantEmbedding
+from torchqat.layers.experts import ExpertWeights, QuantExperts, quantize_experts
 from torchqat.layers.kv_cache import attach
-from torchqat.layers.linear import QuantLinear
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.shared_outer_scale import SharedOuterScale
-
-# By the class that they stand in for.
-_QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
-    nn.Linear: QuantLinear,
-    nn.Conv2d: QuantConv2d,
-    nn.Embedding: QuantEmbedding,
-}
-QUANTIZABLE = tuple(_QUANTIZED)
-
-
-def plannable_layers(model: nn.Module) -> list[LayerInfo]:
-    """The layers of ``model`` that can be quantized, as the planner wants them, in model order.
-
-    Output heads, embeddings and layers whose weight is tied to another module are marked so that only a rule with their
-    full name reaches them.
-    """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [
-        LayerInfo(
-            name,
-            _stand_in(module).kind,
-            module.weight[0].numel(),
-            module.weight.shape[0],
-            by_name_only=module is head or name.split(".")[-1] == "lm_head" or id(module.weight) in embeddings,
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, QUANTIZABLE)
-    ]
-
-
-def _stand_in(module: nn.Module) -> type[QuantLayer]:
-    return next(stand_in for kind, stand_in in _QUANTIZED.items() if isinstance(module, kind))
+from torchqat.layers.stand_ins import is_layer, stand_in_of
+from torchqat.model.experts import expert_weights
+from torchqat.model.weights import count_parameters, plannable_layers
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
-    """What ``recipe`` means for ``model``: per layer the specs, and the stages of the schedule. ``print`` it.
+    """What ``recipe`` means for ``model``: per layer the specs, what is left alone, and the stages of the schedule.
+
+    ``print`` it.
 
     Raises:
-        RecipeError: A rule matches no layer, or a group does not divide one.
+        RecipeError: A rule matches no layer, or reaches weights that no layer of ours stands in for and does not say
+            ``allow_float``, or a group does not divide a layer.
     """
-    return _make_plan(recipe, plannable_layers(model))
+    return _make_plan(recipe, plannable_layers(model), count_parameters(model))
 
 
 def prepare(
@@ -103,28 +74,60 @@ def prepare(
 def replace_layers(
     model: nn.Module, layers: Sequence[LayerPlan], settings: Initialize, weight_cache: str = "none"
 ) -> None:
-    """Put a quantized layer in the place of each planned one.
+    """Put a quantized layer in the place of each planned one, under all of its names.
+
+    Layers that share their weight, and their bias, become one.
 
     Raises:
         UserError: A weight is not finite (the layer is named); nothing is replaced then.
     """
     search = "rtn" if settings.rounding == "rtn" else "mse"
-    modules = dict(model.named_modules())
-    for layer in layers:
-        _check_finite(layer.name, modules[layer.name])
+    places = {layer.name: _place(model, layer.name) for layer in layers}
+    for name, place in places.items():
+        _check_finite(name, place)
     groups = [layer.shares for layer in layers if layer.shares and layer.shares[0] == layer.name]
     derived_together = {name for names in groups for name in names}
-    quantized = {}
+    quantized: dict[str, QuantLayer] = {}
+    by_weight: dict[tuple, QuantLayer] = {}
     for layer in layers:
-        parent, _, leaf = layer.name.rpartition(".")
-        found = modules[layer.name]
+        found = places[layer.name]
         # Those are searched when all of them are there.
         begin = "rtn" if layer.name in derived_together else search
-        stand_in = _stand_in(found)(found, layer.weight, layer.input, begin, weight_cache, settings.keeps_scales)
-        setattr(modules[parent], leaf, stand_in)
-        quantized[layer.name] = stand_in
+        is_experts = isinstance(found, ExpertWeights)
+        stand_in = QuantExperts if is_experts else stand_in_of(found)
+        same = (type(found), id(found.weight), id(getattr(found, "bias", None)))
+        if same not in by_weight:
+            by_weight[same] = stand_in(found, layer.weight, layer.input, begin, weight_cache, settings.keeps_scales)
+        quantized[layer.name] = by_weight[same]
+    _put_in(model, {places[n]: layer for n, layer in quantized.items() if not isinstance(layer, QuantExperts)})
+    _put_into_experts([layer for layer in quantized.values() if isinstance(layer, QuantExperts)])
     for names in groups:
         _share_outer_scale([quantized[name] for name in names if name in quantized], search)
+
+
+def _place(model: nn.Module, name: str) -> nn.Module | ExpertWeights:
+    """The layer of that name, or the parameter of a mixture's experts."""
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    return expert_weights(holder, leaf) if leaf in holder._parameters else model.get_submodule(name)
+
+
+def _put_into_experts(layers: list[QuantExperts]) -> None:
+    of_holder: dict[nn.Module, list[QuantExperts]] = {}
+    for layer in layers:
+        of_holder.setdefault(layer.holder, []).append(layer)
+    for held in of_holder.values():
+        quantize_experts(held)
+
+
+def _put_in(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
+    """Each of ``replaced`` under every name that it has."""
+    for parent in list(model.modules()):
+        for leaf, child in parent._modules.items():
+            if child in replaced:
+                setattr(parent, leaf, replaced[child])
+        if isinstance(parent, nn.TransformerEncoderLayer) and any(m in replaced.values() for m in parent.children()):
+            parent.activation_relu_or_gelu = 0  # torch's fused path reads weights without calling their layers
 
 
 def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
@@ -136,16 +139,24 @@ def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
 
 
 def _check_tied(model: nn.Module, plan: Plan) -> None:
-    """A checkpoint has a shared weight once: an embedding that is quantized needs the head to be so, too."""
+    """A checkpoint has a shared weight once: what shares it must be quantized alike, or not at all."""
     planned = {layer.name: layer for layer in plan.layers if layer.weight}
-    holders: dict[int, list[str]] = {}
+    holders: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, QUANTIZABLE):
-            holders.setdefault(id(module.weight), []).append(name)
-    for names in holders.values():
-        if not any(planned[name].type == "Embedding" for name in names if name in planned):
+        if is_layer(module) and module._parameters.get("weight") is not None:
+            holders.setdefault(id(module.weight), []).append((name, module))
+    for held in holders.values():
+        names = [name for name, _ in held]
+        tables = [name for name, module in held if isinstance(module, nn.Embedding)]
+        first = next((name for name in tables or names if name in planned), None)
+        if first is None or len(names) == 1:
             continue
-        left = [name for name in names if name not in planned or planned[name].weight != planned[names[0]].weight]
+        left = [name for name in names if name not in planned or planned[name].weight != planned[first].weight]
+        if not tables and len({(type(m), id(getattr(m, "bias", None))) for _, m in held}) > 1:
+            raise UserError(
+                f"{' and '.join(names)} share a weight, so that they must be layers of one class with one bias or none to "
+                "be quantized, but are not."
+            )
         if left:
             raise UserError(
                 f"{' and '.join(names)} share a weight, so that all or none of them must be quantized, and alike, but the "
@@ -153,7 +164,7 @@ def _check_tied(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _check_finite(name: str, module: nn.Module) -> None:
+def _check_finite(name: str, module: nn.Module | ExpertWeights) -> None:
     bad = 0 if module.weight.is_meta else int((~module.weight.detach().isfinite()).sum())
     if bad:
         raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")

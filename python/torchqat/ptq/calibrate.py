@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torchqat._library import Initialize
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
 from torchqat.ptq.block import Forward, keeping_no_caches
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
@@ -37,13 +39,16 @@ def calibrate(
         Ranges, errors per layer, and warnings.
 
     Raises:
-        UserError: The model is not prepared, or there is no batch although a method or a layer needs one.
+        UserError: The model is not prepared, does not call a planned layer or reads its weight past it, or there is no batch
+            although a method or a layer needs one.
     """
     require_prepared(model)
     run = forward or _forward
     settings = getattr(model, "qat_initialize", None)
     result = Calibration()
     training = model.training
+    batches, first = _with_first(batches)
+    check_called(model, first, run)
     model.eval()
     forget_ranges(model)
     if any(cache.spec.calibrated for _, cache in caches(model)):
@@ -74,6 +79,16 @@ def needs_data(model: nn.Module) -> bool:
 
 def _solves(settings: Initialize | None) -> bool:
     return settings is not None and (settings.needs_data or bool(settings.transforms))
+
+
+def _with_first(batches: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:
+    """``batches`` to be gone through as often as before, and those to see the model's calls on: a list as it is."""
+    if isinstance(batches, list):
+        return batches, batches
+    if iter(batches) is not batches:
+        return batches, list(islice(batches, 1))
+    first = list(islice(batches, 1))
+    return chain(first, batches), first
 
 
 def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:

@@ -6,6 +6,8 @@ from torch import nn
 
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.calls import same_place
 from torchqat.ptq.result import Calibration
 
 
@@ -39,6 +41,26 @@ def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], re
         for (name, layer), count in zip(layers, ignored, strict=True):
             result.ranges[name] = (layer.input_low.item(), layer.input_high.item())
             _note_ignored(result, f"{name}: inputs", count)
+        _lend_ranges(module, prefix, layers, result)
+
+
+def _lend_ranges(module: nn.Module, prefix: str, layers: list[tuple[str, QuantLayer]], result: Calibration) -> None:
+    """An expert that no token was sent to takes the range of all its neighbours together."""
+    dot = f"{prefix}." if prefix else ""
+    reached = [(name.removeprefix(dot), layer) for name, layer in layers if layer.input_ready]
+    for name, layer in layers:
+        if layer.input_ready:
+            continue
+        lenders = [other for other_name, other in reached if same_place(module, name.removeprefix(dot), other_name)]
+        if not lenders:
+            result.warnings.append(f"{name} was reached by no calibration batch, so its input has no range.")
+            continue
+        low, high = min(o.input_low.item() for o in lenders), max(o.input_high.item() for o in lenders)
+        layer.set_input_range(low, high)
+        result.ranges[name] = (low, high)
+        result.warnings.append(
+            f"{name} was reached by no calibration batch, so its input has the range of the {len(lenders)} beside it."
+        )
 
 
 def _observed(observers: list, run: Callable[[], None]) -> list[int]:

@@ -19,6 +19,7 @@ from torchqat.ptq.block import Block, Forward, WholeModel
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
 from torchqat.ptq.equalize import equalize
+from torchqat.ptq.experts import round_experts
 from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
@@ -85,6 +86,8 @@ def initialize(
             result,
         )
     result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
+    if result.unrouted:
+        result.warnings.append(_unrouted(result.unrouted))
     return result
 
 
@@ -123,6 +126,14 @@ def _unfolded(transform: str, names: list[str]) -> str:
     return (
         f"{len(names)} layers have nothing to fold {transform} scales into, so they go without them; the first is "
         f"{names[0]}."
+    )
+
+
+def _unrouted(names: list[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{others} are experts whose module does not tell which tokens reach which, so they are rounded to "
+        "nearest."
     )
 
 
@@ -166,6 +177,7 @@ def _quantize(
             continue
         for stage, statistics in zip(part, gather(block, part, hidden, *drift), strict=True):
             _round(stage, statistics, settings, result)
+    round_experts(block, hidden, settings, result)
     for name in unreached:
         result.warnings.append(f"{name} was never reached by the calibration data, so it was rounded to nearest.")
         round_layer(dict(block.layers())[name], None, settings)

@@ -1,7 +1,7 @@
 """The tables that are printed from reports."""
 
 from torchqat.reports.report import Report
-from torchqat.reports.wording import MEASURES, baseline_texts, measured, sentences
+from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, measured, sentences
 
 
 def print_report(report: Report) -> None:
@@ -19,13 +19,13 @@ def print_comparison(reports: dict[str, Report]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run")
     table.add_column("method")
-    for column in ("bits/weight", *MEASURES, "size"):
+    for column in ("bits/weight", "over all", *MEASURES, "size"):
         table.add_column(column, justify="right")
     for name, report in reports.items():
         for v in report.variants:
             method = f"{v.method}{' (chosen)' if v.name == report.chosen else ''}"
             found = [text(v) for text in MEASURES.values()]
-            table.add_row(name, method, f"{v.bits_per_weight:.2f}", *found, _size(v.bytes))
+            table.add_row(name, method, *bits_texts(v), *found, _size(v.bytes))
     _console().print(table)
 
 
@@ -43,11 +43,11 @@ def _table(report: Report):
     names = measured(report)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method")
-    for column in ("bits/weight", *names, "size"):
+    for column in ("bits/weight", "over all", *names, "size"):
         table.add_column(column, justify="right")
-    table.add_row("full precision", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
+    table.add_row("full precision", "-", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
     for v in report.variants:
-        table.add_row(v.method, f"{v.bits_per_weight:.2f}", *[MEASURES[n](v) for n in names], _size(v.bytes))
+        table.add_row(v.method, *bits_texts(v), *[MEASURES[n](v) for n in names], _size(v.bytes))
     return table
 
 

@@ -8,7 +8,7 @@ from torchqat.errors import UserError
 from torchqat.files import read_json, write_text
 from torchqat.reports.plots import pictures
 from torchqat.reports.report import REPORT, Report, Variant, read_report
-from torchqat.reports.wording import MEASURES, baseline_texts, measured, sentences
+from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, measured, sentences
 from torchqat.verification.engines.question import Speed, speed_rows
 
 _TITLES = {
@@ -83,14 +83,14 @@ def _subtitle(folder: Path, report: Report) -> str:
 
 
 def _header(report: Report) -> list[str]:
-    return ["method", "bits/weight", *measured(report), "size, MB", "of float"]
+    return ["method", "bits/weight", "over all", *measured(report), "size, MB", "of float"]
 
 
 def _rows(report: Report) -> list[dict]:
     baseline = report.baseline
     if not baseline:
         return []
-    first = ["full precision", "-", *baseline_texts(report), f"{baseline['bytes'] / 1e6:.2f}", "1.00x"]
+    first = ["full precision", "-", "-", *baseline_texts(report), f"{baseline['bytes'] / 1e6:.2f}", "1.00x"]
     rows = [{"chosen": False, "cells": [_cell("–" if text == "-" else text) for text in first]}]
     return rows + [_row(report, variant) for variant in report.variants]
 
@@ -102,7 +102,7 @@ def _row(report: Report, v: Variant) -> dict:
         "KL": (ranges.get("kl"), "{:.5f}"),
         "task": ([report.baseline["task"] - drop for drop in reversed(ranges.get("task_drop", []))], "{:.2%}"),
     }
-    cells = [_cell(v.method), _cell(f"{v.bits_per_weight:.2f}")]
+    cells = [_cell(v.method), *map(_cell, bits_texts(v))]
     cells += [_cell(MEASURES[name](v), *ends.get(name, ())) for name in measured(report)]
     cells += [_cell(f"{v.bytes / 1e6:.2f}"), _cell(f"{v.bytes / report.baseline['bytes']:.2f}x")]
     return {"chosen": v.name == report.chosen, "cells": cells}

@@ -24,6 +24,8 @@ class Variant:
         name: Unique in the report.
         method: How it was made, in a few words.
         bits_per_weight: Of the quantized layers, scales and zero points included.
+        bits_over_all: Of all weights that are multiplied, those that stay in floating point as well; ``None`` in reports of
+            earlier versions.
         perplexity: On the held-out data; ``None`` of encoders.
         kl: Mean KL to the baseline per prediction, in nats; ``None`` where nothing was measured, of what was streamed.
         top1_agreement: Share of predictions whose likeliest choice is the baseline's; ``None`` likewise.
@@ -57,6 +59,7 @@ class Variant:
     kl_shares: list[float] = field(default_factory=list)
     kl_by_position: list[float] = field(default_factory=list)
     histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    bits_over_all: float | None = None
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
@@ -77,6 +80,7 @@ class Report:
         accepted: Whether the recipe's limits are met; ``None`` without limits.
         validation: KL on validation text before training (``start``) and of the state that was kept (``best``), which
             was that of ``step``.
+        coverage: Which share of the weights is quantized, and what is left in floating point, one sentence a reason.
         notes: What went differently than asked, one sentence each.
         environment: Versions and device.
         chosen: The variant that mode auto ends with.
@@ -91,6 +95,7 @@ class Report:
     variants: list[Variant] = field(default_factory=list)
     accepted: bool | None = None
     validation: dict[str, float] = field(default_factory=dict)
+    coverage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     chosen: str = ""

@@ -35,9 +35,14 @@ def baseline_texts(report: Report) -> list[str]:
     return [_text(report.baseline.get(own[n][0]), own[n][1]) if n in own else "-" for n in measured(report)]
 
 
+def bits_texts(variant: Variant) -> list[str]:
+    """Bits a weight of the quantized layers, and of all that are multiplied."""
+    return [_text(variant.bits_per_weight, "{:.2f}"), _text(variant.bits_over_all, "{:.2f}")]
+
+
 def sentences(report: Report) -> list[str]:
-    """What the figures say, in words."""
-    found = []
+    """What the figures say, in words, and of how much of the model."""
+    found = list(report.coverage)
     for v in report.variants:
         found.extend(_compared(v))
         if v.recovered:

@@ -14,6 +14,7 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.candidates import Candidate, Candidates
+from torchqat.runs.coverage import size_of_variant
 from torchqat.runs.run import Run
 from torchqat.runs.steps import (
     export_and_verify,
@@ -62,7 +63,7 @@ def _measured(run: Run, candidates: Candidates, candidate: Candidate) -> Variant
 
 
 def _fits(run: Run, variant: Variant) -> bool:
-    return variant.bits_per_weight <= run.recipe.size_bits_per_weight
+    return size_of_variant(variant) <= run.recipe.size_bits_per_weight
 
 
 def _meets(run: Run, variant: Variant) -> bool:
@@ -80,7 +81,7 @@ def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candid
     found = []
     for variant in tried:
         small = (
-            "" if _fits(run, variant) else f"takes {variant.bits_per_weight:.2f} bits a weight, more than {budget:g}"
+            "" if _fits(run, variant) else f"takes {size_of_variant(variant):.2f} bits a weight, more than {budget:g}"
         )
         good = "" if is_accepted(run, run.report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
         why = " and ".join(word for word in (small, good) if word) or "meets the limits of quality and size"

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, find_format, float8_plan, parse_recipe, with_widths
+from torchqat._library import Initialize, Plan, float8_plan, parse_recipe, with_widths
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.files import read_json, write_json
+from torchqat.runs.coverage import budget_of_layers
+from torchqat.runs.export_dtype import stored_bits
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.identity import apply, meaning, plan_content
 from torchqat.runs.run import Run
@@ -141,7 +143,8 @@ class Candidates:
 
     def _budgets(self) -> list[float]:
         """Half of the room up to the size that is allowed, and all of it."""
-        least, most = bits_of(self.run.plan, self._scale_bits), self.run.recipe.size_bits_per_weight
+        least = bits_of(self.run.plan, self._scale_bits)
+        most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, self._scale_bits)
         return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []
 
     def _mixed(self, budget: float) -> Plan:
@@ -157,9 +160,8 @@ class Candidates:
 
     @property
     def _scale_bits(self) -> int:
-        """Of the dtype that the recipe's first format stores scales in."""
-        dtype = find_format(self.run.recipe.exports[0]).dtype or next(self.run.original.parameters()).dtype
-        return 8 * dtype.itemsize
+        """Of the dtype that the recipe's first format stores scales, and what stays in floating point, in."""
+        return stored_bits(self.run)
 
 
 def bits_of(plan: Plan, scale_bits: int) -> float:
@@ -175,7 +177,7 @@ def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -
             layer.name,
             layer.weight,
             {int(bits): kl for bits, kl in kept.get(layer.name, {}).items()},
-            (layer.out_features, layer.in_features),
+            (layer.matrices * layer.out_features, layer.in_features),
             scale_bits,
         )
         for layer in plan.layers

@@ -3,12 +3,14 @@
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from torchqat._library import Recipe
 from torchqat.data.corpus import Corpus, load_corpus
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
+from torchqat.model.source import dtype_of
 from torchqat.runs.identity import files_content, state_content
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import train_scratch
@@ -21,10 +23,20 @@ class FloatModel:
     Args:
         recipe: Whose ``model`` section it is; one without ``path`` is trained from scratch on ``data.train``.
         progress: Where news goes.
+
+    Attributes:
+        notes: What the model is not as it was where it came from, as it is found out.
     """
 
     def __init__(self, recipe: Recipe, progress: Progress):
         self._recipe, self._progress = recipe, progress
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Say ``text``, once, and keep it for the report."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._progress.say(f"Note: {text}")
 
     @cached_property
     def kind(self) -> Kind:
@@ -57,7 +69,12 @@ class FloatModel:
         Where several processes hold parts of it, the first alone reads its numbers; ``spread.shard`` deals them out.
         """
         load = self.kind.load if self.reads_weights else self.kind.outline
-        return load(self.path, self._recipe.model.dtype).requires_grad_(False)
+        return load(self.path, self._recipe.model.dtype, self.note).requires_grad_(False)
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """What most of its floating weights are in where they lie; ``None`` where nothing says so, as of a function."""
+        return dtype_of(self.path)
 
     @property
     def outline(self) -> nn.Module:
@@ -68,7 +85,7 @@ class FloatModel:
 
     @cached_property
     def _outline(self) -> nn.Module:
-        return self.kind.outline(self.path, self._recipe.model.dtype)
+        return self.kind.outline(self.path, self._recipe.model.dtype, self.note)
 
     @cached_property
     def content(self) -> str:

@@ -22,6 +22,7 @@ def run(
     resume: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    dtype: str = "",
 ) -> Report:
     """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
 
@@ -33,6 +34,8 @@ def run(
         resume: Go on with the run that is there.
         restart: Delete the run that is there, and begin again.
         progress: Where news goes; standard error when ``None``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of scales in checkpoints and of what is not quantized. When empty,
+            what the model came in, if it was trained in float32 and the scales fit; else what it was trained in.
 
     Returns:
         What was measured, as the folder's ``report.json`` has it.
@@ -42,7 +45,7 @@ def run(
         UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
             ``restart`` is set, or it was made of something else. Nothing is written then.
     """
-    return follow(run_of(recipe, model, data, output, progress), resume, restart)
+    return follow(run_of(recipe, model, data, output, progress, dtype), resume, restart)
 
 
 def run_of(
@@ -51,6 +54,7 @@ def run_of(
     data: str = "",
     output: str | Path = "",
     progress: Progress | None = None,
+    dtype: str = "",
 ) -> Run:
     """The run that these options mean, which has done nothing yet."""
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
@@ -58,7 +62,9 @@ def run_of(
         loaded.model.path, loaded.model.scratch = str(model), None
     if data:
         loaded.data.train = str(data)
-    return Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
+    run = Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
+    run.dtype = dtype
+    return run
 
 
 def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:

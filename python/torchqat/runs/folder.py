@@ -95,6 +95,21 @@ def check_same(folder: Path, parts: dict[str, Any]) -> None:
         )
 
 
+def same_dtype(folder: Path, asked: str) -> str:
+    """What the run in ``folder`` writes its checkpoints in, which is what was ``asked`` for, if anything was.
+
+    Raises:
+        UserError: It is not.
+    """
+    then = read_settings(folder).get("dtype", "")
+    if asked not in ("", then):
+        raise UserError(
+            f"To be gone on with, the run in {folder} must have {f'dtype {then}' if then else 'no dtype'}, but {asked} is "
+            "given; torchqat export RUN --dtype writes another checkpoint."
+        )
+    return then
+
+
 @contextmanager
 def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: bool, restart: bool) -> Iterator[None]:
     """``folder``, made ready for a run, while the block runs.

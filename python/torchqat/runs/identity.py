@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torchqat.data.batch import bytes_of
 from torchqat.data.batch import digest as digest_of
 from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
-from torchqat.errors import UserError
+from torchqat.extras import needs
+from torchqat.model.source import folder_of, is_gguf, read_header
 
 # Limits, which decide over results that are there already, and names of what is compared by what it holds.
 _LEFT_OUT = ("file", "text", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
@@ -151,11 +152,13 @@ def files_content(path: str, companions: Iterable[Path]) -> str:
     """Changes with a model's configuration, with the name, shape or dtype of a tensor, and with most changes of weights.
 
     Args:
-        path: A folder of safetensors, of which headers and a few bytes a tensor are read; or a hub id that was fetched. The
-            result is empty where there are no such files, as for a function of the user's.
+        path: A folder of safetensors or a GGUF file, of which headers and a few bytes a tensor are read; or a hub id that
+            was fetched. The result is empty where there are no such files, as for a function of the user's.
         companions: Files beside it that say how it is used.
     """
-    folder = Path(path) if Path(path).is_dir() else _fetched(path)
+    if is_gguf(path):
+        return sha256(b"".join(_samples_of_gguf(Path(path)))).hexdigest()[:16]
+    folder = folder_of(path)
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     if not files:
         return ""
@@ -185,33 +188,32 @@ def _digest_of_files(files: Iterable[Path]):
     return digest
 
 
-def _fetched(path: str) -> Path | None:
-    """Where the hub's library keeps what it fetched of ``path``."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
-
-
 def _samples_of_file(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(size)
         yield header
-        try:
-            entries = json.loads(header)
-        except ValueError as error:
-            raise UserError(f"{path} must be a safetensors file, but its header is no JSON.") from error
-        for name, entry in sorted(entries.items()):
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            for place in sorted({begin, (begin + end) // 2, max(begin, end - _SAMPLE)}):
-                file.seek(8 + size + place)
-                yield file.read(min(_SAMPLE, end - place))
+        for _, entry in sorted(read_header(path).items()):
+            begin, end = (8 + size + place for place in entry["data_offsets"])
+            yield from _samples(file, begin, end)
+
+
+def _samples_of_gguf(path: Path) -> Iterator[bytes]:
+    with needs("hf", "A GGUF file"):
+        from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    with open(path, "rb") as file:
+        yield file.read(min(tensor.data_offset for tensor in tensors))
+        for tensor in tensors:
+            yield from _samples(file, tensor.data_offset, tensor.data_offset + tensor.n_bytes)
+
+
+def _samples(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:
+    """Where a tensor begins, its middle and its end."""
+    for place in sorted({begin, (begin + end) // 2, max(begin, end - _SAMPLE)}):
+        file.seek(place)
+        yield file.read(min(_SAMPLE, end - place))
 
 
 def _sampled(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """From folders on disk back to models: a run's trained state, an exported checkpoint, any model to evaluate."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from torchqat._library import load_recipe
 from torchqat.checkpoints.deploy import load
 from torchqat.errors import UserError
 from torchqat.files import digest_of, read_json
-from torchqat.model.loading import empty_model, load_model
+from torchqat.model.completeness import CAUSAL_LM
+from torchqat.model.loading import check_loads, empty_model, load_model, no_note
 from torchqat.runs.candidates import Candidates
 from torchqat.runs.folder import is_run, read_settings
 from torchqat.runs.identity import apply
@@ -19,6 +21,9 @@ from torchqat.runs.run import Run
 from torchqat.runs.trained import trained_state
 from torchqat.runs.variants import initialized_name, last_name, naive_model, naive_name, trained_name
 from torchqat.verification.engines.transformers import load_in_transformers
+
+# Methods whose codes transformers computes with, by a library of their own, and does not make dense.
+_AS_THEY_ARE = ("gptq", "awq")
 
 
 def open_run(folder: Path) -> Run:
@@ -36,7 +41,7 @@ def open_run(folder: Path) -> Run:
     if settings["directory"] not in sys.path:
         sys.path.append(settings["directory"])
     run = Run(recipe, folder, Progress(), kept=settings["made_of"])
-    run.streamed = settings["made_of"]["streamed"]
+    run.streamed, run.dtype = settings["made_of"]["streamed"], settings.get("dtype", "")
     content = run.float_model.content_of_files
     if content and content != settings["made_of"]["model"]:
         raise UserError(
@@ -122,13 +127,24 @@ def variant_model(run: Run, name: str) -> nn.Module:
     return made[name]().eval()
 
 
-def load_any(path: str) -> nn.Module:
-    """A causal language model from a folder or hub id.
+def load_any(path: str, note: Callable[[str], None] = no_note) -> nn.Module:
+    """A causal language model from a folder, GGUF file or hub id.
 
     One of the format safetensors runs here on packed weights; other quantized ones are dequantized by transformers.
+
+    Args:
+        path: Where it is.
+        note: Told what is not as it was there.
+
+    Raises:
+        UserError: There is none, or transformers cannot load it.
     """
     config = Path(path) / "config.json"
     if config.is_file() and (found := read_json(config, "A model's configuration").get("quantization_config")):
-        packed = isinstance(found, dict) and found.get("quant_method") == "torchqat"
-        return load(empty_model(path), path, packed=True).eval() if packed else load_in_transformers(Path(path))
-    return load_model(path)
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if method == "torchqat":
+            return load(empty_model(path), path, packed=True).eval()
+        if method not in _AS_THEY_ARE:
+            check_loads(path, CAUSAL_LM, note)
+        return load_in_transformers(Path(path))
+    return load_model(path, note=note)

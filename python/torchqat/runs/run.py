@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat.checkpoints.dtype import dtype_named
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch
@@ -20,11 +21,13 @@ from torchqat.data.tasks import Task, load_task
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
+from torchqat.model.calls import check_called
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
+from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, version_note
+from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.training.processes import check_together, is_first, wait
@@ -48,6 +51,7 @@ class Run:
 
     Attributes:
         streamed: Whether it never has all of its model (streamed.py).
+        dtype: What its checkpoints were asked to be in: ``float32``, ``bfloat16`` or ``float16``; empty if nothing was.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Run:
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.float_model = float_model or FloatModel(recipe, progress)
         self._data_of, self._plan, self._kept = data_of, plan, kept
-        self.streamed = False
+        self.streamed, self.dtype = False, ""
 
     # -- what the run works on ---------------------------------------------------------------------------------------
 
@@ -146,6 +150,8 @@ class Run:
             if state["identity"] == identity:
                 model.load_state_dict(state["model"])
                 return model
+        if not on_data:  # calibrate sees to it where it runs the model anyway
+            check_called(model, self.data.evaluation[:1], self.kind.outputs)
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
         batches = self.data.calibration if on_data else []
@@ -158,7 +164,7 @@ class Run:
             save_state(kept, {"identity": identity, "model": model.state_dict()})
             if own:
                 with self.changed_report() as report:
-                    report.notes = warnings
+                    report.notes = [*self.float_model.notes, *warnings]
         return model
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -210,9 +216,12 @@ class Run:
         if not self.streamed:
             _ = self.original
         plan = str(self.plan)
-        check_exports(self.float_model.outline, self.plan, self.recipe.exports, self.kind.writes_text)
+        if resume:
+            self.dtype = same_dtype(self.folder, self.dtype)
+        outline, asked = self.float_model.outline, dtype_named(self.dtype)
+        check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked)
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
-            check_recomputes(self.float_model.outline)
+            check_recomputes(outline)
         _ = self.task
         settings = {
             "version": VERSION,
@@ -223,6 +232,7 @@ class Run:
             "task": _absolute(self.recipe.evaluate.task),
             "directory": os.getcwd(),  # where functions of the user's are looked for
             "made_of": self.made_of,
+            "dtype": self.dtype,
         }
         if not is_first():
             wait()  # until the folder is ready
@@ -234,6 +244,8 @@ class Run:
                 self.progress.say(f"Note: {note}")
         texts = {"recipe.yaml": self.recipe.text, "plan.txt": plan}
         with held(self.folder, settings, texts, resume, restart):
+            with self.changed_report() as report:
+                report.coverage = coverage(self.plan)
             save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})
             wait()
             yield

@@ -16,7 +16,10 @@ from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.evaluation.histograms import histograms
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
+from torchqat.model.experts import matrix_of
 from torchqat.reports.report import Report, Variant
+from torchqat.runs.coverage import bits_over_all
+from torchqat.runs.export_dtype import dtype_note, export_dtype, stored_bits
 from torchqat.runs.run import Run
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
@@ -27,7 +30,8 @@ def measure_baseline(run: Run) -> None:
         return
     run.progress.say("Measuring the full-precision baseline")
     figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
-    size = sum(t.numel() * t.element_size() for _, t in float_tensors(run.original))
+    own = run.float_model.dtype or torch.float64
+    size = sum(t.numel() * min(t.element_size(), own.itemsize) for _, t in float_tensors(run.original))
     found = {
         "perplexity": figures.perplexity,
         "bytes": size,
@@ -38,18 +42,20 @@ def measure_baseline(run: Run) -> None:
         scores = run.scores(run.original)
         found.update(task=sum(scores) / len(scores), task_scores=scores)
     with run.changed_report() as report:
-        report.baseline = found
+        report.baseline, report.notes = found, [*run.float_model.notes]
 
 
 def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str) -> Variant:
     """Export ``model`` in the recipe's first format, read it back, and measure it."""
-    target = export_and_verify(run, model, fitting_format(run, model), name, suffix)
+    format = fitting_format(run, model)
+    target = export_and_verify(run, model, format, name, suffix)
     folder = run.folder / target
-    weights = convert(model)
+    weights = convert(model, export_dtype(run, model, format))
     elements = sum(w.codes.numel() for w in weights)
     bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
     figures = run.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
+    variant.bits_over_all = bits_over_all(run.plan, {w.name: w.bits_per_weight for w in weights}, stored_bits(run))
     if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
         variant.histograms = histograms(model, run.original)
     variant.sqnr = _signal_to_noise(run, model, weights)
@@ -63,7 +69,7 @@ def _signal_to_noise(run: Run, model: nn.Module, weights: list[QuantizedWeights]
         return {}
     found = {}
     for layer in weights:
-        before = run.original.get_submodule(layer.name).weight.detach().double().flatten(1)
+        before = matrix_of(run.original, layer.name).detach().double()
         noise = (layer.dequantize(torch.float32).double() - before).square().sum()
         found[layer.name] = (10 * (before.square().sum() / noise.clamp(min=1e-300)).log10()).item()
     return found
@@ -107,9 +113,16 @@ def remember_export(run: Run, folder: Path, variant: str) -> str:
 
 
 def write_export(run: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
-    """``export`` with what the run knows of its model: tokenizer, inputs, and files that go with it."""
+    """``export`` with what the run knows of its model: tokenizer, inputs, dtype, and files that go with it."""
     known = {"example": run.kind.examples(run.example), "files": run.kind.companions(run.model_path)}
-    return export(model, folder, format, run.tokenizer, **known, **options)
+    dtype = options.pop("dtype", None)
+    note = "" if dtype else dtype_note(run, model, format, dtype := export_dtype(run, model, format))
+    written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
+    if note:
+        run.float_model.note(note)
+        with run.changed_report() as report:
+            report.notes += [] if note in report.notes else [note]
+    return written
 
 
 def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchqat._library import CheckpointPlan, Plan, Recipe
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
+from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
@@ -28,6 +30,7 @@ from torchqat.errors import UserError
 from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.model.disk_names import DiskNames
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
@@ -72,6 +75,9 @@ def quantize_folder(
 ) -> Streamed:
     """Quantize the model in ``source`` as the recipe's ``initialize`` says and write it to ``output``, whole or not at all.
 
+    Tensors are read and written by the names and in the shapes that transformers gives them on disk. What it passes over
+    there, such as layers that predict further tokens, is copied as it is.
+
     Args:
         source: A Hugging Face folder of a causal language model, in safetensors.
         output: A folder; replaced if it exists.
@@ -93,13 +99,17 @@ def quantize_folder(
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
-        writer = _Writer(model, plan, folder, recipe.exports[0])
+        writer = _Writer(model, plan, folder, recipe.exports[0], reader)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block)
         with at_work.loads_what_runs():
             calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
-        writer.add_rest(reader, at_work.names)
+        writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         result.calibration, result.folder = calibration, Path(output)
+    passed_over = reader.passed_over()
+    if passed_over:
+        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+        calibration.warnings.append(f"What transformers passes over was copied as it is: {passed_over[0]}{more}.")
     return result
 
 
@@ -110,10 +120,13 @@ def opened_to_stream(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: The recipe needs the whole model, or the folder has no safetensors.
+        UserError: The recipe needs the whole model, or the folder has no safetensors, lacks a tensor of the model, or has
+            one that the model has not.
     """
-    reader = CheckpointReader(source)
     model = skeleton(source, recipe.model.dtype)
+    reader = CheckpointReader(source, model)
+    reader.check_complete(model)
+    reader.passed_over()
     plan = make_plan(model, recipe)
     lists = block_lists(model, nn.Linear)
     _check(plan, recipe, [name for blocks in lists for name, _ in blocks])
@@ -201,14 +214,16 @@ class _AtWork:
 class _Writer:
     """Shards of a checkpoint, one a block, and what ties them together."""
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str):
-        self.model, self.folder = model, folder
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader):
+        self.model, self.folder, self.reader = model, folder, reader
+        self.names = DiskNames(model)
         self.shards = ShardWriter(folder, _SHARD_BYTES)
         self.elements, self.bits = 0, 0.0
         self.digests: dict[str, str] = {}
         self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
         self.format = checked_format(format, self.plan)
-        self.documents = self.format.documents(self.plan)
+        beside = [name.removesuffix(".weight") for name in reader.passed_over() if len(reader.shape_of(name)) == 2]
+        self.documents = documents_on_disk(model, self.plan, self.format, self.names, beside)
         self.config = json.loads(self.documents["config.json"])
 
     @torch.no_grad()
@@ -216,33 +231,40 @@ class _Writer:
         prefix = block.name + "."
         dtype = self.format.dtype
         floats = float_tensors(block.module, checkpoint_plan(block.module), dtype)
-        tensors = {prefix + name: tensor for name, tensor in floats}
+        tensors = dict(self.names.on_disk((prefix + name, tensor) for name, tensor in floats))
         for layer in convert_layers(block.module, dtype, prefix):
-            tensors.update(self.format.tensors(layer))
+            tensors.update(layer_tensors(self.model, self.format, layer, self.names))
             self.elements += layer.codes.numel()
             self.bits += layer.bits_per_weight * layer.codes.numel()
         scales = cache_scales(block.module, self.format.name)
-        tensors.update({prefix + name: scale for name, scale in scales.items()})
+        tensors.update({self.names.renamed(prefix + name): scale for name, scale in scales.items()})
         self.shards.add(tensors)
         reading = read_layers_of(self.format.name, read_file(self.shards.flush()), self.config)
         self.digests.update({name: digest(tensors[name]).hex() for name in reading.others})
         for name, layer in block.layers():
             expected = layer.quantized_weight()
             stored = layer.convert(name, torch.float32)
-            found = reading.weights.get(name)
-            same = found is not None and torch.equal(found, stored.dequantize(found.dtype))
-            if not same or not torch.equal(stored.dequantize(expected.dtype), expected):
+            if not torch.equal(stored.dequantize(expected.dtype), expected):
                 raise UserError(f"{name} does not read back as it was rounded.")
-            self.digests[f"{name}.weight"] = digest(found).hex()
+            for part in layers_on_disk(self.model, self.format, stored, self.names):
+                on_disk = self.names.layer(name) if part is stored else part.name
+                found = reading.weights.get(on_disk)
+                if found is None or not torch.equal(found, part.dequantize(found.dtype)):
+                    raise UserError(f"{on_disk} does not read back as it was rounded.")
+                self.digests[f"{on_disk}.weight"] = digest(found).hex()
 
-    def add_rest(self, reader: CheckpointReader, blocks: list[str]) -> None:
-        """What lies outside the blocks, as it is."""
+    def add_rest(self, blocks: list[str]) -> None:
+        """What lies outside the blocks, and what the model has no place for, as it is."""
         inside = tuple(name + "." for name in blocks)
-        for name, tensor in self.model.state_dict().items():
-            if not name.startswith(inside) and name in reader:
-                kept = reader[name].to(self.format.dtype or tensor.dtype)
-                self.shards.add({name: kept})
-                self.digests[name] = digest(kept).hex()
+        outside = (
+            (name, self.reader[name].to(self.format.dtype or tensor.dtype))
+            for name, tensor in self.model.state_dict().items()
+            if not name.startswith(inside) and name in self.reader
+        )
+        passed_over = ((name, self.reader.on_disk(name)) for name in self.reader.passed_over())
+        for name, tensor in chain(self.names.on_disk(outside), passed_over):
+            self.shards.add({name: tensor})
+            self.digests[name] = digest(tensor).hex()
 
     def finish(self, tokenizer) -> Streamed:
         self.shards.finish()

@@ -8,7 +8,9 @@ from torchqat.checkpoints.readers import format_of, read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
+from torchqat.errors import UserError
 from torchqat.files import read_json, size_of, write_json
+from torchqat.model.loading import check_streams
 from torchqat.reports.report import Variant
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
@@ -27,6 +29,9 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
         UserError: As ``quantize_folder`` and ``Run.opened``.
     """
     run.streamed = True
+    if run.dtype:
+        raise UserError("To be streamed, dtype must not be given, since a streamed checkpoint is in model.dtype.")
+    check_streams(run.model_path)
     opened_to_stream(run.model_path, run.recipe)
     with run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
@@ -44,7 +49,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
         name = initialized_name(run)
         remember_export(run, found.folder, name)
         with run.changed_report() as report:
-            report.notes, report.baseline = warnings, {"bytes": size_of(Path(run.model_path))}
+            report.notes = [*run.float_model.notes, *warnings]
+            report.baseline = {"bytes": size_of(Path(run.model_path))}
             method = f"{run.width_title} {run.recipe.initialize.method}, streamed"
             place = str(target.relative_to(run.folder))
             report.put(Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place))

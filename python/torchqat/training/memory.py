@@ -1,12 +1,14 @@
 """What the state of a training takes on every process, counted tensor by tensor: for models on the meta device as well."""
 
+from collections import Counter
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
-from torchqat.model.prepare import QUANTIZABLE
+from torchqat.layers.stand_ins import QUANTIZABLE
 from torchqat.training.spread import gathered_together
 
 
@@ -60,8 +62,17 @@ def training_memory(model: nn.Module, processes: int = 1, teacher: torch.dtype |
         optimizer=2 * gradients,
         gathered=_gathered(model, trains=True) if processes > 1 else 0,
         teacher=0 if teacher is None else _teacher(model, processes, teacher),
-        rounded=max((_bytes(layer.weight) for layer in model.modules() if isinstance(layer, QuantLayer)), default=0),
+        rounded=_rounded(model),
     )
+
+
+def _rounded(model: nn.Module) -> int:
+    """The largest weight that a forward rounds; all of a mixture's experts are there at once."""
+    sizes: Counter[int] = Counter()
+    for layer in model.modules():
+        if isinstance(layer, QuantLayer):
+            sizes[id(layer.holder if isinstance(layer, QuantExperts) else layer)] += _bytes(layer.weight)
+    return max(sizes.values(), default=0)
 
 
 def _teacher(model: nn.Module, processes: int, dtype: torch.dtype) -> int:

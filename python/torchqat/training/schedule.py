@@ -13,6 +13,7 @@ from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.model.calls import check_calls_so_far
 from torchqat.training.optimizers import multiply_relative_rates
 
 
@@ -58,6 +59,7 @@ class Schedule:
         device = next(model.parameters()).device
         if "qat_step" not in dict(model.named_buffers()):
             model.register_buffer("qat_step", torch.zeros((), dtype=torch.int64, device=device))
+        self._saw_calls = False
         self._step = int(model.qat_step)  # the same on the host: to read it would wait for the device
         self._hook = model.register_load_state_dict_post_hook(lambda *_: self._restore())
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
@@ -89,8 +91,15 @@ class Schedule:
         return max((layer.weight_bits for layer in layers), default=0)
 
     def step(self) -> bool:
-        """Count one optimizer step, and round the weights that layers keep; returns whether widths changed."""
+        """Count one optimizer step, and round the weights that layers keep; returns whether widths changed.
+
+        Raises:
+            UserError: In the first step, that the forward before it called some planned layers, but not this one.
+        """
         before = self.stage
+        if not self._saw_calls:
+            check_calls_so_far(self.model)
+            self._saw_calls = True
         self._go_to(self._step + 1)
         self._apply(method="mse")
         layers = [layer for _, layer in quant_layers(self.model)]

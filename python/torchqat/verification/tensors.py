@@ -11,6 +11,9 @@ from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.extras import needs
+from torchqat.layers.experts import QuantExperts
+from torchqat.layers.prepared import quant_layers
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.verification.result import Verification
 from torchqat.verification.unquantized import unquantized
 
@@ -24,6 +27,7 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
     expected = _expected_others(folder, format, model, reading)
     differing: dict[str, int] = {}
     missing = list(reading.missing)
+    trained_layers = dict(quant_layers(model))
     found_layers = {name.rpartition(".")[0] for name in missing}
     for layer in convert_layers(model, torch.float32):
         expected.update(_expected_of_input(layer, format))
@@ -33,7 +37,8 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
                 missing.append(f"{layer.name}.weight")
             continue
         exact = read.dtype if read.dtype in _SERVED else torch.float32
-        count = _differing(read, layer.dequantize(exact)) + _unlike_training(model, layer)
+        trained = trained_layers[layer.name]
+        count = _differing(read, _as_read(trained, layer.dequantize(exact), read)) + _unlike_training(trained, layer)
         if count:
             differing[layer.name] = count
     missing += [name for name in expected if name not in reading.others]
@@ -85,7 +90,12 @@ def _differing(read: Tensor, expected: Tensor) -> int:
     return int((read.reshape(expected.shape) != expected.to(read.dtype)).sum())
 
 
-def _unlike_training(model: nn.Module, layer) -> int:
+def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor) -> Tensor:
+    """As readers have it: those that put a model's experts together, in one tensor of them."""
+    is_stack = isinstance(layer, QuantExperts) and read.dim() == 3
+    return layer.shaped(matrix.to(layer.weight.device)) if is_stack else matrix
+
+
+def _unlike_training(module: QuantLayer, layer: QuantizedWeights) -> int:
     """Elements in which the codes do not stand for the weight that the forward multiplies with."""
-    module = model.get_submodule(layer.name)
     return _differing(layer.dequantize(module.weight.dtype).cpu(), module.quantized_weight())

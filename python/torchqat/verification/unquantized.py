@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import QuantKvCache
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES
@@ -14,6 +15,10 @@ def unquantized(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in quant_layers(model):
         own = STATE_NAMES if layer.weight_spec is None else (*STATE_NAMES, "weight")
         skipped |= {f"{name}.{leaf}".removeprefix(".") for leaf in own}
+    for place, layer in model.named_modules():
+        if isinstance(layer, QuantExperts):
+            skipped |= {f"{place}.{leaf}" for leaf in STATE_NAMES}
+            skipped |= {layer.name_of(place)} if layer.weight_spec is not None else set()
     for name, module in model.named_modules():
         if isinstance(module, QuantKvCache):
             skipped |= {f"{name}.{leaf}" for leaf, _ in module.named_buffers()}

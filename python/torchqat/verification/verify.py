@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchqat._library import find_format
 from torchqat.checkpoints.readers import format_of
 from torchqat.errors import UserError
+from torchqat.files import read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
@@ -155,13 +156,22 @@ def _ask(
     if engine is TRANSFORMERS and rounded:
         found["notes"] = [_ROUNDS_ITS_OWN_WAY]
     else:
-        half = find_format(format).dtype is not None or next(model.parameters()).dtype != torch.float32
+        half = (
+            find_format(format).dtype is not None or _in_half(folder) or next(model.parameters()).dtype != torch.float32
+        )
         found["agreement"] = agreement_of(engine, served, model, prompts, half, rounded, tokenizer, texts)
     if bench:
         found["speed"] = served.speed
         if baseline:
             found["baseline"] = _baseline_speed(engine, format, baseline, question, tokenizer)
     return found
+
+
+def _in_half(folder: Path) -> bool:
+    """Whether the configuration of the checkpoint says that engines compute in half precision."""
+    path = folder / "config.json"
+    config = read_json(path, "The configuration of a checkpoint") if path.is_file() else {}
+    return config.get("dtype") in ("float16", "bfloat16")
 
 
 def _prompts(model: nn.Module, tokens: Tensor | None, count: int = 4, length: int = 32) -> Tensor:

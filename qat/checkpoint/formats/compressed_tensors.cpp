@@ -120,6 +120,11 @@ std::string global_format(const json& groups) {
 }  // namespace
 
 std::string compressed_tensors_refusal(const LayerPlan& layer) {
+  // transformers reads experts by a way of its own, which knows no zero points, and vLLM has kernels
+  // for these alone.
+  if (layer.type == "Experts" && !layer.weight->is_float8() &&
+      (!layer.weight->symmetric() || (layer.weight->bits != 4 && layer.weight->bits != 8)))
+    return "experts must have symmetric weights of int4 or int8, or fp8_e4m3";
   const QuantSpec& weight = *layer.weight;
   if (weight.is_float8() && weight.grid != Grid::e4m3)
     return "FP8 weights and inputs must both be fp8_e4m3";

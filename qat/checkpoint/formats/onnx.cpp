@@ -22,7 +22,7 @@ std::string onnx_refusal(const LayerPlan& layer) {
   if (weight.is_float8()) return "its weights must be integers, but are " + dtype_name(weight);
   if (weight.granularity == Granularity::block)
     return "DequantizeLinear has scales per tensor, channel or group, but the weights have block";
-  if (layer.type == "Conv2d" && weight.granularity == Granularity::group)
+  if (layer.type.rfind("Conv", 0) == 0 && weight.granularity == Granularity::group)
     return "a kernel has scales per tensor or channel, but the weights have groups";
   if (!layer.input) return "";
   if (layer.input->is_float8() || layer.input->bits != 8)

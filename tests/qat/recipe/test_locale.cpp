@@ -85,6 +85,7 @@ TEST_F(Locale, PlansAreTheSame) {
   EXPECT_EQ(to_text(make_plan(recipe, {{"a", "Linear", 4096, 11008, false}})),
             "a  [11008, 4096]  weight int4 group 2048 narrow, minmax scale in bfloat16\n"
             "1 layers quantized, 0 layers left alone\n"
+            "100.0 % of all parameters, 100.0 % of the weights that are multiplied are quantized\n"
             "until 62.5%: weights int8, inputs as exported\n"
             "until 4096 steps: weights as exported, inputs as exported\n");
 }

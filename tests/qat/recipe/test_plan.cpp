@@ -49,6 +49,97 @@ TEST(Plan, LaterRulesWinTensorByTensor) {
   EXPECT_EQ(plan.untouched, 1);
 }
 
+LayerInfo parameter(const std::string& name, const std::string& why) {
+  LayerInfo info{name, "Holder", 64, 96};
+  info.plannable = false;
+  info.why = why;
+  return info;
+}
+
+std::string plan_text(const std::string& rest, const std::vector<LayerInfo>& layers) {
+  try {
+    return to_text(make_plan(recipe_of(rest), layers));
+  } catch (const RecipeError& error) {
+    return error.what();
+  }
+}
+
+TEST(Plan, WeightsThatNoLayerCoversAreAnErrorUnlessTheyAreLeft) {
+  std::vector<LayerInfo> layers = kLayers;
+  layers.push_back(parameter("model.0.experts", "a parameter of Holder"));
+  layers.push_back(parameter("model.1.experts", "a parameter of Holder"));
+  const std::string rule = "layers:\n  - {match: \"model.*\", weight: {dtype: int8}";
+  const std::string left =
+      "left in floating point: model.0.experts and 1 more, 42.4 % of all parameters: ";
+  EXPECT_EQ(plan_text(rule + "}\n", layers),
+            "r.yaml:3:5: match must reach what torchqat can quantize, but model.* also reaches "
+            "model.0.experts and 1 more, 54.5 % of its weights (a parameter of Holder); leave them "
+            "by a rule with weight: float, or by allow_float: true");
+  EXPECT_NE(
+      plan_text(rule + ", allow_float: true}\n", layers).find(left + "a parameter of Holder\n"),
+      std::string::npos);
+  EXPECT_NE(plan_text(rule + "}\n  - {match: \"*.experts\", weight: float}\n", layers)
+                .find(left + "by a rule\n"),
+            std::string::npos);
+  for (LayerInfo& layer : layers)
+    if (!layer.plannable) layer.multiplied = false;
+  EXPECT_NE(plan_text(rule + "}\n", layers)
+                .find("35.3 % of all parameters, 61.5 % of the weights that are multiplied"),
+            std::string::npos);
+}
+
+TEST(Plan, ItSaysWhichWeightsStayInFloatingPointAndWhy) {
+  std::vector<LayerInfo> layers = kLayers;
+  layers[2].why = "output head";
+  const Recipe recipe = recipe_of("layers:\n  - {match: \"*q_proj\", weight: {dtype: int8}}\n");
+  const Plan plan = make_plan(recipe, layers, /*parameters=*/20000);
+  ASSERT_EQ(plan.left.size(), 2u);
+  EXPECT_EQ(plan.left[0].name, "model.0.down_proj");
+  EXPECT_EQ(plan.left[0].why, "no rule reaches it");
+  EXPECT_EQ(plan.left[1].why, "output head");
+  EXPECT_EQ(plan.parameters, 20000);
+  EXPECT_EQ(plan.quantized(), 64 * 64);
+  EXPECT_EQ(plan.multiplied(), 64 * 64 + 96 * 64 + 64 * 100);
+  EXPECT_NE(to_text(plan).find("20.4 % of all parameters, 24.6 % of the weights"),
+            std::string::npos);
+}
+
+TEST(Plan, BlocksAreNamedByAWord) {
+  std::vector<LayerInfo> layers = kLayers;
+  layers[0].in_block = layers[2].in_block = true;
+  const Plan plan =
+      make_plan(recipe_of("layers:\n  - {match: blocks, weight: {dtype: int8}}\n"), layers);
+  ASSERT_EQ(plan.layers.size(), 1u);  // the head only by its name
+  EXPECT_EQ(plan.layers[0].name, "model.0.q_proj");
+}
+
+TEST(Plan, AnyNameOfALayerReachesIt) {
+  std::vector<LayerInfo> layers = kLayers;
+  layers[0].aliases = {"twin.q_proj"};
+  const Plan plan =
+      make_plan(recipe_of("layers:\n  - {match: \"twin.*\", weight: {dtype: int8}}\n"), layers);
+  ASSERT_EQ(plan.layers.size(), 1u);
+  EXPECT_EQ(plan.layers[0].name, "model.0.q_proj");
+}
+
+TEST(Plan, ExpertsHaveScalesOfTheirOwnAndInputsAsTheyAre) {
+  LayerInfo experts{"model.0.experts.down_proj", "Experts", 64, 32};
+  experts.matrices = 4;
+  const auto told = [&](const std::string& tensors) {
+    return plan_text("layers:\n  - {match: \"model.*\", " + tensors + "}\n", {experts});
+  };
+  EXPECT_NE(
+      told("weight: {dtype: int8, granularity: tensor}")
+          .find("weight of Experts must have granularity channel, group or block, but that of "
+                "model.0.experts.down_proj has tensor"),
+      std::string::npos);
+  EXPECT_NE(told("weight: {dtype: int8}, input: {dtype: int8}")
+                .find("input must not be given for Experts, but model.* matches "
+                      "model.0.experts.down_proj; leave them by a rule with input: float"),
+            std::string::npos);
+  EXPECT_NE(told("weight: {dtype: int8}").find("Experts 4 x [32, 64]"), std::string::npos);
+}
+
 TEST(Plan, AnOutputHeadIsReachedByItsFullNameOnly) {
   EXPECT_EQ(make_plan(recipe_of("layers:\n  - {match: \"type:Linear\", weight: {dtype: int8}}\n"),
                       kLayers)
@@ -172,10 +263,14 @@ TEST(Plan, PrintsOneLineALayer) {
   const Plan plan = make_plan(
       recipe_of("layers:\n  - {match: \"*.q_proj\", weight: {dtype: int4, group_size: 32}}\n"),
       kLayers);
-  EXPECT_EQ(to_text(plan),
-            "model.0.q_proj  [64, 64]  weight int4 group 32 narrow, minmax scale in bfloat16\n"
-            "1 layers quantized, 2 layers left alone\n"
-            "until 100%: weights as exported, inputs as exported\n");
+  EXPECT_EQ(
+      to_text(plan),
+      "model.0.q_proj  [64, 64]  weight int4 group 32 narrow, minmax scale in bfloat16\n"
+      "1 layers quantized, 2 layers left alone\n"
+      "24.6 % of all parameters, 24.6 % of the weights that are multiplied are quantized\n"
+      "left in floating point: model.0.down_proj and 1 more, 75.3 % of all parameters: no rule "
+      "reaches it\n"
+      "until 100%: weights as exported, inputs as exported\n");
 }
 
 }  // namespace

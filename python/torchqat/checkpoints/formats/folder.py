@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
+from torchqat.checkpoints.formats.configuration import save_configuration
+from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
+from torchqat.model.disk_names import DiskNames
 
 
 def write_folder(
@@ -21,15 +24,17 @@ def write_folder(
     dtype: torch.dtype | None,
     max_shard_size: int | str,
 ) -> None:
-    """The checkpoint of ``model`` into ``folder``, in the memory of one file."""
+    """The checkpoint of ``model`` into ``folder``, as ``save_pretrained`` would name it, in the memory of one file."""
+    names = DiskNames(model)
+    documents = documents_on_disk(model, plan, format, names)
     shards = ShardWriter(folder, max_shard_size)
-    for name, tensor in float_tensors(model, plan, dtype):
+    for name, tensor in names.on_disk(float_tensors(model, plan, dtype)):
         shards.add({name: tensor})
-    shards.add(cache_scales(model, format.name))
+    shards.add({names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()})
     for layer in layers:
-        shards.add(format.tensors(layer))
+        shards.add(layer_tensors(model, format, layer, names))
     shards.finish()
-    write_configuration(model, folder, plan, format.documents(plan), dtype)
+    write_configuration(model, folder, plan, documents, dtype)
 
 
 def write_configuration(
@@ -37,16 +42,14 @@ def write_configuration(
 ) -> None:
     """``config.json`` with its ``quantization_config``, ``generation_config.json``, and the files that a format adds."""
     config: dict = {}
-    if hasattr(model, "config") and hasattr(model.config, "save_pretrained"):
-        model.config.save_pretrained(folder)
+    save_configuration(model, folder)
+    if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         stored = dtype or next(model.parameters()).dtype
         config["dtype"] = str(stored).removeprefix("torch.")
-        config["architectures"] = config.get("architectures") or [type(model).__name__]
+        config["architectures"] = _architectures(model, config.get("architectures"))
         if any(layer.name.split(".")[-1] == "lm_head" for layer in plan.layers):
             config["tie_word_embeddings"] = False
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)
     for file, text in documents.items():
         content = json.loads(text)
         if file == "config.json":
@@ -54,6 +57,14 @@ def write_configuration(
         _write(folder / file, content)
     if "config.json" not in documents:
         _write(folder / "config.json", config)
+
+
+def _architectures(model: nn.Module, known: list[str] | None) -> list[str]:
+    """What loads the checkpoint: the model's class, which is not that of the folder where a head was put on a base model."""
+    import transformers
+
+    name = type(model).__name__
+    return [name] if hasattr(transformers, name) else known or [name]
 
 
 def _write(path: Path, content: dict) -> None:

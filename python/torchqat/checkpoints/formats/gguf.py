@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import gguf.quants
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
@@ -19,6 +20,7 @@ from torchqat.checkpoints.formats.gguf_architectures import (
     architecture_of,
     rope_factors,
 )
+from torchqat.checkpoints.formats.gguf_experts import ExpertRows, expert_rows, is_router
 from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
 from torchqat.checkpoints.formats.shards import shard_bytes
 from torchqat.checkpoints.formats.tensors import float_tensors
@@ -70,19 +72,24 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    order, layers, blocks = RowOrder(model, architecture), iter(layers), find_format("gguf").tensors
+    order, layers, layer = RowOrder(model, architecture), iter(layers), None
     for entry in entries:
         if entry.tensor is not None:
             data = encoded(order.to_file(entry.name, entry.tensor.detach()), entry.kind, entry.offset)
         else:
-            data = order.to_file(entry.name, blocks(next(layers))[entry.name]).numpy()
+            if layer is None or layer.name != entry.layer:
+                layer = next(layers)
+            data = order.to_file(entry.name, entry.blocks(layer)).numpy()
         writer.write_tensor_data(data)
     writer.close()
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of the file: one that stays unquantized, or (``tensor`` is ``None``) the blocks of the next layer."""
+    """A tensor of the file: one that stays unquantized, or (``tensor`` is ``None``) the blocks of ``layer``.
+
+    Of experts it has ``rows_of_each`` matrix.
+    """
 
     name: str
     file_name: str
@@ -90,6 +97,17 @@ class _Entry:
     shape: tuple[int, ...]
     tensor: Tensor | None = None
     offset: float = 0.0
+    layer: str = ""
+    rows_of_each: ExpertRows | None = None
+
+    def blocks(self, layer: QuantizedWeights) -> Tensor:
+        tensors = find_format("gguf").tensors
+        if self.rows_of_each is None:
+            return tensors(layer)[self.name]
+        part, all_rows = self.rows_of_each, layer.codes.shape[0]
+        firsts = range(0, all_rows, all_rows // self.shape[0])
+        cut = [layer.rows("expert", first + part.begin, first + part.end) for first in firsts]
+        return torch.stack([tensors(matrix)["expert.weight"] for matrix in cut])
 
     @property
     def dtype(self) -> np.dtype:
@@ -114,17 +132,27 @@ def _entries(
     if factors is not None:
         yield _Entry(ROPE_FACTORS, ROPE_FACTORS, _Types.F32, tuple(factors.shape), factors)
     for name, tensor in float_tensors(model, plan):
+        for part in expert_rows(name, tensor.shape[1]) if tensor.dim() == 3 else []:
+            rows = tensor[:, part.begin : part.end]
+            yield _Entry(part.name, names[part.name], _Types.F16, tuple(rows.shape), rows)
+        if tensor.dim() == 3:
+            continue
         offset = architecture.norm_offset if name.endswith("norm.weight") else 0.0
         kind = _float_type(name, tensor, embeddings)
         yield _Entry(name, names[name], kind, tuple(tensor.shape), tensor, offset)
     for layer in plan.layers if plan is not None else []:
         name, kind = f"{layer.name}.weight", _Types[gguf_type(layer.weight)]
-        yield _Entry(name, names[name], kind, (layer.out_features, layer.in_features))
+        parts = expert_rows(layer.name, layer.out_features)
+        for part in parts:
+            shape = (layer.matrices, part.end - part.begin, layer.in_features)
+            yield _Entry(part.name, names[part.name], kind, shape, layer=layer.name, rows_of_each=part)
+        if not parts:
+            yield _Entry(name, names[name], kind, (layer.out_features, layer.in_features), layer=layer.name)
 
 
 def _float_type(name: str, tensor: Tensor, embeddings: str) -> gguf.GGMLQuantizationType:
     """Vectors must be F32; the embedding and the head are as asked, other matrices F16."""
-    if tensor.dim() == 1:
+    if tensor.dim() == 1 or is_router(name):
         return _Types.F32
     ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     return _Types.Q8_0 if ends and embeddings == "q8_0" and tensor.shape[-1] % 32 == 0 else _Types.F16

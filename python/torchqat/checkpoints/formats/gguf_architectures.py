@@ -6,6 +6,7 @@ import gguf
 import torch
 from torch import Tensor, nn
 
+from torchqat.checkpoints.formats.gguf_experts import add_expert_hyperparameters, check_experts
 from torchqat.errors import UserError
 
 
@@ -29,6 +30,8 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "mixtral": Architecture("llama", interleaved=True),
+    "qwen3_moe": Architecture("qwen3moe"),
     "gemma": Architecture("gemma", norm_offset=1.0),
 }
 
@@ -45,6 +48,7 @@ def architecture_of(model: nn.Module) -> Architecture:
         raise UserError(
             f"gguf takes models of the architectures {known}, but this one is {kind or type(model).__name__}."
         )
+    check_experts(model)
     return ARCHITECTURES[kind]
 
 
@@ -102,6 +106,7 @@ def add_hyperparameters(writer: gguf.GGUFWriter, model: nn.Module) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_freq_base(rope_base(config))
+    add_expert_hyperparameters(writer, model)
 
 
 def head_size_of(config) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchqat._library import QuantizedWeights, find_format
 from torchqat.data.batch import as_inputs
 from torchqat.errors import UserError, first_line
-from torchqat.layers.conv import QuantConv2d
+from torchqat.layers.conv import QuantConv
 from torchqat.layers.quant_layer import QuantLayer
 
 OPSET = 21  # the first with INT4 and block_size
@@ -57,7 +57,8 @@ def write_onnx(model: nn.Module, layers: Iterable[QuantizedWeights], path: Path,
 
 
 def _deployed(layer: QuantizedWeights, module: QuantLayer) -> nn.Module:
-    return {"Linear": _Linear, "Conv2d": _Conv2d, "Embedding": _Embedding}[module.kind](layer, module)
+    kinds = {"Linear": _Linear, "Conv1d": _Conv, "Conv2d": _Conv, "Embedding": _Embedding}
+    return kinds[module.kind](layer, module)
 
 
 class _Deployed(nn.Module):
@@ -129,10 +130,10 @@ class _Linear(_Deployed):
         return _node("Sum", [y] if self.bias is None else [y, self.bias], y.dtype, y.shape)
 
 
-class _Conv2d(_Deployed):
+class _Conv(_Deployed):
     """Its weight lies as Conv takes it."""
 
-    def __init__(self, layer: QuantizedWeights, module: QuantConv2d):
+    def __init__(self, layer: QuantizedWeights, module: QuantConv):
         super().__init__(layer, module)
         self.convolution = [module._conv_forward]  # in a list: not a part of the graph's model
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
@@ -13,18 +14,25 @@ from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 
 def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
     """The quantized layers of a prepared model, its linear layers that stay in floating point, and its cache."""
-    layers = [
-        LayerPlan(name, *reversed(layer.matrix_shape), layer.weight_spec, layer.input_spec, layer.kind)
-        for name, layer in quant_layers(model)
-        if layer.weight_spec is not None
-    ]
+    layers = [layer.plan(name) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     return CheckpointPlan(layers, floating_layers(model, layers), cache_spec(model))
 
 
 def floating_layers(model: nn.Module, planned: list[LayerPlan]) -> list[str]:
-    """The linear layers of ``model`` that are not planned: configurations name them, since others are not expected."""
+    """The linear layers of ``model`` that are not planned: configurations name them, since others are not expected.
+
+    Other modules with a matrix for a weight are among them, such as routers of experts: engines build linear layers of them.
+    """
     names = {layer.name for layer in planned}
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
+    return [name for name, module in model.named_modules() if _is_linear(module) and name not in names]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return True
+    weight = module._parameters.get("weight")
+    no_product = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
+    return weight is not None and weight.dim() == 2 and not isinstance(module, no_product)
 
 
 def cache_spec(model: nn.Module) -> KvCacheSpec | None:
@@ -52,7 +60,8 @@ def float_tensors(
     model: nn.Module, plan: CheckpointPlan | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """What stays unquantized: every other parameter and buffer once, tied ones under their first name."""
-    left_out = {f"{layer.name}.weight" for layer in plan.layers} if plan is not None else set()
+    planned = plan.layers if plan is not None else []
+    left_out = {layer.name if layer.type == QuantExperts.kind else f"{layer.name}.weight" for layer in planned}
     left_out |= _training_state(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():

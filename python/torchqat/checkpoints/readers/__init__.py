@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from torchqat.checkpoints.readers.in_model import in_model
 from torchqat.checkpoints.readers.reading import Reading, read_tensors
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
@@ -54,7 +55,8 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
 
     Args:
         folder: What ``export`` wrote.
-        model: The model that it was exported from; GGUF files are read by its architecture.
+        model: The model that it was exported from, whose names the tensors get; GGUF files are read by its architecture.
+            When ``None``, tensors of a folder have their names on disk.
 
     Raises:
         UserError: The folder holds no checkpoint, or a file of it is damaged.
@@ -72,8 +74,9 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
     config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
     tensors = read_tensors(folder)
     try:
-        return read_layers_of(format, tensors, config)
+        reading = read_layers_of(format, tensors, config)
     except UserError:
         raise
     except Exception as error:  # of a configuration that is none
         raise UserError(f"{folder} must be a {format} checkpoint that can be read, but {first_line(error)}.") from error
+    return reading if model is None else in_model(reading, model)

@@ -13,16 +13,18 @@ import gguf
 import torch
 from torch import Tensor, nn
 
-from torchqat.checkpoints.readers.gguf_header import check_gguf_header
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
 from torchqat.layers.prepared import quant_layers
+from torchqat.model.gguf_header import check_gguf_header
 
 # What each frequency of the rotary embedding is divided by, which no tensor of a model of transformers is called.
 ROPE_FACTORS = "rope_freqs.weight"
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
 # llama.cpp rotates neighbours in models of these architectures, transformers the halves of a head.
 _INTERLEAVED = ("llama",)
+# A parameter of transformers' experts, and the tensors of a file that lie in it one after the other.
+_OF_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def gguf_files(folder: Path) -> list[Path]:
@@ -54,7 +56,7 @@ class GgufFile:
         return self._value(f"{self.architecture}.{key}")
 
     def names(self, of_model: list[str]) -> dict[str, str]:
-        """For each tensor of the file that a model has as well, the model's name for it.
+        """For each tensor of the file that a model has as well, the model's name for it; of experts for two the same.
 
         Raises:
             UserError: The gguf package knows no such architecture.
@@ -66,6 +68,10 @@ class GgufFile:
             )
         table = gguf.get_tensor_name_map(known[self.architecture], int(self.value("block_count")))
         found = {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in of_model}
+        for name in of_model:
+            holder, _, leaf = name.rpartition(".")
+            for part in _OF_EXPERTS.get(leaf, ()) if holder.endswith(".experts") else ():
+                found[table.get_name(f"{holder}.{part}.weight", try_suffixes=(".weight",))] = name
         return {**found, ROPE_FACTORS: ROPE_FACTORS}
 
     def heads_of(self, name: str) -> int | None:
@@ -97,17 +103,20 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
     """
     whole = GgufFile(gguf_files(folder))
     known = whole.names(list(model.state_dict()))
-    quantized = {f"{name}.weight" for name, layer in quant_layers(model) if layer.weight_spec is not None}
+    quantized = {
+        name if layer.kind == "Experts" else f"{name}.weight"
+        for name, layer in quant_layers(model)
+        if layer.weight_spec is not None
+    }
     reading = Reading()
     for file, found in whole.tensors:
         name = known.get(found.name)
         if name is None:
             raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
         values = in_model_order(_dense(file, found), whole.heads_of(found.name))
-        if name in quantized and found.tensor_type not in _FLOATS:
-            reading.weights[name.removesuffix(".weight")] = values
-        else:
-            reading.others[name] = values
+        is_layer = name in quantized and found.tensor_type not in _FLOATS
+        place, key = (reading.weights, name.removesuffix(".weight")) if is_layer else (reading.others, name)
+        place[key] = torch.cat([place[key], values], dim=1) if key in place else values
     return reading
 
 

@@ -20,7 +20,7 @@ class Reading:
 
     Attributes:
         weights: Dense weight ``[out, in]`` of each quantized layer, in the dtype in which the reader computes it.
-        others: Every other tensor, by its name in the model.
+        others: Every other tensor, by its name on disk, or in the model where one is given.
         missing: Tensors that a quantized layer needs and the checkpoint lacks.
     """
 

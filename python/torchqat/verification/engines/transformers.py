@@ -42,5 +42,6 @@ def outputs_in_transformers(folder: Path, model: nn.Module, example: Any) -> Out
         theirs = outputs_of(loaded, example)
     except Exception as error:
         raise UserError(f"transformers could not run {folder}: {first_line(error)}") from error
-    bound = _BOUND if next(model.parameters()).dtype == torch.float32 else _BOUND_IN_HALF
+    exact = all(next(one.parameters()).dtype == torch.float32 for one in (model, loaded))
+    bound = _BOUND if exact else _BOUND_IN_HALF
     return compared("transformers", theirs, outputs_of(model, example), bound, "the order of sums")

@@ -55,8 +55,9 @@ TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
   }
   EXPECT_EQ(held_conv, (std::vector<std::string>{"onnx", "safetensors"}));
   EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "onnx", "safetensors"}));
-  EXPECT_EQ(refusal(find_format("gguf"), conv),
-            "the layer is of the type Conv2d, and there is a place for Linear and Embedding");
+  EXPECT_EQ(
+      refusal(find_format("gguf"), conv),
+      "the layer is of the type Conv2d, and there is a place for Linear, Embedding and Experts");
 }
 
 TEST(Format, NothingQuantizedIsRefused) {

@@ -50,28 +50,53 @@ def load(folder: Path):
 
     transformers can make compressed-tensors weights dense while it loads them, but then takes one config group for all
     layers. Checkpoints of mixed precision are loaded packed instead and become dense in their first forward, which happens
-    here.
+    here; so are those that it cannot make dense, such as of layers that it also knows as one with others.
     """
-    import transformers
-
     settings = json.loads((folder / "config.json").read_text())
     config = settings.get("quantization_config") or {}
-    named = (settings.get("architectures") or [""])[0]
-    architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
-    mixed = len(config.get("config_groups", {})) > 1
-    options = {}
-    if config.get("quant_method") == "compressed-tensors" and not mixed:
+    if config.get("quant_method") != "compressed-tensors":
+        return _loaded(folder, settings, {"device_map": "cpu"} if config.get("quant_method") in ("gptq", "awq") else {})
+    ignored = set(config.get("ignore", []))
+    groups = [group for group in config["config_groups"].values() if not set(group["targets"]) <= ignored]
+    if len(groups) == 1:
         from transformers.utils.quantization_config import CompressedTensorsConfig
 
         # What older ones call not to run compressed; a name that they do not know they would ignore.
         known = "dequantize" in inspect.signature(CompressedTensorsConfig.__init__).parameters
         dense = {"dequantize": True} if known else {"run_compressed": False}
-        options = {"quantization_config": CompressedTensorsConfig(**dense)}
-    elif config.get("quant_method") in ("gptq", "awq"):
-        options = {"device_map": "cpu"}
+        try:
+            return _loaded(folder, settings, {"quantization_config": CompressedTensorsConfig(**dense)})
+        except Exception as error:
+            return _made_dense(_loaded(folder, settings, {}, error))
+    return _made_dense(_loaded(folder, settings, {}))
+
+
+def _loaded(folder: Path, settings: dict, options: dict, failed: Exception | None = None):
+    """``failed`` is what to raise, if this fails as well."""
+    import transformers
+
+    named = (settings.get("architectures") or [""])[0]
+    architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
-        model = architecture.from_pretrained(folder, dtype="auto", trust_remote_code=False, **options).eval()
-    if mixed:
-        model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+        try:
+            return _whole(architecture, folder, options).eval()
+        except Exception as error:
+            raise failed or error from error
+
+
+def _made_dense(model):
+    model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    return model
+
+
+def _whole(architecture, folder: Path, options: dict):
+    """The model, none of whose weights is made up: a pooling layer that the checkpoint has not is not built."""
+    options = {**options, "dtype": "auto", "trust_remote_code": False, "output_loading_info": True}
+    model, found = architecture.from_pretrained(folder, **options)
+    pools = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    if pools and any("pooler" in name for name in found["missing_keys"]):
+        model, found = architecture.from_pretrained(folder, add_pooling_layer=False, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"it finds no {missing[0]} there, one of {len(missing)} tensors that it would make up")
     return model

@@ -1,0 +1,219 @@
+"""``QuantExperts``: the matrices of a mixture's experts, which lie in one parameter, rounded where their module reads it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from torchqat._library import LayerPlan
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.sharded import whole
+
+# The child of an experts module that holds what quantization adds to it.
+STATE = "quantized"
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """A parameter of a module that holds a matrix for each expert.
+
+    Attributes:
+        holder: The module.
+        leaf: The parameter's name in it.
+        transposed: Whether each matrix is ``[in, out]``, else ``[out, in]``.
+    """
+
+    holder: nn.Module
+    leaf: str
+    transposed: bool
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.holder._parameters[self.leaf]
+
+    @property
+    def oriented(self) -> Tensor:
+        """The parameter as ``[experts, out, in]``."""
+        return self.weight.transpose(-2, -1) if self.transposed else self.weight
+
+    @property
+    def training(self) -> bool:
+        return self.holder.training
+
+
+class QuantExperts(QuantLayer):
+    """Fake quantization of one parameter ``[experts, out, in]`` or ``[experts, in, out]`` of a mixture's experts.
+
+    The parameter stays where it is. While the module that holds it runs its own forward, whatever that is, it finds the
+    rounded weights under the parameter's name. They are kept for that long: what autograd saves of them is rounded again
+    in the backward.
+
+    Called without arguments it gives the rounded weights, shaped like the parameter.
+    """
+
+    kind = "Experts"
+
+    def _take(self, layer: ExpertWeights) -> None:
+        self._holder, self.leaf, self.transposed = (layer.holder,), layer.leaf, layer.transposed
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self._holder[0]._parameters[self.leaf]
+
+    @property
+    def holder(self) -> nn.Module:
+        """The module whose parameter it is."""
+        return self._holder[0]
+
+    def name_of(self, place: str) -> str:
+        """That of the parameter."""
+        return ".".join([*place.split(".")[:-2], self.leaf])
+
+    def plan(self, name: str) -> LayerPlan:
+        rows, cols = self.matrix_shape
+        experts = self.count
+        return LayerPlan(name, cols, rows // experts, self.weight_spec, self.input_spec, self.kind, matrices=experts)
+
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return self.weight.shape[0]
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        _, rows, cols = self._oriented(self.weight).shape
+        return self.count * rows, cols
+
+    @property
+    def master(self) -> Tensor:
+        """All matrices, one below the other: ``[experts * out, in]``."""
+        return self._oriented(whole(self.weight)).reshape(self.matrix_shape)
+
+    @torch.no_grad()
+    def set_master(self, matrix: Tensor) -> None:
+        self._oriented(self.weight).copy_(matrix.view(self._oriented(self.weight).shape))
+
+    @property
+    def multiplies_rows(self) -> bool:
+        """Each matrix has tokens of its own: ``ptq/experts.py``."""
+        return False
+
+    def _oriented(self, weight: Tensor) -> Tensor:
+        return weight.transpose(-2, -1) if self.transposed else weight
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the weights are rounded now."""
+        return bool(self._weight_quantizer.text)
+
+    def forward(self, reached: Tensor | None = None) -> Tensor:
+        self._observe(self.weight)
+        if reached is not None and self.weight_spec.scales_by_row:
+            return self._rounded_alone(reached)
+        return self.shaped(self.quantized_weight())
+
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """All matrices, one below the other, in the shape of the parameter."""
+        return self._oriented(matrix.view(self._oriented(self.weight).shape))
+
+    def _rounded_alone(self, experts: Tensor) -> Tensor:
+        """The matrices of ``experts`` rounded, the others zero."""
+        result = torch.zeros_like(self.weight)
+        for expert in experts.tolist():
+            result[expert] = self._oriented(self.rounded_rows(*self.rows_of(expert)))
+        return result
+
+    def rows_of(self, expert: int) -> tuple[int, int]:
+        """The first of its rows in ``master``, and the one after the last."""
+        rows = self.matrix_shape[0] // self.count
+        return expert * rows, (expert + 1) * rows
+
+    @torch.no_grad()
+    def rounded_rows(self, begin: int, end: int) -> Tensor:
+        """The same numbers as these rows of ``quantized_weight``, where scales are those of rows."""
+        parameters = [None if p is None else p[begin:end] for p in self._weight_parameters()]
+        return self._weight_quantizer(self.master[begin:end], *parameters, self.outer_scale())
+
+    # -- what autograd saves -----------------------------------------------------------------------------------------
+
+    def pack(self, saved: Tensor) -> Callable[[], Tensor]:
+        """How to get ``saved``, a view of what the forward gave, again: by rounding."""
+        size, stride, offset = saved.shape, saved.stride(), saved.storage_offset()
+        rows, cols = self.matrix_shape
+        first, end = 0, rows
+        if self.weight_spec.scales_by_row:
+            extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+            first, end = offset // cols, -(-(offset + extent) // cols)
+
+        def again() -> Tensor:
+            part = self.rounded_rows(first, end) if (first, end) != (0, rows) else self.quantized_weight()
+            return part.detach().as_strided(size, stride, offset - first * cols)
+
+        return again
+
+
+def quantize_experts(layers: list[QuantExperts]) -> None:
+    """Let the module of these, which are all of its own, run on their rounded weights."""
+    holder = layers[0].holder
+    holder.add_module(STATE, nn.ModuleDict({layer.leaf: layer for layer in layers}))
+    holder.__class__ = _running_on_rounded(type(holder))
+
+
+def _running_on_rounded(kind: type[nn.Module]) -> type[nn.Module]:
+    @torch.compiler.disable
+    def forward(self, *args, **kwargs):
+        reached = _reached(args, self._modules[STATE])
+        with _in_place_of_parameters(self, reached):
+            return kind.forward(self, *args, **kwargs)
+
+    return type(f"Quant{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _reached(args: tuple, layers: nn.ModuleDict) -> Tensor | None:
+    """The experts that tokens are sent to, where those are sure to be a few and nothing is trained."""
+    sent = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
+    count = next(iter(layers.values())).count
+    if torch.is_grad_enabled() or sent is None or sent.is_floating_point() or sent.numel() >= count:
+        return None
+    return sent.unique()
+
+
+@contextmanager
+def _in_place_of_parameters(holder: nn.Module, reached: Tensor | None) -> Iterator[None]:
+    """Attributes of an instance come before its parameters: whoever asks for one finds the rounded one."""
+    layers = {leaf: layer for leaf, layer in holder._modules[STATE].items() if layer.rounds}
+    rounded = {leaf: layer(reached) for leaf, layer in layers.items()}
+    places = {tensor.untyped_storage()._cdata: layers[leaf] for leaf, tensor in rounded.items()}
+    vars(holder).update(rounded)
+    try:
+        with _rounded_again(places):
+            yield
+    finally:
+        for leaf in rounded:
+            del vars(holder)[leaf]
+
+
+@contextmanager
+def _rounded_again(places: dict[int, QuantExperts]) -> Iterator[None]:
+    """What autograd would keep of the rounded weights is rounded again when it is asked for.
+
+    Inside of gradient checkpointing nothing is kept anyway, and its own hooks must see all tensors.
+    """
+    if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        yield
+        return
+
+    def pack(tensor: Tensor):
+        layer = places.get(tensor.untyped_storage()._cdata)
+        return tensor if layer is None else layer.pack(tensor)
+
+    def unpack(kept):
+        return kept if isinstance(kept, Tensor) else kept()
+
+    with saved_tensors_hooks(pack, unpack):
+        yield

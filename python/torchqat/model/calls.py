@@ -1,0 +1,169 @@
+"""Whether a model's own forward calls every planned layer: what is read past its layer is trained in floating point."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from torchqat.errors import UserError
+from torchqat.layers.prepared import quant_layers
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.blocks import hooks
+
+# What code asks a weight without using its numbers, as in x.to(self.proj.weight.dtype).
+_ABOUT = frozenset(
+    [
+        "dtype",
+        "device",
+        "shape",
+        "ndim",
+        "requires_grad",
+        "is_cuda",
+        "is_meta",
+        "layout",
+        "grad",
+        "is_leaf",
+        "is_quantized",
+    ]
+)
+
+
+@torch.no_grad()
+def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> list[str]:
+    """Run the first batch in training and in evaluation mode, and see that every quantized layer is called.
+
+    Buffers (running statistics) and random states are as they were afterwards.
+
+    Args:
+        model: A prepared model.
+        batches: The first is run in both modes; the others until every layer was reached.
+        forward: Runs one.
+
+    Returns:
+        Names of layers that no batch reached, where others of their kind were: experts of a mixture.
+
+    Raises:
+        UserError: A layer is not called although its weight is read, or not called at all (it and its parent are named).
+    """
+    layers = quant_layers(model)
+    for _, layer in layers:
+        layer.called = False
+    batches = list(batches)
+    if not batches:
+        return []
+    reads = _Reads([layer for _, layer in layers])
+    with _as_it_was(model), reads.own_calls(), reads:
+        for index, batch in enumerate(batches):
+            for training in (True, False) if index == 0 else (False,):
+                model.train(training)
+                forward(model, batch)
+                _check_read(model, layers, reads.found, training)
+            if all(layer.called for _, layer in layers):
+                break
+    return _not_reached(model, layers)
+
+
+def check_calls_so_far(model: nn.Module) -> None:
+    """See that a forward which called some quantized layers called all, but for experts; compiled graphs leave no sign.
+
+    Raises:
+        UserError: A layer was not called.
+    """
+    layers = quant_layers(model)
+    if any(layer.called for _, layer in layers):
+        _not_reached(model, layers)
+
+
+def same_place(module: nn.Module, name: str, other: str) -> bool:
+    """Whether two layers of ``module`` are at the same place of two modules in one list or dict, as those of experts are."""
+    parts, others = name.split("."), other.split(".")
+    differing = [index for index, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b]
+    if len(parts) != len(others) or len(differing) != 1:
+        return False
+    container = module.get_submodule(".".join(parts[: differing[0]]))
+    return isinstance(container, nn.ModuleList | nn.ModuleDict)
+
+
+def _check_read(model: nn.Module, layers: list, reads: set[int], training: bool) -> None:
+    for name, layer in layers:
+        if id(layer.weight) in reads:
+            raise UserError(
+                f"{_parent(model, name)} must leave the weight of {name} to that layer's own forward for it to be "
+                f"quantized, but reads it by itself in {'training' if training else 'evaluation'} mode; leave it by a rule "
+                "with weight: float."
+            )
+
+
+def _not_reached(model: nn.Module, layers: list) -> list[str]:
+    missed = [name for name, layer in layers if not layer.called]
+    called = [name for name, layer in layers if layer.called]
+    for name in missed:
+        if not any(same_place(model, name, other) for other in called):
+            raise UserError(
+                f"{_parent(model, name)} must call {name} for it to be quantized, but the model's forward never calls it; "
+                "leave it by a rule with weight: float."
+            )
+    return missed
+
+
+def _parent(model: nn.Module, name: str) -> str:
+    place = name.rpartition(".")[0]
+    kind = type(model.get_submodule(place)).__name__
+    return f"{kind} ({place})" if place else kind
+
+
+class _Reads(TorchFunctionMode):
+    """Notes whose weight is given to a function of torch outside of the quantized layers' own calls.
+
+    Attributes:
+        found: The ``id`` of each such weight.
+    """
+
+    def __init__(self, layers: list[QuantLayer]):
+        super().__init__()
+        self.found: set[int] = set()
+        self._layers, self._watched, self._inside = layers, {id(layer.weight) for layer in layers}, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if not self._inside and not _is_about(function):
+            self.found |= {id(leaf) for leaf in tree_leaves((args, kwargs or {}))} & self._watched
+        return function(*args, **(kwargs or {}))
+
+    @contextmanager
+    def own_calls(self) -> Iterator[None]:
+        """While it is in force, what layers do in their own forward is left out."""
+
+        def enter(*_):
+            self._inside += 1
+
+        def leave(*_):
+            self._inside -= 1
+
+        handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in self._layers]
+        handles += [layer.register_forward_hook(leave, always_call=True) for layer in self._layers]
+        with hooks(handles):
+            yield
+
+
+def _is_about(function) -> bool:
+    owner = getattr(function, "__self__", None)
+    return getattr(function, "__name__", "") == "__get__" and getattr(owner, "__name__", "") in _ABOUT
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Modes, buffers and random states are put back."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            for buffer, before in buffers:
+                buffer.copy_(before)

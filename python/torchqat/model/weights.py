@@ -1,0 +1,124 @@
+"""Every weight of a model as the planner wants it: the layers that can be quantized, and what cannot with the reason."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from torchqat._library import LayerInfo
+from torchqat.layers.conv1d_of_transformers import QuantConv1D
+from torchqat.layers.experts import QuantExperts
+from torchqat.layers.stand_ins import is_layer, stand_in_of, why_not
+from torchqat.model.blocks import find_blocks
+from torchqat.model.experts import expert_weights
+from torchqat.model.multiplied import multiplied_parameters
+from torchqat.model.named_only import named_only
+
+
+def plannable_layers(model: nn.Module) -> list[LayerInfo]:
+    """The weights of ``model`` that have two dimensions or more, in model order.
+
+    Those that no quantized layer stands in for are marked as not plannable, with the reason. Output heads, what a task
+    adds to a model, routers, embeddings and layers whose weight is tied to one are marked so that only a rule with their
+    full name reaches them.
+    """
+    weights, apart, names = list(_weights(model)), named_only(model), _names(model)
+    layers = tuple({type(found.module) for found in weights if found.is_layer})
+    blocks = tuple(f"{name}." for name, _ in find_blocks(model, layers))
+    multiplied = _multiplied(model, weights)
+    return [
+        LayerInfo(
+            found.name,
+            found.kind,
+            found.columns,
+            found.rows,
+            by_name_only=id(found.module) in apart,
+            why="; ".join(word for word in (apart.get(id(found.module)), found.why) if word),
+            plannable=not found.why,
+            multiplied=id(found.weight) in multiplied,
+            matrices=found.matrices,
+            in_block=found.name.startswith(blocks),
+            aliases=[name for name in names[id(found.module)] if found.is_layer and name != found.name],
+        )
+        for found in weights
+    ]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The elements of all parameters, each counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass
+class _Weight:
+    """A matrix, or several in one parameter, and the module that holds it.
+
+    Attributes:
+        kind: As recipes call the module's class.
+        why: It cannot be quantized; empty where it can.
+        is_layer: Whether the module is a layer, which the weight has its name from.
+    """
+
+    name: str
+    module: nn.Module
+    weight: Tensor
+    kind: str
+    why: str
+    is_layer: bool
+    columns: int
+    rows: int
+
+    @property
+    def matrices(self) -> int:
+        return self.weight.numel() // max(1, self.columns * self.rows)
+
+
+def _weights(model: nn.Module) -> Iterator[_Weight]:
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if is_layer(module):
+            weight, why = module.weight, why_not(module)
+            kind = type(module).__name__ if why else stand_in_of(module).kind
+            rows = _outputs(module, kind)
+            yield _Weight(name, module, weight, kind, why, True, weight.numel() // max(1, rows), rows)
+        elif not isinstance(module, nn.utils.parametrize.ParametrizationList):  # its layer is named already
+            for leaf, weight in module._parameters.items():
+                if weight is None or id(weight) in seen or sum(size > 1 for size in weight.shape) < 2:
+                    continue
+                seen.add(id(weight))
+                full = f"{name}.{leaf}" if name else leaf
+                yield _parameter(full, module, leaf, weight)
+
+
+def _outputs(layer: nn.Module, kind: str) -> int:
+    if kind == QuantConv1D.kind:
+        return layer.nf
+    return layer.out_channels if kind.startswith("ConvTranspose") else layer.weight.shape[0]
+
+
+def _parameter(name: str, module: nn.Module, leaf: str, weight: Tensor) -> _Weight:
+    rows, columns = weight.shape[-2:]
+    experts = expert_weights(module, leaf)
+    if experts is not None:
+        rows, columns = (columns, rows) if experts.transposed else (rows, columns)
+        return _Weight(name, module, weight, QuantExperts.kind, "", False, columns, rows)
+    kind = type(module).__name__
+    why = f"a parameter of {kind}, which is no layer that torchqat knows"
+    return _Weight(name, module, weight, kind, why, False, columns, rows)
+
+
+def _multiplied(model: nn.Module, weights: list[_Weight]) -> set[int]:
+    """The ``id`` of each weight that is multiplied; where that cannot be tried, of each that may be."""
+    layers = {id(w.weight) for w in weights if not isinstance(w.module, nn.Embedding) and (w.is_layer or not w.why)}
+    others = {id(w.weight) for w in weights if not w.is_layer and w.why and not w.name.endswith("bias")}
+    if not others:
+        return layers
+    tried = multiplied_parameters(model)
+    return layers | (others if tried is None else others & tried)
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(id(module), []).append(name)
+    return found

@@ -1,0 +1,103 @@
+#include "qat/recipe/coverage.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+
+namespace qat {
+namespace {
+
+// Rounded down, so that nothing is called 100 % that is less.
+std::string percent(int64_t part, int64_t whole) {
+  if (whole <= 0) return "0 %";
+  const int64_t tenths = part * 1000 / whole;
+  char text[32];
+  std::snprintf(text, sizeof text, "%lld.%lld %%", static_cast<long long>(tenths / 10),
+                static_cast<long long>(tenths % 10));
+  return text;
+}
+
+std::string and_more(const std::string& first, size_t count) {
+  return count == 1 ? first : first + " and " + std::to_string(count - 1) + " more";
+}
+
+struct Group {
+  std::string first;
+  size_t count = 0;
+  int64_t elements = 0;
+};
+
+}  // namespace
+
+void check_covered(const std::vector<LayerInfo>& layers, const std::vector<Chosen>& weights,
+                   std::vector<Problem>* problems) {
+  std::map<const Rule*, std::vector<const LayerInfo*>> uncovered;
+  std::map<const Rule*, int64_t> reached;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (!weights[i].spec) continue;
+    const Rule* rule = weights[i].rule;
+    reached[rule] += layers[i].elements();
+    if (!layers[i].plannable && layers[i].multiplied && !rule->allow_float)
+      uncovered[rule].push_back(&layers[i]);
+  }
+  for (const auto& [rule, found] : uncovered) {
+    int64_t elements = 0;
+    for (const LayerInfo* layer : found) elements += layer->elements();
+    problems->push_back(
+        {rule->place, "match must reach what torchqat can quantize, but " + rule->match +
+                          " also reaches " + and_more(found[0]->name, found.size()) + ", " +
+                          percent(elements, reached[rule]) + " of its weights (" + found[0]->why +
+                          "); leave them by a rule with weight: float, or by allow_float: true"});
+  }
+}
+
+std::vector<LeftAlone> left_alone(const std::vector<LayerInfo>& layers,
+                                  const std::vector<Chosen>& weights) {
+  std::vector<LeftAlone> left;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerInfo& layer = layers[i];
+    if (weights[i].spec && layer.plannable) continue;
+    const bool by_rule = weights[i].rule && !weights[i].spec;
+    left.push_back({layer.name, layer.elements(), layer.multiplied,
+                    by_rule             ? "by a rule"
+                    : layer.why.empty() ? "no rule reaches it"
+                                        : layer.why});
+  }
+  return left;
+}
+
+int64_t Plan::quantized(bool multiplied_alone) const {
+  int64_t sum = 0;
+  for (const LayerPlan& layer : layers)
+    if (layer.weight && (layer.multiplied || !multiplied_alone))
+      sum += layer.matrices * layer.in_features * layer.out_features;
+  return sum;
+}
+
+int64_t Plan::multiplied() const {
+  int64_t sum = quantized(/*multiplied_alone=*/true);
+  for (const LeftAlone& weight : left) sum += weight.multiplied ? weight.elements : 0;
+  return sum;
+}
+
+std::string coverage_text(const Plan& plan) {
+  std::string text = percent(plan.quantized(), plan.parameters) + " of all parameters, " +
+                     percent(plan.quantized(true), plan.multiplied()) +
+                     " of the weights that are multiplied are quantized\n";
+  std::vector<std::string> order;
+  std::map<std::string, Group> groups;
+  for (const LeftAlone& weight : plan.left) {
+    Group& group = groups[weight.why];
+    if (group.count++ == 0) {
+      group.first = weight.name;
+      order.push_back(weight.why);
+    }
+    group.elements += weight.elements;
+  }
+  for (const std::string& why : order)
+    text += "left in floating point: " + and_more(groups[why].first, groups[why].count) + ", " +
+            percent(groups[why].elements, plan.parameters) + " of all parameters: " + why + "\n";
+  return text;
+}
+
+}  // namespace qat

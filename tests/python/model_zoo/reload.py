@@ -1,0 +1,80 @@
+"""Exports read back by those who did not write them, beside what training used."""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+import torchqat
+from torch import Tensor, nn
+from torchqat.layers.prepared import quant_layers
+
+from model_zoo.subject import Subject
+
+# Of the largest output: the same weights in the same operations, in float32.
+BOUND = 1e-5
+
+
+def expected_weights(subject: Subject, model: nn.Module | None = None) -> dict[str, Tensor]:
+    """What the float model would be filled with to be what a prepared one, by default the subject's, computes with."""
+    model = subject.model if model is None else model
+    state = model.state_dict()
+    found = {name: state[name] for name in subject.plain.state_dict() if name in state}
+    for name, layer in quant_layers(model):
+        if layer.weight_spec is not None:
+            weight = subject.weight_of(name)
+            # Experts are shaped as their parameter when they are called, others are a matrix.
+            rounded = layer() if layer.kind == "Experts" else layer.quantized_weight()
+            found[weight] = rounded.reshape(found[weight].shape)
+    return found
+
+
+def by_transformers(folder: Path, model: nn.Module, batch: dict[str, Tensor]) -> nn.Module:
+    """The folder as transformers' own loader reads it, with dense weights."""
+    from transformers.utils.quantization_config import CompressedTensorsConfig
+
+    config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    mixed = len(config.get("config_groups", {})) > 1
+    options = {} if mixed or not config else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    # The class that trained: an architecture may have several heads for one purpose.
+    loaded = type(model).from_pretrained(folder, dtype="auto", **options).eval()
+    if mixed:  # transformers takes one scheme for all while it makes weights dense: these become so in a forward
+        loaded(**batch)
+    return loaded
+
+
+def by_torchqat(folder: Path, plain: nn.Module) -> nn.Module:
+    """The format ``safetensors``, into a float model."""
+    return torchqat.load(copy.deepcopy(plain), folder)
+
+
+def differences(loaded: nn.Module, expected: dict[str, Tensor]) -> list[str]:
+    """Names of tensors that are not equal bit for bit, or are not there."""
+    state = loaded.state_dict()
+    return [
+        name
+        for name, tensor in expected.items()
+        if name not in state
+        or state[name].shape != tensor.shape
+        or not torch.equal(state[name], tensor.to(state[name].dtype))
+    ]
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """What the model computes: logits, else its last hidden states, else its first floating-point output."""
+    torch.manual_seed(0)
+    return output_of(model(**batch))
+
+
+def output_of(found) -> Tensor:
+    for key in ("logits", "last_hidden_state", "logits_per_image"):
+        if getattr(found, key, None) is not None:
+            return getattr(found, key)
+    values = found if isinstance(found, tuple) else found.to_tuple()
+    return next(value for value in values if isinstance(value, Tensor) and value.is_floating_point())
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a share of the largest output."""
+    return ((one - other).abs().max() / other.abs().max().clamp_min(1e-12)).item()
