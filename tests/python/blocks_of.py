@@ -9,11 +9,18 @@ from torchqat.ptq.block import in_floating_point, keeping_no_caches
 from torchqat.ptq.blocks import cut_into_rows
 
 WEIGHT = "{dtype: int4, granularity: channel, grid: full, scale: mse}"
-TEXT = 'version: 1\nlayers:\n  - match: "{match}"\n    weight: {weight}\ninitialize: {initialize}\n'
+TEXT = """version: 1
+layers:
+  - {{match: "{match}", weight: {weight}, allow_float: true}}
+{left}initialize: {initialize}
+"""
+# Weights that a model reads past the layer, which stay in floating point.
+LEFT = {"RwkvForCausalLM": ("*.attention.output", "*.feed_forward.value")}
 
 
 def prepared(model, match="*", initialize="{method: gptq}"):
-    text = TEXT.format(match=match, weight=WEIGHT, initialize=initialize)
+    left = "".join(f'  - {{match: "{name}", weight: float}}\n' for name in LEFT.get(type(model).__name__, ()))
+    text = TEXT.format(match=match, weight=WEIGHT, left=left, initialize=initialize)
     return torchqat.prepare(copy.deepcopy(model).eval(), torchqat.parse_recipe(text, "recipe"))
 
 
