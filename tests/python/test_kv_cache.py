@@ -126,7 +126,7 @@ STRANGERS = {
     "BioGpt": ({}, "*.layers.*", (4, 16)),
     "Bart": (
         {"d_model": 64, "decoder_layers": 2, "decoder_ffn_dim": 96, "decoder_attention_heads": 4},
-        "*.layers.*",
+        "*.self_attn.*",
         (4, 16),
     ),
 }

@@ -169,7 +169,7 @@ def test_blocks_that_give_more_than_hidden_states_are_streamed(tmp_path):
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "attention_hidden_size": 64}
     torch.manual_seed(0)
     transformers.RwkvForCausalLM(transformers.RwkvConfig(**shape)).save_pretrained(tmp_path / "model")
-    text = recipe("{method: gptq}", WEIGHT).text.replace("model.layers.*", "rwkv.blocks.*")
+    text = recipe("{method: gptq}", WEIGHT).text.replace("model.layers.*", "rwkv.blocks.*.key")
     settings = torchqat.parse_recipe(text, "recipe")
     quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
     prepared, _ = whole(tmp_path / "model", settings)

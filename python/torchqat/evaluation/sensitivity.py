@@ -14,7 +14,7 @@ from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.prepare import prepare
-from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, shortcut
+from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, keeping_no_caches, shortcut
 from torchqat.ptq.blocks import open_blocks
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import find_stages, gather
@@ -82,7 +82,8 @@ def sensitivity(
         raise UserError("Sensitivity needs at least one batch, but there is none.")
     kind = find_kind(kind) if isinstance(kind, str) else kind
     prepared = prepare(copy.deepcopy(model), plan, "gptq").eval()  # gptq: scales have a place to be put
-    blocks, hidden = open_blocks(prepared, list(batches), kind.outputs)
+    with keeping_no_caches(prepared):
+        blocks, hidden = open_blocks(prepared, list(batches), kind.outputs)
     found: dict[str, LayerSensitivity] = {}
     with in_floating_point(prepared):
         rest = _Rest(prepared, kind, list(batches))

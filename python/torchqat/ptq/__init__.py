@@ -1,7 +1,11 @@
 """Post-training quantization: what ``torchqat.calibrate`` does to weights before training, or instead of it.
 
 ======================  ==========================================================================
-``blocks``              a model as a row of blocks, each run on what the blocks before it give
+``block``               one block, run on what the block before it gives, and the whole model as one
+``calls``               what modules of others are called with and give
+``trial``               what blocks really do, seen in one forward
+``blocks``              a model cut into rows of blocks, as the trial shows them
+``sequences``           calls of a block taken apart into sequences
 ``stages``              the layers of a block that share an input, and the statistics of that input
 ``rounding``            one layer onto its grid: nearest, clipped, GPTQ
 ``folding``             scales of channels moved into what produces them, checked

@@ -88,6 +88,8 @@ def initialize(
     result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
     if result.unrouted:
         result.warnings.append(_unrouted(result.unrouted))
+    if result.rowless:
+        result.warnings.append(_rowless(result.rowless))
     return result
 
 
@@ -137,6 +139,14 @@ def _unrouted(names: list[str]) -> str:
     )
 
 
+def _rowless(names: list[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
+        "are rounded to nearest."
+    )
+
+
 def _run_all(block: Block, hidden: list) -> None:
     for index, tokens in enumerate(hidden):
         block.run(index, tokens)
@@ -164,7 +174,7 @@ def _quantize(
     settings: Initialize,
     result: Calibration,
 ) -> None:
-    _round_without_inputs(block.layers(), settings)
+    _round_without_inputs(block.layers(), settings, result)
     stages, unreached = find_stages(block, hidden)
     for transform in settings.transforms:
         if transform == "hadamard":
@@ -186,11 +196,13 @@ def _quantize(
             result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
 
 
-def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize) -> None:
-    """Embeddings, whose entries are not multiplied, and grouped convolutions."""
-    for _, layer in layers:
+def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize, result: Calibration) -> None:
+    """Embeddings, whose entries are not multiplied, and convolutions in groups or transposed."""
+    for name, layer in layers:
         if not layer.multiplies_rows:
             round_layer(layer, None, settings)
+            if hasattr(layer, "groups") and settings.rounding in ("gptq", "clip"):
+                result.rowless.append(name)
 
 
 def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration) -> None:
@@ -218,7 +230,7 @@ def _round_rest(
     inside = {id(layer) for block in blocks for _, layer in block.layers()}
     whole = WholeModel(model, forward)
     rest = [(name, layer) for name, layer in whole.layers() if id(layer) not in inside]
-    _round_without_inputs(rest, settings)
+    _round_without_inputs(rest, settings, result)
     if not any(layer.multiplies_rows for _, layer in rest):
         return
     stages, _ = find_stages(whole, batches)
