@@ -58,7 +58,7 @@ def test_restart_deletes_what_a_run_made_and_nothing_else(begin, tmp_path):
 def test_a_restart_that_is_killed_leaves_nothing_that_counts(begin, tmp_path, monkeypatch):
     first = begin()
     with monkeypatch.context() as patch:
-        patch.setattr("torchqat.files.shutil.rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("torchqat.runs.folder.remove", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             begin(restart=True)
     assert not list((tmp_path / "run").glob("report.json"))

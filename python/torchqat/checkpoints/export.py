@@ -87,6 +87,8 @@ def export(
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
+    except OSError:  # of the disk
+        raise
     except Exception as error:
         raise UserError(f"The tokenizer must be one that can be written, but {first_line(error)}") from error
 

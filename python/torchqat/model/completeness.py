@@ -208,9 +208,9 @@ def _ignored(model: nn.Module, tensors: dict[str, dict[str, Any]]) -> list[str]:
 
 def _on_disk(model: nn.Module) -> dict[str, torch.Tensor]:
     """Names and shapes that transformers itself would save ``model`` under; none where it cannot say."""
-    from transformers.core_model_loading import revert_weight_conversion
-
     try:
+        from transformers.core_model_loading import revert_weight_conversion
+
         return revert_weight_conversion(model, {n: t.to("meta") for n, t in model.state_dict().items()})
-    except Exception:  # what it wants are numbers
+    except Exception:  # an older one, or it wants numbers
         return {}

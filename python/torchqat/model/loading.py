@@ -141,9 +141,10 @@ def _from_pretrained(
     """A model and what transformers found while it loaded. What it makes up is the same each time."""
     place, named = place_of(path)
     if named:
-        from transformers import GgufConfig
+        import transformers
 
-        options = {**options, **named, "quantization_config": GgufConfig(dequantize=True)}
+        dense = getattr(transformers, "GgufConfig", None)  # older ones have no other way
+        options = {**options, **named, **({"quantization_config": dense(dequantize=True)} if dense else {})}
     else:
         options = {**options, "use_safetensors": True}
     if config is not None:

@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -24,6 +25,8 @@ def save_configuration(model: nn.Module, folder: Path) -> None:
         model.config.save_pretrained(folder)
         if getattr(model, "generation_config", None) is not None:
             _save_generation(model.generation_config, folder)
+    except OSError:  # of the disk
+        raise
     except Exception as error:
         raise UserError(
             f"The model's configuration must be one that can be written, but {first_line(error)}"
@@ -32,8 +35,9 @@ def save_configuration(model: nn.Module, folder: Path) -> None:
 
 def check_configuration(model: nn.Module) -> None:
     """Raises UserError where ``save_configuration`` would."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is written later says so then
+    # A disk without room is no fault of the configuration, and the warning is for those who write.
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         save_configuration(model, Path(folder))
 
 
