@@ -1,10 +1,11 @@
 """Peak memory of GPTQ from a folder into a folder, against the depth of the model.
 
-    python benchmarks/streamed_memory.py [--depths 4 16] [--write FILE]
+    python benchmarks/streamed_memory.py [--depths 4 16]
 
-Llamas of 1024 features with random weights, INT4 in groups of 128, 16 x 256 calibration tokens, the drift made good (two
-streams of tokens). Each runs in a process of its own, whose highest resident set the kernel reports; what was resident
-before the model's folder was opened is shown apart. Beside it the same with the whole model in memory.
+Llamas of 1024 features, and mixtures of 32 experts (Qwen3-MoE, 512 features), with random weights, INT4 in groups of 128,
+16 x 256 calibration tokens, the drift made good (two streams of tokens). Each runs in a process of its own, whose highest
+resident set the kernel reports; what was resident before the model's folder was opened is shown apart. Beside it the same
+with the whole model in memory.
 """
 
 import argparse
@@ -16,7 +17,11 @@ from pathlib import Path
 
 import torch
 
-CONFIG = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}
+LLAMA = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}
+MIXTURE = {
+    "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+    "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256,
+}  # fmt: skip
 RECIPE = """version: 1
 layers:
   - match: "model.layers.*"
@@ -25,19 +30,22 @@ initialize: {method: gptq}
 """
 
 
-def write_model(folder: Path, depth: int) -> None:
+def write_model(folder: Path, depth: int, experts: bool) -> None:
     """A shard a block, so that writing takes no more memory than reading."""
     import transformers
     from safetensors.torch import save_file
+    from torchqat.model.disk_names import DiskNames
     from torchqat.model.outline import skeleton
 
-    config = transformers.LlamaConfig(
-        **CONFIG, num_hidden_layers=depth, vocab_size=2048, architectures=["LlamaForCausalLM"]
+    family, sizes = ("Qwen3Moe", MIXTURE) if experts else ("Llama", LLAMA)
+    config = getattr(transformers, f"{family}Config")(
+        **sizes, num_hidden_layers=depth, vocab_size=2048, architectures=[f"{family}ForCausalLM"]
     )
     config.save_pretrained(folder)
+    model = skeleton(folder)
     generator = torch.Generator().manual_seed(depth)
     shards: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in skeleton(folder).named_parameters():
+    for name, parameter in DiskNames(model).on_disk(model.named_parameters()):
         shard = ".".join(name.split(".")[:3]) if ".layers." in name else "rest"
         weight = torch.randn(parameter.shape, generator=generator) * 0.03
         shards.setdefault(shard, {})[name] = torch.ones(parameter.shape) if parameter.dim() == 1 else weight
@@ -83,9 +91,9 @@ def _warm_up(batches) -> None:
     transformers.AutoModelForCausalLM.from_config(config)(input_ids=batches[0][:1, :8])
 
 
-def measure(depth: int, whole: bool) -> dict[str, float]:
+def measure(depth: int, whole: bool, experts: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), depth)
+        write_model(Path(folder), depth, experts)
         command = [sys.executable, __file__, "--child", folder, *(["--whole"] if whole else [])]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(printed.strip().splitlines()[-1])
@@ -103,18 +111,18 @@ def main() -> None:
     from common import publish, table
 
     kinds = {"streamed": False, "whole": True}
-    figures = {f"{kind} {depth}": measure(depth, kinds[kind]) for depth in options.depths for kind in kinds}
-    rows, first = [], figures[f"streamed {options.depths[0]}"]
-    for depth in options.depths:
-        for kind in ("streamed", "whole"):
-            found = figures[f"{kind} {depth}"]
-            own = found["peak"] - found["before"]
-            row = [str(depth), kind, f"{found['peak']:.0f} MB", f"{own:.0f} MB"]
-            rows.append(
-                [*row, f"{found['peak'] / first['peak']:.2f}x", f"{own / (first['peak'] - first['before']):.2f}x"]
-            )
-    header = ["blocks", "", "peak", "of which after the libraries", "peak, of the first", "after the libraries"]
-    note = "A block has 51 MB of float32 weights."
+    figures, rows = {}, []
+    for model in ("Llama", "mixture"):
+        for depth in options.depths:
+            for kind, whole in kinds.items():
+                found = figures[f"{model} {kind} {depth}"] = measure(depth, whole, model == "mixture")
+                first = figures[f"{model} streamed {options.depths[0]}"]
+                own, of_first = (figure["peak"] - figure["before"] for figure in (found, first))
+                row = [model, str(depth), kind, f"{found['peak']:.0f} MB", f"{own:.0f} MB"]
+                rows.append([*row, f"{found['peak'] / first['peak']:.2f}x", f"{own / of_first:.2f}x"])
+                print(rows[-1], flush=True)
+    header = ["", "blocks", "", "peak", "of which after the libraries", "peak, of the first", "after the libraries"]
+    note = "A block of the Llama has 51 MB of float32 weights, one of the mixture 53 MB."
     publish(
         "streamed_memory",
         "Peak memory of GPTQ",

@@ -32,6 +32,7 @@ def export(
     import torchqat
     from torchqat.checkpoints.dtype import dtype_named
     from torchqat.checkpoints.export import check_exports
+    from torchqat.runs.coverage import coverage
     from torchqat.runs.restore import open_run, trained_model
     from torchqat.runs.steps import remember_export, write_export
     from torchqat.runs.variants import last_name
@@ -43,6 +44,8 @@ def export(
     target = Path(output or Path(run) / "exports" / format)
     options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "dtype": asked}
     folder = write_export(opened, model, target, format, **options)
+    for sentence in coverage(opened.plan):
+        say(sentence)
     _print_verification(folder, torchqat.verify(folder, model))
     say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
 

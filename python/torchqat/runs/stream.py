@@ -31,6 +31,7 @@ from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
@@ -120,9 +121,10 @@ def opened_to_stream(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: The recipe needs the whole model, or the folder has no safetensors, lacks a tensor of the model, or has
-            one that the model has not.
+        UserError: The recipe needs the whole model, or the folder has no safetensors, is quantized already, lacks a tensor
+            of the model, or has one that the model has not.
     """
+    check_streams(str(source))
     model = skeleton(source, recipe.model.dtype)
     reader = CheckpointReader(source, model)
     reader.check_complete(model)

@@ -10,8 +10,9 @@ from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.errors import UserError
 from torchqat.files import read_json, size_of, write_json
-from torchqat.model.loading import check_streams
 from torchqat.reports.report import Variant
+from torchqat.runs.coverage import bits_over_all
+from torchqat.runs.export_dtype import stored_bits
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
 from torchqat.runs.stream import Streamed, opened_to_stream, quantize_folder
@@ -31,7 +32,6 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
     run.streamed = True
     if run.dtype:
         raise UserError("To be streamed, dtype must not be given, since a streamed checkpoint is in model.dtype.")
-    check_streams(run.model_path)
     opened_to_stream(run.model_path, run.recipe)
     with run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
@@ -53,7 +53,10 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
             report.baseline = {"bytes": size_of(Path(run.model_path))}
             method = f"{run.width_title} {run.recipe.initialize.method}, streamed"
             place = str(target.relative_to(run.folder))
-            report.put(Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place))
+            variant = Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place)
+            bits = {layer.name: found.bits_per_weight for layer in run.plan.layers}  # on average
+            variant.bits_over_all = bits_over_all(run.plan, bits, stored_bits(run))
+            report.put(variant)
     return found
 
 
