@@ -191,6 +191,7 @@ class _AtWork:
         self.reader.fill(block.module, block.name)
         yield
         empty(block.module)
+        release_kept_memory()  # experts are read in pieces, small enough to be kept
 
     @contextmanager
     def __call__(self, block: Block) -> Iterator[None]:
