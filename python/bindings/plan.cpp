@@ -10,18 +10,18 @@ namespace qat::bindings {
 void def_plan(py::module_& m) {
   m.attr("FLOAT") = kFloat;
   py::class_<LayerInfo>(m, "LayerInfo")
-      .def(
-          py::init([](std::string name, std::string type, int64_t in_features, int64_t out_features,
-                      bool by_name_only, std::string why, bool plannable, bool multiplied,
-                      int64_t matrices, bool in_block, std::vector<std::string> aliases) {
-            return LayerInfo{std::move(name), std::move(type), in_features,       out_features,
-                             by_name_only,    std::move(why),  plannable,         multiplied,
-                             matrices,        in_block,        std::move(aliases)};
-          }),
-          py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
-          py::arg("by_name_only") = false, py::arg("why") = "", py::arg("plannable") = true,
-          py::arg("multiplied") = true, py::arg("matrices") = 1, py::arg("in_block") = false,
-          py::arg("aliases") = std::vector<std::string>{})
+      .def(py::init([](std::string name, std::string type, int64_t in_features,
+                       int64_t out_features, bool by_name_only, std::string why, bool plannable,
+                       bool multiplied, int64_t matrices, bool in_block,
+                       std::vector<std::string> aliases, bool counted) {
+             return LayerInfo{std::move(name), std::move(type), in_features,        out_features,
+                              by_name_only,    std::move(why),  plannable,          multiplied,
+                              matrices,        in_block,        std::move(aliases), counted};
+           }),
+           py::arg("name"), py::arg("type"), py::arg("in_features"), py::arg("out_features"),
+           py::arg("by_name_only") = false, py::arg("why") = "", py::arg("plannable") = true,
+           py::arg("multiplied") = true, py::arg("matrices") = 1, py::arg("in_block") = false,
+           py::arg("aliases") = std::vector<std::string>{}, py::arg("counted") = true)
       .def_readonly("name", &LayerInfo::name)
       .def_readonly("type", &LayerInfo::type)
       .def_readonly("in_features", &LayerInfo::in_features)
@@ -32,7 +32,8 @@ void def_plan(py::module_& m) {
       .def_readonly("multiplied", &LayerInfo::multiplied)
       .def_readonly("matrices", &LayerInfo::matrices)
       .def_readonly("in_block", &LayerInfo::in_block)
-      .def_readonly("aliases", &LayerInfo::aliases);
+      .def_readonly("aliases", &LayerInfo::aliases)
+      .def_readonly("counted", &LayerInfo::counted);
   py::class_<LeftAlone>(m, "LeftAlone")
       .def_readonly("name", &LeftAlone::name)
       .def_readonly("elements", &LeftAlone::elements)
@@ -57,7 +58,8 @@ void def_plan(py::module_& m) {
       .def_readonly("type", &LayerPlan::type)
       .def_readonly("shares", &LayerPlan::shares)
       .def_readonly("matrices", &LayerPlan::matrices)
-      .def_readonly("multiplied", &LayerPlan::multiplied);
+      .def_readonly("multiplied", &LayerPlan::multiplied)
+      .def_property_readonly("elements", &LayerPlan::elements);
   py::class_<Stage>(m, "Stage")
       .def_readonly("until", &Stage::until)
       .def_readonly("weight_bits", &Stage::weight_bits)

@@ -87,7 +87,10 @@ std::vector<LayerInfo> plannable_layers(const torch::nn::Module& module) {
     else if (embeddings.count(weight))
       info.why = layer.type == "Embedding" ? "embedding" : "tied to an embedding";
     info.by_name_only = !info.why.empty();
-    info.multiplied = multiplied.count(weight) > 0;
+    // Of an embedding and what is tied to it, the latter multiplies and counts.
+    const bool tied = layer.type == "Embedding" && multiplied.count(weight) > 0;
+    info.multiplied = !tied && multiplied.count(weight) > 0;
+    info.counted = !tied;
     infos.push_back(info);
   }
   append_other_weights(module, layers, infos);

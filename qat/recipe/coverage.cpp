@@ -69,8 +69,7 @@ std::vector<LeftAlone> left_alone(const std::vector<LayerInfo>& layers,
 int64_t Plan::quantized(bool multiplied_alone) const {
   int64_t sum = 0;
   for (const LayerPlan& layer : layers)
-    if (layer.weight && (layer.multiplied || !multiplied_alone))
-      sum += layer.matrices * layer.in_features * layer.out_features;
+    if (layer.weight && (layer.multiplied || !multiplied_alone)) sum += layer.elements();
   return sum;
 }
 
@@ -96,7 +95,10 @@ std::string coverage_text(const Plan& plan) {
   }
   for (const std::string& why : order)
     text += "left in floating point: " + and_more(groups[why].first, groups[why].count) + ", " +
-            percent(groups[why].elements, plan.parameters) + " of all parameters: " + why + "\n";
+            (groups[why].elements
+                 ? percent(groups[why].elements, plan.parameters) + " of all parameters"
+                 : "tied") +
+            ": " + why + "\n";
   return text;
 }
 

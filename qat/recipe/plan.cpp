@@ -196,11 +196,13 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
                            layers[i].type,
                            {},
                            layers[i].matrices,
-                           layers[i].multiplied});
+                           layers[i].multiplied,
+                           layers[i].counted});
   }
   plan.left = left_alone(layers, weights);
-  for (const LayerInfo& layer : layers) plan.parameters += layer.elements();
-  plan.parameters = std::max(plan.parameters, parameters);
+  plan.parameters = parameters;
+  if (parameters == 0)
+    for (const LayerInfo& layer : layers) plan.parameters += layer.elements();
   plan.kv_cache = recipe.kv_cache;
   plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
   check_bounds(recipe, &problems);

@@ -26,8 +26,9 @@ struct QAT_API LayerInfo {
   int64_t matrices = 1;
   bool in_block = false;               // of the repeated blocks, which match: blocks names
   std::vector<std::string> aliases{};  // further names of the same module
+  bool counted = true;                 // else its weight is another layer's, where it counts
 
-  int64_t elements() const { return matrices * in_features * out_features; }
+  int64_t elements() const { return counted ? matrices * in_features * out_features : 0; }
 };
 
 struct QAT_API LayerPlan {
@@ -42,6 +43,9 @@ struct QAT_API LayerPlan {
   std::vector<std::string> shares{};
   int64_t matrices = 1;
   bool multiplied = true;
+  bool counted = true;
+
+  int64_t elements() const { return counted ? matrices * in_features * out_features : 0; }
 };
 
 // A weight that stays in floating point.

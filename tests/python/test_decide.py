@@ -1,6 +1,7 @@
 """Mode auto: it stops at the first candidate that is good and small enough, says why, and keeps what it measured."""
 
 import json
+import math
 
 import pytest
 import torchqat
@@ -28,12 +29,21 @@ def decide(tmp_path, model_folder, data_folder, capsys):
     return run
 
 
+def over_all(bits):
+    """Bits a weight of the tiny model whose blocks take ``bits``: 61440 weights, beside a float32 head of 25600."""
+    return math.ceil((bits * 61440 + 32 * 25600) / 87040 * 1e4) / 1e4
+
+
+def size(bits):
+    return f"size: {{bits_per_weight: {over_all(bits)}}}\n"
+
+
 def names(report):
     return [variant["name"] for variant in report["variants"]]
 
 
 def test_the_first_that_meets_the_limits_ends_it(decide, tmp_path):
-    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\n")
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(9.0))
     assert names(report) == ["int8"] and report["chosen"] == "int8" and report["accepted"] is True
     assert said(printed, "decide.meets-limits", method="INT8") and said(printed, "decide.chosen", method="INT8")
     mixed = [sentence("decide.mixed-method", width="INT4", bits=bits, last="QAT") for bits in ("7.00", "9.00")]
@@ -44,7 +54,7 @@ def test_the_first_that_meets_the_limits_ends_it(decide, tmp_path):
 
 def test_a_format_that_cannot_hold_the_chosen_one_is_noted(decide, tmp_path):
     recipe = AUTO.replace("scale: learned", "scale: learned, scale_dtype: float16")
-    limits = "evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nexport: [awq, safetensors]\n"
+    limits = "evaluate: {accept: {kl: 100.0}}\n" + size(9.0) + "export: [awq, safetensors]\n"
     report, _ = decide(limits, recipe=recipe)
     assert report["chosen"] == "int8" and said(report["notes"][-1], "export.cannot-hold", format="awq")
     exported = {path.name for path in (tmp_path / "run" / "exports").iterdir()}
@@ -52,13 +62,13 @@ def test_a_format_that_cannot_hold_the_chosen_one_is_noted(decide, tmp_path):
 
 
 def test_a_model_that_is_too_large_is_not_taken(decide):
-    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n")
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(5.2))
     assert names(report) == ["int8", "int4-gptq"] and report["chosen"] == "int4-gptq"
-    assert said(printed, "decide.too-large", method="INT8", bits="9.00", budget=5.2)
+    assert said(printed, "decide.too-large", method="INT8", bits=f"{over_all(9.0):.2f}", budget=over_all(5.2))
 
 
 def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
-    report, printed = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n")
+    report, printed = decide("evaluate: {accept: {kl: 0.0}}\n" + size(6.0))
     tried = names(report)
     assert tried[:4] == ["int8", "int4-gptq", "int4-awq", "int4-qat"] and len(tried) == 6
     small = [variant for variant in report["variants"] if variant["bits_per_weight"] <= 6.0]
@@ -70,9 +80,9 @@ def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
 
 
 def test_what_was_measured_is_kept_when_limits_change(decide, tmp_path, capsys):
-    first, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n")
+    first, _ = decide("evaluate: {accept: {kl: 0.0}}\n" + size(5.2))
     kept = {variant["name"]: variant for variant in first["variants"]}
-    second, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 5.2}\n", "--resume")
+    second, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(5.2), "--resume")
     assert second["chosen"] == "int4-gptq" and second["accepted"] is True
     assert {variant["name"]: variant for variant in second["variants"]} == kept
     assert "Trying" not in printed and "Measuring the full-precision" not in printed
@@ -82,7 +92,7 @@ def test_what_was_measured_is_kept_when_limits_change(decide, tmp_path, capsys):
 
 
 def test_the_chosen_one_is_what_the_other_commands_find(decide, tmp_path, capsys):
-    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n")
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\n" + size(5.2))
     run = tmp_path / "run"
     for folder in ("compressed-tensors", "compressed-tensors-int8", "compressed-tensors-int4-qat"):
         code, out, err = call(capsys, "verify", run / "exports" / folder)
@@ -95,7 +105,7 @@ def test_the_users_task_decides(decide, tmp_path):
     lines = [{"prompt": f"def function_{i}(argument):", "expected": "\n"} for i in range(20)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     limits = f"{{task: {tmp_path / 'task.jsonl'}, accept: {{task_drop: 0.0}}}}"
-    report, printed = decide(f"evaluate: {limits}\nsize: {{bits_per_weight: 9.0}}\n")
+    report, printed = decide(f"evaluate: {limits}\n" + size(9.0))
     assert len(report["baseline"]["task_scores"]) == 20
     assert report["variants"][0]["task"] == pytest.approx(report["baseline"]["task"])
     assert report["variants"][0]["intervals"]["task_drop"] == [0.0, 0.0, 0.0]
@@ -103,19 +113,19 @@ def test_the_users_task_decides(decide, tmp_path):
 
 
 def test_without_training_the_steps_are_left_out(decide):
-    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 6.0}\n", command="ptq")
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\n" + size(6.0), command="ptq")
     assert "int4-qat" not in names(report) and len(names(report)) == 5
 
 
 def test_an_engine_that_is_missing_is_a_note(decide, monkeypatch):
     monkeypatch.delenv("TORCHQAT_VLLM", raising=False)
-    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: vllm\n")
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(9.0) + "engine: vllm\n")
     note = report["engine"]["note"]
     assert said(note, "verify.engine-missing", engine="vllm", module="vllm") and said(printed, "decide.note", note=note)
 
 
 def test_the_engine_is_measured(decide):
-    report, _ = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 9.0}\nengine: transformers\n")
+    report, _ = decide("evaluate: {accept: {kl: 100.0}}\n" + size(9.0) + "engine: transformers\n")
     assert (
         report["engine"]["ok"] and report["engine"]["export"]["decode"] > 0 and report["engine"]["float"]["prefill"] > 0
     )
@@ -175,7 +185,7 @@ def test_scales_are_those_that_a_method_chose(decide):
     """Where a recipe leaves it open, scales are searched: found anew from ranges, they would undo what GPTQ did."""
     recipe = AUTO.replace(", scale: learned", "")
     spec = torchqat.parse_recipe(recipe + "evaluate: {accept: {kl: 1}}\n")
-    report, _ = decide("evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: 5.2}\n", recipe=recipe, command="ptq")
+    report, _ = decide("evaluate: {accept: {kl: 0.0}}\n" + size(5.2), recipe=recipe, command="ptq")
     kl = {variant["name"]: variant["kl"] for variant in report["variants"]}
     assert kl["int4-gptq"] != kl["int4-awq"] and spec.mode == "auto"
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.scales-that-stay", key="layers[0].weight.scale")):

@@ -123,6 +123,15 @@ def _net(device=None):
     return nn.Sequential(nn.Linear(64, 96, device=device), nn.ReLU(), nn.Linear(96, 32, device=device))
 
 
+def _prepared(name, device=None):
+    """Ready to be exported: inputs whose scale is fixed have a range."""
+    model = torchqat.prepare(_net(device), _recipe(name))
+    for _, layer in quant_layers(model):
+        if not layer.input_ready:
+            layer.set_input_range(-1.0, 1.0)
+    return model
+
+
 def _recipe(name, schedule=False):
     stages = "schedule: [{until: 50%, weight: int8}, {until: 100%, weight: int4}]\n" if schedule else ""
     return torchqat.parse_recipe(f'version: 1\nlayers: [{{match: "*", {RECIPES[name]}}}]\n{stages}', "r.yaml")
@@ -155,8 +164,8 @@ def test_a_model_is_prepared_and_trained_where_it_is(name, gpu):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_converted_lies_on_the_host(name, gpu):
-    model = torchqat.prepare(_net(CUDA), _recipe(name))
-    twins = torchqat.convert(torchqat.prepare(_net(), _recipe(name)))
+    model = _prepared(name, CUDA)
+    twins = torchqat.convert(_prepared(name))
     for weights, twin in zip(torchqat.convert(model), twins, strict=True):
         for part in ("codes", "scale", "zero_point"):
             found, expected = getattr(weights, part), getattr(twin, part)
@@ -170,8 +179,8 @@ def test_what_is_converted_lies_on_the_host(name, gpu):
 def test_every_format_has_its_tensors_from_a_model_on_a_gpu(format, gpu):
     fits = []
     for name in RECIPES:
-        model = torchqat.prepare(_net(CUDA), _recipe(name))
-        twin = torchqat.prepare(_net(), _recipe(name))
+        model = _prepared(name, CUDA)
+        twin = _prepared(name)
         for (place, layer), (_, on_host) in zip(quant_layers(model), quant_layers(twin), strict=True):
             plan = LayerPlan(place, *reversed(layer.matrix_shape), layer.weight_spec, layer.input_spec, layer.kind)
             if find_format(format).refusal(plan):
@@ -188,7 +197,7 @@ def test_every_format_has_its_tensors_from_a_model_on_a_gpu(format, gpu):
 
 @pytest.mark.parametrize("name", ["learned", "asymmetric", "token inputs", "calibrated inputs"])
 def test_a_model_on_a_gpu_is_packed_for_the_host(name, gpu):
-    model = torchqat.pack(torchqat.prepare(_net(CUDA), _recipe(name)))
+    model = torchqat.pack(_prepared(name, CUDA))
     packed = [module for module in model if isinstance(module, PackedLinear)]
     assert len(packed) == 2
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}

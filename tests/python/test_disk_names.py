@@ -51,6 +51,8 @@ BLOCKS = {"GPTNeoX": "gpt_neox.layers", "Gemma3": "model.language_model.layers"}
 
 def settings(family, format="compressed-tensors", method="gptq", more=""):
     text = RECIPE.format(blocks=BLOCKS.get(family, "model.layers"), method=method)
+    if family in SETTINGS and family != "GPTNeoX":
+        text = text.replace("initialize:", '  - {match: "*.experts.*", weight: float}\ninitialize:')
     found = torchqat.parse_recipe(text + more, "recipe")
     found.exports = [format]
     return found

@@ -141,7 +141,7 @@ def test_mode_auto_on_a_module_of_the_users(capsys, tmp_path, digits_module):
 
 def test_fp8_is_tried_where_there_is_hardware(capsys, tmp_path, classifier_folder, labelled, monkeypatch):
     monkeypatch.setattr(deciding, "runs_float8", lambda: True)
-    rest = "mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 8.9}\n"
+    rest = "mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 10.5}\n"
     report, _ = run(capsys, tmp_path, LAYERS + SETTINGS + rest, "--model", classifier_folder, "--data", labelled)
     assert [variant["name"] for variant in report["variants"]] == ["int8", "fp8"] and report["chosen"] == "fp8"
     config = json.loads((tmp_path / "run" / "exports" / "compressed-tensors" / "config.json").read_text())

@@ -9,6 +9,7 @@ import torchqat
 from command import call
 from conftest import PTQ, RECIPE
 from sentences import said
+from test_decide import size
 from torchqat.runs.progress import Progress
 from torchqat.runs.restore import open_run
 
@@ -101,7 +102,7 @@ def test_functions_of_the_user_are_looked_for_where_the_run_was_begun(begin, tmp
 
 def test_candidates_are_not_solved_twice(begin, tmp_path, monkeypatch, capsys):
     """Export and verification read what mode auto kept; so does a run that goes on."""
-    auto = RECIPE.split("evaluate:")[0].replace("steps: 8", "steps: 4") + "mode: auto\nsize: {bits_per_weight: 6.0}\n"
+    auto = RECIPE.split("evaluate:")[0].replace("steps: 8", "steps: 4") + "mode: auto\n" + size(6.0)
     report = begin(auto + "evaluate: {accept: {kl: 0.0}}\n")
     assert len(report.variants) == 6
     for function in (
@@ -127,7 +128,7 @@ def test_candidates_train_as_settings_made_in_python_say(tmp_path, model_folder,
     monkeypatch.setattr(
         candidates, "fine_tune", lambda run: seen.append(run.recipe.distill.temperature) or pytest.skip()
     )
-    text = RECIPE.split("evaluate:")[0] + "mode: auto\nsize: {bits_per_weight: 5.2}\nevaluate: {accept: {kl: 0.0}}\n"
+    text = RECIPE.split("evaluate:")[0] + "mode: auto\nevaluate: {accept: {kl: 0.0}}\n" + size(5.2)
     recipe = torchqat.parse_recipe(text, "recipe.yaml")
     recipe.distill.temperature = 3.0
     with pytest.raises(pytest.skip.Exception):
@@ -137,9 +138,9 @@ def test_candidates_train_as_settings_made_in_python_say(tmp_path, model_folder,
 
 def test_candidates_of_other_limits_stay_what_they_were(begin, tmp_path, capsys):
     auto = RECIPE.split("evaluate:")[0].split("train:")[0] + "train: {steps: 0}\nmode: auto\n"
-    limits = "evaluate: {accept: {kl: 0.0}}\nsize: {bits_per_weight: SIZE}\n"
-    first = begin(auto + limits.replace("SIZE", "6.0"))
-    begin(auto + limits.replace("SIZE", "6.5"), resume=True)
+    limits = "evaluate: {accept: {kl: 0.0}}\n"
+    first = begin(auto + limits + size(6.0))
+    begin(auto + limits + size(6.5), resume=True)
     for variant in first.variants:
         code, out, err = call(capsys, "verify", tmp_path / "run" / variant.export)
         assert code == 0 and said(out, "verify.equal"), err

@@ -90,7 +90,7 @@ def test_commands_say_so_before_anything_is_written(model_folder, arguments, rec
     code, _, err = call(capsys, "check", recipe_file, "--model", path)
     assert code == 2 and said(err, "model.lacks", path=path, names=UP)
     code, _, err = call(capsys, "ptq", *arguments, "--stream")
-    assert code == 2 and said(err, "model.lacks", path=path, names=UP)
+    assert code == 2 and said(err, "checkpoints.lacks-tensor", folder=path, name=UP)
     code, _, err = call(capsys, "evaluate", path, "--data", tmp_path / "data")
     assert code == 2 and said(err, "model.lacks", path=path, names=UP)
     assert not (tmp_path / "run").exists()

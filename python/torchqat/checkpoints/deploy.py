@@ -1,7 +1,8 @@
 """``pack`` and ``load``: quantized models that run here, at the memory and speed of their codes."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -65,11 +66,8 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     layers, others = _in_model(model, folder, checkpoint)
     for name, weights in layers.items():
         _check_layer(model, folder, name, weights, packed)
-    state = {
-        name: t
-        for name, t in model.state_dict(keep_vars=True).items()
-        if name.removesuffix(".weight") not in layers and name not in layers
-    }
+    quantized = _weights_of(model, layers)
+    state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in quantized}
     _check_others(folder, state, others)
     for name, tensor in others.items():
         state[name].data.copy_(tensor)
@@ -114,6 +112,14 @@ def _in_model(
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
     """Whether a packed form exists of a layer whose weight is quantized so."""
     return isinstance(layer, nn.Linear) and spec.takes_widths
+
+
+def _weights_of(model: nn.Module, layers: Iterable[str]) -> set[str]:
+    """What the weights of ``layers`` are called, by each name of a module that has several."""
+    found, names = {*layers, *(f"{name}.weight" for name in layers)}, defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(f"{name}.weight")
+    return found | {name for known in names.values() if not found.isdisjoint(known) for name in known}
 
 
 def _experts(model: nn.Module, name: str) -> ExpertWeights | None:

@@ -35,8 +35,9 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
             by_name_only=id(found.module) in apart,
             why="; ".join(word for word in (apart.get(id(found.module)), found.why) if word),
             plannable=not found.why,
-            multiplied=id(found.weight) in multiplied,
+            multiplied=id(found.weight) in multiplied and not _is_tied(found, multiplied),
             matrices=found.matrices,
+            counted=not _is_tied(found, multiplied),
             in_block=found.name.startswith(blocks),
             aliases=[name for name in names[id(found.module)] if found.is_layer and name != found.name],
         )
@@ -115,6 +116,11 @@ def _multiplied(model: nn.Module, weights: list[_Weight]) -> set[int]:
         return layers
     tried = multiplied_parameters(model)
     return layers | (others if tried is None else others & tried)
+
+
+def _is_tied(found: _Weight, multiplied: set[int]) -> bool:
+    """Whether it is an embedding whose weight a linear layer multiplies with, which counts it."""
+    return isinstance(found.module, nn.Embedding) and id(found.weight) in multiplied
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:

@@ -19,7 +19,7 @@ def bits_over_all(plan: Plan, bits: dict[str, float], stored_bits: int) -> float
         stored_bits: Of an element of the others.
     """
     layers = [layer for layer in plan.layers if layer.multiplied]
-    elements = {layer.name: layer.matrices * layer.out_features * layer.in_features for layer in layers}
+    elements = {layer.name: layer.elements for layer in layers}
     quantized = sum(elements[name] * bits.get(name, stored_bits) for name in elements)
     left = sum(weight.elements for weight in plan.left if weight.multiplied)
     return (quantized + left * stored_bits) / max(1, sum(elements.values()) + left)

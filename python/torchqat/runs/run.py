@@ -151,7 +151,7 @@ class Run:
                 model.load_state_dict(state["model"])
                 return model
         if not on_data:  # calibrate sees to it where it runs the model anyway
-            check_called(model, self.data.evaluation[:1], self.kind.outputs)
+            check_called(model, [self.example], self.kind.outputs)
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
         batches = self.data.calibration if on_data else []
