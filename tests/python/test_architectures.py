@@ -15,6 +15,7 @@ from model_zoo.recipes import planned, without
 from model_zoo.shrink import shrunk
 from model_zoo.watch import Watch
 from torch import nn
+from torchqat.model import prepare
 
 # One of each kind; the night has all.
 QUICK = {
@@ -97,6 +98,8 @@ def _planted(monkeypatch, plant) -> examining.Result:
 
 
 def test_a_weight_that_others_read_is_found(monkeypatch):
+    """Also if torchqat did not see to it itself."""
+    monkeypatch.setattr("torchqat.ptq.calibrate.check_called", lambda *_: [])
     cell = _planted(monkeypatch, lambda mlp: setattr(mlp, "__class__", _Bypassed)).cells["called"]
     assert cell.state == examining.FAULT and "unrounded in evaluation mode: model.layers.0.mlp.down_proj" in cell.text
 
@@ -108,6 +111,9 @@ def test_a_subclass_that_computes_otherwise_is_found_or_left_alone(monkeypatch):
 
 
 def test_a_parameter_that_no_layer_holds_is_found(monkeypatch):
+    """Also if torchqat did not name it."""
+    own = prepare.plannable_layers
+    monkeypatch.setattr(prepare, "plannable_layers", lambda model: [layer for layer in own(model) if layer.plannable])
     class Gated(transformers.models.llama.modeling_llama.LlamaMLP):
         def forward(self, x):
             return super().forward(x @ self.mix)
