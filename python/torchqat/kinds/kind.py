@@ -1,7 +1,7 @@
 """What every kind of model answers: the joint between a recipe's flow and what a model is for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,14 @@ from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl
 from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
+from torchqat.model.source import folder_of
+
+_OF_PROCESSORS = (
+    "*preprocessor_config.json",
+    "*processor_config.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,16 @@ class Kind(ABC):
         """What ``model`` says to ``batch``."""
         return self.answers(self.outputs(model, batch), batch)
 
+    def with_image(self, path: str, model: nn.Module, note: Callable[[str], None] = no_note) -> Batch | None:
+        """Inputs with an image, by name, of a model that writes text and reads both; ``None`` of others.
+
+        Args:
+            path: Where the model came from, with its processor.
+            model: What is to read them.
+            note: Told why there are none, though the model reads more than text.
+        """
+        return None
+
     def own_task(self, data: Data) -> Task | None:
         """What models of this kind are measured on when the user has no task of their own."""
         return None
@@ -108,8 +126,18 @@ class Kind(ABC):
         raise UserError(f"A task of queries and passages needs a sentence_encoder, but the model is a {self.name}.")
 
     def companions(self, path: str) -> dict[str, Path]:
-        """Files of the model's folder that an export needs besides its tensors, by their names there."""
-        return {}
+        """Files of the model's folder that an export needs besides its tensors, by their names there.
+
+        Those of processors of images and sounds: the tokenizer writes its own.
+        """
+        return found_files(path, _OF_PROCESSORS)
+
+
+def found_files(path: str, patterns: Iterable[str]) -> dict[str, Path]:
+    """Files of the folder or hub id ``path`` whose names there fit one of ``patterns``."""
+    folder = folder_of(path)
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))] if folder is not None else []
+    return {str(file.relative_to(folder)): file for file in files if file.is_file()}
 
 
 def distilled(settings: DistillSection, student: Tensor, teacher: Tensor | None, plain: Callable[[], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
 from torchqat.files import read_json
-from torchqat.kinds.kind import Answers, Kind
+from torchqat.kinds.kind import Answers, Kind, found_files
 from torchqat.model.completeness import Wanted
 from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
 
@@ -26,7 +26,7 @@ _TEMPERATURE = 0.05
 # Its vectors are pooled from the last hidden states, here.
 _WANTED = Wanted("AutoModel", "sentence encoder", leaves_heads=True, pools=False)
 # Files of a sentence-transformers folder that say how a text becomes a vector.
-_COMPANIONS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_COMPANIONS = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "[0-9]_*/*")
 
 
 class SentenceEncoder(Kind):
@@ -84,11 +84,7 @@ class SentenceEncoder(Kind):
         return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
 
     def companions(self, path: str) -> dict[str, Path]:
-        folder = Path(path)
-        found = {name: folder / name for name in _COMPANIONS if (folder / name).is_file()}
-        for file in sorted(folder.glob("[0-9]_*/config.json")):
-            found[str(file.relative_to(folder))] = file
-        return found
+        return super().companions(path) | found_files(path, _COMPANIONS)
 
 
 def pooling_of(folder: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.model.passed_over import can_be_copied
 from torchqat.model.quantized import first_of, is_of_activations
 
 
@@ -48,7 +49,7 @@ def check_complete(
     path: str,
     wanted: Wanted,
     note: Callable[[str], None],
-) -> None:
+) -> list[str]:
     """Whether ``model`` is all that lies at ``path``, and all of it was there.
 
     Args:
@@ -59,6 +60,9 @@ def check_complete(
         path: For messages.
         wanted: What for.
         note: Told what begins at random or is left out, where that may be.
+
+    Returns:
+        Names on disk of what transformers passes over, for exports to copy.
 
     Raises:
         UserError: It is not; the first tensor is named.
@@ -73,7 +77,7 @@ def check_complete(
         note(
             f"{path} has no {first_of(head)}: this head of a {wanted.what} begins at random, and so does what it says."
         )
-    _check_left_out(model, found, config, tensors, path, wanted, note)
+    return _check_left_out(model, found, config, tensors, path, wanted, note)
 
 
 def check_parts(loader: Any, config: Any, tensors: dict[str, dict[str, Any]], path: str) -> None:
@@ -112,7 +116,7 @@ def _other_shape(model: nn.Module, path: str, wrong: list[tuple[str, Any, Any]])
     )
 
 
-def _check_left_out(model, found, config, tensors, path, wanted, note) -> None:
+def _check_left_out(model, found, config, tensors, path, wanted, note) -> list[str]:
     kind, unexpected = type(model).__name__, sorted(found["unexpected_keys"])
     rounding = [name for name in unexpected if is_of_activations(name)]
     unexpected = [name for name in unexpected if name not in rounding]
@@ -135,10 +139,20 @@ def _check_left_out(model, found, config, tensors, path, wanted, note) -> None:
         note(
             f"{path} also has {first_of(of_others)}, of another task: a {wanted.what} leaves it out, and so do exports."
         )
-    if ignored:
-        note(f"{path} also has {first_of(ignored)}, which transformers leaves out of a {kind}, and so do exports.")
     if rounding:
         note(f"{path} also has {first_of(rounding)}, for rounding what is computed: that is left to the recipe.")
+    if not ignored:
+        return []
+    if can_be_copied([tensors[name] for name in ignored]):
+        note(
+            f"{path} also has {first_of(ignored)}, which transformers leaves out of a {kind}: exports copy it as it is, "
+            "except to gguf and onnx, which have no place for it."
+        )
+        return ignored
+    note(
+        f"{path} also has {first_of(ignored)}, quantized, which transformers leaves out of a {kind}, and so do exports."
+    )
+    return []
 
 
 def _head(model: nn.Module, missing: list[str], config: Any) -> list[str]:

@@ -14,7 +14,7 @@ from torchqat.files import read_json
 from torchqat.model.gguf_header import check_gguf_header
 
 # Words of safetensors headers for what weights are in that are not quantized.
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def check_place(path: str) -> None:
@@ -75,13 +75,13 @@ def folder_of(path: str) -> Path | None:
 def tensors_of(path: str) -> dict[str, dict[str, Any]]:
     """``dtype`` and ``shape`` of each tensor that safetensors files hold there, as their headers say; none elsewhere."""
     folder, found = folder_of(path), {}
-    for file in _files_of(folder) if folder is not None else []:
+    for file in files_of(folder) if folder is not None else []:
         found.update(read_header(file))
     return found
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """Those that are loaded: some folders have the same weights in other files, by other names."""
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files that are loaded: some folders have the same weights in other files, by other names."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -109,6 +109,6 @@ def dtype_of(path: str) -> torch.dtype | None:
     """What most of the floating elements are in that lie there; ``None`` where nothing says so."""
     elements: Counter[torch.dtype] = Counter()
     for entry in tensors_of(path).values():
-        if entry["dtype"] in _FLOATS:
-            elements[_FLOATS[entry["dtype"]]] += prod(entry["shape"])
+        if entry["dtype"] in FLOATS:
+            elements[FLOATS[entry["dtype"]]] += prod(entry["shape"])
     return elements.most_common(1)[0][0] if elements else None

@@ -13,6 +13,7 @@ from torchqat.model.blocks import find_blocks
 from torchqat.model.experts import expert_weights
 from torchqat.model.multiplied import multiplied_parameters
 from torchqat.model.named_only import named_only
+from torchqat.model.towers import beside_language_model
 
 
 def plannable_layers(model: nn.Module) -> list[LayerInfo]:
@@ -20,11 +21,12 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
 
     Those that no quantized layer stands in for are marked as not plannable, with the reason. Output heads, what a task
     adds to a model, routers, embeddings and layers whose weight is tied to one are marked so that only a rule with their
-    full name reaches them.
+    full name reaches them. Blocks are those of the language model, where others read images or sounds.
     """
     weights, apart, names = list(_weights(model)), named_only(model), _names(model)
+    beside = {place: f"in {part}, beside the language model" for place, part in beside_language_model(model).items()}
     layers = tuple({type(found.module) for found in weights if found.is_layer})
-    blocks = tuple(f"{name}." for name, _ in find_blocks(model, layers))
+    blocks = tuple(f"{name}." for name, block in find_blocks(model, layers) if id(block) not in beside)
     multiplied = _multiplied(model, weights)
     return [
         LayerInfo(
@@ -33,7 +35,9 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
             found.columns,
             found.rows,
             by_name_only=id(found.module) in apart,
-            why="; ".join(word for word in (apart.get(id(found.module)), found.why) if word),
+            why="; ".join(
+                word for word in (apart.get(id(found.module)), found.why, beside.get(id(found.module))) if word
+            ),
             plannable=not found.why,
             multiplied=id(found.weight) in multiplied,
             matrices=found.matrices,

@@ -95,7 +95,8 @@ def export_and_verify(run: Run, model: nn.Module, format: str, variant: str, suf
     """Write ``model``, that of ``variant``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
     folder = write_export(run, model, run.folder / target, format)
-    checked = verify(folder, model, example=run.kind.examples(run.example))
+    example = run.float_model.with_image if run.kind.writes_text else run.kind.examples(run.example)
+    checked = verify(folder, model, example=example)
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
     run.progress.say(f"{folder}: {checked}; sha256 {remember_export(run, folder, variant)}")
@@ -132,7 +133,8 @@ def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, benc
         return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
     prompts = run.example[:4, :64]
     baseline = run.model_path if bench else ""
-    return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline)
+    image = run.float_model.with_image
+    return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline, example=image)
 
 
 def export_others(run: Run, model: nn.Module, variant: str, suffix: str) -> None:

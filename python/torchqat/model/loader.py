@@ -1,0 +1,48 @@
+"""Which class of transformers loads a language model whole: its text alone, or with what reads images and sounds."""
+
+from typing import Any
+
+from torchqat.errors import UserError
+
+# Classes of transformers that load models which write text, and what they read, most of all first.
+_WITH_MORE = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+_TEXT_ALONE = "AutoModelForCausalLM"
+
+
+def language_model_loader(config: Any, path: str) -> Any:
+    """The class that loads the model of ``config`` with all of its parts.
+
+    What the folder names as its architecture is loaded, not the text model that transformers would cut out of it.
+
+    Raises:
+        UserError: It is of an encoder with a decoder.
+    """
+    import transformers
+
+    text_alone = getattr(transformers, _TEXT_ALONE)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    if named is not None and named == _class_of(text_alone, config):
+        return text_alone
+    if is_encoder_decoder(config):
+        raise UserError(
+            f"model must be a causal language model, but {path} holds a {named or config.model_type}, an encoder with a "
+            "decoder: these are quantized in Python, by prepare, calibrate, Schedule, export and verify with example "
+            "(docs/guide.md)."
+        )
+    for name in _WITH_MORE:
+        loader = getattr(transformers, name, None)
+        if loader is not None and _class_of(loader, config) is not None:
+            return loader
+    return text_alone
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether the model of ``config`` needs what its encoder reads beside the tokens that it goes on from."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def _class_of(loader: Any, config: Any) -> str | None:
+    """The name of what ``loader`` would build."""
+    found = loader._model_mapping.get(type(config), None)
+    found = found[0] if isinstance(found, (list, tuple)) else found
+    return getattr(found, "__name__", None)
