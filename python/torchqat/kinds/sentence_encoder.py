@@ -17,6 +17,7 @@ from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.kinds.kind import Answers, Kind, found_files
+from torchqat.kinds.pairs import length_of
 from torchqat.model.completeness import Wanted
 from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
 
@@ -76,11 +77,15 @@ class SentenceEncoder(Kind):
     def examples(self, batch: Batch) -> Batch:
         return batch
 
+    def rank(self, model: nn.Module, tokenizer: Any, query: str, passages: list[str]) -> Tensor:
+        """Cosines to the query's vector."""
+        first, *others = self.embed(model, tokenizer, [query, *passages])
+        return torch.stack(others) @ first
+
     @torch.no_grad()
     def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-        length = min(tokenizer.model_max_length, most)
-        batch = tokenized(tokenizer, texts, length).batch(torch.arange(len(texts)))
+        """Vectors ``[texts, dim]`` of unit length, as users get them."""
+        batch = tokenized(tokenizer, texts, length_of(model, tokenizer)).batch(torch.arange(len(texts)))
         return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
 
     def companions(self, path: str) -> dict[str, Path]:

@@ -4,6 +4,14 @@ from typing import Any
 
 from torchqat.errors import UserError
 
+# Classes of transformers that load models with a head of classes, and what they are of.
+CLASSIFIERS = {
+    "AutoModelForSequenceClassification": "text",
+    "AutoModelForTokenClassification": "words",
+    "AutoModelForImageClassification": "image",
+    "AutoModelForAudioClassification": "sound",
+}
+
 # Classes of transformers that load models which write text, and what they read, most of all first.
 _WITH_MORE = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 _TEXT_ALONE = "AutoModelForCausalLM"
@@ -34,6 +42,18 @@ def language_model_loader(config: Any, path: str) -> Any:
         if loader is not None and _class_of(loader, config) is not None:
             return loader
     return text_alone
+
+
+def classifier_loader(config: Any) -> str:
+    """Which of ``CLASSIFIERS`` loads the model of ``config``: what it names as its architecture, else the first that can."""
+    import transformers
+
+    named = (getattr(config, "architectures", None) or [None])[0]
+    built = {name: _class_of(getattr(transformers, name), config) for name in CLASSIFIERS}
+    by_name = [name for name, found in built.items() if found is not None and found == named]
+    return next(
+        iter([*by_name, *(name for name, found in built.items() if found is not None)]), next(iter(CLASSIFIERS))
+    )
 
 
 def is_encoder_decoder(config: Any) -> bool:

@@ -134,6 +134,23 @@ def _loaded(
     return model
 
 
+def configuration_of(path: str, what: str) -> Any:
+    """The configuration of a folder or hub id.
+
+    Raises:
+        UserError: There is none; ``what`` says what is looked for.
+    """
+    with needs("hf", "Loading a model"):
+        from transformers import AutoConfig
+
+    check_place(path)
+    place, named = place_of(path)
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **named)
+    except Exception as error:
+        raise UserError(_why(path, what, error)) from error
+
+
 def _configuration(path: str) -> tuple[Any, Quantized | None]:
     from transformers import AutoConfig
 

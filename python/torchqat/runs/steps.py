@@ -30,6 +30,11 @@ def measure_baseline(run: Run) -> None:
         return
     run.progress.say("Measuring the full-precision baseline")
     figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
+    if figures.perplexity is None and run.recipe.evaluate.accept_perplexity_ratio is not None:
+        raise UserError(
+            f"evaluate.accept.perplexity_ratio must not be given for {run.model_path}, which gives one number and has no "
+            "perplexity."
+        )
     own = run.float_model.dtype or torch.float64
     size = sum(t.numel() * min(t.element_size(), own.itemsize) for _, t in float_tensors(run.original))
     found = {
