@@ -10,7 +10,7 @@ import torchqat
 import transformers
 from command import call
 from conftest import BERT
-from sentences import matches, said, sentence
+from sentences import matches, said
 from torch import nn
 from torchqat._library import DistillSection
 from torchqat.data.labelled import labelled_texts, labelled_words

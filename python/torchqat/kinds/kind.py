@@ -1,7 +1,7 @@
 """What every kind of model answers: the joint between a recipe's flow and what a model is for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl, half_square
 from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
-from torchqat.model.source import folder_of
+from torchqat.model.source import folder_with
 
 _OF_PROCESSORS = (
     "*preprocessor_config.json",
@@ -137,9 +137,9 @@ class Kind(ABC):
         return found_files(path, _OF_PROCESSORS)
 
 
-def found_files(path: str, patterns: Iterable[str]) -> dict[str, Path]:
+def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:
     """Files of the folder or hub id ``path`` whose names there fit one of ``patterns``."""
-    folder = folder_of(path)
+    folder = folder_with(path, patterns)
     files = [file for pattern in patterns for file in sorted(folder.glob(pattern))] if folder is not None else []
     return {str(file.relative_to(folder)): file for file in files if file.is_file()}
 

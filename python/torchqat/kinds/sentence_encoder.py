@@ -1,6 +1,5 @@
 """Sentence encoders: a vector for each text, of which near ones mean like things."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torchqat.data.batches import Data
 from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
-from torchqat.files import read_json
 from torchqat.kinds.kind import Answers, Kind, found_files
 from torchqat.kinds.pairs import length_of
+from torchqat.kinds.pooling import MODULES, Vectors, modules_of, vectors_of
 from torchqat.model.completeness import Wanted
 from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
 
@@ -27,11 +26,11 @@ _TEMPERATURE = 0.05
 # Its vectors are pooled from the last hidden states, here.
 _WANTED = Wanted("AutoModel", "sentence encoder", leaves_heads=True, pools=False)
 # Files of a sentence-transformers folder that say how a text becomes a vector.
-_COMPANIONS = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "[0-9]_*/*")
+_COMPANIONS = (MODULES, "sentence_*_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
 class SentenceEncoder(Kind):
-    """A transformer whose last hidden states are pooled into one vector a text.
+    """A transformer whose last hidden states become one vector a text, as its sentence-transformers folder says.
 
     Two encoders are compared by the cosine between their vectors, and by which of the other sentences of a batch each finds
     nearest, as probabilities: that is what ``kl`` and ``top1_agreement`` are of.
@@ -40,11 +39,15 @@ class SentenceEncoder(Kind):
     name = "sentence_encoder"
 
     def __init__(self):
-        self.pooling = "mean"
+        self.vectors = Vectors()
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
-        self.pooling = pooling_of(Path(path))
-        return load_pretrained(path, dtype, _WANTED, note)
+        model = load_pretrained(path, dtype, _WANTED, note)
+        said = vectors_of(path)
+        if said is None:
+            note(f"{path} does not say how its hidden states become a vector: the mean over the tokens is taken.")
+        self.vectors = said or Vectors()
+        return model
 
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)
@@ -58,11 +61,7 @@ class SentenceEncoder(Kind):
         return Data.of_examples(recipe, train, others)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        hidden = model(**batch).last_hidden_state
-        if self.pooling == "cls":
-            return F.normalize(hidden[:, 0].float(), dim=-1)
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        return F.normalize((hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0), dim=-1)
+        return self.vectors(model(**batch).last_hidden_state, batch["attention_mask"])
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
         count = len(outputs)
@@ -89,24 +88,5 @@ class SentenceEncoder(Kind):
         return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
 
     def companions(self, path: str) -> dict[str, Path]:
-        return super().companions(path) | found_files(path, _COMPANIONS)
-
-
-def pooling_of(folder: Path) -> str:
-    """``mean`` or ``cls``, as the sentence-transformers folder says; ``mean`` where it says nothing.
-
-    Raises:
-        UserError: It pools in another way.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    modes = [
-        key
-        for key, value in read_json(path, "How an encoder pools").items()
-        if key.startswith("pooling_mode_") and value
-    ]
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(modes) != 1 or modes[0] not in known:
-        raise UserError(f"{path} must ask for one of {', '.join(known)}, but asks for {json.dumps(modes)}.")
-    return known[modes[0]]
+        places = [module["path"] for module in modules_of(path)[1:] if module["path"]]
+        return super().companions(path) | found_files(path, [*_COMPANIONS, *(f"{place}/*" for place in places)])

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from torchqat._library import FileError, check_safetensors
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.files import read_json
 from torchqat.model.gguf_header import check_gguf_header
 
@@ -69,6 +70,40 @@ def folder_of(path: str) -> Path | None:
     try:
         return Path(snapshot_download(path, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def folder_with(path: str, patterns: Sequence[str]) -> Path | None:
+    """As ``folder_of``, files whose names fit one of ``patterns`` being fetched before, where there is network."""
+    if Path(path).is_dir() or is_gguf(path):
+        return folder_of(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(patterns)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return folder_of(path)
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """The file ``name`` of a folder or, fetched if it is not here, of a hub id; ``None`` where that has none.
+
+    Raises:
+        UserError: Whether it has one could not be found out.
+    """
+    if Path(path).exists():
+        return Path(path) / name if (Path(path) / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(path, name))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name} of {path} is not here and could not be fetched from the hub: {first_line(error)}"
+        ) from error
+    except (EntryNotFoundError, HFValidationError):
         return None
 
 
