@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -176,6 +177,14 @@ def test_a_tower_that_is_not_the_one_that_was_trained_beside_is_seen(tmp_path, l
     model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: output * 1.01)
     checked = torchqat.verify(out, model, engine="transformers", example=given)
     assert checked.agreement.ok and not checked.with_image.ok and not checked.ok
+
+
+def test_the_report_says_what_was_not_tried(begin, llava, tmp_path):
+    shutil.copytree(llava, tmp_path / "blind")
+    (tmp_path / "blind" / "processor_config.json").unlink()
+    (tmp_path / "blind" / "preprocessor_config.json").unlink()
+    report = begin(RUN, model=tmp_path / "blind")
+    assert any(said(note, "verify.no-image", path=tmp_path / "blind") for note in report.notes), report.notes
 
 
 def test_a_model_without_a_processor_is_tried_on_text_and_says_so(zoo):
