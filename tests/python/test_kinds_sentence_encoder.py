@@ -22,6 +22,12 @@ REFERENCES = {
     "mean_sqrt_len_tokens": lambda rows: rows.sum(0) / len(rows) ** 0.5,
     "weightedmean_tokens": lambda rows: sum((i + 1) * row for i, row in enumerate(rows)) / sum(range(1, len(rows) + 1)),
 }
+RUN = """version: 1
+model: {kind: sentence_encoder}
+layers: [{match: blocks, weight: {dtype: int4, group_size: 32}}]
+data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16, sequence_length: 32}}
+train: {steps: 2, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}
+"""
 BEGINNING = [("Transformer", ""), ("Pooling", "1_Pooling")]
 
 
@@ -105,11 +111,7 @@ def test_an_export_has_what_a_vector_takes(capsys, tmp_path, encoder_folder):
     says(encoder_folder, {"pooling_mode_cls_token": True}, [*BEGINNING, ("Dense", "2_Dense")])
     lines = [json.dumps({"text": f"Function number {i} adds {i} to its argument."}) + "\n" for i in range(80)]
     (tmp_path / "sentences.jsonl").write_text("".join(lines))
-    (tmp_path / "recipe.yaml").write_text(
-        "version: 1\nmodel: {kind: sentence_encoder}\nlayers: [{match: blocks, weight: {dtype: int4, group_size: 32}}]\n"
-        "data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16, sequence_length: 32}}\n"
-        "train: {steps: 2, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}\n"
-    )
+    (tmp_path / "recipe.yaml").write_text(RUN)
     place = tmp_path / "run"
     arguments = ["--model", encoder_folder, "--data", tmp_path / "sentences.jsonl", "--output", place]
     code, out, err = call(capsys, "run", tmp_path / "recipe.yaml", *arguments)
@@ -121,6 +123,26 @@ def test_an_export_has_what_a_vector_takes(capsys, tmp_path, encoder_folder):
     kind = find_kind("sentence_encoder")
     assert 0.5 < json.loads((place / "report.json").read_text())["variants"][-1]["cosine"] < 1.0
     assert kind.load(str(encoder_folder), "float32") and kind.vectors.rest[0][0].out_features == 32
+
+
+@pytest.mark.parametrize("name", ["T5EncoderModel", "T5ForConditionalGeneration"])
+def test_the_encoder_of_a_t5_is_an_encoder(name, capsys, tmp_path, tokenizer):
+    settings = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2, "vocab_size": 400}
+    folder, place = tmp_path / "model", tmp_path / "run"
+    getattr(transformers, name)(transformers.T5Config(**settings)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    dense(folder / "2_Dense", 64, 32, "torch.nn.modules.linear.Identity", bias=False)
+    says(folder, {"pooling_mode_mean_tokens": True}, [*BEGINNING, ("Dense", "2_Dense"), ("Normalize", "3_Normalize")])
+    _, model, notes = loaded(folder)
+    assert type(model) is transformers.T5EncoderModel
+    assert [said(note, "model.of-another-task") for note in notes] == [True] * (name != "T5EncoderModel")
+    lines = [json.dumps({"text": f"Function number {i} adds {i} to its argument."}) + "\n" for i in range(80)]
+    (tmp_path / "sentences.jsonl").write_text("".join(lines))
+    (tmp_path / "recipe.yaml").write_text(RUN)
+    arguments = ["--model", folder, "--data", tmp_path / "sentences.jsonl", "--output", place]
+    code, out, err = call(capsys, "run", tmp_path / "recipe.yaml", *arguments)
+    assert code == 0 and said(out + err, "verify.equal", layers=12), err
 
 
 def test_a_folder_that_says_nothing_is_averaged_and_says_so(encoder_folder):

@@ -256,7 +256,7 @@ def test_an_encoder_without_a_pooler_gets_none(encoder_folder, tmp_path):
     assert model.pooler is None and not notes
     saved(tmp_path / "pooled", "BertModel", **BERT)
     model, notes = loaded(tmp_path / "pooled", "sentence_encoder")
-    assert model.pooler is not None and not notes
+    assert model.pooler is not None and notes == [sentence("model.says-no-pooling", path=tmp_path / "pooled")]
 
 
 def test_notes_reach_the_report(tmp_path, tokenizer, capsys):

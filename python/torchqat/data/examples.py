@@ -21,7 +21,8 @@ class Examples:
 
     Attributes:
         inputs: A tensor with a row for each, or token ids of each, int64.
-        labels: ``[n]``, int64 or, of what gives a number, any; or int64 for the tokens of each; or ``None``.
+        labels: ``[n]``, int64 or, of what gives a number, any; floating ``[n, classes]``, 1 for each class that applies;
+            int64 for the tokens of each; or ``None``.
         padding: What fills token ids up to the length of the longest of a batch.
         token_types: Of each, which of two texts its tokens are of; ``None`` where there is one, or models are not told.
     """
@@ -98,13 +99,14 @@ def check_examples(source: str, found: Any) -> Examples:
     """What a function of the user's returned.
 
     Raises:
-        UserError: It is not a tensor of inputs and a tensor of as many labels, int64 or floating.
+        UserError: It is not a tensor of inputs and a tensor of as many labels, int64 or floating, or floating ones for each
+            class.
     """
     good = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(x, Tensor) for x in found)
     if (
         not good
         or not (found[1].dtype == torch.int64 or found[1].is_floating_point())
-        or found[1].dim() != 1
+        or found[1].dim() not in ((1, 2) if found[1].is_floating_point() else (1,))
         or len(found[0]) != len(found[1])
         or not len(found[1])
     ):

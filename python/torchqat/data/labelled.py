@@ -12,6 +12,7 @@ from torchqat.errors import UserError
 
 _TEXTS = 'a line must be {"text": ..., "label": index}'
 _NUMBERS = 'a line must be {"text": ..., "label": number}, or have a "text_pair", too'
+_SEVERAL = 'a line must be {"text": ..., "labels": [...]}, the indices of all that apply'
 _WORDS = 'a line must be {"tokens": [...], "labels": [...]}, with an index for each token'
 
 
@@ -31,6 +32,24 @@ def labelled_texts(path: Path, tokenizer: Any, length: int, classes: int = 0) ->
     labels = torch.tensor([example["label"] for example in found])
     if classes > 1:
         _check_below(path, int(labels.max()), classes)
+    return _of_texts(path, found, tokenizer, length, labels)
+
+
+def texts_of_several_labels(path: Path, tokenizer: Any, length: int, classes: int) -> Examples:
+    """Lines with a ``text`` and ``labels``, the indices of all classes that apply; labels become 0 and 1, ``[n, classes]``.
+
+    Raises:
+        UserError: As ``labelled_texts``.
+    """
+    found = _objects(path, _has_several, _SEVERAL)
+    _check_below(path, max((label for example in found for label in example["labels"]), default=0), classes)
+    labels = torch.zeros(len(found), classes)
+    for row, example in enumerate(found):
+        labels[row, example["labels"]] = 1.0
+    return _of_texts(path, found, tokenizer, length, labels)
+
+
+def _of_texts(path: Path, found: list[dict[str, Any]], tokenizer: Any, length: int, labels: Tensor) -> Examples:
     pairs = [example.get("text_pair") for example in found]
     if any(pair is None for pair in pairs) and any(pair is not None for pair in pairs):
         raise UserError(f'{path} must have a "text_pair" in every line or in none, but has it in some.')
@@ -97,6 +116,11 @@ def _is_labelled(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return _has_text(value) and type(value.get("label")) in (int, float)
+
+
+def _has_several(value: Any) -> bool:
+    labels = value.get("labels") if _has_text(value) else None
+    return isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels)
 
 
 def _has_words(value: Any) -> bool:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
-from torchqat.data.batch import Batch, to_device
+from torchqat.data.batch import Batch, size_of, to_device
 from torchqat.data.batches import Data
 from torchqat.data.corpus import held_out
 from torchqat.data.examples import NO_LABEL, Examples, check_examples, tokenized
 from torchqat.data.functions import find_function, names_function
-from torchqat.data.labelled import labelled_texts, labelled_words
+from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_several_labels
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, distilled
@@ -30,6 +30,9 @@ class Classifier(Kind):
     A model is a Hugging Face folder or hub id of a classifier of texts, words, images or sounds, or any module that
     ``module:function`` returns. Those of texts and words are fed with jsonl, others with the inputs and labels that another
     such function returns.
+
+    Where several classes may apply to one text, labels are floating ``[rows, classes]``, and each class is a choice of its
+    own, yes or no.
 
     One output is no choice but a number: a reranker's, a regression's. Two such models are compared by the KL between normal
     distributions around their numbers, of the variance that the float model's have over the data: the squared difference
@@ -67,9 +70,10 @@ class Classifier(Kind):
             return check_examples(source, find_function("data", source)())
         if tokenizer is None:
             raise UserError(f"data must be a function of the form module:function, like model, but is {source}.")
-        classes = configuration_of(path, "classifier").num_labels
-        read = labelled_words if _reads(path) == "words" else labelled_texts
-        return read(Path(source), tokenizer, length, classes)
+        config = configuration_of(path, "classifier")
+        several = config.problem_type == "multi_label_classification"
+        read = labelled_words if _reads(path) == "words" else texts_of_several_labels if several else labelled_texts
+        return read(Path(source), tokenizer, length, config.num_labels)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         found = model(**_without_labels(batch)) if isinstance(batch, dict) else model(batch[0])
@@ -97,9 +101,11 @@ class Classifier(Kind):
             batches = [to_device(batch, device) for batch in data.evaluation]
             found = [_labelled(self.outputs(model, batch), _labels(batch)) for batch in batches]
             logits, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+            classes = len(labels) // sum(map(size_of, batches)) if _applies_each(_labels(batches[0])) else 1
             if logits.shape[-1] == 1:
                 return share_ordered_right(logits.squeeze(-1), labels)
-            return (logits.argmax(-1) == labels).double().tolist()
+            correct = (logits.argmax(-1) == labels).double()
+            return correct.view(-1, classes).mean(1).tolist()
 
         return Task("accuracy", function=right)
 
@@ -129,11 +135,17 @@ def _labels(batch: Batch) -> Tensor:
 
 
 def _labelled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``[n, classes]`` of what has a label, and the labels ``[n]``."""
+    """Logits ``[n, classes]`` of what has a label, and the labels ``[n]``; of each class that may apply, of no and yes."""
+    if _applies_each(labels):
+        return torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, 1), labels.flatten().long()
     if labels.dim() < 2:
         return logits.unsqueeze(-1) if logits.dim() == 1 else logits, labels
     has = labels != NO_LABEL
     return logits[has], labels[has]
+
+
+def _applies_each(labels: Tensor) -> bool:
+    return labels.dim() == 2 and labels.is_floating_point()
 
 
 def _plain(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ from torchqat.kinds.kind import Answers, Kind, found_files
 from torchqat.kinds.pairs import length_of
 from torchqat.kinds.pooling import MODULES, Vectors, modules_of, vectors_of
 from torchqat.model.completeness import Wanted
-from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
+from torchqat.model.loader import encoder_loader
+from torchqat.model.loading import configuration_of, load_pretrained, load_tokenizer, no_note
 
 # Cosines are divided by it before the softmax that says which sentence is nearest: 1 / 20, as sentence-transformers' ranking
 # losses do.
 _TEMPERATURE = 0.05
-# Its vectors are pooled from the last hidden states, here.
-_WANTED = Wanted("AutoModel", "sentence encoder", leaves_heads=True, pools=False)
 # Files of a sentence-transformers folder that say how a text becomes a vector.
 _COMPANIONS = (MODULES, "sentence_*_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 
@@ -42,7 +41,10 @@ class SentenceEncoder(Kind):
         self.vectors = Vectors()
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
-        model = load_pretrained(path, dtype, _WANTED, note)
+        loader = encoder_loader(configuration_of(path, "sentence encoder"))
+        # Its vectors are pooled from the last hidden states, here.
+        wanted = Wanted(loader, "sentence encoder", leaves_heads=True, pools=False)
+        model = load_pretrained(path, dtype, wanted, note)
         said = vectors_of(path)
         if said is None:
             note(f"{path} does not say how its hidden states become a vector: the mean over the tokens is taken.")

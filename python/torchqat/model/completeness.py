@@ -135,6 +135,8 @@ def _check_left_out(model, found, config, tensors, path, wanted, note) -> list[s
         raise UserError(
             f"model must be a {wanted.what} and nothing else, but {path} has {first_of(left)}, which a {kind} does not take."
         )
+    if wanted.leaves_heads:
+        of_others, ignored = sorted({*of_others, *ignored}), []
     if of_others:
         note(
             f"{path} also has {first_of(of_others)}, of another task: a {wanted.what} leaves it out, and so do exports."

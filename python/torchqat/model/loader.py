@@ -15,6 +15,8 @@ CLASSIFIERS = {
 # Classes of transformers that load models which write text, and what they read, most of all first.
 _WITH_MORE = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 _TEXT_ALONE = "AutoModelForCausalLM"
+# Those that load what gives hidden states: a whole model, and the part of it that reads text.
+_ENCODERS = ("AutoModel", "AutoModelForTextEncoding")
 
 
 def language_model_loader(config: Any, path: str) -> Any:
@@ -54,6 +56,16 @@ def classifier_loader(config: Any) -> str:
     return next(
         iter([*by_name, *(name for name, found in built.items() if found is not None)]), next(iter(CLASSIFIERS))
     )
+
+
+def encoder_loader(config: Any) -> str:
+    """The class of transformers that loads an encoder of texts: where it has a decoder, the encoder alone."""
+    import transformers
+
+    alone = _class_of(getattr(transformers, _ENCODERS[1]), config)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    is_apart = alone is not None and (is_encoder_decoder(config) or named == alone)
+    return _ENCODERS[1] if is_apart else _ENCODERS[0]
 
 
 def is_encoder_decoder(config: Any) -> bool:
