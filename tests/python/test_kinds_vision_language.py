@@ -289,6 +289,24 @@ def test_heads_that_predict_further_tokens_are_copied(format, predicts_more, tmp
     assert torchqat.verify(out, prepared).missing == ["mtp.norm.weight"]
 
 
+def test_they_are_copied_of_a_model_that_transformers_loaded_too(predicts_more, tmp_path):
+    folder, extra = predicts_more
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    out = torchqat.export(torchqat.prepare(model, recipe(OWN)), tmp_path / "out")
+    stored = read_tensors(out)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in extra.items())
+    assert torchqat.verify(out, model).ok
+
+
+def test_of_a_part_of_a_model_nothing_else_is_copied(predicts_more, tmp_path):
+    folder, _ = predicts_more
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert type(model).__name__ == "Qwen3_5ForCausalLM"
+    out = torchqat.export(torchqat.prepare(model, recipe(OWN)), tmp_path / "out")
+    assert not [name for name in read_tensors(out) if "mtp" in name or "visual" in name]
+    assert torchqat.verify(out, model).ok
+
+
 def test_heads_in_codes_are_said_to_be_left_out(predicts_more):
     folder, _ = predicts_more
     state = load_file(folder / "model.safetensors")
@@ -296,4 +314,6 @@ def test_heads_in_codes_are_said_to_be_left_out(predicts_more):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     notes = []
     model = find_kind("causal_lm").load(str(folder), "float32", notes.append)
-    assert said(notes[0], "model.passed-over-in-codes", path=folder) and not hasattr(model, "qat_passed_over")
+    assert said(notes[0], "model.passed-over-in-codes", path=folder)
+    out = torchqat.export(torchqat.prepare(model, recipe(OWN)), folder.parent / "out")
+    assert not [name for name in read_tensors(out) if "mtp" in name]

@@ -37,8 +37,8 @@ def export(
 
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
     time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
-    folder also holds its configuration, ``generation_config.json`` and the tokenizer's files; what a GGUF file carries of
-    them is in it.
+    folder also holds its configuration, ``generation_config.json``, the tokenizer's files, and what transformers left out of
+    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.

@@ -1,12 +1,15 @@
 """Tensors that transformers leaves out of a model on purpose, such as heads that predict further tokens."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from torchqat.errors import UserError
-from torchqat.model.source import FLOATS, files_of, folder_of, read_header
+from torchqat.files import read_json
+from torchqat.model.source import FLOATS, files_of, folder_of, read_header, tensors_of
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,69 @@ class PassedOver:
 
 
 def remember_passed_over(model: nn.Module, path: str, names: list[str]) -> None:
-    """Note beside ``model`` that ``path`` also holds tensors called ``names``."""
-    if names:
-        model.qat_passed_over = PassedOver(path, tuple(names))
+    """Note beside ``model`` that ``path`` also holds tensors called ``names``, and no others that exports should copy."""
+    model.qat_passed_over = PassedOver(path, tuple(names))
 
 
 def passed_over(model: nn.Module) -> PassedOver:
-    """What lies beside ``model`` where it came from, as far as it was loaded by torchqat."""
-    return getattr(model, "qat_passed_over", None) or PassedOver("", ())
+    """What lies beside ``model`` where it came from: as was noted or, where transformers loaded it, as is found there."""
+    if not hasattr(model, "qat_passed_over"):
+        model.qat_passed_over = _beside(model)
+    return model.qat_passed_over
+
+
+def _beside(model: nn.Module) -> PassedOver:
+    config = getattr(model, "config", None)
+    path = getattr(config, "_name_or_path", None)
+    folder = folder_of(path) if path and hasattr(model, "base_model_prefix") else None
+    if folder is None or not (folder / "config.json").is_file():
+        return PassedOver("", ())
+    there = read_json(folder / "config.json", "A model's configuration")
+    if type(model).__name__ not in (there.get("architectures") or []):  # it is a part of what lies there
+        return PassedOver("", ())
+    tensors = tensors_of(path)
+    names = ignored_tensors(model, tensors)
+    return PassedOver(path, tuple(names) if can_be_copied([tensors[name] for name in names]) else ())
 
 
 def can_be_copied(entries: list[dict]) -> bool:
     """Whether tensors with these entries in a header mean by themselves what they are."""
     return all(entry["dtype"] in FLOATS for entry in entries)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model of a model for a task; itself where it is one."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def in_base(model: nn.Module, name: str) -> str:
+    """The name of a tensor in the base model."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def ignored_tensors(model: nn.Module, tensors: dict[str, dict[str, Any]]) -> list[str]:
+    """What transformers passes over on purpose; not what models make anew, such as masks and frequencies."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    matching = [name for name in tensors if any(re.search(pattern, name) for pattern in patterns)]
+    if not matching:
+        return []
+    taken = {in_base(model, name) for name in (*model.state_dict(), *on_disk(model))}
+    made_anew = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
+    return sorted(
+        name
+        for name in matching
+        if in_base(model, name) not in taken
+        and name.rpartition(".")[2] not in made_anew
+        and tensors[name]["shape"][:2] != [1, 1]  # of a mask
+        and tensors[name]["shape"] != []
+    )
+
+
+def on_disk(model: nn.Module) -> dict[str, Tensor]:
+    """Names and shapes that transformers itself would save ``model`` under; none where it cannot say."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        return revert_weight_conversion(model, {n: t.to("meta") for n, t in model.state_dict().items()})
+    except Exception:  # what it wants are numbers
+        return {}
