@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -114,3 +114,10 @@ def size_of(folder: Path) -> int:
     """Bytes of the files in ``folder`` that hold tensors."""
     kinds = (".safetensors", ".gguf", ".onnx")
     return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in kinds)
+
+
+def copy_into(folder: Path, files: Mapping[str, Path]) -> None:
+    """Copies of ``files`` in ``folder``, by the names that they are to have there."""
+    for name, source in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)

@@ -114,6 +114,7 @@ def test_a_parameter_that_no_layer_holds_is_found(monkeypatch):
     """Also if torchqat did not name it."""
     own = prepare.plannable_layers
     monkeypatch.setattr(prepare, "plannable_layers", lambda model: [layer for layer in own(model) if layer.plannable])
+
     class Gated(transformers.models.llama.modeling_llama.LlamaMLP):
         def forward(self, x):
             return super().forward(x @ self.mix)

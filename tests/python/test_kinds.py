@@ -55,10 +55,6 @@ def test_the_first_token_is_taken_where_the_folder_says_so(encoder_folder):
     batch = Examples([torch.randint(400, (6,)), torch.randint(400, (4,))]).batch(torch.arange(2))
     expected = F.normalize(model(**batch).last_hidden_state[:, 0], dim=-1)
     torch.testing.assert_close(kind.outputs(model, batch), expected)
-    (encoder_folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
-    modes = '["pooling_mode_max_tokens"]'
-    with pytest.raises(torchqat.UserError, match=matches("model.unknown-pooling", modes=modes)):
-        find_kind("sentence_encoder").load(str(encoder_folder), "float32")
 
 
 def test_losses_are_those_of_the_recipe():

@@ -124,7 +124,8 @@ def test_another_model_is_no_language_model_with_a_random_head(name, tmp_path):
 def test_an_encoder_decoder_is_no_language_model_without_its_encoder(tmp_path):
     saved(tmp_path, "BartForConditionalGeneration", d_model=32, vocab_size=100, encoder_layers=1, decoder_layers=1,
           encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32)  # fmt: skip
-    assert said(refused(tmp_path), "model.lacks-of-another", other="BartForConditionalGeneration")
+    name = "BartForConditionalGeneration"
+    assert refused(tmp_path) == sentence("model.encoder-decoder", path=tmp_path, name=name)
 
 
 # -- several parts ----------------------------------------------------------------------------------------------------
@@ -158,11 +159,22 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_no_vision_tower_is_lost(name, tmp_path):
     text, vision, first = PARTS[name]
+    model = saved(tmp_path, name, text_config=text, vision_config=vision)
+    found, notes = loaded(tmp_path)
+    assert type(found) is type(model) and not notes and model.state_dict().keys() == found.state_dict().keys()
+    assert any(key.startswith((first, f"model.{first}")) for key in found.state_dict())
+
+
+@pytest.mark.parametrize("name", ["Qwen3_5ForConditionalGeneration"])
+def test_a_vision_tower_that_the_architecture_does_not_name_is_not_left_out_either(name, tmp_path):
+    text, vision, first = PARTS[name]
     saved(tmp_path, name, text_config=text, vision_config=vision)
+    named = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**named, "architectures": ["Qwen3_5ForCausalLM"]}))
+    whole = "Qwen3_5ForCausalLM"
     found = refused(tmp_path)
-    assert (
-        said(found, "model.part-of-another", what="causal language model", path=tmp_path, whole=name) and first in found
-    )
+    assert said(found, "model.part-of-another", what="causal language model", path=tmp_path, whole=whole)
+    assert first in found
 
 
 def test_a_vision_language_model_that_is_loaded_whole_is_none_of_these(tmp_path):
@@ -174,7 +186,7 @@ def test_a_vision_language_model_that_is_loaded_whole_is_none_of_these(tmp_path)
 
 
 def test_what_transformers_passes_over_is_noted(tmp_path):
-    """DeepSeek-V3's layer that predicts further tokens: an export lacks it."""
+    """DeepSeek-V3's layer that predicts further tokens."""
     few = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1}
     low = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
     shape = {**SHAPE, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4}
@@ -244,7 +256,7 @@ def test_an_encoder_without_a_pooler_gets_none(encoder_folder, tmp_path):
     assert model.pooler is None and not notes
     saved(tmp_path / "pooled", "BertModel", **BERT)
     model, notes = loaded(tmp_path / "pooled", "sentence_encoder")
-    assert model.pooler is not None and not notes
+    assert model.pooler is not None and notes == [sentence("model.says-no-pooling", path=tmp_path / "pooled")]
 
 
 def test_notes_reach_the_report(tmp_path, tokenizer, capsys):

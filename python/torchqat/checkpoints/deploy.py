@@ -92,8 +92,9 @@ def _in_model(
     quantized = {f"{weights.name}.weight": weights for weights in checkpoint.layers}
     sources = DiskSources(model, [*quantized, *checkpoint.others])
     layers: dict[str, QuantizedWeights] = {}
-    others = {sources.found[n]: checkpoint.others[n] for n in sources.unexpected if n in checkpoint.others}
-    layers |= {sources.found[n].removesuffix(".weight"): quantized[n] for n in sources.unexpected if n in quantized}
+    unexpected = [name for name in sources.unexpected if not sources.ignored(name)]
+    others = {sources.found[n]: checkpoint.others[n] for n in unexpected if n in checkpoint.others}
+    layers |= {sources.found[n].removesuffix(".weight"): quantized[n] for n in unexpected if n in quantized}
 
     def read(name: str) -> Tensor:
         return quantized[name].dequantize() if name in quantized else checkpoint.others[name]

@@ -1,6 +1,5 @@
 """``export``: a prepared model as a checkpoint that other programs load."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
-from torchqat.files import pending_folder
+from torchqat.files import copy_into, pending_folder
 from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
@@ -38,8 +37,8 @@ def export(
 
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
     time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
-    folder also holds its configuration, ``generation_config.json`` and the tokenizer's files; what a GGUF file carries of
-    them is in it.
+    folder also holds its configuration, ``generation_config.json``, the tokenizer's files, and what transformers left out of
+    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -78,9 +77,7 @@ def export(
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, folder)
-            for name, source in (files or {}).items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, folder / name)
+            copy_into(folder, files or {})
     return output
 
 

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchqat.data.batch import Batch
-from torchqat.data.jsonl import objects_of
 from torchqat.errors import UserError
+
+# The label of tokens that nothing is to be said of.
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,16 @@ class Examples:
 
     Attributes:
         inputs: A tensor with a row for each, or token ids of each, int64.
-        labels: int64 ``[n]``, or ``None``.
+        labels: ``[n]``, int64 or, of what gives a number, any; floating ``[n, classes]``, 1 for each class that applies;
+            int64 for the tokens of each; or ``None``.
         padding: What fills token ids up to the length of the longest of a batch.
+        token_types: Of each, which of two texts its tokens are of; ``None`` where there is one, or models are not told.
     """
 
     inputs: Tensor | Sequence[Tensor]
-    labels: Tensor | None = None
+    labels: Tensor | Sequence[Tensor] | None = None
     padding: int = 0
+    token_types: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -36,10 +40,15 @@ class Examples:
         if isinstance(self.inputs, Tensor):
             return self.inputs[places], self.labels[places]
         rows = [self.inputs[place] for place in places.tolist()]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.padding)
+        padded = _padded(rows, self.padding)
         lengths = torch.tensor([len(row) for row in rows])
         found = {"input_ids": padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
-        return found if self.labels is None else {**found, "labels": self.labels[places]}
+        if self.token_types is not None:
+            found["token_type_ids"] = _padded([self.token_types[place] for place in places.tolist()], 0)
+        labels = _at(self.labels, places)
+        if labels is None:
+            return found
+        return {**found, "labels": labels if isinstance(labels, Tensor) else _padded(labels, NO_LABEL)}
 
     def batches(self, places: Tensor, batch_size: int) -> list[Batch]:
         """Those at ``places``, in order."""
@@ -56,8 +65,18 @@ class Examples:
 
     def part(self, places: Tensor) -> "Examples":
         """Those at ``places``."""
-        inputs = self.inputs[places] if isinstance(self.inputs, Tensor) else [self.inputs[p] for p in places.tolist()]
-        return Examples(inputs, None if self.labels is None else self.labels[places], self.padding)
+        inputs, labels, token_types = (_at(rows, places) for rows in (self.inputs, self.labels, self.token_types))
+        return Examples(inputs, labels, self.padding, token_types)
+
+
+def _at(rows: Tensor | Sequence[Tensor] | None, places: Tensor) -> Tensor | list[Tensor] | None:
+    if rows is None or isinstance(rows, Tensor):
+        return None if rows is None else rows[places]
+    return [rows[place] for place in places.tolist()]
+
+
+def _padded(rows: list[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 class ExampleBatches:
@@ -80,13 +99,14 @@ def check_examples(source: str, found: Any) -> Examples:
     """What a function of the user's returned.
 
     Raises:
-        UserError: It is not a tensor of inputs and an int64 tensor of as many labels.
+        UserError: It is not a tensor of inputs and a tensor of as many labels, int64 or floating, or floating ones for each
+            class.
     """
     good = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(x, Tensor) for x in found)
     if (
         not good
-        or found[1].dtype != torch.int64
-        or found[1].dim() != 1
+        or not (found[1].dtype == torch.int64 or found[1].is_floating_point())
+        or found[1].dim() not in ((1, 2) if found[1].is_floating_point() else (1,))
         or len(found[0]) != len(found[1])
         or not len(found[1])
     ):
@@ -96,39 +116,23 @@ def check_examples(source: str, found: Any) -> Examples:
             else type(found)
         )
         raise UserError(
-            f"data must be a function that returns inputs [n, ...] and int64 labels [n], but {source} gave {shape}."
+            f"data must be a function that returns inputs [n, ...] and int64 or floating labels [n], but {source} gave "
+            f"{shape}."
         )
     return Examples(found[0], found[1])
 
 
-def labelled_texts(path: Path) -> tuple[list[str], list[int]]:
-    """Lines of jsonl with a ``text`` and a ``label``.
-
-    Raises:
-        UserError: The file is missing, or a line is of another form (it is named).
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data must be a readable jsonl file or module:function, but {path} is not: {error}."
-        ) from error
-    found = objects_of(text, path, _is_labelled, 'a line must be {"text": ..., "label": index}')
-    if not found:
-        raise UserError(f"data must have an example, but {path} has none.")
-    return [example["text"] for example in found], [example["label"] for example in found]
+def tokenized(
+    tokenizer, texts: list[str], length: int, labels: Tensor | None = None, pairs: list[str] | None = None
+) -> Examples:
+    """Token ids of ``texts``, each with its pair where there are such, cut off after ``length`` of them."""
+    coded = tokenizer(texts, pairs, truncation=True, max_length=length, verbose=False)
+    types = coded.get("token_type_ids") if pairs is not None else None
+    return Examples(_rows(coded["input_ids"]), labels, tokenizer.pad_token_id or 0, types and _rows(types))
 
 
-def _is_labelled(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        return False
-    return type(value.get("label")) is int and value["label"] >= 0
-
-
-def tokenized(tokenizer, texts: list[str], length: int, labels: Tensor | None = None) -> Examples:
-    """Token ids of ``texts``, cut off after ``length`` of them."""
-    ids = tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
-    return Examples([torch.tensor(row) for row in ids], labels, tokenizer.pad_token_id or 0)
+def _rows(lists: list[list[int]]) -> list[Tensor]:
+    return [torch.tensor(row) for row in lists]
 
 
 def paragraphs(documents: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ _FORMS = (
 )
 
 
-Embed = Callable[[nn.Module, Any, list[str]], Tensor]
+Rank = Callable[[nn.Module, Any, str, list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Task:
     function: Any = None
 
     @torch.no_grad()
-    def scores(self, model: nn.Module, tokenizer, embed: Embed | None = None) -> list[float]:
+    def scores(self, model: nn.Module, tokenizer, rank: Rank | None = None) -> list[float]:
         """One score an example, of which 1 is the best.
 
         Args:
             model: What is to be judged.
             tokenizer: Its.
-            embed: ``embed(model, tokenizer, texts)`` gives vectors ``[texts, dim]``, for tasks of queries and passages.
+            rank: ``rank(model, tokenizer, query, passages)`` gives a number for each passage, the largest for the one that
+                fits best, for tasks of queries and passages.
 
         Raises:
             UserError: An example has no token to judge, or the function gives no scores.
@@ -55,18 +56,19 @@ class Task:
         try:
             if self.function is not None:
                 return _checked(self.name, self.function(model, tokenizer))
-            return [self._score(model, tokenizer, example, embed) for example in self.examples]
+            return [self._score(model, tokenizer, example, rank) for example in self.examples]
         finally:
             model.train(training)
 
-    def _score(self, model: nn.Module, tokenizer, example: dict[str, Any], embed: Embed | None) -> float:
+    def _score(self, model: nn.Module, tokenizer, example: dict[str, Any], rank: Rank | None) -> float:
         form = _form(example)
         if form != "retrieval":
             return _SCORERS[form](model, tokenizer, example)
-        if embed is None:
-            raise UserError("A task of queries and passages needs a sentence_encoder, but the model is none.")
-        query, *passages = embed(model, tokenizer, [example["query"], *example["passages"]])
-        return float(int((torch.stack(passages) @ query).argmax()) == example["answer"])
+        if rank is None:
+            raise UserError(
+                "A task of queries and passages needs a sentence_encoder or a reranker, but the model is none."
+            )
+        return float(int(rank(model, tokenizer, example["query"], example["passages"]).argmax()) == example["answer"])
 
 
 def load_task(source: str) -> Task:
@@ -75,8 +77,9 @@ def load_task(source: str) -> Task:
     Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
     ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
     from 0, likelihoods taken per byte (the ``acc_norm`` of lm-evaluation-harness). ``text`` and ``label``: 1 where the
-    largest of a classifier's outputs is ``label``. ``query``, ``passages`` and ``answer``: 1 where, of an encoder's vectors,
-    that of the passage that ``answer`` counts to from 0 is the nearest to the query's.
+    largest of a classifier's outputs is ``label``. ``query``, ``passages`` and ``answer``: 1 where the passage that
+    ``answer`` counts to from 0 is ranked first: by an encoder, whose vector of it is the nearest to the query's, or by a
+    classifier of one output, a reranker.
 
     Raises:
         UserError: There is no such file or function, or a line is of no such form (the line is named).
@@ -147,6 +150,10 @@ def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
     logits = model(input_ids=tokens[None].to(_device(model))).logits
     if logits.dim() != 2:
         raise UserError("A task of texts and labels needs a classifier, but the model is a language model.")
+    if logits.shape[-1] == 1:
+        raise UserError(
+            "A task of texts and labels needs a classifier of two classes or more, but the model gives a number."
+        )
     return float(logits[0].argmax().item() == example["label"])
 
 

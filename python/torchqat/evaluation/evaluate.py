@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchqat.data.batch import Batch, to_device
 from torchqat.errors import UserError
+from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
 from torchqat.layers.sharded import device_of
 
@@ -23,9 +24,12 @@ class Evaluation:
     """Figures over ``tokens`` predictions: of tokens, of classes or, by encoders, of the nearest other sentence.
 
     Attributes:
-        perplexity: exp of the mean negative log likelihood; ``None`` of encoders, for which nothing is right or wrong.
-        kl: Mean KL(reference || model) per prediction, in nats; 0 without a reference.
-        top1_agreement: Share of predictions whose likeliest choice is the reference's; 1 without a reference.
+        perplexity: exp of the mean negative log likelihood; ``None`` of encoders, for which nothing is right or wrong, and
+            of models that give a number.
+        kl: Mean KL(reference || model) per prediction, in nats; 0 without a reference. Of models that give a number, it is
+            that between normal distributions around both numbers, of the variance of the reference's (numbers.py).
+        top1_agreement: Share of predictions whose likeliest choice is the reference's; 1 without a reference. Of numbers,
+            the share of pairs of examples that are ordered as the reference orders them.
         tokens: Number of predictions.
         losses: Mean negative log likelihood of each sequence or example, for comparisons one by one.
         kls: Mean KL of each; empty without a reference.
@@ -59,8 +63,8 @@ def evaluate(
     Args:
         model: A model of ``kind``; a causal language model is called as ``model(input_ids=...).logits``.
         batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted; of a
-            classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``; of a sentence
-            encoder such a dict without labels.
+            classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``, those of words
+            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels.
         reference: The float model. Both are run batch by batch; nothing is stored.
         kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
 
@@ -88,6 +92,7 @@ class _Sums:
     cosines: list[float] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
     agree: int = 0
+    values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     by_position: list[Tensor] = field(default_factory=list)
     counts: Tensor = field(default_factory=lambda: torch.zeros(len(KL_BINS) - 1, dtype=torch.float64))
 
@@ -99,25 +104,40 @@ class _Sums:
             self.losses += _row_means(-chosen)
         if wanted is None:
             return
+        if found.values is not None:
+            self.values.append((found.values.cpu(), wanted.values.cpu()))
+            return
         ours, theirs = found.log_probabilities, wanted.log_probabilities
         if ours.shape[-1]:
             kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().cpu()
             self.kls += _row_means(kl)
             self.by_position.append(kl)
-            self.counts += torch.histc(kl.clamp(10 ** KL_BINS[0], 10 ** KL_BINS[-1]).log10(), len(KL_BINS) - 1, *_ENDS)
+            self._count(kl)
             self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         if found.embeddings is not None:
             self.cosines += F.cosine_similarity(found.embeddings, wanted.embeddings, dim=-1).double().tolist()
+
+    def _count(self, kl: Tensor) -> None:
+        self.counts += torch.histc(kl.clamp(10 ** KL_BINS[0], 10 ** KL_BINS[-1]).log10(), len(KL_BINS) - 1, *_ENDS)
+
+    def _compare_values(self) -> float:
+        """Distances of numbers, whose spread is known when all are there; returns the share of pairs ordered alike."""
+        ours, theirs = (torch.cat(parts) for parts in zip(*self.values, strict=True))
+        kl = number_distances(ours, theirs)
+        self.kls = kl.tolist()
+        self._count(kl)
+        return pairs_ordered_alike(ours, theirs)
 
     def evaluation(self) -> Evaluation:
         count = sum(self.weights)
         if count == 0:
             raise UserError("Evaluation needs at least one sequence of two tokens, or one example, but there is none.")
+        alike = self._compare_values() if self.values else self.agree / count
         mean = _weighted(self.losses, self.weights) if self.losses else None
         return Evaluation(
             None if mean is None else math.exp(mean) if mean < 700 else math.inf,
             max(0.0, _weighted(self.kls, self.weights)) if self.kls else 0.0,
-            self.agree / count if self.kls else 1.0,
+            alike if self.kls else 1.0,
             count,
             self.losses,
             self.kls,

@@ -11,6 +11,7 @@ from torch import nn
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec
 from torchqat.data.batch import Batch
 from torchqat.errors import UserError
+from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.prepare import prepare
@@ -132,7 +133,7 @@ class _Rest:
 
     def __init__(self, model: nn.Module, kind: Kind, batches: list[Batch]):
         self.model, self.kind, self.batches = model, kind, batches
-        self.wanted = [kind.ask(model, batch).log_probabilities for batch in batches]
+        self.wanted = [kind.ask(model, batch) for batch in batches]
         self.begin_at([], batches)
 
     def begin_at(self, skipped: list[Block], hidden: list) -> None:
@@ -141,11 +142,17 @@ class _Rest:
 
     def kl(self) -> float:
         total = count = 0.0
+        values = []
         for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
             with shortcut(self.skipped, tokens):
-                found = self.kind.ask(self.model, batch).log_probabilities
-            total += F.kl_div(found, wanted, reduction="sum", log_target=True).item()
-            count += found.shape[0] * found.shape[1]
+                found = self.kind.ask(self.model, batch)
+            ours, theirs = found.log_probabilities, wanted.log_probabilities
+            total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
+            count += ours.shape[0] * ours.shape[1]
+            values.append((found.values, wanted.values))
+        if values[0][0] is not None:
+            ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))
+            return number_distances(ours, theirs).mean().item()
         return max(0.0, total / count)
 
 

@@ -10,6 +10,7 @@ from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch
 from torchqat.data.batches import Data, load_data
 from torchqat.data.corpus import load_corpus
+from torchqat.kinds.images import image_example
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.kinds.losses import cross_entropy
 from torchqat.model.completeness import CAUSAL_LM
@@ -19,7 +20,10 @@ from torchqat.model.source import is_gguf
 
 
 class CausalLM(Kind):
-    """``model(input_ids=...).logits``; batches are int64 ``[rows, tokens]``."""
+    """``model(input_ids=...).logits``; batches are int64 ``[rows, tokens]``.
+
+    A model that also reads images or sounds is loaded whole, and trained and calibrated on text.
+    """
 
     name = "causal_lm"
     writes_text = True
@@ -53,3 +57,6 @@ class CausalLM(Kind):
 
     def examples(self, batch: Batch) -> Tensor:
         return batch
+
+    def with_image(self, path: str, model: nn.Module, note: Callable[[str], None] = no_note) -> Batch | None:
+        return image_example(path, model, note)

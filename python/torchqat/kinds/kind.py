@@ -1,7 +1,7 @@
 """What every kind of model answers: the joint between a recipe's flow and what a model is for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +13,17 @@ from torchqat.data.batch import Batch
 from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
-from torchqat.kinds.losses import forward_kl
+from torchqat.kinds.losses import forward_kl, half_square
 from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
+from torchqat.model.source import folder_with
+
+_OF_PROCESSORS = (
+    "*preprocessor_config.json",
+    "*processor_config.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,13 @@ class Answers:
         log_probabilities: ``[rows, positions, choices]``, float32.
         targets: int64 ``[rows, positions]``, the right choices, where the data say which.
         embeddings: ``[rows, dim]``, of models that give such.
+        values: ``[rows]``, of models that give a number in place of choices, of which there are then none.
     """
 
     log_probabilities: Tensor
     targets: Tensor | None = None
     embeddings: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Kind(ABC):
@@ -95,28 +105,54 @@ class Kind(ABC):
         """What ``model`` says to ``batch``."""
         return self.answers(self.outputs(model, batch), batch)
 
+    def with_image(self, path: str, model: nn.Module, note: Callable[[str], None] = no_note) -> Batch | None:
+        """Inputs with an image, by name, of a model that writes text and reads both; ``None`` of others.
+
+        Args:
+            path: Where the model came from, with its processor.
+            model: What is to read them.
+            note: Told why there are none, though the model reads more than text.
+        """
+        return None
+
     def own_task(self, data: Data) -> Task | None:
         """What models of this kind are measured on when the user has no task of their own."""
         return None
 
-    def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-        """Embeddings ``[texts, dim]`` of unit length.
+    def rank(self, model: nn.Module, tokenizer: Any, query: str, passages: list[str]) -> Tensor:
+        """A number for each of ``passages``, the largest for the one that fits ``query`` best.
 
         Raises:
             UserError: Models of this kind give none.
         """
-        raise UserError(f"A task of queries and passages needs a sentence_encoder, but the model is a {self.name}.")
+        raise UserError(
+            f"A task of queries and passages needs a sentence_encoder or a reranker, but the model is a {self.name}."
+        )
 
     def companions(self, path: str) -> dict[str, Path]:
-        """Files of the model's folder that an export needs besides its tensors, by their names there."""
-        return {}
+        """Files of the model's folder that an export needs besides its tensors, by their names there.
+
+        Those of processors of images and sounds: the tokenizer writes its own.
+        """
+        return found_files(path, _OF_PROCESSORS)
+
+
+def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:
+    """Files of the folder or hub id ``path`` whose names there fit one of ``patterns``."""
+    folder = folder_with(path, patterns)
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))] if folder is not None else []
+    return {str(file.relative_to(folder)): file for file in files if file.is_file()}
 
 
 def distilled(settings: DistillSection, student: Tensor, teacher: Tensor | None, plain: Callable[[], Tensor]) -> Tensor:
-    """Forward KL from ``teacher`` and what ``plain`` gives, cross-entropy as a rule, in the recipe's shares."""
+    """Forward KL from ``teacher`` and what ``plain`` gives, cross-entropy as a rule, in the recipe's shares.
+
+    Of one output, which is no choice, it is the KL between normal distributions around both, of variance 1.
+    """
     if is_plain(settings):
         return plain()
-    kl = forward_kl(student, teacher, settings.temperature)
+    one = student.shape[-1] == 1
+    kl = half_square(student, teacher) if one else forward_kl(student, teacher, settings.temperature)
     return kl if settings.weight == 1.0 else settings.weight * kl + (1.0 - settings.weight) * plain()
 
 

@@ -1,4 +1,4 @@
-"""The two losses of the training loop, per valid token and in float32 (docs/numerics.md 12, 13)."""
+"""The losses of the training loop, per valid token and in float32 (docs/numerics.md 12, 13)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,3 +29,8 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
         tokens: int64 ``[batch, sequence]``; position ``t`` of the logits predicts token ``t + 1``.
     """
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def half_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half of the mean squared difference: KL between normal distributions of variance 1, whatever the temperature."""
+    return 0.5 * F.mse_loss(student.float(), teacher.detach().float())

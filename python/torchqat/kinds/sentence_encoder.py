@@ -1,6 +1,5 @@
 """Sentence encoders: a vector for each text, of which near ones mean like things."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,22 @@ from torchqat.data.batches import Data
 from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
-from torchqat.files import read_json
-from torchqat.kinds.kind import Answers, Kind
+from torchqat.kinds.kind import Answers, Kind, found_files
+from torchqat.kinds.pairs import length_of
+from torchqat.kinds.pooling import MODULES, Vectors, modules_of, vectors_of
 from torchqat.model.completeness import Wanted
-from torchqat.model.loading import load_pretrained, load_tokenizer, no_note
+from torchqat.model.loader import encoder_loader
+from torchqat.model.loading import configuration_of, load_pretrained, load_tokenizer, no_note
 
 # Cosines are divided by it before the softmax that says which sentence is nearest: 1 / 20, as sentence-transformers' ranking
 # losses do.
 _TEMPERATURE = 0.05
-# Its vectors are pooled from the last hidden states, here.
-_WANTED = Wanted("AutoModel", "sentence encoder", leaves_heads=True, pools=False)
 # Files of a sentence-transformers folder that say how a text becomes a vector.
-_COMPANIONS = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_COMPANIONS = (MODULES, "sentence_*_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
 class SentenceEncoder(Kind):
-    """A transformer whose last hidden states are pooled into one vector a text.
+    """A transformer whose last hidden states become one vector a text, as its sentence-transformers folder says.
 
     Two encoders are compared by the cosine between their vectors, and by which of the other sentences of a batch each finds
     nearest, as probabilities: that is what ``kl`` and ``top1_agreement`` are of.
@@ -39,11 +38,18 @@ class SentenceEncoder(Kind):
     name = "sentence_encoder"
 
     def __init__(self):
-        self.pooling = "mean"
+        self.vectors = Vectors()
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
-        self.pooling = pooling_of(Path(path))
-        return load_pretrained(path, dtype, _WANTED, note)
+        loader = encoder_loader(configuration_of(path, "sentence encoder"))
+        # Its vectors are pooled from the last hidden states, here.
+        wanted = Wanted(loader, "sentence encoder", leaves_heads=True, pools=False)
+        model = load_pretrained(path, dtype, wanted, note)
+        said = vectors_of(path)
+        if said is None:
+            note(f"{path} does not say how its hidden states become a vector: the mean over the tokens is taken.")
+        self.vectors = said or Vectors()
+        return model
 
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)
@@ -57,11 +63,7 @@ class SentenceEncoder(Kind):
         return Data.of_examples(recipe, train, others)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        hidden = model(**batch).last_hidden_state
-        if self.pooling == "cls":
-            return F.normalize(hidden[:, 0].float(), dim=-1)
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        return F.normalize((hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0), dim=-1)
+        return self.vectors(model(**batch).last_hidden_state, batch["attention_mask"])
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
         count = len(outputs)
@@ -76,36 +78,17 @@ class SentenceEncoder(Kind):
     def examples(self, batch: Batch) -> Batch:
         return batch
 
+    def rank(self, model: nn.Module, tokenizer: Any, query: str, passages: list[str]) -> Tensor:
+        """Cosines to the query's vector."""
+        first, *others = self.embed(model, tokenizer, [query, *passages])
+        return torch.stack(others) @ first
+
     @torch.no_grad()
     def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-        length = min(tokenizer.model_max_length, most)
-        batch = tokenized(tokenizer, texts, length).batch(torch.arange(len(texts)))
+        """Vectors ``[texts, dim]`` of unit length, as users get them."""
+        batch = tokenized(tokenizer, texts, length_of(model, tokenizer)).batch(torch.arange(len(texts)))
         return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
 
     def companions(self, path: str) -> dict[str, Path]:
-        folder = Path(path)
-        found = {name: folder / name for name in _COMPANIONS if (folder / name).is_file()}
-        for file in sorted(folder.glob("[0-9]_*/config.json")):
-            found[str(file.relative_to(folder))] = file
-        return found
-
-
-def pooling_of(folder: Path) -> str:
-    """``mean`` or ``cls``, as the sentence-transformers folder says; ``mean`` where it says nothing.
-
-    Raises:
-        UserError: It pools in another way.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
-    modes = [
-        key
-        for key, value in read_json(path, "How an encoder pools").items()
-        if key.startswith("pooling_mode_") and value
-    ]
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(modes) != 1 or modes[0] not in known:
-        raise UserError(f"{path} must ask for one of {', '.join(known)}, but asks for {json.dumps(modes)}.")
-    return known[modes[0]]
+        places = [module["path"] for module in modules_of(path)[1:] if module["path"]]
+        return super().companions(path) | found_files(path, [*_COMPANIONS, *(f"{place}/*" for place in places)])

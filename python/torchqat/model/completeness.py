@@ -1,7 +1,6 @@
 """Whether a model's folder has what the model needs, and nothing that is lost: what transformers found while it loaded."""
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.model.passed_over import base_of, can_be_copied, ignored_tensors, in_base, on_disk
 from torchqat.model.quantized import first_of, is_of_activations
 
 
@@ -48,7 +48,7 @@ def check_complete(
     path: str,
     wanted: Wanted,
     note: Callable[[str], None],
-) -> None:
+) -> list[str]:
     """Whether ``model`` is all that lies at ``path``, and all of it was there.
 
     Args:
@@ -59,6 +59,9 @@ def check_complete(
         path: For messages.
         wanted: What for.
         note: Told what begins at random or is left out, where that may be.
+
+    Returns:
+        Names on disk of what transformers passes over, for exports to copy.
 
     Raises:
         UserError: It is not; the first tensor is named.
@@ -73,7 +76,7 @@ def check_complete(
         note(
             f"{path} has no {first_of(head)}: this head of a {wanted.what} begins at random, and so does what it says."
         )
-    _check_left_out(model, found, config, tensors, path, wanted, note)
+    return _check_left_out(model, found, config, tensors, path, wanted, note)
 
 
 def check_parts(loader: Any, config: Any, tensors: dict[str, dict[str, Any]], path: str) -> None:
@@ -87,7 +90,7 @@ def check_parts(loader: Any, config: Any, tensors: dict[str, dict[str, Any]], pa
             model = loader.from_config(config)
     except Exception:  # then it is something else that cannot be put together
         return
-    saved = _on_disk(model)
+    saved = on_disk(model)
     if lacking := [name for name in saved if name not in tensors]:
         raise UserError(_lacking(model, config, path, lacking))
     for name, tensor in saved.items():
@@ -112,33 +115,43 @@ def _other_shape(model: nn.Module, path: str, wrong: list[tuple[str, Any, Any]])
     )
 
 
-def _check_left_out(model, found, config, tensors, path, wanted, note) -> None:
+def _check_left_out(model, found, config, tensors, path, wanted, note) -> list[str]:
     kind, unexpected = type(model).__name__, sorted(found["unexpected_keys"])
     rounding = [name for name in unexpected if is_of_activations(name)]
     unexpected = [name for name in unexpected if name not in rounding]
-    ignored = _ignored(model, tensors)
+    ignored = ignored_tensors(model, tensors)
     if type(model.config) is not type(config) and (left := sorted({*unexpected, *ignored})):
         whole = (getattr(config, "architectures", None) or [config.model_type])[0]
         raise UserError(
             f"model must be a {wanted.what} alone, but {path} holds a {whole}, of which a {kind} leaves out "
             f"{first_of(left)}."
         )
-    parts = dict(_base(model).named_children())
-    of_others = [
-        name for name in unexpected if wanted.leaves_heads and _in_base(model, name).split(".")[0] not in parts
-    ]
+    parts = dict(base_of(model).named_children())
+    of_others = [name for name in unexpected if wanted.leaves_heads and in_base(model, name).split(".")[0] not in parts]
     if left := [name for name in unexpected if name not in of_others]:
         raise UserError(
             f"model must be a {wanted.what} and nothing else, but {path} has {first_of(left)}, which a {kind} does not take."
         )
+    if wanted.leaves_heads:
+        of_others, ignored = sorted({*of_others, *ignored}), []
     if of_others:
         note(
             f"{path} also has {first_of(of_others)}, of another task: a {wanted.what} leaves it out, and so do exports."
         )
-    if ignored:
-        note(f"{path} also has {first_of(ignored)}, which transformers leaves out of a {kind}, and so do exports.")
     if rounding:
         note(f"{path} also has {first_of(rounding)}, for rounding what is computed: that is left to the recipe.")
+    if not ignored:
+        return []
+    if can_be_copied([tensors[name] for name in ignored]):
+        note(
+            f"{path} also has {first_of(ignored)}, which transformers leaves out of a {kind}: exports copy it as it is, "
+            "except to gguf and onnx, which have no place for it."
+        )
+        return ignored
+    note(
+        f"{path} also has {first_of(ignored)}, quantized, which transformers leaves out of a {kind}, and so do exports."
+    )
+    return []
 
 
 def _head(model: nn.Module, missing: list[str], config: Any) -> list[str]:
@@ -149,9 +162,9 @@ def _head(model: nn.Module, missing: list[str], config: Any) -> list[str]:
     pooler = _of_pooler(model)
     theirs = _names_of(writers[0], config) if writers else None
     if theirs is None:
-        parts = dict(_base(model).named_children())
-        return [name for name in missing if name in pooler or _in_base(model, name).split(".")[0] not in parts]
-    return [name for name in missing if name in pooler or _in_base(model, name) not in theirs]
+        parts = dict(base_of(model).named_children())
+        return [name for name in missing if name in pooler or in_base(model, name).split(".")[0] not in parts]
+    return [name for name in missing if name in pooler or in_base(model, name) not in theirs]
 
 
 def _names_of(architecture: str, config: Any) -> set[str] | None:
@@ -166,51 +179,15 @@ def _names_of(architecture: str, config: Any) -> set[str] | None:
             built = other(config)
     except Exception:  # what it needs is its own
         return None
-    return {_in_base(built, name) for name in built.state_dict()}
+    return {in_base(built, name) for name in built.state_dict()}
 
 
 def _of_pooler(model: nn.Module) -> set[str]:
     """The tensors of a pooling layer that the base of ``model`` can be built without."""
-    base = _base(model)
+    base = base_of(model)
     if "add_pooling_layer" not in inspect.signature(type(base).__init__).parameters:
         return set()
     with torch.device("meta"):
         without = type(base)(base.config, add_pooling_layer=False).state_dict().keys()
     prefix = "" if base is model else f"{model.base_model_prefix}."
     return {prefix + name for name in base.state_dict().keys() - without}
-
-
-def _base(model: nn.Module) -> nn.Module:
-    return getattr(model, model.base_model_prefix, model)
-
-
-def _in_base(model: nn.Module, name: str) -> str:
-    return name.removeprefix(f"{model.base_model_prefix}.")
-
-
-def _ignored(model: nn.Module, tensors: dict[str, dict[str, Any]]) -> list[str]:
-    """What transformers passes over on purpose; not what models make anew, such as masks and frequencies."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    matching = [name for name in tensors if any(re.search(pattern, name) for pattern in patterns)]
-    if not matching:
-        return []
-    taken = {_in_base(model, name) for name in (*model.state_dict(), *_on_disk(model))}
-    made_anew = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
-    return sorted(
-        name
-        for name in matching
-        if _in_base(model, name) not in taken
-        and name.rpartition(".")[2] not in made_anew
-        and tensors[name]["shape"][:2] != [1, 1]  # of a mask
-        and tensors[name]["shape"] != []
-    )
-
-
-def _on_disk(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Names and shapes that transformers itself would save ``model`` under; none where it cannot say."""
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-
-        return revert_weight_conversion(model, {n: t.to("meta") for n, t in model.state_dict().items()})
-    except Exception:  # an older one, or it wants numbers
-        return {}

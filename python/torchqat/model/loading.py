@@ -12,6 +12,8 @@ from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.model.completeness import CAUSAL_LM, Wanted, check_complete, check_parts, lacks_pooler_alone
 from torchqat.model.gguf_source import check_read_whole
+from torchqat.model.loader import language_model_loader
+from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
 from torchqat.model.source import check_place, is_gguf, place_of, tensors_of
 
@@ -21,7 +23,7 @@ def no_note(_text: str) -> None:
 
 
 def load_model(path: str, dtype: str = "float32", note: Callable[[str], None] = no_note) -> nn.Module:
-    """A causal language model in evaluation mode.
+    """A causal language model in evaluation mode, with the parts that read images or sounds where it has such.
 
     Args:
         path: A folder with ``config.json`` and safetensors, a GGUF file, or a hub id.
@@ -97,6 +99,8 @@ def _loaded(
     tensors = tensors_of(path)
     try:
         config, quantized = _configuration(path)
+        if wanted is CAUSAL_LM:
+            loader = language_model_loader(config, path)
         if quantized is not None:
             quantized.check_scales(tensors)
         if looks and quantized is not None and quantized.needs_weights:
@@ -114,8 +118,9 @@ def _loaded(
         if isinstance(error, RuntimeError) and config is not None:
             check_parts(loader, config, tensors, path)
         raise UserError(_why(path, wanted.what, error)) from error
+    kept: list[str] = []
     if model is not None:
-        check_complete(model, found, config, tensors_of(path), path, wanted, note)
+        kept = check_complete(model, found, config, tensors_of(path), path, wanted, note)
     if is_gguf(path):
         check_read_whole(path, model)
         note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
@@ -124,7 +129,26 @@ def _loaded(
         note(quantized.note)
         if not looks:
             model = quantized.dense(model, DTYPES[dtype])
+    if model is not None:
+        remember_passed_over(model, path, kept)
     return model
+
+
+def configuration_of(path: str, what: str) -> Any:
+    """The configuration of a folder or hub id.
+
+    Raises:
+        UserError: There is none; ``what`` says what is looked for.
+    """
+    with needs("hf", "Loading a model"):
+        from transformers import AutoConfig
+
+    check_place(path)
+    place, named = place_of(path)
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **named)
+    except Exception as error:
+        raise UserError(_why(path, what, error)) from error
 
 
 def _configuration(path: str) -> tuple[Any, Quantized | None]:
@@ -168,13 +192,15 @@ def empty_model(path: str) -> nn.Module:
         UserError: It describes none.
     """
     with needs("hf", "Loading a model"):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # of no method that transformers has
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return language_model_loader(config, path).from_config(config, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(_why(path, "causal language model", error)) from error
 

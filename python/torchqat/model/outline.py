@@ -12,6 +12,7 @@ from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.disk_sources import DiskSources, Source
+from torchqat.model.loader import language_model_loader
 
 
 class CheckpointReader:
@@ -160,17 +161,22 @@ class CheckpointReader:
 def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
     """The model of a folder, its parameters on the meta device, where they take no memory.
 
+    A language model that also reads images or sounds is whole.
+
     Raises:
         UserError: The folder does not hold a causal language model.
     """
     with needs("hf", "A model's outline"):
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loader = language_model_loader(config, str(folder))
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+            model = loader.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"model must be a folder with a causal language model that transformers can load, but {folder} is not: "

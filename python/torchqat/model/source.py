@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 
 from torchqat._library import FileError, check_safetensors
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.files import read_json
 from torchqat.model.gguf_header import check_gguf_header
 
 # Words of safetensors headers for what weights are in that are not quantized.
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def check_place(path: str) -> None:
@@ -72,16 +73,50 @@ def folder_of(path: str) -> Path | None:
         return None
 
 
+def folder_with(path: str, patterns: Sequence[str]) -> Path | None:
+    """As ``folder_of``, files whose names fit one of ``patterns`` being fetched before, where there is network."""
+    if Path(path).is_dir() or is_gguf(path):
+        return folder_of(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(patterns)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return folder_of(path)
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """The file ``name`` of a folder or, fetched if it is not here, of a hub id; ``None`` where that has none.
+
+    Raises:
+        UserError: Whether it has one could not be found out.
+    """
+    if Path(path).exists():
+        return Path(path) / name if (Path(path) / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(path, name))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name} of {path} is not here and could not be fetched from the hub: {first_line(error)}"
+        ) from error
+    except (EntryNotFoundError, HFValidationError):
+        return None
+
+
 def tensors_of(path: str) -> dict[str, dict[str, Any]]:
     """``dtype`` and ``shape`` of each tensor that safetensors files hold there, as their headers say; none elsewhere."""
     folder, found = folder_of(path), {}
-    for file in _files_of(folder) if folder is not None else []:
+    for file in files_of(folder) if folder is not None else []:
         found.update(read_header(file))
     return found
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """Those that are loaded: some folders have the same weights in other files, by other names."""
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files that are loaded: some folders have the same weights in other files, by other names."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -109,6 +144,6 @@ def dtype_of(path: str) -> torch.dtype | None:
     """What most of the floating elements are in that lie there; ``None`` where nothing says so."""
     elements: Counter[torch.dtype] = Counter()
     for entry in tensors_of(path).values():
-        if entry["dtype"] in _FLOATS:
-            elements[_FLOATS[entry["dtype"]]] += prod(entry["shape"])
+        if entry["dtype"] in FLOATS:
+            elements[FLOATS[entry["dtype"]]] += prod(entry["shape"])
     return elements.most_common(1)[0][0] if elements else None

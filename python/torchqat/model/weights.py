@@ -13,6 +13,7 @@ from torchqat.model.blocks import find_blocks
 from torchqat.model.experts import expert_weights
 from torchqat.model.multiplied import multiplied_parameters
 from torchqat.model.named_only import named_only
+from torchqat.model.towers import beside_language_model
 
 
 def plannable_layers(model: nn.Module) -> list[LayerInfo]:
@@ -20,11 +21,13 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
 
     Those that no quantized layer stands in for are marked as not plannable, with the reason. Output heads, what a task
     adds to a model, routers, embeddings and layers whose weight is tied to one are marked so that only a rule with their
-    full name reaches them.
+    full name reaches them. Blocks are those of the language model, where others read images or sounds, without their
+    depthwise convolutions: a few weights a channel, which no group divides and no engine holds in codes.
     """
     weights, apart, names = list(_weights(model)), named_only(model), _names(model)
+    beside = {place: f"in {part}, beside the language model" for place, part in beside_language_model(model).items()}
     layers = tuple({type(found.module) for found in weights if found.is_layer})
-    blocks = tuple(f"{name}." for name, _ in find_blocks(model, layers))
+    blocks = tuple(f"{name}." for name, block in find_blocks(model, layers) if id(block) not in beside)
     multiplied = _multiplied(model, weights)
     return [
         LayerInfo(
@@ -33,12 +36,21 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
             found.columns,
             found.rows,
             by_name_only=id(found.module) in apart,
-            why="; ".join(word for word in (apart.get(id(found.module)), found.why) if word),
+            why="; ".join(
+                word
+                for word in (
+                    apart.get(id(found.module)),
+                    found.why,
+                    _DEPTHWISE if found.is_depthwise else "",
+                    beside.get(id(found.module)),
+                )
+                if word
+            ),
             plannable=not found.why,
             multiplied=id(found.weight) in multiplied and not _is_tied(found, multiplied),
             matrices=found.matrices,
             counted=not _is_tied(found, multiplied),
-            in_block=found.name.startswith(blocks),
+            in_block=found.name.startswith(blocks) and not found.is_depthwise,
             aliases=[name for name in names[id(found.module)] if found.is_layer and name != found.name],
         )
         for found in weights
@@ -48,6 +60,10 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
 def count_parameters(model: nn.Module) -> int:
     """The elements of all parameters, each counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+# Why blocks are without it.
+_DEPTHWISE = "a depthwise convolution, which is not among blocks"
 
 
 @dataclass
@@ -68,6 +84,12 @@ class _Weight:
     is_layer: bool
     columns: int
     rows: int
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution each of whose channels has a few weights of its own."""
+        groups = getattr(self.module, "groups", 1) if self.is_layer else 1
+        return isinstance(self.module, nn.modules.conv._ConvNd) and groups == self.module.in_channels > 1
 
     @property
     def matrices(self) -> int:

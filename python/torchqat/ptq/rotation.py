@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import random_rotation
 from torchqat.errors import UserError
 from torchqat.model.blocks import find_blocks
+from torchqat.model.towers import language_model
 from torchqat.ptq.block import Forward, in_floating_point
 
 # Layers that write to the residual stream; the rest of a block's linear layers read it through a norm, or, as in
@@ -41,7 +42,8 @@ def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
         raise UserError("hadamard needs a causal language model with an embedding and an output head, but has none.")
     with in_floating_point(model):
         expected = _logits(forward(model, batch))
-        fits = _rotate_parts(model, embedding, head)
+        # What reads images or sounds writes to the residual stream, too.
+        fits = language_model(model) is None and _rotate_parts(model, embedding, head)
         if fits and _close(_logits(forward(model, batch)), expected):
             return
         for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from torchqat._library import Recipe
+from torchqat.data.batch import Batch
 from torchqat.data.corpus import Corpus, load_corpus
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
@@ -70,6 +71,11 @@ class FloatModel:
         """
         load = self.kind.load if self.reads_weights else self.kind.outline
         return load(self.path, self._recipe.model.dtype, self.note).requires_grad_(False)
+
+    @cached_property
+    def with_image(self) -> Batch | None:
+        """Inputs with an image, of a language model that reads such."""
+        return self.kind.with_image(self.path, self.outline, self.note)
 
     @cached_property
     def dtype(self) -> torch.dtype | None:

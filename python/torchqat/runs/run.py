@@ -108,7 +108,7 @@ class Run:
 
     def scores(self, model: nn.Module) -> list[float]:
         """Of ``model`` on the task, one an example."""
-        return self.task.scores(model, self.tokenizer, self.kind.embed)
+        return self.task.scores(model, self.tokenizer, self.kind.rank)
 
     @cached_property
     def plan(self) -> Plan:

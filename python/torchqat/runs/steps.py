@@ -10,6 +10,7 @@ from torchqat._library import Plan
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.export import checked_format, export
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
+from torchqat.data.batch import Batch
 from torchqat.errors import UserError
 from torchqat.evaluation.bootstrap import bootstrap
 from torchqat.evaluation.evaluate import Evaluation, evaluate
@@ -30,6 +31,11 @@ def measure_baseline(run: Run) -> None:
         return
     run.progress.say("Measuring the full-precision baseline")
     figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
+    if figures.perplexity is None and run.recipe.evaluate.accept_perplexity_ratio is not None:
+        raise UserError(
+            f"evaluate.accept.perplexity_ratio must not be given for {run.model_path}, which gives one number and has no "
+            "perplexity."
+        )
     own = run.float_model.dtype or torch.float64
     size = sum(t.numel() * min(t.element_size(), own.itemsize) for _, t in float_tensors(run.original))
     found = {
@@ -95,7 +101,10 @@ def export_and_verify(run: Run, model: nn.Module, format: str, variant: str, suf
     """Write ``model``, that of ``variant``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
     folder = write_export(run, model, run.folder / target, format)
-    checked = verify(folder, model, example=run.kind.examples(run.example))
+    checked = verify(folder, model, example=_example(run))
+    if new := [note for note in run.float_model.notes if note not in run.report().notes]:  # of what could not be tried
+        with run.changed_report() as report:
+            report.notes += new
     if not checked.ok:
         raise UserError(f"{folder} does not read back as it was trained: {checked}.")
     run.progress.say(f"{folder}: {checked}; sha256 {remember_export(run, folder, variant)}")
@@ -132,7 +141,13 @@ def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, benc
         return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
     prompts = run.example[:4, :64]
     baseline = run.model_path if bench else ""
-    return verify(folder, model, prompts, engine, bench, tokenizer=run.tokenizer, baseline=baseline)
+    known = {"tokenizer": run.tokenizer, "baseline": baseline, "example": _example(run)}
+    return verify(folder, model, prompts, engine, bench, **known)
+
+
+def _example(run: Run) -> Batch | None:
+    """What transformers is asked beside text, or in place of it."""
+    return run.float_model.with_image if run.kind.writes_text else run.kind.examples(run.example)
 
 
 def export_others(run: Run, model: nn.Module, variant: str, suffix: str) -> None:

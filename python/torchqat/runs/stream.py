@@ -27,7 +27,7 @@ from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
 from torchqat.errors import UserError
-from torchqat.files import pending_folder
+from torchqat.files import copy_into, pending_folder
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.disk_names import DiskNames
@@ -73,6 +73,7 @@ def quantize_folder(
     batches: list[Tensor],
     tokenizer=None,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
+    files: dict[str, Path] | None = None,
 ) -> Streamed:
     """Quantize the model in ``source`` as the recipe's ``initialize`` says and write it to ``output``, whole or not at all.
 
@@ -87,6 +88,7 @@ def quantize_folder(
         batches: Calibration tokens, int64 ``[batch, sequence]``.
         tokenizer: Saved beside the model when given.
         on_block: Called with the number of finished blocks and of all.
+        files: Others to copy beside them, such as a processor's, by their names there.
 
     Raises:
         RecipeError: The recipe does not fit the model.
@@ -106,6 +108,7 @@ def quantize_folder(
             calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
         writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
+        copy_into(folder, files or {})
         result.calibration, result.folder = calibration, Path(output)
     passed_over = reader.passed_over()
     if passed_over:

@@ -40,7 +40,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
         def tell(done: int, total: int) -> None:
             run.progress.say(f"Block {done} of {total}")
 
-        found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, run.tokenizer, tell)
+        files = run.kind.companions(run.model_path)
+        found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, run.tokenizer, tell, files)
         short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
         warnings = [*([short] if short else []), *found.calibration.warnings]
         for warning in warnings:

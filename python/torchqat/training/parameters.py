@@ -7,6 +7,7 @@ from torchqat._library import TrainSection
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import SCALE_NAMES
+from torchqat.model.towers import beside_language_model
 from torchqat.training.lora import add_adapters
 
 
@@ -34,7 +35,12 @@ def freeze_codes(model: nn.Module) -> nn.Module:
 
 
 def choose_parameters(settings: TrainSection, model: nn.Module) -> None:
-    """Leave what the recipe's ``train.parameters`` names as all that trains."""
+    """Leave what the recipe's ``train.parameters`` names as all that trains; of it, what reads text."""
+    beside = beside_language_model(model)
+    for module in model.modules() if beside else ():
+        if id(module) in beside:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
     if settings.parameters == "scales":
         freeze_codes(model)
     if settings.parameters == "lora":

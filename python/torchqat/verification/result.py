@@ -89,6 +89,7 @@ class Verification:
         agreement: What an engine computed with it, where one was asked.
         speed: What it costs there, and ``baseline`` what the float model does, where that was timed.
         notes: What was not compared, and why.
+        with_image: The same on inputs with an image, of models that write text and read both.
     """
 
     layers: int
@@ -99,11 +100,12 @@ class Verification:
     speed: Speed | None = None
     baseline: Speed | None = None
     notes: list[str] = field(default_factory=list)
+    with_image: OutputAgreement | None = None
 
     @property
     def ok(self) -> bool:
         equal = not self.differing and not self.missing and not self.unexpected
-        return self.layers > 0 and equal and (self.agreement is None or self.agreement.ok)
+        return self.layers > 0 and equal and all(found.ok for found in (self.agreement, self.with_image) if found)
 
     def __str__(self) -> str:
         problems = []
@@ -120,6 +122,8 @@ class Verification:
         parts = problems or [f"{self.layers} layers equal bit for bit"]
         if self.agreement is not None:
             parts.append(str(self.agreement))
+        if self.with_image is not None:
+            parts.append(f"with an image, {self.with_image}")
         return "; ".join([*parts, *self.notes])
 
 

@@ -14,6 +14,7 @@ from torchqat.extras import needs
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.passed_over import passed_over
 from torchqat.verification.result import Verification
 from torchqat.verification.unquantized import unquantized
 
@@ -64,7 +65,7 @@ def _expected_others(folder: Path, format: str, model: nn.Module, reading: Readi
         return unquantized_in_gguf(folder, model)
     expected = unquantized(model)
     if format != "onnx":
-        return {**expected, **cache_scales(model, format)}
+        return {**expected, **cache_scales(model, format), **dict(passed_over(model).tensors())}
     # A graph has what it uses, constants of its own among it; one that lacks something does not load.
     used = {name: tensor for name, tensor in expected.items() if name in reading.others}
     scales = ("input_scale", "input_zero_point", "input_low")

@@ -53,7 +53,8 @@ def verify(
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
         example: For models that write no text, their inputs: a tensor, a tuple of them, or a dict by name; by default, of
-            those that take token ids, the same as ``tokens``, for encoder and decoder.
+            those that take token ids, the same as ``tokens``, for encoder and decoder. For models that write text and also
+            read images, inputs with such, by name: transformers is asked for the outputs on them, too.
         original: With ``bench`` in onnxruntime, the float model, to be timed as a graph of its own.
 
     Raises:
@@ -81,7 +82,12 @@ def verify(
     chosen.python(format)  # says what is missing, if it is
     if not compared.ok:
         return compared  # an engine that answers differently would only be the consequence
-    return _with(compared, **_ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline))
+    found = _ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline)
+    if isinstance(example, dict) and chosen is TRANSFORMERS and not rounds_activations(model):
+        from torchqat.verification.engines.transformers import outputs_in_transformers
+
+        found["with_image"] = outputs_in_transformers(folder, model, example)
+    return _with(compared, **found)
 
 
 def _with(compared: Verification, **found) -> Verification:

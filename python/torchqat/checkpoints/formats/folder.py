@@ -13,6 +13,7 @@ from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.passed_over import passed_over
 
 
 def write_folder(
@@ -33,6 +34,8 @@ def write_folder(
     shards.add({names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()})
     for layer in layers:
         shards.add(layer_tensors(model, format, layer, names))
+    for name, tensor in passed_over(model).tensors():
+        shards.add({name: tensor})
     shards.finish()
     write_configuration(model, folder, plan, documents, dtype)
 

@@ -10,6 +10,7 @@ from torchqat.checkpoints.formats.experts import cut, expert_parts, planned
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.passed_over import passed_over
 
 EXPERTS = r"re:.*\.experts\..*"
 
@@ -35,7 +36,7 @@ def layer_tensors(model: nn.Module, format: Format, layer: QuantizedWeights, nam
 
 
 def documents_on_disk(
-    model: nn.Module, plan: CheckpointPlan, format: Format, names: DiskNames, others: list[str] = ()
+    model: nn.Module, plan: CheckpointPlan, format: Format, names: DiskNames, others: list[str] | None = None
 ) -> dict[str, str]:
     """The configuration of a checkpoint of ``model``.
 
@@ -48,7 +49,8 @@ def documents_on_disk(
         plan: Its layers by their names in it.
         format: One that is a folder.
         names: Of the model.
-        others: Linear layers on disk that the model has no place for, and that stay in floating point.
+        others: Linear layers on disk that the model has no place for, and that stay in floating point; when ``None``, those
+            that lay beside it where it came from.
 
     Raises:
         UserError: A layer cannot be quantized for how it lies on disk.
@@ -66,6 +68,7 @@ def documents_on_disk(
         or [_called(layer, name) for name in _both(names.layer(layer.name), layer.name, twice)]
     ]
     ignored = [name for module in plan.ignore for name in _both(_on_disk(names, module), module, twice)]
+    others = passed_over(model).linear_layers() if others is None else others
     documents = format.documents(CheckpointPlan(layers, [*ignored, *others], plan.kv_cache))
     patterns = _float_stacks(model, [layer.name for layer in (*layers, *plan.layers)])
     documents = {file: _with_patterns(format.name, text, patterns) for file, text in documents.items()}

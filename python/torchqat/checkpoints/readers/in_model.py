@@ -17,7 +17,8 @@ def in_model(reading: Reading, model: nn.Module) -> Reading:
     for name in sources.unexpected:
         if name in tensors:
             place = sources.found[name]
-            _put(found, name if place in sources.sources else place, tensors[name], name in dense)
+            own = place in sources.sources or sources.ignored(name)
+            _put(found, name if own else place, tensors[name], name in dense)
     for source in sources.sources.values():
         if not all(name in tensors for name in source.names):
             continue

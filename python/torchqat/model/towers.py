@@ -1,0 +1,52 @@
+"""The language model inside a model that also reads images or sounds, and what stands beside it."""
+
+from typing import Any
+
+from torch import nn
+
+
+def language_model(model: nn.Module) -> str | None:
+    """The name of the part of ``model`` that reads and writes text, where others read something else.
+
+    Returns:
+        ``None`` where the whole model is that part, as of models of text alone, or where none is, as of encoders with a
+        decoder and of models that write no text.
+    """
+    config = getattr(model, "config", None)
+    if not _writes_text(model) or getattr(config, "is_encoder_decoder", False):
+        return None
+    text = _text_config(config)
+    if text is None or text is config:
+        return None
+    return next((name for name, module in model.named_modules() if name and _is_of(module, text)), None)
+
+
+def beside_language_model(model: nn.Module) -> dict[int, str]:
+    """By the ``id`` of each module beside the language model of ``model`` and its head, the name of the part it is in."""
+    inside = language_model(model)
+    if inside is None:
+        return {}
+    found: dict[int, str] = {}
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        if name and not f"{inside}.".startswith(f"{name}.") and not name.startswith(f"{inside}."):
+            found[id(module)] = found.get(id(model.get_submodule(name.rpartition(".")[0])), name)
+    return found
+
+
+def _writes_text(model: nn.Module) -> bool:
+    return hasattr(model, "can_generate") and hasattr(model, "config") and model.can_generate()
+
+
+def _text_config(config: Any) -> Any:
+    try:
+        return config.get_text_config()
+    except (AttributeError, ValueError):  # it has none, or several
+        return None
+
+
+def _is_of(module: nn.Module, text: Any) -> bool:
+    own = getattr(module, "config", None)
+    return hasattr(module, "base_model_prefix") and type(own) is type(text)
