@@ -144,10 +144,14 @@ class Shared(nn.Module):
         return self.second(self.first(x).relu())
 
 
-def test_layers_that_share_a_weight_become_one():
+def test_layers_that_share_a_weight_become_one(tmp_path):
     model = torchqat.prepare(Shared(), recipe_of("*", "{dtype: int4, scale: learned}"))
     assert model.first is model.second
     assert [name for name, _ in model.named_parameters()] == ["first.weight", "first.weight_scale"]
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    assert torchqat.verify(folder, model).ok and set(read_tensors(folder)) == {"first.codes", "first.scale"}
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(torchqat.load(Shared(), folder)(x), model(x), rtol=0, atol=1e-6)
 
 
 def test_layers_that_share_a_weight_are_quantized_alike_or_not():

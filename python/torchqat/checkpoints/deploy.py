@@ -116,10 +116,11 @@ def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> set[str]:
-    """What the weights of ``layers`` are called, by each name of a module that has several."""
+    """What the weights of ``layers`` are called, by each name of a module that has several, and of those that share them."""
     found, names = {*layers, *(f"{name}.weight" for name in layers)}, defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
-        names[id(module)].append(f"{name}.weight")
+        weight = module._parameters.get("weight")
+        names[id(module) if weight is None else (id(weight), type(module))].append(f"{name}.weight")
     return found | {name for known in names.values() if not found.isdisjoint(known) for name in known}
 
 

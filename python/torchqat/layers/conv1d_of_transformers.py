@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchqat import ops
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.layers.sharded import assign, whole
+from torchqat.layers.sharded import whole
 
 
 def conv1d_class() -> type[nn.Module] | None:
@@ -30,9 +30,8 @@ class QuantConv1D(QuantLayer):
     def master(self) -> Tensor:
         return whole(self.weight).t().contiguous()
 
-    @torch.no_grad()
-    def set_master(self, matrix: Tensor) -> None:
-        assign(self.weight, matrix.t())
+    def shaped(self, matrix: Tensor) -> Tensor:
+        return matrix.t()
 
     def forward(self, x: Tensor) -> Tensor:
         self._observe(x)

@@ -1,11 +1,10 @@
 """Transposed convolutions on a quantized weight and input."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat.layers.conv import QuantConv
-from torchqat.layers.sharded import assign, whole
+from torchqat.layers.sharded import whole
 
 
 class QuantConvTranspose(QuantConv):
@@ -19,10 +18,6 @@ class QuantConvTranspose(QuantConv):
     def master(self) -> Tensor:
         return self._by_output(whole(self.weight)).reshape(self.matrix_shape)
 
-    @torch.no_grad()
-    def set_master(self, matrix: Tensor) -> None:
-        assign(self.weight, self._as_stored(matrix))
-
     @property
     def multiplies_rows(self) -> bool:
         """What a row is multiplied with overlaps differently at each output: the weight is rounded without inputs."""
@@ -33,7 +28,7 @@ class QuantConvTranspose(QuantConv):
         inputs, outputs, *kernel = weight.shape
         return weight.view(self.groups, inputs // self.groups, outputs, *kernel).transpose(1, 2)
 
-    def _as_stored(self, matrix: Tensor) -> Tensor:
+    def shaped(self, matrix: Tensor) -> Tensor:
         inputs, outputs, *kernel = self.weight.shape
         by_output = matrix.view(self.groups, outputs, inputs // self.groups, *kernel)
         return by_output.transpose(1, 2).reshape(self.weight.shape)
@@ -41,7 +36,7 @@ class QuantConvTranspose(QuantConv):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         self._observe(x)
         inputs = self.quantized_input(x) if self.input_ready else x
-        weight = self._as_stored(self.quantized_weight()).to(x.dtype)
+        weight = self.shaped(self.quantized_weight()).to(x.dtype)
         dimensions = len(self.kernel_size)
         added = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, dimensions, self.dilation

@@ -92,10 +92,6 @@ class QuantExperts(QuantLayer):
         """All matrices, one below the other: ``[experts * out, in]``."""
         return self._oriented(whole(self.weight)).reshape(self.matrix_shape)
 
-    @torch.no_grad()
-    def set_master(self, matrix: Tensor) -> None:
-        self._oriented(self.weight).copy_(matrix.view(self._oriented(self.weight).shape))
-
     @property
     def multiplies_rows(self) -> bool:
         """Each matrix has tokens of its own: ``ptq/experts.py``."""

@@ -105,10 +105,14 @@ class QuantLayer(WeightScales, QuantInput):
         added = None if self.adapter is None else self.adapter()
         return matrix if added is None else matrix + whole(added).to(matrix.dtype)
 
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """A matrix like ``master`` in the shape of the parameter."""
+        return matrix.view(self.weight.shape)
+
     @torch.no_grad()
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
-        assign(self.weight, matrix.view(self.weight.shape))
+        assign(self.weight, self.shaped(matrix))
 
     @property
     def on_integer_levels(self) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 # On this grid and with these scales a layer goes into every format that has 4 bits.
 WEIGHT = "dtype: int4, grid: full, scale: mse, scale_dtype: float16"
 GROUP = 32
-ATTEMPTS = 40
+ATTEMPTS = 400
 FLOAT = "float"
 
 

@@ -22,11 +22,15 @@ def expected_weights(subject: Subject, model: nn.Module | None = None) -> dict[s
     found = {name: state[name] for name in subject.plain.state_dict() if name in state}
     for name, layer in quant_layers(model):
         if layer.weight_spec is not None:
-            weight = subject.weight_of(name)
-            # Experts are shaped as their parameter when they are called, others are a matrix.
-            rounded = layer() if layer.kind == "Experts" else layer.quantized_weight()
-            found[weight] = rounded.reshape(found[weight].shape)
+            rounded = layer.shaped(layer.quantized_weight())
+            found.update(dict.fromkeys(_names_of(subject.plain, subject.weight_of(name)), rounded))
     return found
+
+
+def _names_of(model: nn.Module, name: str) -> list[str]:
+    """Of a parameter that several layers share, all."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [other for other, parameter in parameters.items() if parameter is parameters[name]]
 
 
 def by_transformers(folder: Path, model: nn.Module, batch: dict[str, Tensor]) -> nn.Module:
