@@ -86,6 +86,27 @@ TEST(QuantizeWeights, OfEveryPresetReadersComputeWhatTheForwardUsed) {
       }
 }
 
+TEST(QuantizeWeights, RowsAreALayerOfTheirOwn) {
+  for (const Preset& preset : presets()) {
+    const QuantizedWeights all = preset_weights("experts", preset.spec, at::randn({24, 512}));
+    const QuantizedWeights part = rows_of(all, "experts.1", 8, 16);
+    EXPECT_EQ(part.name, "experts.1");
+    EXPECT_TRUE(at::equal(dequantize_weights(part), dequantize_weights(all).slice(0, 8, 16)))
+        << preset.name;
+  }
+}
+
+TEST(QuantizeWeights, RowsThatABlockLiesAcrossAreRefused) {
+  QuantSpec spec;
+  spec.granularity = Granularity::block;
+  spec.block = {16, 32};
+  const at::Tensor ones = at::ones({2, 2});
+  const QuantizedWeights all = quantize_weights("experts", spec, at::randn({32, 64}), ones,
+                                                at::zeros({2, 2}, at::kChar), at::kFloat);
+  EXPECT_TRUE(at::equal(rows_of(all, "b", 16, 32).scale, ones.slice(0, 0, 1)));
+  EXPECT_THROW(rows_of(all, "a", 0, 8), std::invalid_argument);
+}
+
 TEST(QuantizeWeights, CountTheBitsOfBothLevelsOfScales) {
   const std::pair<const char*, double> kExpected[] = {{"nvfp4", 4.5 + 32.0 / (24 * 512)},
                                                       {"mxfp4", 4.25},

@@ -62,6 +62,37 @@ TEST(ModuleLayers, EmbeddingsAndTiedHeadsAreReachedByNameAlone) {
     EXPECT_EQ(layer.by_name_only, layer.name == "words" || layer.name == "shared") << layer.name;
 }
 
+TEST(ModuleLayers, ATiedEmbeddingCountsWhereItIsMultiplied) {
+  Net net;
+  net.shared->weight = net.words->weight;
+  for (const LayerInfo& layer : plannable_layers(net)) {
+    EXPECT_EQ(layer.counted, layer.name != "words") << layer.name;
+    EXPECT_EQ(layer.multiplied, layer.name != "words") << layer.name;
+  }
+}
+
+struct Mixing : nn::Module {
+  nn::Linear linear{register_module("linear", nn::Linear(8, 8))};
+  at::Tensor mix = register_parameter("mix", torch::randn({8, 8}));
+};
+
+TEST(ModuleLayers, MatricesOfNoLayerAreNamedAndNotPlanned) {
+  const auto layers = plannable_layers(Mixing());
+  ASSERT_EQ(layers.size(), 2u);
+  EXPECT_EQ(layers[1].name, "mix");
+  EXPECT_FALSE(layers[1].plannable);
+  EXPECT_EQ(
+      message_of([] {
+        Mixing net;
+        prepare(net, parse_recipe("version: 1\nlayers: [{match: \"*\", weight: {dtype: "
+                                  "int8}}]\n",
+                                  "r.yaml"));
+      }),
+      "r.yaml:2:10: match must reach what torchqat can quantize, but * also reaches mix, 50.0 "
+      "% of its weights (parameters that are no layer's weight); leave them by a rule with "
+      "weight: float, or by allow_float: true");
+}
+
 TEST(Prepare, TheForwardUsesTheConvertedWeightsBitForBit) {
   for (const std::string weight :
        {"{dtype: int4, group_size: 16}", "{dtype: int4, group_size: 16, scale: mse, grid: full}",
