@@ -30,6 +30,8 @@ class PassedOver:
         Raises:
             UserError: One is not there any more.
         """
+        if not self.names:
+            return
         from safetensors import safe_open
 
         folder, left = folder_of(self.path), set(self.names)
