@@ -139,14 +139,17 @@ def _with_patterns(format: str, text: str, ends: list[str]) -> str:
 
 
 def _check_alike(plan: CheckpointPlan, experts: dict[str, list[LayerPlan]], together: set[str]) -> None:
-    """transformers reads all experts of a model by one scheme."""
+    """transformers reads all that it puts together while it loads, such as experts, by one scheme."""
     specs = {layer.name: layer.weight for layer in plan.layers if layer.name in experts}
     first = next(iter(specs))
-    stacks = {name.rpartition(".")[2] for name in specs}
-    left = sorted(name for name in together - specs.keys() if name.rpartition(".")[2] in stacks)
+    planned = {*specs, *(f"{layer.name}.weight" for layer in plan.layers)}
+    left = sorted(together - planned)
     other = next((name for name, spec in specs.items() if spec != specs[first]), *left[:1] or [None])
     if other is not None:
-        raise UserError(f"compressed-tensors has one scheme for all experts, but {first} and {other} have two.")
+        raise UserError(
+            "compressed-tensors has one scheme for experts and all else that transformers puts together while it loads, "
+            f"but {first} and {other} have two."
+        )
 
 
 def _with_experts(text: str) -> str:
