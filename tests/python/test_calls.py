@@ -9,7 +9,7 @@ import torchqat
 import transformers
 from command import call
 from conftest import RECIPE
-from sentences import matches, said
+from sentences import matches, said, sentence
 from torch import nn
 from torchqat.layers.linear import QuantLinear
 from torchqat.model.calls import check_called
@@ -47,7 +47,7 @@ def test_calibrate_refuses_it_before_it_solves():
     model = prepared(nn.Sequential(Reader()), rest="initialize: {method: gptq}\n")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
-        torchqat.UserError, match=matches("calls.read", parent="Reader (0)", layer="0.proj", mode="training")
+        torchqat.UserError, match=matches("calls.read", parent="Reader (0)", layer="0.proj", mode="evaluation")
     ):
         torchqat.calibrate(model, [torch.randn(64, 8)])
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
@@ -161,15 +161,65 @@ def test_the_fused_path_of_an_encoder_is_off():
     assert (evaluated - wanted).norm() > 0.05 * wanted.norm()
 
 
-def test_the_first_step_of_a_schedule_sees_that_layers_were_called():
-    model = prepared(Unused())
-    schedule = torchqat.Schedule(model, torchqat.parse_recipe("version: 1\nlayers: [{match: x, weight: float}]\n"), 10)
-    model(torch.randn(2, 8))
-    with pytest.raises(torchqat.UserError, match=matches("calls.never", parent="Unused", layer="left")):
-        schedule.step()
-    model.left(torch.randn(2, 8))
+def first_step_of(model, *batches):
+    """What a schedule says in its first step after these."""
+    said = []
+    recipe = torchqat.parse_recipe("version: 1\nlayers: [{match: x, weight: float}]\n")
+    schedule = torchqat.Schedule(model, recipe, 10, say=said.append)
+    for batch in batches:
+        model(batch)
     schedule.step()
-    assert schedule.current_step == 1
+    schedule.step()
+    return said
+
+
+def test_the_first_step_of_a_schedule_names_a_layer_that_was_not_called():
+    note = sentence("calls.not-yet", layer="left", parent="Unused")
+    assert first_step_of(prepared(Unused()), torch.randn(2, 8)) == [note]
+    assert first_step_of(prepared(nn.Sequential(Asks())), torch.randn(2, 8)) == []
+
+
+def test_layers_in_a_compiled_part_are_not_taken_for_uncalled():
+    model = prepared(nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8)))
+    model[0].compile(backend="eager")
+    assert first_step_of(model, torch.randn(2, 8)) == []
+
+
+class Plain(nn.Module):
+    """Asks its layer's weight for all but its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, x):
+        weight = self.proj.weight
+        x = x.to(weight).type_as(weight) + weight.new_zeros(1) + torch.zeros_like(weight)[0]
+        assert weight.dim() == 2 and len(weight) == weight.size(0) and weight.is_floating_point() and weight.numel()
+        return self.proj(x)
+
+
+def test_what_is_made_like_a_weight_does_not_read_it():
+    assert called(prepared(nn.Sequential(Plain())), [torch.randn(2, 8)]) == []
+
+
+def test_a_model_that_cannot_be_trained_on_the_batch_is_seen_in_evaluation():
+    model = prepared(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), match="0")
+    assert called(model, [torch.randn(1, 8)]) == [] and model.training
+
+
+class TwoTasks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.one(x) if x[0, 0] > 0 else self.other(x)
+
+
+def test_a_later_batch_may_be_the_first_that_calls_a_layer():
+    batches = torch.utils.data.DataLoader([torch.ones(8), -torch.ones(8)], batch_size=1)
+    assert called(prepared(TwoTasks()), batches) == []
 
 
 def test_a_run_refuses_what_its_model_reads_before_it_trains(tmp_path, tokenizer, data_folder, capsys):

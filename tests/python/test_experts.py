@@ -269,3 +269,83 @@ def test_experts_of_unknown_direction_are_an_error_of_the_plan():
 
     with pytest.raises(torchqat.RecipeError, match=matches("plan.uncovered", match="*", weights="0.weights")):
         torchqat.make_plan(nn.Sequential(MyExperts()), recipe_of(match="*"))
+
+
+def test_a_schedule_may_begin_in_floating_point():
+    rest = "schedule: [{until: 50%, weight: float}, {until: 100%, weight: int4}]\n"
+    recipe = recipe_of("{dtype: int4, group_size: 16, scale: mse}", rest)
+    model, said_in_first_step = torchqat.prepare(build("qwen3_moe"), recipe), []
+    schedule = torchqat.Schedule(model, recipe, 2, say=said_in_first_step.append)
+    assert torch.equal(logits(model), logits(build("qwen3_moe")))
+    torchqat.calibrate(model, [TOKENS], logits)
+    logits(model)
+    schedule.step()
+    schedule.step()
+    assert not said_in_first_step and all(layer.weight_bits == 4 for _, layer in experts_of(model))
+
+
+def test_frozen_codes_are_those_of_every_forward_and_backward():
+    model = torchqat.prepare(build("qwen3_moe"), recipe_of("{dtype: int4, group_size: 16, scale: learned}"))
+    for _, layer in experts_of(model):
+        layer.freeze_codes()
+        layer.weight_scale.data.mul_(1.3)
+    for implementation in IMPLEMENTATIONS:
+        model.set_experts_implementation(implementation)
+        twin = float_twin(build("qwen3_moe"), model)
+        twin.set_experts_implementation(implementation)
+        with torch.no_grad():
+            torch.testing.assert_close(logits(model, TOKENS[:1, :1]), logits(twin, TOKENS[:1, :1]), rtol=0, atol=1e-5)
+        hidden = torch.randn(1, 32, 64).requires_grad_()
+        other = hidden.detach().clone().requires_grad_()
+        for network, given in ((model, hidden), (twin, other)):
+            network(inputs_embeds=given, use_cache=False).logits.square().mean().backward()
+        torch.testing.assert_close(hidden.grad, other.grad, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_weights_that_change_before_the_backward_are_an_error(implementation):
+    model = torchqat.prepare(build("qwen3_moe"), recipe_of())
+    model.set_experts_implementation(implementation)
+    loss = logits(model).square().mean()
+    with torch.no_grad():
+        experts_of(model)[0][1].weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="changed between a forward and its backward"):
+        loss.backward()
+
+
+class Custom(nn.Module):
+    """Experts beside transformers' interface, whose second argument is something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_transposed = False
+        self.weights = nn.Parameter(torch.randn(8, 16, 16))
+
+    def forward(self, x, lengths):
+        return torch.einsum("ti,eoi->to", x, self.weights)
+
+
+class CustomExperts(Custom):
+    pass
+
+
+def test_only_transformers_interface_says_which_experts_are_reached():
+    model = torchqat.prepare(nn.ModuleDict({"experts": CustomExperts()}), recipe_of(match="*"))
+    x, lengths = torch.randn(4, 16), torch.tensor([2, 2])
+    with_gradients = model.experts(x, lengths)
+    with torch.no_grad():
+        assert torch.equal(model.experts(x, lengths), with_gradients)
+
+
+def test_experts_of_two_modules_are_refused():
+    model = nn.ModuleDict({"a": CustomExperts(), "b": CustomExperts()})
+    model.b.weights = model.a.weights
+    with pytest.raises(torchqat.UserError, match=matches("model.shared-experts", layer="a.weights", holders="a and b")):
+        torchqat.prepare(model, recipe_of(match="*"))
+
+
+def test_experts_whose_forward_was_replaced_are_no_layer():
+    model = nn.ModuleDict({"experts": CustomExperts()})
+    model.experts.forward = lambda x, lengths: x
+    with pytest.raises(torchqat.RecipeError, match=matches("plan.uncovered", weights="experts.weights")):
+        torchqat.prepare(model, recipe_of(match="*"))

@@ -257,6 +257,27 @@ def test_where_no_forward_can_be_tried_a_matrix_counts_as_multiplied():
     assert multiplied_parameters(model) is None
 
 
+def test_trying_leaves_modules_with_two_names_as_they_are():
+    config = transformers.LlamaConfig(**SIZES)
+    model = transformers.LlamaForCausalLM(config)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    model.model.raw = nn.Parameter(torch.randn(8, 8))
+    before = copy.deepcopy(model.state_dict())
+    torchqat.make_plan(model, recipe_of("blocks"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.model.layers[1].mlp is model.model.layers[0].mlp
+
+
+def test_hooks_of_a_layer_go_on_where_it_is_replaced():
+    model = nn.Sequential(nn.Linear(8, 8))
+    handle = model[0].register_forward_hook(lambda module, given, output: 2 * output)
+    x = torch.randn(2, 8)
+    torchqat.prepare(model, recipe_of("*"))
+    doubled = model(x)
+    handle.remove()
+    torch.testing.assert_close(doubled, 2 * model(x))
+
+
 def test_blocks_are_named_by_a_word():
     config = transformers.GPTJConfig(vocab_size=128, n_embd=64, n_layer=2, n_head=4, rotary_dim=8)
     plan = torchqat.make_plan(transformers.GPTJForCausalLM(config), recipe_of("blocks"))

@@ -65,7 +65,9 @@ def _spec_text(spec: QuantSpec, bits: int) -> str:
 
 
 def _fused_name(name: str) -> str:
-    """Of the matrix that engines make of the layer and others, which must then share a width."""
+    """Of the matrix that engines make of the layer and others, which must then share a width; of all experts, one."""
+    if ".experts." in f".{name}":
+        return "experts"
     parent, _, leaf = name.rpartition(".")
     group = next((group for group in fused_layers() if leaf in group), (leaf,))
     return f"{parent}.{'+'.join(group)}"

@@ -132,6 +132,8 @@ class QuantExperts(QuantLayer):
     @torch.no_grad()
     def rounded_rows(self, begin: int, end: int) -> Tensor:
         """The same numbers as these rows of ``quantized_weight``, where scales are those of rows."""
+        if self.frozen_codes is not None:
+            return self._frozen_weight(self.weight.dtype)[begin:end]
         parameters = [None if p is None else p[begin:end] for p in self._weight_parameters()]
         return self._weight_quantizer(self.master[begin:end], *parameters, self.outer_scale())
 
@@ -141,14 +143,18 @@ class QuantExperts(QuantLayer):
         """How to get ``saved``, a view of what the forward gave, again: by rounding."""
         size, stride, offset = saved.shape, saved.stride(), saved.storage_offset()
         rows, cols = self.matrix_shape
-        first, end = 0, rows
+        first, end, version = 0, rows, self.weight._version
         if self.weight_spec.scales_by_row:
             extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
             first, end = offset // cols, -(-(offset + extent) // cols)
 
         def again() -> Tensor:
+            if self.weight._version != version:
+                raise RuntimeError(
+                    f"The weights of experts ({self.leaf}) were changed between a forward and its backward."
+                )
             part = self.rounded_rows(first, end) if (first, end) != (0, rows) else self.quantized_weight()
-            return part.detach().as_strided(size, stride, offset - first * cols)
+            return part.detach().as_strided(size, stride, part.storage_offset() + offset - first * cols)
 
         return again
 
@@ -163,7 +169,7 @@ def quantize_experts(layers: list[QuantExperts]) -> None:
 def _running_on_rounded(kind: type[nn.Module]) -> type[nn.Module]:
     @torch.compiler.disable
     def forward(self, *args, **kwargs):
-        reached = _reached(args, self._modules[STATE])
+        reached = _reached(args, self._modules[STATE]) if hasattr(kind, "_apply_gate") else None
         with _in_place_of_parameters(self, reached):
             return kind.forward(self, *args, **kwargs)
 
@@ -171,7 +177,10 @@ def _running_on_rounded(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _reached(args: tuple, layers: nn.ModuleDict) -> Tensor | None:
-    """The experts that tokens are sent to, where those are sure to be a few and nothing is trained."""
+    """The experts that tokens are sent to, where those are sure to be a few and nothing is trained.
+
+    The second argument says so in transformers' experts interface.
+    """
     sent = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
     count = next(iter(layers.values())).count
     if torch.is_grad_enabled() or sent is None or sent.is_floating_point() or sent.numel() >= count:
@@ -182,6 +191,8 @@ def _reached(args: tuple, layers: nn.ModuleDict) -> Tensor | None:
 @contextmanager
 def _in_place_of_parameters(holder: nn.Module, reached: Tensor | None) -> Iterator[None]:
     """Attributes of an instance come before its parameters: whoever asks for one finds the rounded one."""
+    for layer in holder._modules[STATE].values():
+        layer.called = True  # also one that leaves its weights as they are
     layers = {leaf: layer for leaf, layer in holder._modules[STATE].items() if layer.rounds}
     rounded = {leaf: layer(reached) for leaf, layer in layers.items()}
     places = {tensor.untyped_storage()._cdata: layers[leaf] for leaf, tensor in rounded.items()}

@@ -62,6 +62,7 @@ class QuantLayer(WeightScales, QuantInput):
     ):
         nn.Module.__init__(self)
         self._take(layer)
+        self._take_hooks(layer)
         self.training = layer.training
         self.called = False
         self.adapter: Callable[[], Tensor | None] | None = None
@@ -80,6 +81,12 @@ class QuantLayer(WeightScales, QuantInput):
         for name in self._settings:
             setattr(self, name, getattr(layer, name))
         self.weight = layer.weight
+
+    def _take_hooks(self, layer: nn.Module) -> None:
+        """Those of the layer go on here; what registered them can still remove them."""
+        for name in vars(layer):
+            if name.startswith(("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")):
+                setattr(self, name, getattr(layer, name))
 
     def name_of(self, place: str) -> str:
         """What plans and checkpoints call the layer that is the module ``place``."""

@@ -10,26 +10,53 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from torchqat.errors import UserError
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
 
-# What code asks a weight without using its numbers, as in x.to(self.proj.weight.dtype).
+# What code asks a weight, or makes like it, without using its numbers, as in x.to(self.proj.weight.dtype).
 _ABOUT = frozenset(
     [
-        "dtype",
-        "device",
-        "shape",
-        "ndim",
-        "requires_grad",
-        "is_cuda",
-        "is_meta",
-        "layout",
-        "grad",
-        "is_leaf",
-        "is_quantized",
+        *(
+            "dtype",
+            "device",
+            "shape",
+            "ndim",
+            "requires_grad",
+            "is_cuda",
+            "is_cpu",
+            "is_meta",
+            "layout",
+            "grad",
+            "is_leaf",
+        ),
+        *(
+            "is_quantized",
+            "size",
+            "dim",
+            "numel",
+            "nelement",
+            "stride",
+            "is_floating_point",
+            "is_contiguous",
+            "data_ptr",
+        ),
+        *(
+            "element_size",
+            "storage_offset",
+            "get_device",
+            "is_complex",
+            "__len__",
+            "new_empty",
+            "new_zeros",
+            "new_ones",
+        ),
+        *("new_full", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
     ]
 )
+# Of these the weight may be an argument after the first: what another tensor is made like.
+_LIKE = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 
 
 @torch.no_grad()
@@ -40,7 +67,8 @@ def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn
 
     Args:
         model: A prepared model.
-        batches: The first is run in both modes; the others until every layer was reached.
+        batches: The first is run in evaluation mode and, where the model can be without more arguments, in training mode;
+            the others until every layer was reached. An iterator is left where that was.
         forward: Runs one.
 
     Returns:
@@ -52,30 +80,39 @@ def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn
     layers = quant_layers(model)
     for _, layer in layers:
         layer.called = False
-    batches = list(batches)
-    if not batches:
-        return []
-    reads = _Reads([layer for _, layer in layers])
+    reads, index = _Reads([layer for _, layer in layers if not isinstance(layer, QuantExperts)]), -1
     with _as_it_was(model), reads.own_calls(), reads:
         for index, batch in enumerate(batches):
-            for training in (True, False) if index == 0 else (False,):
+            for training in (False, True) if index == 0 else (False,):
                 model.train(training)
-                forward(model, batch)
+                try:
+                    forward(model, batch)
+                except Exception:
+                    if not training:
+                        raise
+                    break  # it wants targets then, or more than one row: its own code says so when it is trained
                 _check_read(model, layers, reads.found, training)
             if all(layer.called for _, layer in layers):
                 break
-    return _not_reached(model, layers)
+    return _not_reached(model, layers) if index >= 0 else []
 
 
-def check_calls_so_far(model: nn.Module) -> None:
-    """See that a forward which called some quantized layers called all, but for experts; compiled graphs leave no sign.
+def calls_note(model: nn.Module) -> str:
+    """A sentence that names a quantized layer which no forward called so far, though its neighbours were; else empty.
 
-    Raises:
-        UserError: A layer was not called.
+    Neighbours are layers of the same module: those of another may be in a compiled graph, which leaves no sign of a call.
     """
     layers = quant_layers(model)
-    if any(layer.called for _, layer in layers):
-        _not_reached(model, layers)
+    called = [name for name, layer in layers if layer.called]
+    parents = {name.rpartition(".")[0] for name in called}
+    for name, layer in layers:
+        is_missed = not layer.called and name.rpartition(".")[0] in parents
+        if is_missed and not any(same_place(model, name, other) for other in called):
+            return (
+                f"{name} was not called before the first step, though other layers of {_parent(model, name)} were: what "
+                "is not called trains in floating point, and is exported rounded."
+            )
+    return ""
 
 
 def same_place(module: nn.Module, name: str, other: str) -> bool:
@@ -130,7 +167,8 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if not self._inside and not _is_about(function):
-            self.found |= {id(leaf) for leaf in tree_leaves((args, kwargs or {}))} & self._watched
+            own = args[:1] if getattr(function, "__name__", "") in _LIKE else (args, kwargs or {})
+            self.found |= {id(leaf) for leaf in tree_leaves(own)} & self._watched
         return function(*args, **(kwargs or {}))
 
     @contextmanager
@@ -150,8 +188,10 @@ class _Reads(TorchFunctionMode):
 
 
 def _is_about(function) -> bool:
-    owner = getattr(function, "__self__", None)
-    return getattr(function, "__name__", "") == "__get__" and getattr(owner, "__name__", "") in _ABOUT
+    name = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", "")
+    return name in _ABOUT
 
 
 @contextmanager

@@ -19,6 +19,8 @@ def matrix_of(model: nn.Module, name: str) -> Tensor:
 def expert_weights(holder: nn.Module, leaf: str) -> ExpertWeights | None:
     """The parameter ``leaf`` of ``holder`` as matrices of experts; ``None`` if it is none, or its direction unknown."""
     weight = holder._parameters[leaf]
+    if "forward" in vars(holder):
+        return None  # it would not find what lies in place of the parameter
     if weight.dim() != 3 or weight.shape[0] < 2 or "expert" not in type(holder).__name__.lower():
         return None
     transposed = _is_transposed(holder, leaf, weight)

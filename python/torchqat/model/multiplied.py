@@ -1,5 +1,7 @@
 """Which parameters a model multiplies: tried in one forward on the meta device, where nothing is computed."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,19 +21,21 @@ def multiplied_parameters(model: nn.Module) -> set[int] | None:
     inputs = _inputs(model)
     if inputs is None:
         return None
-    found = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    watch = _Products({name: found[name] for name, _ in model.named_parameters()})
-    training = model.training
-    model.eval()
+    parameters = dict(model.named_parameters())
     try:
+        twin = _without_numbers(model).eval()
+        watch = _Products(dict(twin.named_parameters()))
         with watch:
-            torch.func.functional_call(model, found, (), inputs)
+            twin(**inputs)
     except Exception:  # whatever a model's own code raises without values
         return None
-    finally:
-        model.train(training)
-    parameters = dict(model.named_parameters())
     return {id(parameters[name]) for name in watch.multiplied}
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers, shared as they are, take no memory."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, empty | {id(b): b.to("meta") for b in model.buffers()})
 
 
 def _inputs(model: nn.Module) -> dict[str, Tensor] | None:

@@ -63,6 +63,7 @@ def prepare(
         )
     _check_tied(model, plan)
     _check_adapters(model, plan)
+    _check_shared_experts(model, plan)
     replace_layers(model, plan.layers, settings, weight_cache)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
@@ -163,6 +164,22 @@ def _check_tied(model: nn.Module, plan: Plan) -> None:
                 f"{' and '.join(names)} share a weight, so that all or none of them must be quantized, and alike, but the "
                 f"recipe has no such rule for {left[0]}."
             )
+
+
+def _check_shared_experts(model: nn.Module, plan: Plan) -> None:
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dim() == 3:
+                holders.setdefault(id(parameter), []).append(name)
+    for layer in plan.layers:
+        if layer.type == QuantExperts.kind:
+            held = holders[id(_place(model, layer.name).weight)]
+            if len(held) > 1:
+                raise UserError(
+                    f"Experts must be those of one module to be quantized, but {layer.name} is a parameter of "
+                    f"{' and '.join(held)}; leave it by a rule with weight: float."
+                )
 
 
 def _check_adapters(model: nn.Module, plan: Plan) -> None:

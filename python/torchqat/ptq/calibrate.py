@@ -83,10 +83,8 @@ def _solves(settings: Initialize | None) -> bool:
 
 def _with_first(batches: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:
     """``batches`` to be gone through as often as before, and those to see the model's calls on: a list as it is."""
-    if isinstance(batches, list):
-        return batches, batches
     if iter(batches) is not batches:
-        return batches, list(islice(batches, 1))
+        return batches, batches
     first = list(islice(batches, 1))
     return chain(first, batches), first
 

@@ -99,7 +99,7 @@ def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibra
     for block in row.blocks:
         with at_work(block):
             original = _float_copy(block) if need_original else None
-            _quantize(block, hidden, original, original_hidden, settings, result)
+            original = _quantize(block, hidden, original, original_hidden, settings, result)
             calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
             if block is not row.blocks[-1]:
                 hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
@@ -173,13 +173,16 @@ def _quantize(
     original_hidden: list | None,
     settings: Initialize,
     result: Calibration,
-) -> None:
+) -> nn.Module | None:
+    """Returns the float block beside it, where there is one: with the same scales folded into it."""
     _round_without_inputs(block.layers(), settings, result)
     stages, unreached = find_stages(block, hidden)
     for transform in settings.transforms:
         if transform == "hadamard":
             continue
         result.unfolded.setdefault(transform, []).extend(equalize(block, stages, hidden, transform, settings))
+        if original is not None:  # else the fold itself would be taken for drift
+            original = _float_copy(block)
     drift = (original, original_hidden) if _uses_drift(settings) else (None, None)
     # Together: the statistics of all stages in one go, each seeing the others in floating point.
     for part in [[stage] for stage in stages] if settings.sequential else [stages]:
@@ -194,6 +197,7 @@ def _quantize(
     if settings.block_training.steps > 0:
         with torch.enable_grad():
             result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
+    return original
 
 
 def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize, result: Calibration) -> None:

@@ -13,7 +13,7 @@ from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
-from torchqat.model.calls import check_calls_so_far
+from torchqat.model.calls import calls_note
 from torchqat.training.optimizers import multiply_relative_rates
 
 
@@ -91,15 +91,14 @@ class Schedule:
         return max((layer.weight_bits for layer in layers), default=0)
 
     def step(self) -> bool:
-        """Count one optimizer step, and round the weights that layers keep; returns whether widths changed.
-
-        Raises:
-            UserError: In the first step, that the forward before it called some planned layers, but not this one.
+        """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
+        step says which layer the forward before it did not call, though it called that layer's neighbours.
         """
         before = self.stage
         if not self._saw_calls:
-            check_calls_so_far(self.model)
             self._saw_calls = True
+            if note := calls_note(self.model):
+                self._say(note)
         self._go_to(self._step + 1)
         self._apply(method="mse")
         layers = [layer for _, layer in quant_layers(self.model)]
