@@ -154,3 +154,13 @@ def test_a_run_with_lora_is_exported_and_found_again(capsys, tmp_path, model_fol
     exported = tmp_path / "run" / "exports" / "compressed-tensors"
     code, out, err = call(capsys, "verify", str(exported), "--engine", "reader")
     assert code == 0 and said(out, "verify.equal", layers=14), err
+
+
+def test_what_has_no_adapter_is_said():
+    from test_experts import build, recipe_of
+    from torchqat.training.lora import without_adapter
+
+    assert without_adapter(prepared()) == ""
+    model = torchqat.prepare(build("qwen3_moe"), recipe_of())
+    first = {"first": "model.layers.0.mlp.experts.gate_up_proj", "more": " and 3 more"}
+    assert said(without_adapter(model), "training.no-adapter", **first)

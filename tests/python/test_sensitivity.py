@@ -9,9 +9,9 @@ import torch
 import torchqat
 from architectures import recipe, tokens
 from sentences import matches, said
-from torchqat._library import allocate_widths
+from torchqat._library import QuantSpec, allocate_widths
 from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
-from torchqat.evaluation.sensitivity import sensitivity
+from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.blocks import in_floating_point
 
@@ -131,3 +131,14 @@ def test_the_command_says_what_is_wrong(options, message, recipe_file, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["sensitivity", str(recipe_file), *options])
     assert ended.value.code == 2 and re.search(message, capsys.readouterr().err)
+
+
+def test_all_experts_have_one_width():
+    """Engines and transformers read the experts of a model by one scheme."""
+    spec = QuantSpec(4)
+    kl = {4: 1.0, 8: 0.0}
+    names = ["model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"]
+    measured = [LayerSensitivity(name, spec, kl, (64, 64)) for name in names]
+    measured.append(LayerSensitivity("model.layers.0.self_attn.o_proj", spec, {4: 0.1, 8: 0.0}, (64, 64)))
+    widths = mixed_widths(measured, 6.0)
+    assert widths[names[0]] == widths[names[1]] == 4 and widths["model.layers.0.self_attn.o_proj"] == 8

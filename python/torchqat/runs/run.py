@@ -30,6 +30,7 @@ from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
+from torchqat.training.lora import without_adapter
 from torchqat.training.processes import check_together, is_first, wait
 from torchqat.training.spread import check_recomputes
 
@@ -175,6 +176,8 @@ class Run:
         if cache is not None and not holds_kv_cache(cache):
             notes.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         notes.append(fusion_warning(checkpoint_plan(model)))
+        if self.recipe.train.steps and self.recipe.train.parameters == "lora":
+            notes.append(without_adapter(model))
         return [note for note in notes if note]
 
     def measure(self, model: nn.Module) -> Evaluation:

@@ -34,6 +34,15 @@ def add_adapters(model: nn.Module, settings: LoraSection) -> nn.Module:
     return attach_adapters(model)
 
 
+def without_adapter(model: nn.Module) -> str:
+    """A sentence on the quantized layers of a prepared model that can have no adapter; empty where there are none."""
+    names = [n for n, layer in quant_layers(model) if layer.weight_spec and not isinstance(layer, QuantLinear)]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"LoRA adapts linear layers alone, so that {names[0]}{more} do not train."
+
+
 def attach_adapters(model: nn.Module) -> nn.Module:
     """Let the LoRA adapters of ``model``, which peft has added to its quantized layers, act before the weights are rounded.
 
