@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.layers.linear import QuantLinear
+from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.multiplied import multiplied_parameters
 
@@ -129,7 +130,11 @@ def test_a_module_with_two_names_is_replaced_under_both(match, tmp_path):
     assert torchqat.verify(folder, model).ok
     assert set(read_tensors(folder)) == {"a.codes", "a.scale", "a.bias"}
     x = torch.randn(4, 8)
-    torch.testing.assert_close(torchqat.load(Twice(), folder)(x), model(x), rtol=0, atol=1e-6)
+    wanted = model(x)
+    torch.testing.assert_close(torchqat.load(Twice(), folder)(x), wanted, rtol=0, atol=1e-6)
+    for packed in (torchqat.load(Twice(), folder, packed=True), torchqat.pack(model)):
+        assert isinstance(packed.a, PackedLinear) and packed.b is packed.a
+        torch.testing.assert_close(packed(x), wanted, rtol=1e-3, atol=1e-3)
 
 
 class Shared(nn.Module):

@@ -39,7 +39,7 @@ def pack(model: nn.Module) -> nn.Module:
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, layer in quant_layers(model):
         if layer.weight_spec is not None and _packs(layer, layer.weight_spec) and holders[id(layer.weight)] == 1:
-            model.set_submodule(name, PackedLinear(convert_layer(name, layer), layer.bias))
+            _replace(model, layer, PackedLinear(convert_layer(name, layer), layer.bias))
     return model.requires_grad_(False).eval()
 
 
@@ -79,7 +79,7 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
             continue
         layer = model.get_submodule(name)
         if packed and _packs(layer, weights.weight):
-            model.set_submodule(name, PackedLinear(weights, layer.bias))
+            _replace(model, layer, PackedLinear(weights, layer.bias))
         else:
             stand_in_of(layer)(layer, None, None).set_master(weights.dequantize(layer.weight.dtype))
     return model.requires_grad_(False) if packed else model
@@ -113,6 +113,14 @@ def _in_model(
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
     """Whether a packed form exists of a layer whose weight is quantized so."""
     return isinstance(layer, nn.Linear) and spec.takes_widths
+
+
+def _replace(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
+    """``other`` in the place of ``layer``, under each of its names."""
+    for parent in list(model.modules()):
+        for leaf, child in parent._modules.items():
+            if child is layer:
+                setattr(parent, leaf, other)
 
 
 def _weights_of(model: nn.Module, layers: Iterable[str]) -> set[str]:
