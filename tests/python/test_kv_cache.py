@@ -50,18 +50,23 @@ def llama():
 # -- attention -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", architectures.NAMES)
-@pytest.mark.parametrize("form", ["fp8", "int4, recent and first"])
-def test_every_architecture_reads_the_quantized_cache(name, form):
-    model = architectures.build(name)
-    quantized = prepared(model, FORMS[form])
-    assert len(caches(quantized)) == 2
+def assert_rounded_a_little(quantized):
+    """The cache changes what the model says, and not beyond recognition."""
     with torch.no_grad():
         changed = forward(quantized, tokens()[0]).logits
         with without_quantization(quantized):
             plain = forward(quantized, tokens()[0]).logits
     assert not torch.equal(changed, plain)
     assert (changed - plain).square().sum() < 0.25 * plain.square().sum()
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+@pytest.mark.parametrize("form", ["fp8", "int4, recent and first"])
+def test_every_architecture_reads_the_quantized_cache(name, form):
+    model = architectures.build(name)
+    quantized = prepared(model, FORMS[form])
+    assert len(caches(quantized)) == 2
+    assert_rounded_a_little(quantized)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -154,12 +159,7 @@ def test_heads_are_those_that_attention_keeps(name, form):
     torchqat.calibrate(quantized, tokens(), forward)
     assert {(cache.heads, cache.head_size) for _, cache in caches(quantized)} == {STRANGERS[name][2]}
     assert len(caches(quantized)) == 2
-    with torch.no_grad():
-        changed = forward(quantized, tokens()[0]).logits
-        with without_quantization(quantized):
-            plain = forward(quantized, tokens()[0]).logits
-    assert not torch.equal(changed, plain)
-    assert (changed - plain).square().sum() < 0.25 * plain.square().sum()
+    assert_rounded_a_little(quantized)
 
 
 def test_a_latent_cache_is_refused():

@@ -1,8 +1,7 @@
 """``pack`` and ``load``: quantized models that run here, at the memory and speed of their codes."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -17,7 +16,8 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import is_layer, stand_in_of
 from torchqat.model.disk_sources import DiskSources
-from torchqat.model.experts import expert_weights
+from torchqat.model.experts import expert_weights, matrix_of
+from torchqat.model.weights import other_names
 
 
 @torch.no_grad()
@@ -66,7 +66,8 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     layers, others = _in_model(model, folder, checkpoint)
     for name, weights in layers.items():
         _check_layer(model, folder, name, weights, packed)
-    quantized = _weights_of(model, layers)
+    quantized = {*layers, *(f"{name}.weight" for name in layers)}
+    quantized |= other_names(model, quantized)
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in quantized}
     _check_others(folder, state, others)
     for name, tensor in others.items():
@@ -123,15 +124,6 @@ def _replace(model: nn.Module, layer: nn.Module, other: nn.Module) -> None:
                 setattr(parent, leaf, other)
 
 
-def _weights_of(model: nn.Module, layers: Iterable[str]) -> set[str]:
-    """What the weights of ``layers`` are called, by each name of a module that has several, and of those that share them."""
-    found, names = {*layers, *(f"{name}.weight" for name in layers)}, defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        names[id(module) if weight is None else (id(weight), type(module))].append(f"{name}.weight")
-    return found | {name for known in names.values() if not found.isdisjoint(known) for name in known}
-
-
 def _experts(model: nn.Module, name: str) -> ExpertWeights | None:
     """The parameter of a mixture's experts that is called so, if one is."""
     parent, _, leaf = name.rpartition(".")
@@ -154,7 +146,7 @@ def _check_layer(model: nn.Module, folder: str | Path, name: str, weights: Quant
         raise UserError(f"{folder}: {name} is a quantized layer of the checkpoint, but none of the model.") from None
     if not is_layer(layer) or isinstance(layer, QuantLayer):
         raise UserError(f"{folder}: {name} must be a layer of torch.nn to be loaded, but is a {type(layer).__name__}.")
-    _check_shape(folder, name, weights, *_matrix(layer).shape, layer.weight)
+    _check_shape(folder, name, weights, *matrix_of(model, name).shape, layer.weight)
     if weights.input is not None and not (packed and isinstance(layer, nn.Linear)):
         raise UserError(
             f"{folder}: the input of {name} is quantized, which a {type(layer).__name__} cannot do; load with packed=True."
@@ -168,11 +160,6 @@ def _check_shape(
         raise UserError(
             f"{folder}: {name} has {list(weights.codes.shape)} codes, but its weight is {list(weight.shape)} in the model."
         )
-
-
-def _matrix(layer: nn.Module) -> Tensor:
-    """Its weight as what is quantized."""
-    return stand_in_of(layer)(layer, None, None).master
 
 
 def _check_others(folder: str | Path, state: dict[str, Tensor], others: dict[str, Tensor]) -> None:

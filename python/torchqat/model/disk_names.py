@@ -101,7 +101,7 @@ class DiskNames:
         """The name on disk of a tensor that the model does not have itself, such as a scale."""
         if not self._groups:
             return name
-        return next(iter(_reverted(self._model, {name: torch.empty(1, device="meta")})))
+        return next(iter(reverted(self._model, {name: torch.empty(1, device="meta")})))
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Tensors of the model as they are on disk, each when all is there that it is made from."""
@@ -116,16 +116,16 @@ class DiskNames:
                 held = waiting.setdefault(id(group), {})
                 held[name] = tensor
                 if held.keys() == group.members:
-                    yield from _reverted(self._model, waiting.pop(id(group))).items()
+                    yield from reverted(self._model, waiting.pop(id(group))).items()
         for held in waiting.values():
             yield from held.items()
 
     def _try(self, state: dict[str, Tensor]) -> None:
         followed = _Followed(state)
         with followed:
-            reverted = _reverted(self._model, state)
+            on_disk = reverted(self._model, state)
         self._groups = {name: _Group({name}) for name in state}
-        for disk_name, tensor in reverted.items():
+        for disk_name, tensor in on_disk.items():
             sources = followed.sources(tensor)
             group = self._joined(sources)
             base = state[next(iter(sources))]
@@ -145,7 +145,8 @@ def converts(model: nn.Module) -> bool:
     return hasattr(model, "base_model_prefix") and hasattr(model, "save_pretrained")
 
 
-def _reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors ``state`` of ``model`` as transformers would save them: by their names and in their shapes on disk."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, dict(state))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchqat.errors import UserError
 from torchqat.files import read_json
+from torchqat.model.disk_names import converts, reverted
 from torchqat.model.source import FLOATS, files_of, folder_of, read_header, tensors_of
 
 
@@ -67,7 +68,7 @@ def passed_over(model: nn.Module) -> PassedOver:
 def _beside(model: nn.Module) -> PassedOver:
     config = getattr(model, "config", None)
     path = getattr(config, "_name_or_path", None)
-    folder = folder_of(path) if path and hasattr(model, "base_model_prefix") else None
+    folder = folder_of(path) if path and converts(model) else None
     if folder is None or not (folder / "config.json").is_file():
         return PassedOver("", ())
     there = read_json(folder / "config.json", "A model's configuration")
@@ -114,8 +115,6 @@ def ignored_tensors(model: nn.Module, tensors: dict[str, dict[str, Any]]) -> lis
 def on_disk(model: nn.Module) -> dict[str, Tensor]:
     """Names and shapes that transformers itself would save ``model`` under; none where it cannot say."""
     try:
-        from transformers.core_model_loading import revert_weight_conversion
-
-        return revert_weight_conversion(model, {n: t.to("meta") for n, t in model.state_dict().items()})
+        return reverted(model, {n: t.to("meta") for n, t in model.state_dict().items()})
     except Exception:  # an older transformers, or it wants numbers
         return {}

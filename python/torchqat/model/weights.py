@@ -66,6 +66,19 @@ def count_parameters(model: nn.Module) -> int:
 _DEPTHWISE = "a depthwise convolution, which is not among blocks"
 
 
+def other_names(model: nn.Module, weights: set[str]) -> set[str]:
+    """What ``weights``, such as ``head.weight``, are called as well, themselves among it.
+
+    That is by other names of their module, and by modules of its class that share them; not by an embedding that a head is
+    tied to, which a checkpoint may hold otherwise.
+    """
+    names: dict[tuple, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if (weight := module._parameters.get("weight")) is not None:
+            names.setdefault((id(weight), type(module)), []).append(f"{name}.weight")
+    return {name for found in names.values() if not weights.isdisjoint(found) for name in found}
+
+
 @dataclass
 class _Weight:
     """A matrix, or several in one parameter, and the module that holds it.

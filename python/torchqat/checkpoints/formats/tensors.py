@@ -10,6 +10,7 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
+from torchqat.model.weights import other_names
 
 
 def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
@@ -62,7 +63,7 @@ def float_tensors(
     """What stays unquantized: every other parameter and buffer once, tied ones under their first name."""
     planned = plan.layers if plan is not None else []
     left_out = {layer.name if layer.type == QuantExperts.kind else f"{layer.name}.weight" for layer in planned}
-    left_out |= _of_other_names(model, left_out) | _training_state(model)
+    left_out |= other_names(model, left_out) | _training_state(model)
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
         if name in left_out or name.rpartition(".")[2] == "qat_step":
@@ -72,14 +73,6 @@ def float_tensors(
             continue
         seen.add(identity)
         yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _of_other_names(model: nn.Module, weights: set[str]) -> set[str]:
-    """What the weights of modules that have several names are called by the others."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(f"{name}.weight")
-    return {name for found in names.values() if not weights.isdisjoint(found) for name in found}
 
 
 def _training_state(model: nn.Module) -> set[str]:
