@@ -273,6 +273,17 @@ def test_what_a_format_cannot_hold_is_said(format, weight, input, columns, sente
     assert re.search(sentence, find_format(format).refusal(layer))
 
 
+@pytest.mark.parametrize("architecture", ("Qwen2", "Gemma"))
+def test_llama_cpp_has_no_place_for_the_scale_of_a_whole_weight_everywhere(architecture, tokenizer, tmp_path):
+    """Seen in llama.cpp: such files load, and all that comes out is NaN."""
+    model = build(architecture, **SHAPE)
+    made = torchqat.parse_recipe("version: 1\nlayers: [{match: blocks, weight: {dtype: nvfp4}}]\n")
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-nvfp4", kind=architecture.lower())):
+        check_exports(model, torchqat.make_plan(model, made), ["gguf"], True)
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-nvfp4", kind=architecture.lower())):
+        torchqat.export(torchqat.prepare(model, made), tmp_path / "out", "gguf", tokenizer)
+
+
 def test_the_rule_that_rounded_a_weights_scales_does_not_matter_to_readers():
     """Layers that engines fuse may have scales by different rules: a power of two is one."""
     made = torchqat.parse_recipe(

@@ -18,6 +18,7 @@ from torchqat.checkpoints.formats.gguf_architectures import (
     RowOrder,
     add_hyperparameters,
     architecture_of,
+    check_types,
     rope_factors,
 )
 from torchqat.checkpoints.formats.gguf_experts import ExpertRows, expert_rows, is_router
@@ -59,6 +60,7 @@ def write_gguf(
     if embeddings not in _EMBEDDING_TYPES:
         raise UserError(f"embeddings must be f16 or q8_0, but is {embeddings}.")
     architecture = architecture_of(model)
+    check_types(model, plan.layers if plan is not None else [])
     entries = list(_entries(model, architecture, plan, embeddings))
     limit, total = shard_bytes(max_shard_size), sum(entry.nbytes for entry in entries)
     writer = gguf.GGUFWriter(path, architecture.gguf, split_max_size=limit if total > limit else 0)
