@@ -2,16 +2,17 @@
 
     TORCHQAT_VLLM=/path/to/python python examples/python/grpo_rollouts.py
 
-TORCHQAT_VLLM is the Python of an environment with vLLM 0.32 or newer; ``vllm_rollouts.py`` runs there. A small Llama over 32
-characters is rewarded for the share of the letter e in what it writes. Each step prints the reward and, for the tokens that
-were written, the largest difference between the log probability of the engine and that of the training forward; the bound
-that bfloat16 sets it; and the difference after the step, which is what an engine without new weights would have.
+TORCHQAT_VLLM is the Python of an environment with vLLM 0.32, where ``vllm_rollouts.py`` runs; by default this one. A small
+Llama over 32 characters is rewarded for the share of the letter e in what it writes. Each step prints the reward and, for
+the tokens that were written, the largest difference between the log probability of the engine and that of the training
+forward; the bound that bfloat16 sets it; and the difference after the step, which is what old weights would have.
 """
 
 import argparse
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Iterable
 from multiprocessing import Pipe
 from pathlib import Path
@@ -32,17 +33,19 @@ train: {learning_rate: 2e-3, scale_learning_rate: 2e-3, weight_decay: 0}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,;!?"
 PROMPTS = ["once", "the ", "what", "then"]
 ANSWERS, LENGTH = 16, 16
-# Between a token and its logit a block rounds its activations to bfloat16 ten times, and the model does so three times more.
-LAYERS, HIDDEN, ROUNDINGS = 2, 128, 10 * 2 + 3
+LAYERS, HIDDEN = 2, 128
+# Between a token and its logit a block rounds activations to bfloat16 ten times, and the rest of the model does so three
+# times: in the engine, and in the training forward at other places.
+ROUNDINGS = 2 * (10 * LAYERS + 3)
 
 
 class Rollouts:
-    """vLLM in a process of its own, which serves ``folder``, or what it was sent since."""
+    """vLLM in a process of its own, which serves ``folder`` or what it was sent since; ``vllm.log`` beside it is its log."""
 
     def __init__(self, folder: Path):
         self.pipe, theirs = Pipe()
         worker = Path(__file__).with_name("vllm_rollouts.py")
-        command = [os.environ["TORCHQAT_VLLM"], worker, folder, str(theirs.fileno())]
+        command = [os.environ.get("TORCHQAT_VLLM", sys.executable), worker, folder, str(theirs.fileno())]
         log = (folder.parent / "vllm.log").open("w")
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=log, stderr=log)
         theirs.close()  # so that its end is ours to notice

@@ -32,7 +32,7 @@ def reload(llm: LLM, trainer: Connection) -> None:
 
 
 def pack_tied_head(model: torch.nn.Module) -> None:
-    """Of a head that is the embedding vLLM 0.32 renews, on a CPU, the weight but not the packed copy that it multiplies with."""
+    """On a CPU vLLM 0.32 multiplies with a packed copy of the head, which it does not renew if the head is the embedding."""
     head = getattr(model, "lm_head", None)
     if head is not None and model.config.tie_word_embeddings:
         head.quant_method.process_weights_after_loading(head)
