@@ -20,6 +20,7 @@ from torchqat.files import copy_into, pending_folder
 from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
+FOLDERS = tuple(name for name in FORMATS if name not in ("gguf", "onnx"))  # those two are one file
 
 
 def export(
@@ -125,7 +126,7 @@ def check_exports(
     on_disk = DiskNames(model)
     for name in names:
         format = checked_format(name, checked)
-        if name not in ("gguf", "onnx"):
+        if name in FOLDERS:
             documents_on_disk(model, checked, format, on_disk)
         check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
         if name == "gguf":
