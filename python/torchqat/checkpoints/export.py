@@ -134,8 +134,18 @@ def check_exports(
 
             architecture_of(model)
             rope_factors(model)
+        if name == "onnx" and _writes_from_encoder(model):
+            raise UserError(
+                "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "
+                "compressed-tensors is loaded by transformers."
+            )
         if name == "onnx" and writes_text:
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."
             )
+
+
+def _writes_from_encoder(model: nn.Module) -> bool:
+    generates = hasattr(model, "can_generate") and model.can_generate()
+    return generates and getattr(model.config, "is_encoder_decoder", False)

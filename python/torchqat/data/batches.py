@@ -89,9 +89,7 @@ class Data:
     validation: list[Batch]
 
     @classmethod
-    def of_examples(
-        cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = _EXAMPLES_AT_ONCE
-    ) -> "Data":
+    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = _EXAMPLES_AT_ONCE) -> "Data":
         """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state.
 
         ``at_once``: how many are calibrated and measured on in one batch.

@@ -1,5 +1,6 @@
 """What encoders with a decoder learn from: lines of jsonl with a text or a sound, and the text that is to be written."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -7,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchqat.data.batch import Batch
 from torchqat.data.examples import NO_LABEL, Examples, padded, tokenized
 from torchqat.data.jsonl import objects_of
 from torchqat.data.sound import check_sound, read_sound
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 # Names of what is read and of what is written, of which a line has one pair.
 _PAIRS = (("source", "target"), ("prompt", "completion"))
@@ -74,8 +75,8 @@ class Spoken(Written):
 
     def everything(self) -> Batch:
         """The labels, and a digest of each file, whose features are not all held at once."""
-        digests = [torch.frombuffer(sha256(path.read_bytes()).digest(), dtype=torch.uint8) for path in self.inputs]
-        return {"audio": torch.stack(digests), "labels": padded(list(self.labels), NO_LABEL)}
+        digests = [list(sha256(path.read_bytes()).digest()) for path in self.inputs]
+        return {"audio": torch.tensor(digests), "labels": padded(list(self.labels), NO_LABEL)}
 
 
 def texts_with_targets(path: Path, tokenizer: Any, length: int, start: int | None, shift: Shift) -> Examples:
@@ -93,9 +94,10 @@ def texts_with_targets(path: Path, tokenizer: Any, length: int, start: int | Non
     """
     found = objects_of(_text_of(path), path, lambda value: _pair_of(value) is not None, _TEXTS)
     _check_some(path, found)
-    read, written = zip(*((line[key] for key in _pair_of(line)) for line in found), strict=True)
-    inputs = tokenized(tokenizer, list(read), length)
-    return Written(inputs.inputs, target_tokens(tokenizer, list(written), length, start), inputs.padding, shift=shift)
+    pairs = [[line[key] for key in _pair_of(line)] for line in found]
+    inputs = tokenized(tokenizer, [read for read, _ in pairs], length)
+    labels = target_tokens(tokenizer, [written for _, written in pairs], length, start)
+    return Written(inputs.inputs, labels, inputs.padding, shift=shift)
 
 
 def sounds_with_texts(
@@ -136,6 +138,34 @@ def target_tokens(tokenizer: Any, texts: list[str], length: int | None, start: i
     if empty is not None:
         raise UserError(f"what is to be written must have a token, but {empty[:40]!r} has none.")
     return [torch.tensor(ids, dtype=torch.int64) for ids in rows]
+
+
+def decoder_inputs_of(model: nn.Module) -> Shift:
+    """What makes the inputs of a decoder from padded labels: the function that the model's own class, or its file, has.
+
+    Raises:
+        UserError: It has none, or that fails.
+    """
+    own, kind = getattr(model, "prepare_decoder_input_ids_from_labels", None), type(model)
+    in_file = getattr(inspect.getmodule(kind), "shift_tokens_right", None)
+    if own is None and in_file is None:
+        raise UserError(
+            f"model must have a function of its own that makes decoder inputs of labels, but {kind.__name__} has none; "
+            "train it in Python (docs/guide.md)."
+        )
+
+    def shift(labels: Tensor) -> Tensor:
+        if own is not None:
+            return own(labels=labels)
+        return in_file(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+
+    try:
+        shift(torch.zeros(1, 2, dtype=torch.int64))
+    except Exception as error:
+        raise UserError(
+            f"model must say what its decoder begins with, but {kind.__name__} does not: {first_line(error)}"
+        ) from error
+    return shift
 
 
 def _text_of(path: Path) -> str:

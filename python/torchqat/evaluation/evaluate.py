@@ -65,7 +65,8 @@ def evaluate(
         batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted; of a
             classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``, those of words
             ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels; of an
-            encoder with a decoder the inputs of both, ``decoder_input_ids`` among them, and ``labels`` with -100 after each row.
+            encoder with a decoder the inputs of both, ``decoder_input_ids`` among them, and ``labels``, -100 after each
+            row.
         reference: The float model. Both are run batch by batch; nothing is stored.
         kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
 

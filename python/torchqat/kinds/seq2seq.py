@@ -1,6 +1,5 @@
 """Encoders with a decoder: what is written of a text or a sound, each token predicted from that and those before it."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torchqat.data.batches import Data
 from torchqat.data.corpus import held_out
 from torchqat.data.examples import NO_LABEL, Examples
 from torchqat.data.tasks import Task
-from torchqat.data.written import Shift, sounds_with_texts, texts_with_targets
+from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_with_targets
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.kinds.kind import Answers, Kind, distilled
@@ -45,6 +44,7 @@ class Seq2Seq(Kind):
 
     def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
         path = recipe.model.path
+        _check_settings(recipe)
         everything = _examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
         if recipe.data.evaluation_path:
             train, length = everything, recipe.data.evaluation.sequence_length
@@ -85,48 +85,31 @@ class Seq2Seq(Kind):
         return Task("token_accuracy", function=right)
 
 
+def _check_settings(recipe: Recipe) -> None:
+    """Raises UserError where ``data`` asks for what is meant for streams of text."""
+    data = recipe.data
+    for key, given, allowed in (("loss_on", data.loss_on, "answers"), ("packing", data.packing, False)):
+        if given != allowed:
+            raise UserError(
+                f"data.{key} must be {str(allowed).lower()} for a model of kind seq2seq, but is {str(given).lower()}."
+            )
+    if data.sources:
+        raise UserError("data.train must be one jsonl file for a model of kind seq2seq, but is a list of sources.")
+
+
 def _examples(source: str, path: str, length: int, tokenizer: Any) -> Examples:
     if not source.endswith(".jsonl") or not Path(source).is_file():
         raise UserError(f"data must be a jsonl file for a model of kind seq2seq, but is {source}.")
+    import transformers
+
     config = configuration_of(path, _WHAT)
     loader = seq2seq_loader(config, path)
-    start, shift = getattr(config, "decoder_start_token_id", None), _shift_of(loader, config, path)
+    with torch.device("meta"):
+        model = getattr(transformers, loader).from_config(config)
+    start, shift = getattr(config, "decoder_start_token_id", None), decoder_inputs_of(model)
     if SEQ2SEQ[loader] == "text":
         return texts_with_targets(Path(source), tokenizer, length, start, shift)
     return sounds_with_texts(Path(source), tokenizer, _extractor(path), length, start, shift)
-
-
-def _shift_of(loader: str, config: Any, path: str) -> Shift:
-    """What the model's own class makes the decoder's inputs of labels with.
-
-    Raises:
-        UserError: It has no such function, or that fails.
-    """
-    import transformers
-
-    with torch.device("meta"):
-        model = getattr(transformers, loader).from_config(config)
-    by_module = getattr(inspect.getmodule(type(model)), "shift_tokens_right", None)
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-
-        def shift(labels: Tensor) -> Tensor:
-            return model.prepare_decoder_input_ids_from_labels(labels=labels)
-
-    elif by_module is not None:
-
-        def shift(labels: Tensor) -> Tensor:
-            return by_module(labels, config.pad_token_id, config.decoder_start_token_id)
-
-    else:
-        raise UserError(
-            f"model must have a function of its own that makes decoder inputs of labels, but {path} holds a "
-            f"{type(model).__name__}, which has none; train it in Python (docs/guide.md)."
-        )
-    try:
-        shift(torch.zeros(1, 2, dtype=torch.int64))
-    except Exception as error:
-        raise UserError(f"{path} does not say what its decoder begins with: {first_line(error)}") from error
-    return shift
 
 
 def _extractor(path: str) -> Any:

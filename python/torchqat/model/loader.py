@@ -36,12 +36,15 @@ def language_model_loader(config: Any, path: str) -> Any:
     if named is not None and named == _class_of(text_alone, config):
         return text_alone
     if is_encoder_decoder(config):
-        holds = f"model must be a causal language model, but {path} holds a {named or config.model_type}, an encoder with a decoder"
-        if any(_class_of(getattr(transformers, name), config) for name in SEQ2SEQ):
-            raise UserError(f"{holds}: set model.kind: seq2seq.")
+        reads = any(_class_of(getattr(transformers, name), config) for name in SEQ2SEQ)
         raise UserError(
-            f"{holds} that reads neither text nor speech: these are quantized in Python, by prepare, calibrate, Schedule, "
-            "export and verify with example (docs/guide.md)."
+            f"model must be a causal language model, but {path} holds a {named or config.model_type}, an encoder with a "
+            "decoder: "
+            + (
+                "set model.kind: seq2seq."
+                if reads
+                else "model.kind: seq2seq takes those of text and speech, and Python others (docs/guide.md)."
+            )
         )
     for name in _WITH_MORE:
         loader = getattr(transformers, name, None)
