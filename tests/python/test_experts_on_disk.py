@@ -114,7 +114,7 @@ def test_kernels_of_gptq_and_awq_get_each_expert(format, tmp_path):
     assert torchqat.verify(folder, prepared).ok
 
 
-def test_experts_that_are_one_tensor_on_disk_are_held_by_our_own_format_alone(tmp_path):
+def test_experts_that_are_one_tensor_on_disk_have_no_place_in_codes_that_engines_read(tmp_path):
     model = model_of("gpt_oss")
     prepared = torchqat.prepare(copy.deepcopy(model), recipe_of(INT4))
     refusal = {"format": "compressed-tensors", "name": "model.layers.0.mlp.experts.gate_up_proj"}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.formats.dense import Dense
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
@@ -39,7 +40,9 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
             continue
         exact = read.dtype if read.dtype in _SERVED else torch.float32
         trained = trained_layers[layer.name]
-        count = _differing(read, _as_read(trained, layer.dequantize(exact), read)) + _unlike_training(trained, layer)
+        count = _differing(read, _as_read(trained, layer.dequantize(exact), read, format)) + _unlike_training(
+            trained, layer
+        )
         if count:
             differing[layer.name] = count
     missing += [name for name in expected if name not in reading.others]
@@ -91,10 +94,10 @@ def _differing(read: Tensor, expected: Tensor) -> int:
     return int((read.reshape(expected.shape) != expected.to(read.dtype)).sum())
 
 
-def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor) -> Tensor:
-    """As readers have it: those that put a model's experts together, in one tensor of them."""
-    is_stack = isinstance(layer, QuantExperts) and read.dim() == 3
-    return layer.shaped(matrix.to(layer.weight.device)) if is_stack else matrix
+def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor, format: str) -> Tensor:
+    """As readers have it: those that put a model's experts together or read a plain folder, in the parameter's shape."""
+    is_shaped = isinstance(layer, QuantExperts) and read.dim() == 3
+    return layer.shaped(matrix.to(layer.weight.device)) if is_shaped or format == Dense.name else matrix
 
 
 def _unlike_training(module: QuantLayer, layer: QuantizedWeights) -> int:

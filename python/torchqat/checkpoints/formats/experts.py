@@ -10,8 +10,8 @@ from torchqat.errors import UserError
 from torchqat.model.disk_names import DiskNames, Part
 from torchqat.model.experts import expert_weights
 
-# Our own folders hold experts that are one tensor on disk, too.
-_HOLDS_STACKS = ("safetensors",)
+# They hold experts that are one tensor on disk, too.
+_HOLDS_STACKS = ("safetensors", "mxfp4", "dense")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def expert_parts(model: nn.Module, names: DiskNames, name: str, format: Format) 
         if format.name not in _HOLDS_STACKS:
             raise UserError(
                 f"{format.name} cannot hold {name}, because transformers keeps all experts in one tensor on disk, which no "
-                "engine reads in codes; safetensors can."
+                "engine reads in these codes; safetensors and dense can, and mxfp4 of gpt_oss in MXFP4."
             )
         return []
     found = [_rows_of(part, rows, weights.transposed) for part in parts]

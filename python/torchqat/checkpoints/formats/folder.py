@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
 from torchqat.checkpoints.formats.configuration import save_configuration
+from torchqat.checkpoints.formats.dense import Dense, dense_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
@@ -29,10 +31,12 @@ def write_folder(
     names = DiskNames(model)
     documents = documents_on_disk(model, plan, format, names)
     shards = ShardWriter(folder, max_shard_size)
-    for name, tensor in names.on_disk(float_tensors(model, plan, dtype)):
+    floats = float_tensors(model, plan, dtype)
+    is_dense = format.name == Dense.name
+    for name, tensor in names.on_disk(chain(floats, dense_tensors(model, layers, dtype)) if is_dense else floats):
         shards.add({name: tensor})
     shards.add({names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()})
-    for layer in layers:
+    for layer in () if is_dense else layers:
         shards.add(layer_tensors(model, format, layer, names))
     for name, tensor in passed_over(model).tensors():
         shards.add({name: tensor})

@@ -31,8 +31,12 @@ def layer_tensors(model: nn.Module, format: Format, layer: QuantizedWeights, nam
     layers = layers_on_disk(model, format, layer, names)
     if layers != [layer]:
         return {name: tensor for part in layers for name, tensor in format.tensors(part).items()}
+    tensors = format.tensors(layer)
+    if format.name == "mxfp4":
+        count = model.get_submodule(layer.name.rpartition(".")[0]).num_experts
+        tensors = {name: tensor.unflatten(0, (count, -1)) for name, tensor in tensors.items()}
     name = names.layer(layer.name)
-    return {name + full.removeprefix(layer.name): tensor for full, tensor in format.tensors(layer).items()}
+    return {name + full.removeprefix(layer.name): tensor for full, tensor in tensors.items()}
 
 
 def documents_on_disk(
@@ -55,6 +59,8 @@ def documents_on_disk(
     Raises:
         UserError: A layer cannot be quantized for how it lies on disk.
     """
+    if format.name == "dense":
+        return {}
     twice = format.name != "safetensors"  # our own folders are read by what the tensors are called
     experts = {
         layer.name: planned(layer, expert_parts(model, names, layer.name, format))

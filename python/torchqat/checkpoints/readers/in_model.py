@@ -3,12 +3,17 @@
 import torch
 from torch import nn
 
+from torchqat.checkpoints.formats.dense import weight_name
 from torchqat.checkpoints.readers.reading import Reading
+from torchqat.layers.prepared import quant_layers
 from torchqat.model.disk_sources import DiskSources
 
 
-def in_model(reading: Reading, model: nn.Module) -> Reading:
-    """``reading`` with the names of ``model``; what the model has no place for keeps a name of its own."""
+def in_model(reading: Reading, model: nn.Module, is_dense: bool = False) -> Reading:
+    """``reading`` with the names of ``model``; what the model has no place for keeps a name of its own.
+
+    ``is_dense``: nothing on disk says which weights are those of quantized layers, so the model does.
+    """
     dense = {f"{name}.weight": weight for name, weight in reading.weights.items()}
     tensors = {**reading.others, **dense}
     lacking = [f"{name.rpartition('.')[0]}.weight" for name in reading.missing]
@@ -31,6 +36,10 @@ def in_model(reading: Reading, model: nn.Module) -> Reading:
     for name, layer in zip(reading.missing, lacking, strict=True):
         place, leaf = sources.found[layer], name.rpartition(".")[2]
         found.missing.append(place.removesuffix("weight") + leaf if place.endswith(".weight") else name)
+    for name, layer in quant_layers(model) if is_dense else []:
+        own = weight_name(name, layer)
+        if layer.weight_spec is not None and own in found.others:
+            found.weights[name] = found.others.pop(own)
     return found
 
 
