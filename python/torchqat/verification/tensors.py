@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
-from torchqat.checkpoints.formats.dense import Dense
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
@@ -97,7 +96,7 @@ def _differing(read: Tensor, expected: Tensor) -> int:
 def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor, format: str) -> Tensor:
     """As readers have it: those that put a model's experts together or read a plain folder, in the parameter's shape."""
     is_shaped = isinstance(layer, QuantExperts) and read.dim() == 3
-    return layer.shaped(matrix.to(layer.weight.device)) if is_shaped or format == Dense.name else matrix
+    return layer.shaped(matrix.to(layer.weight.device)) if is_shaped or format == "dense" else matrix
 
 
 def _unlike_training(module: QuantLayer, layer: QuantizedWeights) -> int:

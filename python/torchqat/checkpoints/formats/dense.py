@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, LayerPlan, QuantizedWeights
-from torchqat.layers.experts import QuantExperts
-from torchqat.layers.prepared import quant_layers
+from torchqat.layers.prepared import quant_layers, weight_name
 
 
 class Dense:
@@ -55,8 +54,3 @@ def dense_tensors(
         module = modules[layer.name]
         weight = layer.dequantize(dtype or module.weight.dtype).to(module.weight.device)
         yield weight_name(layer.name, module), module.shaped(weight).contiguous()
-
-
-def weight_name(name: str, module: nn.Module) -> str:
-    """That of the parameter of a quantized layer."""
-    return name if isinstance(module, QuantExperts) else f"{name}.weight"

@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from torchqat.checkpoints.formats.dense import weight_name
 from torchqat.checkpoints.readers.reading import Reading
-from torchqat.layers.prepared import quant_layers
+from torchqat.layers.prepared import quant_layers, weight_name
 from torchqat.model.disk_sources import DiskSources
 
 
