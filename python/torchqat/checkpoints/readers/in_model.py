@@ -30,8 +30,12 @@ def in_model(reading: Reading, model: nn.Module, is_dense: bool = False) -> Read
             made = source.load(model, tensors.__getitem__)
         except (RuntimeError, ValueError):  # of parts that do not fit together, so that the whole is missing
             continue
+        dtypes = {tensors[name].dtype for name in source.names}
+        kept = dtypes.pop() if len(dtypes) == 1 else None
         for name, tensor in made.items():
-            _put(found, name, tensor, any(part in dense for part in source.names))
+            # Some conversions also give the dtype of the model, which would hide what the file rounds to.
+            stored = tensor.to(kept) if kept is not None and tensor.is_floating_point() else tensor
+            _put(found, name, stored, any(part in dense for part in source.names))
     for name, layer in zip(reading.missing, lacking, strict=True):
         place, leaf = sources.found[layer], name.rpartition(".")[2]
         found.missing.append(place.removesuffix("weight") + leaf if place.endswith(".weight") else name)
