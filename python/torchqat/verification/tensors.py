@@ -16,6 +16,7 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.passed_over import passed_over
 from torchqat.verification.result import Verification
+from torchqat.verification.settings import differing_settings
 from torchqat.verification.unquantized import unquantized
 
 # What a dense weight may be rounded to.
@@ -50,7 +51,11 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
         if count:
             differing[name] = count
     return Verification(
-        len(plan.layers), dict(sorted(differing.items())), missing, _unexpected(reading, plan, expected)
+        len(plan.layers),
+        dict(sorted(differing.items())),
+        missing,
+        _unexpected(reading, plan, expected),
+        settings=differing_settings(folder, format, model),
     )
 
 

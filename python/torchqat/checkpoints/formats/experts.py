@@ -1,5 +1,6 @@
 """Quantized experts on disk: engines read each expert's matrices as linear layers of their own."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,6 +53,24 @@ def expert_parts(model: nn.Module, names: DiskNames, name: str, format: Format) 
             f"{name} lies on disk in another order than in the model; leave it by a rule with weight: float."
         )
     return found
+
+
+def check_experts_found(model: nn.Module) -> None:
+    """Whether transformers finds the experts of ``model`` in a compressed-tensors checkpoint under the names of the model.
+
+    Raises:
+        UserError: It puts other modules in their place there, with other names, whose weights it would make up.
+    """
+    base = sys.modules.get("transformers.quantizers.base")  # a model of transformers has imported it
+    others = getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {})
+    for name, module in model.named_modules():
+        classes = [kind.__name__ for kind in type(module).__mro__]
+        found = next((others[kind] for kind in classes if kind in others), None)
+        if found is not None and "compressed-tensors" in found.get("quantization_methods", ()):
+            raise UserError(
+                f"compressed-tensors cannot hold a {type(model).__name__}, because transformers looks for a linear layer of "
+                f"each expert in place of {name} there, and makes up what it does not find; safetensors and dense can."
+            )
 
 
 def _rows_of(part: Part, rows: int, transposed: bool) -> ExpertPart | None:

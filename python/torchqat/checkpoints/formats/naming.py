@@ -6,7 +6,7 @@ import re
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, LayerPlan, QuantizedWeights
-from torchqat.checkpoints.formats.experts import cut, expert_parts, planned
+from torchqat.checkpoints.formats.experts import check_experts_found, cut, expert_parts, planned
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.model.disk_names import DiskNames
@@ -61,6 +61,8 @@ def documents_on_disk(
     """
     if format.name == "dense":
         return {}
+    if format.name == "compressed-tensors":
+        check_experts_found(model)
     twice = format.name != "safetensors"  # our own folders are read by what the tensors are called
     experts = {
         layer.name: planned(layer, expert_parts(model, names, layer.name, format))
