@@ -45,8 +45,12 @@ def by_transformers(folder: Path, model: nn.Module, batch: dict[str, Tensor]) ->
     if not config:
         return load().eval()
     if len(config.get("config_groups", {})) == 1:
-        with suppress(ValueError):  # of what it puts together from several while it makes weights dense
-            return load(quantization_config=CompressedTensorsConfig(dequantize=True)).eval()
+        # Not all that it puts together from several can become dense while it loads.
+        with suppress(AttributeError, RuntimeError, ValueError):
+            options = {"quantization_config": CompressedTensorsConfig(dequantize=True), "output_loading_info": True}
+            loaded, found = load(**options)
+            if not found["missing_keys"]:
+                return loaded.eval()
     loaded = load().eval()
     loaded(**batch)  # in which weights become dense
     return loaded
