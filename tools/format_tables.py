@@ -9,8 +9,9 @@ import re
 import sys
 from pathlib import Path
 
-from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, formats, preset
+from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, preset
 from torchqat.checkpoints.export import checked_format
+from torchqat.checkpoints.formats.known import formats
 from torchqat.errors import UserError
 from torchqat.verification.engines import ENGINES
 
@@ -77,6 +78,9 @@ def holding_table() -> str:
         layer = LayerPlan("layer", 256, 256, _weight(4), None, kind)
         held = ["yes" if not format.refusal(layer) else "–" for format in formats()]
         lines.append(f"| INT4, channels, of a {kind} | " + " | ".join(held) + " |")
+    experts = LayerPlan("layer", 256, 256, preset("mxfp4"), None, "Experts")
+    held = ["yes" if not format.refusal(experts) else "–" for format in formats()]
+    lines.append("| MXFP4, of Experts | " + " | ".join(held) + " |")
     mixed = [LayerPlan("a", 256, 256, _weight(4, "group")), LayerPlan("b", 256, 256, _weight(8))]
     lines.append("| INT4 and INT8 mixed | " + " | ".join(_mark(name, mixed) for name in names) + " |")
     return "\n".join(lines) + "\n"

@@ -10,9 +10,11 @@
 namespace qat {
 namespace {
 
-// The formats of qat/checkpoint/, which reads recipes and so is not read from here.
-const std::vector<std::string> kFormats{"compressed-tensors", "gptq", "gptq_v2",    "awq", "gguf",
-                                        "modelopt",           "onnx", "safetensors"};
+// The formats of qat/checkpoint/, which reads recipes and so is not read from here, and after them
+// those that Python alone writes.
+const std::vector<std::string> kFormats{
+    "compressed-tensors", "gptq", "gptq_v2",     "awq",   "gguf",
+    "modelopt",           "onnx", "safetensors", "mxfp4", "dense"};
 
 ScratchModel read_scratch(YamlSection section) {
   ScratchModel scratch;
@@ -135,8 +137,9 @@ EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
     accept.reject("perplexity_ratio", "must not be given for a sentence_encoder, which has none");
   evaluate.sensitivity = section.boolean("sensitivity", evaluate.sensitivity);
   evaluate.task = section.text("task", "");
-  // A classifier's own task is the accuracy on its held-out data.
-  if (evaluate.accept_task_drop && evaluate.task.empty() && kind != "classifier")
+  // Kinds with a task of their own, on their held-out data.
+  const bool has_own = kind == "classifier" || kind == "seq2seq";
+  if (evaluate.accept_task_drop && evaluate.task.empty() && !has_own)
     accept.reject("task_drop", "must not be given without evaluate.task");
   accept.finish();
   section.finish();

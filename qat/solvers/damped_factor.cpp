@@ -45,8 +45,10 @@ bool all_finite(const at::Tensor& x) {
 
 at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
   if (!matrix.is_cpu()) return matrix.index_select(1, order);
-  return matrix.scalar_type() == at::kChar ? gathered<int8_t>(matrix, order)
-                                           : gathered<float>(matrix, order);
+  // Codes of integers and of floats alike are bytes.
+  if (matrix.element_size() == 1)
+    return gathered<int8_t>(matrix.view(at::kChar), order).view(matrix.scalar_type());
+  return gathered<float>(matrix, order);
 }
 
 at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {

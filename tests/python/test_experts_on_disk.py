@@ -11,8 +11,10 @@ import transformers
 from safetensors.torch import load_file
 from sentences import matches
 from test_experts import GPTQ, build, experts_of, logits, recipe_of
+from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.layers.prepared import quant_layers
+from torchqat.model.prepare import make_plan
 from torchqat.runs.stream import quantize_folder
 from torchqat.verification.engines.transformers import load_in_transformers
 
@@ -114,7 +116,7 @@ def test_kernels_of_gptq_and_awq_get_each_expert(format, tmp_path):
     assert torchqat.verify(folder, prepared).ok
 
 
-def test_experts_that_are_one_tensor_on_disk_are_held_by_our_own_format_alone(tmp_path):
+def test_experts_that_are_one_tensor_on_disk_have_no_place_in_codes_that_engines_read(tmp_path):
     model = model_of("gpt_oss")
     prepared = torchqat.prepare(copy.deepcopy(model), recipe_of(INT4))
     refusal = {"format": "compressed-tensors", "name": "model.layers.0.mlp.experts.gate_up_proj"}
@@ -200,3 +202,13 @@ def test_routing_that_llama_cpp_does_not_know_is_refused(tmp_path):
     )
     with pytest.raises(torchqat.UserError, match=matches("export.gguf-shares")):
         torchqat.export(prepared, tmp_path / "out", "gguf")
+
+
+def test_experts_that_transformers_replaces_by_others_are_refused_before_training():
+    """Also where they stay in floating point: it would make them up."""
+    model = build("llama4")
+    plan = make_plan(model, recipe_of(INT4, match="*.self_attn.*"))
+    refusal = {"model": "Llama4ForCausalLM", "name": "model.layers.0.feed_forward.experts"}
+    with pytest.raises(torchqat.UserError, match=matches("export.experts-replaced", **refusal)):
+        check_exports(model, plan, ["compressed-tensors"], True)
+    check_exports(model, plan, ["safetensors", "dense"], True)

@@ -279,6 +279,7 @@ def test_what_python_writes_cpp_reads(tmp_path):
 
 
 def test_an_unknown_folder_is_refused(tmp_path, tiny_llama):
-    tiny_llama.save_pretrained(tmp_path)
-    with pytest.raises(torchqat.UserError, match=matches("checkpoints.of-no-format", method="no quantization method")):
+    tiny_llama.config.quantization_config = {"quant_method": "quanto"}
+    tiny_llama.config.save_pretrained(tmp_path)
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.of-no-format", method="quanto")):
         read_checkpoint(tmp_path)

@@ -91,7 +91,7 @@ def test_a_student_has_no_dropout_while_it_learns_from_the_float_model(classifie
 
 
 def test_kinds_are_found_by_name():
-    assert list(KINDS) == ["causal_lm", "classifier", "sentence_encoder"]
-    kinds = "causal_lm, classifier, sentence_encoder"
+    assert list(KINDS) == ["causal_lm", "classifier", "sentence_encoder", "seq2seq"]
+    kinds = ", ".join(KINDS)
     with pytest.raises(ValueError, match=matches("model.unknown-kind", kinds=kinds, kind="x")):
         find_kind("x")

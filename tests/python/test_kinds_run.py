@@ -174,7 +174,7 @@ def test_the_control_of_a_classifier(capsys, tmp_path, classifier_folder, labell
             matches(
                 "recipe.unknown-word",
                 key="model.kind",
-                known="causal_lm, classifier or sentence_encoder",
+                known="causal_lm, classifier, sentence_encoder or seq2seq",
                 value="detector",
             ),
         ),

@@ -245,6 +245,23 @@ def test_layers_that_text_alone_does_not_reach_are_refused(capsys, tmp_path, lla
     assert code == 2 and said(err, "calls.never"), err
 
 
+def test_cross_attention_to_images_is_named_where_there_are_none(zoo):
+    """Blocks of mllama that read images are passed over in text alone: they are left in floating point, or refused."""
+    model = find_kind("causal_lm").load(str(zoo("mllama")), "float32")
+
+    def forward(model, batch):
+        return model(input_ids=batch, use_cache=False)
+
+    prepared = torchqat.prepare(copy.deepcopy(model), recipe(BLOCKS))
+    name = "model.language_model.layers.1.cross_attn.q_proj"
+    with pytest.raises(torchqat.UserError, match=matches("calls.never", layer=name)):
+        torchqat.calibrate(prepared, tokens(model), forward)
+    left = BLOCKS + "  - match: model.language_model.layers.1.*\n    weight: float\n"
+    prepared = torchqat.prepare(model, recipe(left + "initialize: {method: gptq}\n"))
+    found = torchqat.calibrate(prepared, tokens(model), forward)
+    assert found.losses and not any(".layers.1." in place for place in found.losses)
+
+
 # -- what transformers leaves out of a model ---------------------------------------------------------------------------
 
 

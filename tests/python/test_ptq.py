@@ -12,8 +12,9 @@ from sentences import matches, said, sentence
 from torch import nn
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.blocks import find_blocks
+from torchqat.ptq.block import WholeModel
 from torchqat.ptq.blocks import in_floating_point, open_blocks
-from torchqat.ptq.shared_inputs import find_stages
+from torchqat.ptq.shared_inputs import find_stages, gather
 
 
 def forward(model, batch):
@@ -317,3 +318,33 @@ def test_folded_scales_are_no_drift(method):
 
     with torch.no_grad():
         assert error(0.5) < 1.2 * error(0.0)
+
+
+class Mixture(nn.Module):
+    """Tokens to one of three experts each, always as many to the first and the second, by what a layer makes of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Linear(32, 32, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        x = self.before(x)
+        order, count = x[:, 0].argsort(descending=True), len(x) // 4
+        parts = order.split([count, count, len(x) - 2 * count])
+        return torch.cat([expert(x[part]) for expert, part in zip(self.experts, parts, strict=True)])
+
+
+def test_tokens_that_a_router_chose_are_no_drift_beside_others():
+    """The float model sends as many tokens to an expert as the rounded one, but not the same."""
+    torch.manual_seed(0)
+    settings = torchqat.parse_recipe(
+        "version: 1\nlayers: [{match: '*', weight: {dtype: int2, granularity: channel}}]\ninitialize: {method: gptq}\n"
+    )
+    original = Mixture()
+    module = torchqat.prepare(copy.deepcopy(original), settings)
+    block, x = WholeModel(module, lambda model, batch: model(batch)), torch.randn(64, 32)
+    stages, _ = find_stages(block, [x])
+    drifts = [found.drift for found in gather(block, stages, [x], original, [x * 1.1])]
+    assert [stage.routed for stage in stages] == [False, True, True, True]
+    assert drifts[0].abs().max() > 0 and all((drift == 0).all() for drift in drifts[1:])

@@ -33,14 +33,22 @@ def model_and_data(folder, data_folder, tmp_path, tokenizer):
     )
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "encoder")
-    for name in ("classifier", "encoder"):
+    t5 = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_heads": 4, "num_layers": 2, "vocab_size": 400}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**t5, decoder_start_token_id=0)).save_pretrained(
+        tmp_path / "seq2seq"
+    )
+    for name in ("classifier", "encoder", "seq2seq"):
         tokenizer.save_pretrained(tmp_path / name)
-    lines = [json.dumps({"text": f"sentence number {i} of them", "label": i % 3}) for i in range(60)]
+    lines = [
+        json.dumps({"text": f"sentence number {i} of them", "label": i % 3, "source": f"number {i}", "target": f"{i}"})
+        for i in range(60)
+    ]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
     return {
         "causal_lm": (folder, data_folder),
         "classifier": (tmp_path / "classifier", tmp_path / "lines.jsonl"),
         "sentence_encoder": (tmp_path / "encoder", tmp_path / "lines.jsonl"),
+        "seq2seq": (tmp_path / "seq2seq", tmp_path / "lines.jsonl"),
     }
 
 

@@ -220,3 +220,33 @@ def test_the_command_streams(arguments, recipe_file, tmp_path, capsys):
     assert code == 0, err
     assert said(out, "stream.written", layers=14, bits="5.000")
     assert load_in_transformers(tmp_path / "run" / "exports" / "compressed-tensors").config.vocab_size
+
+
+def test_a_weight_that_a_block_reads_past_its_layer_is_refused_before_any_is_rounded(tmp_path, monkeypatch):
+    config = transformers.MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=8)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("torchqat.runs.stream.replace_layers", None)
+    blocks = "layers:\n  - {match: blocks, weight: {dtype: int4, granularity: channel}}\n"
+    text = f"version: 1\n{blocks}  - {{match: '*.conv1d', weight: float}}\ninitialize: {{method: gptq}}\n"
+    parent = "MambaMixer (backbone.layers.0.mixer)"
+    with pytest.raises(torchqat.UserError, match=matches("calls.read", parent=parent, mode="evaluation")):
+        quantize_folder(tmp_path / "model", tmp_path / "out", torchqat.parse_recipe(text), tokens())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_a_block_never_calls_is_refused_before_any_is_rounded(folder, tmp_path, monkeypatch):
+    class Passes(transformers.models.llama.modeling_llama.LlamaMLP):
+        def forward(self, x):
+            return self.down_proj(self.act_fn(self.gate_proj(x)))
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP", Passes)
+    monkeypatch.setattr("torchqat.runs.stream.replace_layers", None)
+    with pytest.raises(torchqat.UserError, match=matches("calls.never", layer="model.layers.0.mlp.up_proj")):
+        quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+
+
+def test_only_language_models_are_streamed(folder, tmp_path):
+    settings = recipe("{method: gptq}", WEIGHT)
+    settings.model.kind = "seq2seq"
+    with pytest.raises(torchqat.UserError, match=matches("stream.of-kind", kind="seq2seq")):
+        quantize_folder(folder, tmp_path / "out", settings, tokens())

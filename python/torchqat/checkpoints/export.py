@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import CheckpointPlan, Format, Plan, find_format, formats
+from torchqat._library import CheckpointPlan, Format, Plan
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.configuration import check_configuration
 from torchqat.checkpoints.formats.folder import write_folder
+from torchqat.checkpoints.formats.known import find_format, formats
+from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
@@ -61,6 +63,8 @@ def export(
     shard_bytes(max_shard_size)
     plan = checkpoint_plan(model)
     chosen = checked_format(format, plan)
+    if format == "mxfp4":
+        check_whole(model, plan)
     dtype = stored_dtype(chosen, dtype)
     output = Path(output)
     layers = convert_layers(model, dtype)
@@ -126,6 +130,8 @@ def check_exports(
     on_disk = DiskNames(model)
     for name in names:
         format = checked_format(name, checked)
+        if name == "mxfp4":
+            check_whole(model, checked)
         if name in FOLDERS:
             documents_on_disk(model, checked, format, on_disk)
         check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
@@ -136,8 +142,18 @@ def check_exports(
             architecture_of(model)
             check_types(model, plan.layers)
             rope_factors(model)
+        if name == "onnx" and _writes_from_encoder(model):
+            raise UserError(
+                "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "
+                "compressed-tensors is loaded by transformers."
+            )
         if name == "onnx" and writes_text:
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."
             )
+
+
+def _writes_from_encoder(model: nn.Module) -> bool:
+    generates = hasattr(model, "can_generate") and model.can_generate()
+    return generates and getattr(model.config, "is_encoder_decoder", False)

@@ -89,15 +89,18 @@ class Data:
     validation: list[Batch]
 
     @classmethod
-    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples) -> "Data":
-        """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state."""
+    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = _EXAMPLES_AT_ONCE) -> "Data":
+        """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state.
+
+        ``at_once``: how many are calibrated and measured on in one batch.
+        """
         settings, samples = recipe.train, recipe.data
         places = torch.arange(len(others))
         return cls(
             ExampleBatches(train, settings.batch_size * settings.gradient_accumulation, settings.seed),
-            train.unpadded(_spread(torch.arange(len(train)), samples.calibration.samples), _EXAMPLES_AT_ONCE),
-            others.batches(_spread(places[::2], samples.evaluation.samples), _EXAMPLES_AT_ONCE),
-            others.batches(_spread(places[1::2], samples.evaluation.samples), _EXAMPLES_AT_ONCE),
+            train.unpadded(_spread(torch.arange(len(train)), samples.calibration.samples), at_once),
+            others.batches(_spread(places[::2], samples.evaluation.samples), at_once),
+            others.batches(_spread(places[1::2], samples.evaluation.samples), at_once),
         )
 
 

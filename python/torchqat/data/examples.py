@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,15 +40,15 @@ class Examples:
         if isinstance(self.inputs, Tensor):
             return self.inputs[places], self.labels[places]
         rows = [self.inputs[place] for place in places.tolist()]
-        padded = _padded(rows, self.padding)
+        ids = padded(rows, self.padding)
         lengths = torch.tensor([len(row) for row in rows])
-        found = {"input_ids": padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
+        found = {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
         if self.token_types is not None:
-            found["token_type_ids"] = _padded([self.token_types[place] for place in places.tolist()], 0)
+            found["token_type_ids"] = padded([self.token_types[place] for place in places.tolist()], 0)
         labels = _at(self.labels, places)
         if labels is None:
             return found
-        return {**found, "labels": labels if isinstance(labels, Tensor) else _padded(labels, NO_LABEL)}
+        return {**found, "labels": labels if isinstance(labels, Tensor) else padded(labels, NO_LABEL)}
 
     def batches(self, places: Tensor, batch_size: int) -> list[Batch]:
         """Those at ``places``, in order."""
@@ -58,15 +58,23 @@ class Examples:
         """Those at ``places`` in batches of one length each, so that no padding is calibrated on."""
         if isinstance(self.inputs, Tensor):
             return self.batches(places, batch_size)
-        by_length: dict[int, list[int]] = {}
+        by_length: dict[tuple[int, ...], list[int]] = {}
         for place in places.tolist():
-            by_length.setdefault(len(self.inputs[place]), []).append(place)
+            by_length.setdefault(self._lengths(place), []).append(place)
         return [b for length in sorted(by_length) for b in self.batches(torch.tensor(by_length[length]), batch_size)]
+
+    def _lengths(self, place: int) -> tuple[int, ...]:
+        """What examples of a batch without padding must have in common."""
+        return (len(self.inputs[place]),)
 
     def part(self, places: Tensor) -> "Examples":
         """Those at ``places``."""
-        inputs, labels, token_types = (_at(rows, places) for rows in (self.inputs, self.labels, self.token_types))
-        return Examples(inputs, labels, self.padding, token_types)
+        rows = {name: _at(getattr(self, name), places) for name in ("inputs", "labels", "token_types")}
+        return replace(self, **rows)
+
+    def everything(self) -> Batch:
+        """All of them in one batch, or what changes with any element of it."""
+        return self.batch(torch.arange(len(self)))
 
 
 def _at(rows: Tensor | Sequence[Tensor] | None, places: Tensor) -> Tensor | list[Tensor] | None:
@@ -75,7 +83,8 @@ def _at(rows: Tensor | Sequence[Tensor] | None, places: Tensor) -> Tensor | list
     return [rows[place] for place in places.tolist()]
 
 
-def _padded(rows: list[Tensor], value: int) -> Tensor:
+def padded(rows: list[Tensor], value: int) -> Tensor:
+    """``rows`` one below the other, ``value`` after the end of those that are shorter."""
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
@@ -91,8 +100,8 @@ class ExampleBatches:
         return self.examples.batch(torch.randperm(len(self.examples), generator=generator)[:count])
 
     def everything(self) -> Batch:
-        """All of them in one batch."""
-        return self.examples.batch(torch.arange(len(self.examples)))
+        """All that batches are made from."""
+        return self.examples.everything()
 
 
 def check_examples(source: str, found: Any) -> Examples:

@@ -13,6 +13,7 @@ from torchqat.data.functions import find_function, names_function
 from torchqat.data.jsonl import objects_of
 from torchqat.data.lm_eval_task import PREFIX as LM_EVAL
 from torchqat.data.lm_eval_task import LmEvalTask
+from torchqat.data.written import decoder_inputs_of, target_tokens
 from torchqat.errors import UserError, first_line
 
 _FORMS = (
@@ -162,6 +163,8 @@ _SCORERS = {"exact": _exact, "choice": _choice, "label": _label}
 
 def _continuation(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[Tensor, Tensor]:
     """Logits ``[n, vocabulary]`` at the tokens of ``text`` after ``prompt``, and those tokens ``[n]``."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return _written(model, tokenizer, prompt, text)
     before, whole = _tokens(tokenizer, prompt), _tokens(tokenizer, prompt + text)
     # A token may reach from the prompt into the text: from the first that differs on, it is the text's.
     shared = 0
@@ -172,6 +175,18 @@ def _continuation(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[
         raise UserError(f"A task's example must have a token to judge after its prompt, but {text[:40]!r} has none.")
     logits = model(input_ids=whole[None].to(_device(model)), use_cache=False).logits[0]
     return logits[shared - 1 : -1].cpu(), whole[shared:]
+
+
+def _written(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[Tensor, Tensor]:
+    """The same of an encoder that reads ``prompt`` and a decoder that writes ``text``, to its end."""
+    if model.main_input_name != "input_ids":
+        raise UserError(f"A task of prompts needs a model that reads text, but a {type(model).__name__} hears.")
+    (target,) = target_tokens(tokenizer, [text], None, model.config.decoder_start_token_id)
+    read = torch.tensor([tokenizer(prompt).input_ids])
+    given = decoder_inputs_of(model)(target[None])
+    device = _device(model)
+    logits = model(input_ids=read.to(device), decoder_input_ids=given.to(device), use_cache=False).logits[0]
+    return logits.cpu(), target
 
 
 def _tokens(tokenizer, text: str) -> Tensor:

@@ -64,9 +64,11 @@ def evaluate(
         model: A model of ``kind``; a causal language model is called as ``model(input_ids=...).logits``.
         batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted; of a
             classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``, those of words
-            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels.
+            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels; of an
+            encoder with a decoder the inputs of both, ``decoder_input_ids`` among them, and ``labels``, -100 after each
+            row.
         reference: The float model. Both are run batch by batch; nothing is stored.
-        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
+        kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
 
     Raises:
         UserError: There is nothing to predict.
@@ -79,7 +81,10 @@ def evaluate(
     try:
         for batch in batches:
             batch = to_device(batch, device)
-            sums.add(kind.ask(model, batch), None if reference is None else kind.ask(reference, batch))
+            ours = kind.ask(model, batch).rows()
+            theirs = [None] * len(ours) if reference is None else kind.ask(reference, batch).rows()
+            for found, wanted in zip(ours, theirs, strict=True):
+                sums.add(found, wanted)
     finally:
         model.train(training)
     return sums.evaluation()

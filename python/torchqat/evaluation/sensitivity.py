@@ -74,7 +74,7 @@ def sensitivity(
         plan: Which layers, and their granularity and grid.
         batches: As ``evaluate`` takes them.
         bits: Widths to try, 2 to 8.
-        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
+        kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
 
     Raises:
         UserError: There is no batch or no layer.
@@ -146,9 +146,10 @@ class _Rest:
         for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
             with shortcut(self.skipped, tokens):
                 found = self.kind.ask(self.model, batch)
-            ours, theirs = found.log_probabilities, wanted.log_probabilities
-            total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-            count += ours.shape[0] * ours.shape[1]
+            for one, other in zip(found.rows(), wanted.rows(), strict=True):
+                ours, theirs = one.log_probabilities, other.log_probabilities
+                total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
+                count += ours.shape[0] * ours.shape[1]
             values.append((found.values, wanted.values))
         if values[0][0] is not None:
             ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))

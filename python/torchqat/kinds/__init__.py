@@ -4,8 +4,9 @@ from torchqat.kinds.causal_lm import CausalLM
 from torchqat.kinds.classifier import Classifier
 from torchqat.kinds.kind import Answers, Kind
 from torchqat.kinds.sentence_encoder import SentenceEncoder
+from torchqat.kinds.seq2seq import Seq2Seq
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (CausalLM, Classifier, SentenceEncoder)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (CausalLM, Classifier, SentenceEncoder, Seq2Seq)}
 
 
 def find_kind(name: str) -> Kind:
@@ -19,4 +20,4 @@ def find_kind(name: str) -> Kind:
     return KINDS[name]()
 
 
-__all__ = ["KINDS", "Answers", "CausalLM", "Classifier", "Kind", "SentenceEncoder", "find_kind"]
+__all__ = ["KINDS", "Answers", "CausalLM", "Classifier", "Kind", "SentenceEncoder", "Seq2Seq", "find_kind"]

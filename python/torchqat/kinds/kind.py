@@ -35,12 +35,23 @@ class Answers:
         targets: int64 ``[rows, positions]``, the right choices, where the data say which.
         embeddings: ``[rows, dim]``, of models that give such.
         values: ``[rows]``, of models that give a number in place of choices, of which there are then none.
+        lengths: int64 ``[rows]``, how many positions of each row count, from the first on; all of them where ``None``.
     """
 
     log_probabilities: Tensor
     targets: Tensor | None = None
     embeddings: Tensor | None = None
     values: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def rows(self) -> list["Answers"]:
+        """Each row by itself, without positions that do not count; the whole where all count."""
+        if self.lengths is None:
+            return [self]
+        return [
+            Answers(self.log_probabilities[row : row + 1, :length], self.targets[row : row + 1, :length])
+            for row, length in enumerate(self.lengths.tolist())
+        ]
 
 
 class Kind(ABC):
@@ -48,7 +59,7 @@ class Kind(ABC):
 
     Attributes:
         name: As recipes call it.
-        writes_text: Whether models of this kind generate tokens, one after the other.
+        writes_text: Whether models of this kind take tokens, and nothing else, and generate those that follow.
         outlines: Whether ``outline`` reads no weights.
     """
 

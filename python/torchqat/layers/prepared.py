@@ -14,3 +14,8 @@ def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
 def require_prepared(model: nn.Module) -> None:
     if not quant_layers(model):
         raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
+
+
+def weight_name(name: str, layer: QuantLayer) -> str:
+    """What the model's state calls the parameter that the layer ``name`` rounds."""
+    return name if layer.kind == "Experts" else f"{name}.weight"

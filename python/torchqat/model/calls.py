@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
-from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
 
 # What code asks a weight, or makes like it, without using its numbers, as in x.to(self.proj.weight.dtype).
@@ -94,7 +93,23 @@ def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn
                 _check_read(model, layers, reads.found, training)
             if all(layer.called for _, layer in layers):
                 break
-    return _not_reached(model, layers) if index >= 0 else []
+    return _not_reached(model, layers, {name for name, layer in layers if layer.called}) if index >= 0 else []
+
+
+@contextmanager
+def checked_calls(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """See that what runs meanwhile calls the layers ``names`` of a float model, and leaves their weights to them.
+
+    Raises:
+        UserError: As ``check_called``, when it has run.
+    """
+    layers, called = [(name, model.get_submodule(name)) for name in names], set()
+    reads = _Reads([layer for _, layer in layers])
+    notes = [layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, layer in layers]
+    with hooks(notes), reads.own_calls(), reads:
+        yield
+    _check_read(model, layers, reads.found, training=False)
+    _not_reached(model, layers, called)
 
 
 def calls_note(model: nn.Module) -> str:
@@ -135,9 +150,8 @@ def _check_read(model: nn.Module, layers: list, reads: set[int], training: bool)
             )
 
 
-def _not_reached(model: nn.Module, layers: list) -> list[str]:
-    missed = [name for name, layer in layers if not layer.called]
-    called = [name for name, layer in layers if layer.called]
+def _not_reached(model: nn.Module, layers: list, called: set[str]) -> list[str]:
+    missed = [name for name, _ in layers if name not in called]
     for name in missed:
         if not any(same_place(model, name, other) for other in called):
             raise UserError(
@@ -154,13 +168,13 @@ def _parent(model: nn.Module, name: str) -> str:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes whose weight is given to a function of torch outside of the quantized layers' own calls.
+    """Notes whose weight is given to a function of torch outside of the layers' own calls.
 
     Attributes:
         found: The ``id`` of each such weight.
     """
 
-    def __init__(self, layers: list[QuantLayer]):
+    def __init__(self, layers: list[nn.Module]):
         super().__init__()
         self.found: set[int] = set()
         self._layers, self._watched, self._inside = layers, {id(layer.weight) for layer in layers}, 0

@@ -12,6 +12,8 @@ CLASSIFIERS = {
     "AutoModelForAudioClassification": "sound",
 }
 
+# Classes of transformers that load encoders with a decoder which writes text, and what the encoder reads.
+SEQ2SEQ = {"AutoModelForSeq2SeqLM": "text", "AutoModelForSpeechSeq2Seq": "speech"}
 # Classes of transformers that load models which write text, and what they read, most of all first.
 _WITH_MORE = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 _TEXT_ALONE = "AutoModelForCausalLM"
@@ -34,16 +36,40 @@ def language_model_loader(config: Any, path: str) -> Any:
     if named is not None and named == _class_of(text_alone, config):
         return text_alone
     if is_encoder_decoder(config):
+        reads = any(_class_of(getattr(transformers, name), config) for name in SEQ2SEQ)
         raise UserError(
             f"model must be a causal language model, but {path} holds a {named or config.model_type}, an encoder with a "
-            "decoder: these are quantized in Python, by prepare, calibrate, Schedule, export and verify with example "
-            "(docs/guide.md)."
+            "decoder: "
+            + (
+                "set model.kind: seq2seq."
+                if reads
+                else "model.kind: seq2seq takes those of text and speech, and Python others (docs/guide.md)."
+            )
         )
     for name in _WITH_MORE:
         loader = getattr(transformers, name, None)
         if loader is not None and _class_of(loader, config) is not None:
             return loader
     return text_alone
+
+
+def seq2seq_loader(config: Any, path: str) -> str:
+    """Which of ``SEQ2SEQ`` loads the model of ``config``: what it names as its architecture, else the first that can.
+
+    Raises:
+        UserError: None does, or it has no encoder and decoder.
+    """
+    import transformers
+
+    named = (getattr(config, "architectures", None) or [None])[0]
+    built = {name: _class_of(getattr(transformers, name), config) for name in SEQ2SEQ}
+    able = [name for name, found in built.items() if found is not None] if is_encoder_decoder(config) else []
+    if not able:
+        raise UserError(
+            f"model must be an encoder of text or speech with a decoder to be of kind seq2seq, but {path} holds a "
+            f"{named or config.model_type}."
+        )
+    return next((name for name in able if built[name] == named), able[0])
 
 
 def classifier_loader(config: Any) -> str:

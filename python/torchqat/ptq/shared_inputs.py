@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchqat._library import InputStatistics
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
+from torchqat.model.calls import same_place
 from torchqat.ptq.block import Block, Stop
 
 _VIEWS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -22,11 +23,13 @@ class Stage:
         layers: With their full names.
         producer: The module whose result is that input, where it is one's; a norm as a rule.
         consumers: Every linear layer that takes it, quantized or not.
+        routed: Whether its tokens are some of many that a router chose, so that the float model may send it others.
     """
 
     layers: list[tuple[str, QuantLayer]]
     producer: nn.Module | None
     consumers: list[nn.Linear]
+    routed: bool = False
 
 
 @torch.no_grad()
@@ -37,6 +40,7 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
     made: list[tuple[nn.Module, Tensor]] = []
     taken: list[tuple[nn.Linear, Tensor]] = []
     names = {id(layer): name for name, layer in layers.items()}
+    rows: list[dict[str, int]] = []
 
     def watch(module: nn.Module, inputs: tuple, output) -> None:
         made.append((module, output))
@@ -44,9 +48,12 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
             taken.append((module, inputs[0]))
         if id(module) in names and all(name != names[id(module)] for name, _ in seen):
             seen.append((names[id(module)], inputs[0]))
+        if id(module) in names:
+            rows[-1][names[id(module)]] = inputs[0].shape[:-1].numel()
 
     with hooks([m.register_forward_hook(watch) for m in block.module.modules() if m is not block.module]):
         for index, batch in enumerate(hidden):
+            rows.append({})
             block.run(index, batch)
             if len(seen) == len(layers):
                 break
@@ -58,11 +65,20 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
         stage = next((s for given, s in stages if given is tensor and _view(s.layers[0][1]) == view), None)
         if stage is None:
             producer = next((module for module, output in made if output is tensor), None)
-            stage = Stage([], producer, [module for module, given in taken if given is tensor])
+            stage = Stage(
+                [], producer, [module for module, given in taken if given is tensor], _is_routed(block, name, rows)
+            )
             stages.append((tensor, stage))
         stage.layers.append((name, layers[name]))
     reached = {name for name, _ in seen}
     return [stage for _, stage in stages], [name for name in layers if name not in reached]
+
+
+def _is_routed(block: Block, name: str, rows: list[dict[str, int]]) -> bool:
+    """Whether modules beside that of ``name`` in one list were given other numbers of ``rows`` than it, as experts are."""
+    start = len(block.name) + 1 if block.name else 0
+    others = {other for batch in rows for other in batch if same_place(block.module, name[start:], other[start:])}
+    return any(batch.get(other, 0) != batch.get(name, 0) for batch in rows for other in others)
 
 
 def _view(layer: QuantLayer) -> tuple:
@@ -96,14 +112,15 @@ def gather(
         given = _inputs(layers, lambda i=index, b=batch: block.run(i, b))
         for place, (statistics, layer) in enumerate(zip(gathered, layers, strict=True)):
             if given[place] is not None:
-                beside = layer.input_rows(_beside(given[place], wanted[place])) if drift else None
+                beside = layer.input_rows(_beside(stages[place], given[place], wanted[place])) if drift else None
                 statistics.add(layer.input_rows(_as_seen(layer, given[place])), beside)
     return gathered
 
 
-def _beside(given: Tensor, wanted: Tensor | None) -> Tensor:
-    """The float model's tokens, or, where it sent others to this layer (a router's choice), no drift at all."""
-    return wanted if wanted is not None and wanted.shape == given.shape else given
+def _beside(stage: Stage, given: Tensor, wanted: Tensor | None) -> Tensor:
+    """The float model's tokens, or, where it may have sent others to this layer (a router's choice), no drift at all."""
+    pairs = not stage.routed and wanted is not None and wanted.shape == given.shape
+    return wanted if pairs else given
 
 
 def _as_seen(layer: QuantLayer, x: Tensor) -> Tensor:

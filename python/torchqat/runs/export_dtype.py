@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from torchqat._library import DTYPES, LayerPlan, find_format
+from torchqat._library import DTYPES, LayerPlan
 from torchqat.checkpoints.dtype import dtype_named, has_digits, holds_scales
+from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.model.quantized import first_of
 from torchqat.runs.run import Run

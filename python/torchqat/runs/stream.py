@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import CheckpointPlan, Plan, Recipe
+from torchqat._library import CheckpointPlan, LayerPlan, Plan, Recipe
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
@@ -28,8 +28,10 @@ from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
 from torchqat.errors import UserError
 from torchqat.files import copy_into, pending_folder
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.model.calls import checked_calls
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
@@ -127,6 +129,10 @@ def opened_to_stream(
         UserError: The recipe needs the whole model, or the folder has no safetensors, is quantized already, lacks a tensor
             of the model, or has one that the model has not.
     """
+    if recipe.model.kind != "causal_lm":
+        raise UserError(
+            f"To be streamed, model.kind must be causal_lm, but is {recipe.model.kind}; run the recipe without streaming."
+        )
     check_streams(str(source))
     model = skeleton(source, recipe.model.dtype)
     reader = CheckpointReader(source, model)
@@ -189,10 +195,15 @@ class _AtWork:
             for handle in handles:
                 handle.remove()
 
+    def _planned(self, block: Block) -> list[LayerPlan]:
+        return [layer for layer in self.plan.layers if layer.name.startswith(block.name + ".")]
+
     @contextmanager
     def reads(self, block: Block) -> Iterator[None]:
         self.reader.fill(block.module, block.name)
-        yield
+        layers = [layer.name for layer in self._planned(block) if layer.type != QuantExperts.kind]
+        with checked_calls(self.model, layers):
+            yield
         empty(block.module)
         release_kept_memory()  # experts are read in pieces, small enough to be kept
 
@@ -203,8 +214,7 @@ class _AtWork:
                 if name not in self.names:
                     empty(module)  # the embedding has done its part
         self.reader.fill(block.module, block.name)
-        planned = [layer for layer in self.plan.layers if layer.name.startswith(block.name + ".")]
-        replace_layers(self.model, planned, self.recipe.initialize, "none")
+        replace_layers(self.model, self._planned(block), self.recipe.initialize, "none")
         yield
         self.writer.add_block(block)
         empty(block.module)

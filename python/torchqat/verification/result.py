@@ -90,6 +90,7 @@ class Verification:
         speed: What it costs there, and ``baseline`` what the float model does, where that was timed.
         notes: What was not compared, and why.
         with_image: The same on inputs with an image, of models that write text and read both.
+        settings: Keys of the configuration that say something else of the architecture than the model does.
     """
 
     layers: int
@@ -101,10 +102,11 @@ class Verification:
     baseline: Speed | None = None
     notes: list[str] = field(default_factory=list)
     with_image: OutputAgreement | None = None
+    settings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        equal = not self.differing and not self.missing and not self.unexpected
+        equal = not self.differing and not self.missing and not self.unexpected and not self.settings
         return self.layers > 0 and equal and all(found.ok for found in (self.agreement, self.with_image) if found)
 
     def __str__(self) -> str:
@@ -119,6 +121,11 @@ class Verification:
         if self.unexpected:
             stray = self.unexpected[0]
             problems.append(f"{_tensors(len(self.unexpected), 'is', 'are')} not the model's, the first {stray}")
+        if self.settings:
+            count, verb = len(self.settings), "differs" if len(self.settings) == 1 else "differ"
+            problems.append(
+                f"{count} of the configuration's keys {verb} from the model's, the first {self.settings[0]}"
+            )
         parts = problems or [f"{self.layers} layers equal bit for bit"]
         if self.agreement is not None:
             parts.append(str(self.agreement))

@@ -16,6 +16,7 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.passed_over import passed_over
 from torchqat.verification.result import Verification
+from torchqat.verification.settings import differing_settings
 from torchqat.verification.unquantized import unquantized
 
 # What a dense weight may be rounded to.
@@ -39,7 +40,9 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
             continue
         exact = read.dtype if read.dtype in _SERVED else torch.float32
         trained = trained_layers[layer.name]
-        count = _differing(read, _as_read(trained, layer.dequantize(exact), read)) + _unlike_training(trained, layer)
+        count = _differing(read, _as_read(trained, layer.dequantize(exact), read, format)) + _unlike_training(
+            trained, layer
+        )
         if count:
             differing[layer.name] = count
     missing += [name for name in expected if name not in reading.others]
@@ -48,7 +51,11 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
         if count:
             differing[name] = count
     return Verification(
-        len(plan.layers), dict(sorted(differing.items())), missing, _unexpected(reading, plan, expected)
+        len(plan.layers),
+        dict(sorted(differing.items())),
+        missing,
+        _unexpected(reading, plan, expected),
+        settings=differing_settings(folder, format, model),
     )
 
 
@@ -93,10 +100,10 @@ def _differing(read: Tensor, expected: Tensor) -> int:
     return int((read.reshape(expected.shape) != expected.to(read.dtype)).sum())
 
 
-def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor) -> Tensor:
-    """As readers have it: those that put a model's experts together, in one tensor of them."""
-    is_stack = isinstance(layer, QuantExperts) and read.dim() == 3
-    return layer.shaped(matrix.to(layer.weight.device)) if is_stack else matrix
+def _as_read(layer: QuantLayer, matrix: Tensor, read: Tensor, format: str) -> Tensor:
+    """As readers have it: those that put a model's experts together or read a plain folder, in the parameter's shape."""
+    is_shaped = isinstance(layer, QuantExperts) and read.dim() == 3
+    return layer.shaped(matrix.to(layer.weight.device)) if is_shaped or format == "dense" else matrix
 
 
 def _unlike_training(module: QuantLayer, layer: QuantizedWeights) -> int:

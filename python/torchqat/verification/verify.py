@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import find_format
+from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.readers import format_of
 from torchqat.errors import UserError
 from torchqat.files import read_json
@@ -20,6 +20,8 @@ from torchqat.verification.result import Verification
 from torchqat.verification.tensors import compare_tensors
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
+# Formats that transformers loads in this process.
+_IN_TRANSFORMERS = ("compressed-tensors", "mxfp4", "dense")
 _TEXTS = ["def main(argv):\n    return len(argv) > 1\n", "The quick brown fox's 3 jumps: 1234, été!"]
 
 
@@ -47,8 +49,8 @@ def verify(
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
         engine: ``transformers``, ``vllm``, ``llama.cpp``, ``onnxruntime``, or ``reader`` for the tensors alone. When not
-            given, transformers for compressed-tensors checkpoints of weights alone, else ``reader``. Of models that write no
-            text, outputs are compared.
+            given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else ``reader``. Of
+            models that write no text, outputs are compared.
         bench: Also time the engine.
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
@@ -95,7 +97,7 @@ def _with(compared: Verification, **found) -> Verification:
 
 
 def _runs_in_transformers(format: str, model: nn.Module) -> bool:
-    return format == "compressed-tensors" and hasattr(model, "config") and not rounds_activations(model)
+    return format in _IN_TRANSFORMERS and hasattr(model, "config") and not rounds_activations(model)
 
 
 def _writes_text(model: nn.Module) -> bool:
@@ -155,7 +157,7 @@ def _ask(
     timed = Bench([int(t) for t in _prompts(model, None, 1, 256)[0]]) if bench else None
     texts = _TEXTS if tokenizer is not None else []
     question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed)
-    here = engine is TRANSFORMERS and format == "compressed-tensors" and not bench
+    here = engine is TRANSFORMERS and format in _IN_TRANSFORMERS and not bench
     served = engine.serve_here(question) if here else engine.serve(format, question)
     found: dict[str, Any] = {}
     rounded = rounds_activations(model)

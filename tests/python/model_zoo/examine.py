@@ -153,6 +153,7 @@ def _distance_of_twin(subject: Subject) -> float:
 
 def _calibrate(subject: Subject) -> Cell | None:
     found = []
+    torch.manual_seed(0)  # Reformer draws the buckets of its tokens
     sentence = subject.leaving_out(lambda: found.append(torchqat.calibrate(subject.model, subject.data)))
     if not torch.isfinite(reload.outputs(subject.model, subject.data[0])).all():
         raise Fault("outputs are not finite after it")
@@ -175,6 +176,7 @@ def _calibrate(subject: Subject) -> Cell | None:
 
 def _compare_without_cache(subject: Subject) -> None:
     other = subject.prepared(subject.rules)
+    torch.manual_seed(0)
     torchqat.calibrate(other, [{**batch, "use_cache": False} for batch in subject.data])
     codes = {name: layer.codes() for name, layer in reload.quant_layers(other)}
     differing = [name for name, layer in subject.layers() if not torch.equal(layer.codes(), codes[name])]

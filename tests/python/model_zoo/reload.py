@@ -2,6 +2,8 @@
 
 import copy
 import json
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,12 +40,19 @@ def by_transformers(folder: Path, model: nn.Module, batch: dict[str, Tensor]) ->
     from transformers.utils.quantization_config import CompressedTensorsConfig
 
     config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
-    mixed = len(config.get("config_groups", {})) > 1
-    options = {} if mixed or not config else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     # The class that trained: an architecture may have several heads for one purpose.
-    loaded = type(model).from_pretrained(folder, dtype="auto", **options).eval()
-    if mixed:  # transformers takes one scheme for all while it makes weights dense: these become so in a forward
-        loaded(**batch)
+    load = partial(type(model).from_pretrained, folder, dtype="auto")
+    if not config:
+        return load().eval()
+    if len(config.get("config_groups", {})) == 1:
+        # Not all that it puts together from several can become dense while it loads.
+        with suppress(AttributeError, RuntimeError, ValueError):
+            options = {"quantization_config": CompressedTensorsConfig(dequantize=True), "output_loading_info": True}
+            loaded, found = load(**options)
+            if not found["missing_keys"]:
+                return loaded.eval()
+    loaded = load().eval()
+    loaded(**batch)  # in which weights become dense
     return loaded
 
 

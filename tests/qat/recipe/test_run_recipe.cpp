@@ -36,6 +36,11 @@ TEST(RunRecipe, AKindOfModelHasItsLossLimitsAndEngines) {
   const RunRecipe classifier = parse_run_recipe(
       "version: 1\nmodel: {kind: classifier}\n" + rule + "evaluate: {accept: {task_drop: 0.01}}\n",
       "r.yaml");
+  EXPECT_EQ(parse_run_recipe("version: 1\nmodel: {kind: seq2seq}\n" + rule +
+                                 "evaluate: {accept: {task_drop: 0.02}}\n",
+                             "r.yaml")
+                .evaluate.accept_task_drop,
+            0.02);
   EXPECT_EQ(classifier.distill.loss, "forward_kl");
   EXPECT_EQ(classifier.evaluate.accept_task_drop, 0.01);
   EXPECT_EQ(parse_run_recipe("version: 1\n" + rule, "r.yaml").model.kind, "causal_lm");
@@ -146,7 +151,8 @@ TEST(RunRecipe, SpreadModelsHaveNoMonitor) {
 TEST(RunRecipe, EveryFormatMayBeExportedAndNoOther) {
   const std::string head = "version: 1\nlayers:\n  - {match: a, weight: {dtype: int4}}\nexport: [";
   std::string all, listed;
-  const std::vector<std::string> names = format_names();
+  std::vector<std::string> names = format_names();
+  names.insert(names.end(), {"mxfp4", "dense"});  // which Python writes
   for (size_t i = 0; i < names.size(); ++i) {
     all += (i == 0 ? "" : ", ") + names[i];
     listed += (i == 0 ? "" : i + 1 == names.size() ? " or " : ", ") + names[i];

@@ -1,5 +1,6 @@
 """Quantized experts on disk: engines read each expert's matrices as linear layers of their own."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from torchqat.errors import UserError
 from torchqat.model.disk_names import DiskNames, Part
 from torchqat.model.experts import expert_weights
 
-# Our own folders hold experts that are one tensor on disk, too.
-_HOLDS_STACKS = ("safetensors",)
+# They hold experts that are one tensor on disk, too.
+_HOLDS_STACKS = ("safetensors", "mxfp4", "dense")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def expert_parts(model: nn.Module, names: DiskNames, name: str, format: Format) 
         if format.name not in _HOLDS_STACKS:
             raise UserError(
                 f"{format.name} cannot hold {name}, because transformers keeps all experts in one tensor on disk, which no "
-                "engine reads in codes; safetensors can."
+                "engine reads in these codes; safetensors and dense can, and mxfp4 of gpt_oss in MXFP4."
             )
         return []
     found = [_rows_of(part, rows, weights.transposed) for part in parts]
@@ -52,6 +53,24 @@ def expert_parts(model: nn.Module, names: DiskNames, name: str, format: Format) 
             f"{name} lies on disk in another order than in the model; leave it by a rule with weight: float."
         )
     return found
+
+
+def check_experts_found(model: nn.Module) -> None:
+    """Whether transformers finds the experts of ``model`` in a compressed-tensors checkpoint under the names of the model.
+
+    Raises:
+        UserError: It puts other modules in their place there, with other names, whose weights it would make up.
+    """
+    base = sys.modules.get("transformers.quantizers.base")  # a model of transformers has imported it
+    others = getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {})
+    for name, module in model.named_modules():
+        classes = [kind.__name__ for kind in type(module).__mro__]
+        found = next((others[kind] for kind in classes if kind in others), None)
+        if found is not None and "compressed-tensors" in found.get("quantization_methods", ()):
+            raise UserError(
+                f"compressed-tensors cannot hold a {type(model).__name__}, because transformers looks for a linear layer of "
+                f"each expert in place of {name} there, and makes up what it does not find; safetensors and dense can."
+            )
 
 
 def _rows_of(part: Part, rows: int, transposed: bool) -> ExpertPart | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
 from torchqat.checkpoints.formats.configuration import save_configuration
+from torchqat.checkpoints.formats.dense import Dense, dense_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
@@ -44,10 +46,11 @@ def folder_tensors(
     dtype: torch.dtype | None,
 ) -> Iterator[dict[str, Tensor]]:
     """All that the files of a checkpoint hold, by the names there; what belongs together, such as a layer, at a time."""
-    for name, tensor in names.on_disk(float_tensors(model, plan, dtype)):
+    floats, is_dense = float_tensors(model, plan, dtype), format.name == Dense.name
+    for name, tensor in names.on_disk(chain(floats, dense_tensors(model, layers, dtype)) if is_dense else floats):
         yield {name: tensor}
     yield {names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()}
-    for layer in layers:
+    for layer in () if is_dense else layers:
         yield layer_tensors(model, format, layer, names)
     for name, tensor in passed_over(model).tensors():
         yield {name: tensor}

@@ -6,7 +6,7 @@ import re
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, LayerPlan, QuantizedWeights
-from torchqat.checkpoints.formats.experts import cut, expert_parts, planned
+from torchqat.checkpoints.formats.experts import check_experts_found, cut, expert_parts, planned
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.model.disk_names import DiskNames
@@ -31,8 +31,12 @@ def layer_tensors(model: nn.Module, format: Format, layer: QuantizedWeights, nam
     layers = layers_on_disk(model, format, layer, names)
     if layers != [layer]:
         return {name: tensor for part in layers for name, tensor in format.tensors(part).items()}
+    tensors = format.tensors(layer)
+    if format.name == "mxfp4":
+        count = model.get_submodule(layer.name.rpartition(".")[0]).num_experts
+        tensors = {name: tensor.unflatten(0, (count, -1)) for name, tensor in tensors.items()}
     name = names.layer(layer.name)
-    return {name + full.removeprefix(layer.name): tensor for full, tensor in format.tensors(layer).items()}
+    return {name + full.removeprefix(layer.name): tensor for full, tensor in tensors.items()}
 
 
 def documents_on_disk(
@@ -55,6 +59,10 @@ def documents_on_disk(
     Raises:
         UserError: A layer cannot be quantized for how it lies on disk.
     """
+    if format.name == "dense":
+        return {}
+    if format.name == "compressed-tensors":
+        check_experts_found(model)
     twice = format.name != "safetensors"  # our own folders are read by what the tensors are called
     experts = {
         layer.name: planned(layer, expert_parts(model, names, layer.name, format))

@@ -14,6 +14,7 @@ from torchqat.extras import needs
 from torchqat.files import read_json
 
 _METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
+_METHODS |= {"mxfp4": "mxfp4"}
 
 
 def format_of(folder: Path) -> str:
@@ -28,6 +29,8 @@ def format_of(folder: Path) -> str:
         return "onnx"
     settings = read_json(folder / "config.json", "The configuration of a checkpoint")
     config = settings.get("quantization_config") if isinstance(settings, dict) else None
+    if isinstance(settings, dict) and config is None:
+        return "dense"
     method = config.get("quant_method") if isinstance(config, dict) else None
     if method == "gptq":
         return "gptq_v2" if config.get("checkpoint_format") == "gptq_v2" else "gptq"
@@ -41,10 +44,16 @@ def format_of(folder: Path) -> str:
 
 def read_layers_of(format: str, tensors: dict[str, Tensor], config: dict) -> Reading:
     """Dense weights from some of the tensors of a checkpoint that is a folder, and its ``quantization_config``."""
+    if format == "dense":
+        return Reading(others=dict(tensors))
     if format == "compressed-tensors":
         from torchqat.checkpoints.readers.compressed_tensors import decompress
 
         return decompress(tensors, config)
+    if format == "mxfp4":
+        from torchqat.checkpoints.readers.mxfp4 import experts
+
+        return experts(tensors)
     from torchqat.checkpoints.readers.packed import unpack
 
     return unpack(tensors, format, config)
@@ -71,7 +80,7 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
         from torchqat.checkpoints.readers.onnx import read_onnx
 
         return read_onnx(folder)
-    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
+    config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config")
     tensors = read_tensors(folder)
     try:
         reading = read_layers_of(format, tensors, config)
@@ -79,4 +88,4 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
         raise
     except Exception as error:  # of a configuration that is none
         raise UserError(f"{folder} must be a {format} checkpoint that can be read, but {first_line(error)}.") from error
-    return reading if model is None else in_model(reading, model)
+    return reading if model is None else in_model(reading, model, is_dense=format == "dense")

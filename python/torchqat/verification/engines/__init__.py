@@ -11,6 +11,8 @@ TRANSFORMERS = Engine(
         "gptq": "gptqmodel",
         "gptq_v2": "gptqmodel",
         "awq": "gptqmodel",
+        "mxfp4": "transformers",
+        "dense": "transformers",
     },
     install="pip install torchqat[gptqmodel]",
     kl_bound=1e-3,

@@ -1,0 +1,26 @@
+"""All formats by their names: those of the native library, which C++ programs write as well, and those of Python alone."""
+
+from torchqat import _library
+from torchqat._library import Format
+from torchqat.checkpoints.formats.dense import Dense
+from torchqat.checkpoints.formats.mxfp4 import Mxfp4
+
+_OWN = {format.name: format for format in (Mxfp4(), Dense())}
+
+
+def formats() -> list[Format | Mxfp4 | Dense]:
+    """In the order of ``docs/formats.md``."""
+    return [*_library.formats(), *_OWN.values()]
+
+
+def find_format(name: str) -> Format | Mxfp4 | Dense:
+    """The format called ``name``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = next((format for format in formats() if format.name == name), None)
+    if found is None:
+        *names, last = (format.name for format in formats())
+        raise ValueError(f"format must be {', '.join(names)} or {last}, but is {name}.")
+    return found

@@ -1,0 +1,59 @@
+"""``verify`` without an engine: tensors are not all that decides what a checkpoint computes."""
+
+import json
+
+import gguf
+import pytest
+import torchqat
+from sentences import said
+from test_experts import build, recipe_of
+from torchqat.verification.settings import differing_settings
+
+HALF = "{dtype: int4, group_size: 32, grid: signed, scale: mse, scale_dtype: float16}"
+
+
+@pytest.fixture
+def moe():
+    model = build("qwen3_moe")
+    model.config.norm_topk_prob = True
+    return torchqat.prepare(model, recipe_of(HALF))
+
+
+def changed(folder, **values):
+    """``config.json`` with other values, or without those that are ``None``."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize("format", ["gptq", "awq", "safetensors", "dense"])
+def test_a_setting_that_the_configuration_lost_is_seen_without_an_engine(format, moe, tmp_path):
+    moe.config.num_experts_per_tok = 3  # no default
+    folder = torchqat.export(moe, tmp_path / "out", format)
+    assert torchqat.verify(folder, moe, engine="reader").ok
+    changed(folder, num_experts_per_tok=None)
+    checked = torchqat.verify(folder, moe, engine="reader")
+    assert not checked.ok and checked.settings == ["num_experts_per_tok"]
+    assert said(str(checked), "verify.settings", count=1, verb="differs", key="num_experts_per_tok")
+
+
+def test_nested_settings_are_named_by_their_place_and_those_of_storage_are_none(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gptq")
+    changed(folder, dtype="float32", use_cache=False, transformers_version="4.0.0", architectures=None)
+    assert torchqat.verify(folder, model, engine="reader").settings == []
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    changed(folder, rope_parameters={**rope, "rope_theta": 5.0}, rms_norm_eps=0.5)
+    assert torchqat.verify(folder, model, engine="reader").settings == ["rms_norm_eps", "rope_parameters.rope_theta"]
+
+
+def test_keys_of_a_gguf_file_are_compared(moe, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf.GGUFWriter, "add_expert_used_count", lambda *_: None)
+    folder = torchqat.export(moe, tmp_path / "lost", "gguf")
+    assert differing_settings(folder, "gguf", moe) == ["num_experts_per_tok"]
+    monkeypatch.undo()
+    folder = torchqat.export(moe, tmp_path / "whole", "gguf")
+    checked = torchqat.verify(folder, moe, engine="reader")
+    assert checked.ok and checked.settings == []
+    moe.config.num_hidden_layers += 1
+    assert differing_settings(folder, "gguf", moe) == ["num_hidden_layers"]
