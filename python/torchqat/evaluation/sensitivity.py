@@ -147,6 +147,8 @@ class _Rest:
             with shortcut(self.skipped, tokens):
                 found = self.kind.ask(self.model, batch)
             ours, theirs = found.log_probabilities, wanted.log_probabilities
+            if found.counted is not None:
+                ours, theirs = ours[found.counted][None], theirs[found.counted][None]
             total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
             count += ours.shape[0] * ours.shape[1]
             values.append((found.values, wanted.values))
