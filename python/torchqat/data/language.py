@@ -131,5 +131,5 @@ def counted_words(loss_on: str, conversations: list[bool]) -> str:
     """Which predictions count, in words that follow their number; empty where all do, those of texts."""
     if not any(conversations):
         return ""
-    tokens = "tokens of answers" if loss_on == "answers" else "all tokens of conversations"
-    return f"of {tokens}" if all(conversations) else f"of {tokens} and of texts"
+    which = "of answers" if loss_on == "answers" else "of conversations"
+    return which if all(conversations) else f"{which} and texts"
