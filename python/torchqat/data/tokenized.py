@@ -16,7 +16,7 @@ from torchqat.data.documents import Document, cut
 from torchqat.data.holding_out import HELD, TRAIN, parts_of
 from torchqat.data.sources import Source, content_of, documents
 from torchqat.data.token_file import Tokens, TokenWriter, read_tokens
-from torchqat.data.tokenizers import content_of_tokenizer
+from torchqat.data.tokenizers import content_of_tokenizer, vocabulary
 from torchqat.files import cache_folder, pending_folder
 
 # Characters that are tokenized at once.
@@ -75,8 +75,9 @@ def tokenized_source(
 
 def _write(folder: Path, tokenizer: Any, source: Source, loss_on: str, whole: bool) -> None:
     parts = parts_of(source, whole)
+    above = vocabulary(tokenizer)
     for name, part in (("train", TRAIN), ("held_out", HELD)):
-        with TokenWriter(folder / name, len(tokenizer), parts.conversations) as writer:
+        with TokenWriter(folder / name, above, parts.conversations) as writer:
             if parts.conversations:
                 for conversation in parts.select(documents(source), part):
                     writer.add(*tokens_of(tokenizer, conversation, loss_on))

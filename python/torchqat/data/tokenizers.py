@@ -17,6 +17,11 @@ def beginning(tokenizer: Any) -> int | None:
     return first if found[:1] == [first] and plain[:1] != [first] else None
 
 
+def vocabulary(tokenizer: Any) -> int:
+    """Above every token; those that were added may leave gaps."""
+    return 1 + max(tokenizer.get_vocab().values(), default=0)
+
+
 def content_of_tokenizer(tokenizer: Any) -> str:
     """Changes with the tokens that it makes of a text or of a conversation."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
