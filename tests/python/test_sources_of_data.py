@@ -8,7 +8,7 @@ from chats import messages, write_lines
 from sentences import matches
 from torchqat import UserError
 from torchqat.data.corpus import load_corpus
-from torchqat.data.documents import cut
+from torchqat.data.documents import cut, pieces_of_file
 from torchqat.data.holding_out import HELD, TRAIN, parts_of
 from torchqat.data.sources import Source, content_of, documents
 from torchqat.kinds import find_kind
@@ -134,11 +134,15 @@ def test_encoders_and_classifiers_take_one_path_of_texts(tmp_path):
         load("{train: a, packing: true}")
 
 
-def test_long_texts_are_cut_at_lines():
-    text = "".join(f"line {i}\n" for i in range(400_000))
-    pieces = cut(text)
-    assert "".join(pieces) == text and len(pieces) > 2 and all(piece.endswith("\n") for piece in pieces)
-    assert "".join(cut("x" * 3_000_000)) == "x" * 3_000_000
+def test_long_texts_are_cut_where_a_line_ends(tmp_path):
+    text = "".join(f"def function_{i}():\n    return {i}\n\n" for i in range(20_000))
+    (tmp_path / "long.py").write_text(text)
+    for pieces in (cut(text), list(pieces_of_file(tmp_path / "long.py"))):
+        assert "".join(pieces) == text and len(pieces) > 10
+        assert all(piece[0] == "\n" for piece in pieces[1:]) and max(map(len, pieces)) < 1 << 16
+    for other in ("x" * 3_000_000, "", "a", "\n" * 100_000):
+        (tmp_path / "other.txt").write_text(other)
+        assert "".join(cut(other)) == "".join(pieces_of_file(tmp_path / "other.txt")) == other
 
 
 def test_a_missing_library_is_said(tmp_path, monkeypatch):

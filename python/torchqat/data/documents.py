@@ -1,5 +1,6 @@
 """A document: text, held in pieces however long it is, or a conversation."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -8,9 +9,12 @@ from typing import Any
 
 from torchqat.errors import UserError
 
-# Characters of a text that are held at once; a piece ends with a line where lines are not as long.
-_PIECE = 1 << 20
-_LINE = 1 << 16
+# Characters of a piece, and among how many more an end for it is looked for.
+_PIECE = 1 << 15
+_REACH = 1 << 13
+_READ = 1 << 18
+# Where tokenizers, as a rule, have no token over it: a line that ends with a letter or a digit.
+_BORDER = re.compile(r"(?<=[^\W_])\n")
 
 
 @dataclass(frozen=True)
@@ -67,31 +71,31 @@ def _without_none(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut(text: str) -> list[str]:
-    """``text`` in pieces."""
-    if len(text) <= _PIECE + _LINE:
-        return [text]
+    """``text`` in pieces, which tokenizers take faster, and in less memory, than the whole."""
     pieces, begin = [], 0
-    while begin < len(text):
-        end = begin + _PIECE
-        line = text.find("\n", end, end + _LINE)
-        end = line + 1 if line >= 0 else end
+    while len(text) - begin > _PIECE + _REACH:
+        border = _BORDER.search(text, begin + _PIECE, begin + _PIECE + _REACH)
+        end = border.start() if border else begin + _PIECE
         pieces.append(text[begin:end])
         begin = end
-    return pieces
+    return [*pieces, text[begin:]] if begin < len(text) or not pieces else pieces
 
 
 def pieces_of_file(file: Path) -> Iterator[str]:
-    """The text of ``file``.
+    """The text of ``file``, of which little is held at once.
 
     Raises:
         UserError: It cannot be read.
     """
+    rest = ""
     try:
         with open(file, encoding="utf-8", errors="replace") as content:
-            while piece := content.read(_PIECE):
-                yield piece + content.readline(_LINE)
+            while read := content.read(_READ):
+                *pieces, rest = cut(rest + read)
+                yield from pieces
     except OSError as error:
         raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
+    yield rest
 
 
 @dataclass(frozen=True)

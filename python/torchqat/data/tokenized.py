@@ -20,7 +20,7 @@ from torchqat.data.tokenizers import content_of_tokenizer, vocabulary
 from torchqat.files import cache_folder, pending_folder
 
 # Characters that are tokenized at once.
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 # Of what is written there, and of how texts are cut and documents held out.
 _VERSION = 1
 
