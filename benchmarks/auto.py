@@ -21,7 +21,8 @@ import torch
 import torchqat
 from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
-from torchqat.data.corpus import STDLIB, load_corpus
+from torchqat.data.corpus import load_corpus
+from torchqat.data.sources import STDLIB
 from torchqat.model.loading import load_tokenizer
 from torchqat.reports.html import write_html
 from torchqat.reports.report import Report

@@ -15,7 +15,6 @@ import copy
 import statistics
 import subprocess
 import sys
-import sysconfig
 import time
 import zipfile
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 import torchqat
 from torch import Tensor, nn
 from torchqat._library import Initialize
-from torchqat.data.corpus import _stdlib_files
+from torchqat.data.sources import STDLIB, Source, files_of
 from torchqat.layers.prepared import quant_layers
 from torchqat.reports.report import environment
 from worker import rounded_by
@@ -57,7 +56,7 @@ def encoder_folder() -> Path:
 def docstrings() -> list[str]:
     """Those of the standard library, in the order of their files."""
     found = []
-    for file in _stdlib_files(Path(sysconfig.get_paths()["stdlib"])):
+    for file in files_of(Source(STDLIB)):
         try:
             tree = ast.parse(file.read_text(encoding="utf-8", errors="replace"))
         except SyntaxError:

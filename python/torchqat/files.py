@@ -51,6 +51,12 @@ def pending_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(pending, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """Where what torchqat makes once is kept, models and tokens: ``$TORCHQAT_CACHE``, else the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchqat"
+    return Path(os.environ.get("TORCHQAT_CACHE", default))
+
+
 def remove(path: Path) -> None:
     """A file, a folder with what is in it, or a link, whatever it leads to."""
     if path.is_dir() and not path.is_symlink():

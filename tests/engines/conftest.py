@@ -10,12 +10,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import torchqat
-from torchqat.data.batches import Batches, tokenize, windows
-from torchqat.files import pending_folder
+from torchqat.data.batches import Batches
+from torchqat.data.tokenized import tokenize
+from torchqat.data.windows import windows
+from torchqat.files import cache_folder, pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.model.loading import load_model, load_tokenizer
 from torchqat.runs.run import Run
-from torchqat.runs.scratch import cache_folder
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.optimizers import scratch_optimizers
 

@@ -102,6 +102,16 @@ def data_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def held_out_folder(tmp_path, data_folder):
+    """What runs hold out of ``data_folder``."""
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    for file in sorted(data_folder.iterdir())[5::10]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
 @pytest.fixture(scope="session")
 def twins():
     return {}

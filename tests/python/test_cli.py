@@ -16,7 +16,7 @@ from sentences import matches, said, sentence
 from torchqat.files import load_state
 
 
-def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, data_folder):
+def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, held_out_folder):
     code, out, err = call(capsys, "run", *arguments)
     assert code == 0, err
     run = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_run_export_verify_evaluate(arguments, tmp_path, capsys, model_folder, d
         "evaluate",
         export,
         "--data",
-        data_folder,
+        held_out_folder,
         "--reference",
         model_folder,
         "--samples",

@@ -6,8 +6,11 @@ import pytest
 import torch
 from sentences import matches, sentence
 from torchqat import UserError
-from torchqat.data.batches import Batches, shortfall, tokenize, windows
-from torchqat.data.corpus import STDLIB, load_corpus
+from torchqat.data.batches import Batches, shortfall
+from torchqat.data.corpus import load_corpus
+from torchqat.data.sources import STDLIB
+from torchqat.data.tokenized import tokenize
+from torchqat.data.windows import windows
 
 
 def test_the_standard_library_is_a_corpus():
@@ -73,7 +76,7 @@ def test_batches_are_a_function_of_the_step():
 def test_too_little_text_for_a_sequence():
     with pytest.raises(UserError, match=matches("data.too-few-tokens", length=16, found=10)):
         Batches(torch.arange(10), 1, 16, 0)
-    with pytest.raises(UserError, match=matches("data.too-little-held-out", found=1)):
+    with pytest.raises(UserError, match=matches("data.too-little-held-out", least=2, found=1)):
         windows(torch.arange(1), 4, 8)
 
 

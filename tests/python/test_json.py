@@ -12,7 +12,7 @@ def read(capsys, *arguments):
     return code, json.loads(out), err
 
 
-def test_a_run_and_what_comes_after_it(arguments, tmp_path, capsys, model_folder, data_folder):
+def test_a_run_and_what_comes_after_it(arguments, tmp_path, capsys, model_folder, held_out_folder):
     code, found, err = read(capsys, "run", *arguments, "--json")
     assert code == 0, err
     assert [variant["name"] for variant in found["variants"]] == ["int8-naive", "int4-naive", "int4-qat"]
@@ -23,7 +23,7 @@ def test_a_run_and_what_comes_after_it(arguments, tmp_path, capsys, model_folder
     assert code == 0 and checked["ok"] and checked["layers"] == 14 and checked["agreement"]["kl"] < 1e-6
     code, exported, _ = read(capsys, "export", run, "--format", "gptq", "--output", tmp_path / "out", "--json")
     assert code == 0 and exported["ok"]
-    options = ["--data", data_folder, "--reference", model_folder, "--samples", 4, "--sequence-length", 32]
+    options = ["--data", held_out_folder, "--reference", model_folder, "--samples", 4, "--sequence-length", 32]
     _, figures, _ = read(capsys, "evaluate", run / "exports" / "compressed-tensors", *options, "--json")
     assert figures["kl"] == pytest.approx(found["variants"][2]["kl"], rel=1e-4)
 

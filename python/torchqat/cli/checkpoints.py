@@ -81,36 +81,58 @@ def verify(
 
 def evaluate(
     model: str = typer.Argument(..., metavar="MODEL", help="A folder or hub id, quantized or not."),
-    data: str = typer.Option(..., "--data", help="File or folder of text or jsonl, or python-stdlib."),
+    data: str = typer.Option(
+        ...,
+        "--data",
+        help="What to measure on, all of it: a file or folder of text, jsonl or Parquet, org/name of the Hub, or "
+        "python-stdlib.",
+    ),
     reference: str = typer.Option("", "--reference", help="Float model to measure KL and top-1 agreement against."),
-    samples: int = typer.Option(64, "--samples", min=1),
-    sequence_length: int = typer.Option(256, "--sequence-length", min=2),
+    samples: int = typer.Option(
+        0, "--samples", min=0, help="Only so many windows, spread evenly; 0 is all of the data."
+    ),
+    sequence_length: int = typer.Option(
+        0, "--sequence-length", min=0, help="Tokens of a window; 2048 or the model's limit when not given."
+    ),
+    loss_on: str = typer.Option("answers", "--loss-on", help="Of conversations: answers, or all tokens."),
     task: str = typer.Option("", "--task", help="Your own task: a jsonl file, or module:function."),
 ) -> None:
-    """Perplexity on held-out text, the score on your task and, with --reference, the distance from the float model."""
+    """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data.batches import tokenize, windows
-    from torchqat.data.corpus import load_corpus
+    from torchqat.data.measured import load_measured
+    from torchqat.data.sources import Source
     from torchqat.data.tasks import load_task
+    from torchqat.errors import UserError
     from torchqat.model.loading import load_tokenizer
     from torchqat.runs.restore import load_any
 
+    if sequence_length == 1:
+        raise UserError("--sequence-length must be at least 2, or 0 for 2048 or the model's limit, but is 1.")
+    if loss_on not in ("answers", "all"):
+        raise UserError(f"--loss-on must be answers or all, but is {loss_on}.")
     notes: list[str] = []
     loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
-    tokens = tokenize(tokenizer, load_corpus(data).held_out)
-    batches = windows(tokens, samples, sequence_length)
+    length = sequence_length or _length_of(loaded)
+    measured = load_measured(tokenizer, Source(data), length, samples, loss_on)
+    notes += measured.notes
     other = load_any(reference, notes.append) if reference else None
     for note in notes:
         say(f"Note: {note}")
-    figures = measure(loaded, batches, other)
-    found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "notes": notes}
-    say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")
+    figures = measure(loaded, measured.batches, other)
+    found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "sequence_length": length, "notes": notes}
+    which = f" {measured.counted}" if measured.counted else ""
+    say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens{which}, in sequences of at most {length}")
     if other is not None:
         found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}
         say(f"KL to the reference {figures.kl:.6f} nats a token, top-1 agreement {figures.top1_agreement:.2%}")
     if task:
         found |= _on_task(load_task(task), loaded, other, tokenizer)
     result(found)
+
+
+def _length_of(model) -> int:
+    """2048 tokens, or as many as the model takes."""
+    return min(2048, getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def _on_task(task, model, reference, tokenizer) -> dict:

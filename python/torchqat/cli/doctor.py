@@ -16,6 +16,7 @@ _EXTRAS = {
     "gptqmodel": ("GPTQ and AWQ checkpoints in transformers", "pip install torchqat[gptqmodel]"),
     "onnxruntime": ("ONNX graphs", "pip install torchqat[onnx]"),
     "lm-eval": ("evaluation on public tasks", "pip install torchqat[lm-eval]"),
+    "datasets": ("Parquet, and data sets of the Hub", "pip install torchqat[data]"),
     "peft": ("training through LoRA adapters", "pip install torchqat[lora]"),
     "lightning": ("schedules in Lightning's Trainer", "pip install torchqat[lightning]"),
 }

@@ -4,7 +4,9 @@ import typer
 
 RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
 MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
-DATA = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's.")
+DATA = typer.Option(
+    "", "--data", help="File or folder of text, jsonl or Parquet, or org/name of the Hub, in place of the recipe's."
+)
 OUTPUT = typer.Option("", "--output", help="The run's folder; runs/<model>-<recipe> when not given.")
 DTYPE = typer.Option(
     "",

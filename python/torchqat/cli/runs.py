@@ -72,7 +72,7 @@ def ptq(
     from torchqat.runs.flow import run_of
 
     run = run_of(recipe, model, data, output, dtype=dtype)
-    run.recipe.train.steps, run.recipe.train.control = 0, False
+    run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
     if stream:
         _stream_and_show(run, resume, restart)
     else:

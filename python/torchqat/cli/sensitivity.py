@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from torchqat.cli.options import DATA
 from torchqat.cli.output import is_json, result, say
 
 
@@ -14,7 +15,7 @@ def register(app: typer.Typer) -> None:
 def sensitivity(
     recipe: str = typer.Argument(..., metavar="RECIPE", help="A YAML recipe: which layers, grid and granularity."),
     model: str = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's."),
-    data: str = typer.Option("", "--data", help="File or folder of text or jsonl, in place of the recipe's."),
+    data: str = DATA,
     bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
     budget: float = typer.Option(
         0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."

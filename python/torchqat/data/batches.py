@@ -1,4 +1,4 @@
-"""Batches of a run: random windows to train on, and windows or examples spread evenly to calibrate and to measure on."""
+"""Batches of a run: random windows or examples to train on, and those spread evenly to calibrate and to measure on."""
 
 from dataclasses import dataclass
 
@@ -7,57 +7,54 @@ from torch import Tensor
 
 from torchqat._library import Recipe
 from torchqat.data.batch import Batch, size_of
-from torchqat.data.corpus import Corpus
 from torchqat.data.examples import ExampleBatches, Examples
+from torchqat.data.mixed_batches import MixedBatches
+from torchqat.data.token_file import Tokens
+from torchqat.data.windows import begun
 from torchqat.errors import UserError
 
-_EXAMPLES_AT_ONCE = 32
+EXAMPLES_AT_ONCE = 32
 
 
 class Batches:
     """Random windows of a token stream. Batch ``step`` is a function of the seed and the step alone.
 
     Args:
-        tokens: int64 ``[n]``.
+        tokens: int64 ``[n]`` where it is a tensor.
         batch_size: Rows.
         sequence_length: Columns; at most ``n``.
         seed: Any integer.
+        first: What each window begins with before its own tokens.
     """
 
-    def __init__(self, tokens: Tensor, batch_size: int, sequence_length: int, seed: int):
-        if tokens.numel() < sequence_length:
+    def __init__(
+        self, tokens: Tokens | Tensor, batch_size: int, sequence_length: int, seed: int, first: int | None = None
+    ):
+        self.tokens = tokens if isinstance(tokens, Tokens) else Tokens.of(tokens)
+        if len(self.tokens) < sequence_length:
             raise UserError(
-                f"data must have at least sequence_length = {sequence_length} tokens, but has {tokens.numel()}."
+                f"data must have at least sequence_length = {sequence_length} tokens, but has {len(self.tokens)}."
             )
-        self.tokens, self.batch_size, self.sequence_length, self.seed = tokens, batch_size, sequence_length, seed
+        self.batch_size, self.sequence_length, self.seed, self.first = batch_size, sequence_length, seed, first
 
     def __getitem__(self, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        last = self.tokens.numel() - self.sequence_length
-        starts = torch.randint(0, last + 1, (self.batch_size,), generator=generator)
-        return self.tokens[starts[:, None] + torch.arange(self.sequence_length)]
+        return self.draw(self.batch_size, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
 
-    def everything(self) -> Tensor:
-        """All that batches are made from."""
-        return self.tokens
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` windows, int64 ``[count, sequence_length]``."""
+        last = len(self.tokens) - self.sequence_length + (self.first is not None)
+        starts = torch.randint(0, last + 1, (count,), generator=generator)
+        return begun(self.tokens, starts, self.sequence_length, self.first)
 
+    @property
+    def steps_of_epoch(self) -> float:
+        """Steps that take as many tokens as there are."""
+        return len(self.tokens) / (self.batch_size * (self.sequence_length - (self.first is not None)))
 
-def windows(
-    tokens: Tensor, samples: int, sequence_length: int, batch_size: int = 8, between: bool = False
-) -> list[Tensor]:
-    """Up to ``samples`` windows spread evenly over ``tokens``, in batches ``[<= batch_size, sequence_length]``.
-
-    ``between``: they lie halfway between those that would be taken otherwise.
-    """
-    if tokens.numel() < 2:
-        raise UserError(f"held-out data must have at least 2 tokens, but has {tokens.numel()}.")
-    length = min(sequence_length, tokens.numel())
-    count = min(samples, tokens.numel() // length)
-    stride = (tokens.numel() - length) // max(1, count - 1) if count > 1 else 0
-    first = stride // 2 if between else 0
-    starts = [first + i * stride for i in range(count) if first + i * stride + length <= tokens.numel()]
-    rows = torch.stack([tokens[start : start + length] for start in starts])
-    return list(rows.split(batch_size))
+    @property
+    def content(self) -> str:
+        """Changes with any token."""
+        return f"{self.tokens.digest} {self.first}"
 
 
 def shortfall(batches: list[Batch], samples: int, sequence_length: int) -> str:
@@ -80,16 +77,22 @@ def shortfall(batches: list[Batch], samples: int, sequence_length: int) -> str:
 class Data:
     """What a run reads: training batches, calibration batches and held-out batches.
 
-    Validation batches choose the best state of a training; they lie between those that are reported.
+    Validation batches choose the best state of a training; none of them is reported.
+
+    Attributes:
+        notes: What the user should know of the data, one sentence each.
+        counted: Which predictions count, in words that follow their number; empty where all do.
     """
 
-    train: Batches | ExampleBatches
+    train: Batches | ExampleBatches | MixedBatches
     calibration: list[Batch]
     evaluation: list[Batch]
     validation: list[Batch]
+    notes: tuple[str, ...] = ()
+    counted: str = ""
 
     @classmethod
-    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = _EXAMPLES_AT_ONCE) -> "Data":
+    def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = EXAMPLES_AT_ONCE) -> "Data":
         """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state.
 
         ``at_once``: how many are calibrated and measured on in one batch.
@@ -98,39 +101,14 @@ class Data:
         places = torch.arange(len(others))
         return cls(
             ExampleBatches(train, settings.batch_size * settings.gradient_accumulation, settings.seed),
-            train.unpadded(_spread(torch.arange(len(train)), samples.calibration.samples), at_once),
-            others.batches(_spread(places[::2], samples.evaluation.samples), at_once),
-            others.batches(_spread(places[1::2], samples.evaluation.samples), at_once),
+            train.unpadded(spread(torch.arange(len(train)), samples.calibration.samples), at_once),
+            others.batches(spread(places[::2], samples.evaluation.samples), at_once),
+            others.batches(spread(places[1::2], samples.evaluation.samples), at_once),
         )
 
 
-def _spread(places: Tensor, count: int) -> Tensor:
+def spread(places: Tensor, count: int) -> Tensor:
     """``count`` of ``places``, evenly spread; all if there are no more."""
     if len(places) <= count:
         return places
     return places[torch.arange(count) * len(places) // count]
-
-
-def tokenize(tokenizer, documents: list[str]) -> Tensor:
-    """All documents as one stream, int64 ``[n]``, the end-of-text token between them where there is one."""
-    end = tokenizer.eos_token_id
-    stream: list[int] = []
-    for ids in tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
-        stream.extend(ids)
-        if end is not None:
-            stream.append(end)
-    return torch.tensor(stream, dtype=torch.int64)
-
-
-def load_data(recipe: Recipe, corpus: Corpus, tokenizer) -> Data:
-    """The batches that ``recipe`` describes, from ``corpus``."""
-    train, settings = recipe.train, recipe.data
-    tokens = tokenize(tokenizer, corpus.train)
-    held_out = tokenize(tokenizer, corpus.held_out)
-    calibration = settings.calibration
-    return Data(
-        Batches(tokens, train.batch_size * train.gradient_accumulation, train.sequence_length, train.seed),
-        windows(tokens, calibration.samples, calibration.sequence_length),
-        windows(held_out, settings.evaluation.samples, settings.evaluation.sequence_length),
-        windows(held_out, settings.evaluation.samples, settings.evaluation.sequence_length, between=True),
-    )

@@ -1,20 +1,14 @@
-"""Text on disk, and examples: what a run trains on, and what is held out from it."""
+"""Text on disk, all of it in memory, and examples: what is trained on, and what is held out from it."""
 
-import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from torchqat.data.examples import Examples
-from torchqat.data.jsonl import objects_of
+from torchqat.data.holding_out import HELD, HELD_OUT, TRAIN, Parts, parts_of
+from torchqat.data.sources import Source, documents
 from torchqat.errors import UserError
-
-STDLIB = "python-stdlib"
-_TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text")
-# Every n-th file is held out.
-_HELD_OUT = 10
 
 
 @dataclass(frozen=True)
@@ -25,69 +19,33 @@ class Corpus:
     held_out: list[str]
 
 
-def load_corpus(source: str, evaluation: str = "") -> Corpus:
-    """The documents of ``source``: a file or folder of text or jsonl, or ``python-stdlib``.
+def load_corpus(sources: str | Sequence[Source], evaluation: str = "") -> Corpus:
+    """The texts of ``sources``, one path or several sources.
 
-    A folder is read in the order of its names; every tenth document is held out, or the last tenth of a single one. A
-    copy of a document that is trained on is not held out. With ``evaluation`` nothing is held out from ``source``.
+    Of each, every tenth document is held out in the order of its names, or the last tenth of a single one. A copy of a
+    document that is trained on is not held out. With ``evaluation``, another path, nothing is held out from ``sources``.
 
     Raises:
-        UserError: The source is missing, has no text, or a line of jsonl has no ``text``.
+        UserError: A source is missing, has no text, or has conversations.
     """
-    documents = _documents(source)
+    found = [Source(sources)] if isinstance(sources, str) else sources
+    train, held = [], []
+    for source in found:
+        parts = parts_of(source, whole=bool(evaluation))
+        train += _texts(source, parts, TRAIN)
+        held += [] if evaluation else _texts(source, parts, HELD)
     if evaluation:
-        return Corpus(documents, _documents(evaluation))
-    if len(documents) == 1:
-        text = documents[0]
-        cut = max(1, len(text) - len(text) // _HELD_OUT)
-        return Corpus([text[:cut]], [text[cut:]])
-    held_out = documents[_HELD_OUT // 2 :: _HELD_OUT] or documents[-1:]
-    kept = [document for index, document in enumerate(documents) if index % _HELD_OUT != _HELD_OUT // 2]
-    train = kept if len(documents) > _HELD_OUT // 2 else documents[:-1]
-    trained_on = set(train)
-    unseen = [document for document in held_out if document not in trained_on]
-    if not unseen:
-        raise UserError(f"data must have text to hold out, but all documents of {source} are copies of each other.")
-    return Corpus(train, unseen)
+        other = Source(evaluation)
+        held = _texts(other, parts_of(other, whole=True), TRAIN)
+    return Corpus(train, held)
 
 
-def _documents(source: str) -> list[str]:
-    root = Path(sysconfig.get_paths()["stdlib"]) if source == STDLIB else Path(source)
-    if not root.exists():
-        raise UserError(f"data must be a file or folder that exists, or {STDLIB}, but is {source}.")
-    files = _stdlib_files(root) if source == STDLIB else _text_files(root)
-    documents = [text for file in files for text in _read(file) if text.strip()]
-    if not documents:
-        raise UserError(f"data must have text ({', '.join(_TEXT_SUFFIXES)}), but {source} has none.")
-    return documents
-
-
-def _stdlib_files(root: Path) -> list[Path]:
-    """The library's own modules: no tests, no installed packages, nothing generated as a table of data."""
-    skipped = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "encodings", "__pycache__"}
-    files = [f for f in root.rglob("*.py") if not skipped & set(f.relative_to(root).parts)]
-    return sorted(f for f in files if not f.name.startswith("_sysconfigdata") and "pydoc_data" not in f.parts)
-
-
-def _text_files(root: Path) -> list[Path]:
-    if root.is_file():
-        return [root]
-    return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
-    if file.suffix != ".jsonl":
-        return [text]
-    rule = 'a line of jsonl must be an object with a "text"'
-    return [line["text"] for line in objects_of(text, file, _has_text, rule)]
-
-
-def _has_text(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("text"), str)
+def _texts(source: Source, parts: Parts, part: int) -> list[str]:
+    if parts.conversations:
+        raise UserError(
+            f"data must be texts here, but {source.path} has conversations, which causal_lm alone learns from."
+        )
+    return ["".join(document) for document in parts.select(documents(source), part)]
 
 
 def held_out(examples: Examples) -> tuple[Examples, Examples]:
@@ -97,7 +55,7 @@ def held_out(examples: Examples) -> tuple[Examples, Examples]:
         UserError: There are fewer than 20.
     """
     places = torch.arange(len(examples))
-    if len(examples) < 2 * _HELD_OUT:
-        raise UserError(f"data must have at least {2 * _HELD_OUT} examples to hold some out, but has {len(examples)}.")
-    chosen = places % _HELD_OUT == _HELD_OUT // 2
+    if len(examples) < 2 * HELD_OUT:
+        raise UserError(f"data must have at least {2 * HELD_OUT} examples to hold some out, but has {len(examples)}.")
+    chosen = places % HELD_OUT == HELD_OUT // 2
     return examples.part(places[~chosen]), examples.part(places[chosen])

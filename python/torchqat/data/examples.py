@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchqat.data.batch import Batch
+from torchqat.data.batch import Batch, digest
 from torchqat.errors import UserError
 
 # The label of tokens that nothing is to be said of.
@@ -99,9 +99,15 @@ class ExampleBatches:
         count = min(self.batch_size, len(self.examples))
         return self.examples.batch(torch.randperm(len(self.examples), generator=generator)[:count])
 
-    def everything(self) -> Batch:
-        """All that batches are made from."""
-        return self.examples.everything()
+    @property
+    def steps_of_epoch(self) -> float:
+        """Steps that take as many examples as there are."""
+        return len(self.examples) / min(self.batch_size, len(self.examples))
+
+    @property
+    def content(self) -> str:
+        """Changes with any element of an example."""
+        return digest(self.examples.everything()).hex()
 
 
 def check_examples(source: str, found: Any) -> Examples:

@@ -1,7 +1,7 @@
 """Lines of JSON, each an object of a form that whoever reads them expects."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ def objects_of(text: str, path: Path, is_good: Callable[[Any], bool], rule: str)
     Raises:
         UserError: A line is of another form.
     """
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    return list(objects_in(text.splitlines(), path, is_good, rule))
+
+
+def objects_in(lines: Iterable[str], path: Path, is_good: Callable[[Any], bool], rule: str) -> Iterator[dict[str, Any]]:
+    """The same of ``lines``, of which one is held at a time."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -28,6 +32,5 @@ def objects_of(text: str, path: Path, is_good: Callable[[Any], bool], rule: str)
         except ValueError:
             value = None
         if not is_good(value):
-            raise UserError(f"{path}:{number}: {rule}, but is {line[:80]}")
-        found.append(value)
-    return found
+            raise UserError(f"{path}:{number}: {rule}, but is {line.rstrip()[:80]}")
+        yield value

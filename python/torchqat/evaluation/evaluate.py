@@ -62,13 +62,12 @@ def evaluate(
 
     Args:
         model: A model of ``kind``; a causal language model is called as ``model(input_ids=...).logits``.
-        batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted; of a
+        batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted, or a
+            dict of ``input_ids``, ``attention_mask`` and ``labels``, -100 where a token is not to be predicted; of a
             classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``, those of words
-            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels; of an
-            encoder with a decoder the inputs of both, ``decoder_input_ids`` among them, and ``labels``, -100 after each
-            row.
+            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels.
         reference: The float model. Both are run batch by batch; nothing is stored.
-        kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
+        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
 
     Raises:
         UserError: There is nothing to predict.
@@ -81,10 +80,7 @@ def evaluate(
     try:
         for batch in batches:
             batch = to_device(batch, device)
-            ours = kind.ask(model, batch).rows()
-            theirs = [None] * len(ours) if reference is None else kind.ask(reference, batch).rows()
-            for found, wanted in zip(ours, theirs, strict=True):
-                sums.add(found, wanted)
+            sums.add(kind.ask(model, batch), None if reference is None else kind.ask(reference, batch))
     finally:
         model.train(training)
     return sums.evaluation()
@@ -103,10 +99,11 @@ class _Sums:
 
     def add(self, found: Answers, wanted: Answers | None) -> None:
         rows, positions, _ = found.log_probabilities.shape
-        self.weights += [positions] * rows
+        counted = found.counted
+        self.weights += [positions] * rows if counted is None else counted.sum(1).tolist()
         if found.targets is not None:
             chosen = found.log_probabilities.gather(-1, found.targets[..., None]).squeeze(-1)
-            self.losses += _row_means(-chosen)
+            self.losses += _row_means(-chosen, counted)
         if wanted is None:
             return
         if found.values is not None:
@@ -115,10 +112,13 @@ class _Sums:
         ours, theirs = found.log_probabilities, wanted.log_probabilities
         if ours.shape[-1]:
             kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().cpu()
-            self.kls += _row_means(kl)
-            self.by_position.append(kl)
-            self._count(kl)
-            self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            alike = ours.argmax(-1) == theirs.argmax(-1)
+            self.kls += _row_means(kl, counted)
+            if counted is not None:
+                alike, counted = alike & counted, counted.cpu()
+            self.by_position.append(kl if counted is None else kl.masked_fill(~counted, math.nan))
+            self._count(kl if counted is None else kl[counted])
+            self.agree += int(alike.sum())
         if found.embeddings is not None:
             self.cosines += F.cosine_similarity(found.embeddings, wanted.embeddings, dim=-1).double().tolist()
 
@@ -154,11 +154,18 @@ class _Sums:
     def _position_means(self) -> list[float]:
         length = max((kl.shape[1] for kl in self.by_position), default=0)
         columns = [torch.cat([kl[:, at] for kl in self.by_position if kl.shape[1] > at]) for at in range(length)]
-        return [column.mean().item() for column in columns]
+        means = [column.nanmean().item() for column in columns]
+        while means and math.isnan(means[-1]):
+            means.pop()
+        return means
 
 
-def _row_means(values: Tensor) -> list[float]:
-    return values.double().mean(-1).tolist()
+def _row_means(values: Tensor, counted: Tensor | None) -> list[float]:
+    """float64, of those that count in each row."""
+    if counted is None:
+        return values.double().mean(-1).tolist()
+    counted = counted.to(values.device)
+    return (values.double().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)).tolist()
 
 
 def _weighted(values: list[float], weights: list[int]) -> float:

@@ -146,10 +146,11 @@ class _Rest:
         for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
             with shortcut(self.skipped, tokens):
                 found = self.kind.ask(self.model, batch)
-            for one, other in zip(found.rows(), wanted.rows(), strict=True):
-                ours, theirs = one.log_probabilities, other.log_probabilities
-                total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-                count += ours.shape[0] * ours.shape[1]
+            ours, theirs = found.log_probabilities, wanted.log_probabilities
+            if found.counted is not None:
+                ours, theirs = ours[found.counted][None], theirs[found.counted][None]
+            total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
+            count += ours.shape[0] * ours.shape[1]
             values.append((found.values, wanted.values))
         if values[0][0] is not None:
             ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))

@@ -17,7 +17,7 @@ from torchqat.data.functions import find_function, names_function
 from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_several_labels
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
-from torchqat.kinds.kind import Answers, Kind, distilled
+from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
 from torchqat.kinds.pairs import length_of, share_ordered_right
 from torchqat.model.completeness import Wanted
 from torchqat.model.loader import CLASSIFIERS, classifier_loader
@@ -55,7 +55,8 @@ class Classifier(Kind):
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path) if _reads(path) in ("text", "words") else None
 
-    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
+    def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
+        check_one_path(recipe, self.name)
         path = recipe.model.path
         everything = self._examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
         if recipe.data.evaluation_path:

@@ -35,23 +35,14 @@ class Answers:
         targets: int64 ``[rows, positions]``, the right choices, where the data say which.
         embeddings: ``[rows, dim]``, of models that give such.
         values: ``[rows]``, of models that give a number in place of choices, of which there are then none.
-        lengths: int64 ``[rows]``, how many positions of each row count, from the first on; all of them where ``None``.
+        counted: bool ``[rows, positions]``, which of them are measured; all where ``None``.
     """
 
     log_probabilities: Tensor
     targets: Tensor | None = None
     embeddings: Tensor | None = None
     values: Tensor | None = None
-    lengths: Tensor | None = None
-
-    def rows(self) -> list["Answers"]:
-        """Each row by itself, without positions that do not count; the whole where all count."""
-        if self.lengths is None:
-            return [self]
-        return [
-            Answers(self.log_probabilities[row : row + 1, :length], self.targets[row : row + 1, :length])
-            for row, length in enumerate(self.lengths.tolist())
-        ]
+    counted: Tensor | None = None
 
 
 class Kind(ABC):
@@ -89,8 +80,8 @@ class Kind(ABC):
         """The tokenizer of ``path``, or ``None`` where models of this kind need none."""
 
     @abstractmethod
-    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
-        """The batches that ``recipe`` describes.
+    def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
+        """The batches that ``recipe`` describes; ``say`` is told of what takes time.
 
         Raises:
             UserError: There are no such data.
@@ -111,6 +102,18 @@ class Kind(ABC):
     @abstractmethod
     def examples(self, batch: Batch) -> Batch:
         """The inputs of ``batch``, by name where they have names, as a model is called with them."""
+
+    def prompts(self, batch: Batch) -> Tensor:
+        """Beginnings of texts in ``batch``, int64 ``[<= 4, <= 64]``, of models that write text."""
+        return batch[:4, :64]
+
+    def check(self, recipe: Recipe, model: nn.Module) -> None:
+        """Whether ``model`` can do what ``recipe`` asks of its data: those of kinds that ask nothing can.
+
+        Raises:
+            UserError: It cannot.
+        """
+        return None
 
     def ask(self, model: nn.Module, batch: Batch) -> Answers:
         """What ``model`` says to ``batch``."""
@@ -146,6 +149,18 @@ class Kind(ABC):
         Those of processors of images and sounds: the tokenizer writes its own.
         """
         return found_files(path, _OF_PROCESSORS)
+
+
+def check_one_path(recipe: Recipe, kind: str) -> None:
+    """For kinds whose data are one path, of no conversations.
+
+    Raises:
+        UserError: The recipe asks for more.
+    """
+    if recipe.data.sources:
+        raise UserError(f"data.train must be one path where model.kind is {kind}, but is a map or a list of such.")
+    if recipe.data.packing:
+        raise UserError(f"data.packing is of conversations, which a {kind} does not learn from.")
 
 
 def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from torchqat.data.batches import Data
 from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.errors import UserError
-from torchqat.kinds.kind import Answers, Kind, found_files
+from torchqat.kinds.kind import Answers, Kind, check_one_path, found_files
 from torchqat.kinds.pairs import length_of
 from torchqat.kinds.pooling import MODULES, Vectors, modules_of, vectors_of
 from torchqat.model.completeness import Wanted
@@ -54,7 +54,8 @@ class SentenceEncoder(Kind):
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)
 
-    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
+    def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
+        check_one_path(recipe, self.name)
         corpus = load_corpus(recipe.data.train, recipe.data.evaluation_path)
         train = tokenized(tokenizer, paragraphs(corpus.train), recipe.train.sequence_length)
         others = tokenized(tokenizer, paragraphs(corpus.held_out), recipe.data.evaluation.sequence_length)

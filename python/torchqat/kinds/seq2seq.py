@@ -42,7 +42,7 @@ class Seq2Seq(Kind):
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)
 
-    def load_data(self, recipe: Recipe, tokenizer: Any) -> Data:
+    def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
         path = recipe.model.path
         _check_settings(recipe)
         everything = _examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
@@ -58,9 +58,7 @@ class Seq2Seq(Kind):
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
         labels = batch["labels"]
-        return Answers(
-            F.log_softmax(outputs.float(), dim=-1), labels.clamp(min=0), lengths=(labels != NO_LABEL).sum(-1)
-        )
+        return Answers(F.log_softmax(outputs.float(), dim=-1), labels.clamp(min=0), counted=labels != NO_LABEL)
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         counts = batch["labels"] != NO_LABEL

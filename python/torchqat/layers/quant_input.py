@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.layers.padding import without_padding
 from torchqat.layers.sharded import assign, whole
 
 
@@ -75,14 +76,14 @@ class QuantInput(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take ``x`` into the input's range, ignoring what is not finite, and follow the range unless it is learned.
+        """Take ``x`` into the input's range, but for padding and what is not finite, and follow that unless it is learned.
 
         Nothing here waits for the device.
         """
         spec = self.input_spec
         if spec is None or spec.dynamic:
             return
-        self.observer.observe(x)
+        self.observer.observe(without_padding(x))
         if not self.observer.observed:
             return
         self._observed = True

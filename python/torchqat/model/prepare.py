@@ -9,6 +9,7 @@ from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 from torchqat.layers.experts import ExpertWeights, QuantExperts, quantize_experts
 from torchqat.layers.kv_cache import attach
+from torchqat.layers.padding import watch_masks
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.shared_outer_scale import SharedOuterScale
@@ -69,6 +70,9 @@ def prepare(
         attach(model, plan.kv_cache)
     if "hadamard" in settings.transforms:
         _untie_head(model)
+    inputs = [layer.input_spec for _, layer in quant_layers(model) if layer.input_spec is not None]
+    if any(spec.follows and not spec.dynamic for spec in inputs):
+        watch_masks(model)
     model.qat_initialize = settings  # for calibrate
     return model
 

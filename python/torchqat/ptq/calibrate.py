@@ -1,6 +1,6 @@
 """``calibrate``: what needs data before training: weights by GPTQ, AWQ and the like, and the ranges of inputs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -17,6 +17,7 @@ from torchqat.model.out_of_memory import explained
 from torchqat.ptq.block import Forward, keeping_no_caches
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 from torchqat.ptq.result import Calibration
+from torchqat.ptq.unpadded import Unpadded, unpadded
 from torchqat.ptq.walk import initialize
 
 
@@ -28,7 +29,8 @@ def calibrate(
 
     Weights are calibrated block by block (``torchqat.ptq``), each layer on what the quantized layers before it give. For
     the ranges of inputs, weights are used as they are in force and inputs pass unquantized, so that a layer is calibrated
-    on what the layers before it really produce. Elements that are not finite are ignored and counted.
+    on what the layers before it really produce. Elements that are not finite are ignored and counted. Padding is left out:
+    rows of a batch with an ``attention_mask`` are run without it, those of one length together.
 
     Args:
         model: A prepared model.
@@ -40,14 +42,14 @@ def calibrate(
 
     Raises:
         UserError: The model is not prepared, does not call a planned layer or reads its weight past it, or there is no batch
-            although a method or a layer needs one.
+            although a method or a layer needs one, or a row of one has text on both sides of padding.
     """
     require_prepared(model)
     run = forward or _forward
     settings = getattr(model, "qat_initialize", None)
     result = Calibration()
     training = model.training
-    batches, first = _with_first(batches)
+    batches, first = _with_first(unpadded(batches) if iter(batches) is batches else Unpadded(batches))
     check_called(model, first, run)
     model.eval()
     forget_ranges(model)
@@ -95,7 +97,7 @@ def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
         return model(*batch)

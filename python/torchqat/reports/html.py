@@ -78,7 +78,9 @@ def _subtitle(folder: Path, report: Report) -> str:
     settings = read_json(path, "The settings of a run") if path.is_file() else {}
     parts = [f"model {settings['model']}"] if settings.get("model") else []
     if report.baseline.get("tokens"):
-        parts.append(f"measured on {report.baseline['tokens']} predictions on held-out data")
+        counted = report.baseline.get("counted")
+        which = f" {counted}" if counted else ""
+        parts.append(f"measured on {report.baseline['tokens']} predictions{which} on held-out data")
     return ", ".join(parts)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torchqat._library import Recipe
 from torchqat.data.batch import Batch
 from torchqat.data.corpus import Corpus, load_corpus
+from torchqat.data.language import sources_of
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.model.source import dtype_of
@@ -57,7 +58,7 @@ class FloatModel:
     def corpus(self) -> Corpus:
         """The text of ``data.train``."""
         check_data_given(self._recipe)
-        return load_corpus(self._recipe.data.train, self._recipe.data.evaluation_path)
+        return load_corpus(sources_of(self._recipe.data), self._recipe.data.evaluation_path)
 
     @cached_property
     def tokenizer(self):
@@ -118,5 +119,5 @@ class FloatModel:
 
 
 def check_data_given(recipe: Recipe) -> None:
-    if not recipe.data.train:
+    if not (recipe.data.train or recipe.data.sources):
         raise UserError("data must be given, by data.train in the recipe or by --data, but is not.")

@@ -29,7 +29,7 @@ def run(
     Args:
         recipe: A YAML file, or a recipe, of which settings that were made in Python count.
         model: Hugging Face folder, hub id or ``module:function``, in place of the recipe's.
-        data: File or folder of text or jsonl, in place of the recipe's.
+        data: File or folder of text, jsonl or Parquet, or a data set of the Hub, in place of the recipe's.
         output: The run's folder; ``runs/<model>-<recipe>`` when empty.
         resume: Go on with the run that is there.
         restart: Delete the run that is there, and begin again.
@@ -61,7 +61,7 @@ def run_of(
     if model:
         loaded.model.path, loaded.model.scratch = str(model), None
     if data:
-        loaded.data.train = str(data)
+        loaded.data.train, loaded.data.sources = str(data), []
     run = Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
     run.dtype = dtype
     return run

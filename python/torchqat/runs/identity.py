@@ -20,7 +20,7 @@ from torchqat.model.source import folder_of, is_gguf, read_header
 
 # Limits, which decide over results that are there already, and names of what is compared by what it holds.
 _LEFT_OUT = ("file", "text", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
-_LEFT_OUT += ("data.evaluation_path", "evaluate.accept_", "evaluate.task", "kv_cache")
+_LEFT_OUT += ("data.sources", "data.evaluation_path", "evaluate.accept_", "evaluate.task", "kv_cache")
 # The one setting that is made as a whole: what has no setter follows from others.
 _METHOD = "initialize.method"
 # Bytes, and elements, of each tensor that are looked at.
@@ -134,8 +134,8 @@ def _state_of(spec: Any) -> Any:
 
 def data_content(data: Data) -> str:
     """Changes with any element that is trained, calibrated or measured on."""
-    digest = sha256()
-    for batch in [data.train.everything(), *data.calibration, *data.evaluation, *data.validation]:
+    digest = sha256(data.train.content.encode())
+    for batch in [*data.calibration, *data.evaluation, *data.validation]:
         digest.update(digest_of(batch))
     return digest.hexdigest()[:16]
 

@@ -18,6 +18,7 @@ from torchqat.runs.folder import is_run, read_settings
 from torchqat.runs.identity import apply
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
+from torchqat.runs.sources import data_source
 from torchqat.runs.trained import trained_state
 from torchqat.runs.variants import initialized_name, last_name, naive_model, naive_name, trained_name
 from torchqat.verification.engines.transformers import load_in_transformers
@@ -37,6 +38,7 @@ def open_run(folder: Path) -> Run:
     apply(recipe, settings["made_of"]["recipe"])  # what was set by options, or in Python
     recipe.model.path, recipe.model.scratch = settings["model"], None
     recipe.data.train, recipe.data.evaluation_path = settings["data"], settings["evaluation"]
+    recipe.data.sources = [data_source(found) for found in settings.get("sources", [])]
     recipe.evaluate.task = settings["task"]
     if settings["directory"] not in sys.path:
         sys.path.append(settings["directory"])

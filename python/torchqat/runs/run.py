@@ -1,6 +1,7 @@
 """A recipe at work in a folder: what it works on, and what it keeps. ``flow.py`` has the steps."""
 
 import copy
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,7 @@ from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
+from torchqat.runs.sources import absolute, kept_source
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import check_together, is_first, wait
 from torchqat.training.spread import check_recomputes
@@ -99,7 +101,20 @@ class Run:
         if self._data_of is not None:
             return self._data_of.data
         check_data_given(self.recipe)
-        return self.kind.load_data(self.recipe, self.tokenizer)
+        data = self.kind.load_data(self.recipe, self.tokenizer, self.progress.say)
+        for note in data.notes:
+            self.float_model.note(note)
+        return data
+
+    def settle_steps(self) -> None:
+        """Where the recipe says how often its data are gone through, how many steps that is."""
+        train = self.recipe.train
+        if train.epochs is None:
+            return
+        steps = max(1, math.ceil(train.epochs * self.data.train.steps_of_epoch))
+        if steps != train.steps:
+            train.steps = steps
+            self.progress.say(f"{train.epochs:g} passes over the data are {steps} steps.")
 
     @cached_property
     def task(self) -> Task | None:
@@ -216,8 +231,11 @@ class Run:
         check_together()
         if is_first():
             check_asked(self.folder, resume, restart)
+        self.settle_steps()
         if not self.streamed:
             _ = self.original
+            if self.float_model.reads_weights:
+                self.kind.check(self.recipe, self.original)
         plan = str(self.plan)
         if resume:
             self.dtype = same_dtype(self.folder, self.dtype)
@@ -229,10 +247,11 @@ class Run:
         settings = {
             "version": VERSION,
             "steps": self.recipe.train.steps,
-            "model": _absolute(self.model_path),
-            "data": _absolute(self.recipe.data.train),
-            "evaluation": _absolute(self.recipe.data.evaluation_path),
-            "task": _absolute(self.recipe.evaluate.task),
+            "model": absolute(self.model_path),
+            "data": absolute(self.recipe.data.train),
+            "sources": [kept_source(source) for source in self.recipe.data.sources],
+            "evaluation": absolute(self.recipe.data.evaluation_path),
+            "task": absolute(self.recipe.evaluate.task),
             "directory": os.getcwd(),  # where functions of the user's are looked for
             "made_of": self.made_of,
             "dtype": self.dtype,
@@ -266,8 +285,3 @@ class Run:
     def changed_report(self) -> AbstractContextManager[Report]:
         """The report, to be changed in a ``with``."""
         return changed_report(self.folder)
-
-
-def _absolute(source: str) -> str:
-    """A path that is there, whatever folder a later command is given in; other words as they are."""
-    return str(Path(source).resolve()) if source and Path(source).exists() else source

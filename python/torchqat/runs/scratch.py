@@ -1,17 +1,17 @@
 """A small Llama and its byte-level BPE tokenizer, built from a corpus alone: a real model where none can be fetched."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from torchqat._library import Recipe, ScratchModel, TrainSection
-from torchqat.data.batches import Batches, tokenize
+from torchqat.data.batches import Batches
 from torchqat.data.corpus import Corpus
+from torchqat.data.tokenized import tokenize
 from torchqat.extras import needs
-from torchqat.files import pending_folder
+from torchqat.files import cache_folder, pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.runs.progress import Progress
 from torchqat.training.loop import TrainingLoop
@@ -67,12 +67,6 @@ def cache_key(settings: ScratchModel, seed: int, corpus: list[str]) -> str:
 
 def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
-
-
-def cache_folder() -> Path:
-    """Where models that torchqat trains itself are kept: ``$TORCHQAT_CACHE``, else the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchqat"
-    return Path(os.environ.get("TORCHQAT_CACHE", default))
 
 
 def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:

@@ -43,6 +43,7 @@ def measure_baseline(run: Run) -> None:
         "bytes": size,
         "tokens": figures.tokens,
         "losses": figures.losses,
+        "counted": run.data.counted,
     }
     if run.task is not None:
         scores = run.scores(run.original)
@@ -139,7 +140,7 @@ def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, benc
     if not run.kind.writes_text:
         example = run.kind.examples(run.example)
         return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
-    prompts = run.example[:4, :64]
+    prompts = run.kind.prompts(run.example)
     baseline = run.model_path if bench else ""
     known = {"tokenizer": run.tokenizer, "baseline": baseline, "example": _example(run)}
     return verify(folder, model, prompts, engine, bench, **known)

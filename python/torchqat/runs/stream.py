@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat._library import CheckpointPlan, LayerPlan, Plan, Recipe
 from torchqat.checkpoints.convert import convert_layers
@@ -25,7 +25,7 @@ from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
-from torchqat.data.batch import digest
+from torchqat.data.batch import Batch, digest
 from torchqat.errors import UserError
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.experts import QuantExperts
@@ -38,6 +38,7 @@ from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
+from torchqat.ptq.unpadded import unpadded
 from torchqat.ptq.walk import Calibration, initialize
 
 # Tensors outside the blocks share a file up to this size.
@@ -72,7 +73,7 @@ def quantize_folder(
     source: str | Path,
     output: str | Path,
     recipe: Recipe,
-    batches: list[Tensor],
+    batches: list[Batch],
     tokenizer=None,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
     files: dict[str, Path] | None = None,
@@ -87,7 +88,7 @@ def quantize_folder(
         output: A folder; replaced if it exists.
         recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` needs the
             whole model and is refused, and so are formats that are no folders.
-        batches: Calibration tokens, int64 ``[batch, sequence]``.
+        batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and ``attention_mask``.
         tokenizer: Saved beside the model when given.
         on_block: Called with the number of finished blocks and of all.
         files: Others to copy beside them, such as a processor's, by their names there.
@@ -107,7 +108,7 @@ def quantize_folder(
         writer = _Writer(model, plan, folder, recipe.exports[0], reader)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block)
         with at_work.loads_what_runs():
-            calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
+            calibration = initialize(model, list(unpadded(batches)), _forward, recipe.initialize, at_work)
         writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         copy_into(folder, files or {})
@@ -149,6 +150,8 @@ def opened_to_stream(
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
     return model(input_ids=batch, use_cache=False)
 
 

@@ -1,0 +1,135 @@
+"""The data of a language model: texts and conversations, from one source or several."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchqat._library import DataSection, Recipe
+from torchqat.data.batch import Batch
+from torchqat.data.batches import EXAMPLES_AT_ONCE, Batches, Data, spread
+from torchqat.data.conversations import Conversations
+from torchqat.data.mixed_batches import MixedBatches
+from torchqat.data.sources import Source
+from torchqat.data.tokenized import Tokenized, tokenized_source
+from torchqat.data.tokenizers import beginning
+from torchqat.data.windows import held_out_windows, windows
+from torchqat.errors import UserError
+
+_LONG = 8  # rows of held-out conversations that are measured at once
+
+
+def sources_of(data: DataSection) -> list[Source]:
+    """What ``data.train`` names, one source or several."""
+    if not data.sources:
+        return [Source(data.train)]
+    return [Source(one.path, one.subset, one.split, one.column, one.weight) for one in data.sources]
+
+
+def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None = None) -> Data:
+    """The batches that ``recipe`` describes.
+
+    Texts are learned and measured in windows of one stream, each beginning with what the tokenizer begins texts with;
+    conversations each by themselves, as ``data.loss_on`` says, or several in a row with ``data.packing``.
+
+    Args:
+        recipe: Of a causal language model.
+        tokenizer: The model's.
+        say: Told of what takes time.
+
+    Raises:
+        UserError: There are no such data.
+    """
+    train, settings = recipe.train, recipe.data
+    sources, first = sources_of(settings), beginning(tokenizer)
+    whole = bool(settings.evaluation_path)
+    found = [tokenized_source(tokenizer, source, settings.loss_on, whole, say) for source in sources]
+    measured = [(one.held_out, one.conversations) for one in found]
+    weights = [source.weight for source in sources]
+    names = [source.path for source in sources]
+    if whole:
+        other = tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say)
+        measured, shares, measured_names = [(other.train, other.conversations)], [1.0], [settings.evaluation_path]
+    else:
+        shares, measured_names = weights, names
+    if settings.packing and not any(one.conversations for one in found):
+        raise UserError("data.packing is of conversations, but data.train has texts, which fill their rows already.")
+    rows = train.batch_size * train.gradient_accumulation
+    made = []
+    for one, name in zip(found, names, strict=True):
+        if one.conversations:
+            made.append(Conversations(one.train, train.sequence_length, settings.packing).check(name))
+        else:
+            made.append(Batches(one.train, rows, train.sequence_length, train.seed, first))
+    calibration: list[Batch] = []
+    for one, samples in zip(found, _shared(settings.calibration.samples, weights), strict=True):
+        calibration += _to_calibrate(one, samples, settings.calibration.sequence_length, first)
+    evaluation, validation = [], []
+    each = zip(measured, measured_names, _shared(settings.evaluation.samples, shares), strict=True)
+    for (tokens, conversations), name, samples in each:
+        both = _to_measure(tokens, conversations, name, samples, settings.evaluation.sequence_length, first)
+        evaluation += both[0]
+        validation += both[1]
+    return Data(
+        made[0] if len(made) == 1 and isinstance(made[0], Batches) else _mixed(made, weights, rows, recipe, tokenizer),
+        calibration,
+        evaluation,
+        validation,
+        tuple(note for one, name in zip(made, names, strict=True) for note in notes_of(one, name)),
+        counted_words(settings.loss_on, [conversations for _, conversations in measured]),
+    )
+
+
+def _mixed(made: list, weights: list[float], rows: int, recipe: Recipe, tokenizer: Any) -> MixedBatches:
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    packed_to = recipe.train.sequence_length if recipe.data.packing else 0
+    return MixedBatches(made, weights, rows, recipe.train.seed, padding, packed_to)
+
+
+def _to_calibrate(found: Tokenized, samples: int, length: int, first: int | None) -> list[Batch]:
+    if not found.conversations:
+        return windows(found.train, samples, length, first=first)
+    rows = Conversations(found.train, length)
+    return rows.unpadded(spread(torch.arange(len(rows)), samples), EXAMPLES_AT_ONCE)
+
+
+def _to_measure(tokens, conversations: bool, name: str, samples: int, length: int, first: int | None):
+    """Batches to report on, and others to choose the best state by."""
+    if not conversations:
+        return held_out_windows(tokens, samples, length, first)
+    rows = Conversations(tokens, length)
+    if len(rows) < 2:
+        raise UserError(
+            f"data must have at least 2 conversations to measure on, but {name} has {len(rows)} that are held out and have "
+            f"something to learn in their first {length} tokens."
+        )
+    places = torch.arange(len(rows))
+    return [rows.unpadded(spread(part, samples), _LONG) for part in (places[::2], places[1::2])]
+
+
+def _shared(samples: int, weights: list[float]) -> list[int]:
+    """``samples`` in the shares of ``weights``, at least one of each."""
+    return [max(1, round(samples * weight / sum(weights))) for weight in weights]
+
+
+def notes_of(found: Conversations | Batches, name: str) -> list[str]:
+    """What is left out or cut off of the source ``name``."""
+    if not isinstance(found, Conversations):
+        return []
+    notes, rows = [], len(found.places) + found.left_out
+    if found.left_out:
+        notes.append(
+            f"{found.left_out} of {rows} conversations of {name} have nothing to learn in their first {found.length} tokens "
+            "and are left out."
+        )
+    if found.cut:
+        notes.append(f"{found.cut} of {rows} conversations of {name} are cut off after {found.length} tokens.")
+    return notes
+
+
+def counted_words(loss_on: str, conversations: list[bool]) -> str:
+    """Which predictions count, in words that follow their number; empty where all do, those of texts."""
+    if not any(conversations):
+        return ""
+    which = "of answers" if loss_on == "answers" else "of conversations"
+    return which if all(conversations) else f"{which} and texts"

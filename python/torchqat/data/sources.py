@@ -1,0 +1,136 @@
+"""Where text and conversations come from: files, folders, Parquet and data sets of the Hub, one document after the other."""
+
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from torchqat.data.documents import Document, document_of, form_rule, pieces_of_file
+from torchqat.data.jsonl import objects_in
+from torchqat.data.tables import hub_digest, hub_rows, parquet_rows
+from torchqat.errors import UserError
+
+STDLIB = "python-stdlib"
+_TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text", ".parquet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the places that data come from, as recipes name it.
+
+    Attributes:
+        path: A file or folder of text, jsonl or Parquet, ``org/name`` of the Hub, or ``python-stdlib``.
+        subset: Of a data set of the Hub that has several.
+        split: Of a data set of the Hub.
+        column: Of a row: its text, or its messages. Rows without a ``text`` are conversations.
+        weight: How often it is drawn from, relative to others.
+    """
+
+    path: str
+    subset: str = ""
+    split: str = "train"
+    column: str = "text"
+    weight: float = 1.0
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether no file is of that name, and it has the form of a data set's."""
+        path = Path(self.path)
+        named = re.fullmatch(r"[\w][\w.-]*/[\w.-]+", self.path) is not None
+        return named and path.suffix not in _TEXT_SUFFIXES and not path.exists()
+
+
+def documents(source: Source) -> Iterator[Document]:
+    """What ``source`` has, in the order of its names; each is used up before the next.
+
+    Raises:
+        UserError: It is missing or cannot be read, or a line or row has neither text nor a conversation.
+    """
+    if source.is_on_hub:
+        for row in hub_rows(source.path, source.subset, source.split):
+            yield _of_row(row, source)
+        return
+    for file in files_of(source):
+        if file.suffix == ".parquet":
+            for row in parquet_rows(file):
+                yield _of_row(row, source)
+        elif file.suffix == ".jsonl":
+            yield from _of_lines(file, source)
+        else:
+            yield pieces_of_file(file)
+
+
+def content_of(source: Source) -> str:
+    """Changes with what ``source`` has; names and places do not count."""
+    if source.is_on_hub:
+        return hub_digest(source.path, source.subset, source.split)
+    digest = sha256()
+    for file in files_of(source):
+        digest.update(f"{file.suffix} {file.stat().st_size}\n".encode())
+        with _opened(file, "rb") as content:
+            for part in iter(lambda content=content: content.read(1 << 20), b""):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def files_of(source: Source) -> list[Path]:
+    """The files of a source that is not on the Hub.
+
+    Raises:
+        UserError: There are none, or a subset or split of them is asked for.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if source.path == STDLIB else Path(source.path)
+    if not root.exists():
+        raise UserError(
+            f"data must be a file or folder that exists, org/name of the Hub, or {STDLIB}, but is {source.path}."
+        )
+    if source.subset or source.split != "train":
+        raise UserError(f"subset and split are of data sets of the Hub, but {source.path} is a file or folder.")
+    files = _stdlib_files(root) if source.path == STDLIB else _text_files(root)
+    if not files:
+        raise UserError(no_text(source))
+    return files
+
+
+def no_text(source: Source) -> str:
+    """What is said of a source that has none."""
+    return f"data must have text ({', '.join(_TEXT_SUFFIXES)}), but {source.path} has none."
+
+
+def _of_lines(file: Path, source: Source) -> Iterator[Document]:
+    with _opened(file, encoding="utf-8", errors="replace") as lines:
+        rule = f"a line of jsonl must be an object with {form_rule(source.column)}"
+        for value in objects_in(lines, file, lambda value: document_of(value, source.column) is not None, rule):
+            yield document_of(value, source.column)
+
+
+def _of_row(row: dict, source: Source) -> Document:
+    found = document_of(row, source.column)
+    if found is None:
+        raise UserError(
+            f"A row of {source.path} must have {form_rule(source.column)}, but has {', '.join(map(str, row))}; column names "
+            "another."
+        )
+    return found
+
+
+def _opened(file: Path, mode: str = "r", **options):
+    try:
+        return open(file, mode, **options)
+    except OSError as error:
+        raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
+
+
+def _stdlib_files(root: Path) -> list[Path]:
+    """The library's own modules: no tests, no installed packages, nothing generated as a table of data."""
+    skipped = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "encodings", "__pycache__"}
+    files = [f for f in root.rglob("*.py") if not skipped & set(f.relative_to(root).parts)]
+    return sorted(f for f in files if not f.name.startswith("_sysconfigdata") and "pydoc_data" not in f.parts)
+
+
+def _text_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)

@@ -1,0 +1,31 @@
+"""The loss of predictions of which some alone count."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchqat._library import DistillSection
+from torchqat.data.examples import NO_LABEL
+from torchqat.kinds.kind import distilled
+
+
+def counted_loss(settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
+    """The loss of the recipe's ``distill`` section over the tokens of ``batch`` that have a label.
+
+    Args:
+        settings: Which loss.
+        student: Logits ``[rows, tokens, vocabulary]``; those at position ``t`` predict token ``t + 1``.
+        teacher: The same of the float model, or ``None``.
+        batch: ``labels`` int64 ``[rows, tokens]``, -100 where nothing is to be predicted. Where it is a part of a step's,
+            ``predictions`` ``[rows]`` is how many there are in a row of all of it on average: the mean over the losses of
+            parts of like size is then that over all predictions of the step, whichever part they are in.
+    """
+    labels = batch["labels"][:, 1:]
+    counted = labels != NO_LABEL
+    ours, targets = student[:, :-1][counted], labels[counted]
+    if not len(targets):
+        return student.sum() * 0.0
+    theirs = None if teacher is None else teacher[:, :-1][counted]
+    mean = distilled(settings, ours, theirs, lambda: F.cross_entropy(ours.float(), targets))
+    if "predictions" not in batch:
+        return mean
+    return mean * (len(targets) / batch["predictions"].sum())

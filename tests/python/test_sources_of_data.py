@@ -1,0 +1,152 @@
+"""Where data come from, and what is held out of them."""
+
+import sys
+
+import pytest
+import torchqat
+from chats import messages, write_lines
+from sentences import matches
+from torchqat import UserError
+from torchqat.data.corpus import load_corpus
+from torchqat.data.documents import cut, pieces_of_file
+from torchqat.data.holding_out import HELD, TRAIN, parts_of
+from torchqat.data.sources import Source, content_of, documents
+from torchqat.kinds import find_kind
+
+TEXTS = [f"document {i} says something\n" for i in range(20)]
+
+
+def texts(source, **options):
+    return ["".join(document) for document in documents(Source(str(source), **options))]
+
+
+def parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_parquet_is_read_as_jsonl_is(tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert texts(parquet(tmp_path / "rows.parquet", rows)) == texts(tmp_path / "rows.jsonl") == TEXTS
+
+
+def test_a_folder_of_parquet_and_another_column(tmp_path):
+    for part in (0, 1):
+        parquet(tmp_path / f"part-{part}.parquet", [{"body": text} for text in TEXTS[part * 10 : part * 10 + 10]])
+    assert texts(tmp_path, column="body") == TEXTS
+    with pytest.raises(UserError, match=matches("data.row-without-text", source=tmp_path, columns="body")):
+        texts(tmp_path)
+
+
+def test_conversations_of_parquet(tmp_path):
+    path = parquet(tmp_path / "chat.parquet", [{"messages": messages(i)} for i in range(3)])
+    assert [one.messages for one in documents(Source(str(path)))] == [tuple(messages(i)) for i in range(3)]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A data set of the Hub in its cache, as ``datasets`` leaves it there."""
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = parquet(tmp_path / "hub.parquet", [{"text": text} for text in TEXTS])
+    builder = Parquet(
+        cache_dir=str(tmp_path / "cache"),
+        dataset_name="texts",
+        hash="0123456789abcdef",
+        data_files={"train": [str(path)]},
+    )
+    builder.download_and_prepare()
+    kept = tmp_path / "cache" / "someone___texts"
+    (tmp_path / "cache" / "texts").rename(kept)
+    next(kept.glob("default-*")).rename(kept / "default")
+    return "someone/texts"
+
+
+def test_a_data_set_of_the_hub_comes_from_its_cache(hub):
+    source = Source(hub)
+    assert source.is_on_hub and texts(hub) == TEXTS
+    assert content_of(source) == content_of(source)
+    with pytest.raises(UserError, match=matches("data.not-on-hub", name=hub, split="test")):
+        texts(hub, split="test")
+    with pytest.raises(UserError, match=matches("data.not-on-hub", name="nobody/nothing", split="train")):
+        texts("nobody/nothing")
+
+
+def test_parts_of_files_are_refused(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": "a"}])
+    for options in ({"subset": "a"}, {"split": "test"}):
+        with pytest.raises(UserError, match=matches("data.split-of-a-file", source=path)):
+            texts(path, **options)
+
+
+def test_content_does_not_change_with_names(tmp_path):
+    paths = [write_lines(tmp_path / name, [{"text": "a"}]) for name in ("a.jsonl", "b.jsonl")]
+    other = write_lines(tmp_path / "c.jsonl", [{"text": "b"}])
+    first, again, changed = (content_of(Source(path)) for path in (*paths, other))
+    assert first == again != changed
+
+
+def test_texts_and_conversations_are_not_mixed_in_a_source(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": "a"}, {"prompt": "a", "completion": "b"}])
+    with pytest.raises(UserError, match=matches("data.both-forms", source=path)):
+        parts_of(Source(path))
+
+
+def test_every_tenth_is_held_out_and_no_copy(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": text} for text in [*TEXTS[:16], TEXTS[0], *TEXTS[17:]]])
+    parts = parts_of(Source(path))
+    assert [place for place, part in enumerate(parts.of) if part == HELD] == [5, 15]
+    copied = write_lines(tmp_path / "copies.jsonl", [{"text": text} for text in [*TEXTS[:15], TEXTS[0], *TEXTS[16:]]])
+    parts = parts_of(Source(copied))
+    assert [place for place, part in enumerate(parts.of) if part == HELD] == [5] and parts.of[15] != TRAIN
+
+
+def test_blank_documents_count_for_nothing(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"text": text} for one in TEXTS for text in (" \n", one)])
+    found = load_corpus(str(path))
+    assert found.held_out == [TEXTS[5], TEXTS[15]] and len(found.train) == 18
+
+
+def test_one_conversation_cannot_be_held_out(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"messages": messages(1)}])
+    with pytest.raises(UserError, match=matches("data.one-example", source=path)):
+        parts_of(Source(path))
+
+
+def test_encoders_and_classifiers_take_one_path_of_texts(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"messages": messages(i)} for i in range(20)])
+    with pytest.raises(UserError, match=matches("data.conversations-here", source=path)):
+        load_corpus(path)
+
+    def load(data):
+        text = f"version: 1\nmodel: {{kind: classifier}}\ndata: {data}\nlayers: [{{match: a, weight: float}}]\n"
+        find_kind("classifier").load_data(torchqat.parse_recipe(text, "r"), None)
+
+    with pytest.raises(UserError, match=matches("data.one-path", kind="classifier")):
+        load("{train: {path: a}}")
+    with pytest.raises(UserError, match=matches("data.packing-of-kind", kind="classifier")):
+        load("{train: a, packing: true}")
+
+
+def test_long_texts_are_cut_where_a_line_ends(tmp_path):
+    text = "".join(f"def function_{i}():\n    return {i}\n\n" for i in range(20_000))
+    (tmp_path / "long.py").write_text(text)
+    for pieces in (cut(text), list(pieces_of_file(tmp_path / "long.py"))):
+        assert "".join(pieces) == text and len(pieces) > 10
+        assert all(piece[0] == "\n" for piece in pieces[1:]) and max(map(len, pieces)) < 1 << 16
+    for other in ("x" * 3_000_000, "", "a", "\n" * 100_000):
+        (tmp_path / "other.txt").write_text(other)
+        assert "".join(cut(other)) == "".join(pieces_of_file(tmp_path / "other.txt")) == other
+
+
+def test_a_missing_library_is_said(tmp_path, monkeypatch):
+    path = parquet(tmp_path / "rows.parquet", [{"text": "a"}])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=matches("extras.missing", what="Parquet", extra="data")):
+        texts(path)
