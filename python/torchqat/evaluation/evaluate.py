@@ -97,23 +97,21 @@ class _Sums:
     counts: Tensor = field(default_factory=lambda: torch.zeros(len(KL_BINS) - 1, dtype=torch.float64))
 
     def add(self, found: Answers, wanted: Answers | None) -> None:
-        rows, positions, _ = found.log_probabilities.shape
+        rows, positions, choices = found.logits.shape
         self.weights += [positions] * rows
         if found.targets is not None:
-            chosen = found.log_probabilities.gather(-1, found.targets[..., None]).squeeze(-1)
-            self.losses += _row_means(-chosen)
+            self.losses += _row_means(-found.of_targets())
         if wanted is None:
             return
         if found.values is not None:
             self.values.append((found.values.cpu(), wanted.values.cpu()))
             return
-        ours, theirs = found.log_probabilities, wanted.log_probabilities
-        if ours.shape[-1]:
-            kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().cpu()
+        if choices:
+            kl = found.kl_to(wanted).double().cpu()
             self.kls += _row_means(kl)
             self.by_position.append(kl)
             self._count(kl)
-            self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            self.agree += int((found.likeliest() == wanted.likeliest()).sum())
         if found.embeddings is not None:
             self.cosines += F.cosine_similarity(found.embeddings, wanted.embeddings, dim=-1).double().tolist()
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec
@@ -146,9 +145,8 @@ class _Rest:
         for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
             with shortcut(self.skipped, tokens):
                 found = self.kind.ask(self.model, batch)
-            ours, theirs = found.log_probabilities, wanted.log_probabilities
-            total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-            count += ours.shape[0] * ours.shape[1]
+            total += found.kl_to(wanted).double().sum().item()
+            count += found.logits.shape[0] * found.logits.shape[1]
             values.append((found.values, wanted.values))
         if values[0][0] is not None:
             ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))

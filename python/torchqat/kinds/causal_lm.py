@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -50,7 +49,7 @@ class CausalLM(Kind):
         return model(input_ids=batch, use_cache=False).logits
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
-        return Answers(F.log_softmax(outputs[:, :-1].float(), dim=-1), batch[:, 1:])
+        return Answers(outputs[:, :-1], batch[:, 1:])
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         return distilled(settings, student, teacher, lambda: cross_entropy(student, batch))
