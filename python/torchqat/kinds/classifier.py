@@ -88,10 +88,9 @@ class Classifier(Kind):
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         labels = _labels(batch)
-        if labels.dim() == 2 and not _applies_each(labels):  # of words: which have a label stays on the device
-            return distilled(
-                settings, student, teacher, lambda: cross_entropy_of(student, labels), labels != NO_LABEL
-            )
+        if labels.dim() == 2 and not _applies_each(labels) and student.shape[-1] > 1:
+            # Of words: which of them have a label stays on the device.
+            return distilled(settings, student, teacher, lambda: cross_entropy_of(student, labels), labels != NO_LABEL)
         theirs = None if teacher is None else _labelled(teacher, labels)[0]
         ours, labels = _labelled(student, labels)
         return distilled(settings, ours, theirs, lambda: _plain(ours, labels))

@@ -189,13 +189,13 @@ def distilled(
 ) -> Tensor:
     """Forward KL from ``teacher`` and what ``plain`` gives, cross-entropy as a rule, in the recipe's shares.
 
-    Of one output, which is no choice, it is the KL between normal distributions around both, of variance 1. It is the mean
+    Of one output, which is no choice, it is the KL between normal distributions around both, of variance 1. KL is the mean
     over the predictions that are ``counted``, bool, or over all.
     """
     if is_plain(settings):
         return plain()
     one = student.shape[-1] == 1
-    kl = half_square(student, teacher, counted) if one else forward_kl(student, teacher, settings.temperature, counted)
+    kl = half_square(student, teacher) if one else forward_kl(student, teacher, settings.temperature, counted)
     return kl if settings.weight == 1.0 else settings.weight * kl + (1.0 - settings.weight) * plain()
 
 

@@ -30,6 +30,7 @@ from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
+from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import check_together, is_first, wait
 from torchqat.training.spread import check_recomputes
@@ -214,6 +215,7 @@ class Run:
             UserError: One of these.
         """
         check_together()
+        check_training(self.recipe)
         if is_first():
             check_asked(self.folder, resume, restart)
         if not self.streamed:

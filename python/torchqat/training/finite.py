@@ -10,7 +10,7 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.sharded import is_sharded, local
 from torchqat.model.blocks import hooks
-from torchqat.training.processes import first_said, total
+from torchqat.training.processes import first_said, mean
 
 
 @torch.no_grad()
@@ -47,23 +47,23 @@ def scale_not_finite(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def broken_scales(model: nn.Module) -> Tensor:
-    """Whether learned scales and zero points, and whether their gradients, are not finite: two numbers, 0 where they are.
+def finite_scales(model: nn.Module) -> Tensor:
+    """Whether all learned scales and zero points, and whether their gradients, are finite: 1 where they are, else less.
 
-    They stay on the device. Every process has to call it.
+    Two numbers, which stay on the device. Every process has to call it.
     """
     scales = [scale for _, scale in _learned(model)]
     gradients = [scale.grad for scale in scales if scale.grad is not None]
     device = local(scales[0]).device if scales else None
-    found = torch.stack([_is_broken(tensors, device) for tensors in (scales, gradients)])
-    return total(found) if is_sharded(model) else found
+    found = torch.stack([_is_finite(tensors, device) for tensors in (scales, gradients)])
+    return mean(found) if is_sharded(model) else found
 
 
-def _is_broken(tensors: list[Tensor], device: torch.device | None) -> Tensor:
+def _is_finite(tensors: list[Tensor], device: torch.device | None) -> Tensor:
     if not tensors:
-        return torch.zeros((), device=device)
+        return torch.ones((), device=device)
     largest = nn.utils.get_total_norm([local(tensor) for tensor in tensors], math.inf)
-    return 1.0 - torch.isfinite(largest).float().to(device)
+    return torch.isfinite(largest).float().to(device)
 
 
 def _learned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -17,7 +17,7 @@ from torchqat.data.examples import ExampleBatches
 from torchqat.errors import UserError
 from torchqat.layers.sharded import device_of, whole
 from torchqat.model.out_of_memory import explained
-from torchqat.training.finite import broken_scales, first_not_finite, scale_not_finite
+from torchqat.training.finite import finite_scales, first_not_finite, scale_not_finite
 from torchqat.training.loss_scale import LossScale
 from torchqat.training.masters import Masters
 from torchqat.training.monitor import Monitor
@@ -107,7 +107,7 @@ class TrainingLoop:
             # Before the state is kept: what it measures is measured again if it was cut off.
             self.on_step(step, figures)
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
-                self._check_scales(step - 1)
+                self._check_scales(step - 1, finite_scales(self.model).cpu().tolist())
                 self._save(step, optimizers, schedule)
         return self.model.eval()
 
@@ -131,8 +131,7 @@ class TrainingLoop:
         while _overflows(found) and self._loss_scale.lower():
             _forget_gradients(optimizers)
             found = read_together(known | self._gradients(step, micro_batches), device_of(self.model))
-        if found["broken"][0]:
-            self._check_scales(step - 1)
+        self._check_scales(step - 1, found["finite"])
         loss, norm = found["loss"][0], found["norm"][0]
         skipped = not math.isfinite(loss) or _overflows(found)
         if skipped:
@@ -147,7 +146,7 @@ class TrainingLoop:
         return {**figures, "skipped": 1} if skipped else figures
 
     def _gradients(self, step: int, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Forward and backward of a step; returns the loss, the norm and whether scales are broken, on the device."""
+        """Forward and backward of a step; returns the loss, the norm and whether scales are finite, on the device."""
         device = device_of(self.model)
         losses = torch.zeros((), dtype=torch.float64, device=device)
         with explained(self.model, f"step {step}", _LESS_MEMORY):
@@ -160,7 +159,7 @@ class TrainingLoop:
         weights = [self._masters.of(weight) for weight in _weights(self.model)]
         self._loss_scale.divide(weights + [p for name, p in self.model.named_parameters() if is_scale(name)])
         norm = whole(nn.utils.clip_grad_norm_(weights, self.settings.gradient_clip or math.inf))
-        return {"loss": mean(losses), "norm": norm, "broken": broken_scales(self.model)}
+        return {"loss": mean(losses), "norm": norm, "finite": finite_scales(self.model)}
 
     def _move(self, optimizers: list[Optimizer], rates: RelativeRates | None, found: dict[str, list[float]]) -> None:
         self._loss_scale.step()
@@ -170,8 +169,9 @@ class TrainingLoop:
             optimizer.step()
         self._masters.give()
 
-    def _check_scales(self, step: int) -> None:
-        if broken := scale_not_finite(self.model):
+    def _check_scales(self, step: int, finite: list[float]) -> None:
+        if finite[0] < 1:
+            broken = scale_not_finite(self.model)
             raise UserError(f"Scales must stay finite, but {broken} is not after step {step}; {self._advice()}")
 
     def _skip_or_stop(self, step: int, loss: float, micro_batches: list[Batch]) -> None:
@@ -251,7 +251,7 @@ def _weights(model: nn.Module) -> list[nn.Parameter]:
 
 def _overflows(found: dict[str, list[float]]) -> bool:
     """Whether gradients are not finite, though the loss is."""
-    return math.isfinite(found["loss"][0]) and not (math.isfinite(found["norm"][0]) and found["broken"][1] == 0)
+    return math.isfinite(found["loss"][0]) and not (math.isfinite(found["norm"][0]) and found["finite"][1] == 1)
 
 
 def _forget_gradients(optimizers: list[Optimizer]) -> None:

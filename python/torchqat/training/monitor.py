@@ -56,7 +56,7 @@ class Monitor:
         - ``oscillating_share``: of codes that keep moving to and fro.
         - ``scale_change``: mean of ``|log2(scale now / scale when the width was new)|``.
         """
-        return self.named(self.look().tolist())
+        return self.named(self.look().cpu().tolist())
 
     @staticmethod
     def named(figures: Sequence[Any]) -> dict[str, Any]:

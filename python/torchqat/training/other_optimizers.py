@@ -24,7 +24,7 @@ def check_optimizer(settings: TrainSection) -> None:
         find_function("train.optimizer", settings.optimizer)
     if settings.optimizer == "adamw_8bit" and not any(map(find_spec, ("bitsandbytes", "torchao"))):
         raise UserError(
-            "train.optimizer: adamw_8bit needs bitsandbytes or torchao, of which none is installed: pip install bitsandbytes."
+            "train.optimizer: adamw_8bit needs bitsandbytes or torchao, and neither is installed: pip install bitsandbytes."
         )
 
 

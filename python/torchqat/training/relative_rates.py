@@ -35,7 +35,7 @@ class RelativeRates:
     def send(self) -> None:
         """Send the sums ahead, on a GPU; scales that are written to before the step are read again."""
         scales = self._scales()
-        if scales and local(scales[0]).is_cuda and not self._read_elsewhere:
+        if scales and _sends(scales[0]) and not self._read_elsewhere:
             self._sent = _versions(scales), OnTheWay(_sums(scales))
 
     def sums(self) -> Tensor:
@@ -53,7 +53,7 @@ class RelativeRates:
             return given
         if sent is not None and sent[0] == _versions(scales):
             return sent[1].get()
-        return OnTheWay(_sums(scales)).get()
+        return _sums(scales).cpu().tolist()
 
     @torch.no_grad()
     def _multiply(self, *_) -> None:
@@ -82,6 +82,11 @@ def multiply_relative_rates(optimizer: Optimizer) -> RelativeRates:
     if optimizer not in _known:
         _known[optimizer] = RelativeRates(optimizer)
     return _known[optimizer]
+
+
+def _sends(scale: Tensor) -> bool:
+    """Whether a copy from where ``scale`` is can go on while the host does; what the host has, it reads at once."""
+    return local(scale).is_cuda
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:

@@ -45,7 +45,7 @@ class TrainerCallback(_Base):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.monitor is not None and self._looked is not None:
-            self._seen.update(self.monitor.named(self._looked.tolist()))
+            self._seen.update(self.monitor.named(self._looked.cpu().tolist()))
             self._looked = None
         seen = {f"qat/{name}": value for name, value in self._seen.items()}
         if logs is not None:
