@@ -1,4 +1,4 @@
-"""``train.masters``: what 16-bit weights cannot keep, float32 masters do; and float16, whose gradients need a scaled loss."""
+"""``train.masters``: what 16-bit weights cannot keep, float32 masters do; float16, whose gradients need a scaled loss."""
 
 import copy
 
@@ -42,7 +42,7 @@ def test_small_updates_are_lost_without_masters(dtype, tiny_llama):
         loop.run()
         shares[masters] = moved(model, before)[PROJECTION]
         if masters == "float32":
-            difference = (loop._masters.state_dict()[PROJECTION] - before[PROJECTION].float()).abs()
+            difference = (loop.moving.masters.state_dict()[PROJECTION] - before[PROJECTION].float()).abs()
             assert (difference > 1e-6).float().mean() > 0.5  # kept, and seen once they are enough
     assert shares["float32"] > 0.005
     assert shares.get("model", 0.0) == 0.0
@@ -85,7 +85,7 @@ def test_training_is_that_of_float32_weights_rounded_for_each_forward(clip, dtyp
 def test_float32_models_have_none(tiny_llama):
     loop = loop_for(prepared(tiny_llama, torch.float32), settings(steps=1))
     loop.run()
-    assert len(loop._masters) == 0
+    assert len(loop.moving.masters) == 0
 
 
 def test_checkpoints_hold_masters(tiny_llama, tmp_path):
@@ -93,7 +93,7 @@ def test_checkpoints_hold_masters(tiny_llama, tmp_path):
     loop = loop_for(model, settings(steps=2, learning_rate=1e-3), checkpoint=tmp_path / "train.pt")
     loop.run()
     kept = load_state(tmp_path / "train.pt")["masters"]
-    assert all(torch.equal(kept[name], master) for name, master in loop._masters.state_dict().items())
+    assert all(torch.equal(kept[name], master) for name, master in loop.moving.masters.state_dict().items())
     assert all(torch.equal(kept[n].to(p.dtype), p) for n, p in model.named_parameters())
     assert any(not torch.equal(kept[n], p.float()) for n, p in model.named_parameters())
 
@@ -106,7 +106,7 @@ def test_what_is_done_about_oscillation_reaches_masters(method, tiny_llama):
     section = settings(steps=12, learning_rate=1e-2, learning_rate_decay="constant")
     loop = loop_for(model, section, settles=against_oscillation(model, oscillation, 12))
     loop.run()
-    for name, master in loop._masters.state_dict().items():
+    for name, master in loop.moving.masters.state_dict().items():
         assert torch.equal(master.to(torch.bfloat16), model.get_parameter(name))
 
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_scaled_too_far_is_tried_again(tmp_path):
     assert 1.0 < factor < 2.0**16 and 250 * factor < 65504
     _, again = half_loop(3, 1e3, tmp_path)
     again.run()
-    assert again._loss_scale.factor == factor  # gone on with
+    assert again.moving.loss_scale.factor == factor  # gone on with
 
 
 def test_gradients_that_overflow_unscaled_stop_the_run():

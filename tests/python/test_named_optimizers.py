@@ -207,7 +207,7 @@ def test_what_it_takes_is_what_it_holds(name, masters, dtype, tiny_llama):
     hook.remove()
     assert counted.gradients == sum(gradients for gradients, _ in seen.values())
     assert counted.optimizer == sum(state for _, state in seen.values())
-    assert counted.masters == held(loop._masters.state_dict().values())
+    assert counted.masters == held(loop.moving.masters.state_dict().values())
     assert counted.masters == (4 * sum(p.numel() for p in model.parameters() if p.dtype == dtype) if (
         masters == "float32" and dtype == torch.bfloat16) else 0)  # fmt: skip
 

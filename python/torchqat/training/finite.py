@@ -60,9 +60,10 @@ def finite_scales(model: nn.Module) -> Tensor:
 
 
 def _is_finite(tensors: list[Tensor], device: torch.device | None) -> Tensor:
-    if not tensors:
+    parts = [part for part in map(local, tensors) if part.numel()]  # a process may have none of a small one
+    if not parts:
         return torch.ones((), device=device)
-    largest = nn.utils.get_total_norm([local(tensor) for tensor in tensors], math.inf)
+    largest = nn.utils.get_total_norm(parts, math.inf)
     return torch.isfinite(largest).float().to(device)
 
 

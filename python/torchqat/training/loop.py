@@ -15,18 +15,16 @@ from torchqat.data.batch import Batch, chunks, rows_of, to_device
 from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
 from torchqat.errors import UserError
-from torchqat.layers.sharded import device_of, whole
+from torchqat.layers.sharded import device_of
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import finite_scales, first_not_finite, scale_not_finite
-from torchqat.training.loss_scale import LossScale
-from torchqat.training.masters import Masters
 from torchqat.training.monitor import Monitor
+from torchqat.training.moving import Moving, overflows
 from torchqat.training.noise import find_noise, remove_dropout
-from torchqat.training.optimizers import fine_tuning_optimizers, is_scale, owner_of_scales, rate_factor, set_rates
+from torchqat.training.optimizers import rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
 from torchqat.training.reading import read_together
-from torchqat.training.relative_rates import RelativeRates, multiply_relative_rates
 from torchqat.training.schedule import Schedule
 from torchqat.training.spread import share_ranges, without_sync
 from torchqat.training.state import load_training, save_training
@@ -65,6 +63,7 @@ class TrainingLoop:
             they are: what the loss compares with, a float model in evaluation mode, has neither noise nor statistics of
             the batch.
         settles: What is done about oscillating weights after each step.
+        moving: What moves its weights, once it runs.
         silenced: Modules that are in evaluation mode while the rest trains, since they would add noise.
         parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
         monitor: Looks, in each step, at the weights that its loss is of; what it sees is among the step's figures.
@@ -84,23 +83,23 @@ class TrainingLoop:
     parallel: nn.Module | None = None
     monitor: Monitor | None = None
     silenced: list[str] = field(default_factory=list, init=False)
+    moving: Moving | None = field(default=None, init=False)
     _skipped_in_a_row: int = field(default=0, init=False)
 
     def run(self) -> nn.Module:
         """Train to the end, from the checkpoint if there is one, and return the model in evaluation mode."""
-        optimizers = self._begin()
-        owner = owner_of_scales(optimizers, self.model)
-        schedule = self.schedule(owner) if self.schedule else None
-        rates = multiply_relative_rates(owner) if schedule else None
-        step = self._resume(optimizers, schedule)
+        own = None if self.optimizers is None else self.optimizers(self.model, self.settings)
+        moving = self.moving = Moving(self.model, self.settings, own)
+        schedule = self.schedule(moving.owner) if self.schedule else None
+        step = self._resume(schedule)
         if self.steady and step < self.settings.steps:
             self._silence(step)
         while step < self.settings.steps:
-            figures = self._take_step(step, optimizers, rates)
+            figures = self._take_step(step)
             step += 1
             if self.settles is not None:
                 self.settles.step(step)
-                self._masters.follow()
+                moving.masters.follow()
             if schedule is not None:
                 schedule.step()
             share_ranges(self.model)
@@ -108,66 +107,44 @@ class TrainingLoop:
             self.on_step(step, figures)
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
                 self._check_scales(step - 1, finite_scales(self.model).cpu().tolist())
-                self._save(step, optimizers, schedule)
+                self._save(step, schedule)
         return self.model.eval()
 
-    def _begin(self) -> list[Optimizer]:
-        self._loss_scale = LossScale(self.model)
-        if self.optimizers is not None:
-            self._masters = Masters(nn.Module())
-            return self.optimizers(self.model, self.settings)
-        self._masters = Masters(self.model if self.settings.masters == "float32" else nn.Module())
-        return fine_tuning_optimizers(self.model, self.settings, self._masters)
-
-    def _take_step(self, step: int, optimizers: list[Optimizer], rates: RelativeRates | None) -> dict[str, float]:
+    def _take_step(self, step: int) -> dict[str, float]:
         """One step. It waits for the device once, to read all that is to be known of it."""
         self._training_mode()
-        factor = rate_factor(self.settings, step)
-        set_rates(optimizers, factor)
+        moving, device = self.moving, device_of(self.model)
+        rate = moving.set_rates(rate_factor(self.settings, step))
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
         known = {} if self.monitor is None else {"seen": self.monitor.look()}
-        known |= {} if rates is None else {"scales": rates.sums()}
-        found = read_together(known | self._gradients(step, micro_batches), device_of(self.model))
-        while _overflows(found) and self._loss_scale.lower():
-            _forget_gradients(optimizers)
-            found = read_together(known | self._gradients(step, micro_batches), device_of(self.model))
+        known |= {"sizes": moving.sizes()} if self.schedule else {}
+        found = read_together(known | self._gradients(step, micro_batches), device)
+        while moving.tries_again(found):
+            found = read_together(known | self._gradients(step, micro_batches), device)
         self._check_scales(step - 1, found["finite"])
-        loss, norm = found["loss"][0], found["norm"][0]
-        skipped = not math.isfinite(loss) or _overflows(found)
+        loss = found["loss"][0]
+        skipped = not math.isfinite(loss) or overflows(found)
         if skipped:
             self._skip_or_stop(step, loss, micro_batches)
         else:
-            self._move(optimizers, rates, found)
-        _forget_gradients(optimizers)
+            moving.step(found.get("sizes"))
+        moving.forget_gradients()
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        rate = optimizers[0].param_groups[0]["initial_lr"] * factor
-        figures = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        figures = {"loss": loss, "gradient_norm": found["norm"][0], "learning_rate": rate}
         figures |= Monitor.named(found.get("seen", ()))
         return {**figures, "skipped": 1} if skipped else figures
 
     def _gradients(self, step: int, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Forward and backward of a step; returns the loss, the norm and whether scales are finite, on the device."""
+        """Forward and backward of a step; returns what ``Moving.take_gradients`` does, and the loss."""
         device = device_of(self.model)
         losses = torch.zeros((), dtype=torch.float64, device=device)
         with explained(self.model, f"step {step}", _LESS_MEMORY):
             for index, micro_batch in enumerate(micro_batches):
                 with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
                     loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
-                    (loss * self._loss_scale.factor).backward()
+                    self.moving.backward(loss)
                 losses += loss.detach().to(device)
-        self._masters.take_gradients()
-        weights = [self._masters.of(weight) for weight in _weights(self.model)]
-        self._loss_scale.divide(weights + [p for name, p in self.model.named_parameters() if is_scale(name)])
-        norm = whole(nn.utils.clip_grad_norm_(weights, self.settings.gradient_clip or math.inf))
-        return {"loss": mean(losses), "norm": norm, "finite": finite_scales(self.model)}
-
-    def _move(self, optimizers: list[Optimizer], rates: RelativeRates | None, found: dict[str, list[float]]) -> None:
-        self._loss_scale.step()
-        if rates is not None:
-            rates.give(found["scales"])
-        for optimizer in optimizers:
-            optimizer.step()
-        self._masters.give()
+        return {"loss": mean(losses), **self.moving.take_gradients()}
 
     def _check_scales(self, step: int, finite: list[float]) -> None:
         if finite[0] < 1:
@@ -211,7 +188,7 @@ class TrainingLoop:
         row = to_device(rows_of(share(self.batches[step]), 0, 1), device_of(self.model))
         self.silenced = find_noise(self.model, lambda: self.loss(row))
 
-    def _save(self, step: int, optimizers: list[Optimizer], schedule: Schedule | None) -> None:
+    def _save(self, step: int, schedule: Schedule | None) -> None:
         if self.checkpoint is None:
             return
         facts: dict[str, Any] = {
@@ -219,13 +196,11 @@ class TrainingLoop:
             "identity": self.identity,
             "schedule": schedule.state_dict() if schedule else None,
             "settles": self.settles.state_dict() if self.settles else None,
-            "loss_scale": self._loss_scale.state_dict(),
+            **self.moving.state_dict(),
         }
-        if masters := self._masters.state_dict():
-            facts["masters"] = masters
-        save_training(self.checkpoint, facts, self.model, optimizers)
+        save_training(self.checkpoint, facts, self.model, self.moving.optimizers)
 
-    def _resume(self, optimizers: list[Optimizer], schedule: Schedule | None) -> int:
+    def _resume(self, schedule: Schedule | None) -> int:
         state = None if self.checkpoint is None else load_training(self.checkpoint)
         if state is None:
             torch.manual_seed(self.settings.seed)
@@ -235,25 +210,10 @@ class TrainingLoop:
                 f"{state.path} must belong to this recipe, model and data, but was written for others; "
                 "choose another --output, or --restart."
             )
-        state.restore(self.model, optimizers, random=True)
+        state.restore(self.model, self.moving.optimizers, random=True)
         if schedule is not None:
             schedule.load_state_dict(state.facts["schedule"])
         if self.settles is not None:
             self.settles.load_state_dict(state.facts["settles"])
-        self._loss_scale.load_state_dict(state.facts["loss_scale"])
-        self._masters.load_state_dict(state.facts.get("masters", {}))
+        self.moving.load_state_dict(state.facts)
         return state.facts["step"]
-
-
-def _weights(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if not is_scale(n)]
-
-
-def _overflows(found: dict[str, list[float]]) -> bool:
-    """Whether gradients are not finite, though the loss is."""
-    return math.isfinite(found["loss"][0]) and not (math.isfinite(found["norm"][0]) and found["finite"][1] == 1)
-
-
-def _forget_gradients(optimizers: list[Optimizer]) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)

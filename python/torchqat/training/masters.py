@@ -11,7 +11,7 @@ _SHORT = (torch.bfloat16, torch.float16)
 class Masters:
     """What the optimizer moves in place of a model's weights of 16 bits, which are their masters, rounded.
 
-    An update below 2^-8 of a weight of bfloat16 would leave that as it is. Scales are float32 and need no master.
+    An update below 2^-9 of a weight of bfloat16 would leave that as it is. Scales are float32 and need no master.
 
     Args:
         model: Every parameter of it that trains and has 16 bits gets a master, as it is now.
