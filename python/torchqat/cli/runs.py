@@ -21,8 +21,10 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
     import torchqat
     from torchqat.checkpoints.export import check_exports
     from torchqat.kinds import find_kind
+    from torchqat.training.checks import check_training
 
     loaded = torchqat.load_recipe(recipe)
+    check_training(loaded)
     path, kind, notes = model or loaded.model.path, find_kind(loaded.model.kind), []
     if path:
         found = kind.outline(path, loaded.model.dtype, notes.append)

@@ -98,21 +98,18 @@ class _Sums:
     counts: Tensor = field(default_factory=lambda: torch.zeros(len(KL_BINS) - 1, dtype=torch.float64))
 
     def add(self, found: Answers, wanted: Answers | None) -> None:
-        rows, positions, _ = found.log_probabilities.shape
+        rows, positions, choices = found.logits.shape
         counted = found.counted
         self.weights += [positions] * rows if counted is None else counted.sum(1).tolist()
         if found.targets is not None:
-            chosen = found.log_probabilities.gather(-1, found.targets[..., None]).squeeze(-1)
-            self.losses += _row_means(-chosen, counted)
+            self.losses += _row_means(-found.of_targets(), counted)
         if wanted is None:
             return
         if found.values is not None:
             self.values.append((found.values.cpu(), wanted.values.cpu()))
             return
-        ours, theirs = found.log_probabilities, wanted.log_probabilities
-        if ours.shape[-1]:
-            kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().cpu()
-            alike = ours.argmax(-1) == theirs.argmax(-1)
+        if choices:
+            kl, alike = found.kl_to(wanted).double().cpu(), found.likeliest() == wanted.likeliest()
             self.kls += _row_means(kl, counted)
             if counted is not None:
                 alike, counted = alike & counted, counted.cpu()

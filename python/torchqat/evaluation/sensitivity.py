@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec
@@ -146,11 +145,10 @@ class _Rest:
         for batch, tokens, wanted in zip(self.batches, self.hidden, self.wanted, strict=True):
             with shortcut(self.skipped, tokens):
                 found = self.kind.ask(self.model, batch)
-            ours, theirs = found.log_probabilities, wanted.log_probabilities
-            if found.counted is not None:
-                ours, theirs = ours[found.counted][None], theirs[found.counted][None]
-            total += F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-            count += ours.shape[0] * ours.shape[1]
+            kl = found.kl_to(wanted).double()
+            kl = kl if found.counted is None else kl[found.counted]
+            total += kl.sum().item()
+            count += kl.numel()
             values.append((found.values, wanted.values))
         if values[0][0] is not None:
             ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -62,11 +61,10 @@ class CausalLM(Kind):
             return model(**self.examples(batch), use_cache=False).logits
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
-        found = F.log_softmax(outputs[:, :-1].float(), dim=-1)
         if isinstance(batch, Tensor):
-            return Answers(found, batch[:, 1:])
+            return Answers(outputs[:, :-1], batch[:, 1:])
         labels = batch["labels"][:, 1:]
-        return Answers(found, labels.clamp(min=0), counted=labels != NO_LABEL)
+        return Answers(outputs[:, :-1], labels.clamp(min=0), counted=labels != NO_LABEL)
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         if isinstance(batch, Tensor):

@@ -18,6 +18,7 @@ from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_seve
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
+from torchqat.kinds.losses import cross_entropy_of
 from torchqat.kinds.pairs import length_of, share_ordered_right
 from torchqat.model.completeness import Wanted
 from torchqat.model.loader import CLASSIFIERS, classifier_loader
@@ -84,11 +85,15 @@ class Classifier(Kind):
         logits, labels = _labelled(outputs.float(), _labels(batch))
         if logits.shape[-1] == 1:
             return Answers(logits.new_empty(len(logits), 1, 0), values=logits.squeeze(-1))
-        return Answers(F.log_softmax(logits, -1).unsqueeze(1), labels.unsqueeze(1))
+        return Answers(logits.unsqueeze(1), labels.unsqueeze(1))
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
-        ours, labels = _labelled(student, _labels(batch))
-        theirs = None if teacher is None else _labelled(teacher, _labels(batch))[0]
+        labels = _labels(batch)
+        if labels.dim() == 2 and not _applies_each(labels) and student.shape[-1] > 1:
+            # Of words: which of them have a label stays on the device.
+            return distilled(settings, student, teacher, lambda: cross_entropy_of(student, labels), labels != NO_LABEL)
+        theirs = None if teacher is None else _labelled(teacher, labels)[0]
+        ours, labels = _labelled(student, labels)
         return distilled(settings, ours, theirs, lambda: _plain(ours, labels))
 
     def examples(self, batch: Batch) -> Batch:
@@ -153,4 +158,4 @@ def _plain(logits: Tensor, labels: Tensor) -> Tensor:
     """What transformers' own loss is: cross-entropy, and squared errors of one output."""
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.float().squeeze(-1), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+    return cross_entropy_of(logits, labels)

@@ -6,6 +6,7 @@ from torch import Tensor
 from torchqat._library import DistillSection
 from torchqat.data.examples import NO_LABEL
 from torchqat.kinds.kind import distilled
+from torchqat.kinds.losses import cross_entropy_of
 
 
 def counted_loss(settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
@@ -19,13 +20,9 @@ def counted_loss(settings: DistillSection, student: Tensor, teacher: Tensor | No
             ``predictions`` ``[rows]`` is how many there are in a row of all of it on average: the mean over the losses of
             parts of like size is then that over all predictions of the step, whichever part they are in.
     """
-    labels = batch["labels"][:, 1:]
-    counted = labels != NO_LABEL
-    ours, targets = student[:, :-1][counted], labels[counted]
-    if not len(targets):
-        return student.sum() * 0.0
-    theirs = None if teacher is None else teacher[:, :-1][counted]
-    mean = distilled(settings, ours, theirs, lambda: F.cross_entropy(ours.float(), targets))
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=NO_LABEL)
+    counted = targets != NO_LABEL
+    mean = distilled(settings, student, teacher, lambda: cross_entropy_of(student, targets), counted)
     if "predictions" not in batch:
         return mean
-    return mean * (len(targets) / batch["predictions"].sum())
+    return mean * (counted.sum() / batch["predictions"].sum())

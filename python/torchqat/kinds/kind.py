@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -14,6 +16,7 @@ from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl, half_square
+from torchqat.kinds.pieces import Piece, pieces
 from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
 from torchqat.model.source import folder_with
@@ -31,18 +34,51 @@ class Answers:
     """What a model says to a batch, in the terms in which two models are compared.
 
     Attributes:
-        log_probabilities: ``[rows, positions, choices]``, float32.
+        logits: ``[rows, positions, choices]``, any floating dtype.
         targets: int64 ``[rows, positions]``, the right choices, where the data say which.
         embeddings: ``[rows, dim]``, of models that give such.
         values: ``[rows]``, of models that give a number in place of choices, of which there are then none.
         counted: bool ``[rows, positions]``, which of them are measured; all where ``None``.
     """
 
-    log_probabilities: Tensor
+    logits: Tensor
     targets: Tensor | None = None
     embeddings: Tensor | None = None
     values: Tensor | None = None
     counted: Tensor | None = None
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """All of them, float32: of a large vocabulary, several times the memory of the logits."""
+        return F.log_softmax(self.logits.float(), dim=-1)
+
+    def of_targets(self) -> Tensor:
+        """The log-probabilities of the right choices, float32 ``[rows, positions]``."""
+
+        def chosen(piece: Piece) -> Tensor:
+            found = F.log_softmax(self.logits[piece].float(), dim=-1)
+            return found.gather(-1, self.targets[piece][..., None]).squeeze(-1)
+
+        return self._each(chosen)
+
+    def kl_to(self, wanted: "Answers") -> Tensor:
+        """KL(wanted || self) of each position, float32 ``[rows, positions]``."""
+
+        def kl(piece: Piece) -> Tensor:
+            ours, theirs = (F.log_softmax(answers.logits[piece].float(), dim=-1) for answers in (self, wanted))
+            return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+        return self._each(kl)
+
+    def likeliest(self) -> Tensor:
+        """The likeliest choice of each position, int64 ``[rows, positions]``."""
+        return self.logits.argmax(-1)
+
+    def _each(self, of_piece: Callable[[Piece], Tensor]) -> Tensor:
+        found = torch.empty(self.logits.shape[:2], device=self.logits.device)
+        for piece in pieces(self.logits):
+            found[piece] = of_piece(piece)
+        return found
 
 
 class Kind(ABC):
@@ -170,15 +206,22 @@ def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:
     return {str(file.relative_to(folder)): file for file in files if file.is_file()}
 
 
-def distilled(settings: DistillSection, student: Tensor, teacher: Tensor | None, plain: Callable[[], Tensor]) -> Tensor:
+def distilled(
+    settings: DistillSection,
+    student: Tensor,
+    teacher: Tensor | None,
+    plain: Callable[[], Tensor],
+    counted: Tensor | None = None,
+) -> Tensor:
     """Forward KL from ``teacher`` and what ``plain`` gives, cross-entropy as a rule, in the recipe's shares.
 
-    Of one output, which is no choice, it is the KL between normal distributions around both, of variance 1.
+    Of one output, which is no choice, it is the KL between normal distributions around both, of variance 1. KL is the mean
+    over the predictions that are ``counted``, bool, or over all.
     """
     if is_plain(settings):
         return plain()
     one = student.shape[-1] == 1
-    kl = half_square(student, teacher) if one else forward_kl(student, teacher, settings.temperature)
+    kl = half_square(student, teacher) if one else forward_kl(student, teacher, settings.temperature, counted)
     return kl if settings.weight == 1.0 else settings.weight * kl + (1.0 - settings.weight) * plain()
 
 

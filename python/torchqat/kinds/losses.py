@@ -3,22 +3,39 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchqat.kinds.pieces import Piece, sum_over
 
-def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+# The target of what is not predicted, as torch and transformers have it.
+NOT_PREDICTED = -100
+
+
+def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
     """Mean over tokens of KL(teacher || student), times the squared temperature.
+
+    Float32 log-probabilities are there for some tokens at a time and computed again in the backward.
 
     Args:
         student: Logits ``[..., vocabulary]``, any floating dtype.
         teacher: Logits of the same shape; no gradient flows into them.
         temperature: Divides both logits.
+        counted: bool ``[...]``, the tokens that the mean is over, 0 where there is none; all where ``None``.
 
     Returns:
         A scalar, in nats.
     """
-    vocabulary = student.shape[-1]
-    log_student = F.log_softmax(student.float().reshape(-1, vocabulary) / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.detach().float().reshape(-1, vocabulary) / temperature, dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    student, teacher = _by_rows(student), _by_rows(teacher.detach())
+    valid = None if counted is None else counted.reshape(student.shape[:2])
+
+    def of_piece(part: Tensor, piece: Piece) -> Tensor:
+        ours = F.log_softmax(part.float() / temperature, dim=-1)
+        theirs = F.log_softmax(teacher[piece].float() / temperature, dim=-1)
+        if valid is None:
+            return F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        return each.where(valid[piece], 0.0).sum()
+
+    tokens = student.shape[0] * student.shape[1] if valid is None else valid.sum().clamp(min=1)
+    return sum_over(student, of_piece) / tokens * temperature**2
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -28,7 +45,29 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
         logits: ``[batch, sequence, vocabulary]``.
         tokens: int64 ``[batch, sequence]``; position ``t`` of the logits predicts token ``t + 1``.
     """
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+    predicted = tokens[:, 1:]
+    return _negative_log_likelihood(logits, F.pad(predicted, (0, 1), value=NOT_PREDICTED)) / predicted.numel()
+
+
+def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log likelihood of ``targets`` ``[...]``, of which -100 is none, under ``logits`` ``[..., choices]``; 0 of none."""
+    return _negative_log_likelihood(logits, targets) / (targets != NOT_PREDICTED).sum().clamp(min=1)
+
+
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = _by_rows(logits)
+    targets = targets.reshape(logits.shape[:2])
+
+    def of_piece(part: Tensor, piece: Piece) -> Tensor:
+        flat = part.float().flatten(0, 1)
+        return F.cross_entropy(flat, targets[piece].flatten(), reduction="sum", ignore_index=NOT_PREDICTED)
+
+    return sum_over(logits, of_piece)
+
+
+def _by_rows(logits: Tensor) -> Tensor:
+    """``[rows, positions, choices]``."""
+    return logits if logits.dim() == 3 else logits.reshape(1, -1, logits.shape[-1])
 
 
 def half_square(student: Tensor, teacher: Tensor) -> Tensor:

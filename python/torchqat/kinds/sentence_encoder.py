@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -70,7 +69,7 @@ class SentenceEncoder(Kind):
         count = len(outputs)
         others = ~torch.eye(count, dtype=torch.bool, device=outputs.device)
         cosines = (outputs @ outputs.T)[others].view(count, 1, max(0, count - 1))
-        return Answers(F.log_softmax(cosines / _TEMPERATURE, -1), embeddings=outputs)
+        return Answers(cosines / _TEMPERATURE, embeddings=outputs)
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
         """1 - cosine to the float model's vector, averaged over texts."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -18,6 +17,7 @@ from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_wi
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.kinds.kind import Answers, Kind, distilled
+from torchqat.kinds.losses import cross_entropy_of
 from torchqat.model.completeness import Wanted
 from torchqat.model.loader import SEQ2SEQ, seq2seq_loader
 from torchqat.model.loading import configuration_of, load_pretrained, load_tokenizer, no_note
@@ -58,12 +58,11 @@ class Seq2Seq(Kind):
 
     def answers(self, outputs: Tensor, batch: Batch) -> Answers:
         labels = batch["labels"]
-        return Answers(F.log_softmax(outputs.float(), dim=-1), labels.clamp(min=0), counted=labels != NO_LABEL)
+        return Answers(outputs, labels.clamp(min=0), counted=labels != NO_LABEL)
 
     def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
-        counts = batch["labels"] != NO_LABEL
-        ours, theirs, labels = student[counts], None if teacher is None else teacher[counts], batch["labels"][counts]
-        return distilled(settings, ours, theirs, lambda: F.cross_entropy(ours.float(), labels))
+        labels = batch["labels"]
+        return distilled(settings, student, teacher, lambda: cross_entropy_of(student, labels), labels != NO_LABEL)
 
     def examples(self, batch: Batch) -> Batch:
         return {name: tensor for name, tensor in batch.items() if name != "labels"}

@@ -108,8 +108,8 @@ class QuantInput(nn.Module):
         return self._observer
 
     @torch.no_grad()
-    def set_input_range(self, low: float, high: float) -> None:
-        """Go on from this range, and take the scale of it unless that is learned."""
+    def set_input_range(self, low: float | Tensor, high: float | Tensor) -> None:
+        """Go on from this range, numbers or tensors of one, and take the scale of it unless that is learned."""
         self.observer.restore(low, high)
         self.input_low.fill_(low)
         self.input_high.fill_(high)

@@ -33,7 +33,7 @@ def fine_tune(run: Run) -> nn.Module:
     metrics = run.folder / "metrics.jsonl"
     show = run.progress.steps("Fine-tuning with the schedule", run.recipe.train.steps)
     best = _best_state(run, model)
-    monitor = Monitor(model) if run.recipe.train.monitor else None
+    monitor = Monitor(model) if run.recipe.train.monitor and is_first() else None
     board = tensorboard(run.folder / "tensorboard") if run.recipe.train.tensorboard and is_first() else None
     measures = best is not None and (is_first() or is_sharded(model))  # a model that is spread needs all processes
 
@@ -44,7 +44,6 @@ def fine_tune(run: Run) -> nn.Module:
             model.train(step < run.recipe.train.steps)
         if not is_first():
             return
-        line.update(monitor.step() if monitor is not None else {})
         append_metric(metrics, line)
         if board is not None:
             board(line)
@@ -61,6 +60,7 @@ def fine_tune(run: Run) -> nn.Module:
         on_step=record,
         steady=not is_plain(run.recipe.distill),
         parallel=parallel,
+        monitor=monitor,
         settles=against_oscillation(model, run.recipe.train.oscillation, run.recipe.train.steps),
     )
     if measures and not best.history:

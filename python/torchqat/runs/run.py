@@ -32,6 +32,7 @@ from torchqat.runs.folder import VERSION, changed_report, check_asked, check_sam
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
 from torchqat.runs.sources import absolute, kept_source
+from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import check_together, is_first, wait
 from torchqat.training.spread import check_recomputes
@@ -229,6 +230,7 @@ class Run:
             UserError: One of these.
         """
         check_together()
+        check_training(self.recipe)
         if is_first():
             check_asked(self.folder, resume, restart)
         self.settle_steps()

@@ -48,7 +48,7 @@ class LightningCallback(Callback):
             return  # a micro-batch, whose gradients were added to those of the next
         self._steps = trainer.global_step
         self.schedule.step()
-        seen = self.monitor.step() if self.monitor is not None else {}
+        seen = self.monitor.named(self.monitor.look().float()) if self.monitor is not None else {}
         seen = {**seen, "weight_bits": float(self.schedule.weight_bits)}
         module.log_dict({f"qat/{name}": value for name, value in seen.items()})
 

@@ -8,20 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torchqat._library import TrainSection
 from torchqat.data.batch import Batch, chunks, rows_of, to_device
 from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
 from torchqat.errors import UserError
-from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.layers.sharded import device_of, whole
+from torchqat.layers.sharded import device_of
 from torchqat.model.out_of_memory import explained
-from torchqat.training.finite import first_not_finite, scale_not_finite
+from torchqat.training.finite import finite_scales, first_not_finite, scale_not_finite
+from torchqat.training.monitor import Monitor
+from torchqat.training.moving import Moving, overflows
 from torchqat.training.noise import find_noise, remove_dropout
-from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor
+from torchqat.training.optimizers import rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
+from torchqat.training.reading import read_together
 from torchqat.training.schedule import Schedule
 from torchqat.training.spread import share_ranges, without_sync
 from torchqat.training.state import load_training, save_training
@@ -34,7 +37,7 @@ _LESS_MEMORY = (
 )
 
 Loss = Callable[[Batch], Tensor]
-Optimizers = Callable[[nn.Module, TrainSection], list[torch.optim.Optimizer]]
+Optimizers = Callable[[nn.Module, TrainSection], list[Optimizer]]
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -50,7 +53,8 @@ class TrainingLoop:
         loss: From a batch to a scalar, in nats per prediction.
         batches: ``batches[step]``, with ``batch_size * gradient_accumulation`` rows.
         settings: The recipe's ``train`` section.
-        optimizers: Makes the optimizers of the model's parameters.
+        optimizers: Makes the optimizers of the model's parameters; ``None`` for what ``settings.optimizer`` names, with
+            masters as ``settings.masters`` says.
         schedule: Makes the schedule once the optimizer exists; ``None`` for a float model.
         checkpoint: Where the state goes every ``checkpoint_every`` steps; ``None`` keeps none.
         identity: What a checkpoint must agree on to be resumed.
@@ -59,77 +63,95 @@ class TrainingLoop:
             they are: what the loss compares with, a float model in evaluation mode, has neither noise nor statistics of
             the batch.
         settles: What is done about oscillating weights after each step.
+        moving: What moves its weights, once it runs.
         silenced: Modules that are in evaluation mode while the rest trains, since they would add noise.
         parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
+        monitor: Looks, in each step, at the weights that its loss is of; what it sees is among the step's figures.
     """
 
     model: nn.Module
     loss: Loss
     batches: Batches | ExampleBatches
     settings: TrainSection
-    optimizers: Optimizers = field(default=lambda model, settings: [fine_tuning_optimizer(model, settings)])
-    schedule: Callable[[torch.optim.Optimizer], Schedule] | None = None
+    optimizers: Optimizers | None = None
+    schedule: Callable[[Optimizer], Schedule] | None = None
     checkpoint: Path | None = None
     identity: str = ""
     on_step: OnStep = field(default=lambda _step, _figures: None)
     steady: bool = False
     settles: Dampening | Freezing | None = None
     parallel: nn.Module | None = None
+    monitor: Monitor | None = None
     silenced: list[str] = field(default_factory=list, init=False)
+    moving: Moving | None = field(default=None, init=False)
     _skipped_in_a_row: int = field(default=0, init=False)
 
     def run(self) -> nn.Module:
         """Train to the end, from the checkpoint if there is one, and return the model in evaluation mode."""
-        optimizers = self.optimizers(self.model, self.settings)
-        schedule = self.schedule(optimizers[0]) if self.schedule else None
-        step = self._resume(optimizers, schedule)
+        own = None if self.optimizers is None else self.optimizers(self.model, self.settings)
+        moving = self.moving = Moving(self.model, self.settings, own)
+        schedule = self.schedule(moving.owner) if self.schedule else None
+        step = self._resume(schedule)
         if self.steady and step < self.settings.steps:
             self._silence(step)
         while step < self.settings.steps:
-            figures = self._take_step(step, optimizers)
+            figures = self._take_step(step)
             step += 1
             if self.settles is not None:
                 self.settles.step(step)
+                moving.masters.follow()
             if schedule is not None:
                 schedule.step()
             share_ranges(self.model)
             # Before the state is kept: what it measures is measured again if it was cut off.
             self.on_step(step, figures)
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:
-                self._save(step, optimizers, schedule)
+                self._check_scales(step - 1, finite_scales(self.model).cpu().tolist())
+                self._save(step, schedule)
         return self.model.eval()
 
-    def _take_step(self, step: int, optimizers: list[torch.optim.Optimizer]) -> dict[str, float]:
+    def _take_step(self, step: int) -> dict[str, float]:
+        """One step. It waits for the device once, to read all that is to be known of it."""
         self._training_mode()
-        rate = rate_factor(self.settings, step)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["initial_lr"] * rate
+        moving, device = self.moving, device_of(self.model)
+        rate = moving.set_rates(rate_factor(self.settings, step))
         micro_batches = chunks(share(self.batches[step]), max(1, self.settings.gradient_accumulation // count()))
+        known = {} if self.monitor is None else {"seen": self.monitor.look()}
+        known |= {"sizes": moving.sizes()} if self.schedule else {}
+        found = read_together(known | self._gradients(step, micro_batches), device)
+        while moving.tries_again(found):
+            found = read_together(known | self._gradients(step, micro_batches), device)
+        self._check_scales(step - 1, found["finite"])
+        loss = found["loss"][0]
+        skipped = not math.isfinite(loss) or overflows(found)
+        if skipped:
+            self._skip_or_stop(step, loss, micro_batches)
+        else:
+            moving.step(found.get("sizes"))
+        moving.forget_gradients()
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        figures = {"loss": loss, "gradient_norm": found["norm"][0], "learning_rate": rate}
+        figures |= Monitor.named(found.get("seen", ()))
+        return {**figures, "skipped": 1} if skipped else figures
+
+    def _gradients(self, step: int, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Forward and backward of a step; returns what ``Moving.take_gradients`` does, and the loss."""
         device = device_of(self.model)
-        sum_of_losses = 0.0
+        losses = torch.zeros((), dtype=torch.float64, device=device)
         with explained(self.model, f"step {step}", _LESS_MEMORY):
             for index, micro_batch in enumerate(micro_batches):
                 with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
                     loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
-                    loss.backward()
-                sum_of_losses += loss.item()
-        average = mean(sum_of_losses)
-        norm = whole(nn.utils.clip_grad_norm_(_weights(self.model), self.settings.gradient_clip or math.inf))
-        skipped = not (math.isfinite(average) and math.isfinite(norm.item()))
-        if skipped:
-            self._skip_or_stop(step, average, lambda: [self.loss(to_device(batch, device)) for batch in micro_batches])
-        for optimizer in optimizers:
-            if not skipped:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        broken = scale_not_finite(self.model)
-        if broken:
-            raise UserError(f"Scales must stay finite, but {broken} is not after step {step}; {self._advice()}")
-        figures = {"loss": average, "gradient_norm": norm.item(), "learning_rate": optimizers[0].param_groups[0]["lr"]}
-        return {**figures, "skipped": 1} if skipped else figures
+                    self.moving.backward(loss)
+                losses += loss.detach().to(device)
+        return {"loss": mean(losses), **self.moving.take_gradients()}
 
-    def _skip_or_stop(self, step: int, loss: float, again: Callable[[], object]) -> None:
+    def _check_scales(self, step: int, finite: list[float]) -> None:
+        if finite[0] < 1:
+            broken = scale_not_finite(self.model)
+            raise UserError(f"Scales must stay finite, but {broken} is not after step {step}; {self._advice()}")
+
+    def _skip_or_stop(self, step: int, loss: float, micro_batches: list[Batch]) -> None:
         """A batch whose loss or gradient is not finite is left out where the recipe says so, but not many in a row."""
         if self.settings.non_finite == "skip" and self._skipped_in_a_row < _MOST_SKIPPED:
             return
@@ -138,7 +160,8 @@ class TrainingLoop:
             if not math.isfinite(loss)
             else "Gradients must stay finite, but are not,"
         )
-        first = first_not_finite(self.model, again)
+        device = device_of(self.model)
+        first = first_not_finite(self.model, lambda: [self.loss(to_device(batch, device)) for batch in micro_batches])
         where = f"; the first that is not finite is {first}" if first else ""
         skipped = f", after {self._skipped_in_a_row} batches that were skipped" if self._skipped_in_a_row else ""
         raise UserError(f"{what} at step {step}{skipped}{where}; {self._advice()}")
@@ -165,7 +188,7 @@ class TrainingLoop:
         row = to_device(rows_of(share(self.batches[step]), 0, 1), device_of(self.model))
         self.silenced = find_noise(self.model, lambda: self.loss(row))
 
-    def _save(self, step: int, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> None:
+    def _save(self, step: int, schedule: Schedule | None) -> None:
         if self.checkpoint is None:
             return
         facts: dict[str, Any] = {
@@ -173,10 +196,11 @@ class TrainingLoop:
             "identity": self.identity,
             "schedule": schedule.state_dict() if schedule else None,
             "settles": self.settles.state_dict() if self.settles else None,
+            **self.moving.state_dict(),
         }
-        save_training(self.checkpoint, facts, self.model, optimizers)
+        save_training(self.checkpoint, facts, self.model, self.moving.optimizers)
 
-    def _resume(self, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> int:
+    def _resume(self, schedule: Schedule | None) -> int:
         state = None if self.checkpoint is None else load_training(self.checkpoint)
         if state is None:
             torch.manual_seed(self.settings.seed)
@@ -186,13 +210,10 @@ class TrainingLoop:
                 f"{state.path} must belong to this recipe, model and data, but was written for others; "
                 "choose another --output, or --restart."
             )
-        state.restore(self.model, optimizers, random=True)
+        state.restore(self.model, self.moving.optimizers, random=True)
         if schedule is not None:
             schedule.load_state_dict(state.facts["schedule"])
         if self.settles is not None:
             self.settles.load_state_dict(state.facts["settles"])
+        self.moving.load_state_dict(state.facts)
         return state.facts["step"]
-
-
-def _weights(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if n.rsplit(".", 1)[-1] not in SCALE_NAMES]

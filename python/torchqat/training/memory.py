@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from torchqat._library import TrainSection
+from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.quant_layer import LATTICE_NAMES, OUTER_NAMES, SCALE_NAMES, QuantLayer
 from torchqat.layers.stand_ins import QUANTIZABLE
+from torchqat.training.optimizers import parameter_groups, split_groups
 from torchqat.training.spread import gathered_together
 
 
@@ -19,12 +22,13 @@ class TrainingMemory:
     Attributes:
         weights: Parameters other than scales, which are masters where weights are quantized.
         scales: Scales and zero points, learned or not.
-        gradients: Of all that trains.
-        optimizer: AdamW's two moments of all that trains.
+        gradients: Of all that trains; those of masters are float32.
+        optimizer: What the optimizer keeps of all that trains.
         gathered: What FSDP2 holds whole at a time: the two largest of blocks, embeddings and head (one is fetched while
             another computes), the gradients of the largest, and the few parameters that are in none of them.
         teacher: The float model that is distilled from, with what is gathered of it.
         rounded: The largest weight once more, rounded, in a buffer that all layers share.
+        masters: Of weights that a model keeps in 16 bits.
     """
 
     weights: int
@@ -34,19 +38,31 @@ class TrainingMemory:
     gathered: int = 0
     teacher: int = 0
     rounded: int = 0
+    masters: int = 0
 
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def training_memory(model: nn.Module, processes: int = 1, teacher: torch.dtype | None = None) -> TrainingMemory:
-    """What AdamW on ``model`` takes on the first of ``processes``, over which FSDP2 spreads it; alone, nothing is spread.
+def training_memory(
+    model: nn.Module,
+    processes: int = 1,
+    teacher: torch.dtype | None = None,
+    optimizer: str = "adamw",
+    masters: str = "float32",
+) -> TrainingMemory:
+    """What training ``model`` takes on the first of ``processes``, over which FSDP2 spreads it; alone, nothing is spread.
 
     Args:
         model: Prepared, or a float model for plain fine-tuning; on any device, the meta device among them.
         processes: How many share it. With DDP each holds what one alone does.
         teacher: dtype of the float model that is distilled from; ``None`` where there is none.
+        optimizer: As ``train.optimizer``: ``adamw``, ``adamw_8bit`` (as bitsandbytes has it), ``muon`` or ``sgd``.
+        masters: As ``train.masters``. Models that are spread have none.
+
+    Raises:
+        UserError: It is another optimizer, of which nothing is known.
     """
     named = dict(model.named_parameters())
     trained = [parameter for parameter in named.values() if parameter.requires_grad]
@@ -54,16 +70,42 @@ def training_memory(model: nn.Module, processes: int = 1, teacher: torch.dtype |
     buffers = [buffer for name, buffer in model.named_buffers() if _is_scale(name)]  # each process has all of them
     scales = sum(_part(p, processes) for p in learned) + sum(map(_bytes, buffers))
     everything = sum(_part(p, processes) for p in named.values())
-    gradients = sum(_part(parameter, processes) for parameter in trained)
+    short = [p for p in trained if p.element_size() < 4] if masters == "float32" and processes == 1 else []
+    longer = sum(_bytes(p) * 4 // p.element_size() for p in short)
     return TrainingMemory(
         weights=everything - scales + sum(map(_bytes, buffers)),
         scales=scales,
-        gradients=gradients,
-        optimizer=2 * gradients,
+        gradients=sum(_part(parameter, processes) for parameter in trained) - sum(map(_bytes, short)) + longer,
+        optimizer=_kept_by(optimizer, model, processes, {id(parameter) for parameter in short}),
         gathered=_gathered(model, trains=True) if processes > 1 else 0,
         teacher=0 if teacher is None else _teacher(model, processes, teacher),
         rounded=_rounded(model),
+        masters=longer,
     )
+
+
+def _kept_by(optimizer: str, model: nn.Module, processes: int, with_masters: set[int]) -> int:
+    """Moments, each as large as what it is of, but for those of 8 bits."""
+    moments = {"adamw": 2, "adamw_8bit": 2, "muon": 1, "sgd": 1}
+    if optimizer not in moments:
+        raise UserError(
+            f"optimizer must be adamw, adamw_8bit, muon or sgd, whose states are known, but is {optimizer}."
+        )
+
+    def part(parameter: Tensor) -> int:
+        return _part(parameter, processes) * (4 // parameter.element_size() if id(parameter) in with_masters else 1)
+
+    first, rest = split_groups(model, optimizer, parameter_groups(model, TrainSection()))
+    own, others = ([p for group in groups for p in group["params"]] for groups in (first, rest))
+    if optimizer == "adamw_8bit":
+        return sum(map(_in_8_bits, own)) + sum(2 * part(p) for p in others)
+    return sum(moments[optimizer] * part(p) for p in own) + sum(2 * part(p) for p in others)
+
+
+def _in_8_bits(parameter: Tensor) -> int:
+    """Two moments of a byte, and a float32 for each block of 256; small tensors have both in float32."""
+    count = parameter.numel()
+    return 2 * (count + 4 * -(-count // 256)) if count >= 4096 else 8 * count
 
 
 def _rounded(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """What training does to the grid of the weights: how far scales move, how much is clipped, what oscillates."""
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torchqat.training.oscillation import Moves
 
 # The frequency from which on a weight counts as oscillating: that of Nagel et al. 2022 (arXiv:2203.11086), table 1.
 _OSCILLATES = 0.005
+# What is looked at, in the order of ``Monitor.look``.
+FIGURES = ("clipped_share", "moved_share", "oscillating_share", "scale_change")
 
 
 @dataclass
@@ -53,18 +56,27 @@ class Monitor:
         - ``oscillating_share``: of codes that keep moving to and fro.
         - ``scale_change``: mean of ``|log2(scale now / scale when the width was new)|``.
         """
-        totals: dict[str, float] = defaultdict(float)
-        count = 0
+        return self.named(self.look().cpu().tolist())
+
+    @staticmethod
+    def named(figures: Sequence[Any]) -> dict[str, Any]:
+        """What ``look`` gave, by name."""
+        return dict(zip(FIGURES, figures, strict=True)) if len(figures) else {}
+
+    @torch.no_grad()
+    def look(self) -> Tensor:
+        """``step``, but its figures stay on the device: float64 ``[4]``, or ``[0]`` where no layer is quantized now."""
+        total, count = None, 0
         for name, layer in quant_layers(self.model):
             if not layer.on_integer_levels:
                 self._samples.pop(name, None)
                 continue
-            for figure, value in self._look(name, layer).items():
-                totals[figure] += value
+            figures = self._look(name, layer).double()
+            total = figures if total is None else total + figures.to(total.device)
             count += 1
-        return {name: total / count for name, total in totals.items()} if count else {}
+        return torch.zeros(0, dtype=torch.float64) if total is None else total / count
 
-    def _look(self, name: str, layer: QuantLayer) -> dict[str, float]:
+    def _look(self, name: str, layer: QuantLayer) -> Tensor:
         rows = max(1, min(layer.matrix_shape[0], self.sample // layer.matrix_shape[1]))
         height = layer.weight_spec.block[0]
         rows = rows if height == -1 else max(height, rows // height * height)  # whole blocks
@@ -73,19 +85,14 @@ class Monitor:
         codes = ops.quantize(weight, layer.weight_spec.quantizer(layer.weight_bits, "fixed"), scale, zero_point)
         values = ops.dequantize(codes, scale, zero_point, layer.weight_spec.block, torch.float32)
         half = ops.dequantize(torch.ones_like(codes), scale, None, layer.weight_spec.block, torch.float32).abs() / 2
-        figures = {"clipped_share": ((weight - values).abs() > half * 1.0001).float().mean().item()}
+        clipped = ((weight - values).abs() > half * 1.0001).float().mean()
         before = self._samples.get(name)
         if before is None or before.bits != layer.weight_bits or before.rows != rows:
             self._samples[name] = _Sample(rows, layer.weight_bits, scale.abs(), Moves(codes))
-            return {**figures, "moved_share": 0.0, "oscillating_share": 0.0, "scale_change": 0.0}
-        moved = before.moves.update(codes).float().mean().item()
-        oscillating = (before.moves.frequency > _OSCILLATES).float().mean().item()
-        change = _change(before.scale, scale)
-        return {**figures, "moved_share": moved, "oscillating_share": oscillating, "scale_change": change}
-
-
-def _change(before: Tensor, scale: Tensor) -> float:
-    return (scale.abs() / before).log2().abs().mean().item()
+            return torch.stack([clipped, *clipped.new_zeros(3)])
+        moved = before.moves.update(codes).float().mean()
+        oscillating = (before.moves.frequency > _OSCILLATES).float().mean()
+        return torch.stack([clipped, moved, oscillating, (scale.abs() / before.scale).log2().abs().mean()])
 
 
 def _qparams(layer: QuantLayer, rows: int) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,29 @@
-"""The optimizers of a fine-tuning and of a training from scratch, and the rates of their steps."""
+"""Groups of parameters, the optimizers that a recipe names, and the rates of their steps."""
 
 import math
 from typing import Any
-from weakref import WeakSet
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torchqat._library import Recipe, TrainSection
+from torchqat.data.functions import names_function
+from torchqat.errors import UserError
 from torchqat.layers.quant_layer import SCALE_NAMES
-from torchqat.layers.sharded import local
+from torchqat.layers.stand_ins import QUANTIZABLE
+from torchqat.model.blocks import find_blocks
+from torchqat.training.masters import Masters
+from torchqat.training.other_optimizers import adamw_8bit, of_function
 
-# Optimizers whose steps multiply the rates of relative groups.
-_multiplied: "WeakSet[torch.optim.Optimizer]" = WeakSet()
+Groups = list[dict[str, Any]]
+
+_BETAS = (0.9, 0.95)
+
+
+def is_scale(name: str) -> bool:
+    """Whether the parameter ``name`` is a learned scale or zero point."""
+    return name.rpartition(".")[2] in SCALE_NAMES
 
 
 def rate_factor(settings: TrainSection, step: int) -> float:
@@ -25,6 +35,16 @@ def rate_factor(settings: TrainSection, step: int) -> float:
         return 1.0
     progress = (step - warmup) / max(1, settings.steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_rates(optimizers: list[Optimizer], factor: float) -> None:
+    """The learning rate of every group: ``factor`` of its first."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> list[dict[str, Any]]:
@@ -61,62 +81,94 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> list[
     return [group for group in groups if group["params"]]
 
 
-def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> torch.optim.Optimizer:
+def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> Optimizer:
     """AdamW over ``parameter_groups``."""
-    return torch.optim.AdamW(parameter_groups(model, settings), betas=(0.9, 0.95), eps=1e-8)
+    return _adamw(parameter_groups(model, settings))
 
 
-def multiply_relative_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Let every step of ``optimizer`` use the rates of relative groups times the magnitude of their scales."""
-    if optimizer in _multiplied:
-        return
-    _multiplied.add(optimizer)
-    rates: list[tuple[dict[str, Any], Any]] = []
+def fine_tuning_optimizers(model: nn.Module, settings: TrainSection, masters: Masters | None = None) -> list[Optimizer]:
+    """What ``train.optimizer`` names, over ``parameter_groups``; one of them moves all learned scales.
 
-    def multiply(optimizer, _args, _kwargs) -> None:
-        put_back()  # after a step that failed
-        rates.extend((group, group["lr"]) for group in optimizer.param_groups if group.get("relative"))
-        _make_relative([group for group, _ in rates])
+    Args:
+        model: Prepared, or a float model.
+        settings: The recipe's ``train`` section.
+        masters: Moved in the place of the parameters that they are masters of.
 
-    def put_back(*_) -> None:
-        for group, rate in rates:
-            group["lr"] = rate
-        rates.clear()
+    Raises:
+        UserError: There is no such optimizer here, or a function of the user's does not move each parameter once.
+    """
+    of = masters.instead if masters is not None else lambda groups: groups
+    groups = parameter_groups(model, settings)
+    if names_function(settings.optimizer):
+        return of_function(settings, of(groups))
+    first, rest = split_groups(model, settings.optimizer, groups)
+    factory = {"adamw": _adamw, "adamw_8bit": adamw_8bit, "muon": _muon, "sgd": _sgd}[settings.optimizer]
+    return ([factory(of(first))] if first else []) + ([_adamw(of(rest))] if rest else [])
 
-    optimizer.register_step_pre_hook(multiply)
-    optimizer.register_step_post_hook(put_back)
+
+def split_groups(model: nn.Module, optimizer: str, groups: Groups) -> tuple[Groups, Groups]:
+    """The groups that ``optimizer`` moves, and those that AdamW moves beside it.
+
+    Muon is for matrices in the blocks of a network, or in a network without blocks, that multiply vectors: not for
+    embeddings. Moments of 8 bits are for matrices of any kind.
+    """
+    if optimizer == "muon":
+        chosen = _multiplied_in_blocks(model)
+    elif optimizer == "adamw_8bit":
+        named = model.named_parameters()
+        chosen = {id(p) for name, p in named if p.dim() >= 2 and not is_scale(name)}
+    else:
+        return groups, []
+    parts = [
+        [p for p in group["params"] if (id(p) in chosen) == wanted] for wanted in (True, False) for group in groups
+    ]
+    found = [{**group, "params": part} for group, part in zip(groups * 2, parts, strict=True)]
+    return [group for group in found[: len(groups)] if group["params"]], [
+        g for g in found[len(groups) :] if g["params"]
+    ]
 
 
-def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[torch.optim.Optimizer]:
+def owner_of_scales(optimizers: list[Optimizer], model: nn.Module) -> Optimizer:
+    """The one of ``optimizers`` that moves learned scales; the first where none does."""
+    scales = {id(p) for name, p in model.named_parameters() if is_scale(name)}
+    found = [o for o in optimizers if any(id(p) in scales for group in o.param_groups for p in group["params"])]
+    if len(found) > 1:
+        raise UserError(
+            f"train.optimizer must give all learned scales to one optimizer, but the {len(found)} that it made share them."
+        )
+    return found[0] if found else optimizers[0]
+
+
+def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[Optimizer]:
     """Muon for the matrices inside the network, AdamW for embeddings and vectors: the fewest steps from random weights."""
     inside, rest = [], []
     for name, parameter in model.named_parameters():
         (inside if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name else rest).append(parameter)
     optimizers = [
         torch.optim.Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=_BETAS, weight_decay=0.0),
     ]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
 
 
-@torch.no_grad()
-def _make_relative(groups: list[dict[str, Any]]) -> None:
-    """Multiply the rate of each group, which is one tensor, by its mean magnitude; sums in double, so that their order does
-    not show."""
-    if not groups:
-        return
-    scales = [group["params"][0] for group in groups]
-    sums = torch.stack([local(scale).abs().double().sum() for scale in scales])
-    if any(local(scale) is not scale for scale in scales):
-        _sum_over_parts(sums, scales[0])
-    for group, scale, size in zip(groups, scales, sums.tolist(), strict=True):
-        group["lr"] = group["lr"] * max(size / scale.numel(), 1e-8)
+def _adamw(groups: Groups) -> Optimizer:
+    return torch.optim.AdamW(groups, betas=_BETAS, eps=1e-8)
 
 
-def _sum_over_parts(values: torch.Tensor, tensor: torch.Tensor) -> None:
-    """Over the processes that hold different parts of ``tensor``, in place; those of the same part count once."""
-    for axis, placement in enumerate(tensor.placements):
-        if placement.is_shard():
-            dist.all_reduce(values, group=tensor.device_mesh.get_group(axis))
+def _sgd(groups: Groups) -> Optimizer:
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+def _muon(groups: Groups) -> Optimizer:
+    """Its steps as large as AdamW's, so that the same rates fit (arXiv:2502.16982)."""
+    return torch.optim.Muon(groups, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+
+
+def _multiplied_in_blocks(model: nn.Module) -> set[int]:
+    """By ``id``, the matrices that Muon moves."""
+    blocks = [block for _, block in find_blocks(model, QUANTIZABLE)] or [model]
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    named = [(name, p) for block in blocks for name, p in block.named_parameters()]
+    return {id(p) for name, p in named if p.dim() == 2 and not is_scale(name) and id(p) not in looked_up}

@@ -111,18 +111,19 @@ class Freezing:
         moves.update(codes)
         kept["average"].mul_(1 - MOMENTUM).add_(codes.float(), alpha=MOMENTUM)
         new = (moves.frequency > self.threshold) & ~kept["frozen"]
-        if new.any():
-            kept["at"] = torch.where(new, kept["average"].round().to(torch.int8), kept["at"])
-            kept["frozen"] |= new
-            self._hold(layer, kept)
+        kept["at"] = torch.where(new, kept["average"].round().to(torch.int8), kept["at"])
+        kept["frozen"] |= new
+        self._hold(layer, kept)
 
     @staticmethod
     def _hold(layer: QuantLayer, kept: dict[str, Any]) -> None:
-        """In the middle of its cell, wherever the optimizer or a learned scale has moved it."""
-        if kept["frozen"].any():
-            level = dequantize(kept["at"], *layer.stored_qparams(), layer.weight_spec.block)
-            layer.set_master(torch.where(kept["frozen"], level, layer.master.float()))
-            layer.forget_weight()
+        """In the middle of its cell, wherever the optimizer or a learned scale has moved it.
+
+        Whether there is one is not asked: that would wait for the device.
+        """
+        level = dequantize(kept["at"], *layer.stored_qparams(), layer.weight_spec.block)
+        layer.set_master(torch.where(kept["frozen"], level, layer.master.float()))
+        layer.forget_weight()
 
     @property
     def share(self) -> float:
@@ -140,7 +141,10 @@ class Freezing:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._layers = {}
-        for name, kept in state.items():
+        layers = dict(quant_layers(self.model))
+        for name, found in state.items():
+            device = layers[name].weight.device  # states are read into the host's memory
+            kept = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in found.items()}
             moves = Moves(kept["moves.codes"])
             moves.direction, moves.frequency = kept["moves.direction"], kept["moves.frequency"]
             self._layers[name] = {**{k: v for k, v in kept.items() if "." not in k}, "moves": moves}

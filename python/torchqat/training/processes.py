@@ -96,11 +96,9 @@ def share(batch: Batch) -> Batch:
     return rows_of(batch, rank() * part, (rank() + 1) * part) if parts > 1 else batch
 
 
-def mean(value: float) -> float:
+def mean(value: torch.Tensor) -> torch.Tensor:
     """Of the processes' values."""
-    if count() == 1:
-        return value
-    return total(torch.tensor(value, dtype=torch.float64)).item() / count()
+    return value if count() == 1 else total(value) / count()
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.model.calls import calls_note
-from torchqat.training.optimizers import multiply_relative_rates
+from torchqat.training.relative_rates import multiply_relative_rates
 
 
 class Schedule:
@@ -108,6 +108,8 @@ class Schedule:
             if choice.sentence:
                 self._say(choice.sentence)
         round_together(layers)
+        if self._optimizer is not None:
+            multiply_relative_rates(self._optimizer).send()
         return self.stage != before
 
     def state_dict(self) -> dict[str, Any]:

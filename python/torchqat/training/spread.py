@@ -94,11 +94,13 @@ def share_ranges(model: nn.Module) -> None:
     if not layers:
         return
     ends = torch.stack([torch.cat([-layer.input_low, layer.input_high]).flatten() for layer in layers])
-    averaged = torch.tensor([layer.input_spec.observer == "moving_average" for layer in layers], device=ends.device)
+    averaged = torch.tensor([layer.input_spec.observer == "moving_average" for layer in layers])
+    averaged = averaged.to(ends.device, non_blocking=True)
     most, total = ends.clone(), ends.clone()
     dist.all_reduce(most, dist.ReduceOp.MAX)
     dist.all_reduce(total)
-    for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most).tolist(), strict=True):
+    # They stay on the device: to read them would wait for it.
+    for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most), strict=True):
         layer.set_input_range(-low, high)
 
 

@@ -1,5 +1,7 @@
 """``TrainerCallback``: the schedule inside transformers' ``Trainer``."""
 
+from torch import Tensor
+
 from torchqat._library import Recipe
 from torchqat.extras import needs
 from torchqat.training.monitor import Monitor
@@ -27,6 +29,7 @@ class TrainerCallback(_Base):
         self.schedule: Schedule | None = None
         self.monitor: Monitor | None = None
         self._seen: dict[str, float] = {}
+        self._looked: Tensor | None = None
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         self.schedule = Schedule(model, self.recipe, state.max_steps, getattr(optimizer, "optimizer", optimizer))
@@ -37,10 +40,13 @@ class TrainerCallback(_Base):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.schedule.step()
         if self.monitor is not None:
-            self._seen = self.monitor.step()
+            self._looked = self.monitor.look()  # on the device, until there is a line to log
         self._seen["weight_bits"] = float(self.schedule.weight_bits)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.monitor is not None and self._looked is not None:
+            self._seen.update(self.monitor.named(self._looked.cpu().tolist()))
+            self._looked = None
         seen = {f"qat/{name}": value for name, value in self._seen.items()}
         if logs is not None:
             logs.update(seen)

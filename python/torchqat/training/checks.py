@@ -1,0 +1,38 @@
+"""What the training loop cannot do, said before anything is calibrated or trained."""
+
+from torchqat._library import Recipe
+from torchqat.errors import UserError
+from torchqat.training.other_optimizers import check_optimizer
+from torchqat.training.processes import count
+
+# Muon's steps need whole matrices; 8-bit moments are of blocks that know nothing of parts.
+_WHOLE = ("muon", "adamw_8bit")
+
+
+def check_training(recipe: Recipe) -> None:
+    """Whether the loop can train what ``recipe`` asks for, with its optimizer, in its dtype, on these processes.
+
+    Raises:
+        UserError: It cannot.
+    """
+    settings, dtype = recipe.train, recipe.model.dtype
+    if not settings.steps:
+        return
+    check_optimizer(settings)
+    if dtype == "float16" and settings.masters == "model":
+        raise UserError(
+            "train.masters must be float32 where model.dtype is float16, in which the squares of gradients vanish, but is "
+            "model."
+        )
+    if count() == 1 or settings.strategy != "fsdp":
+        return
+    if settings.optimizer in _WHOLE:
+        raise UserError(
+            f"train.optimizer: {settings.optimizer} needs whole weights, of which train.strategy: fsdp leaves parts on each "
+            "process; use ddp, or adamw or sgd."
+        )
+    if dtype != "float32" and settings.masters == "float32":
+        raise UserError(
+            f"train.masters must be model where train.strategy: fsdp spreads weights of {dtype}, but is float32; or set "
+            "model.dtype: float32 and train.mixed_precision: bfloat16."
+        )

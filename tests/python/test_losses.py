@@ -1,0 +1,145 @@
+"""Losses over large vocabularies: some tokens at a time, with the gradients of the plain formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchqat
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchqat.evaluation.evaluate import _Sums
+from torchqat.kinds import Answers, pieces
+from torchqat.kinds.losses import cross_entropy, cross_entropy_of, forward_kl
+
+SHAPE = (3, 17, 501)
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+# Relative to the largest gradient: a step of the dtype that it is rounded to, and float32's sums before.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+@pytest.fixture(params=[1 << 20, 501 * 40, 501 * 5, 1])
+def size(request, monkeypatch):
+    """Elements of a piece: all, some rows, some tokens of a row, one token."""
+    monkeypatch.setattr(pieces, "_ELSEWHERE", request.param)
+    return request.param
+
+
+def logits(dtype, scale=3.0):
+    return (torch.randn(SHAPE) * scale).to(dtype).requires_grad_(), (torch.randn(SHAPE) * scale).to(dtype)
+
+
+def plain_kl(student, teacher, temperature):
+    p = torch.softmax(teacher.double() / temperature, -1)
+    log_p, log_r = (torch.log_softmax(x.double() / temperature, -1) for x in (teacher, student))
+    return temperature**2 * (p * (log_p - log_r)).sum(-1)
+
+
+def assert_like(found, expected, student, dtype):
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    (ours,), (theirs,) = (torch.autograd.grad(loss / 3, student, retain_graph=True) for loss in (found, expected))
+    assert ours.dtype == dtype
+    torch.testing.assert_close(
+        ours.double(), theirs.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * theirs.abs().max().item()
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_kl_is_the_formula(dtype, temperature, size):
+    student, teacher = logits(dtype)
+    assert_like(
+        forward_kl(student, teacher, temperature), plain_kl(student, teacher, temperature).mean(), student, dtype
+    )
+    counted = torch.rand(SHAPE[:2]) < 0.5
+    expected = plain_kl(student, teacher, temperature)[counted].mean()
+    assert_like(forward_kl(student, teacher, temperature, counted), expected, student, dtype)
+    assert not teacher.requires_grad
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_cross_entropy_is_the_formula(dtype, size):
+    student, _ = logits(dtype)
+    tokens = torch.randint(0, SHAPE[-1], SHAPE[:2])
+    log = torch.log_softmax(student.double(), -1)
+    each = -log.gather(-1, tokens[..., None]).squeeze(-1)
+    following = -log[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    assert_like(cross_entropy(student, tokens), following.mean(), student, dtype)
+    targets = tokens.masked_fill(torch.rand(SHAPE[:2]) < 0.5, -100)
+    assert_like(cross_entropy_of(student, targets), each[targets != -100].mean(), student, dtype)
+    flat = cross_entropy_of(student.flatten(0, 1), targets.flatten())
+    assert flat.item() == pytest.approx(each[targets != -100].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_pieces_do_not_show_in_gradients(dtype, monkeypatch):
+    """Bit for bit those of torch's own functions over all tokens at once."""
+    student, teacher = logits(dtype)
+    tokens = torch.randint(0, SHAPE[-1], SHAPE[:2])
+    whole = F.kl_div(
+        *(F.log_softmax(x.float().flatten(0, 1) / 2.0, -1) for x in (student, teacher)),
+        reduction="batchmean", log_target=True,
+    ) * 4.0 + F.cross_entropy(student[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())  # fmt: skip
+    (expected,) = torch.autograd.grad(whole, student)
+    for elements in (1 << 20, 501 * 5, 1):
+        monkeypatch.setattr(pieces, "_ELSEWHERE", elements)
+        loss = forward_kl(student, teacher, 2.0) + cross_entropy(student, tokens)
+        assert torch.equal(torch.autograd.grad(loss, student)[0], expected)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a float32 tensor that an operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if torch.is_tensor(tensor) and tensor.dtype == torch.float32:
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+def test_no_float32_copy_of_all_logits_is_made(monkeypatch):
+    monkeypatch.setattr(pieces, "_ELSEWHERE", 501 * 4)
+    student, teacher = logits(torch.bfloat16)
+    tokens = torch.randint(0, SHAPE[-1], SHAPE[:2])
+    largest = Largest()
+    with largest:
+        (forward_kl(student, teacher) + 0.5 * cross_entropy(student, tokens)).backward()
+        sums = _Sums()
+        with torch.no_grad():
+            sums.add(Answers(student.detach()[:, :-1], tokens[:, 1:]), Answers(teacher[:, :-1]))
+    assert 0 < largest.elements <= 501 * 4
+
+
+def test_measures_are_those_of_all_log_probabilities(size):
+    ours, theirs = (Answers(x.detach()[:, :-1], torch.randint(0, 501, (3, 16))) for x in logits(torch.bfloat16))
+    log, wanted = ours.log_probabilities, theirs.log_probabilities
+    assert torch.equal(ours.of_targets(), log.gather(-1, ours.targets[..., None]).squeeze(-1))
+    assert torch.equal(ours.kl_to(theirs), F.kl_div(log, wanted, reduction="none", log_target=True).sum(-1))
+    assert torch.equal(ours.likeliest(), log.argmax(-1))
+
+
+def test_nothing_to_differentiate_and_nothing_at_all():
+    with torch.no_grad():
+        assert torchqat.forward_kl(torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)).item() == 0.0
+    assert torch.isnan(cross_entropy(torch.zeros(2, 1, 5), torch.zeros(2, 1, dtype=torch.long)))
+
+
+def test_the_mask_of_words_reads_nothing_on_the_host():
+    """Classes of words, some of which have a label (test_one_read.py has the rest)."""
+    from test_one_read import Reads
+    from torchqat._library import DistillSection
+    from torchqat.kinds import find_kind
+
+    student, teacher = logits(torch.float32)
+    labels = torch.randint(0, SHAPE[-1], SHAPE[:2]).masked_fill(torch.rand(SHAPE[:2]) < 0.5, -100)
+    settings = DistillSection()
+    settings.weight = 0.5
+    reads = Reads()
+    with reads:
+        loss = find_kind("classifier").loss(settings, student, teacher, {"labels": labels})
+        loss.backward()
+    assert reads.count == 0
+    has = labels != -100
+    expected = 0.5 * plain_kl(student, teacher, 1.0)[has].mean() + 0.5 * F.cross_entropy(student[has], labels[has])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
