@@ -13,6 +13,7 @@ from torchqat.data.functions import find_function, names_function
 from torchqat.data.jsonl import objects_of
 from torchqat.data.lm_eval_task import PREFIX as LM_EVAL
 from torchqat.data.lm_eval_task import LmEvalTask
+from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
 
 _FORMS = (
@@ -147,7 +148,7 @@ def _choice(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
 
 def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
     tokens = _tokens(tokenizer, example["text"])
-    logits = model(input_ids=tokens[None].to(_device(model))).logits
+    logits = model(input_ids=tokens[None].to(device_of(model))).logits
     if logits.dim() != 2:
         raise UserError("A task of texts and labels needs a classifier, but the model is a language model.")
     if logits.shape[-1] == 1:
@@ -170,7 +171,7 @@ def _continuation(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[
     shared = max(1, shared)
     if shared >= len(whole):
         raise UserError(f"A task's example must have a token to judge after its prompt, but {text[:40]!r} has none.")
-    logits = model(input_ids=whole[None].to(_device(model)), use_cache=False).logits[0]
+    logits = model(input_ids=whole[None].to(device_of(model)), use_cache=False).logits[0]
     return logits[shared - 1 : -1].cpu(), whole[shared:]
 
 
@@ -179,10 +180,6 @@ def _tokens(tokenizer, text: str) -> Tensor:
     end = tokenizer.eos_token_id
     # Some tokenizers close a text, which nothing may follow then.
     return torch.tensor(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids, dtype=torch.int64)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _checked(name: str, scores: Any) -> list[float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
@@ -41,6 +42,10 @@ class Answers:
     targets: Tensor | None = None
     embeddings: Tensor | None = None
     values: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Answers":
+        """The same on ``device``."""
+        return Answers(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
 
 
 class Kind(ABC):

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.data.batch import Batch, call_with
+from torchqat.device import device_of
 from torchqat.verification.result import OutputAgreement
 
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, example: Batch) -> Tensor:
     """What ``model`` gives in evaluation mode, or the first thing in it, float32 on the CPU."""
-    training, device = model.training, next(model.parameters()).device
+    training, device = model.training, device_of(model)
     model.eval()
     found = call_with(model, example, device)
     model.train(training)
