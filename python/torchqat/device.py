@@ -1,6 +1,7 @@
 """Where torchqat computes: what a recipe, an option or a caller asks for, and where a model lies."""
 
 import gc
+import platform
 import re
 import warnings
 from collections.abc import Callable
@@ -86,6 +87,13 @@ def _place(tensor: Tensor) -> torch.device:
     if mesh is not None and mesh.device_type == "cuda":  # parts of parameters may be kept elsewhere
         return torch.device("cuda", torch.cuda.current_device())
     return tensor.device
+
+
+def name_of(device: torch.device) -> str:
+    """What it is called by whoever made it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def release_memory() -> None:

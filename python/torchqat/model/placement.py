@@ -1,5 +1,6 @@
 """A model on a device for a while: whole or, where it is larger than that has room for, one block after the other."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchqat.device import device_of
+from torchqat.device import CPU, device_of, find_device
 from torchqat.errors import UserError
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.quant_layer import QuantLayer
@@ -73,6 +74,12 @@ def on_device(model: nn.Module, device: torch.device | None = None, by_blocks: b
 def _moved(model: nn.Module, device: torch.device) -> torch.device:
     model.to(device)
     return device
+
+
+def device_for(model: nn.Module, asked: str, say: Callable[[str], None] = warnings.warn) -> torch.device:
+    """The device that ``asked`` means, as ``find_device`` finds it; for packed weights, ``auto`` is the CPU."""
+    packed = any(isinstance(module, PackedLinear) for module in model.modules())
+    return CPU if packed and asked == "auto" else find_device(asked, say)
 
 
 def weightless(forward: Callable) -> Callable:

@@ -26,6 +26,7 @@ from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, 
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
+from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.kv_cache import attach
@@ -33,6 +34,7 @@ from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
+from torchqat.model.placement import Placed
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
@@ -74,6 +76,7 @@ def quantize_folder(
     tokenizer=None,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
     files: dict[str, Path] | None = None,
+    device: str | torch.device | None = None,
 ) -> Streamed:
     """Quantize the model in ``source`` as the recipe's ``initialize`` says and write it to ``output``, whole or not at all.
 
@@ -89,6 +92,7 @@ def quantize_folder(
         tokenizer: Saved beside the model when given.
         on_block: Called with the number of finished blocks and of all.
         files: Others to copy beside them, such as a processor's, by their names there.
+        device: Where to compute; what the recipe says when ``None``. Between two blocks, tokens lie on the host.
 
     Raises:
         RecipeError: The recipe does not fit the model.
@@ -98,14 +102,15 @@ def quantize_folder(
         raise UserError(
             f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
         )
+    placed = _Placed(find_device(recipe.device if device is None else device))
     reader, model, plan, lists = opened_to_stream(source, recipe)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
         writer = _Writer(model, plan, folder, recipe.exports[0], reader)
-        at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block)
+        at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
-            calibration = initialize(model, batches, _forward, recipe.initialize, at_work)
+            calibration = initialize(model, batches, placed.forward, recipe.initialize, placed, at_work)
         writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         copy_into(folder, files or {})
@@ -142,10 +147,6 @@ def opened_to_stream(
     return reader, model, plan, held
 
 
-def _forward(model: nn.Module, batch: Any) -> Any:
-    return model(input_ids=batch, use_cache=False)
-
-
 def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
     if recipe.exports[0] not in _FORMATS:
         raise UserError(
@@ -164,24 +165,45 @@ def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
         raise UserError(f"To be written, every planned layer must have a quantized weight, but {weightless} has not.")
 
 
+class _Placed(Placed):
+    """Blocks on the device while they are at work, and tokens on the host."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(device, CPU)
+
+    def forward(self, model: nn.Module, batch: Tensor) -> Any:
+        return model(input_ids=batch.to(self.device), use_cache=False)
+
+    @contextmanager
+    def hold(self, module: nn.Module) -> Iterator[None]:
+        module.to(self.device)
+        yield
+        module.to(CPU)
+
+
 class _AtWork:
     """Loads what runs when it runs: layers outside the blocks on demand, a block while it is calibrated."""
 
-    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, lists, on_block):
+    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, lists, on_block, device):
         self.model, self.plan, self.recipe, self.reader, self.writer = model, plan, recipe, reader, writer
-        self.lists = lists
+        self.lists, self.device = lists, device
         self.names = [name for blocks in lists for name, _ in blocks]
         self.on_block, self.done = on_block, 0
 
     @contextmanager
     def loads_what_runs(self) -> Iterator[None]:
         inside = {id(m) for name in self.names for m in self.model.get_submodule(name).modules()}
-        outside = [(n, m) for n, m in self.model.named_modules() if id(m) not in inside and m._parameters]
+        outside = [(n, m) for n, m in self.model.named_modules() if id(m) not in inside]
 
         def load(name: str, module: nn.Module) -> None:
             if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
                 self.reader.fill(module, name, recurse=False)
+                module._apply(lambda tensor: tensor.to(self.device), recurse=False)
 
+        for _, module in outside:
+            module._buffers.update(
+                {n: b.to(self.device) for n, b in module._buffers.items() if b is not None and not b.is_meta}
+            )
         handles = [m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]
         try:
             yield
@@ -192,6 +214,7 @@ class _AtWork:
     @contextmanager
     def reads(self, block: Block) -> Iterator[None]:
         self.reader.fill(block.module, block.name)
+        block.module.to(self.device)
         yield
         empty(block.module)
         release_kept_memory()  # experts are read in pieces, small enough to be kept

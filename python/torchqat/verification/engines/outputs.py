@@ -1,5 +1,7 @@
 """Outputs of a module in an engine, beside those of the training forward."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,12 @@ def outputs_of(model: nn.Module, example: Batch) -> Tensor:
     if not isinstance(found, Tensor):
         found = found[0] if isinstance(found, (tuple, list)) else next(iter(found.values()))
     return found.detach().float().cpu()
+
+
+def in_half(model: nn.Module) -> bool:
+    """Whether ``model`` computes in half precision: whether its first floating parameter, or buffer, is in another dtype."""
+    tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())
+    return next((tensor.dtype != torch.float32 for tensor in tensors), False)
 
 
 def compared(engine: str, theirs: Tensor, ours: Tensor, bound: float, why: str) -> OutputAgreement:
