@@ -106,7 +106,7 @@ def evaluate(
     other = load_any(reference, notes.append) if reference else None
     for note in notes:
         say(f"Note: {note}")
-    place = device_for(loaded, device, say)
+    place = device_for(device, [one for one in (loaded, other) if one is not None], say)
     figures = measure(loaded, batches, other, device=place)
     found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "notes": notes}
     say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens")

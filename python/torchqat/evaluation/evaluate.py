@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat.data.batch import Batch, to_device
-from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
-from torchqat.model.placement import on_device
+from torchqat.model.placement import device_for, on_device
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
 KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]
@@ -81,17 +80,14 @@ def evaluate(
         UserError: There is nothing to predict, or there is no such device.
     """
     kind = find_kind(kind) if isinstance(kind, str) else kind
-    asked = None if device is None else find_device(device)
+    models = [one for one in (model, reference) if one is not None]
+    asked = None if device is None else device_for(device, models)
     training = model.training
     model.eval()
     sums = _Sums()
     try:
         with ExitStack() as stack:
-            ask = [
-                partial(_ask, kind, one, stack.enter_context(on_device(one, asked)).device)
-                for one in (model, reference)
-                if one is not None
-            ]
+            ask = [partial(_ask, kind, one, stack.enter_context(on_device(one, asked)).device) for one in models]
             for batch in batches:
                 sums.add(*(one(batch) for one in ask))
     finally:

@@ -1,7 +1,7 @@
 """A model on a device for a while: whole or, where it is larger than that has room for, one block after the other."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import chain
@@ -76,10 +76,12 @@ def _moved(model: nn.Module, device: torch.device) -> torch.device:
     return device
 
 
-def device_for(model: nn.Module, asked: str, say: Callable[[str], None] = warnings.warn) -> torch.device:
-    """The device that ``asked`` means, as ``find_device`` finds it; for packed weights, ``auto`` is the CPU."""
-    packed = any(isinstance(module, PackedLinear) for module in model.modules())
-    return CPU if packed and asked == "auto" else find_device(asked, say)
+def device_for(
+    asked: str | torch.device, models: Iterable[nn.Module], say: Callable[[str], None] = warnings.warn
+) -> torch.device:
+    """The device that ``asked`` means, as ``find_device`` finds it; ``auto`` is the CPU where a model's weights are packed."""
+    packed = any(isinstance(module, PackedLinear) for model in models for module in model.modules())
+    return CPU if packed and str(asked) == "auto" else find_device(asked, say)
 
 
 def weightless(forward: Callable) -> Callable:

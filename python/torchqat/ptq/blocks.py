@@ -220,7 +220,7 @@ def idle_note(names: list[str]) -> str:
 
 
 def open_blocks(
-    model: nn.Module, batches: list[Any], forward: Forward, placed: Placed
+    model: nn.Module, batches: list[Any], forward: Forward, placed: Placed | None = None
 ) -> tuple[list[Block], list[Any]]:
     """The blocks of a model that is one row of them, and what enters the first for each batch; else the model as one."""
     found = cut_into_rows(model, batches, forward)
