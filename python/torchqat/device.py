@@ -42,7 +42,7 @@ def find_device(asked: str | torch.device = "auto", say: Callable[[str], None] =
         say(f"{why[0].upper()}{why[1:]}, so the CPU is used.")
         return CPU
     if why:
-        raise UserError(f"device must be auto or cpu here, but is {word}: {why}.")
+        raise UserError(f"device must be a GPU that torchqat can use, auto or cpu, but is {word}: {why}.")
     return _gpu(word)
 
 
@@ -59,16 +59,19 @@ def _why_not(word: str) -> str:
         return f"torch sees {'one GPU, cuda:0' if count == 1 else f'{count} GPUs, cuda:0 to cuda:{count - 1}'}"
     if not BUILT_WITH_CUDA:
         return f"torchqat was built without CUDA kernels, which needs the CUDA Toolkit ({REBUILD})"
-    return _tried(_gpu(word))
+    gpu = _gpu(word)
+    if refusal := _refusal(gpu):
+        name, capability = torch.cuda.get_device_name(gpu), "{}.{}".format(*torch.cuda.get_device_capability(gpu))
+        return f"the kernels of torchqat do not run on {name}, of compute capability {capability} ({refusal})"
+    return ""
 
 
-def _tried(gpu: torch.device) -> str:
-    """What an operator says there: binaries hold kernels for some GPUs alone."""
+def _refusal(gpu: torch.device) -> str:
+    """What an operator says that is tried there, if it fails: binaries hold kernels for some GPUs alone."""
     try:
         torch.ops.qat.pack(torch.zeros(1, 2, dtype=torch.int8, device=gpu), 4).cpu()
     except RuntimeError as error:
-        name, capability = torch.cuda.get_device_name(gpu), "{}.{}".format(*torch.cuda.get_device_capability(gpu))
-        return f"the kernels of torchqat do not run on {name}, of compute capability {capability} ({first_line(error)})"
+        return first_line(error)
     return ""
 
 

@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 from gpu import _let_autograd_ask_for_streams
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -68,8 +67,9 @@ class PretendGpu(TorchDispatchMode):
         _let_autograd_ask_for_streams()
 
     def __enter__(self):
-        self._modes.enter_context(FakeTensorMode())  # without one, torch looks for the driver first
         self._modes.enter_context(_Attributes(self))
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) is a copy from the host
+        self._modes.callback(torch._C._set_only_lift_cpu_tensors, False)
         self._modes.enter_context(mock.patch.multiple(torch.cuda, **self._driver()))
         self._modes.enter_context(torch.autograd.set_multithreading_enabled(False))  # there are no threads of devices
         return super().__enter__()
@@ -88,10 +88,9 @@ class PretendGpu(TorchDispatchMode):
             _check_one_device(func, args, given)
         if asked is not None and goes:
             kwargs["device"] = torch.device("cpu")
-        with unset_fake_temporarily():
-            found = func(*tree_map(_real, args), **tree_map(_real, kwargs))
-            if func is _ATEN._to_copy.default and there != goes:
-                found = found.clone()
+        found = func(*tree_map(_real, args), **tree_map(_real, kwargs))
+        if func is _ATEN._to_copy.default and there != goes:
+            found = found.clone()
         if func._schema.is_mutable:
             own = {id(_real(leaf)): leaf for leaf in given}
             return tree_map(lambda value: own.get(id(value), self.tensor(value) if there else value), found)
@@ -113,7 +112,10 @@ class PretendGpu(TorchDispatchMode):
     def _driver(self):
         """What torch would say of it."""
         return {
+            "_lazy_init": lambda: None,
             "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "empty_cache": lambda: None,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "get_device_name": lambda device=None: "Pretended",

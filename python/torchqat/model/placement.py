@@ -79,7 +79,7 @@ def _moved(model: nn.Module, device: torch.device) -> torch.device:
 def device_for(
     asked: str | torch.device, models: Iterable[nn.Module], say: Callable[[str], None] = warnings.warn
 ) -> torch.device:
-    """The device that ``asked`` means, as ``find_device`` finds it; ``auto`` is the CPU where a model's weights are packed."""
+    """As ``find_device`` finds it; ``auto`` is the CPU where the weights of a model are packed."""
     packed = any(isinstance(module, PackedLinear) for model in models for module in model.modules())
     return CPU if packed and str(asked) == "auto" else find_device(asked, say)
 
