@@ -88,7 +88,7 @@ class PretendGpu(TorchDispatchMode):
             _check_one_device(func, args, given)
         if asked is not None and goes:
             kwargs["device"] = torch.device("cpu")
-        found = func(*tree_map(_real, args), **tree_map(_real, kwargs))
+        found = _computed(func, tree_map(_real, args), tree_map(_real, kwargs))
         if func is _ATEN._to_copy.default and there != goes:
             found = found.clone()
         if func._schema.is_mutable:
@@ -146,8 +146,8 @@ class _Attributes(TorchFunctionMode):
             self._set_data(*args)
             return None
         if args and isinstance(args[0], Tensor) and _is_there(args[0]):
-            if func is Tensor.tolist:
-                return _real(args[0]).tolist()
+            if func in (Tensor.tolist, Tensor.data_ptr, Tensor.untyped_storage):
+                return func(_real(args[0]))
             if func == Tensor.data.__get__:
                 return There(_real(args[0]), args[0].device)
             if func in (Tensor.numpy, Tensor.__array__):
@@ -161,6 +161,12 @@ class _Attributes(TorchFunctionMode):
         vars(tensor).pop("_real", None)
         if real is not None:
             tensor._real = real
+
+
+def _computed(func, args, kwargs):
+    if func is _ATEN.histc.default and not args[0].is_floating_point():  # a GPU counts integers, the host does not
+        return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
+    return func(*args, **kwargs)
 
 
 def _check_one_device(func, args, given) -> None:
