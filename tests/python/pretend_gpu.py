@@ -39,6 +39,10 @@ class There(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func} met a tensor of a GPU after it was gone.")
 
+    def __reduce_ex__(self, protocol):
+        """In a file, that of the host, as ``torch.load(map_location="cpu")`` gives it."""
+        return self._real.__reduce_ex__(protocol)
+
     def __deepcopy__(self, memo):
         if id(self) not in memo:
             copied = self.detach().clone()

@@ -13,10 +13,14 @@ from blocks_of import prepared as of_blocks
 from conftest import Tiny, new_model
 from pretend_gpu import PretendGpu
 from torch import nn
+from torchqat._library import DistillSection
+from torchqat.data.batch import to_device
 from torchqat.device import CPU, device_of
+from torchqat.kinds import find_kind
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     MixtralConfig,
     MixtralForCausalLM,
     T5Config,
@@ -170,6 +174,10 @@ def _classifier(labels=3):
     return BertForSequenceClassification(BertConfig(**sizes, vocab_size=Tiny.vocabulary, num_labels=labels)).eval()
 
 
+def _encoder():
+    return BertModel(_classifier().config, add_pooling_layer=False).eval()
+
+
 def labelled(labels=3):
     return [
         {
@@ -186,14 +194,23 @@ KINDS = {
     "classifier": lambda: (_classifier(), labelled(), "bert.encoder.*"),
     "regression": lambda: (_classifier(1), labelled(1), "bert.encoder.*"),
     "images": lambda: (_conv(), [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)], "*"),
+    "sentence_encoder": lambda: (
+        _encoder(),
+        [{k: v for k, v in b.items() if k != "labels"} for b in labelled()],
+        "enc*",
+    ),
 }
+
+
+def kind_of(name):
+    return name if name in ("causal_lm", "sentence_encoder") else "classifier"
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_both_models_are_evaluated_on_the_gpu_or_where_they_are(name, gpu):
     original, batches, match = KINDS[name]()
     model = torchqat.prepare(copy.deepcopy(original), recipe(rule="weight: {dtype: int8}", match=match))
-    kind = name if name == "causal_lm" else "classifier"
+    kind = kind_of(name)
     wanted = torchqat.evaluate(model, batches, original, kind)
     same_figures(torchqat.evaluate(model, batches, original, kind, device="cuda"), wanted)
     assert places(model) == places(original) == {CPU}
@@ -219,7 +236,7 @@ def test_evaluation_goes_by_blocks_where_there_is_no_room(monkeypatch):
 def test_sensitivity_is_measured_on_the_gpu(name, gpu):
     model, batches, match = KINDS[name]()
     plan = torchqat.make_plan(model, recipe(rule="weight: {dtype: int4}", match=match))
-    kind = name if name == "causal_lm" else "classifier"
+    kind = kind_of(name)
     wanted = torchqat.sensitivity.sensitivity(model, plan, batches, (2, 8), kind)
     for memory in (1 << 34, 1 << 15):
         gpu.memory = memory
@@ -243,6 +260,23 @@ def test_tasks_are_scored_on_the_gpu(tiny_llama, tokenizer, gpu):
     classifier = _classifier()
     wanted = labels.scores(classifier, tokenizer)
     assert labels.scores(classifier.to(CUDA), tokenizer) == wanted
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
+def test_losses_are_computed_where_the_model_is(loss, name):
+    model, batches, _ = KINDS[name]()
+    kind = find_kind(kind_of(name))
+    settings = DistillSection()
+    settings.loss, settings.weight = loss, 0.5
+    wanted = kind.loss(settings, found := kind.outputs(model, batches[0]), found.detach() * 0.9, batches[0])
+    with PretendGpu("xla:0") as gpu:
+        batch = to_device(batches[0], gpu.device)
+        found = kind.outputs(model.to(gpu.device), batch)
+        found = kind.loss(settings, found, found.detach() * 0.9, batch)
+        assert found.device == gpu.device and found.item() == pytest.approx(wanted.item(), rel=1e-3)
+        found.backward()
+        assert next(p.grad for p in model.parameters() if p.grad is not None).device == gpu.device
 
 
 # -- exports -----------------------------------------------------------------------------------------------------------

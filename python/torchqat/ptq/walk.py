@@ -95,11 +95,7 @@ def initialize(
             settings,
             result,
         )
-    result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
-    if result.unrouted:
-        result.warnings.append(_unrouted(result.unrouted))
-    if result.rowless:
-        result.warnings.append(_rowless(result.rowless))
+    result.note_what_was_left()
     return result
 
 
@@ -148,31 +144,6 @@ def _round_idle(idle: list[Block], settings: Initialize, result: Calibration, be
         names += [block.name] if layers else []
     if names:
         result.warnings.append(idle_note(names))
-
-
-def _unfolded(transform: str, names: list[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} has nothing to fold {transform} scales into, so it goes without them."
-    return (
-        f"{len(names)} layers have nothing to fold {transform} scales into, so they go without them; the first is "
-        f"{names[0]}."
-    )
-
-
-def _unrouted(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{others} are experts whose module does not tell which tokens reach which, so they are rounded to "
-        "nearest."
-    )
-
-
-def _rowless(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
-        "are rounded to nearest."
-    )
 
 
 def _run_all(block: Block, hidden: list) -> None:

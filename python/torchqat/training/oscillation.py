@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import OscillationSection
+from torchqat.device import device_of
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ops import dequantize
@@ -139,8 +140,9 @@ class Freezing:
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._layers = {}
-        for name, kept in state.items():
+        self._layers, device = {}, device_of(self.model)
+        for name, found in state.items():
+            kept = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in found.items()}
             moves = Moves(kept["moves.codes"])
             moves.direction, moves.frequency = kept["moves.direction"], kept["moves.frequency"]
             self._layers[name] = {**{k: v for k, v in kept.items() if "." not in k}, "moves": moves}
