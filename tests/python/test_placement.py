@@ -171,3 +171,23 @@ def test_a_model_on_several_devices_or_packed_is_not_moved(gpu):
         pass
     with on_device(net) as placed:
         assert placed.device == CUDA
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu):
+    there, here = torch.ones(3, 4, device=CUDA), torch.ones(3, 4)
+    for mixed in (
+        lambda: there + here,
+        lambda: here.add_(there),
+        lambda: torch.cat([there, here]),
+        lambda: torch.equal(there, here),
+        lambda: here[torch.zeros(1, dtype=torch.int64, device=CUDA)],
+        lambda: nn.functional.embedding(torch.zeros(2, dtype=torch.int64), there),
+        lambda: torchqat.ops.quantize(there, "minmax int4 full 1x4 float32", here[:, :1]),
+    ):
+        with pytest.raises(Exception, match="same device|device"):
+            mixed()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    assert (there + torch.tensor(1.0)).device == there[torch.zeros(1, dtype=torch.int64)].device == CUDA
+    here.copy_(there * 2)
+    assert here.tolist() == (there * 2).tolist() == torch.full((3, 4), 2.0).tolist() and there.sum().item() == 12
