@@ -12,13 +12,27 @@ import torchqat
 import transformers
 from launcher import Launcher
 from torchqat.data.corpus import Corpus
+from torchqat.device import find_device
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import new_model, train_tokenizer
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N: where operators and runs are tested")
     parser.addoption("--nightly", action="store_true", help="more of what takes long: make test-nightly")
+
+
+def pytest_configure(config):
+    asked = config.getoption("--device")
+    if asked == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # runs, whose recipes say nothing, stay there as well
+        return
+    try:
+        found = find_device(asked)
+    except torchqat.UserError as error:
+        raise pytest.UsageError(str(error)) from error
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
 
 
 # Files that take longest go first, so that no core has one of them left when the others are done.
@@ -42,7 +56,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device(request):
-    return torch.device(request.config.getoption("--device"))
+    return find_device(request.config.getoption("--device"))
 
 
 @pytest.fixture

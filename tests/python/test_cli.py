@@ -146,6 +146,7 @@ def test_doctor(capsys):
     assert code == 0
     for word in ("torchqat", "torch ", "compressed-tensors", "gpu", "vllm"):
         assert word in out
+    assert said(out, "device.auto-is-cpu")
 
 
 def test_doctor_says_why_there_are_no_gpu_operators(capsys, monkeypatch):

@@ -11,9 +11,9 @@ from torchqat.checkpoints.export import FOLDERS, FORMATS, checked_format
 from torchqat.checkpoints.formats.folder import folder_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
+from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import require_prepared
-from torchqat.layers.sharded import device_of
 from torchqat.model.disk_names import DiskNames
 
 

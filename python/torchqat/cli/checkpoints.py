@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DTYPE
+from torchqat.cli.options import DEVICE, DTYPE
 from torchqat.cli.output import result, say
 from torchqat.verification.engines.question import speed_rows
 
@@ -27,6 +27,7 @@ def export(
     max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
     embeddings: str = typer.Option("f16", "--embeddings", help="gguf: f16 or q8_0, of embedding and output head."),
     dtype: str = DTYPE,
+    device: str = DEVICE,
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
@@ -37,7 +38,7 @@ def export(
     from torchqat.runs.steps import remember_export, write_export
     from torchqat.runs.variants import last_name
 
-    opened = open_run(Path(run))
+    opened = open_run(Path(run), device)
     asked = dtype_named(dtype)
     check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked)
     model = trained_model(opened)
@@ -46,7 +47,7 @@ def export(
     folder = write_export(opened, model, target, format, **options)
     for sentence in coverage(opened.plan):
         say(sentence)
-    _print_verification(folder, torchqat.verify(folder, model))
+    _print_verification(folder, torchqat.verify(folder, model, device=opened.device))
     say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
 
 
@@ -60,6 +61,7 @@ def verify(
         help="transformers, vllm, llama.cpp, onnxruntime, or reader for the tensors alone; by default what fits.",
     ),
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
+    device: str = DEVICE,
 ) -> None:
     """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
     from torchqat.errors import UserError
@@ -75,7 +77,7 @@ def verify(
             )
         _print_verification(Path(folder), verify_streamed(root, Path(folder)))
         return
-    opened, model = exported_model(Path(folder), run, variant)
+    opened, model = exported_model(Path(folder), run, variant, device)
     _print_verification(Path(folder), verify_in_engine(opened, Path(folder), model, engine, bench))
 
 
@@ -96,6 +98,7 @@ def evaluate(
     ),
     loss_on: str = typer.Option("answers", "--loss-on", help="Of conversations: answers, or all tokens."),
     task: str = typer.Option("", "--task", help="Your own task: a jsonl file, or module:function."),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N: where to compute."),
 ) -> None:
     """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
@@ -104,6 +107,7 @@ def evaluate(
     from torchqat.data.tasks import load_task
     from torchqat.errors import UserError
     from torchqat.model.loading import load_tokenizer
+    from torchqat.model.placement import device_for
     from torchqat.runs.restore import load_any
 
     if sequence_length == 1:
@@ -118,7 +122,8 @@ def evaluate(
     other = load_any(reference, notes.append) if reference else None
     for note in notes:
         say(f"Note: {note}")
-    figures = measure(loaded, measured.batches, other)
+    place = device_for(device, [one for one in (loaded, other) if one is not None], say)
+    figures = measure(loaded, measured.batches, other, device=place)
     found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "sequence_length": length, "notes": notes}
     which = f" {measured.counted}" if measured.counted else ""
     say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens{which}, in sequences of at most {length}")
@@ -126,7 +131,7 @@ def evaluate(
         found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}
         say(f"KL to the reference {figures.kl:.6f} nats a token, top-1 agreement {figures.top1_agreement:.2%}")
     if task:
-        found |= _on_task(load_task(task), loaded, other, tokenizer)
+        found |= _on_task(load_task(task), loaded, other, tokenizer, place)
     result(found)
 
 
@@ -135,16 +140,19 @@ def _length_of(model) -> int:
     return min(2048, getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
 
 
-def _on_task(task, model, reference, tokenizer) -> dict:
+def _on_task(task, model, reference, tokenizer, device) -> dict:
     """The score on the user's task and, beside a reference, the difference with its interval."""
     from torchqat.evaluation.bootstrap import bootstrap
+    from torchqat.model.placement import on_device
 
-    scores = task.scores(model, tokenizer)
+    with on_device(model, device):
+        scores = task.scores(model, tokenizer)
     found = {"task": sum(scores) / len(scores), "examples": len(scores)}
     say(f"{task.name}: {found['task']:.2%} of {len(scores)} examples")
     if reference is None:
         return found
-    before = task.scores(reference, tokenizer)
+    with on_device(reference, device):
+        before = task.scores(reference, tokenizer)
     change = bootstrap([a - b for a, b in zip(scores, before, strict=True)])
     noise = ", within the noise" if change.contains(0.0) else ""
     say(f"{change.value:+.2%} from the reference ({change.low:+.2%} to {change.high:+.2%}){noise}")

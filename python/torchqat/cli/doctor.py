@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import subprocess
 
 import typer
 
@@ -39,8 +40,10 @@ def doctor() -> None:
         ("python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("operators", f"loaded, {torchqat.ops.cpu_capability()} kernels (TORCHQAT_CPU_CAPABILITY chooses)"),
-        ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible to torch"),
+        ("gpu", _gpus()),
+        ("cuda", _cuda()),
         ("gpu operators", _gpu_operators()),
+        ("device", _device()),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),
         *(
             (name, version_of(name, again))
@@ -58,6 +61,45 @@ def doctor() -> None:
 def _elsewhere(engine) -> bool:
     """Whether a variable names an environment that has the engine."""
     return bool(os.environ.get(engine.variable()))
+
+
+def _gpus() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none visible to torch"
+    found = []
+    for place in range(torch.cuda.device_count()):
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(place))
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(place))
+        name = torch.cuda.get_device_name(place)
+        found.append(f"cuda:{place} is {name}, compute capability {capability}, {free:.1f} of {total:.1f} GiB free")
+    return "; ".join(found)
+
+
+def _cuda() -> str:
+    import torch
+
+    tool = shutil.which("nvidia-smi")
+    driver = ""
+    if tool:
+        command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
+    return f"{torch.version.cuda or 'none in torch'}, driver {driver or 'not found'}"
+
+
+def _device() -> str:
+    """Where ``device: auto`` computes."""
+    from torchqat.device import find_device
+
+    said: list[str] = []
+    found = find_device("auto", said.append)
+    if found.type == "cpu":
+        return " ".join(["auto is cpu: every step runs there.", *said])
+    return (
+        f"auto is {found}: baseline, calibration, training, control, evaluation, sensitivity, tasks and verify's forwards "
+        "run there; packing, files and packed models on the CPU"
+    )
 
 
 def _gpu_operators() -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
+from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -53,11 +53,12 @@ def run(
     resume: bool = RESUME,
     restart: bool = RESTART,
     dtype: str = DTYPE,
+    device: str = DEVICE,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.runs.flow import run_of
 
-    _follow_and_show(run_of(recipe, model, data, output, dtype=dtype), resume, restart)
+    _follow_and_show(run_of(recipe, model, data, output, dtype=dtype, device=device), resume, restart)
 
 
 def ptq(
@@ -69,11 +70,12 @@ def ptq(
     restart: bool = RESTART,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
     dtype: str = DTYPE,
+    device: str = DEVICE,
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output, dtype=dtype)
+    run = run_of(recipe, model, data, output, dtype=dtype, device=device)
     run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
     if stream:
         _stream_and_show(run, resume, restart)
@@ -146,6 +148,7 @@ def train(
     output: str = OUTPUT,
     resume: bool = RESUME,
     restart: bool = RESTART,
+    device: str = DEVICE,
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
     from torchqat.runs.fine_tune import fine_tune
@@ -153,7 +156,7 @@ def train(
     from torchqat.training.processes import is_first, processes
 
     with processes():
-        run = run_of(recipe, model, data, output)
+        run = run_of(recipe, model, data, output, device=device)
         run.progress.quiet = not is_first()
         with run.opened(resume, restart):
             fine_tune(run)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA
+from torchqat.cli.options import DATA, DEVICE
 from torchqat.cli.output import is_json, result, say
 
 
@@ -22,6 +22,7 @@ def sensitivity(
     ),
     write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
+    device: str = DEVICE,
 ) -> None:
     """KL to the float model with one layer quantized at a time, by width."""
     from torchqat.errors import UserError
@@ -33,8 +34,8 @@ def sensitivity(
     widths = _widths(bits)
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
-    run = run_of(recipe, model, data, "")
-    found = measure(run.original, run.plan, run.data.calibration, widths, run.kind)
+    run = run_of(recipe, model, data, "", device=device)
+    found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():
         _print(found, widths, chosen)

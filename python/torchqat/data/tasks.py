@@ -14,6 +14,7 @@ from torchqat.data.jsonl import objects_of
 from torchqat.data.lm_eval_task import PREFIX as LM_EVAL
 from torchqat.data.lm_eval_task import LmEvalTask
 from torchqat.data.written import decoder_inputs_of, target_tokens
+from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
 
 _FORMS = (
@@ -148,7 +149,7 @@ def _choice(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
 
 def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
     tokens = _tokens(tokenizer, example["text"])
-    logits = model(input_ids=tokens[None].to(_device(model))).logits
+    logits = model(input_ids=tokens[None].to(device_of(model))).logits
     if logits.dim() != 2:
         raise UserError("A task of texts and labels needs a classifier, but the model is a language model.")
     if logits.shape[-1] == 1:
@@ -173,7 +174,7 @@ def _continuation(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[
     shared = max(1, shared)
     if shared >= len(whole):
         raise UserError(f"A task's example must have a token to judge after its prompt, but {text[:40]!r} has none.")
-    logits = model(input_ids=whole[None].to(_device(model)), use_cache=False).logits[0]
+    logits = model(input_ids=whole[None].to(device_of(model)), use_cache=False).logits[0]
     return logits[shared - 1 : -1].cpu(), whole[shared:]
 
 
@@ -184,7 +185,7 @@ def _written(model: nn.Module, tokenizer, prompt: str, text: str) -> tuple[Tenso
     (target,) = target_tokens(tokenizer, [text], None, model.config.decoder_start_token_id)
     read = torch.tensor([tokenizer(prompt).input_ids])
     given = decoder_inputs_of(model)(target[None])
-    device = _device(model)
+    device = device_of(model)
     logits = model(input_ids=read.to(device), decoder_input_ids=given.to(device), use_cache=False).logits[0]
     return logits.cpu(), target
 
@@ -194,10 +195,6 @@ def _tokens(tokenizer, text: str) -> Tensor:
     end = tokenizer.eos_token_id
     # Some tokenizers close a text, which nothing may follow then.
     return torch.tensor(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids, dtype=torch.int64)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _checked(name: str, scores: Any) -> list[float]:

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torchqat.data.batch import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
-from torchqat.layers.sharded import device_of
+from torchqat.model.placement import device_for, on_device
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
 KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]
@@ -56,7 +58,11 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], reference: nn.Module | None = None, kind: Kind | str = "causal_lm"
+    model: nn.Module,
+    batches: Iterable[Batch],
+    reference: nn.Module | None = None,
+    kind: Kind | str = "causal_lm",
+    device: str | torch.device | None = None,
 ) -> Evaluation:
     """How ``model`` does on ``batches`` and, where a reference is given, how near it is to that.
 
@@ -68,22 +74,30 @@ def evaluate(
             ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels.
         reference: The float model. Both are run batch by batch; nothing is stored.
         kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
+        device: Where both are run, as recipes say it, and brought back from: whole, or by blocks where there is no room.
+            When ``None``, each is run where it is, which may be two places.
 
     Raises:
-        UserError: There is nothing to predict.
+        UserError: There is nothing to predict, or there is no such device.
     """
     kind = find_kind(kind) if isinstance(kind, str) else kind
-    device = device_of(model)
+    models = [one for one in (model, reference) if one is not None]
+    asked = None if device is None else device_for(device, models)
     training = model.training
     model.eval()
     sums = _Sums()
     try:
-        for batch in batches:
-            batch = to_device(batch, device)
-            sums.add(kind.ask(model, batch), None if reference is None else kind.ask(reference, batch))
+        with ExitStack() as stack:
+            ask = [partial(_ask, kind, one, stack.enter_context(on_device(one, asked)).device) for one in models]
+            for batch in batches:
+                sums.add(*(one(batch) for one in ask))
     finally:
         model.train(training)
     return sums.evaluation()
+
+
+def _ask(kind: Kind, model: nn.Module, device: torch.device, batch: Batch) -> Answers:
+    return kind.ask(model, to_device(batch, device))
 
 
 @dataclass
@@ -97,7 +111,7 @@ class _Sums:
     by_position: list[Tensor] = field(default_factory=list)
     counts: Tensor = field(default_factory=lambda: torch.zeros(len(KL_BINS) - 1, dtype=torch.float64))
 
-    def add(self, found: Answers, wanted: Answers | None) -> None:
+    def add(self, found: Answers, wanted: Answers | None = None) -> None:
         rows, positions, choices = found.logits.shape
         counted = found.counted
         self.weights += [positions] * rows if counted is None else counted.sum(1).tolist()
@@ -105,6 +119,7 @@ class _Sums:
             self.losses += _row_means(-found.of_targets(), counted)
         if wanted is None:
             return
+        wanted = wanted.to(found.logits.device)
         if found.values is not None:
             self.values.append((found.values.cpu(), wanted.values.cpu()))
             return

@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from torchqat._library import FLOAT, Initialize, Plan, QuantSpec
-from torchqat.data.batch import Batch
+from torchqat.data.batch import Batch, to_device
+from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.placement import on_device
 from torchqat.model.prepare import prepare
 from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, keeping_no_caches, shortcut
 from torchqat.ptq.blocks import open_blocks
+from torchqat.ptq.calls import moved
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import find_stages, gather
 
@@ -62,6 +65,7 @@ def sensitivity(
     batches: Sequence[Batch],
     bits: Sequence[int] = WIDTHS,
     kind: Kind | str = "causal_lm",
+    device: str | torch.device | None = None,
 ) -> list[LayerSensitivity]:
     """Measure every planned layer of ``model`` at every width, in one pass over its blocks.
 
@@ -74,27 +78,32 @@ def sensitivity(
         batches: As ``evaluate`` takes them.
         bits: Widths to try, 2 to 8.
         kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
+        device: Where to compute, as recipes say it: a copy of the model goes there, whole, or by blocks where there is no
+            room. When ``None``, where the model is.
 
     Raises:
-        UserError: There is no batch or no layer.
+        UserError: There is no batch or no layer, or there is no such device.
     """
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
     kind = find_kind(kind) if isinstance(kind, str) else kind
     prepared = prepare(copy.deepcopy(model), plan, "gptq").eval()  # gptq: scales have a place to be put
-    with keeping_no_caches(prepared):
-        blocks, hidden = open_blocks(prepared, list(batches), kind.outputs)
     found: dict[str, LayerSensitivity] = {}
-    with in_floating_point(prepared):
-        rest = _Rest(prepared, kind, list(batches))
-        for place, block in enumerate(blocks):
-            rest.begin_at(blocks[:place], hidden)
-            found.update(_of_block(block, hidden, bits, rest))
-            if block.name:
-                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
-        rest.begin_at([], hidden)
-        whole = _Outside(prepared, kind.outputs, {name for block in blocks for name, _ in block.layers()})
-        found.update(_of_block(whole, list(batches), bits, rest))
+    with on_device(prepared, None if device is None else find_device(device)) as placed:
+        given = [to_device(batch, placed.device) for batch in batches]
+        with keeping_no_caches(prepared):
+            blocks, hidden = open_blocks(prepared, given, kind.outputs, placed)
+        with in_floating_point(prepared):
+            rest = _Rest(prepared, kind, given)
+            for place, block in enumerate(blocks):
+                rest.begin_at(blocks[:place], hidden)
+                with placed.hold(block.module):
+                    found.update(_of_block(block, hidden, bits, rest))
+                if block.name:
+                    hidden = [moved(block.run(index, tokens), placed.kept) for index, tokens in enumerate(hidden)]
+            rest.begin_at([], hidden)
+            whole = _Outside(prepared, kind.outputs, {name for block in blocks for name, _ in block.layers()})
+            found.update(_of_block(whole, given, bits, rest))
     if not found:
         raise UserError("Sensitivity needs at least one layer with an integer weight, but the plan has none.")
     return [found[layer.name] for layer in plan.layers if layer.name in found]

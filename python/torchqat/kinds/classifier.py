@@ -16,6 +16,7 @@ from torchqat.data.examples import NO_LABEL, Examples, check_examples, tokenized
 from torchqat.data.functions import find_function, names_function
 from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_several_labels
 from torchqat.data.tasks import Task
+from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
 from torchqat.kinds.losses import cross_entropy_of
@@ -103,7 +104,7 @@ class Classifier(Kind):
         """The accuracy on the held-out data; of one output, how many others each example is ordered right to."""
 
         def right(model: nn.Module, _tokenizer: Any) -> list[float]:
-            device = next(model.parameters()).device
+            device = device_of(model)
             batches = [to_device(batch, device) for batch in data.evaluation]
             found = [_labelled(self.outputs(model, batch), _labels(batch)) for batch in batches]
             logits, labels = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
@@ -121,7 +122,7 @@ class Classifier(Kind):
         length = length_of(model, tokenizer)
         examples = tokenized(tokenizer, [query] * len(passages), length, pairs=passages)
         batch = examples.batch(torch.arange(len(passages)))
-        found = self.outputs(model, to_device(batch, next(model.parameters()).device))
+        found = self.outputs(model, to_device(batch, device_of(model)))
         if found.shape[-1] != 1:
             return super().rank(model, tokenizer, query, passages)
         return found.squeeze(-1).cpu()

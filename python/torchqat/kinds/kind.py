@@ -80,6 +80,10 @@ class Answers:
             found[piece] = of_piece(piece)
         return found
 
+    def to(self, device: torch.device) -> "Answers":
+        """The same on ``device``."""
+        return Answers(*(None if tensor is None else tensor.to(device) for tensor in vars(self).values()))
+
 
 class Kind(ABC):
     """One kind of model.

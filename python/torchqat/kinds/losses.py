@@ -50,7 +50,12 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log likelihood of ``targets`` ``[...]``, of which -100 is none, under ``logits`` ``[..., choices]``; 0 of none."""
+    """Mean negative log likelihood of ``targets`` under ``logits``.
+
+    Args:
+        logits: ``[..., choices]``.
+        targets: int64 ``[...]``, -100 where there is none; the mean of none is 0.
+    """
     return _negative_log_likelihood(logits, targets) / (targets != NOT_PREDICTED).sum().clamp(min=1)
 
 

@@ -12,6 +12,7 @@ from torchqat.data.batch import Batch, to_device
 from torchqat.data.batches import Data
 from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
+from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.kinds.kind import Answers, Kind, check_one_path, found_files
 from torchqat.kinds.pairs import length_of
@@ -87,7 +88,7 @@ class SentenceEncoder(Kind):
     def embed(self, model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
         """Vectors ``[texts, dim]`` of unit length, as users get them."""
         batch = tokenized(tokenizer, texts, length_of(model, tokenizer)).batch(torch.arange(len(texts)))
-        return self.outputs(model, to_device(batch, next(model.parameters()).device)).cpu()
+        return self.outputs(model, to_device(batch, device_of(model))).cpu()
 
     def companions(self, path: str) -> dict[str, Path]:
         places = [module["path"] for module in modules_of(path)[1:] if module["path"]]

@@ -14,6 +14,7 @@ from torchqat.data.corpus import held_out
 from torchqat.data.examples import NO_LABEL, Examples
 from torchqat.data.tasks import Task
 from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_with_targets
+from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.kinds.kind import Answers, Kind, distilled
@@ -71,7 +72,7 @@ class Seq2Seq(Kind):
         """The share of each held-out text's tokens that are the likeliest after those before them."""
 
         def right(model: nn.Module, _tokenizer: Any) -> list[float]:
-            device, found = next(model.parameters()).device, []
+            device, found = device_of(model), []
             for batch in data.evaluation:
                 batch = to_device(batch, device)
                 counts = batch["labels"] != NO_LABEL

@@ -30,13 +30,5 @@ def assign(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where ``model`` computes; parts of parameters may be kept elsewhere."""
-    first = next(model.parameters())
-    if _is_part(first) and first.device_mesh.device_type == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return first.device
-
-
 def _is_part(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")

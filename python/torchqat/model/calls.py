@@ -13,6 +13,7 @@ from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.blocks import hooks
+from torchqat.model.placement import is_moving
 
 # What code asks a weight, or makes like it, without using its numbers, as in x.to(self.proj.weight.dtype).
 _ABOUT = frozenset(
@@ -180,7 +181,7 @@ class _Reads(TorchFunctionMode):
         self._layers, self._watched, self._inside = layers, {id(layer.weight) for layer in layers}, 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if not self._inside and not _is_about(function):
+        if not self._inside and not is_moving() and not _is_about(function):
             own = args[:1] if getattr(function, "__name__", "") in _LIKE else (args, kwargs or {})
             self.found |= {id(leaf) for leaf in tree_leaves(own)} & self._watched
         return function(*args, **(kwargs or {}))

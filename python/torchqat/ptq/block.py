@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchqat.layers.kv_cache import without_quantization
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.ptq.calls import Call, Path, at, replaced, tensors
+from torchqat.model.placement import weightless
+from torchqat.ptq.calls import Call, Path, at, moved, replaced, tensors
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -35,6 +36,7 @@ class Block:
         given: What it gave on the batch that it was tried on, without elements.
         passed: Which of that have the form of an argument, and of which.
         looped: Whether one forward of the model runs it several times.
+        device: Where it is run, and what enters it goes; where that is, when ``None``.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Block:
     given: Any = None
     passed: dict[Path, Path] = field(default_factory=dict)
     looped: bool = False
+    device: torch.device | None = None
 
     def layers(self) -> list[tuple[str, QuantLayer]]:
         """Its quantized layers with their full names."""
@@ -54,8 +57,12 @@ class Block:
 
     def call(self, index: int, entering: Any, twin: bool = False) -> Call:
         """Its call ``index`` with what enters it; as the float model makes it with ``twin``."""
-        values = {place: at(entering, path) for place, path in self.links.items()}
+        values = {place: self.here(at(entering, path)) for place, path in self.links.items()}
         return (self.twins if twin else self.calls)[index].with_values(values)
+
+    def here(self, entering: Any) -> Any:
+        """What was kept elsewhere, where the block is run."""
+        return entering if self.device is None else moved(entering, self.device)
 
     def make(self, call: Call, module: nn.Module | None = None) -> Any:
         return call.run(module or self.module)
@@ -101,9 +108,10 @@ def shortcut(blocks: list[Block], given: Any) -> Iterator[None]:
         return
 
     def through(block: Block):
-        return lambda *args, **kwargs: block.placeholder(Call((args, kwargs)))
+        return weightless(lambda *args, **kwargs: block.placeholder(Call((args, kwargs))))
 
-    with forwards(blocks, [*map(through, blocks[:-1]), lambda *args, **kwargs: given]):
+    last = weightless(lambda *args, **kwargs: blocks[-1].here(given))
+    with forwards(blocks, [*map(through, blocks[:-1]), last]):
         yield
 
 

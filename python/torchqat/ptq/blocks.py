@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.model.placement import Placed, weightless
 from torchqat.ptq.block import Block, Forward, Stop, WholeModel, forwards, in_floating_point
-from torchqat.ptq.calls import Call, tensors
+from torchqat.ptq.calls import Call, moved, tensors
 from torchqat.ptq.trial import Reads, Seen, try_blocks
 
 
@@ -26,14 +27,22 @@ class Row:
     blocks: list[Block]
 
     @torch.no_grad()
-    def open(self, model: nn.Module, batches: list[Any], forward: Forward) -> list[Any]:
-        """Note the calls of the blocks; returns what enters the first, per call, its hidden states as a rule."""
+    def open(self, model: nn.Module, batches: list[Any], forward: Forward, placed: Placed | None = None) -> list[Any]:
+        """Note the calls of the blocks, which run as ``placed`` says from then on.
+
+        Returns:
+            What enters the first, per call, its hidden states as a rule: where ``placed`` keeps it.
+        """
+        for block in self.blocks if placed is not None else []:
+            block.device = placed.device
         if isinstance(self.blocks[0], WholeModel):
             return list(batches)
         entering: list[Any] = []
         for batch in batches:
             with self._recorded(entering), suppress(Stop):
                 forward(model, batch)
+            if placed is not None:
+                entering[:] = [moved(one, placed.kept) for one in entering]
         return entering
 
     @contextmanager
@@ -55,7 +64,7 @@ class Row:
                     raise Stop
                 return block.placeholder(call)
 
-            return record
+            return record if block.looped else weightless(record)
 
         with ExitStack() as stack:
             if self.blocks[0].looped:  # until it is calibrated, what it gives itself is in floating point
@@ -210,11 +219,13 @@ def idle_note(names: list[str]) -> str:
     )
 
 
-def open_blocks(model: nn.Module, batches: list[Any], forward: Forward) -> tuple[list[Block], list[Any]]:
+def open_blocks(
+    model: nn.Module, batches: list[Any], forward: Forward, placed: Placed | None = None
+) -> tuple[list[Block], list[Any]]:
     """The blocks of a model that is one row of them, and what enters the first for each batch; else the model as one."""
     found = cut_into_rows(model, batches, forward)
     if len(found.rows) == 1 and not found.rows[0].blocks[0].looped:
-        entering = found.rows[0].open(model, batches, forward)
+        entering = found.rows[0].open(model, batches, forward, placed)
         if len(entering) == len(batches):
             return found.rows[0].blocks, entering
     return [WholeModel(model, forward)], list(batches)

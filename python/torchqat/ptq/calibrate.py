@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from torchqat._library import Initialize
+from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
+from torchqat.model.placement import Placed, on_device
 from torchqat.ptq.block import Forward, keeping_no_caches
+from torchqat.ptq.calls import moved
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.unpadded import Unpadded, unpadded
@@ -23,7 +26,10 @@ from torchqat.ptq.walk import initialize
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    device: str | torch.device | None = None,
 ) -> Calibration:
     """Round the weights as the recipe's ``initialize`` says, then fix the scales of inputs and caches that need it.
 
@@ -34,18 +40,26 @@ def calibrate(
 
     Args:
         model: A prepared model.
-        batches: Token tensors ``[batch, sequence]``, tuples or dicts of arguments.
+        batches: Token tensors ``[batch, sequence]``, tuples or dicts of arguments; each is moved to where the model runs.
         forward: How to run one batch; by default ``model(batch)``, ``model(*batch)`` or ``model(**batch)``.
+        device: Where to compute, as recipes say it, while the model stays where it is: its blocks go there one at a time,
+            and what is kept between two of them lies where the model does. When ``None``, where the model is.
 
     Returns:
         Ranges, errors per layer, and warnings.
 
     Raises:
         UserError: The model is not prepared, does not call a planned layer or reads its weight past it, or there is no batch
-            although a method or a layer needs one, or a row of one has text on both sides of padding.
+            although a method or a layer needs one, or a row of one has text on both sides of padding, or there is no such
+            device.
     """
     require_prepared(model)
-    run = forward or _forward
+    with on_device(model, None if device is None else find_device(device), by_blocks=True) as placed:
+        given = forward or _forward
+        return _calibrated(model, batches, lambda model, batch: given(model, moved(batch, placed.device)), placed)
+
+
+def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: Placed) -> Calibration:
     settings = getattr(model, "qat_initialize", None)
     result = Calibration()
     training = model.training
@@ -66,7 +80,7 @@ def calibrate(
                 explained(model, "calibration", "lower data.calibration.samples or sequence_length"),
                 keeping_no_caches(model),
             ):
-                result = initialize(model, batches, run, settings)
+                result = initialize(model, batches, run, settings, placed=placed)
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:
         model.train(training)

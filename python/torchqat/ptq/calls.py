@@ -50,6 +50,13 @@ def replaced(tree: Any, values: dict[Path, Any], path: Path = ()) -> Any:
     return tree._make(items) if hasattr(tree, "_make") else type(tree)(items)
 
 
+def moved(tree: Any, device: torch.device) -> Any:
+    """``tree`` with its tensors on ``device``; what is no tuple, list or dict of them moves itself, where it can."""
+    if isinstance(tree, Tensor | tuple | list | dict):
+        return replaced(tree, {path: tensor.to(device) for path, tensor in tensors(tree) if tensor.device != device})
+    return tree.to(device) if callable(getattr(tree, "to", None)) else tree
+
+
 def alike(found: Any, expected: Any, tolerance: float) -> bool:
     """Whether the tensors of both are the same within ``tolerance`` of the largest element of each."""
     pairs = dict(tensors(found)), dict(tensors(expected))

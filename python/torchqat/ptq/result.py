@@ -28,3 +28,34 @@ class Calibration:
     unrouted: list[str] = field(default_factory=list)
     rowless: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def note_what_was_left(self) -> None:
+        """Put what methods had no place or no data for into the warnings."""
+        self.warnings += [_unfolded(transform, names) for transform, names in self.unfolded.items() if names]
+        self.warnings += [_unrouted(self.unrouted)] if self.unrouted else []
+        self.warnings += [_rowless(self.rowless)] if self.rowless else []
+
+
+def _unfolded(transform: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} has nothing to fold {transform} scales into, so it goes without them."
+    return (
+        f"{len(names)} layers have nothing to fold {transform} scales into, so they go without them; the first is "
+        f"{names[0]}."
+    )
+
+
+def _unrouted(names: list[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{others} are experts whose module does not tell which tokens reach which, so they are rounded to "
+        "nearest."
+    )
+
+
+def _rowless(names: list[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
+        "are rounded to nearest."
+    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchqat._library import random_rotation
 from torchqat.errors import UserError
 from torchqat.model.blocks import find_blocks
+from torchqat.model.placement import Placed
 from torchqat.model.towers import language_model
 from torchqat.ptq.block import Forward, in_floating_point
 
@@ -24,13 +25,14 @@ _SEED = 0
 
 
 @torch.no_grad()
-def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
+def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed) -> None:
     """Rotate ``model`` in place. Its float results stay as they were.
 
     Args:
         model: A causal language model with Llama's names (Llama, Mistral, Qwen2, Qwen3), prepared, its head untied.
         batch: Any batch: the results on it are compared before and after.
         forward: How to run it.
+        placed: Where its blocks are rotated.
 
     Raises:
         UserError: The model's architecture is not one whose residual stream may be rotated; it is left as it was.
@@ -43,7 +45,7 @@ def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
     with in_floating_point(model):
         expected = _logits(forward(model, batch))
         # What reads images or sounds writes to the residual stream, too.
-        fits = language_model(model) is None and _rotate_parts(model, embedding, head)
+        fits = language_model(model) is None and _rotate_parts(model, embedding, head, placed)
         if fits and _close(_logits(forward(model, batch)), expected):
             return
         for name, parameter in model.named_parameters():
@@ -54,7 +56,7 @@ def rotate(model: nn.Module, batch: Any, forward: Forward) -> None:
     )
 
 
-def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear) -> bool:
+def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear, placed: Placed) -> bool:
     size = embedding.embedding_dim
     rotation = random_rotation(size, _SEED).to(embedding.weight.device)
     blocks = [block for _, block in find_blocks(model)]
@@ -66,16 +68,21 @@ def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear) ->
         parts = {name.rpartition(".")[2]: module for name, module in block.named_modules()}
         if not all(name in parts for name in (*_READERS, *_WRITERS, *_NORMS)):
             return False
-        for norm, readers in _NORMS.items():
-            _absorb(parts[norm], [parts[reader] for reader in readers])
-        for name in _READERS:
-            _right(parts[name], rotation)
-        for name in _WRITERS:
-            _left(parts[name], rotation)
-        _rotate_heads(parts["v_proj"], parts["o_proj"], getattr(parts.get("self_attn"), "head_dim", 0))
+        with placed.hold(block):
+            _rotate_block(parts, rotation)
     _absorb(final, [head])
     _right(head, rotation)
     return True
+
+
+def _rotate_block(parts: dict[str, nn.Module], rotation: Tensor) -> None:
+    for norm, readers in _NORMS.items():
+        _absorb(parts[norm], [parts[reader] for reader in readers])
+    for name in _READERS:
+        _right(parts[name], rotation)
+    for name in _WRITERS:
+        _left(parts[name], rotation)
+    _rotate_heads(parts["v_proj"], parts["o_proj"], getattr(parts.get("self_attn"), "head_dim", 0))
 
 
 def _is_norm(module: nn.Module, size: int) -> bool:

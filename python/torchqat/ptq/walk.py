@@ -2,7 +2,8 @@
 
 import copy
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,9 +16,11 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import NamedModules
+from torchqat.model.placement import Placed
 from torchqat.ptq.block import Block, Forward, WholeModel
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
+from torchqat.ptq.calls import moved
 from torchqat.ptq.equalize import equalize
 from torchqat.ptq.experts import round_experts
 from torchqat.ptq.ranges import calibrate_ranges
@@ -41,7 +44,12 @@ class AtWork(Protocol):
 
 @torch.no_grad()
 def initialize(
-    model: nn.Module, batches: list[Any], forward: Forward, settings: Initialize, at_work: AtWork | None = None
+    model: nn.Module,
+    batches: list[Any],
+    forward: Forward,
+    settings: Initialize,
+    placed: Placed,
+    at_work: AtWork | None = None,
 ) -> Calibration:
     """Transform and round the weights of a prepared model as ``settings`` say, in place.
 
@@ -54,6 +62,7 @@ def initialize(
         batches: What ``forward`` takes.
         forward: How to run one batch.
         settings: The recipe's ``initialize``.
+        placed: Where blocks are calibrated, and what is kept between two of them lies.
         at_work: Holds the blocks of a model that is not in memory.
 
     Raises:
@@ -61,7 +70,7 @@ def initialize(
     """
     result = Calibration()
     if "hadamard" in settings.transforms:
-        rotate(model, batches[0], forward)
+        rotate(model, batches[0], forward, placed)
     if at_work is None:
         found = cut_into_rows(model, batches, forward)
     else:
@@ -73,9 +82,10 @@ def initialize(
                 f"theirs, but {other} is not; run the recipe without streaming."
             )
     result.warnings += found.warnings
+    begun = _Work(placed, at_work)
     for row in found.rows:
-        _calibrate_row(row, row.open(model, batches, forward), settings, result, at_work or nullcontext)
-    _round_idle(found.idle, settings, result, at_work or nullcontext)
+        _calibrate_row(row, row.open(model, batches, forward, placed), settings, result, begun)
+    _round_idle(found.idle, settings, result, begun)
     if at_work is None:
         _round_rest(
             model,
@@ -85,66 +95,55 @@ def initialize(
             settings,
             result,
         )
-    result.warnings += [_unfolded(transform, names) for transform, names in result.unfolded.items() if names]
-    if result.unrouted:
-        result.warnings.append(_unrouted(result.unrouted))
-    if result.rowless:
-        result.warnings.append(_rowless(result.rowless))
+    result.note_what_was_left()
     return result
 
 
-def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibration, at_work) -> None:
+class _Work:
+    """A block that is calibrated: in memory, and on the device."""
+
+    def __init__(self, placed: Placed, at_work: AtWork | None):
+        self.placed, self._at_work = placed, at_work
+
+    @contextmanager
+    def __call__(self, block: Block) -> Iterator[None]:
+        with nullcontext() if self._at_work is None else self._at_work(block), self.placed.hold(block.module):
+            yield
+
+    def keep(self, given: Any) -> Any:
+        """What a block gave, until the next one takes it."""
+        return moved(given, self.placed.kept)
+
+
+def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibration, begun: _Work) -> None:
     need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
     for block in row.blocks:
-        with at_work(block):
+        with begun(block):
             original = _float_copy(block) if need_original else None
             original = _quantize(block, hidden, original, original_hidden, settings, result)
             calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
             if block is not row.blocks[-1]:
-                hidden = [block.run(index, tokens) for index, tokens in enumerate(hidden)]
+                hidden = [begun.keep(block.run(index, tokens)) for index, tokens in enumerate(hidden)]
                 if need_original:
-                    original_hidden = [block.run(i, tokens, original) for i, tokens in enumerate(original_hidden)]
+                    original_hidden = [
+                        begun.keep(block.run(i, tokens, original)) for i, tokens in enumerate(original_hidden)
+                    ]
             original = None  # it is not held while the next block comes
         block.forget_calls()
 
 
-def _round_idle(idle: list[Block], settings: Initialize, result: Calibration, at_work) -> None:
+def _round_idle(idle: list[Block], settings: Initialize, result: Calibration, begun: _Work) -> None:
     """Blocks that the model does not run, such as those that predict further tokens in training alone."""
     names = []
     for block in idle:
-        with at_work(block):
+        with begun(block):
             layers = block.layers()
             for _, layer in layers:
                 round_layer(layer, None, settings)
         names += [block.name] if layers else []
     if names:
         result.warnings.append(idle_note(names))
-
-
-def _unfolded(transform: str, names: list[str]) -> str:
-    if len(names) == 1:
-        return f"{names[0]} has nothing to fold {transform} scales into, so it goes without them."
-    return (
-        f"{len(names)} layers have nothing to fold {transform} scales into, so they go without them; the first is "
-        f"{names[0]}."
-    )
-
-
-def _unrouted(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{others} are experts whose module does not tell which tokens reach which, so they are rounded to "
-        "nearest."
-    )
-
-
-def _rowless(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
-        "are rounded to nearest."
-    )
 
 
 def _run_all(block: Block, hidden: list) -> None:

@@ -139,15 +139,13 @@ def recovered(baseline_perplexity: float | None, naive: Variant, trained: Varian
     return shares
 
 
-def environment() -> dict[str, str]:
-    """What the figures of a report depend on besides recipe, model and data."""
+def environment(device: str) -> dict[str, str]:
+    """What the figures of a report depend on besides recipe, model and data; ``device`` is what they are measured on."""
     return {
         "torchqat": __version__,
         "torch": torch.__version__,
         "transformers": version_of("transformers"),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": device,
         "threads": str(torch.get_num_threads()),
     }

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import BitSchedule
 from torchqat.data.batch import Batch
+from torchqat.device import CPU
 from torchqat.evaluation.evaluate import evaluate
 from torchqat.kinds.kind import is_plain
 from torchqat.layers.quant_layer import QuantLayer
@@ -19,7 +20,7 @@ from torchqat.training.oscillation import against_oscillation
 from torchqat.training.parameters import choose_parameters
 from torchqat.training.processes import count, is_first, wait, wait_for_first
 from torchqat.training.schedule import Schedule
-from torchqat.training.spread import compile_blocks, recompute_activations, shard, training_device, wrapped
+from torchqat.training.spread import compile_blocks, recompute_activations, shard, wrapped
 
 
 def fine_tune(run: Run) -> nn.Module:
@@ -71,8 +72,8 @@ def fine_tune(run: Run) -> nn.Module:
         _keep_best(run, best)
     if is_sharded(model):
         return model.eval()
-    run.original.to("cpu")
-    return merge_adapters(model).to("cpu").eval()
+    run.original.to(CPU)
+    return merge_adapters(model).to(CPU).eval()
 
 
 def spread(run: Run, model: nn.Module) -> nn.Module:
@@ -84,11 +85,10 @@ def spread(run: Run, model: nn.Module) -> nn.Module:
         compile_blocks(model)
     if count() > 1 and train.strategy == "fsdp":
         wait_for_first()
-        shard(run.original, nn.Linear, train.cpu_offload)
-        return shard(model, QuantLayer, train.cpu_offload)
-    device = training_device()
-    run.original.to(device)
-    return wrapped(model.to(device))
+        shard(run.original, nn.Linear, train.cpu_offload, run.device)
+        return shard(model, QuantLayer, train.cpu_offload, run.device)
+    run.original.to(run.device)
+    return wrapped(model.to(run.device))
 
 
 def distillation(run: Run, model: nn.Module):
@@ -98,7 +98,7 @@ def distillation(run: Run, model: nn.Module):
 
     def loss(batch: Batch) -> Tensor:
         # Weights are rounded from their masters in float32, as they are exported: it is products that autocast changes.
-        with torch.autocast(training_device().type, torch.bfloat16, enabled=mixed):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
             student = kind.outputs(model, batch)
             if is_plain(settings):
                 return kind.loss(settings, student, None, batch)

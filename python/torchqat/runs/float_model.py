@@ -10,13 +10,14 @@ from torchqat._library import Recipe
 from torchqat.data.batch import Batch
 from torchqat.data.corpus import Corpus, load_corpus
 from torchqat.data.language import sources_of
+from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.kinds import Kind, find_kind
 from torchqat.model.source import dtype_of
 from torchqat.runs.identity import files_content, state_content
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import train_scratch
-from torchqat.training.processes import is_first
+from torchqat.training.processes import check_gpu_each, count, is_first
 
 
 class FloatModel:
@@ -46,13 +47,31 @@ class FloatModel:
         return find_kind(self._recipe.model.kind)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where torchqat computes with it, as the recipe says; each of several processes has a GPU of its own.
+
+        Raises:
+            UserError: There is no such device, or none for each process.
+        """
+        asked = self._recipe.device
+        if count() > 1 and ":" in asked:
+            raise UserError(
+                f"device must be auto, cpu or cuda for {count()} processes, each of which takes a GPU of its own, but is "
+                f"{asked}."
+            )
+        found = find_device(asked, self._progress.say)
+        if found.type == "cuda":
+            check_gpu_each()
+        return found
+
+    @cached_property
     def path(self) -> str:
         """Its folder or hub id; trains the recipe's scratch model first if it is not cached."""
         if self._recipe.model.path:
             return self._recipe.model.path
         if self._recipe.model.scratch is None:
             raise UserError("model must be given, by model.path in the recipe or by --model, but is not.")
-        return str(train_scratch(self._recipe, self.corpus, self._progress))
+        return str(train_scratch(self._recipe, self.corpus, self._progress, self.device))
 
     @cached_property
     def corpus(self) -> Corpus:

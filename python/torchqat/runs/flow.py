@@ -23,6 +23,7 @@ def run(
     restart: bool = False,
     progress: Progress | None = None,
     dtype: str = "",
+    device: str = "",
 ) -> Report:
     """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
 
@@ -36,6 +37,7 @@ def run(
         progress: Where news goes; standard error when ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``, of scales in checkpoints and of what is not quantized. When empty,
             what the model came in, if it was trained in float32 and the scales fit; else what it was trained in.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, in place of the recipe's.
 
     Returns:
         What was measured, as the folder's ``report.json`` has it.
@@ -45,7 +47,7 @@ def run(
         UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
             ``restart`` is set, or it was made of something else. Nothing is written then.
     """
-    return follow(run_of(recipe, model, data, output, progress, dtype), resume, restart)
+    return follow(run_of(recipe, model, data, output, progress, dtype, device), resume, restart)
 
 
 def run_of(
@@ -55,6 +57,7 @@ def run_of(
     output: str | Path = "",
     progress: Progress | None = None,
     dtype: str = "",
+    device: str = "",
 ) -> Run:
     """The run that these options mean, which has done nothing yet."""
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
@@ -62,6 +65,8 @@ def run_of(
         loaded.model.path, loaded.model.scratch = str(model), None
     if data:
         loaded.data.train, loaded.data.sources = str(data), []
+    if device:
+        loaded.device = device
     run = Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
     run.dtype = dtype
     return run
@@ -132,7 +137,7 @@ def _control(run: Run) -> None:
     """The float model fine-tuned for the same steps on the same batches with cross-entropy."""
     if run.report().variant("float-control"):
         return
-    model = run.fresh_model()
+    model = run.fresh_model().to(run.device)
     plain = DistillSection()
     plain.loss = "cross_entropy"
     loop = TrainingLoop(

@@ -111,13 +111,16 @@ def same_dtype(folder: Path, asked: str) -> str:
 
 
 @contextmanager
-def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: bool, restart: bool) -> Iterator[None]:
+def held(
+    folder: Path, settings: dict[str, Any], texts: dict[str, str], device: str, resume: bool, restart: bool
+) -> Iterator[None]:
     """``folder``, made ready for a run, while the block runs.
 
     Args:
         folder: Made if it is not there.
         settings: What the run is started with.
         texts: Files that tell people of it, by their names.
+        device: What it computes on, by its name.
         resume: Go on with what is there.
         restart: Delete what a run has made there.
 
@@ -134,15 +137,22 @@ def held(folder: Path, settings: dict[str, Any], texts: dict[str, str], resume: 
         for name, text in texts.items():
             write_text(folder / name, text)
         with changed_report(folder) as report:
-            report.environment = environment()
+            report.environment = environment(_devices(report.environment, device))
         yield
 
 
-def version_note(folder: Path) -> str:
-    """A sentence where the run in ``folder`` was begun with another torch or torchqat; else empty."""
-    then, now = read_report(folder).environment, environment()
-    changed = [f"{name} {then[name]}" for name in ("torchqat", "torch") if then.get(name, now[name]) != now[name]]
+def version_note(folder: Path, device: str) -> str:
+    """A sentence where the run in ``folder`` was begun with another torch or torchqat, or on another device; else empty."""
+    then, now = read_report(folder).environment, environment(device)
+    names = ("torchqat", "torch", "device")
+    changed = [f"{name} {then[name]}" for name in names if then.get(name, now[name]) != now[name]]
     return f"The run was begun with {' and '.join(changed)}, and goes on with others." if changed else ""
+
+
+def _devices(then: dict[str, str], now: str) -> str:
+    """All that a run was measured on, the first first."""
+    before = then.get("device", now)
+    return before if now in before.split("; ") else f"{before}; {now}"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torchqat.extras import needs
 from torchqat.model.source import folder_of, is_gguf, read_header
 
 # Limits, which decide over results that are there already, and names of what is compared by what it holds.
-_LEFT_OUT = ("file", "text", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
+_LEFT_OUT = ("file", "text", "device", "engine", "size_bits_per_weight", "model.path", "model.scratch", "data.train")
 _LEFT_OUT += ("data.sources", "data.evaluation_path", "evaluate.accept_", "evaluate.task", "kv_cache")
 # The one setting that is made as a whole: what has no setter follows from others.
 _METHOD = "initialize.method"

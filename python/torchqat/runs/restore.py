@@ -27,8 +27,12 @@ from torchqat.verification.engines.transformers import load_in_transformers
 _AS_THEY_ARE = ("gptq", "awq")
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, device: str = "") -> Run:
     """The run in ``folder``, with the model and data that it used.
+
+    Args:
+        folder: Its own.
+        device: Where to compute now, in place of what its recipe says.
 
     Raises:
         UserError: The folder is not that of a run.
@@ -40,6 +44,8 @@ def open_run(folder: Path) -> Run:
     recipe.data.train, recipe.data.evaluation_path = settings["data"], settings["evaluation"]
     recipe.data.sources = [data_source(found) for found in settings.get("sources", [])]
     recipe.evaluate.task = settings["task"]
+    if device:
+        recipe.device = device
     if settings["directory"] not in sys.path:
         sys.path.append(settings["directory"])
     run = Run(recipe, folder, Progress(), kept=settings["made_of"])
@@ -52,18 +58,19 @@ def open_run(folder: Path) -> Run:
     return run
 
 
-def exported_model(folder: Path, run: str = "", variant: str = "") -> tuple[Run, nn.Module]:
+def exported_model(folder: Path, run: str = "", variant: str = "", device: str = "") -> tuple[Run, nn.Module]:
     """The run that wrote the checkpoint in ``folder``, and the prepared model that it was exported from.
 
     Args:
         folder: Known to the run's report by its content, however it is called now, else by its place.
         run: The run's folder; found above ``folder`` when empty.
         variant: Which of the run's variants it is of; what the report says when empty.
+        device: As ``open_run`` takes it.
 
     Raises:
         UserError: There is no such run, or its report does not know the checkpoint.
     """
-    opened = open_run(run_above(folder, run))
+    opened = open_run(run_above(folder, run), device)
     return opened, variant_model(opened, variant or _variant_of(opened, folder))
 
 

@@ -9,20 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
 from torchqat.checkpoints.dtype import dtype_named
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
-from torchqat.data.batch import Batch
+from torchqat.data.batch import Batch, to_device
 from torchqat.data.batches import Data, shortfall
 from torchqat.data.corpus import Corpus
 from torchqat.data.tasks import Task, load_task
+from torchqat.device import name_of
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
 from torchqat.model.calls import check_called
+from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
@@ -81,6 +84,11 @@ class Run:
         return self.float_model.kind
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; between two steps, models lie on the host."""
+        return self.float_model.device
+
+    @property
     def model_path(self) -> str:
         return self.float_model.path
 
@@ -125,7 +133,8 @@ class Run:
 
     def scores(self, model: nn.Module) -> list[float]:
         """Of ``model`` on the task, one an example."""
-        return self.task.scores(model, self.tokenizer, self.kind.rank)
+        with on_device(model, self.device):
+            return self.task.scores(model, self.tokenizer, self.kind.rank)
 
     @cached_property
     def plan(self) -> Plan:
@@ -168,11 +177,12 @@ class Run:
                 model.load_state_dict(state["model"])
                 return model
         if not on_data:  # calibrate sees to it where it runs the model anyway
-            check_called(model, [self.example], self.kind.outputs)
+            with on_device(model, self.device) as placed:
+                check_called(model, [to_device(self.example, placed.device)], self.kind.outputs)
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
         batches = self.data.calibration if on_data else []
-        warnings = calibrate(model, batches, self.kind.outputs).warnings
+        warnings = calibrate(model, batches, self.kind.outputs, self.device).warnings
         if own:
             warnings += self._notes(model)
         for warning in warnings:
@@ -197,7 +207,7 @@ class Run:
         return [note for note in notes if note]
 
     def measure(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data.evaluation, self.original, self.kind)
+        return evaluate(model, self.data.evaluation, self.original, self.kind, self.device)
 
     @cached_property
     def exported_widths(self) -> list[int]:
@@ -234,6 +244,7 @@ class Run:
         if is_first():
             check_asked(self.folder, resume, restart)
         self.settle_steps()
+        _ = self.device
         if not self.streamed:
             _ = self.original
             if self.float_model.reads_weights:
@@ -264,10 +275,10 @@ class Run:
             return
         if resume:
             check_same(self.folder, self.made_of)
-            if note := version_note(self.folder):
+            if note := version_note(self.folder, name_of(self.device)):
                 self.progress.say(f"Note: {note}")
         texts = {"recipe.yaml": self.recipe.text, "plan.txt": plan}
-        with held(self.folder, settings, texts, resume, restart):
+        with held(self.folder, settings, texts, name_of(self.device), resume, restart):
             with self.changed_report() as report:
                 report.coverage = coverage(self.plan)
             save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})

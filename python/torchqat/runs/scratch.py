@@ -10,6 +10,7 @@ from torchqat._library import Recipe, ScratchModel, TrainSection
 from torchqat.data.batches import Batches
 from torchqat.data.corpus import Corpus
 from torchqat.data.tokenized import tokenize
+from torchqat.device import CPU
 from torchqat.extras import needs
 from torchqat.files import cache_folder, pending_folder
 from torchqat.kinds.losses import cross_entropy
@@ -69,23 +70,22 @@ def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:
-    """The folder of the recipe's scratch model, trained on ``corpus`` unless the cache has it."""
+def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress, device: torch.device) -> Path:
+    """The folder of the recipe's scratch model, trained on ``corpus``, on ``device``, unless the cache has it."""
     scratch = recipe.model.scratch
     folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train)
     if is_complete(folder):
         return folder
     progress.say(f"Training a tokenizer of {scratch.vocabulary} tokens")
     tokenizer = train_tokenizer(corpus.train, scratch.vocabulary)
-    model = new_model(scratch, len(tokenizer), recipe.train.seed)
+    model = new_model(scratch, len(tokenizer), recipe.train.seed).to(device)
     settings = TrainSection()
     settings.steps, settings.learning_rate, settings.seed = scratch.steps, scratch.learning_rate, recipe.train.seed
     tokens = tokenize(tokenizer, corpus.train)
-    on_cpu = next(model.parameters()).device.type == "cpu"
 
     def loss(batch):
         # Mixed precision: the scratch model is a starting point, and this halves its price.
-        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu):
+        with torch.autocast(device.type, torch.bfloat16):
             logits = model(input_ids=batch, use_cache=False).logits
         return cross_entropy(logits, batch)
 
@@ -102,7 +102,7 @@ def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress) -> Path:
     )
     loop.run()
     with pending_folder(folder) as pending:
-        model.save_pretrained(pending)
+        model.to(CPU).save_pretrained(pending)
         tokenizer.save_pretrained(pending)
     checkpoint.unlink(missing_ok=True)
     return folder

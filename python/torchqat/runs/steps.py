@@ -30,7 +30,7 @@ def measure_baseline(run: Run) -> None:
     if run.report().baseline:
         return
     run.progress.say("Measuring the full-precision baseline")
-    figures = evaluate(run.original, run.data.evaluation, kind=run.kind)
+    figures = evaluate(run.original, run.data.evaluation, kind=run.kind, device=run.device)
     if figures.perplexity is None and run.recipe.evaluate.accept_perplexity_ratio is not None:
         raise UserError(
             f"evaluate.accept.perplexity_ratio must not be given for {run.model_path}, which gives one number and has no "
@@ -102,7 +102,7 @@ def export_and_verify(run: Run, model: nn.Module, format: str, variant: str, suf
     """Write ``model``, that of ``variant``, and read it back; returns the folder, relative to the run."""
     target = f"exports/{format}{suffix}"
     folder = write_export(run, model, run.folder / target, format)
-    checked = verify(folder, model, example=_example(run))
+    checked = verify(folder, model, example=_example(run), device=run.device)
     if new := [note for note in run.float_model.notes if note not in run.report().notes]:  # of what could not be tried
         with run.changed_report() as report:
             report.notes += new
@@ -139,10 +139,12 @@ def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, benc
     """``verify`` with what the run knows: beginnings of held-out text or a batch, and the float model to time beside it."""
     if not run.kind.writes_text:
         example = run.kind.examples(run.example)
-        return verify(folder, model, engine=engine, bench=bench, example=example, original=run.original)
+        return verify(
+            folder, model, engine=engine, bench=bench, example=example, original=run.original, device=run.device
+        )
     prompts = run.kind.prompts(run.example)
     baseline = run.model_path if bench else ""
-    known = {"tokenizer": run.tokenizer, "baseline": baseline, "example": _example(run)}
+    known = {"tokenizer": run.tokenizer, "baseline": baseline, "example": _example(run), "device": run.device}
     return verify(folder, model, prompts, engine, bench, **known)
 
 
@@ -167,7 +169,8 @@ def fitting_format(run: Run, model: nn.Module) -> str:
 def measure_sensitivity(run: Run, width: int, plan: Plan | None = None) -> list[LayerSensitivity]:
     """KL of each layer at ``width`` and at 8 bits, on a few calibration batches; into the report as well."""
     run.progress.say("Measuring how sensitive each layer is")
-    found = sensitivity(run.original, plan or run.plan, run.data.calibration[:2], sorted({width, 8}), run.kind)
+    widths = sorted({width, 8})
+    found = sensitivity(run.original, plan or run.plan, run.data.calibration[:2], widths, run.kind, run.device)
     with run.changed_report() as report:
         report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
     return found

@@ -25,7 +25,8 @@ from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
-from torchqat.data.batch import Batch, digest
+from torchqat.data.batch import Batch, digest, to_device
+from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.experts import QuantExperts
@@ -35,6 +36,7 @@ from torchqat.model.calls import checked_calls
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
+from torchqat.model.placement import Placed
 from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
@@ -77,6 +79,7 @@ def quantize_folder(
     tokenizer=None,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
     files: dict[str, Path] | None = None,
+    device: str | torch.device | None = None,
 ) -> Streamed:
     """Quantize the model in ``source`` as the recipe's ``initialize`` says and write it to ``output``, whole or not at all.
 
@@ -92,6 +95,7 @@ def quantize_folder(
         tokenizer: Saved beside the model when given.
         on_block: Called with the number of finished blocks and of all.
         files: Others to copy beside them, such as a processor's, by their names there.
+        device: Where to compute; what the recipe says when ``None``. Between two blocks, tokens lie on the host.
 
     Raises:
         RecipeError: The recipe does not fit the model.
@@ -101,14 +105,15 @@ def quantize_folder(
         raise UserError(
             f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
         )
+    placed = _Placed(find_device(recipe.device if device is None else device))
     reader, model, plan, lists = opened_to_stream(source, recipe)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
         writer = _Writer(model, plan, folder, recipe.exports[0], reader)
-        at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block)
+        at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
-            calibration = initialize(model, list(unpadded(batches)), _forward, recipe.initialize, at_work)
+            calibration = initialize(model, list(unpadded(batches)), placed.forward, recipe.initialize, placed, at_work)
         writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         copy_into(folder, files or {})
@@ -149,12 +154,6 @@ def opened_to_stream(
     return reader, model, plan, held
 
 
-def _forward(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
-    return model(input_ids=batch, use_cache=False)
-
-
 def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
     if recipe.exports[0] not in _FORMATS:
         raise UserError(
@@ -173,24 +172,48 @@ def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
         raise UserError(f"To be written, every planned layer must have a quantized weight, but {weightless} has not.")
 
 
+class _Placed(Placed):
+    """Blocks on the device while they are at work, and tokens on the host."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(device, CPU)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        batch = to_device(batch, self.device)
+        if isinstance(batch, dict):
+            return model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
+        return model(input_ids=batch, use_cache=False)
+
+    @contextmanager
+    def hold(self, module: nn.Module) -> Iterator[None]:
+        module.to(self.device)
+        yield
+        module.to(CPU)
+
+
 class _AtWork:
     """Loads what runs when it runs: layers outside the blocks on demand, a block while it is calibrated."""
 
-    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, lists, on_block):
+    def __init__(self, model, plan: Plan, recipe: Recipe, reader: CheckpointReader, writer, lists, on_block, device):
         self.model, self.plan, self.recipe, self.reader, self.writer = model, plan, recipe, reader, writer
-        self.lists = lists
+        self.lists, self.device = lists, device
         self.names = [name for blocks in lists for name, _ in blocks]
         self.on_block, self.done = on_block, 0
 
     @contextmanager
     def loads_what_runs(self) -> Iterator[None]:
         inside = {id(m) for name in self.names for m in self.model.get_submodule(name).modules()}
-        outside = [(n, m) for n, m in self.model.named_modules() if id(m) not in inside and m._parameters]
+        outside = [(n, m) for n, m in self.model.named_modules() if id(m) not in inside]
 
         def load(name: str, module: nn.Module) -> None:
             if any(parameter is not None and parameter.is_meta for parameter in module._parameters.values()):
                 self.reader.fill(module, name, recurse=False)
+                module._apply(lambda tensor: tensor.to(self.device), recurse=False)
 
+        for _, module in outside:
+            module._buffers.update(
+                {n: b.to(self.device) for n, b in module._buffers.items() if b is not None and not b.is_meta}
+            )
         handles = [m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]
         try:
             yield
@@ -204,6 +227,7 @@ class _AtWork:
     @contextmanager
     def reads(self, block: Block) -> Iterator[None]:
         self.reader.fill(block.module, block.name)
+        block.module.to(self.device)
         layers = [layer.name for layer in self._planned(block) if layer.type != QuantExperts.kind]
         with checked_calls(self.model, layers):
             yield

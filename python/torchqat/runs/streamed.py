@@ -41,7 +41,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
             run.progress.say(f"Block {done} of {total}")
 
         files = run.kind.companions(run.model_path)
-        found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, run.tokenizer, tell, files)
+        known = {"tokenizer": run.tokenizer, "on_block": tell, "files": files, "device": run.device}
+        found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, **known)
         short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
         warnings = [*([short] if short else []), *found.calibration.warnings]
         for warning in warnings:

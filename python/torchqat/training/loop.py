@@ -14,8 +14,8 @@ from torchqat._library import TrainSection
 from torchqat.data.batch import Batch, chunks, rows_of, to_device
 from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
+from torchqat.device import device_of
 from torchqat.errors import UserError
-from torchqat.layers.sharded import device_of
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import finite_scales, first_not_finite, scale_not_finite
 from torchqat.training.monitor import Monitor

@@ -32,8 +32,8 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.cuda.is_available() and _place_here() < torch.cuda.device_count():
+        torch.cuda.set_device(_place_here())
     # gloo beside nccl: parts of a model that are offloaded are gathered on the host.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
@@ -41,6 +41,21 @@ def processes() -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         time.sleep(_LETTING_GO.total_seconds())
+
+
+def _place_here() -> int:
+    """This process' number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def check_gpu_each() -> None:
+    """Raises UserError where this machine has fewer GPUs than processes that train together."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(count())))
+    if count() > 1 and here > torch.cuda.device_count():
+        raise UserError(
+            f"{here} processes on a machine need as many GPUs, but torch sees {torch.cuda.device_count()}; start fewer, or "
+            "set device: cpu."
+        )
 
 
 def check_together() -> None:

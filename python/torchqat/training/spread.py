@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchqat.device import CPU
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.sharded import local
@@ -24,7 +25,7 @@ def wrapped(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
+def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False, device: torch.device = CPU) -> nn.Module:
     """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
 
     The first process' numbers are dealt out; on the others, parameters may be on the meta device. Each block is gathered
@@ -34,17 +35,17 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
         model: On the host; the same module on every process.
         kind: Class of the layers that its blocks are made of.
         cpu_offload: Keep the parts, their gradients and what the optimizer has of them in the host's memory.
+        device: Where this process computes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    on_gpu = torch.cuda.is_available()
-    mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
-    policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    mesh = init_device_mesh(device.type, (count(),))
+    policy = CPUOffloadPolicy(pin_memory=device != CPU) if cpu_offload else OffloadPolicy()
     whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if is_first() else {}
     for module in [*gathered_together(model, kind), model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
-    home = torch.device("cuda", torch.cuda.current_device()) if on_gpu and not cpu_offload else torch.device("cpu")
+    home = CPU if cpu_offload else device
     model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
     _deal_out(model, whole)
     return model
@@ -143,8 +144,3 @@ def compile_blocks(model: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in [block for _, block in find_blocks(model)] or [model]:
         module.compile()
-
-
-def training_device() -> torch.device:
-    """The GPU of this process, where there is one: training goes there, everything else stays on the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.readers import format_of
+from torchqat.device import device_of, find_device
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
+from torchqat.model.placement import on_device
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
+from torchqat.verification.engines.outputs import in_half
 from torchqat.verification.result import Verification
 from torchqat.verification.tensors import compare_tensors
 
@@ -36,6 +39,7 @@ def verify(
     baseline: str = "",
     example: Any = None,
     original: nn.Module | None = None,
+    device: str | torch.device | None = None,
 ) -> Verification:
     """Compare the checkpoint in ``folder`` with the model that was exported to it.
 
@@ -58,11 +62,13 @@ def verify(
             those that take token ids, the same as ``tokens``, for encoder and decoder. For models that write text and also
             read images, inputs with such, by name: transformers is asked for the outputs on them, too.
         original: With ``bench`` in onnxruntime, the float model, to be timed as a graph of its own.
+        device: Where forwards of ``model`` are compared with an engine's, and engines that run on either compute, as recipes
+            say it; where the model is when ``None``.
 
     Raises:
-        UserError: The folder cannot be read, or the engine is not there or cannot load it.
+        UserError: The folder cannot be read, the engine is not there or cannot load it, or there is no such device.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), device_of(model) if device is None else find_device(device)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
@@ -79,16 +85,16 @@ def verify(
     if not _writes_text(model) and not compared.ok:
         return compared
     if not _writes_text(model):
-        return _of_outputs(compared, engine, folder, model, example, tokens, bench)
+        return _of_outputs(compared, engine, folder, model, example, tokens, bench, place)
     chosen = find_engine(engine)
     chosen.python(format)  # says what is missing, if it is
     if not compared.ok:
         return compared  # an engine that answers differently would only be the consequence
-    found = _ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline)
+    found = _ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline, place)
     if isinstance(example, dict) and chosen is TRANSFORMERS and not rounds_activations(model):
         from torchqat.verification.engines.transformers import outputs_in_transformers
 
-        found["with_image"] = outputs_in_transformers(folder, model, example)
+        found["with_image"] = outputs_in_transformers(folder, model, example, place)
     return _with(compared, **found)
 
 
@@ -113,6 +119,7 @@ def _of_outputs(
     example: Any,
     tokens: Tensor | None,
     bench: bool,
+    device: torch.device,
 ) -> Verification:
     """Outputs of a model that writes no text, in transformers."""
     if engine != "transformers" or bench:
@@ -125,7 +132,7 @@ def _of_outputs(
     from torchqat.verification.engines.transformers import outputs_in_transformers
 
     given = _example(model, tokens) if example is None else example
-    return _with(compared, agreement=outputs_in_transformers(folder, model, given))
+    return _with(compared, agreement=outputs_in_transformers(folder, model, given, device))
 
 
 def _example(model: nn.Module, tokens: Tensor | None) -> Any:
@@ -152,11 +159,12 @@ def _ask(
     bench: bool,
     tokenizer,
     baseline: str,
+    device: torch.device,
 ) -> dict[str, Any]:
     prompts = _prompts(model, tokens)
     timed = Bench([int(t) for t in _prompts(model, None, 1, 256)[0]]) if bench else None
     texts = _TEXTS if tokenizer is not None else []
-    question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed)
+    question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed, device=str(device))
     here = engine is TRANSFORMERS and format in _IN_TRANSFORMERS and not bench
     served = engine.serve_here(question) if here else engine.serve(format, question)
     found: dict[str, Any] = {}
@@ -164,10 +172,9 @@ def _ask(
     if engine is TRANSFORMERS and rounded:
         found["notes"] = [_ROUNDS_ITS_OWN_WAY]
     else:
-        half = (
-            find_format(format).dtype is not None or _in_half(folder) or next(model.parameters()).dtype != torch.float32
-        )
-        found["agreement"] = agreement_of(engine, served, model, prompts, half, rounded, tokenizer, texts)
+        half = find_format(format).dtype is not None or _in_half(folder) or in_half(model)
+        with on_device(model, device):
+            found["agreement"] = agreement_of(engine, served, model, prompts, half, rounded, tokenizer, texts)
     if bench:
         found["speed"] = served.speed
         if baseline:
@@ -194,13 +201,13 @@ def _baseline_speed(engine: Engine, format: str, folder: str, question: Question
     from torchqat.model.loading import load_model
 
     if format != "gguf":
-        plain = Question(folder, [], bench=question.bench)
+        plain = Question(folder, [], bench=question.bench, device=question.device)
         return engine.serve("compressed-tensors", plain).speed
     from torchqat.checkpoints.formats.gguf import write_gguf
 
     scratch = Path(tempfile.mkdtemp())
     try:
         write_gguf(load_model(folder), [], None, scratch / "float.gguf", tokenizer)
-        return engine.serve("gguf", Question(str(scratch), [], bench=question.bench)).speed
+        return engine.serve("gguf", Question(str(scratch), [], bench=question.bench, device=question.device)).speed
     finally:
         shutil.rmtree(scratch)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from torchqat._library import QuantizedWeights, find_format
 from torchqat.data.batch import as_inputs
+from torchqat.device import CPU
 from torchqat.errors import UserError, first_line
 from torchqat.layers.conv import QuantConv
 from torchqat.layers.quant_layer import QuantLayer
@@ -46,7 +47,7 @@ def write_onnx(model: nn.Module, layers: Iterable[QuantizedWeights], path: Path,
         parent, _, leaf = layer.name.rpartition(".")
         setattr(deployed.get_submodule(parent), leaf, _deployed(layer, model.get_submodule(layer.name)))
         bits[layer.name] = layer.weight.bits
-    graph = _export(deployed, inputs)
+    graph = _export(deployed.to(CPU), tuple(tensor.to(CPU) for tensor in inputs))
     for initializer in graph.graph.initializer:
         name, _, leaf = initializer.name.rpartition(".")
         if bits.get(name, 8) <= 4 and leaf in ("codes", "zero_point"):

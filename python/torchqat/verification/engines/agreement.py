@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
 from torchqat.verification.engines.question import Served
@@ -77,7 +78,7 @@ class _Forward:
     """The training model in evaluation mode, its last state given back after each use."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.device = model, next(model.parameters()).device
+        self.model, self.device = model, device_of(model)
 
     @torch.no_grad()
     def logprobs(self, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from torchqat.device import release_memory
 from torchqat.errors import UserError, first_line
 from torchqat.verification.engines.question import Question, Served
 
@@ -99,7 +100,11 @@ class Engine:
         with tempfile.TemporaryDirectory() as scratch:
             path, output = Path(scratch) / "question.json", Path(scratch) / "out"
             absolute = {"checkpoint": str(Path(question.checkpoint).resolve())}
+            if question.device != "cpu":
+                environment["CUDA_VISIBLE_DEVICES"] = visible(question.device)
+                absolute["device"] = "cuda:0"
             path.write_text(json.dumps({**question.as_dict(), **absolute}), encoding="utf-8")
+            release_memory()  # the engine has its own
             command = [os.path.abspath(python), str(_WORKERS / "serving.py"), self.worker, str(path), str(output)]
             # There, because some engines leave logs wherever they are started.
             done = subprocess.run(
@@ -132,6 +137,12 @@ class Engine:
             raise
         except Exception as error:
             raise UserError(f"{self.name} could not run {question.checkpoint}: {first_line(error)}") from error
+
+
+def visible(device: str) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` must be for a process to see ``device``, as this one calls it, alone."""
+    own, number = os.environ.get("CUDA_VISIBLE_DEVICES"), int(device.partition(":")[2] or 0)
+    return own.split(",")[number].strip() if own else str(number)
 
 
 def last_error(text: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.data.batch import as_inputs
+from torchqat.device import release_memory
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.verification.engines.engine import last_error
@@ -71,6 +72,7 @@ def serve_onnx(folder: Path, inputs: tuple[Tensor, ...], repeats: int = 0) -> tu
         given, found = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
         np.savez(given, *[x.detach().cpu().numpy() for x in inputs])
         command = [python, str(_WORKER), str(model), str(given), str(found), str(repeats)]
+        release_memory()  # onnxruntime has its own
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
             raise UserError(f"onnxruntime could not run {model}: {last_error(done.stderr)}")

@@ -27,6 +27,7 @@ class Question:
         bench: What to time; nothing when ``None``.
         context: Most tokens of a prompt with its continuation.
         threads: Of the engine.
+        device: ``cpu`` or ``cuda:N``, where an engine that runs on either computes.
     """
 
     checkpoint: str
@@ -36,6 +37,7 @@ class Question:
     bench: Bench | None = None
     context: int = 512
     threads: int = field(default_factory=torch.get_num_threads)
+    device: str = "cpu"
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -47,10 +49,12 @@ class Speed:
 
     Attributes:
         load_seconds: From a folder to a model that answers.
-        peak_bytes: The most memory that the process held, caches set aside included.
+        peak_bytes: The most memory that the process held, caches set aside included: of the GPU that it ran on, else of the
+            host.
         prefill: Tokens of a prompt read per second; ``None`` when not timed.
         decode: Tokens written per second; ``None`` when not timed.
         runs: Runs per second of a model that writes no text, on the whole example; ``None`` when not timed.
+        on_gpu: Whether ``peak_bytes`` is memory of a GPU.
     """
 
     load_seconds: float
@@ -58,6 +62,7 @@ class Speed:
     prefill: float | None = None
     decode: float | None = None
     runs: float | None = None
+    on_gpu: bool = False
 
 
 def speed_rows(columns: dict[str, Speed]) -> list[tuple[str, list[str]]]:
@@ -68,9 +73,14 @@ def speed_rows(columns: dict[str, Speed]) -> list[tuple[str, list[str]]]:
         ("generation, tokens/s", [speed.decode for speed in speeds], "{:.1f}"),
         ("runs/s", [speed.runs for speed in speeds], "{:.1f}"),
         ("time to load, s", [speed.load_seconds for speed in speeds], "{:.2f}"),
-        ("peak memory, MB", [speed.peak_bytes / 1e6 for speed in speeds], "{:.0f}"),
     ]
-    return [(name, [form.format(x) for x in values]) for name, values, form in rows if None not in values]
+    found = [(name, [form.format(x) for x in values]) for name, values, form in rows if None not in values]
+    memory = [f"{speed.peak_bytes / 1e6:.0f}" for speed in speeds]
+    where = {speed.on_gpu for speed in speeds}
+    if len(where) > 1:
+        memory = [f"{size} {'GPU' if speed.on_gpu else 'host'}" for size, speed in zip(memory, speeds, strict=True)]
+        return [*found, ("peak memory, MB", memory)]
+    return [*found, ("peak GPU memory, MB" if True in where else "peak memory, MB", memory)]
 
 
 @dataclass(frozen=True)
@@ -96,5 +106,6 @@ class Served:
             result["peak_bytes"],
             result.get("prefill_tokens_per_second"),
             result.get("decode_tokens_per_second"),
+            on_gpu=result["on_gpu"],
         )
         return Served([arrays[f"logprobs{i}"] for i in range(len(arrays))], result["greedy"], result["tokens"], speed)

@@ -27,7 +27,7 @@ def serve(load, question: dict) -> tuple[dict, dict[str, np.ndarray]]:
     result["tokens"] = [model.tokenize(text) for text in question.get("texts", [])]
     if question.get("bench"):
         result.update(bench(model, **question["bench"]))
-    result["peak_bytes"] = peak_bytes()
+    result["on_gpu"], result["peak_bytes"] = peak_memory()
     return result, arrays
 
 
@@ -52,8 +52,15 @@ def bench(model, prompt: list[int], new_tokens: int, repeats: int) -> dict[str, 
     }
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
+def peak_memory() -> tuple[bool, int]:
+    """Whether this process used a GPU through torch, and the most of its memory, else of the host's, that it has held."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and torch.cuda.max_memory_reserved():
+        return True, torch.cuda.max_memory_reserved()
+    return False, host_bytes()
+
+
+def host_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

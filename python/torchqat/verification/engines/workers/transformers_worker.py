@@ -14,6 +14,8 @@ class Model:
 
     def __init__(self, folder: Path, question: dict):
         self.model = load(folder)
+        if not hasattr(self.model, "hf_device_map"):  # kernels for CPUs stay there
+            self.model.to(question.get("device", "cpu"))
         self.device = next(self.model.parameters()).device
 
     @torch.no_grad()
