@@ -23,6 +23,10 @@ class QuantLinear(QuantLayer, nn.Linear):
         if self.frozen_codes is not None:
             inputs = self.quantized_input(x) if self.input_ready else x
             return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
+        if self.gathered_rounded:
+            return ops.quant_linear(
+                x, self.master, self.bias, None, None, *self._input_parameters(), input_quantizer=input
+            )
         weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
         outer_scale = self.outer_scale()
         kept = self._kept_weight(x, *weight_parameters, outer_scale)

@@ -42,12 +42,30 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
     mesh = init_device_mesh("cuda" if on_gpu else "cpu", (count(),))
     policy = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
     whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if is_first() else {}
-    for module in [*gathered_together(model, kind), model]:
+    parts = gathered_together(model, kind)
+    _gather_rounded(parts, model)
+    for module in [*parts, model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
     home = torch.device("cuda", torch.cuda.current_device()) if on_gpu and not cpu_offload else torch.device("cpu")
     model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
     _deal_out(model, whole)
     return model
+
+
+def _gather_rounded(parts: list[nn.Module], model: nn.Module) -> None:
+    """Let the layers in ``parts`` round what a process holds of their weights, but for weights that several modules share.
+
+    What is gathered with ``model`` itself stays when a forward ends, and would be stale where layers are asked next.
+    """
+    owners = [
+        (module, name, p) for module in model.modules() for name, p in module._parameters.items() if p is not None
+    ]
+    holders = Counter(id(parameter) for _, _, parameter in owners)
+    places = {id(parameter): (module, name) for module, name, parameter in owners if holders[id(parameter)] == 1}
+    for part in parts:
+        for _, layer in quant_layers(part):
+            if layer.rounds_shards and layer.weight_spec is not None and id(layer.weight) in places:
+                layer.gather_rounded(*places[id(layer.weight)])
 
 
 @torch.no_grad()
@@ -63,6 +81,23 @@ def _deal_out(model: nn.Module, whole: dict[str, torch.Tensor]) -> None:
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
     model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
+
+
+def check_gathered(model: nn.Module) -> None:
+    """Raises UserError where FSDP2 casts weights before they are rounded: codes would not be those of the masters."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            found = module._get_fsdp_state()._mp_policy.param_dtype
+            masters = {layer.weight.dtype for _, layer in quant_layers(module) if layer.weight_spec is not None}
+            for dtype in masters - {found} if found is not None else ():
+                names = {"dtype": str(dtype).removeprefix("torch."), "found": str(found).removeprefix("torch.")}
+                raise UserError(
+                    "FSDP2 must gather the weights of quantized layers in their own dtype, {dtype}, since they are rounded "
+                    "after it, but MixedPrecisionPolicy has param_dtype {found}; torch.autocast lowers the dtype of "
+                    "products.".format(**names)
+                )
 
 
 def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
