@@ -39,7 +39,8 @@ ScratchModel read_scratch(YamlSection section) {
 ModelSection read_model(YamlSection section) {
   ModelSection model;
   model.path = section.text("path", "");
-  model.kind = section.one_of("kind", model.kind, {"causal_lm", "classifier", "sentence_encoder"});
+  model.kind = section.one_of("kind", model.kind,
+                              {"causal_lm", "classifier", "sentence_encoder", "seq2seq"});
   model.dtype = section.one_of("dtype", model.dtype, {"float32", "bfloat16", "float16"});
   if (section.has("scratch")) {
     model.scratch = read_scratch(section.section("scratch"));
@@ -58,9 +59,37 @@ Samples read_samples(YamlSection& section) {
   return samples;
 }
 
+DataSource read_source(YamlSection section) {
+  DataSource source;
+  source.path = section.text("path", "");
+  if (source.path.empty()) section.reject("path", "must name data");
+  source.subset = section.text("subset", source.subset);
+  source.split = section.text("split", source.split);
+  source.column = section.text("column", source.column);
+  source.weight = section.number("weight", source.weight, 1e-6, 1e6);
+  section.finish();
+  return source;
+}
+
+// A name, one place with what is wanted of it, or several such places.
+void read_sources(YamlSection& section, DataSection& data) {
+  const YAML::Node train = section.child("train");
+  if (train.IsDefined() && train.IsMap()) {
+    data.sources.push_back(read_source(section.section("train")));
+  } else if (train.IsDefined() && train.IsSequence()) {
+    for (YamlSection& source : section.sections("train"))
+      data.sources.push_back(read_source(source));
+    if (data.sources.empty()) section.reject("train", "must name at least one source");
+  } else {
+    data.train = section.text("train", "");
+  }
+}
+
 DataSection read_data(YamlSection section) {
   DataSection data;
-  data.train = section.text("train", "");
+  read_sources(section, data);
+  data.loss_on = section.one_of("loss_on", data.loss_on, {"answers", "all"});
+  data.packing = section.boolean("packing", data.packing);
   YamlSection calibration = section.section("calibration");
   data.calibration = read_samples(calibration);
   calibration.finish();
@@ -114,6 +143,17 @@ EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
   return evaluate;
 }
 
+// auto, cpu, cuda or cuda:N.
+std::string read_device(YamlSection& section) {
+  const std::string device = section.text("device", "auto");
+  const std::string index = device.starts_with("cuda:") ? device.substr(5) : "";
+  const bool is_index = !index.empty() && index.size() <= 3 &&
+                        index.find_first_not_of("0123456789") == std::string::npos;
+  if (device != "auto" && device != "cpu" && device != "cuda" && !is_index)
+    section.reject("device", "must be auto, cpu, cuda or cuda:N");
+  return device;
+}
+
 // What mode auto decides by, and the formats that are written.
 void read_decision(YamlSection& section, RunRecipe& recipe) {
   const bool decides = recipe.mode == "auto";
@@ -146,6 +186,7 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.model = read_model(section.section("model"));
   recipe.data = read_data(section.section("data"));
   recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
+  recipe.device = read_device(section);
   recipe.initialize = read_initialize(section.section("initialize"));
   // Mode auto tries methods that choose scales.
   recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");

@@ -27,7 +27,7 @@ struct QAT_API ScratchModel {
 struct QAT_API ModelSection {
   // A folder, a hub id or "module:function"; empty when `scratch` is given or --model will say.
   std::string path;
-  std::string kind = "causal_lm";  // what it is for: also classifier, sentence_encoder
+  std::string kind = "causal_lm";  // what it is for: also classifier, sentence_encoder, seq2seq
   std::string dtype = "float32";
   std::optional<ScratchModel> scratch;
 };
@@ -37,11 +37,23 @@ struct QAT_API Samples {
   int64_t sequence_length = 256;
 };
 
+// One of several places that data come from, or a data set of which only a part is wanted.
+struct QAT_API DataSource {
+  std::string path;    // as DataSection::train
+  std::string subset;  // of a data set of the hub that has several
+  std::string split = "train";
+  std::string column = "text";  // of a table, where its rows are no conversations
+  double weight = 1.0;          // how often it is drawn from, relative to the others
+};
+
 struct QAT_API DataSection {
-  // A file or folder of text or jsonl, "python-stdlib" or, for a classifier, "module:function";
-  // empty: --data says.
+  // A file or folder of text, jsonl or Parquet, a data set of the hub, "python-stdlib" or, for a
+  // classifier, "module:function"; empty: `sources` or --data says.
   std::string train;
-  std::string evaluation_path;  // empty: held out from `train`
+  std::vector<DataSource> sources;  // where `train` is a map or a list of maps
+  std::string loss_on = "answers";  // or all: which tokens of conversations are learned
+  bool packing = false;             // conversations one after another in a row, in place of padding
+  std::string evaluation_path;      // empty: held out from `train`
   Samples calibration;
   Samples evaluation;
 };
@@ -60,6 +72,9 @@ struct QAT_API OscillationSection {
 };
 
 struct QAT_API TrainSection : Training {
+  std::optional<double> epochs;     // in place of `steps`, which they decide once data are read
+  std::string optimizer = "adamw";  // or adamw_8bit, muon, sgd, "module:function"
+  std::string masters = "float32";  // of weights in fewer bits; or model: the weights themselves
   int64_t batch_size = 8;
   int64_t sequence_length = 256;
   int64_t gradient_accumulation = 1;
@@ -111,6 +126,7 @@ struct QAT_API RunRecipe {
   std::string text;
   std::string mode = "recipe";        // or auto: whatever is the first to meet `accept` and `size`
   double size_bits_per_weight = 7.5;  // the budget of mode auto, over all that are multiplied
+  std::string device = "auto";        // or cpu, cuda, cuda:N; auto: a GPU where there is one
   std::string engine;                 // where mode auto measures what it exports; empty: nowhere
   ModelSection model;
   DataSection data;

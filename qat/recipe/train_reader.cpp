@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace qat {
 namespace {
@@ -24,6 +25,14 @@ OscillationSection read_oscillation(YamlSection section) {
   oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
   section.finish();
   return oscillation;
+}
+
+// One by name, or a function of the user's that makes it.
+bool is_optimizer(const std::string& name) {
+  static const std::vector<std::string> kNames{"adamw", "adamw_8bit", "muon", "sgd"};
+  const size_t colon = name.find(':');
+  return std::find(kNames.begin(), kNames.end(), name) != kNames.end() ||
+         (colon != std::string::npos && colon > 0 && colon + 1 < name.size());
 }
 
 // Options that look at whole weights, of which each process has a shard only under FSDP.
@@ -60,6 +69,14 @@ void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
 TrainSection read_train(YamlSection& section) {
   TrainSection train;
   train.steps = section.integer("steps", train.steps, 0, kMany);
+  if (section.has("epochs")) {
+    train.epochs = section.number("epochs", 1.0, 1e-3, 1e6);
+    if (section.has("steps")) section.reject("epochs", "must not be given beside steps");
+  }
+  train.optimizer = section.text("optimizer", train.optimizer);
+  if (!is_optimizer(train.optimizer))
+    section.reject("optimizer", "must be adamw, adamw_8bit, muon, sgd or module:function");
+  train.masters = section.one_of("masters", train.masters, {"float32", "model"});
   train.batch_size = section.integer("batch_size", train.batch_size, 1, kMany);
   train.sequence_length = section.integer("sequence_length", train.sequence_length, 8, 131072);
   train.gradient_accumulation =

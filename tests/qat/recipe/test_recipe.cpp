@@ -162,7 +162,8 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task, but "
               "is 0.1"},
         Fault{"version: 1\n" + kRule + "model: {kind: detector}\n",
-              "r.yaml:5:15: model.kind must be causal_lm, classifier or sentence_encoder, but is "
+              "r.yaml:5:15: model.kind must be causal_lm, classifier, sentence_encoder or seq2seq, "
+              "but is "
               "detector"},
         Fault{"version: 1\n" + kRule + "train: {lora: {rank: 4}}\n",
               "r.yaml:5:15: train.lora must not be given unless parameters is lora, but is {rank: "

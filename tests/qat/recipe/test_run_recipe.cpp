@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "qat/checkpoint/formats/format.h"
 #include "qat/recipe/run_recipe.h"
@@ -52,6 +54,78 @@ TEST(RunRecipe, ReadsAdaptersAndOscillation) {
   EXPECT_EQ(frozen.train.oscillation.method, "freeze");
   EXPECT_EQ(frozen.train.oscillation.threshold, 0.01);
   EXPECT_EQ(frozen.train.oscillation.dampening, 0.02);
+}
+
+TEST(RunRecipe, ReadsDeviceOptimizerAndEpochs) {
+  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
+  const RunRecipe plain = parse_run_recipe("version: 1\n" + rule, "r");
+  EXPECT_EQ(plain.device, "auto");
+  EXPECT_EQ(plain.train.optimizer, "adamw");
+  EXPECT_EQ(plain.train.masters, "float32");
+  EXPECT_EQ(plain.train.epochs, std::nullopt);
+  const RunRecipe recipe =
+      parse_run_recipe("version: 1\ndevice: cuda:1\nmodel: {kind: seq2seq}\n" + rule +
+                           "train: {epochs: 2.5, optimizer: 'mine:muon', masters: model}\n",
+                       "r");
+  EXPECT_EQ(recipe.device, "cuda:1");
+  EXPECT_EQ(recipe.model.kind, "seq2seq");
+  EXPECT_EQ(recipe.train.epochs, 2.5);
+  EXPECT_EQ(recipe.train.optimizer, "mine:muon");
+  EXPECT_EQ(recipe.train.masters, "model");
+}
+
+TEST(RunRecipe, DataComeFromOneOrSeveralSources) {
+  const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
+  const DataSection one = parse_run_recipe("version: 1\n" + rule + "data: {train: a}\n", "r").data;
+  EXPECT_EQ(one.train, "a");
+  EXPECT_TRUE(one.sources.empty());
+  EXPECT_EQ(one.loss_on, "answers");
+  EXPECT_FALSE(one.packing);
+  const DataSection part =
+      parse_run_recipe("version: 1\n" + rule +
+                           "data: {train: {path: o/d, subset: en, split: test, column: body}}\n",
+                       "r")
+          .data;
+  EXPECT_EQ(part.train, "");
+  ASSERT_EQ(part.sources.size(), 1u);
+  EXPECT_EQ(part.sources[0].path, "o/d");
+  EXPECT_EQ(part.sources[0].subset, "en");
+  EXPECT_EQ(part.sources[0].split, "test");
+  EXPECT_EQ(part.sources[0].column, "body");
+  const DataSection several =
+      parse_run_recipe("version: 1\n" + rule +
+                           "data: {train: [{path: a, weight: 3}, {path: b}], loss_on: all, "
+                           "packing: true}\n",
+                       "r")
+          .data;
+  ASSERT_EQ(several.sources.size(), 2u);
+  EXPECT_EQ(several.sources[0].weight, 3.0);
+  EXPECT_EQ(several.sources[1].weight, 1.0);
+  EXPECT_EQ(several.loss_on, "all");
+  EXPECT_TRUE(several.packing);
+}
+
+TEST(RunRecipe, SaysWhatDevicesOptimizersAndSourcesMayBe) {
+  const std::string text =
+      "version: 1\ndevice: gpu\nlayers:\n  - {match: a, weight: {dtype: int4}}\n"
+      "train: {steps: 4, epochs: 1, optimizer: ':f'}\ndata: {train: [{weight: 2}]}\n";
+  try {
+    parse_run_recipe(text, "r");
+    FAIL();
+  } catch (const RecipeError& error) {
+    EXPECT_EQ(std::string(error.what()),
+              "r:2:9: device must be auto, cpu, cuda or cuda:N, but is gpu\n"
+              "r:5:27: train.epochs must not be given beside steps, but is 1\n"
+              "r:5:41: train.optimizer must be adamw, adamw_8bit, muon, sgd or module:function, "
+              "but is :f\n"
+              "r:6:16: data.train[0].path must name data, but is empty");
+  }
+  for (const char* device : {"cuda:", "cuda:x", "cuda:1000", "cuda0"})
+    EXPECT_THROW(parse_run_recipe("version: 1\ndevice: '" + std::string(device) +
+                                      "'\nlayers:\n  - {match: a, weight: {dtype: int4}}\n",
+                                  "r"),
+                 RecipeError)
+        << device;
 }
 
 TEST(RunRecipe, SpreadModelsHaveNoMonitor) {
