@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.layers.followed_ranges import as_before
 from torchqat.layers.sharded import assign, whole
 
 
@@ -46,7 +47,17 @@ class QuantInput(nn.Module):
         return self._input_quantizer(x, *self._input_parameters())
 
     def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+        found = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+        if not self.following:
+            return found
+        # The next forward may move them before this one's backward reads them.
+        return as_before(self, tuple(p if p is None or isinstance(p, nn.Parameter) else p.clone() for p in found))
+
+    @property
+    def following(self) -> bool:
+        """Whether this forward takes its input into the range."""
+        spec = self.input_spec
+        return self.observing and self.training and spec is not None and spec.follows
 
     def _change_input_width(self, bits: int, derive: bool) -> bool:
         """A range that is observed gives the new scale; one that was searched or learned is kept as it is.

@@ -159,7 +159,13 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
-        if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
+        if self.calibrating or self.following:
+            self._see(x)
+
+    @torch.compiler.disable
+    def _see(self, x: Tensor) -> None:
+        """A forward that a backward runs again has seen its input and rounds by the range that followed from it."""
+        if self.calibrating or torch._C._current_graph_task_id() == -1:
             self.observe(x)
 
     @property

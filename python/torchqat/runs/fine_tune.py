@@ -18,8 +18,9 @@ from torchqat.training.monitor import Monitor
 from torchqat.training.oscillation import against_oscillation
 from torchqat.training.parameters import choose_parameters
 from torchqat.training.processes import count, is_first, wait, wait_for_first
+from torchqat.training.recomputation import recompute_activations
 from torchqat.training.schedule import Schedule
-from torchqat.training.spread import compile_blocks, recompute_activations, shard, training_device, wrapped
+from torchqat.training.spread import compile_blocks, shard, training_device, wrapped
 
 
 def fine_tune(run: Run) -> nn.Module:

@@ -32,7 +32,7 @@ from torchqat.runs.identity import key_of, made_of, plan_content, settings_conte
 from torchqat.runs.progress import Progress
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import check_together, is_first, wait
-from torchqat.training.spread import check_recomputes
+from torchqat.training.recomputation import check_recomputes
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"

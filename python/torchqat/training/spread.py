@@ -1,7 +1,6 @@
 """A model spread over processes and devices: replicated, cut into parts, compiled."""
 
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -135,39 +134,6 @@ def share_ranges(model: nn.Module) -> None:
     dist.all_reduce(total)
     for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most).tolist(), strict=True):
         layer.set_input_range(-low, high)
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """In backward, in place of keeping them (Chen et al. 2016); transformers 5.24 gave that another name.
-
-    Raises:
-        UserError: The model has nothing of the kind.
-    """
-    enable = _either(model, "activation_checkpointing_enable", "gradient_checkpointing_enable")
-    try:
-        if enable is not None:
-            enable({"use_reentrant": False})
-            return
-    except (ValueError, NotImplementedError, AttributeError):
-        pass  # as architectures of transformers say it
-    raise UserError(
-        f"train.gradient_checkpointing must be false for {type(model).__name__}, which cannot recompute its activations, "
-        "but is true."
-    )
-
-
-def check_recomputes(model: nn.Module) -> None:
-    """Try ``recompute_activations`` and take it back.
-
-    Raises:
-        UserError: As ``recompute_activations``.
-    """
-    recompute_activations(model)
-    _either(model, "activation_checkpointing_disable", "gradient_checkpointing_disable")()
-
-
-def _either(model: nn.Module, *names: str) -> Callable | None:
-    return next((getattr(model, name) for name in names if hasattr(model, name)), None)
 
 
 def compile_blocks(model: nn.Module) -> None:
