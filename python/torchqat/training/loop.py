@@ -22,6 +22,7 @@ from torchqat.training.noise import find_noise, remove_dropout
 from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
+from torchqat.training.random_states import generator_states, seed_generators
 from torchqat.training.schedule import Schedule
 from torchqat.training.spread import share_ranges, without_sync
 from torchqat.training.state import load_training, save_training
@@ -60,7 +61,6 @@ class TrainingLoop:
             the batch.
         settles: What is done about oscillating weights after each step.
         silenced: Modules that are in evaluation mode while the rest trains, since they would add noise.
-        parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
     """
 
     model: nn.Module
@@ -74,7 +74,6 @@ class TrainingLoop:
     on_step: OnStep = field(default=lambda _step, _figures: None)
     steady: bool = False
     settles: Dampening | Freezing | None = None
-    parallel: nn.Module | None = None
     silenced: list[str] = field(default_factory=list, init=False)
     _skipped_in_a_row: int = field(default=0, init=False)
 
@@ -109,7 +108,7 @@ class TrainingLoop:
         sum_of_losses = 0.0
         with explained(self.model, f"step {step}", _LESS_MEMORY):
             for index, micro_batch in enumerate(micro_batches):
-                with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
+                with without_sync(self.loss, last=index + 1 == len(micro_batches)):
                     loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
                     loss.backward()
                 sum_of_losses += loss.item()
@@ -174,12 +173,12 @@ class TrainingLoop:
             "schedule": schedule.state_dict() if schedule else None,
             "settles": self.settles.state_dict() if self.settles else None,
         }
-        save_training(self.checkpoint, facts, self.model, optimizers)
+        save_training(self.checkpoint, facts, self.model, optimizers, generator_states())
 
     def _resume(self, optimizers: list[torch.optim.Optimizer], schedule: Schedule | None) -> int:
         state = None if self.checkpoint is None else load_training(self.checkpoint)
         if state is None:
-            torch.manual_seed(self.settings.seed)
+            seed_generators(self.settings.seed)
             return 0
         if state.facts["identity"] != self.identity:
             raise UserError(

@@ -1,26 +1,54 @@
 """A model spread over processes and devices: replicated, cut into parts, compiled."""
 
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchqat.data.batch import Batch
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.sharded import local
 from torchqat.model.blocks import find_blocks
 from torchqat.training.processes import count, is_first
 
+Loss = Callable[[Batch], torch.Tensor]
 
-def wrapped(model: nn.Module) -> nn.Module:
-    """``model`` as the loss calls it: by ``DistributedDataParallel``, where there are others."""
+
+class _WithLoss(nn.Module):
+    """A model and what is computed of its outputs: of the parameters, those that this does not reach get no gradient."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.loss(batch)
+
+
+def replicate(model: nn.Module, loss: Loss) -> Loss:
+    """``loss`` of ``model``, whose gradients are averaged over the processes (``DistributedDataParallel``); alone, ``loss``.
+
+    The first process' numbers are dealt out: what others have calibrated, on another processor perhaps, is not the same.
+    Parameters that a batch does not reach, an expert's or those of a pooler, do not wait for it.
+    """
     if count() == 1:
-        return model
-    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+        return loss
+    for tensor in (*model.parameters(), *model.buffers()):
+        value = tensor.detach().contiguous()
+        dist.broadcast(value, 0)
+        tensor.detach().copy_(value)
+    model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
+    # As it says once, where all are reached.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     # Each process derives its buffers, widths and scales among them, from the step and from parameters that are the same.
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        _WithLoss(model, loss), broadcast_buffers=False, init_sync=False, find_unused_parameters=True
+    )
 
 
 def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) -> nn.Module:
@@ -110,11 +138,11 @@ def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module
     return blocks + [module for module in outside if holders[id(module.weight)] == 1]
 
 
-def without_sync(model: nn.Module | None, last: bool):
+def without_sync(loss: Loss, last: bool):
     """For every micro-batch but the last: gradients stay where they are, unless no process has room for all of them."""
-    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+    if last or not isinstance(loss, nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return model.no_sync()
+    return loss.no_sync()
 
 
 @torch.no_grad()
