@@ -124,6 +124,66 @@ def test_experts_that_no_token_reaches_do_not_wait(tmp_path):
     assert "find_unused_parameters" not in printed
 
 
+SPREAD = """
+import sys, torch, torchqat
+from torch import nn
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.sharded import whole
+from torchqat.training.processes import count, processes, rank
+from torchqat.training.spread import shard
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x, chosen):
+        return x + torch.stack([self.experts[expert](row) for expert, row in zip(chosen.tolist(), x)])
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x):
+        chosen = x[:, 0].mul(10).long() % 4
+        for block in self.blocks:
+            x = block(x, chosen)
+        return x
+
+
+def trained(scale, together):
+    torch.manual_seed(0)
+    weight = f"weight: {{dtype: int4, group_size: 8, grid: full, scale: {scale}}}"
+    model = torchqat.prepare(Model(), torchqat.parse_recipe(f"version: 1\\nlayers: [{{match: '*', {weight}}}]\\n"))
+    model = shard(model, QuantLayer) if together else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.manual_seed(1)
+    for _ in range(6):
+        batch = torch.rand(4, 32)
+        for row in (batch.chunk(count())[rank()] if together else batch).split(1):
+            (model(row).square().mean() / (4 // count() if together else 4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+with processes():
+    for scale in ("minmax", "learned"):
+        alone, together = trained(scale, False), trained(scale, True)
+        apart = max((alone[name] - tensor).abs().max().item() for name, tensor in together.items())
+        sys.stdout.write(f"{apart:.1e} apart\\n")
+"""
+
+
+def test_gradients_of_experts_are_added_to_their_own(tmp_path):
+    """FSDP2 adds up what lies at the same place of processes, of which one has reached other experts than the other."""
+    found = re.findall(r"(\S+) apart", said_by(SPREAD, tmp_path, 2))
+    assert len(found) == 4 and all(float(apart) < 1e-6 for apart in found)
+
+
 RANDOM = """
 import sys, torch, torchqat
 from pathlib import Path

@@ -53,10 +53,7 @@ class RoundedShard(Tensor):
         return (rounded,), None
 
     def fsdp_post_all_gather(self, gathered: tuple[Tensor, ...], metadata, dtype, *, out=None):
-        if out is None:
-            return gathered[0], ()
-        self.layer.set_aside_before(out)  # the same memory, filled anew
-        return None
+        return (gathered[0], ()) if out is None else None  # the same memory, filled anew
 
 
 class _Watched:
@@ -66,13 +63,11 @@ class _Watched:
         weight: That of the layer.
         learned: Its scale and its zero point where they are learned, ``None`` for one that it has not.
         earlier: Their gradients of earlier backwards while one comes in.
-        whole: The parameter that FSDP2 puts in the place of the weight, once it is watched.
     """
 
     def __init__(self, weight: Tensor, learned: tuple[Tensor | None, ...]):
         self.weight, self.learned = weight, learned
         self.earlier: list[Tensor | None] = []
-        self.whole: Tensor | None = None
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
@@ -119,6 +114,8 @@ class RoundedShards(nn.Module):
         if not self._gathered:
             return shard
         self._watch()
+        if torch._C._current_graph_task_id() != -1:  # for a backward
+            self._set_aside()
         if not len(shard):
             return shard
         self._first_row = mesh.get_local_rank() * -(-self.weight.shape[0] // mesh.size()) * self._height
@@ -171,23 +168,28 @@ class RoundedShards(nn.Module):
         if self.weight.requires_grad:
             self.weight.register_post_accumulate_grad_hook(lambda _: self._through_rounding())
 
-    def set_aside_before(self, weight: Tensor) -> None:
-        """Let gradients of earlier backwards wait while one comes in for ``weight``, the whole one.
+    def _set_aside(self) -> None:
+        """Let gradients of earlier backwards wait while one comes in.
 
         FSDP2 adds to them, but those of learned scales are found from what came in alone.
         """
         watched = self._watched
-        if watched is not None and watched.learned and watched.whole is not weight and weight.requires_grad:
-            watched.whole = weight
-            weight.register_hook(lambda _: self._set_aside())
-
-    def _set_aside(self) -> None:
-        watched = self._watched
-        if self._gathered and not watched.earlier and watched.weight.grad is not None:
+        if watched.learned and not watched.earlier and watched.weight.grad is not None:
             watched.earlier = [None if p is None else p.grad for p in watched.parameters]
             for parameter in watched.parameters:
                 if parameter is not None:
                     parameter.grad = None
+            # After FSDP2's own callback, which comes before: where nothing came in after all.
+            torch.autograd.Variable._execution_engine.queue_callback(self._bring_back)
+
+    def _bring_back(self) -> None:
+        watched = self._watched
+        earlier, watched.earlier = watched.earlier, []
+        for parameter, before in zip(watched.parameters, earlier, strict=False):
+            if before is not None:
+                if parameter.grad is not None:
+                    local(before).add_(local(parameter.grad))
+                parameter.grad = before
 
     @torch.no_grad()
     def _through_rounding(self) -> None:
@@ -206,8 +208,4 @@ class RoundedShards(nn.Module):
         for parameter, gradient in zip(watched.learned, found, strict=False):
             if parameter is not None and parameter.requires_grad:
                 parameter.grad = part_like(parameter, gradient)
-        earlier, watched.earlier = watched.earlier, []
-        for parameter, before in zip(watched.parameters, earlier, strict=False):
-            if before is not None:
-                local(before).add_(local(parameter.grad))
-                parameter.grad = before
+        self._bring_back()

@@ -1,6 +1,7 @@
 """The generators of random numbers that models draw from in training, of each process its own."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,16 +36,28 @@ def generator_states() -> list[States]:
     return gathered(states)
 
 
-def restore_generators(states: States, step: int, own: bool = True) -> None:
-    """Go on from ``states``.
+def named(generators: list[States]) -> dict[str, Tensor]:
+    """Their states by one name each."""
+    return {f"generators.{i}.{name}": state for i, states in enumerate(generators) for name, state in states.items()}
 
-    Args:
-        states: By ``generator_states``; those of torch's on the host at least.
-        step: The step that they were kept after.
-        own: Whether they are those of this process. One that was not there then takes a seed of its own.
-    """
+
+def places(facts: dict[str, Any]) -> list[States]:
+    """Where the states of ``facts["generators"]`` go, the length of each by its name; without, one of the CPU."""
+    if "generators" not in facts:
+        return [{"cpu": torch.get_rng_state()}]
+    dtypes = {"python": torch.int64, "numpy": torch.int64}
+    return [
+        {name: torch.empty(size, dtype=dtypes.get(name, torch.uint8)) for name, size in sizes.items()}
+        for sizes in facts["generators"]
+    ]
+
+
+def restore_own(kept: list[States], step: int) -> None:
+    """Go on from what ``generator_states`` gave after ``step`` steps; a process that was not there takes its own seed."""
+    there = rank() < len(kept)
+    states = kept[rank() if there else 0]
     torch.set_rng_state(states["cpu"])
-    if not own:
+    if not there:
         seed_generators(torch.initial_seed() + _APART * (1 + step))
         return
     if "python" in states:

@@ -55,7 +55,8 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
     """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
 
     The first process' numbers are dealt out; on the others, parameters may be on the meta device. Each block is gathered
-    when its forward or backward begins and let go when that ends, and so is each embedding or head.
+    when its forward or backward begins and let go when that ends, and so is each embedding or head. A
+    process rounds the rows that it holds before they are gathered, where that gives the same numbers (rounded_shards.py).
 
     Args:
         model: On the host; the same module on every process.
@@ -73,6 +74,10 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False) ->
     _gather_rounded(parts, model)
     for module in [*parts, model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
+    # Else the gradients of experts that tokens reach on one process alone are added to those of others.
+    for module in parts:
+        if not isinstance(module, nn.Embedding | nn.Linear) and hasattr(module, "set_reduce_scatter_unused_params"):
+            module.set_reduce_scatter_unused_params(True)
     home = torch.device("cuda", torch.cuda.current_device()) if on_gpu and not cpu_offload else torch.device("cpu")
     model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
     _deal_out(model, whole)

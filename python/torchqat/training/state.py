@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from torchqat.errors import UserError
 from torchqat.files import load_state, read_json, save_state, sync, write_json
 from torchqat.layers.sharded import is_sharded
-from torchqat.training.processes import is_first, rank, wait
-from torchqat.training.random_states import States, restore_generators
+from torchqat.training.processes import is_first, wait
+from torchqat.training.random_states import States, named, places, restore_own
 
 # Of a file, beside facts.
 _TENSORS = ("model", "optimizers", "random", "generators")
@@ -67,7 +67,7 @@ class SavedState:
             for optimizer, saved in zip(optimizers, self._state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         if random:
-            _restore_generators(self._state.get("generators") or [{"cpu": self._state["random"]}], self.facts["step"])
+            restore_own(self._state.get("generators") or [{"cpu": self._state["random"]}], self.facts["step"])
 
 
 def save_training(
@@ -90,7 +90,7 @@ def save_training(
     facts = {"version": VERSION, **facts}
     if is_sharded(model):
         facts["generators"] = [{name: len(state) for name, state in states.items()} for states in generators or []]
-        tensors = {**_tensors(model, list(optimizers)), **_named(generators or [])}
+        tensors = {**_tensors(model, list(optimizers)), **named(generators or [])}
         _save_parts(_folder_of(path), facts, tensors)
     elif is_first():
         states = [optimizer.state_dict() for optimizer in optimizers]
@@ -161,26 +161,6 @@ def _tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]
     return found
 
 
-def _named(generators: list[States]) -> dict[str, Tensor]:
-    return {f"generators.{i}.{name}": state for i, states in enumerate(generators) for name, state in states.items()}
-
-
-def _places(facts: dict[str, Any]) -> list[States]:
-    """Where the states that were kept in a folder go."""
-    if "generators" not in facts:
-        return [{"cpu": torch.get_rng_state()}]
-    dtypes = {"python": torch.int64, "numpy": torch.int64}
-    return [
-        {name: torch.empty(size, dtype=dtypes.get(name, torch.uint8)) for name, size in sizes.items()}
-        for sizes in facts["generators"]
-    ]
-
-
-def _restore_generators(kept: list[States], step: int) -> None:
-    there = rank() < len(kept)
-    restore_generators(kept[rank() if there else 0], step, own=there)
-
-
 def _aliases(model: nn.Module) -> dict[str, str]:
     """Further names of tensors that ``model`` has in several places, and the first."""
     first: dict[int, str] = {}
@@ -231,10 +211,10 @@ def _read_parts(
 
     tensors = _tensors(model, optimizers)
     tensors = {name: tensor for name, tensor in tensors.items() if name.removeprefix("model.") not in kept}
-    generators = _places(state.facts) if random else []
+    generators = places(state.facts) if random else []
     # Of earlier ones, the generator of the first process alone was kept.
     earlier = random and "generators" not in state.facts
-    tensors.update({"random": generators[0]["cpu"]} if earlier else _named(generators))
+    tensors.update({"random": generators[0]["cpu"]} if earlier else named(generators))
     alone = not dist.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -253,7 +233,7 @@ def _read_parts(
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         set_optimizer_state_dict(model, optimizer, {**_optimizer_state(model, optimizer), **found}, options=options)
     if generators:
-        _restore_generators(generators, state.facts["step"])
+        restore_own(generators, state.facts["step"])
 
 
 def _first_line(error: BaseException) -> str:
