@@ -19,8 +19,8 @@ import torchqat
 # Title, what it is for, and its names in the order in which they are needed.
 PARTS = [
     ("From a model to a checkpoint", torchqat, [
-        "load_recipe", "parse_recipe", "make_plan", "prepare", "calibrate", "Schedule", "convert", "export", "verify",
-        "evaluate",
+        "load_recipe", "parse_recipe", "make_plan", "prepare", "calibrate", "Schedule", "convert", "export", "live_weights",
+        "verify", "evaluate",
     ]),
     ("A whole run", torchqat, ["run", "Report", "Variant"]),
     ("Running what was quantized", torchqat, ["pack", "load"]),

@@ -21,6 +21,7 @@ from torchqat._version import __version__ as __version__
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.deploy import load, pack
 from torchqat.checkpoints.export import export
+from torchqat.checkpoints.live import live_weights
 from torchqat.data.tasks import load_task
 from torchqat.errors import UserError
 from torchqat.evaluation.evaluate import Evaluation, evaluate
@@ -80,6 +81,7 @@ __all__ = [
     "export",
     "forward_kl",
     "freeze_codes",
+    "live_weights",
     "load",
     "load_recipe",
     "load_task",

@@ -15,6 +15,9 @@ from torchqat.verification.engines import ENGINES, Bench, Question
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
 HALF = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
 OFFSET = "{dtype: int4, group_size: 32, symmetric: false, scale_dtype: float16}"
+# llama.cpp's Q4_0 and Q8_0
+SIGNED = "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}"
+IN_EIGHT_BITS = "{dtype: int8, group_size: 32, scale_dtype: float16}"
 
 CASES = [
     # engine, format, weight, input, other sections
@@ -32,9 +35,15 @@ CASES = [
     ("vllm", "compressed-tensors", GROUPS, "", "initialize: {method: gptq}\nkv_cache: {dtype: fp8_e4m3}\n"),
     ("vllm", "gptq", HALF, "", "initialize: {method: gptq}\n"),
     ("vllm", "awq", OFFSET, "", ""),
-    ("llama.cpp", "gguf", "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}", "", ""),
+    ("llama.cpp", "gguf", SIGNED, "", ""),
     ("llama.cpp", "gguf", OFFSET, "", ""),
-    ("llama.cpp", "gguf", "{dtype: int8, group_size: 32, scale_dtype: float16}", "", ""),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS, "", ""),
+    ("llama.cpp", "gguf", "{dtype: nvfp4, scale: learned}", "", ""),
+    ("llama.cpp", "gguf", "{dtype: mxfp4, scale: learned}", "", ""),
+    ("transformers", "compressed-tensors", "{dtype: nvfp4, scale: learned}", "", ""),
+    ("transformers", "compressed-tensors", "{dtype: mxfp4, scale: learned}", "", ""),
+    ("transformers", "compressed-tensors", "{dtype: mxfp6_e2m3}", "", ""),
+    ("transformers", "compressed-tensors", "{dtype: mxfp8_e4m3}", "", ""),
 ]
 
 
@@ -82,8 +91,10 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
 
 # engine, format, weight
 MIXTURES = [
-    ("llama.cpp", "gguf", "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}"),
-    ("llama.cpp", "gguf", "{dtype: int8, group_size: 32, scale_dtype: float16}"),
+    ("llama.cpp", "gguf", SIGNED),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS),
+    ("llama.cpp", "gguf", "{dtype: nvfp4}"),
+    ("llama.cpp", "gguf", "{dtype: mxfp4}"),
     ("transformers", "compressed-tensors", GROUPS),
 ]
 
@@ -109,7 +120,7 @@ def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeyp
 
     needs("llama.cpp")
     model, tokenizer = trained("llama")
-    model = prepared(model, CASES[-1][2], "", "", prompts)
+    model = prepared(model, IN_EIGHT_BITS, "", "", prompts)
     monkeypatch.setattr(RowOrder, "to_file", lambda self, name, rows: rows)
     folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
     assert len(torchqat.verify(folder, model).differing) == 2 * model.config.num_hidden_layers
@@ -123,7 +134,7 @@ def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeyp
 def test_an_engine_loads_a_checkpoint_of_several_files(engine, trained, prompts, tmp_path):
     needs(engine)
     model, tokenizer = trained("qwen2")
-    weight, format = (CASES[14][2], "gguf") if engine == "llama.cpp" else (HALF, "gptq")
+    weight, format = (SIGNED, "gguf") if engine == "llama.cpp" else (HALF, "gptq")
     model = prepared(model, weight, "", "", prompts)
     folder = torchqat.export(model, tmp_path / "out", format, tokenizer, max_shard_size="1MB")
     assert len(list(folder.glob("*-of-*"))) > 2
@@ -137,7 +148,7 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(kind, trained, quickstart, 
     model, tokenizer = trained("llama")
     if kind == "sentencepiece":
         tokenizer = sentencepiece_like(model.config.vocab_size, quickstart.corpus.train[:40])
-    folder = torchqat.export(prepared(model, CASES[-1][2], "", "", prompts), tmp_path / "out", "gguf", tokenizer)
+    folder = torchqat.export(prepared(model, IN_EIGHT_BITS, "", "", prompts), tmp_path / "out", "gguf", tokenizer)
     texts = [document[:2000] for document in quickstart.corpus.held_out[:20]]
     asked = Question(str(folder), [], texts=texts, context=2048)
     served = ENGINES["llama.cpp"].serve("gguf", asked)
@@ -160,7 +171,7 @@ def test_the_smaller_file_is_the_faster_one(tmp_path):
     (tmp_path / "float").mkdir()
     write_gguf(model, [], None, tmp_path / "float" / "model.gguf")
     model = torchqat.prepare(model, torchqat.parse_recipe(
-        f'version: 1\nlayers:\n  - {{match: "model.layers.*", weight: {CASES[14][2]}}}\n'
+        f'version: 1\nlayers:\n  - {{match: "model.layers.*", weight: {SIGNED}}}\n'
     ))  # fmt: skip
     folder = torchqat.export(model, tmp_path / "out", "gguf")
     assert size_of(folder) <= 0.30 * size_of(tmp_path / "float")

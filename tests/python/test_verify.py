@@ -201,3 +201,12 @@ def test_workers_need_nothing_of_torchqat():
 
 def test_nothing_compared_is_not_ok():
     assert not Verification(0).ok
+
+
+def test_an_engine_that_computes_no_numbers_is_said(tiny_llama):
+    tokens = torch.randint(0, tiny_llama.config.vocab_size, (1, 4))
+    answered = np.zeros((4, tiny_llama.config.vocab_size), np.float32)
+    answered[2] = np.nan
+    served = Served([answered], [[1]], [], Speed(1.0, 1))
+    with pytest.raises(torchqat.UserError, match=matches("engine.no-numbers", engine="transformers")):
+        agreement_of(TRANSFORMERS, served, tiny_llama, tokens, half=False)

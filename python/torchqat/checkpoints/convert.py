@@ -30,10 +30,18 @@ def convert(model: nn.Module, dtype: torch.dtype | None = None) -> list[Quantize
 
 
 def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: str = "") -> Iterator[QuantizedWeights]:
-    """``convert``, one layer at a time: each is made when it is asked for. ``prefix`` goes before their names."""
+    """``convert``, one layer at a time: each is made when it is asked for. ``prefix`` goes before their names.
+
+    What can be refused without a look at the numbers is refused before the first.
+    """
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     if not layers:
         raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")
+    try:
+        for name, layer in layers:
+            layer.check_converts(prefix + name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return (convert_layer(prefix + name, layer, dtype) for name, layer in layers)
 
 

@@ -20,6 +20,7 @@ from torchqat.files import copy_into, pending_folder
 from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
+FOLDERS = tuple(name for name in FORMATS if name not in ("gguf", "onnx"))  # those two are one file
 
 
 def export(
@@ -125,14 +126,15 @@ def check_exports(
     on_disk = DiskNames(model)
     for name in names:
         format = checked_format(name, checked)
-        if name not in ("gguf", "onnx"):
+        if name in FOLDERS:
             documents_on_disk(model, checked, format, on_disk)
         check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
         if name == "gguf":
             with needs("hf", "A GGUF file"):
-                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, rope_factors
+                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types, rope_factors
 
             architecture_of(model)
+            check_types(model, plan.layers)
             rope_factors(model)
         if name == "onnx" and writes_text:
             raise UserError(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torchqat.layers.quant_input import QuantInput
 
-    Parameters = tuple[Tensor | None, Tensor | None]
+    Parameters = tuple[Tensor | None, ...]
 
 _recording: ContextVar[defaultdict[QuantInput, list[Parameters]] | None] = ContextVar("recording", default=None)
 _replaying: ContextVar[dict[QuantInput, deque[Parameters]] | None] = ContextVar("replaying", default=None)

@@ -224,13 +224,11 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         """The integer codes of the weight in force, int8 ``[rows, cols]``."""
         return ops.quantize(self.master, self.weight_spec.quantizer(self.weight_bits, "fixed"), *self.stored_qparams())
 
-    @torch.no_grad()
-    def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
-        """Codes and scales at the exported width, for a checkpoint in ``dtype``.
+    def check_converts(self, name: str) -> None:
+        """Whether it can be converted, as far as its numbers do not matter.
 
         Raises:
-            ValueError: The weight is not finite, ``dtype`` cannot hold the scales, its input has no range, or a schedule has
-                not ended.
+            ValueError: A schedule has not ended, an adapter is not merged, or its input has no range.
         """
         if self.weight_bits != self.weight_spec.bits:
             raise ValueError(
@@ -239,6 +237,20 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
             )
         if self.adapter is not None:
             raise ValueError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
+        if self.input_spec is not None and not self.input_spec.dynamic and not self._observed:
+            raise ValueError(
+                f"The input of {name} must have a range to be exported, but no batch was calibrated that reached it; "
+                "give torchqat.calibrate such batches, or leave it by a rule with input: float."
+            )
+
+    @torch.no_grad()
+    def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
+        """Codes and scales at the exported width, for a checkpoint in ``dtype``.
+
+        Raises:
+            ValueError: What ``check_converts`` says, the weight is not finite, or ``dtype`` cannot hold the scales.
+        """
+        self.check_converts(name)
         if self.frozen_codes is not None:
             self.set_master(self._frozen_weight(self.weight.dtype))
         weights = quantize_weights(
@@ -246,11 +258,6 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         )
         spec = weights.input = self.input_spec
         if spec is not None and not spec.dynamic:
-            if not self._observed:
-                raise ValueError(
-                    f"The input of {name} must have a range to be exported, but no batch was calibrated that reached it; "
-                    "give torchqat.calibrate such batches, or leave it by a rule with input: float."
-                )
             scale, zero_point = self.input_scale, self.input_zero_point
             if spec.scale == "learned":
                 scale, zero_point = ops.round_qparams(scale, spec.quantizer(spec.bits, "learned"), zero_point)

@@ -1,11 +1,11 @@
 """Folders as Hugging Face lays them out: a configuration, the model's own files, safetensors."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
 from torchqat.checkpoints.formats.configuration import save_configuration
@@ -29,15 +29,28 @@ def write_folder(
     names = DiskNames(model)
     documents = documents_on_disk(model, plan, format, names)
     shards = ShardWriter(folder, max_shard_size)
-    for name, tensor in names.on_disk(float_tensors(model, plan, dtype)):
-        shards.add({name: tensor})
-    shards.add({names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()})
-    for layer in layers:
-        shards.add(layer_tensors(model, format, layer, names))
-    for name, tensor in passed_over(model).tensors():
-        shards.add({name: tensor})
+    for tensors in folder_tensors(model, layers, plan, format, names, dtype):
+        shards.add(tensors)
     shards.finish()
     write_configuration(model, folder, plan, documents, dtype)
+
+
+def folder_tensors(
+    model: nn.Module,
+    layers: Iterable[QuantizedWeights],
+    plan: CheckpointPlan,
+    format: Format,
+    names: DiskNames,
+    dtype: torch.dtype | None,
+) -> Iterator[dict[str, Tensor]]:
+    """All that the files of a checkpoint hold, by the names there; what belongs together, such as a layer, at a time."""
+    for name, tensor in names.on_disk(float_tensors(model, plan, dtype)):
+        yield {name: tensor}
+    yield {names.renamed(name): scale for name, scale in cache_scales(model, format.name).items()}
+    for layer in layers:
+        yield layer_tensors(model, format, layer, names)
+    for name, tensor in passed_over(model).tensors():
+        yield {name: tensor}
 
 
 def write_configuration(

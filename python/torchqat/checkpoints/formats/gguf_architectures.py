@@ -1,11 +1,13 @@
 """What llama.cpp calls the parts of a model that transformers built: architectures, hyperparameters, tensors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import gguf
 import torch
 from torch import Tensor, nn
 
+from torchqat._library import LayerPlan, gguf_type
 from torchqat.checkpoints.formats.gguf_experts import add_expert_hyperparameters, check_experts
 from torchqat.errors import UserError
 
@@ -18,20 +20,22 @@ class Architecture:
         gguf: Its name in llama.cpp.
         interleaved: llama.cpp rotates neighbouring pairs of a head where transformers rotates its halves.
         norm_offset: What transformers adds to the weight of a norm when it runs, and llama.cpp expects in the file.
+        scales_products: llama.cpp multiplies products by the numbers that NVFP4 has for whole weights.
     """
 
     gguf: str
     interleaved: bool = False
     norm_offset: float = 0.0
+    scales_products: bool = False
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", interleaved=True),
-    "mistral": Architecture("llama", interleaved=True),
+    "llama": Architecture("llama", interleaved=True, scales_products=True),
+    "mistral": Architecture("llama", interleaved=True, scales_products=True),
     "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "mixtral": Architecture("llama", interleaved=True),
-    "qwen3_moe": Architecture("qwen3moe"),
+    "qwen3": Architecture("qwen3", scales_products=True),
+    "mixtral": Architecture("llama", interleaved=True, scales_products=True),
+    "qwen3_moe": Architecture("qwen3moe", scales_products=True),
     "gemma": Architecture("gemma", norm_offset=1.0),
 }
 
@@ -50,6 +54,21 @@ def architecture_of(model: nn.Module) -> Architecture:
         )
     check_experts(model)
     return ARCHITECTURES[kind]
+
+
+def check_types(model: nn.Module, layers: Iterable[LayerPlan]) -> None:
+    """Whether llama.cpp computes with the types that ``layers`` would have in a file.
+
+    Raises:
+        UserError: It passes over what NVFP4 has beside its blocks, where ``model`` is of this architecture.
+    """
+    scaled = next((layer.name for layer in layers if gguf_type(layer.weight) == "NVFP4"), None)
+    if scaled is not None and not architecture_of(model).scales_products:
+        known = ", ".join(name for name, one in ARCHITECTURES.items() if one.scales_products)
+        raise UserError(
+            f"gguf takes nvfp4 for models of the architectures {known}, of which llama.cpp multiplies products by the scale "
+            f"of a whole weight, but {scaled} is of a {model.config.model_type}; mxfp4 has none."
+        )
 
 
 class NameMap:

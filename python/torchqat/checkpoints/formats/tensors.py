@@ -10,6 +10,7 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
+from torchqat.layers.sharded import local, whole
 from torchqat.model.weights import other_names
 
 
@@ -68,11 +69,12 @@ def float_tensors(
     for name, tensor in model.state_dict().items():
         if name in left_out or name.rpartition(".")[2] == "qat_step":
             continue
-        identity = (tensor.data_ptr(), tensor.shape)
+        identity = (local(tensor).data_ptr(), tensor.shape)
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)
-        yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        full = whole(tensor)
+        yield name, full.to(dtype) if dtype is not None and full.is_floating_point() else full
 
 
 def _training_state(model: nn.Module) -> set[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
 from torchqat.verification.engines.question import Served
 from torchqat.verification.result import Agreement
@@ -32,11 +33,18 @@ def agreement_of(
         rounded: Whether inputs or caches of the model are quantized.
         tokenizer: What texts should be split by.
         texts: What the engine was asked to tokenize.
+
+    Raises:
+        UserError: What the engine computed is no number.
     """
     forward = _Forward(model)
     sums = _Sums()
     same_text = 0
     for prompt, theirs, text in zip(prompts, served.logprobs, served.greedy, strict=True):
+        if np.isnan(theirs).all(-1).any():
+            raise UserError(
+                f"{engine.name} must answer with log probabilities, but those after some token are no numbers."
+            )
         sums.add(forward.logprobs(prompt), _normalised(torch.from_numpy(theirs).double()), engine.margin)
         same, overruled = _compare_text(forward, prompt, text, engine.margin)
         same_text += same
