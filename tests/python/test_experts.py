@@ -14,7 +14,7 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.ptq.experts import round_experts
 from torchqat.ptq.result import Calibration
-from torchqat.training.spread import recompute_activations
+from torchqat.training.recomputation import recompute_activations
 
 SIZES = {
     "vocab_size": 128,

@@ -11,7 +11,6 @@ from test_linear import recipe_for
 from test_training import loop_for, settings
 from torch import nn
 from torchqat.training.noise import find_noise, remove_dropout
-from torchqat.training.spread import check_recomputes, recompute_activations
 
 HEADS = {
     "hidden_size": 32,
@@ -116,27 +115,3 @@ def test_what_cannot_be_switched_off_is_said():
     with pytest.raises(torchqat.UserError, match=matches("training.noise", module="1")):
         find_noise(model, lambda: model(torch.randn(2, 4)))
     assert model[1].training
-
-
-# -- recomputed activations --------------------------------------------------------------------------------------------
-
-
-def test_models_that_recompute_nothing_say_so_before_they_train():
-    albert = transformers.AlbertForSequenceClassification(transformers.AlbertConfig(**HEADS, embedding_size=16))
-    for model in (albert, nn.Sequential(nn.Linear(4, 4))):
-        refused = matches("training.recomputes-nothing", type=type(model).__name__)
-        with pytest.raises(torchqat.UserError, match=refused):
-            check_recomputes(model)
-        with pytest.raises(torchqat.UserError, match=refused):
-            recompute_activations(model)
-
-
-def test_whether_a_model_recomputes_is_tried_and_taken_back(tiny_llama):
-    def recomputes():
-        names = ("gradient_checkpointing", "activation_checkpointing")
-        return any(getattr(module, name, False) for module in tiny_llama.modules() for name in names)
-
-    check_recomputes(tiny_llama)
-    assert not recomputes()
-    recompute_activations(tiny_llama)
-    assert recomputes()

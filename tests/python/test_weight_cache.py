@@ -13,7 +13,7 @@ from test_training import loop_for, settings
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchqat import ops
-from torchqat.training.spread import recompute_activations
+from torchqat.training.recomputation import recompute_activations
 
 POLICIES = ["none", "codes", "weights"]
 WEIGHTS = [

@@ -21,6 +21,7 @@ class QuantConv1D(QuantLayer):
 
     kind = "Conv1D"
     _settings = ("nx", "nf", "bias")
+    rounds_shards = False
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from torchqat.layers.sharded import whole
 class QuantConvTranspose(QuantConv):
     """A transposed convolution; its weight ``[in, out / groups, *kernel]`` is a matrix with a row an output channel."""
 
+    rounds_shards = False
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.out_channels, self.weight.numel() // self.out_channels

@@ -16,6 +16,7 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     _settings = (
         "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
     )  # fmt: skip
+    rounds_shards = False
 
     def forward(self, ids: Tensor) -> Tensor:
         self._observe(ids)

@@ -104,8 +104,8 @@ class QuantExperts(QuantLayer):
 
     @property
     def rounds(self) -> bool:
-        """Whether the weights are rounded now."""
-        return bool(self._weight_quantizer.text)
+        """Whether its forward has to round the weights."""
+        return bool(self._weight_quantizer.text) and not self.gathered_rounded
 
     def forward(self, reached: Tensor | None = None) -> Tensor:
         self._observe(self.weight)
@@ -123,6 +123,12 @@ class QuantExperts(QuantLayer):
         for expert in experts.tolist():
             result[expert] = self._oriented(self.rounded_rows(*self.rows_of(expert)))
         return result
+
+    def _rows_of(self, shard: Tensor) -> Tensor:
+        return self._oriented(shard).reshape(-1, self.matrix_shape[1])
+
+    def _shard_of(self, rows: Tensor, shard: Tensor) -> Tensor:
+        return self._oriented(rows.view(self._oriented(shard).shape))
 
     def rows_of(self, expert: int) -> tuple[int, int]:
         """The first of its rows in ``master``, and the one after the last."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
+from torchqat.layers.followed_ranges import as_before
 from torchqat.layers.padding import without_padding
 from torchqat.layers.sharded import assign, whole
 
@@ -53,7 +54,17 @@ class QuantInput(nn.Module):
         """Scale, zero point and outer scale; what is ``None`` is found in every call."""
         scale, zero_point = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
         is_outer = scale is not None and self.input_spec.has_outer_scale
-        return (None, None, scale) if is_outer else (scale, zero_point, None)
+        found = (None, None, scale) if is_outer else (scale, zero_point, None)
+        if not self.following:
+            return found
+        # The next forward may move them before this one's backward reads them.
+        return as_before(self, tuple(p if p is None or isinstance(p, nn.Parameter) else p.clone() for p in found))
+
+    @property
+    def following(self) -> bool:
+        """Whether this forward takes its input into the range."""
+        spec = self.input_spec
+        return self.observing and self.training and spec is not None and spec.follows
 
     def _change_input_width(self, bits: int, derive: bool) -> bool:
         """A range that is observed gives the new scale; one that was searched or learned is kept as it is.

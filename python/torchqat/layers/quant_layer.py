@@ -10,6 +10,7 @@ from torchqat._library import FLOAT, LayerPlan, QuantizedWeights, QuantSpec, Wei
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
 from torchqat.layers.quant_input import QuantInput
+from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.weight_scales import WeightScales
@@ -21,7 +22,7 @@ LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
 STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes")
 
 
-class QuantLayer(WeightScales, QuantInput):
+class QuantLayer(WeightScales, QuantInput, RoundedShards):
     """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
@@ -70,6 +71,7 @@ class QuantLayer(WeightScales, QuantInput):
         self.weight_spec, self.weight_bits = weight, FLOAT
         self._weight_quantizer = FakeQuantizer()
         self._cache, self._maker = WeightCache(weight_cache), Maker()
+        self._init_shards()
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
         self.register_buffer("frozen_codes", None)
         self._register_weight_parameters()
@@ -106,7 +108,7 @@ class QuantLayer(WeightScales, QuantInput):
 
     @property
     def master(self) -> Tensor:
-        """The weight before it is rounded, ``[rows, cols]``, an adapter's share added."""
+        """The weight before it is rounded, ``[rows, cols]``, an adapter's share added; one gathered rounded as it is."""
         weight = whole(self.weight)
         matrix = weight if weight.dim() == 2 else weight.flatten(1)
         added = None if self.adapter is None else self.adapter()
@@ -157,7 +159,13 @@ class QuantLayer(WeightScales, QuantInput):
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
-        if self.calibrating or (self.observing and self.training and self.input_spec and self.input_spec.follows):
+        if self.calibrating or self.following:
+            self._see(x)
+
+    @torch.compiler.disable
+    def _see(self, x: Tensor) -> None:
+        """A forward that a backward runs again has seen its input and rounds by the range that followed from it."""
+        if self.calibrating or torch._C._current_graph_task_id() == -1:
             self.observe(x)
 
     @property
@@ -176,6 +184,7 @@ class QuantLayer(WeightScales, QuantInput):
 
     def _apply(self, fn, recurse: bool = True):
         self.forget_weight()  # a copy on the device that the layer leaves, or in another dtype
+        self.forget_gathered()
         return super()._apply(fn, recurse)
 
     def forget_weight(self) -> None:
@@ -188,6 +197,8 @@ class QuantLayer(WeightScales, QuantInput):
         """The weight that the forward uses, as a matrix ``[rows, cols]``, in the dtype of the master weight."""
         if self.frozen_codes is not None:
             return self._frozen_weight(self.weight.dtype)
+        if self.gathered_rounded:
+            return self.master
         return self._weight_quantizer(self.master, *self._weight_parameters(), self.outer_scale())
 
     @torch.no_grad()
@@ -258,6 +269,7 @@ class QuantLayer(WeightScales, QuantInput):
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        self.forget_gathered()
         self._load_input_range()
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)

@@ -19,8 +19,9 @@ from torchqat.training.monitor import Monitor
 from torchqat.training.oscillation import against_oscillation
 from torchqat.training.parameters import choose_parameters
 from torchqat.training.processes import count, is_first, wait, wait_for_first
+from torchqat.training.recomputation import recompute_activations
 from torchqat.training.schedule import Schedule
-from torchqat.training.spread import compile_blocks, recompute_activations, shard, wrapped
+from torchqat.training.spread import Loss, compile_blocks, replicate, shard
 
 
 def fine_tune(run: Run) -> nn.Module:
@@ -30,7 +31,7 @@ def fine_tune(run: Run) -> nn.Module:
     """
     model = run.prepared(run.plan)
     choose_parameters(run.recipe.train, model)
-    parallel = spread(run, model)
+    loss = spread(run, model)
     metrics = run.folder / "metrics.jsonl"
     show = run.progress.steps("Fine-tuning with the schedule", run.recipe.train.steps)
     best = _best_state(run, model)
@@ -52,7 +53,7 @@ def fine_tune(run: Run) -> nn.Module:
 
     loop = TrainingLoop(
         model,
-        distillation(run, parallel),
+        loss,
         run.data.train,
         run.recipe.train,
         schedule=lambda optimizer: Schedule(model, run.recipe, run.recipe.train.steps, optimizer, say=run.progress.say),
@@ -60,7 +61,6 @@ def fine_tune(run: Run) -> nn.Module:
         identity=run.identity,
         on_step=record,
         steady=not is_plain(run.recipe.distill),
-        parallel=parallel,
         monitor=monitor,
         settles=against_oscillation(model, run.recipe.train.oscillation, run.recipe.train.steps),
     )
@@ -76,19 +76,19 @@ def fine_tune(run: Run) -> nn.Module:
     return merge_adapters(model).to(CPU).eval()
 
 
-def spread(run: Run, model: nn.Module) -> nn.Module:
-    """Put ``model`` and the float one where they train, as the recipe says; returns what the loss has to call."""
+def spread(run: Run, model: nn.Module) -> Loss:
+    """Put ``model`` and the float one where they train, as the recipe says; returns the loss to train with."""
     train = run.recipe.train
     if train.gradient_checkpointing:
         recompute_activations(model)
     if train.compile:
         compile_blocks(model)
+    wait_for_first()
     if count() > 1 and train.strategy == "fsdp":
-        wait_for_first()
         shard(run.original, nn.Linear, train.cpu_offload, run.device)
-        return shard(model, QuantLayer, train.cpu_offload, run.device)
+        return distillation(run, shard(model, QuantLayer, train.cpu_offload, run.device))
     run.original.to(run.device)
-    return wrapped(model.to(run.device))
+    return replicate(model.to(run.device), distillation(run, model))
 
 
 def distillation(run: Run, model: nn.Module):

@@ -34,11 +34,12 @@ from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
 from torchqat.runs.progress import Progress
+from torchqat.runs.shared_folder import check_shared
 from torchqat.runs.sources import absolute, kept_source
 from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
-from torchqat.training.processes import check_together, is_first, wait
-from torchqat.training.spread import check_recomputes
+from torchqat.training.processes import all_cores, check_together, is_first, wait
+from torchqat.training.recomputation import check_recomputes
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"
@@ -166,8 +167,8 @@ class Run:
         own = method is None
         settings = Initialize(method) if isinstance(method, str) else method or self.recipe.initialize
         model = prepare(self.fresh_model(), plan, settings, self.recipe.train.weight_cache)
-        if not self.float_model.reads_weights:
-            return model  # the numbers come with its part
+        if not is_first():
+            return model  # the first process deals out its numbers
         on_data = needs_data(model)
         kept = kept or self.folder / "checkpoints" / ("initialized.pt" if own else f"{settings.method}.pt")
         identity = f"{self.identity} {plan_content(plan)} {settings_content(settings)}"
@@ -182,12 +183,13 @@ class Run:
         if own and settings.needs_data:
             self.progress.say(f"Calibrating with {settings.method}")
         batches = self.data.calibration if on_data else []
-        warnings = calibrate(model, batches, self.kind.outputs, self.device).warnings
+        with all_cores():
+            warnings = calibrate(model, batches, self.kind.outputs, self.device).warnings
         if own:
             warnings += self._notes(model)
         for warning in warnings:
             self.progress.say(f"Note: {warning}")
-        if on_data and is_first():
+        if on_data:
             save_state(kept, {"identity": identity, "model": model.state_dict()})
             if own:
                 with self.changed_report() as report:
@@ -271,6 +273,7 @@ class Run:
         }
         if not is_first():
             wait()  # until the folder is ready
+            check_shared(self.folder)
             yield
             return
         if resume:
@@ -283,6 +286,7 @@ class Run:
                 report.coverage = coverage(self.plan)
             save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})
             wait()
+            check_shared(self.folder)
             yield
 
     @cached_property

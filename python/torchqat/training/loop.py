@@ -24,6 +24,7 @@ from torchqat.training.noise import find_noise, remove_dropout
 from torchqat.training.optimizers import rate_factor
 from torchqat.training.oscillation import Dampening, Freezing
 from torchqat.training.processes import count, mean, share
+from torchqat.training.random_states import generator_states, seed_generators
 from torchqat.training.reading import read_together
 from torchqat.training.schedule import Schedule
 from torchqat.training.spread import share_ranges, without_sync
@@ -65,7 +66,6 @@ class TrainingLoop:
         settles: What is done about oscillating weights after each step.
         moving: What moves its weights, once it runs.
         silenced: Modules that are in evaluation mode while the rest trains, since they would add noise.
-        parallel: What ``loss`` calls in place of the model where several processes train it (processes.py).
         monitor: Looks, in each step, at the weights that its loss is of; what it sees is among the step's figures.
     """
 
@@ -80,7 +80,6 @@ class TrainingLoop:
     on_step: OnStep = field(default=lambda _step, _figures: None)
     steady: bool = False
     settles: Dampening | Freezing | None = None
-    parallel: nn.Module | None = None
     monitor: Monitor | None = None
     silenced: list[str] = field(default_factory=list, init=False)
     moving: Moving | None = field(default=None, init=False)
@@ -140,7 +139,7 @@ class TrainingLoop:
         losses = torch.zeros((), dtype=torch.float64, device=device)
         with explained(self.model, f"step {step}", _LESS_MEMORY):
             for index, micro_batch in enumerate(micro_batches):
-                with without_sync(self.parallel, last=index + 1 == len(micro_batches)):
+                with without_sync(self.loss, last=index + 1 == len(micro_batches)):
                     loss = self.loss(to_device(micro_batch, device)) / len(micro_batches)
                     self.moving.backward(loss)
                 losses += loss.detach().to(device)
@@ -198,12 +197,12 @@ class TrainingLoop:
             "settles": self.settles.state_dict() if self.settles else None,
             **self.moving.state_dict(),
         }
-        save_training(self.checkpoint, facts, self.model, self.moving.optimizers)
+        save_training(self.checkpoint, facts, self.model, self.moving.optimizers, generator_states())
 
     def _resume(self, schedule: Schedule | None) -> int:
         state = None if self.checkpoint is None else load_training(self.checkpoint)
         if state is None:
-            torch.manual_seed(self.settings.seed)
+            seed_generators(self.settings.seed)
             return 0
         if state.facts["identity"] != self.identity:
             raise UserError(

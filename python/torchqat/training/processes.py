@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from torchqat.data.batch import Batch, rows_of, size_of
 from torchqat.errors import UserError
+
+Value = TypeVar("Value")
 
 _TIMEOUT = timedelta(minutes=30)
 _PATIENCE = timedelta(days=7)
@@ -122,10 +125,27 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def gathered(value: Value) -> list[Value]:
+    """That of each process, in their order. All have to call it."""
+    if count() == 1:
+        return [value]
+    values = [value] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def first_said(words: list[str]) -> str:
     """The first word that any process has, of the first process that has one; empty if none has. All have to call it."""
-    if count() == 1:
-        return next(iter(words), "")
-    said: list[list[str]] = [[] for _ in range(count())]
-    dist.all_gather_object(said, words[:1])
-    return next((word for each in said for word in each), "")
+    return next((word for each in gathered(words[:1]) for word in each), "")
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """For what one process does while the others wait: all cores, where torchrun has left each process one thread."""
+    before = torch.get_num_threads()
+    if count() > 1 and before == 1:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

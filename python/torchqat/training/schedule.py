@@ -15,6 +15,7 @@ from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.model.calls import calls_note
 from torchqat.training.relative_rates import multiply_relative_rates
+from torchqat.training.spread import check_gathered
 
 
 class Schedule:
@@ -38,7 +39,7 @@ class Schedule:
             decides.
 
     Raises:
-        UserError: The model is not prepared, or ``total_steps`` is negative.
+        UserError: The model is not prepared, FSDP2 gathers it in another dtype, or ``total_steps`` is negative.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Schedule:
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
+        check_gathered(model)
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self._say = say or logging.getLogger("torchqat").warning
@@ -97,6 +99,7 @@ class Schedule:
         before = self.stage
         if not self._saw_calls:
             self._saw_calls = True
+            check_gathered(self.model)
             if note := calls_note(self.model):
                 self._say(note)
         self._go_to(self._step + 1)

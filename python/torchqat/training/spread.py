@@ -1,5 +1,6 @@
 """A model spread over processes and devices: replicated, cut into parts, compiled."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from torchqat.data.batch import Batch
 from torchqat.device import CPU
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
@@ -15,21 +17,47 @@ from torchqat.layers.sharded import local
 from torchqat.model.blocks import find_blocks
 from torchqat.training.processes import count, is_first
 
+Loss = Callable[[Batch], torch.Tensor]
 
-def wrapped(model: nn.Module) -> nn.Module:
-    """``model`` as the loss calls it: by ``DistributedDataParallel``, where there are others."""
+
+class _WithLoss(nn.Module):
+    """A model and what is computed of its outputs: of the parameters, those that this does not reach get no gradient."""
+
+    def __init__(self, model: nn.Module, loss: Loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.loss(batch)
+
+
+def replicate(model: nn.Module, loss: Loss) -> Loss:
+    """``loss`` of ``model``, whose gradients are averaged over the processes (``DistributedDataParallel``); alone, ``loss``.
+
+    The first process' numbers are dealt out: what others have calibrated, on another processor perhaps, is not the same.
+    Parameters that a batch does not reach, an expert's or those of a pooler, do not wait for it.
+    """
     if count() == 1:
-        return model
-    devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+        return loss
+    for tensor in (*model.parameters(), *model.buffers()):
+        value = tensor.detach().contiguous()
+        dist.broadcast(value, 0)
+        tensor.detach().copy_(value)
+    model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
+    # As it says once, where all are reached.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     # Each process derives its buffers, widths and scales among them, from the step and from parameters that are the same.
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        _WithLoss(model, loss), broadcast_buffers=False, init_sync=False, find_unused_parameters=True
+    )
 
 
 def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False, device: torch.device = CPU) -> nn.Module:
     """Spread the parameters of ``model`` over the processes (``fully_shard``, FSDP2), in place, and return it.
 
     The first process' numbers are dealt out; on the others, parameters may be on the meta device. Each block is gathered
-    when its forward or backward begins and let go when that ends, and so is each embedding or head.
+    when its forward or backward begins and let go when that ends, and so is each embedding or head. A
+    process rounds the rows that it holds before they are gathered, where that gives the same numbers (rounded_shards.py).
 
     Args:
         model: On the host; the same module on every process.
@@ -43,12 +71,34 @@ def shard(model: nn.Module, kind: type[nn.Module], cpu_offload: bool = False, de
     mesh = init_device_mesh(device.type, (count(),))
     policy = CPUOffloadPolicy(pin_memory=device != CPU) if cpu_offload else OffloadPolicy()
     whole = {name: parameter.detach() for name, parameter in model.named_parameters()} if is_first() else {}
-    for module in [*gathered_together(model, kind), model]:
+    parts = gathered_together(model, kind)
+    _gather_rounded(parts, model)
+    for module in [*parts, model]:
         fully_shard(module, mesh=mesh, offload_policy=policy)
+    # Else the gradients of experts that tokens reach on one process alone are added to those of others.
+    for module in parts:
+        if not isinstance(module, nn.Embedding | nn.Linear) and hasattr(module, "set_reduce_scatter_unused_params"):
+            module.set_reduce_scatter_unused_params(True)
     home = CPU if cpu_offload else device
     model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
     _deal_out(model, whole)
     return model
+
+
+def _gather_rounded(parts: list[nn.Module], model: nn.Module) -> None:
+    """Let the layers in ``parts`` round what a process holds of their weights, but for weights that several modules share.
+
+    What is gathered with ``model`` itself stays when a forward ends, and would be stale where layers are asked next.
+    """
+    owners = [
+        (module, name, p) for module in model.modules() for name, p in module._parameters.items() if p is not None
+    ]
+    holders = Counter(id(parameter) for _, _, parameter in owners)
+    places = {id(parameter): (module, name) for module, name, parameter in owners if holders[id(parameter)] == 1}
+    for part in parts:
+        for _, layer in quant_layers(part):
+            if layer.rounds_shards and layer.weight_spec is not None and id(layer.weight) in places:
+                layer.gather_rounded(*places[id(layer.weight)])
 
 
 @torch.no_grad()
@@ -66,6 +116,23 @@ def _deal_out(model: nn.Module, whole: dict[str, torch.Tensor]) -> None:
     model.load_state_dict(model.state_dict())  # layers take note of what they were given, as after any loading
 
 
+def check_gathered(model: nn.Module) -> None:
+    """Raises UserError where FSDP2 casts weights before they are rounded: codes would not be those of the masters."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            found = module._get_fsdp_state()._mp_policy.param_dtype
+            masters = {layer.weight.dtype for _, layer in quant_layers(module) if layer.weight_spec is not None}
+            for dtype in masters - {found} if found is not None else ():
+                names = {"dtype": str(dtype).removeprefix("torch."), "found": str(found).removeprefix("torch.")}
+                raise UserError(
+                    "FSDP2 must gather the weights of quantized layers in their own dtype, {dtype}, since they are rounded "
+                    "after it, but MixedPrecisionPolicy has param_dtype {found}; torch.autocast lowers the dtype of "
+                    "products.".format(**names)
+                )
+
+
 def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
     """The parts of ``model`` that ``shard`` gathers one at a time: blocks, and embeddings and heads that share no weight."""
     blocks = [block for _, block in find_blocks(model, kind)]
@@ -77,11 +144,11 @@ def gathered_together(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module
     return blocks + [module for module in outside if holders[id(module.weight)] == 1]
 
 
-def without_sync(model: nn.Module | None, last: bool):
+def without_sync(loss: Loss, last: bool):
     """For every micro-batch but the last: gradients stay where they are, unless no process has room for all of them."""
-    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+    if last or not isinstance(loss, nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return model.no_sync()
+    return loss.no_sync()
 
 
 @torch.no_grad()
@@ -103,39 +170,6 @@ def share_ranges(model: nn.Module) -> None:
     # They stay on the device: to read them would wait for it.
     for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most), strict=True):
         layer.set_input_range(-low, high)
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """In backward, in place of keeping them (Chen et al. 2016); transformers 5.24 gave that another name.
-
-    Raises:
-        UserError: The model has nothing of the kind.
-    """
-    enable = _either(model, "activation_checkpointing_enable", "gradient_checkpointing_enable")
-    try:
-        if enable is not None:
-            enable({"use_reentrant": False})
-            return
-    except (ValueError, NotImplementedError, AttributeError):
-        pass  # as architectures of transformers say it
-    raise UserError(
-        f"train.gradient_checkpointing must be false for {type(model).__name__}, which cannot recompute its activations, "
-        "but is true."
-    )
-
-
-def check_recomputes(model: nn.Module) -> None:
-    """Try ``recompute_activations`` and take it back.
-
-    Raises:
-        UserError: As ``recompute_activations``.
-    """
-    recompute_activations(model)
-    _either(model, "activation_checkpointing_disable", "gradient_checkpointing_disable")()
-
-
-def _either(model: nn.Module, *names: str) -> Callable | None:
-    return next((getattr(model, name) for name in names if hasattr(model, name)), None)
 
 
 def compile_blocks(model: nn.Module) -> None:

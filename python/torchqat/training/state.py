@@ -21,7 +21,10 @@ from torchqat.errors import UserError
 from torchqat.files import load_state, read_json, save_state, sync, write_json
 from torchqat.layers.sharded import is_sharded
 from torchqat.training.processes import is_first, wait
+from torchqat.training.random_states import States, named, places, restore_own
 
+# Of a file, beside facts.
+_TENSORS = ("model", "optimizers", "random", "generators")
 # Of what is written here. A state without it is one of version 1.
 VERSION = 1
 
@@ -51,39 +54,48 @@ class SavedState:
         Args:
             model: As it was when the state was kept, spread over any number of processes or whole.
             optimizers: In the order in which they were kept.
-            random: Also put it back into torch's generator of random numbers.
+            random: Also let generators of random numbers go on: of each process that was there when it was kept, its own.
             keep: Names of tensors of ``model`` that stay as they are.
         """
         optimizers = list(optimizers)
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in set(keep)}
         if self._state is None:
-            _read_parts(self.path, model, optimizers, random, kept)
+            _read_parts(self, model, optimizers, random, kept)
             return
         model.load_state_dict({**self._state["model"], **kept})
         if optimizers:
             for optimizer, saved in zip(optimizers, self._state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         if random:
-            torch.set_rng_state(self._state["random"])
+            restore_own(self._state.get("generators") or [{"cpu": self._state["random"]}], self.facts["step"])
 
 
-def save_training(path: Path, facts: dict[str, Any], model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
-    """Keep ``facts``, ``model`` and ``optimizers``, whole or not at all; every process has to call it.
+def save_training(
+    path: Path,
+    facts: dict[str, Any],
+    model: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    generators: list[States] | None = None,
+) -> None:
+    """Keep ``facts``, ``model`` and ``optimizers``, whole or not at all; all processes call it if the model is spread.
 
     Args:
         path: A file; of a model that is spread, what is written is the folder of its name without the suffix.
         facts: ``step``, ``identity`` and more, of what JSON and ``torch.load(weights_only=True)`` can read.
+        generators: Those of random numbers, by ``generator_states``.
 
     Raises:
         UserError: It could not be written.
     """
     facts = {"version": VERSION, **facts}
     if is_sharded(model):
-        _save_parts(_folder_of(path), facts, _tensors(model, list(optimizers)))
+        facts["generators"] = [{name: len(state) for name, state in states.items()} for states in generators or []]
+        tensors = {**_tensors(model, list(optimizers)), **named(generators or [])}
+        _save_parts(_folder_of(path), facts, tensors)
     elif is_first():
         states = [optimizer.state_dict() for optimizer in optimizers]
-        random = torch.get_rng_state()
-        save_state(path, {**facts, "model": model.state_dict(), "optimizers": states, "random": random})
+        random = {"random": torch.get_rng_state(), "generators": generators}
+        save_state(path, {**facts, "model": model.state_dict(), "optimizers": states, **random})
 
 
 def load_training(path: Path) -> SavedState | None:
@@ -120,7 +132,7 @@ def _of_file(path: Path) -> SavedState:
     state = load_state(path)
     if not isinstance(state, dict) or not {"step", "identity", "model"} <= state.keys():
         raise UserError(f"{path} must be a checkpoint of torchqat, but has no step, identity and model.")
-    return SavedState(path, {k: v for k, v in state.items() if k not in ("model", "optimizers", "random")}, state)
+    return SavedState(path, {k: v for k, v in state.items() if k not in _TENSORS}, state)
 
 
 def _of_folder(path: Path) -> SavedState:
@@ -146,7 +158,7 @@ def _tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]
     for index, optimizer in enumerate(optimizers):
         state = _optimizer_state(model, optimizer)
         found.update({f"optimizers.{index}.{name}": value for name, value in state.items() if torch.is_tensor(value)})
-    return {**found, "random": torch.get_rng_state()}
+    return found
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
@@ -191,7 +203,7 @@ def _save_parts(folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def _read_parts(
-    path: Path, model: nn.Module, optimizers: list[Optimizer], random: bool, kept: dict[str, Tensor]
+    state: SavedState, model: nn.Module, optimizers: list[Optimizer], random: bool, kept: dict[str, Tensor]
 ) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -199,25 +211,29 @@ def _read_parts(
 
     tensors = _tensors(model, optimizers)
     tensors = {name: tensor for name, tensor in tensors.items() if name.removeprefix("model.") not in kept}
+    generators = places(state.facts) if random else []
+    # Of earlier ones, the generator of the first process alone was kept.
+    earlier = random and "generators" not in state.facts
+    tensors.update({"random": generators[0]["cpu"]} if earlier else named(generators))
     alone = not dist.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(state.path)), no_dist=alone)
         except (Exception, dcp.api.CheckpointException) as error:
             raise UserError(
-                f"{path} must be a checkpoint of torchqat, but does not load: {_first_line(error)}."
+                f"{state.path} must be a checkpoint of torchqat, but does not load: {_first_line(error)}."
             ) from error
-    state = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    tied = {name: state[original] for name, original in _aliases(model).items() if original in state}
-    model.load_state_dict({**state, **tied, **kept})
+    found = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    tied = {name: found[original] for name, original in _aliases(model).items() if original in found}
+    model.load_state_dict({**found, **tied, **kept})
     for index, optimizer in enumerate(optimizers):
         prefix = f"optimizers.{index}."
-        state = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        found = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         options = StateDictOptions(flatten_optimizer_state_dict=True)
-        set_optimizer_state_dict(model, optimizer, {**_optimizer_state(model, optimizer), **state}, options=options)
-    if random:
-        torch.set_rng_state(tensors["random"])
+        set_optimizer_state_dict(model, optimizer, {**_optimizer_state(model, optimizer), **found}, options=options)
+    if generators:
+        restore_own(generators, state.facts["step"])
 
 
 def _first_line(error: BaseException) -> str:
