@@ -12,6 +12,7 @@ from torchqat._library import Initialize
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
 from torchqat.ptq.block import Forward, keeping_no_caches
@@ -43,6 +44,7 @@ def calibrate(
             although a method or a layer needs one.
     """
     require_prepared(model)
+    model = unwrapped(model)
     run = forward or _forward
     settings = getattr(model, "qat_initialize", None)
     result = Calibration()

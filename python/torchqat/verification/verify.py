@@ -14,6 +14,7 @@ from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
+from torchqat.layers.wrapped import unwrapped
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.result import Verification
@@ -60,7 +61,7 @@ def verify(
     Raises:
         UserError: The folder cannot be read, or the engine is not there or cannot load it.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrapped(model)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
