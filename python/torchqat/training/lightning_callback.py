@@ -47,8 +47,8 @@ class LightningCallback(Callback):
         watched = [name for call in trainer.callbacks if isinstance(name := getattr(call, "monitor", None), str)]
         if watched and not self.schedule.is_at_exported_widths:
             logging.getLogger("torchqat").warning(
-                f"{watched[0]} is watched for the best checkpoint or for stopping, but before the weights have their exported "
-                "widths it is better than that of what is exported: a checkpoint from then is refused by export."
+                f"{watched[0]} is watched for the best checkpoint or for stopping, but before the weights have their "
+                "exported widths it is better than that of what is exported: a checkpoint from then is refused by export."
             )
 
     def on_train_batch_end(

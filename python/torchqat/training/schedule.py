@@ -33,8 +33,8 @@ class Schedule:
         total_steps: Optimizer steps of the whole run; percentages refer to it.
         optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
             groups are those of ``parameter_groups``.
-        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, or that learned
-            scales train at a rate that is not theirs. By default it goes to the logger ``torchqat``.
+        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, or that
+            learned scales train at a rate that is not theirs. By default it goes to the logger ``torchqat``.
 
     Attributes:
         weight_cache: What ``train.weight_cache: auto`` decided, after the first step; ``None`` before, and where the recipe

@@ -3,7 +3,9 @@
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.training.lora import adapter_beside
 
 
@@ -29,11 +31,13 @@ def check_trainable(model: nn.Module) -> None:
             )
 
 
-def _taken_apart(layer: nn.Module) -> str:
-    weight = getattr(layer, "weight", None)
-    if hasattr(weight, "ds_id"):
+def _taken_apart(layer: QuantLayer) -> str:
+    of_experts = isinstance(layer, QuantExperts)
+    held = layer.holder._parameters.get(layer.leaf) if of_experts else layer._parameters.get("weight")
+    if hasattr(held, "ds_id"):
         return "DeepSpeed ZeRO-3 has partitioned it"
-    if weight is None or getattr(weight, "_fsdp_flattened", False) or tuple(weight.shape) != layer.weight_shape:
-        found = "gone" if weight is None else list(weight.shape)
-        return f"it is {found} in place of {list(layer.weight_shape)}, as FSDP1 and ZeRO-3 make it"
+    if held is None or getattr(held, "_fsdp_flattened", False):
+        return "FSDP1 has flattened it"
+    if tuple(held.shape) != layer.weight_shape:
+        return f"it is {list(held.shape)} in place of {list(layer.weight_shape)}, as ZeRO-3 and FSDP1 make it"
     return ""
