@@ -10,10 +10,10 @@ RECIPE = """
 version: 1
 layers:
   - match: "model.layers.*"
-    weight: {dtype: int3, group_size: 32, scale: learned}
+    weight: {dtype: int2, group_size: 32, grid: full, scale: learned}
 schedule:
-  - {until: 25%, weight: int6}
-  - {until: 100%, weight: int3}
+  - {until: 25%, weight: int4}
+  - {until: 100%, weight: int2}
 train: {learning_rate: 1.0e-3, scale_learning_rate: 1.0e-3}
 """
 SUMS = [(f"{a}+{b}=", f"{a + b:02}") for a in range(10) for b in range(10)]

@@ -1,4 +1,4 @@
-"""Preferences at 3 bits with TRL's DPOTrainer: a tiny model that adds digits learns which answers are preferred.
+"""Preferences at 2 bits with TRL's DPOTrainer: a tiny model that adds digits learns which answers are preferred.
 
     pip install trl && python examples/python/trl_dpo.py
 
@@ -30,7 +30,8 @@ def main(steps: int) -> None:
 
     settings = DPOConfig(
         "build/trl_dpo", max_steps=steps, per_device_train_batch_size=25, learning_rate=recipe.train.learning_rate,
-        report_to=[], save_strategy="no", bf16=False, disable_tqdm=True, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0],
+        report_to=[], save_strategy="no", bf16=False, disable_tqdm=True,
+        loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0],
     )  # fmt: skip
     optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
     trainer = DPOTrainer(

@@ -1,4 +1,4 @@
-"""Reinforcement learning of a 3-bit model with TRL's GRPOTrainer: right sums are rewarded.
+"""Reinforcement learning of a 2-bit model with TRL's GRPOTrainer: right sums are rewarded.
 
     pip install trl && python examples/python/trl_grpo.py
 
@@ -30,8 +30,9 @@ def main(steps: int) -> None:
         learning_rate=recipe.train.learning_rate, report_to=[], save_strategy="no", bf16=False, disable_tqdm=True,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
+    data = examples().rename_column("completion", "answer")
     trainer = GRPOTrainer(
-        model, is_right, settings, train_dataset=examples().rename_column("completion", "answer"), processing_class=tokenizer(), optimizers=(optimizer, None),
+        model, is_right, settings, train_dataset=data, processing_class=tokenizer(), optimizers=(optimizer, None),
         callbacks=[torchqat.TrainerCallback(recipe)],
     )  # fmt: skip
     trainer.train()

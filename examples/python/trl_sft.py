@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning with TRL's SFTTrainer: a tiny model that adds digits, at 3 bits.
+"""Quantization-aware fine-tuning with TRL's SFTTrainer: a tiny model that adds digits, at 2 bits.
 
 pip install trl && python examples/python/trl_sft.py
 """

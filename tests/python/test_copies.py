@@ -158,7 +158,9 @@ def test_a_cast_leaves_scales_in_float32(kind, dtype, tmp_path):
         assert torchqat.verify(torchqat.export(model, tmp_path / "out", "safetensors"), model, engine="reader").ok
 
 
-@pytest.mark.parametrize("how", ["before prepare", "before prepare, called", "in place before prepare", "after prepare"])
+@pytest.mark.parametrize(
+    "how", ["before prepare", "before prepare, called", "in place before prepare", "after prepare"]
+)
 def test_a_compiled_model_trains_and_is_exported(how, tmp_path):
     of = recipe("mse", rules='  - match: "model.layers.*"\n    weight: {dtype: int4, group_size: 16, scale: mse}\n')
     model = llama()
@@ -179,7 +181,9 @@ def test_a_compiled_model_trains_and_is_exported(how, tmp_path):
     assert torch.equal(given(input_ids=batch(0)).logits, plain(input_ids=batch(0)).logits)
     folder = torchqat.export(given, tmp_path / "out", "safetensors")
     assert torchqat.verify(folder, given, engine="reader").ok
-    assert [weights.name for weights in torchqat.convert(given)] == [weights.name for weights in torchqat.convert(plain)]
+    assert [weights.name for weights in torchqat.convert(given)] == [
+        weights.name for weights in torchqat.convert(plain)
+    ]
 
 
 def test_a_model_in_ddp_is_not_prepared(tmp_path):

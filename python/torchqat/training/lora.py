@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor, nn
 
 from torchqat._library import LoraSection
@@ -140,8 +141,15 @@ class _Delta:
     def __call__(self) -> Tensor | None:
         if self.layer.disable_adapters:
             return None
-        found = [self.layer.get_delta_weight(name) for name in self.layer.active_adapters if name in self.layer.lora_A]
+        with _in_full_precision(self.layer):
+            names = [name for name in self.layer.active_adapters if name in self.layer.lora_A]
+            found = [self.layer.get_delta_weight(name) for name in names]
         return sum(found[1:], found[0]) if found else None
+
+
+def _in_full_precision(layer: nn.Module) -> torch.autocast:
+    """What is added to the weight is the same wherever it is asked for: autocast would multiply it out in 16 bits."""
+    return torch.autocast(layer.base_layer.weight.device.type, enabled=False)
 
 
 @cache
@@ -153,12 +161,14 @@ def merged_first(kind: type) -> type:
             return self.base_layer(x)
 
         def merge(self, *args, **kwargs) -> None:
-            super().merge(*args, **kwargs)
+            with _in_full_precision(self):
+                super().merge(*args, **kwargs)
             self.base_layer.adapter = None
             self.base_layer.forget_weight()
 
         def unmerge(self) -> None:
-            super().unmerge()
+            with _in_full_precision(self):
+                super().unmerge()
             self.base_layer.adapter = _Delta(self)
             self.base_layer.forget_weight()
 
