@@ -53,7 +53,14 @@ def equal(a, b):
     return all(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in a.state_dict())
 
 
-@pytest.mark.parametrize("copied", [pickled, copy.deepcopy])
+@pytest.mark.shows(trainer="copies")
+@pytest.mark.parametrize(
+    "copied",
+    [
+        pytest.param(pickled, marks=pytest.mark.shows(feature="torch.save(model), pickle")),
+        pytest.param(copy.deepcopy, marks=pytest.mark.shows(feature="copy.deepcopy")),
+    ],
+)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_copy_trains_on_and_exports_the_same_bits(kind, copied, tmp_path):
     model, of = MODELS[kind]()
@@ -114,6 +121,7 @@ def average(scale, start, **options):
     return model, ema
 
 
+@pytest.mark.shows(trainer="copies", feature="AveragedModel, moving averages")
 @pytest.mark.parametrize(("scale", "start"), [("learned", 4), ("mse", 0), ("minmax", 0)])
 def test_an_average_is_exported(scale, start, tmp_path):
     model, ema = average(scale, start)
@@ -125,6 +133,7 @@ def test_an_average_is_exported(scale, start, tmp_path):
     assert torchqat.convert(ema)[0].weight.bits == 4
 
 
+@pytest.mark.shows(trainer="copies", feature="averages of learned scales over a change of widths", refused=True)
 def test_learned_scales_are_not_averaged_over_widths(tmp_path):
     _, ema = average("learned", 0)
     refusal = matches("training.averaged-over-widths", layer="QuantLinear", bits=8, others=4)
@@ -135,12 +144,14 @@ def test_learned_scales_are_not_averaged_over_widths(tmp_path):
         torchqat.export(ema.module, tmp_path / "out", "safetensors")
 
 
+@pytest.mark.shows(trainer="copies", feature="AveragedModel(use_buffers=True)", refused=True)
 def test_buffers_are_not_averaged(tmp_path):
     _, ema = average("mse", 4, use_buffers=True)
     with pytest.raises(torchqat.UserError, match=matches("training.averaged-buffers")):
         torchqat.export(ema, tmp_path / "out", "safetensors")
 
 
+@pytest.mark.shows(trainer="casts", feature="half(), bfloat16(), to(dtype) after prepare")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_cast_leaves_scales_in_float32(kind, dtype, tmp_path):
@@ -158,6 +169,7 @@ def test_a_cast_leaves_scales_in_float32(kind, dtype, tmp_path):
         assert torchqat.verify(torchqat.export(model, tmp_path / "out", "safetensors"), model, engine="reader").ok
 
 
+@pytest.mark.shows(trainer="torch.compile", feature="before and after prepare")
 @pytest.mark.parametrize(
     "how", ["before prepare", "before prepare, called", "in place before prepare", "after prepare"]
 )
@@ -186,6 +198,7 @@ def test_a_compiled_model_trains_and_is_exported(how, tmp_path):
     ]
 
 
+@pytest.mark.shows(trainer="DDP", feature="prepare after it", refused=True)
 def test_a_model_in_ddp_is_not_prepared(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -196,6 +209,7 @@ def test_a_model_in_ddp_is_not_prepared(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.shows(trainer="activation checkpointing", feature="the same bits as without")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("observer", ["minmax", "moving_average"])
 def test_recomputed_activations_are_observed_once(observer, reentrant):

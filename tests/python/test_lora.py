@@ -130,7 +130,7 @@ def test_a_copy_has_adapters_of_its_own():
 
 
 VARIANTS = {
-    "dropout": ({"lora_dropout": 0.1}, "dropout, which is of its input"),
+    "dropout of adapters": ({"lora_dropout": 0.1}, "dropout, which is of its input"),
     "DoRA": ({"use_dora": True}, "DoRA, which scales the sum"),
     "lora_bias": ({"lora_bias": True}, "a bias of its own (lora_bias)"),
     "aLoRA": ({"alora_invocation_tokens": [1]}, "a forward of its own (ALoraLinearVariant)"),

@@ -27,12 +27,14 @@ def shows(feature, *trainers, refused=False):
     return mark
 
 
+@pytest.mark.shows(feature="widths follow the steps")
 @pytest.mark.shows(feature="resumed, ends with the same bits")
 @pytest.mark.parametrize("scale", ["learned", "mse"])
 @pytest.mark.parametrize("trainer", EACH)
 def test_a_resumed_training_ends_as_one_that_was_not_stopped(trainer, scale, tmp_path):
     train, of = TRAINERS[trainer], recipe(scale)
     whole = train(tmp_path / "whole", False, of)
+    assert {layer.weight_bits for _, layer in quant_layers(whole)} == {4}
     resumed = train(tmp_path / "resumed", True, of)
     assert int(next(value for name, value in whole.state_dict().items() if name.endswith("qat_step"))) == STEPS
     for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
@@ -139,7 +141,7 @@ def test_the_best_checkpoint_is_of_the_exported_widths(stops, tmp_path, caplog):
     assert int(model.net.qat_step) == 10
 
 
-@shows("the best checkpoint has the exported widths", "own loop", "Lightning", "Accelerate", refused=True)
+@shows("a checkpoint of a wider stage is not exported", "own loop", "Lightning", "Accelerate", "transformers' Trainer")
 def test_a_checkpoint_of_a_wider_stage_is_not_exported(tmp_path):
     model = prepared()
     torchqat.Schedule(model, recipe(), STEPS)
@@ -206,3 +208,23 @@ def test_adapters_beside_rounded_weights_are_attached_by_the_callback_and_refuse
     merged = model.merge_and_unload()
     assert torch.equal(merged(input_ids=ids).logits, before)
     assert torchqat.verify(torchqat.export(merged, tmp_path / "out", "safetensors"), merged, engine="reader").ok
+
+
+@shows("casts of weights before they are rounded are said", "Accelerate")
+def test_mixed_precision_of_fsdp2_is_said(tmp_path):
+    """As Accelerate asks for it with fsdp_version 2 and mixed_precision bf16."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh, heard = init_device_mesh("cpu", (1,)), []
+        for policy in (MixedPrecisionPolicy(), MixedPrecisionPolicy(param_dtype=torch.bfloat16)):
+            of = recipe("mse", rules=PLAIN)
+            model = torchqat.prepare(nn.Sequential(nn.Linear(32, 8)), of)
+            fully_shard(model, mesh=mesh, mp_policy=policy)
+            torchqat.Schedule(model, of, STEPS, say=heard.append)
+    finally:
+        dist.destroy_process_group()
+    assert len(heard) == 1 and said(heard[0], "training.cast-before-rounding", layer="0", dtype="torch.bfloat16")

@@ -73,7 +73,7 @@ def test_adapters_that_it_adds_act_before_weights_are_rounded(late, tiny_llama, 
     assert torchqat.verify(torchqat.export(merged, tmp_path / "out"), merged).ok
 
 
-@pytest.mark.shows(trainer="TRL's SFT", feature="dropout of adapters", refused=True)
+@pytest.mark.shows(trainer="TRL's SFT", feature="adapters that cannot be merged", refused=True)
 def test_adapters_that_cannot_be_merged_are_refused_before_training(tiny_llama, tokenizer, tmp_path):
     recipe = torchqat.parse_recipe(RECIPE, "recipe")
     model = torchqat.prepare(tiny_llama, recipe)

@@ -16,7 +16,7 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
 from torchqat.training.optimizers import multiply_relative_rates, scales_note
-from torchqat.training.trainable import check_trainable
+from torchqat.training.trainable import check_trainable, precision_note
 
 
 class Schedule:
@@ -58,6 +58,8 @@ class Schedule:
         require_prepared(model)
         check_trainable(model)
         self._say = say or logging.getLogger("torchqat").warning
+        if note := precision_note(model):
+            self._say(note)
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self.bits = BitSchedule(recipe, total_steps)

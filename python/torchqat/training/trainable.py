@@ -41,3 +41,18 @@ def _taken_apart(layer: QuantLayer) -> str:
     if tuple(held.shape) != layer.weight_shape:
         return f"it is {list(held.shape)} in place of {list(layer.weight_shape)}, as ZeRO-3 and FSDP1 make it"
     return ""
+
+
+def precision_note(model: nn.Module) -> str:
+    """A sentence where FSDP2's mixed precision casts weights before they are rounded; else empty."""
+    for name, module in model.named_modules():
+        state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+        dtype = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+        for leaf, layer in quant_layers(module) if dtype is not None else ():
+            if layer.weight.dtype != dtype:
+                return (
+                    f"FSDP2 casts the weight of {f'{name}.{leaf}'.lstrip('.')} to {dtype} before it is rounded, and codes "
+                    "come out otherwise than they are exported: leave param_dtype out of its mixed precision, and train "
+                    "under torch.autocast."
+                )
+    return ""
