@@ -89,13 +89,26 @@ StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
   return {rounded, given.zero_point ? shift(zero) : std::nullopt, {}};
 }
 
+namespace {
+
+// The least power of two that is no less, numerics.md (7e): by bits, as the device has it.
+at::Tensor power_of_two_above(const at::Tensor& outer) {
+  constexpr int64_t kMantissa = 0x7FFFFF;
+  return outer.contiguous().view(at::kInt).add(kMantissa).bitwise_and(~kMantissa).view(at::kFloat);
+}
+
+}  // namespace
+
 at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
   const auto [rows, cols] = outer_shape(scale, quantizer);
   const at::Tensor largest = largest_in(scale.abs(), rows, cols);
   const double least = quantizer.outer_dtype == at::kHalf ? 0x1p-14 : 0x1p-100;
   const at::Tensor outer = largest.div(greatest_scale(quantizer.scale_code)).clamp_min_(least);
+  const at::Tensor stored = quantizer.scale_code == ScaleCode::e4m3
+                                ? power_of_two_above(outer)
+                                : outer.to(quantizer.outer_dtype).to(at::kFloat);
   // Where all blocks are zeros there is nothing to measure.
-  return outer.to(quantizer.outer_dtype).to(at::kFloat).masked_fill_(largest.eq(0), 1.0);
+  return stored.masked_fill(largest.eq(0), 1.0);
 }
 
 }  // namespace qat

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "qat/error.h"
@@ -41,6 +42,16 @@ std::optional<at::Tensor> on_host(const std::optional<at::Tensor>& tensor, at::S
   return tensor ? std::optional(tensor->detach().cpu().to(dtype)) : std::nullopt;
 }
 
+// The ends of a range tell, which are found many times faster than a mask; it counts when they do.
+void check_finite(const std::string& name, const at::Tensor& weight) {
+  if (weight.numel() == 0) return;
+  const auto [low, high] = at::aminmax(weight);
+  if (std::isfinite(low.item<float>()) && std::isfinite(high.item<float>())) return;
+  const int64_t bad = weight.numel() - at::isfinite(weight).sum().item<int64_t>();
+  throw InvalidArgument("The weight of " + name + " must be finite, but has " +
+                        std::to_string(bad) + " elements that are NaN or infinite.");
+}
+
 int bits_of_scale(const at::Tensor& scale, ScaleCode code) {
   return code == ScaleCode::int6 ? 6 : 8 * static_cast<int>(scale.element_size());
 }
@@ -68,10 +79,7 @@ QuantizedWeights quantize_weights(const std::string& name, const QuantSpec& spec
                                   const at::Tensor& zero_point, at::ScalarType dtype,
                                   const OuterParameters& outer) {
   const at::Tensor master = weight.detach().cpu(), found = scale.detach().cpu();
-  const int64_t bad = master.numel() - at::isfinite(master).sum().item<int64_t>();
-  if (bad != 0)
-    throw InvalidArgument("The weight of " + name + " must be finite, but has " +
-                          std::to_string(bad) + " elements that are NaN or infinite.");
+  check_finite(name, master);
   QuantizedWeights result;
   result.name = name;
   result.weight = spec;

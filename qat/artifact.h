@@ -21,7 +21,8 @@ namespace qat {
 //   offset       of the grid with offsets in its place, as `scale`
 //   outer_scale, outer_offset   [outer_rows, outer_cols], where scales and offsets are multiples of
 //                them, in spec.scale.outer_dtype
-//   input_scale  float32 [1] and input_zero_point int8 [1], for calibrated inputs only
+//   input_scale  float32 [1] and input_zero_point int8 [1], for calibrated inputs only; of those in
+//                blocks under an outer scale, that
 //
 // The weight is (codes - zero_point) * scale * outer_scale + offset * outer_offset, the product of
 // both scales rounded to float32, and all of it once to a dtype (numerics.md 3, 7d). All lie on the

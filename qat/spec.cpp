@@ -196,8 +196,9 @@ Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int
 Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features) {
   if (bits == 0) return {};
   Quantizer quantizer = quantizer_of(spec, bits, static_cast<double>(features));
-  if (!spec.dynamic && quantizer.mode == Quantizer::Mode::minmax)
-    quantizer.mode = Quantizer::Mode::fixed;  // the range was observed
+  // The range was observed; under an outer scale, which comes of it, blocks find their own.
+  if (!spec.dynamic && !spec.scale.has_outer() && quantizer.mode == Quantizer::Mode::minmax)
+    quantizer.mode = Quantizer::Mode::fixed;
   return quantizer;
 }
 

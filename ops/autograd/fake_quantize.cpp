@@ -1,9 +1,13 @@
 #include "qat/ops/fake_quantize.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <tuple>
+#include <utility>
 
 #include "qat/ops/checks.h"
 
@@ -15,6 +19,16 @@ using torch::autograd::variable_list;
 
 OptionalTensor given(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// Whether nobody else sees the memory of `grad`, much as autograd asks before it keeps a gradient as
+// it is: that of x may then be written over it. A view holds the tensor that it is of.
+bool is_alone(const at::Tensor& grad) {
+  if (at::GradMode::is_enabled() || at::isTensorSubclassLike(grad) || grad.use_count() != 1 ||
+      !grad.has_storage() || !grad.is_contiguous())
+    return false;
+  const bool views = grad.is_view();
+  return (!views || grad._base().use_count() == 1) && grad.storage().use_count() == (views ? 2 : 1);
 }
 
 // Gradients (4) to (6), found in one pass over x. Keeps its inputs, which live anyway, and the
@@ -42,19 +56,30 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     return {y, found, zero};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+  // Takes `grads` by reference: a copy would make two owners of each.
+  static variable_list backward(AutogradContext* ctx, variable_list& grads) {
     variable_list result(6);
     if (!grads[0].defined()) return result;
-    const at::Tensor grad = grads[0].to(ctx->saved_data["dtype"].toScalarType());
+    const auto dtype = ctx->saved_data["dtype"].toScalarType();
+    at::Tensor grad = std::exchange(grads[0], {}).to(dtype);
     if (!ctx->saved_data.count("quantizer")) {
       result[0] = grad;
       return result;
     }
     const auto saved = ctx->get_saved_variables();
     const std::string text = ctx->saved_data["quantizer"].toStringRef();
-    auto [grad_x, grad_scale, grad_zero] = fake_quantize_backward(
-        grad, saved[0], text, given(saved[1]), given(saved[2]), given(saved[3]));
-    result[0] = grad_x;
+    const OptionalTensor scale = given(saved[1]), zero_point = given(saved[2]),
+                         outer = given(saved[3]);
+    at::Tensor grad_scale, grad_zero;
+    if (is_alone(grad)) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
+      std::tie(grad_scale, grad_zero) =
+          fake_quantize_backward_inplace(grad, saved[0], text, scale, zero_point, outer);
+      result[0] = grad;
+    } else {
+      std::tie(result[0], grad_scale, grad_zero) =
+          fake_quantize_backward(grad, saved[0], text, scale, zero_point, outer);
+    }
     const Quantizer quantizer = Quantizer::parse(text);
     if (quantizer.mode != Quantizer::Mode::learned) return result;
     result[2] = grad_scale;

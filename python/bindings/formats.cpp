@@ -24,6 +24,7 @@ void def_formats(py::module_& m) {
       .def_readonly("name", &Format::name)
       .def_readonly("used_by", &Format::used_by)
       .def_readonly("dtype", &Format::dtype)
+      .def_readonly("number_types", &Format::number_types)
       .def("refusal", &refusal, py::arg("layer"))
       .def(
           "tensors",

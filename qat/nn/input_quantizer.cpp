@@ -16,8 +16,12 @@ namespace qat {
 at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
                          const at::Tensor& scale, const std::optional<at::Tensor>& zero_point) {
   using Mode = Quantizer::Mode;
-  const auto quantizer = quantizer_of(spec, bits, spec.dynamic ? Mode::minmax : Mode::fixed);
-  if (spec.dynamic) return std::get<0>(fake_quantize(x, quantizer.text()));
+  const bool finds = spec.dynamic || spec.scale.has_outer();
+  const auto quantizer = quantizer_of(spec, bits, finds ? Mode::minmax : Mode::fixed);
+  if (finds)
+    return std::get<0>(
+        fake_quantize(x, quantizer.text(), {}, {},
+                      spec.dynamic ? std::nullopt : std::optional(scale.view({1, 1}))));
   const bool shifts = zero_point && !spec.symmetric();
   return std::get<0>(
       fake_quantize(x, quantizer.text(), scale.view({1, 1}),
@@ -115,7 +119,12 @@ void InputQuantizer::set_qparams(const at::Tensor& scale,
   const at::NoGradGuard no_grad;
   scale_.fill_(scale.item());
   zero_point_.fill_(zero_point ? zero_point->item() : at::Scalar(0));
-  const Levels range = quant_range(spec_, bits_);
+  Levels range = quant_range(spec_, bits_);
+  if (spec_.scale.has_outer()) {
+    // The largest magnitude that blocks reach under this outer scale.
+    range.max *= greatest_scale(spec_.scale.code);
+    range.min *= greatest_scale(spec_.scale.code);
+  }
   const double step = scale_.item<double>(), zero = zero_point_.item<double>();
   low_.fill_((range.min - zero) * step);
   high_.fill_((range.max - zero) * step);

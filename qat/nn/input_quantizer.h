@@ -13,13 +13,14 @@
 namespace qat {
 
 // x rounded as `spec` says at `bits`: with a scale found in the call, or with these, of one
-// element each.
+// element each; under an outer scale `scale` is that, and blocks find their own.
 QAT_API at::Tensor rounded_input(const at::Tensor& x, const QuantSpec& spec, int bits,
                                  const at::Tensor& scale,
                                  const std::optional<at::Tensor>& zero_point);
 
 // Fake quantization of a layer's input: with a scale that is found in every call, or with one that
-// was calibrated, goes on following the input's range while training, or is learned.
+// was calibrated, goes on following the input's range while training, or is learned. Of blocks under
+// an outer scale it is the outer one that is calibrated.
 class QAT_API InputQuantizer {
  public:
   // `features`: elements that share a learned scale; `device` that of the layer.

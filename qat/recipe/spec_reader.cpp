@@ -150,14 +150,16 @@ void check_outer_scale(YamlSection& section, bool is_weight, const QuantSpec& sp
     section.reject("outer_scale", "must not be given for an input whose scale is calibrated");
 }
 
-// An input in groups of a preset is found anew in every call.
+// The scales of an input in groups of a preset are found anew in every call, under an outer scale
+// that is calibrated, or found likewise.
 void read_preset_input(YamlSection& section, const Preset& preset, QuantSpec& spec) {
-  spec.dynamic = section.boolean("dynamic", true);
-  if (!spec.dynamic)
+  spec.dynamic = section.boolean("dynamic", !spec.scale.has_outer());
+  if (!spec.dynamic && !spec.scale.has_outer())
     section.reject("dynamic", std::string("must be true for ") + preset.name +
                                   ", whose groups "
                                   "have a scale each");
-  if (spec.range != Range::minmax) section.reject("scale", "must be minmax for a dynamic input");
+  if (spec.range != Range::minmax)
+    section.reject("scale", std::string("must be minmax for an input in ") + preset.name);
   read_observer(section, spec);
 }
 

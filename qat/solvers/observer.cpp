@@ -215,6 +215,9 @@ std::tuple<at::Tensor, at::Tensor> Observer::State::find_qparams(const QuantSpec
                           const std::optional<at::Tensor>& importance = {}) {
     Quantizer quantizer = quantizer_of(wanted, bits, Quantizer::Mode::minmax);
     quantizer.block = {-1, -1};
+    if (wanted.scale.has_outer())
+      return std::tuple(std::get<0>(choose_outer_scales(values, quantizer.text())),
+                        at::zeros({1, 1}, values.options().dtype(at::kChar)));
     return choose_qparams(values, quantizer.text(), name_of(search), importance);
   };
   if (histogram.empty()) {

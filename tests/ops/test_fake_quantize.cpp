@@ -1,6 +1,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <string>
+
 #include "qat/ops/fake_quantize.h"
 #include "tests/ops/quantizer_text.h"
 
@@ -56,6 +59,53 @@ TEST(FakeQuantize, PassesGradientsInsideTheRangeOnly) {
   const at::Tensor x = at::tensor({0.3f, 9.0f}).view({1, 2}).requires_grad_(true);
   rounded(x, text("fixed", 4, "full", {-1, -1}), at::ones({1, 1})).sum().backward();
   EXPECT_TRUE(at::equal(x.grad(), at::tensor({1.0f, 0.0f}).view({1, 2})));
+}
+
+// One that nobody else sees: what (4) leaves of it lies where it was.
+TEST(FakeQuantize, WritesOverAGradientThatIsItsAlone) {
+  const at::Tensor x = at::randn({64, 64}).mul(8).requires_grad_(true), w = at::randn({64, 8});
+  const std::string quantizer = text("fixed", 4, "full", {-1, -1});
+  const at::Tensor inside = x.detach().ge(-8.5).logical_and(x.detach().le(7.5));
+  for (const bool views : {false, true}) {
+    x.mutable_grad() = at::Tensor();
+    at::Tensor y = rounded(x, quantizer, at::ones({1, 1}));
+    const void* came = nullptr;
+    y.register_hook([&came](const at::Tensor& grad) { came = grad.data_ptr(); });
+    if (views) y = y.view({1, 64, 64}).view({64, 64});
+    at::mm(y, w).sum().backward();
+    EXPECT_EQ(x.grad().data_ptr(), came);
+    EXPECT_TRUE(at::equal(x.grad(), w.sum(1).expand({64, 64}).mul(inside)));
+  }
+}
+
+TEST(FakeQuantize, LeavesAGradientThatOthersSee) {
+  const at::Tensor x = at::randn({64, 64}).mul(8).requires_grad_(true), w = at::randn({64, 8});
+  const std::string quantizer = text("fixed", 4, "full", {-1, -1});
+  const at::Tensor whole = w.sum(1).expand({64, 64});
+  const auto backward = [&](const std::function<at::Tensor(const at::Tensor&)>& sum_of) {
+    x.mutable_grad() = at::Tensor();
+    sum_of(rounded(x, quantizer, at::ones({1, 1}))).backward();
+    return x.grad().eq(0).any().item<bool>();  // something was clipped
+  };
+  at::Tensor seen;
+  EXPECT_TRUE(backward([&](const at::Tensor& y) {
+    y.register_hook([&seen](const at::Tensor& grad) { seen = grad; });
+    return at::mm(y, w).sum();
+  }));
+  EXPECT_TRUE(at::equal(seen, whole));
+  EXPECT_TRUE(backward([&](const at::Tensor& y) {  // of which the gradient of y is a view
+    const at::Tensor flat = y.view({-1});
+    flat.register_hook([&seen](const at::Tensor& grad) { seen = grad; });
+    return at::mm(flat.view({64, 64}), w).sum();
+  }));
+  EXPECT_TRUE(at::equal(seen, whole.reshape({-1})));
+  EXPECT_TRUE(backward([&](const at::Tensor& y) {  // for both, and expanded
+    return y.sum() + y.view({-1}).sum();
+  }));
+  const at::Tensor given = at::ones({64, 64});
+  x.mutable_grad() = at::Tensor();
+  rounded(x, quantizer, at::ones({1, 1})).backward(given);
+  EXPECT_TRUE(at::equal(given, at::ones({64, 64})));
 }
 
 TEST(FakeQuantize, RefusesBadArgumentsWithASentence) {

@@ -14,14 +14,14 @@ const std::string kQ4K = "minmax int4 offset 1x32 int6*float16@1x256";
 
 at::Tensor cast_e4m3(const at::Tensor& x) { return x.to(at::kFloat8_e4m3fn).to(at::kFloat); }
 
-// NVFP4 as ModelOpt and compressed-tensors define it: one float32 scale for the tensor, which the
-// largest element fills, and E4M3 scales of sixteen elements each, here by ATen's own casts.
+// NVFP4 as ModelOpt and compressed-tensors define it: one float32 scale for the tensor, here a power
+// of two, and E4M3 scales of sixteen elements each, here by ATen's own casts.
 TEST(OuterScales, Nvfp4IsThatOfItsDefinition) {
   at::Tensor x = at::randn({32, 64}) * at::logspace(-2, 0, 32).view({32, 1});
   x.slice(0, 3, 4).slice(1, 0, 16).zero_();
   const auto [scale, zero] = choose_qparams(x, kNvfp4, "minmax");
   const at::Tensor raw = x.view({32, 4, 16}).abs().amax(2) / 6.0f;
-  const at::Tensor outer = raw.max() / 448.0f;
+  const at::Tensor outer = (raw.max() / 448.0f).log2().ceil().exp2();
   const at::Tensor inner = cast_e4m3((raw / outer).clamp(0x1p-9, 448.0));
   const at::Tensor expected = at::where(raw > 0, inner, at::ones({})) * outer;
   EXPECT_TRUE(at::equal(scale, expected));
@@ -29,6 +29,24 @@ TEST(OuterScales, Nvfp4IsThatOfItsDefinition) {
   const auto [y, found, none] = fake_quantize(x, kNvfp4);
   EXPECT_TRUE(at::equal(found, scale));
   EXPECT_TRUE(at::equal(y, rounded(x, "fixed fp4_e2m1 1x16 float32", scale)));
+}
+
+// Whoever divides by its reciprocal, or multiplies code, scale and outer scale in any order, in
+// float32 or bfloat16, finds the same weight.
+TEST(OuterScales, ThatOfE4m3IsThePowerOfTwoThatReachesTheLargestScale) {
+  const std::string nvfp4 = "fixed fp4_e2m1 1x16 e4m3*float32@-1x-1";
+  const auto outer_of = [&](float largest) {
+    return outer_scales(at::tensor({largest, 0.5f * largest}).view({1, 2}), nvfp4).item<float>();
+  };
+  EXPECT_EQ(outer_of(448.0f), 1.0f);
+  EXPECT_EQ(outer_of(448.001f), 2.0f);
+  EXPECT_EQ(outer_of(447.0f), 1.0f);
+  EXPECT_EQ(outer_of(224.0f), 0.5f);
+  EXPECT_EQ(outer_of(1e-6f), 0x1p-28f);
+  EXPECT_EQ(outer_of(0.0f), 1.0f);
+  const at::Tensor x = at::randn({8, 64});
+  const at::Tensor y = rounded(x, kNvfp4);
+  EXPECT_TRUE(at::equal(y.to(at::kBFloat16).to(at::kFloat), y));
 }
 
 TEST(OuterScales, AGivenOuterScaleIsUsed) {

@@ -41,7 +41,8 @@ class QuantConv1D(QuantLayer):
             return torch.nn.functional.linear(inputs, self._frozen_weight(x.dtype), self.bias)
         if not weight and not input:
             return torch.nn.functional.linear(x, self.master, self.bias)
+        *input_parameters, input_outer_scale = self._input_parameters()
         return ops.quant_linear(
-            x, self.master, self.bias, *self._weight_parameters(), *self._input_parameters(), [], weight, input,
-            self.outer_scale(),
+            x, self.master, self.bias, *self._weight_parameters(), *input_parameters, [], weight, input,
+            self.outer_scale(), input_outer_scale,
         )  # fmt: skip

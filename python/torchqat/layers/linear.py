@@ -23,11 +23,13 @@ class QuantLinear(QuantLayer, nn.Linear):
         if self.frozen_codes is not None:
             inputs = self.quantized_input(x) if self.input_ready else x
             return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
-        weight_parameters, input_parameters = self._weight_parameters(), self._input_parameters()
+        weight_parameters = self._weight_parameters()
+        *input_parameters, input_outer_scale = self._input_parameters()
         outer_scale = self.outer_scale()
         kept = self._kept_weight(x, *weight_parameters, outer_scale)
         return ops.quant_linear(
-            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input, outer_scale
+            x, self.master, self.bias, *weight_parameters, *input_parameters, kept, weight, input, outer_scale,
+            input_outer_scale,
         )  # fmt: skip
 
     @property

@@ -1,4 +1,7 @@
-"""The input of a quantized layer: found in every call, or fixed beforehand on calibration data."""
+"""The input of a quantized layer: found in every call, or fixed beforehand on calibration data.
+
+Of blocks under an outer scale (NVFP4), ``input_scale`` is the outer one, and they find their own in every call.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +48,11 @@ class QuantInput(nn.Module):
         """The input that the forward uses, in the shape and dtype of ``x``."""
         return self._input_quantizer(x, *self._input_parameters())
 
-    def _input_parameters(self) -> tuple[Tensor | None, Tensor | None]:
-        return getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+    def _input_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Scale, zero point and outer scale; what is ``None`` is found in every call."""
+        scale, zero_point = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
+        is_outer = scale is not None and self.input_spec.has_outer_scale
+        return (None, None, scale) if is_outer else (scale, zero_point, None)
 
     def _change_input_width(self, bits: int, derive: bool) -> bool:
         """A range that is observed gives the new scale; one that was searched or learned is kept as it is.

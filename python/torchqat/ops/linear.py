@@ -16,6 +16,7 @@ def quant_linear(
     weight_quantizer: str = "",
     input_quantizer: str = "",
     weight_outer_scale: Tensor | None = None,
+    input_outer_scale: Tensor | None = None,
 ) -> Tensor:
     """A linear layer on a fake-quantized weight and input whose rounded values live only while they are multiplied.
 
@@ -34,6 +35,7 @@ def quant_linear(
             dtype of the scale; for learned ones the factor on the gradients. Empty for none.
         input_quantizer: The same for the input.
         weight_outer_scale: float32, one per outer block of the weight, to be shared with other layers; ``None``: found.
+        input_outer_scale: The same for the input, from calibration.
 
     Raises:
         TypeError: The dtypes do not go together.
@@ -41,7 +43,7 @@ def quant_linear(
     """
     return torch.ops.qat.quant_linear(
         x, weight, bias, weight_scale, weight_zero_point, input_scale, input_zero_point, kept or [],
-        weight_quantizer, input_quantizer, weight_outer_scale,
+        weight_quantizer, input_quantizer, weight_outer_scale, input_outer_scale,
     )  # fmt: skip
 
 

@@ -74,7 +74,9 @@ def _expected_others(folder: Path, format: str, model: nn.Module, reading: Readi
 
 
 def _expected_of_input(layer: QuantizedWeights, format: str) -> dict[str, Tensor]:
-    """Scale and zero point of a calibrated input; in a graph also where it is clipped."""
+    """Scale and zero point of a calibrated input; in a graph also where it is clipped. An outer scale may be a divisor."""
+    if format == "compressed-tensors" and layer.input is not None and layer.input.has_outer_scale:
+        return {f"{layer.name}.input_global_scale": 1 / layer.input_scale}
     found = {leaf: getattr(layer, leaf) for leaf in ("input_scale", "input_zero_point")}
     if format == "onnx" and layer.input_scale is not None:
         low, _ = layer.input.quant_range(8)

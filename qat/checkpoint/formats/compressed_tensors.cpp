@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "qat/checkpoint/formats/block_floats.h"
 #include "qat/ops/pack.h"
 
 namespace qat {
@@ -40,12 +41,57 @@ std::string refusal_of_float8_inputs(const QuantSpec& weight, const QuantSpec& i
   return "";
 }
 
+// What compressed-tensors calls the layout of a number type in blocks.
+const std::map<std::string, const char*> kBlockFormats{{"nvfp4", "nvfp4-pack-quantized"},
+                                                       {"mxfp4", "mxfp4-pack-quantized"},
+                                                       {"mxfp6_e2m3", "mxfp6-pack-quantized"},
+                                                       {"mxfp8_e4m3", "mxfp8-quantized"}};
+
+bool is_fp8_in_groups(const QuantSpec& input, int64_t group_size) {
+  return input.grid == Grid::e4m3 && !is_coded(input) && input.dynamic &&
+         input.granularity == Granularity::group && input.group_size == group_size;
+}
+
+// Engines find the scales of inputs in blocks by a rule of their own.
+std::string refusal_of_rule(const QuantSpec& input, ScaleCode rule, const char* name) {
+  if (input.scale.code == rule) return "";
+  return "engines round the scales of such inputs by the rule " + std::string(name) +
+         ", so that they need scale_dtype: " + name + ", but they have " + scale_name(input.scale);
+}
+
+std::string refusal_of_block_floats(const LayerPlan& layer) {
+  const std::string weight = weight_float_name(layer), input = input_float_name(layer);
+  if (weight.empty()) return "inputs in " + input + " go with weights in such a type";
+  const int64_t columns = weight == "nvfp4" ? 16 : 32;
+  if (layer.in_features % columns != 0)
+    return "blocks of " + weight + " have " + std::to_string(columns) + " columns, but there are " +
+           std::to_string(layer.in_features);
+  if (layer.type == "Experts") return "experts must be integers or fp8_e4m3";
+  if (!layer.input) return "";
+  if (weight == "nvfp4" && input == "nvfp4")
+    return layer.input->dynamic ? "engines take the outer scale of inputs from the checkpoint, so "
+                                  "that they need dynamic: false, but it is found in each call"
+                                : "";
+  if (weight == "nvfp4") return "nvfp4 weights go with inputs in nvfp4 or none";
+  if (weight == "mxfp4" && input == "mxfp4")
+    return refusal_of_rule(*layer.input, ScaleCode::e8m0_even, "e8m0_even");
+  if (weight == "mxfp4" && is_fp8_in_groups(*layer.input, 128)) return "";
+  if (weight != "mxfp4" && input == "mxfp8_e4m3")
+    return refusal_of_rule(*layer.input, ScaleCode::e8m0_ceil, "e8m0_ceil");
+  return std::string(weight == "mxfp4" ? "mxfp4 weights go with inputs in mxfp4, in dynamic "
+                                         "fp8_e4m3 in groups of 128"
+                                       : weight + " weights go with inputs in mxfp8_e4m3") +
+         " or none";
+}
+
 const char* format_of(const LayerPlan& layer) {
+  if (const auto found = kBlockFormats.find(weight_float_name(layer)); found != kBlockFormats.end())
+    return found->second;
   if (layer.weight->is_float8()) return "float-quantized";
   return has_int8_inputs(layer) ? "int-quantized" : "pack-quantized";
 }
 
-json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
+json scheme_json(const QuantSpec& spec, const char* strategy, int bits, bool is_input = false) {
   json scheme = {{"num_bits", bits},
                  {"type", spec.is_float8() ? "float" : "int"},
                  {"symmetric", spec.symmetric()},
@@ -53,6 +99,13 @@ json scheme_json(const QuantSpec& spec, const char* strategy, int bits) {
                  {"dynamic", spec.dynamic}};
   if (spec.granularity == Granularity::group) scheme["group_size"] = spec.group_size;
   if (spec.granularity == Granularity::block) scheme["block_structure"] = spec.block;
+  if (is_coded(spec)) {
+    const char* code = spec.scale.has_outer() ? "torch.float8_e4m3fn" : "torch.uint8";
+    scheme.update({{"type", "float"}, {"scale_dtype", code}, {"zp_dtype", code}});
+    if (spec.scale.has_outer()) scheme["strategy"] = "tensor_group";
+    if (spec.scale.has_outer() && is_input)
+      scheme.update({{"dynamic", "local"}, {"observer", "static_minmax"}});
+  }
   return scheme;
 }
 
@@ -64,7 +117,7 @@ json group_json(const LayerPlan& layer) {
                 {"format", format_of(layer)}};
   if (layer.input)
     group["input_activations"] =
-        scheme_json(*layer.input, name_of(layer.input->granularity), layer.input->bits);
+        scheme_json(*layer.input, name_of(layer.input->granularity), layer.input->bits, true);
   return group;
 }
 
@@ -87,6 +140,22 @@ void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
     tensors[layer.name + ".weight_zero_point"] =
         pack(layer.zero_point->t().contiguous(), bits).t().contiguous();
   }
+}
+
+// A scale for 16 or 32 columns is a byte; NVFP4's are divided by one number for the whole weight.
+void add_block_floats(const QuantizedWeights& layer, NamedTensors& tensors) {
+  const Grid grid = layer.weight.grid;
+  const std::string name = layer.name + ".weight";
+  if (grid == Grid::e4m3)
+    tensors[name] = layer.codes;
+  else
+    tensors[name + "_packed"] =
+        grid == Grid::e2m1 ? packed_nibbles(layer.codes, grid) : packed_sextets(layer.codes, grid);
+  tensors[name + "_scale"] = layer.outer_scale ? layer.scale : scale_bytes(layer);
+  if (layer.outer_scale)
+    tensors[name + "_global_scale"] = layer.outer_scale->to(at::kFloat).reciprocal().reshape({1});
+  if (layer.input_scale)
+    tensors[layer.name + ".input_global_scale"] = layer.input_scale->reciprocal();
 }
 
 // Layers that share a scheme share a config group; with a single group it applies to every Linear
@@ -120,6 +189,8 @@ std::string global_format(const json& groups) {
 }  // namespace
 
 std::string compressed_tensors_refusal(const LayerPlan& layer) {
+  if (!weight_float_name(layer).empty() || !input_float_name(layer).empty())
+    return refusal_of_block_floats(layer);
   // transformers reads experts by a way of its own, which knows no zero points, and vLLM has kernels
   // for these alone.
   if (layer.type == "Experts" && !layer.weight->is_float8() &&
@@ -146,7 +217,12 @@ bool holds_kv_cache(const KvCacheSpec& spec) {
 
 NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
   const LayerPlan plan = plan_of(layer);
-  NamedTensors tensors{{layer.name + ".weight_scale", scale_of(layer)}};
+  NamedTensors tensors;
+  if (is_coded(layer.weight)) {
+    add_block_floats(layer, tensors);
+    return tensors;
+  }
+  tensors[layer.name + ".weight_scale"] = scale_of(layer);
   if (std::string(format_of(plan)) == "pack-quantized")
     add_packed(layer, tensors);
   else

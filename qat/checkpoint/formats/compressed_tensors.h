@@ -15,6 +15,11 @@ namespace qat {
 //       input is calibrated
 //   FP8 weights, with FP8 inputs or without
 //       float-quantized: weight in torch's FP8, weight_scale, input_scale
+//   nvfp4, mxfp4, mxfp6_e2m3 and mxfp8_e4m3, alone or with inputs in blocks
+//       nvfp4-pack-quantized, mxfp4-pack-quantized, mxfp6-pack-quantized: weight_packed uint8, two codes
+//       a byte or four in three; mxfp8-quantized: weight in torch's FP8. weight_scale is E4M3 under a
+//       divisor weight_global_scale (nvfp4), or exponents in uint8; input_global_scale divides the
+//       scales of inputs in nvfp4
 //
 // Codes of 3 bits are stored in 4, those of 5 to 7 in 8.
 std::string compressed_tensors_refusal(const LayerPlan& layer);

@@ -16,6 +16,7 @@
 #include "qat/error.h"
 #include "qat/names.h"
 #include "qat/recipe/fused_layers.h"
+#include "qat/recipe/presets.h"
 
 namespace qat {
 namespace {
@@ -30,6 +31,13 @@ std::string scheme_of(const QuantSpec& spec) {
 
 std::string scheme_of(const LayerPlan& layer) {
   return scheme_of(*layer.weight) + (layer.input ? " input " + scheme_of(*layer.input) : "");
+}
+
+bool holds(const Format& format, const QuantSpec& spec) {
+  if (format.holds_every_scheme || !is_coded(spec)) return true;
+  const Preset* preset = preset_of(spec);
+  const std::vector<std::string>& types = format.number_types;
+  return preset && std::find(types.begin(), types.end(), preset->name) != types.end();
 }
 
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
@@ -54,7 +62,8 @@ const std::vector<Format>& formats() {
        .scheme_refusal = &compressed_tensors_refusal,
        .tensors = &compressed_tensors_of,
        .documents = &compressed_tensors_documents,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .number_types = {"nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp8_e4m3"}},
       {.name = "gptq",
        .used_by = "vLLM, transformers, TGI, SGLang",
        .layer_types = kEngines,
@@ -85,14 +94,16 @@ const std::vector<Format>& formats() {
        .scheme_refusal = &gguf_refusal,
        .tensors = &gguf_tensors,
        .documents = &gguf_documents,
-       .dtype = at::kHalf},
+       .dtype = at::kHalf,
+       .number_types = {"nvfp4", "mxfp4"}},
       {.name = "modelopt",
-       .used_by = "TensorRT-LLM, vLLM (FP8)",
+       .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,
        .scheme_refusal = &modelopt_refusal,
        .tensors = &modelopt_tensors,
        .documents = &modelopt_documents,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .number_types = {"nvfp4", "mxfp8_e4m3"}},
       {.name = "onnx",
        .used_by = "onnxruntime",
        .layer_types = kOnnx,
@@ -116,10 +127,10 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
     return "the layer is of the type " + layer.type + ", and there is a place for " +
            join(types, " and ");
   for (const auto& spec : {layer.weight, layer.input})
-    if (spec && !format.holds_every_scheme && is_coded(*spec))
-      return "it takes integers and FP8 under scales in float32, bfloat16 or float16, but there "
-             "is " +
-             describe(*spec);
+    if (spec && !holds(format, *spec))
+      return "it takes integers and FP8 under scales in float32, bfloat16 or float16" +
+             (format.number_types.empty() ? "" : ", " + join(format.number_types, " and ")) +
+             ", but there is " + describe(*spec);
   return format.scheme_refusal(layer);
 }
 

@@ -39,6 +39,8 @@ struct QAT_API Format {
   std::optional<at::ScalarType> dtype = std::nullopt;
   // Engines that load it make one matrix of q, k and v, and of gate and up.
   bool engines_fuse = false;
+  // Number types (recipe/presets.h) beside integers and FP8 under scales that are numbers.
+  std::vector<std::string> number_types = {};
   // Levels of every kind and scales that are codes, too.
   bool holds_every_scheme = false;
 };

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "qat/checkpoint/formats/block_floats.h"
+#include "qat/checkpoint/formats/minifloat.h"
 #include "qat/error.h"
 
 namespace qat {
@@ -22,6 +24,42 @@ at::Tensor nibbles_of(const at::Tensor& codes) {
   return u.select(2, 0).bitwise_or(u.select(2, 1).mul(16)).to(at::kByte);
 }
 
+// What enters a product with these blocks anyhow.
+bool is_llama_cpps(const QuantSpec& input) {
+  return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
+         input.granularity == Granularity::group && input.group_size == kBlock;
+}
+
+// Columns j and j + side / 2 of each `side` in one byte: [out, sides, side / 2].
+at::Tensor halves_of(const at::Tensor& codes, int64_t side) {
+  const at::Tensor u = minifloat_bits(codes, Grid::e2m1).reshape({codes.size(0), -1, 2, side / 2});
+  return u.select(2, 0).bitwise_or(u.select(2, 1).bitwise_left_shift(4));
+}
+
+// A byte of scale before 32 codes; NVFP4 has four such bytes before four times 16 codes.
+at::Tensor block_floats(const QuantizedWeights& layer) {
+  const bool nvfp4 = layer.outer_scale.has_value();
+  const int64_t rows = layer.codes.size(0), scales = nvfp4 ? 4 : 1;
+  const at::Tensor codes = halves_of(layer.codes, layer.weight.group_size);
+  return at::cat({scale_bytes(layer).reshape({rows, -1, scales}),
+                  codes.reshape({rows, -1, scales * layer.weight.group_size / 2})},
+                 -1)
+      .reshape({rows, -1});
+}
+
+std::string refusal_of_block_floats(const LayerPlan& layer) {
+  const std::string name = weight_float_name(layer);
+  const int64_t columns = name == "nvfp4" ? 64 : kBlock;
+  if (name.empty() || !input_float_name(layer).empty())
+    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  if (layer.in_features % columns != 0)
+    return "its blocks of " + name + " have " + std::to_string(columns) +
+           " columns, but there are " + std::to_string(layer.in_features);
+  if (layer.input && !is_llama_cpps(*layer.input))
+    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  return "";
+}
+
 // What a block's lowest level stands for, [out, blocks] in float16.
 at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
   const at::Tensor zero = per_group(*layer.zero_point, layer, kBlock);
@@ -37,21 +75,17 @@ at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
   return stored;
 }
 
-// What enters a product with these blocks anyhow.
-bool is_llama_cpps(const QuantSpec& input) {
-  return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
-         input.granularity == Granularity::group && input.group_size == kBlock;
-}
-
 }  // namespace
 
 std::string gguf_type(const QuantSpec& spec) {
+  if (is_coded(spec)) return spec.scale.has_outer() ? "NVFP4" : "MXFP4";
   if (spec.bits > 4) return "Q8_0";
   return spec.symmetric() ? "Q4_0" : "Q4_1";
 }
 
 std::string gguf_refusal(const LayerPlan& layer) {
   const QuantSpec& weight = *layer.weight;
+  if (is_coded(weight) || !input_float_name(layer).empty()) return refusal_of_block_floats(layer);
   if (weight.is_float8())
     return "its blocks are integer, but the weights are " + dtype_name(weight);
   if (layer.input && !is_llama_cpps(*layer.input))
@@ -69,6 +103,12 @@ std::string gguf_refusal(const LayerPlan& layer) {
 }
 
 NamedTensors gguf_tensors(const QuantizedWeights& layer) {
+  if (is_coded(layer.weight)) {
+    NamedTensors tensors{{layer.name + ".weight", block_floats(layer)}};
+    if (layer.outer_scale)
+      tensors[layer.name + ".scale"] = layer.outer_scale->to(at::kFloat).reshape({1});
+    return tensors;
+  }
   const int64_t rows = layer.codes.size(0);
   const at::Tensor scale = per_group(layer.scale, layer, kBlock);
   std::vector<at::Tensor> parts{bytes_of(scale)};

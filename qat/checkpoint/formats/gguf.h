@@ -10,6 +10,9 @@ namespace qat {
 //   Q4_0   symmetric, up to 4 bits: float16 scale, 16 bytes: byte j has columns j and j + 16
 //   Q4_1   asymmetric, up to 4 bits: float16 scale, float16 least level, then as Q4_0
 //   Q8_0   symmetric, 5 to 8 bits: float16 scale, 32 int8
+//   MXFP4  a byte of scale, 2^(byte - 127), and 32 codes of E2M1
+//   NVFP4  blocks of 64: four E4M3 scales and four times 16 codes of E2M1, under one float32 number
+//          for the whole weight, which is a tensor of its own
 //
 // Inputs are float, or int8 in groups of 32, which is how llama.cpp rounds them on a CPU anyhow.
 //
@@ -18,10 +21,11 @@ namespace qat {
 // (numerics.md 7b).
 std::string gguf_refusal(const LayerPlan& layer);
 
-// "Q4_0", "Q4_1" or "Q8_0".
+// "Q4_0", "Q4_1", "Q8_0", "MXFP4" or "NVFP4".
 QAT_API std::string gguf_type(const QuantSpec& spec);
 
-// One tensor, <name>.weight: uint8 [out, in / 32 * bytes of a block]. Throws std::invalid_argument,
+// <name>.weight: uint8 [out, in / columns of a block * its bytes]; of NVFP4 <name>.scale as well, float32
+// [1], by which llama.cpp multiplies the product. Throws std::invalid_argument,
 // naming the layer, when a least level is no float16 number.
 NamedTensors gguf_tensors(const QuantizedWeights& layer);
 

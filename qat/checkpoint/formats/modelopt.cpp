@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "qat/checkpoint/formats/block_floats.h"
 #include "qat/checkpoint/formats/compressed_tensors.h"
 #include "qat/version.h"
 
@@ -45,7 +46,19 @@ std::string integer_algorithm(const LayerPlan& layer) {
   return int8 ? "W8A8_SQ_PER_CHANNEL" : "";
 }
 
+std::string block_float_algorithm(const LayerPlan& layer) {
+  const std::string weight = weight_float_name(layer), input = input_float_name(layer);
+  if (layer.in_features % layer.weight->group_size != 0) return "";
+  if (weight == "nvfp4" && !layer.input) return "W4A16_NVFP4";
+  if (weight == "nvfp4" && input == weight && !layer.input->dynamic) return "NVFP4";
+  // Engines round the scales of these inputs up.
+  if (weight == "mxfp8_e4m3" && input == weight && layer.input->scale.code == ScaleCode::e8m0_ceil)
+    return "MXFP8";
+  return "";
+}
+
 std::string algorithm_of(const LayerPlan& layer) {
+  if (!weight_float_name(layer).empty()) return block_float_algorithm(layer);
   return layer.weight->is_float8() ? float8_algorithm(layer) : integer_algorithm(layer);
 }
 
@@ -55,6 +68,15 @@ at::Tensor packed_rows(const at::Tensor& codes) {
   return u.select(1, 0).bitwise_or(u.select(1, 1).mul(16)).to(at::kByte);
 }
 
+void add_block_floats(const QuantizedWeights& layer, NamedTensors& tensors) {
+  if (!layer.outer_scale) {
+    tensors[layer.name + ".weight_scale"] = scale_bytes(layer);
+    return;
+  }
+  tensors[layer.name + ".weight"] = packed_nibbles(layer.codes, layer.weight.grid);
+  tensors[layer.name + ".weight_scale_2"] = layer.outer_scale->to(at::kFloat).reshape({});
+}
+
 json layer_json(const LayerPlan& layer) {
   const std::string algorithm = algorithm_of(layer);
   json entry = {{"quant_algo", algorithm}};
@@ -62,13 +84,14 @@ json layer_json(const LayerPlan& layer) {
     entry.update({{"group_size", layer.weight->group_size},
                   {"has_zero_point", false},
                   {"pre_quant_scale", true}});
+  if (is_coded(*layer.weight)) entry["group_size"] = layer.weight->group_size;
   return entry;
 }
 
 json tensor_json(const QuantSpec& spec) {
   json entry = {{"dynamic", spec.dynamic},
                 {"num_bits", spec.bits},
-                {"type", spec.is_float8() ? "float" : "int"}};
+                {"type", spec.is_float() ? "float" : "int"}};
   if (spec.granularity == Granularity::channel) entry["strategy"] = "channel";
   if (spec.granularity == Granularity::token) entry["strategy"] = "token";
   if (spec.granularity == Granularity::group) entry["group_size"] = spec.group_size;
@@ -109,7 +132,9 @@ std::string modelopt_refusal(const LayerPlan& layer) {
   return "it takes symmetric int4 in groups, int8 per channel alone or with calibrated int8 "
          "inputs, "
          "fp8_e4m3 per tensor with calibrated inputs, per channel with inputs per token, or in "
-         "blocks of 128 x 128";
+         "blocks of 128 x 128, nvfp4 alone or with inputs in it that are not "
+         "dynamic, and mxfp8_e4m3 with inputs in it whose scale_dtype is "
+         "e8m0_ceil";
 }
 
 NamedTensors modelopt_tensors(const QuantizedWeights& layer) {
@@ -123,6 +148,10 @@ NamedTensors modelopt_tensors(const QuantizedWeights& layer) {
       tensors[name + ".weight_scale"] = layer.scale.reshape({-1});
       break;
     case Granularity::group:
+      if (is_coded(layer.weight)) {
+        add_block_floats(layer, tensors);
+        break;
+      }
       tensors[name + ".weight"] = packed_rows(layer.codes);
       tensors[name + ".pre_quant_scale"] = at::ones({layer.codes.size(1)}, layer.scale.options());
       break;

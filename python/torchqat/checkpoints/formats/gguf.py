@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -42,7 +42,7 @@ def write_gguf(
 ) -> None:
     """Write ``model`` to ``path``, tensor by tensor; past ``max_shard_size`` in files ``<stem>-00001-of-0000N.gguf``.
 
-    Trained layers become Q4_0, Q4_1 or Q8_0 blocks without a change of their codes; other matrices F16, vectors F32.
+    Trained layers become Q4_0, Q4_1, Q8_0, MXFP4 or NVFP4 blocks, their codes unchanged; other matrices F16, vectors F32.
 
     Args:
         model: A causal language model of transformers.
@@ -79,7 +79,8 @@ def write_gguf(
         else:
             if layer is None or layer.name != entry.layer:
                 layer = next(layers)
-            data = order.to_file(entry.name, entry.blocks(layer)).numpy()
+            blocks = entry.blocks(layer)
+            data = (order.to_file(entry.name, blocks) if entry.kind != _Types.F32 else blocks).numpy()
         writer.write_tensor_data(data)
     writer.close()
 
@@ -104,10 +105,12 @@ class _Entry:
         tensors = find_format("gguf").tensors
         if self.rows_of_each is None:
             return tensors(layer)[self.name]
+        leaf = self.name.rpartition(".")[2]
         part, all_rows = self.rows_of_each, layer.codes.shape[0]
         firsts = range(0, all_rows, all_rows // self.shape[0])
         cut = [layer.rows("expert", first + part.begin, first + part.end) for first in firsts]
-        return torch.stack([tensors(matrix)["expert.weight"] for matrix in cut])
+        found = [tensors(matrix)[f"expert.{leaf}"] for matrix in cut]
+        return torch.cat(found) if leaf == "scale" else torch.stack(found)
 
     @property
     def dtype(self) -> np.dtype:
@@ -141,13 +144,24 @@ def _entries(
         kind = _float_type(name, tensor, embeddings)
         yield _Entry(name, names[name], kind, tuple(tensor.shape), tensor, offset)
     for layer in plan.layers if plan is not None else []:
-        name, kind = f"{layer.name}.weight", _Types[gguf_type(layer.weight)]
-        parts = expert_rows(layer.name, layer.out_features)
-        for part in parts:
-            shape = (layer.matrices, part.end - part.begin, layer.in_features)
-            yield _Entry(part.name, names[part.name], kind, shape, layer=layer.name, rows_of_each=part)
+        kind, parts = _Types[gguf_type(layer.weight)], expert_rows(layer.name, layer.out_features)
+        shapes = [(layer.matrices, part.end - part.begin, layer.in_features) for part in parts]
+        for part, shape in zip(parts, shapes, strict=True):
+            yield from _with_scale(
+                _Entry(part.name, names[part.name], kind, shape, layer=layer.name, rows_of_each=part)
+            )
         if not parts:
-            yield _Entry(name, names[name], kind, (layer.out_features, layer.in_features), layer=layer.name)
+            name, shape = f"{layer.name}.weight", (layer.out_features, layer.in_features)
+            yield from _with_scale(_Entry(name, names[name], kind, shape, layer=layer.name))
+
+
+def _with_scale(entry: _Entry) -> Iterator[_Entry]:
+    """Beside NVFP4 blocks the number that the product with them is multiplied by, one for each expert."""
+    yield entry
+    if entry.kind == _Types.NVFP4:
+        name, file_name = (text.removesuffix("weight") + "scale" for text in (entry.name, entry.file_name))
+        shape = (entry.shape[0] if entry.rows_of_each else 1,)
+        yield replace(entry, name=name, file_name=file_name, kind=_Types.F32, shape=shape)
 
 
 def _float_type(name: str, tensor: Tensor, embeddings: str) -> gguf.GGMLQuantizationType:
@@ -171,4 +185,4 @@ def encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0
 def _file_type(plan: CheckpointPlan | None) -> int:
     kinds = [gguf_type(layer.weight) for layer in plan.layers] if plan is not None else []
     label = max(set(kinds), key=kinds.count) if kinds else "F16"
-    return gguf.LlamaFileType[f"MOSTLY_{label}"]
+    return gguf.LlamaFileType["MOSTLY_MXFP4_MOE" if label == "MXFP4" else f"MOSTLY_{label}"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
 from torchqat.extras import needs
 
-_LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+_LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
@@ -24,7 +24,11 @@ def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
     def dense(layer: LayerTensors) -> Tensor:
         scheme = next(s for s in parsed.config_groups.values() if _targets(s.targets, layer.name))
         format = scheme.format or parsed.format
-        needed = ["weight_packed", "weight_shape"] if format == "pack-quantized" else ["weight"]
+        needed = ["weight_packed"] if "pack-quantized" in format else ["weight"]
+        if format == "pack-quantized":
+            needed.append("weight_shape")
+        if format == "nvfp4-pack-quantized":
+            needed.append("weight_global_scale")
         if format == "pack-quantized" and not scheme.weights.symmetric:
             needed.append("weight_zero_point")
         for leaf in ("weight_scale", *needed):

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
 
 def bit_fields(words: Tensor, bits: int) -> Tensor:
     """The unsigned fields of int32 ``[rows, words]``, lowest bits first: int64 ``[rows, words * 32 // bits]``."""
@@ -11,6 +13,17 @@ def bit_fields(words: Tensor, bits: int) -> Tensor:
     stream = np.unpackbits(octets, axis=-1, bitorder="little")
     fields = stream.reshape(stream.shape[0], -1, bits).astype(np.int64)
     return torch.from_numpy(fields @ (1 << np.arange(bits)))
+
+
+def fp4_values(fields: Tensor) -> Tensor:
+    """The numbers of E2M1 that fields of 4 bits stand for, float32: three bits of magnitude and a sign."""
+    magnitudes = torch.tensor(_E2M1)[fields.long() & 7]
+    return torch.where(fields > 7, -magnitudes, magnitudes)
+
+
+def exponents(octets: Tensor) -> Tensor:
+    """Powers of two by their E8M0 bytes, float32."""
+    return torch.ldexp(torch.ones(octets.shape), octets.int() - 127)
 
 
 def spread(grid: Tensor, shape: torch.Size) -> Tensor:

@@ -74,6 +74,15 @@ class GgufFile:
                 found[table.get_name(f"{holder}.{part}.weight", try_suffixes=(".weight",))] = name
         return {**found, ROPE_FACTORS: ROPE_FACTORS}
 
+    @cached_property
+    def scales(self) -> dict[str, Tensor]:
+        """What llama.cpp multiplies products with a weight of NVFP4 by, one number or one for each expert: by the weight."""
+        by_name = {tensor.name: tensor for _, tensor in self.tensors}
+        scaled = {
+            name: by_name.get(name.removesuffix("weight") + "scale") for name in by_name if name.endswith(".weight")
+        }
+        return {name: torch.from_numpy(scale.data.copy()) for name, scale in scaled.items() if scale is not None}
+
     def heads_of(self, name: str) -> int | None:
         """Heads of the tensor that the file calls ``name``, if its rows are those of rotated ones, in another order."""
         if self.architecture not in _INTERLEAVED:
@@ -110,10 +119,14 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
     }
     reading = Reading()
     for file, found in whole.tensors:
+        if found.name.endswith(".scale") and found.name.removesuffix("scale") + "weight" in whole.scales:
+            continue
         name = known.get(found.name)
         if name is None:
             raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
         values = in_model_order(_dense(file, found), whole.heads_of(found.name))
+        if found.name in whole.scales:
+            values = values * whole.scales[found.name].reshape(-1, *[1] * (values.dim() - 1))
         is_layer = name in quantized and found.tensor_type not in _FLOATS
         place, key = (reading.weights, name.removesuffix(".weight")) if is_layer else (reading.others, name)
         place[key] = torch.cat([place[key], values], dim=1) if key in place else values

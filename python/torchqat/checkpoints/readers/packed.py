@@ -2,21 +2,21 @@
 
 Checked in turn against GPTQModel, which loads the first two (``make test-engines``); ModelOpt's against bytes worked out by
 hand (``tests/qat/checkpoint/formats/test_modelopt.cpp``) and, once, against what the packing of ModelOpt 0.47 makes of
-the same weight.
+the same weight. Floats of 4 bits and scales that are exponents are read as ``docs/formats.md`` says.
 """
 
 import torch
 from torch import Tensor
 
 from torchqat.checkpoints.readers import plain
-from torchqat.checkpoints.readers.fields import bit_fields, spread
+from torchqat.checkpoints.readers.fields import bit_fields, exponents, fp4_values, spread
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
 from torchqat.errors import UserError
 
 # Nibble i of an AWQ word holds this column of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _GPTQ = ("qweight", "qzeros", "scales", "g_idx")
-_MODELOPT = ("weight", "weight_scale", "pre_quant_scale")
+_MODELOPT = ("weight", "weight_scale", "weight_scale_2", "pre_quant_scale")
 
 
 def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
@@ -63,6 +63,11 @@ def _awq_fields(words: Tensor) -> Tensor:
 
 def _modelopt(layer: LayerTensors) -> Tensor:
     weight, scale = layer["weight"], layer["weight_scale"]
+    if scale.dtype == torch.float8_e4m3fn:  # NVFP4
+        values = fp4_values(torch.stack([weight & 15, weight >> 4], -1).flatten(1))
+        return _blockwise(values, scale.float()) * layer["weight_scale_2"]
+    if scale.dtype == torch.uint8:  # MXFP8
+        return _blockwise(weight.float(), exponents(scale))
     if weight.dtype == torch.uint8:
         codes = torch.stack([weight & 15, weight >> 4], 1).reshape(-1, weight.shape[1]).long()
         weight = codes - 16 * (codes > 7)  # two's complement

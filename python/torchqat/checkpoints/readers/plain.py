@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from torchqat.checkpoints.readers.fields import bit_fields, spread
+from torchqat.checkpoints.readers.fields import bit_fields, exponents, fp4_values, spread
 from torchqat.checkpoints.readers.reading import LayerTensors
 from torchqat.errors import UserError
 
 LEAVES = ("codes", "scale", "zero_point", "offset", "outer_scale", "outer_offset")
-# The magnitudes of E2M1 by their three bits; a fourth is the sign.
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -34,8 +32,7 @@ def _codes(stored: Tensor, spec: dict, shape: list[int]) -> Tensor:
         return stored.float()
     fields = bit_fields(stored, spec["bits"])[:, : shape[1]]
     if spec["grid"] == "fp4_e2m1":
-        magnitudes = torch.tensor(_E2M1)[fields & 7]
-        return torch.where(fields > 7, -magnitudes, magnitudes)
+        return fp4_values(fields)
     return (fields if spec["grid"] == "offset" else fields - (1 << (spec["bits"] - 1))).float()
 
 
@@ -43,5 +40,5 @@ def _effective(layer: LayerTensors, leaf: str, outer_leaf: str, spec: dict) -> T
     """Scales, or offsets, as they multiply: codes times what they are multiples of, float32."""
     stored = layer[leaf]
     is_exponent = spec["scale_dtype"].startswith("e8m0")
-    inner = torch.ldexp(torch.ones(stored.shape), stored.int() - 127) if is_exponent else stored.float()
+    inner = exponents(stored) if is_exponent else stored.float()
     return inner * spread(layer[outer_leaf].float(), inner.shape) if "outer_scale" in spec else inner
