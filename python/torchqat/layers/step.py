@@ -24,6 +24,12 @@ def counting(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if STEP in module._buffers]
 
 
+def stop_counting(model: nn.Module) -> None:
+    """Take the buffer away again: of a model that is not trained any more."""
+    for module in counting(model):
+        del module._buffers[STEP]
+
+
 def follow(model: nn.Module, follower: Callable[[], None], replaced: Callable[[], None]) -> None:
     """Call ``follower`` when a state was loaded into ``model``, and ``replaced`` when another one takes its place.
 
