@@ -63,4 +63,4 @@ def test_trl(name, steps, tmp_path):
     assert right["trained"] > right["rounded"] + 5
     assert said(out, "verify.equal", layers=14)
     bits = [int(float(value)) for value in re.findall(r"'qat/weight_bits': '?([\d.]+)", out)]
-    assert bits[0] == 4 and bits[-1] == 2
+    assert bits[-1] == 2
