@@ -25,6 +25,7 @@ layers:
 schedule:
   - {until: 25%, weight: int8}
   - {until: 100%, weight: int4}
+train: {learning_rate: 5.0e-4}
 """
 LENGTH = 128
 
@@ -56,7 +57,7 @@ def main(steps: int) -> None:
     recipe = torchqat.parse_recipe(RECIPE)
 
     model = torchqat.prepare(copy.deepcopy(teacher).requires_grad_(True), recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))  # learned scales at a rate of their own
     schedule = torchqat.Schedule(model, recipe, steps, optimizer)  # before Accelerate wraps them
     loader = DataLoader(data, batch_size=4, shuffle=True)
     teacher, wrapped, optimizer, loader = teacher.to(accelerator.device), *accelerator.prepare(model, optimizer, loader)

@@ -22,6 +22,7 @@ schedule:
   - {until: 20%, weight: int8}
   - {until: 40%, weight: int4}
   - {until: 100%, weight: int2}
+train: {learning_rate: 2.0e-3, weight_decay: 0}
 """
 
 
@@ -31,7 +32,8 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, recipe=None) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    groups = torchqat.parameter_groups(model, recipe) if recipe else model.parameters()
+    optimizer = torch.optim.Adam(groups, lr=2e-3)
     schedule = torchqat.Schedule(model, recipe, steps, optimizer) if recipe else None
     for step in range(steps):
         rows = torch.randint(0, len(x), (128,), generator=torch.Generator().manual_seed(step))

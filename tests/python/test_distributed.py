@@ -22,6 +22,7 @@ def losses(folder):
     return torch.tensor([line["loss"] for line in lines])
 
 
+@pytest.mark.shows(trainer="`torchqat train`", feature="several processes (DDP)")
 @pytest.mark.parametrize("scale", ["minmax", "learned"])
 def test_two_processes_give_the_bits_of_one(scale, train):
     """One process adds the halves of a batch one after the other, as two of them do: the same sums in the same order."""

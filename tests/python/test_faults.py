@@ -43,6 +43,7 @@ def places(tmp_path, model_folder, data_folder):
     return [tmp_path / "recipe.yaml", "--model", model_folder, "--data", data_folder, "--output", tmp_path / "run"]
 
 
+@pytest.mark.shows(trainer="`torchqat train`", feature="resumed, ends with the same bits")
 def test_runs_killed_at_random_moments_end_with_the_same_bits(places, tmp_path, nightly):
     """kill -9 in calibration, training and export, then --resume."""
 

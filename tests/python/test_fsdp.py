@@ -41,6 +41,7 @@ def share_of_equal_codes(one, other):
     return torch.stack(equal).mean().item()
 
 
+@pytest.mark.shows(trainer="`torchqat train`", feature="several processes (FSDP2)")
 @pytest.mark.parametrize("scale", ["minmax", "mse", "learned"])
 def test_two_processes_give_the_codes_of_one(scale, train):
     alone = train.alone(SCALE=scale, ACCUMULATION=2, VALIDATE=0, MORE=FSDP)

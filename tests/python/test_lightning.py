@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torchqat
+from sentences import said
 from torch import nn
 from torchqat.layers.prepared import quant_layers
 
@@ -45,6 +46,7 @@ def trainer(tmp_path, steps=8, **options):
     return pl.Trainer(max_steps=steps, max_epochs=-1, default_root_dir=tmp_path, **{**quiet, **options})
 
 
+@pytest.mark.shows(trainer="Lightning", feature="widths follow the steps")
 def test_widths_follow_the_steps_and_are_logged(tmp_path, loader):
     module, callback = Module(), torchqat.LightningCallback(torchqat.parse_recipe(RECIPE, "recipe"))
     fit = trainer(tmp_path, callbacks=[callback], enable_checkpointing=False)
@@ -87,6 +89,15 @@ def test_a_resumed_fit_ends_as_one_that_was_not_stopped(tmp_path, loader):
     assert resumed.widths == [4] * 4
     for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.shows(trainer="Lightning", feature="what is watched at wider widths is said")
+def test_a_best_checkpoint_may_be_of_a_wider_stage_is_said(tmp_path, loader, caplog):
+    saves = pl.callbacks.ModelCheckpoint(tmp_path, monitor="qat/clipped_share", every_n_train_steps=4)
+    callback = torchqat.LightningCallback(torchqat.parse_recipe(RECIPE, "recipe"))
+    with caplog.at_level("WARNING", "torchqat"):
+        trainer(tmp_path, 8, callbacks=[callback, saves]).fit(Module(), loader)
+    assert said(caplog.text, "training.watched-at-wider", monitor="qat/clipped_share")
 
 
 class HaltAt(pl.Callback):

@@ -39,8 +39,8 @@ def test_state_dict_keeps_the_float_keys(weight):
     keys = set(net.state_dict())
     prepared = torchqat.prepare(net, recipe_for(weight))
     assert keys <= set(prepared.state_dict())
-    added = {key.rsplit(".", 1)[1] for key in set(prepared.state_dict()) - keys}
-    assert added <= {"weight_scale", "weight_zero_point"}
+    added = {key.rpartition(".")[2] for key in set(prepared.state_dict()) - keys}
+    assert added <= {"weight_scale", "weight_zero_point", "widths", "qat_step"}
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

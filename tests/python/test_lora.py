@@ -57,6 +57,16 @@ def test_merging_changes_no_bit(scale):
         assert torch.equal(converted.dequantize(torch.float32), weight)
 
 
+def test_mixed_precision_leaves_the_sum_as_it_will_be_merged():
+    model = train(add_adapters(prepared(), settings()))
+    x = torch.randn(4, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+    merge_adapters(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x), before)
+
+
 def test_the_forward_rounds_the_sum():
     model = train(add_adapters(prepared(), settings()))
     lora = model[0]
@@ -119,14 +129,100 @@ def test_a_copy_has_adapters_of_its_own():
     assert torch.equal(other[0].base_layer.master, other[0].base_layer.weight)
 
 
-def test_what_cannot_be_merged_is_refused():
-    dropout = peft.get_peft_model(prepared(), peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["0"]))
-    with pytest.raises(torchqat.UserError, match=matches("training.adapters-not-mergeable")):
-        torchqat.attach_adapters(dropout)
+VARIANTS = {
+    "dropout of adapters": ({"lora_dropout": 0.1}, "dropout, which is of its input"),
+    "DoRA": ({"use_dora": True}, "DoRA, which scales the sum"),
+    "lora_bias": ({"lora_bias": True}, "a bias of its own (lora_bias)"),
+    "aLoRA": ({"alora_invocation_tokens": [1]}, "a forward of its own (ALoraLinearVariant)"),
+}
+
+
+@pytest.mark.shows(trainer="peft", refused=True)
+@pytest.mark.parametrize("variant", [pytest.param(name, marks=pytest.mark.shows(feature=name)) for name in VARIANTS])
+def test_what_cannot_be_merged_is_refused(variant):
+    options, what = VARIANTS[variant]
+    model = peft.get_peft_model(prepared(), peft.LoraConfig(r=4, target_modules=["0"], **options))
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-with-more", what=what)):
+        torchqat.attach_adapters(model)
+
+
+@pytest.mark.shows(trainer="peft")
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"use_rslora": True}, marks=pytest.mark.shows(feature="rsLoRA")),
+        pytest.param({"init_lora_weights": "pissa"}, marks=pytest.mark.shows(feature="PiSSA")),
+        pytest.param({"rank_pattern": {"0": 2}}, marks=pytest.mark.shows(feature="a rank for each layer")),
+    ],
+)
+def test_what_adds_to_the_weight_alone_is_merged(options):
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"], **options)
+    model = train(torchqat.attach_adapters(peft.get_peft_model(prepared(), config)))
+    x = torch.randn(4, 64)
+    before = model(x)
+    lora = model.base_model.model[0]
+    scaling = 8 / 4**0.5 if "use_rslora" in options else 8 / lora.r["default"]
+    weight = lora.base_layer.weight + lora.lora_B["default"].weight @ lora.lora_A["default"].weight * scaling
+    assert torch.equal(lora.base_layer.master, weight)
+    assert torch.equal(model.merge_and_unload()(x), before)
+
+
+@pytest.mark.shows(trainer="peft", feature="adapters of embeddings", refused=True)
+def test_an_adapter_of_an_embedding_is_refused():
+    text = 'version: 1\nlayers: [{match: "*", weight: {dtype: int4, group_size: 32, scale: mse}}]\n'
+    rules = text.replace("*", "0").replace(
+        "]\n", ', {match: "1", weight: {dtype: int4, group_size: 32, scale: mse}}]\n'
+    )
+    net = nn.Sequential(nn.Embedding(16, 64), nn.Linear(64, 8))
+    model = torchqat.prepare(net, torchqat.parse_recipe(rules, "recipe"))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0", "1"]))
+    layer = "base_model.model.0"
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-of-another-layer", layer=layer)):
+        torchqat.attach_adapters(model)
+
+
+@pytest.mark.shows(trainer="peft", feature="target_parameters of experts", refused=True)
+def test_an_adapter_of_experts_is_refused():
+    from test_experts import build, recipe_of
+
+    model = torchqat.prepare(build("qwen3_moe"), recipe_of())
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    model = peft.get_peft_model(model, config)
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-of-another-layer")):
+        torchqat.attach_adapters(model)
+
+
+def test_adapters_must_be_there():
     with pytest.raises(torchqat.UserError, match=matches("training.adapters-missing")):
         torchqat.attach_adapters(prepared())
     with pytest.raises(torchqat.UserError, match=matches("model.not-prepared")):
         add_adapters(nn.Linear(4, 4), settings())
+
+
+@pytest.mark.shows(trainer="peft", feature="checkpoints of adapters hold the scales")
+def test_what_peft_saves_has_the_scales_and_widths(tmp_path):
+    text = RECIPE.replace("SCALE", "learned") + "schedule: [{until: 50%, weight: int8}, {until: 100%}]\n"
+    recipe = torchqat.parse_recipe(text, "recipe")
+
+    def start():
+        torch.manual_seed(0)
+        model = torchqat.prepare(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), recipe)
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"])
+        return torchqat.attach_adapters(peft.get_peft_model(model, config))
+
+    model = start()
+    schedule = torchqat.Schedule(model, recipe, 8)
+    train(model)
+    schedule.step()
+    model.save_pretrained(tmp_path)
+    other = start()
+    other.load_adapter(tmp_path, "default", is_trainable=True)
+    assert [layer.weight_bits for _, layer in quant_layers(other)] == [8, 8]
+    assert torchqat.Schedule(other, recipe, 8).current_step == 1
+    x = torch.randn(4, 64)
+    assert torch.equal(other(x), model(x))
+    merged = other.merge_and_unload()
+    assert not [name for name in merged.state_dict() if "lora" in name]
 
 
 def test_an_adapter_that_is_not_merged_is_not_exported(tmp_path):

@@ -22,6 +22,7 @@ def start(weight=LEARNED, input="", total=10, optimizer=None):
     return net, torchqat.Schedule(net, recipe, total, optimizer and optimizer(net))
 
 
+@pytest.mark.shows(trainer="own loop", feature="widths follow the steps")
 def test_widths_go_down_the_ladder():
     net, schedule = start()
     widths = [net.first.weight_bits]
@@ -217,6 +218,7 @@ def test_bad_arguments():
         torchqat.Schedule(torchqat.prepare(Net(), recipe), recipe, -1)
 
 
+@pytest.mark.shows(trainer="transformers' Trainer", feature="widths follow the steps")
 @pytest.mark.parametrize("first", (False, True))
 def test_the_trainer_of_transformers(first, tiny_llama, tmp_path):
     """A real one, with its own optimizer, logs and checkpoints."""

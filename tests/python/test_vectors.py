@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from torchqat.training.state import load_training
+from torchqat.layers.sharded import whole
+from torchqat.training.state import load_training, save_training
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from freeze_vectors import CASES, ROOT, prepared
@@ -75,3 +76,36 @@ def test_a_recipe_of_another_version_is_refused(tmp_path):
         torchqat.RecipeError, match=matches("recipe.no-whole-number", key="version", least=1, greatest=1, value=2)
     ):
         torchqat.load_recipe(str(path))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_training_state_from_before_widths_is_read(spread, tmp_path):
+    """Its scales are those of the width in force at its step."""
+    from torch.distributed.fsdp import fully_shard
+
+    text = 'version: 1\nlayers: [{match: "*", weight: {dtype: int4, group_size: 16, scale: learned}}]\n'
+    recipe = torchqat.parse_recipe(text + "schedule: [{until: 50%, weight: int8}, {until: 100%}]\n", "recipe")
+
+    def start():
+        torch.manual_seed(0)
+        model = torchqat.prepare(torch.nn.Sequential(torch.nn.Linear(32, 8)), recipe)
+        return (fully_shard(model, mesh=mesh) if spread else model), torchqat.Schedule(model, recipe, 8)
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model, schedule = start()
+        for _ in range(5):
+            schedule.step()
+        with torch.no_grad():
+            model[0].weight_scale.mul_(1.25)
+        expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        del model[0]._buffers["widths"]
+        save_training(tmp_path / "train.pt", {"step": 5, "identity": ""}, model)
+        model, schedule = start()
+        load_training(tmp_path / "train.pt").restore(model)
+        assert schedule.current_step == 5 and model[0].weight_bits == 4
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(whole(tensor), whole(expected[name])), name
+    finally:
+        torch.distributed.destroy_process_group()

@@ -9,6 +9,7 @@ from torchqat._library import QuantizedWeights
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.wrapped import unwrapped
 
 __all__ = ["QuantizedWeights", "convert", "convert_layers"]
 
@@ -34,6 +35,7 @@ def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: s
 
     What can be refused without a look at the numbers is refused before the first.
     """
+    model = unwrapped(model)
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     if not layers:
         raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")

@@ -15,6 +15,7 @@ from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import is_layer, stand_in_of
+from torchqat.layers.step import stop_counting
 from torchqat.model.disk_sources import DiskSources
 from torchqat.model.experts import expert_weights, matrix_of
 from torchqat.model.weights import other_names
@@ -40,6 +41,7 @@ def pack(model: nn.Module) -> nn.Module:
     for name, layer in quant_layers(model):
         if layer.weight_spec is not None and _packs(layer, layer.weight_spec) and holders[id(layer.weight)] == 1:
             _replace(model, layer, PackedLinear(convert_layer(name, layer), layer.bias))
+    stop_counting(model)
     return model.requires_grad_(False).eval()
 
 

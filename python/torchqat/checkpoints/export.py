@@ -19,6 +19,7 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layer
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
+from torchqat.layers.wrapped import unwrapped
 from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
@@ -61,6 +62,7 @@ def export(
             differ in scheme, a weight is not finite, or the folder cannot be written.
     """
     shard_bytes(max_shard_size)
+    model = unwrapped(model)
     plan = checkpoint_plan(model)
     chosen = checked_format(format, plan)
     if format == "mxfp4":

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from torchqat._library import LayerPlan
+from torchqat.layers.made_class import reduce_made
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import whole
 
@@ -58,6 +60,7 @@ class QuantExperts(QuantLayer):
 
     def _take(self, layer: ExpertWeights) -> None:
         self._holder, self.leaf, self.transposed = (layer.holder,), layer.leaf, layer.transposed
+        self.weight_loaded = False  # by its holder, right before this layer loads its own state
 
     @property
     def weight(self) -> nn.Parameter:
@@ -71,6 +74,10 @@ class QuantExperts(QuantLayer):
     def name_of(self, place: str) -> str:
         """That of the parameter."""
         return ".".join([*place.split(".")[:-2], self.leaf])
+
+    def has_weight(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
+        loaded, self.weight_loaded = self.weight_loaded, False
+        return loaded
 
     def plan(self, name: str) -> LayerPlan:
         rows, cols = self.matrix_shape
@@ -169,17 +176,29 @@ def quantize_experts(layers: list[QuantExperts]) -> None:
     """Let the module of these, which are all of its own, run on their rounded weights."""
     holder = layers[0].holder
     holder.add_module(STATE, nn.ModuleDict({layer.leaf: layer for layer in layers}))
-    holder.__class__ = _running_on_rounded(type(holder))
+    holder.__class__ = running_on_rounded(type(holder))
 
 
-def _running_on_rounded(kind: type[nn.Module]) -> type[nn.Module]:
+@cache
+def running_on_rounded(kind: type[nn.Module]) -> type[nn.Module]:
+    """``kind`` of module that holds experts, but for its forward, which finds their weights rounded."""
+
     @torch.compiler.disable
     def forward(self, *args, **kwargs):
         reached = _reached(args, self._modules[STATE]) if hasattr(kind, "_apply_gate") else None
         with _in_place_of_parameters(self, reached):
             return kind.forward(self, *args, **kwargs)
 
-    return type(f"Quant{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        kind._load_from_state_dict(self, state_dict, prefix, *rest)
+        for leaf, layer in self._modules[STATE].items():
+            layer.weight_loaded = prefix + leaf in state_dict
+
+    def __reduce_ex__(self, protocol):
+        return reduce_made(self, running_on_rounded, kind, protocol)
+
+    own = {"forward": forward, "_load_from_state_dict": _load_from_state_dict, "__reduce_ex__": __reduce_ex__}
+    return type(f"Quant{kind.__name__}", (kind,), {**own, "__module__": kind.__module__})
 
 
 def _reached(args: tuple, layers: nn.ModuleDict) -> Tensor | None:

@@ -9,27 +9,26 @@ from torchqat import ops
 from torchqat._library import FLOAT, LayerPlan, QuantizedWeights, QuantSpec, WeightCache, quantize_weights
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.kept_weight import Maker
+from torchqat.layers.layer_state import LATTICE_NAMES as LATTICE_NAMES
+from torchqat.layers.layer_state import OUTER_NAMES as OUTER_NAMES
+from torchqat.layers.layer_state import SCALE_NAMES as SCALE_NAMES
+from torchqat.layers.layer_state import STATE_NAMES as STATE_NAMES
+from torchqat.layers.layer_state import LayerState
 from torchqat.layers.quant_input import QuantInput
 from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.weight_scales import WeightScales
 
-# What training adds to a layer's state: its scales and zero points, and the input's observed range.
-SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
-OUTER_NAMES = ("weight_outer_scale", "weight_outer_offset")
-LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
-STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes")
 
-
-class QuantLayer(WeightScales, QuantInput, RoundedShards):
+class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
     training adds is state where torch looks for it: ``weight_scale`` and ``weight_zero_point`` for searched (buffers)
     or learned (parameters) scales (``weight_zero_point`` has the offsets where the grid has some), ``weight_outer_scale``
     and ``weight_outer_offset`` (buffers) for what searched ones are multiples of, ``input_scale`` and
-    ``input_zero_point`` for calibrated inputs.
+    ``input_zero_point`` for calibrated inputs, ``widths`` for the bits that these belong to.
 
     Weights are quantized as a matrix: a row for each output, or for each entry of an embedding.
 
@@ -45,6 +44,7 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
             returns to them.
 
     Attributes:
+        weight_shape: Of the parameter, as it was when the layer was made.
         called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
@@ -74,6 +74,8 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         self._init_shards()
         self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
         self.register_buffer("frozen_codes", None)
+        self.weight_shape = tuple(self.weight.shape)
+        self._init_state()
         self._register_weight_parameters()
         self._init_input(input, FLOAT, self.weight.device)
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
@@ -93,6 +95,10 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
     def name_of(self, place: str) -> str:
         """What plans and checkpoints call the layer that is the module ``place``."""
         return place
+
+    def has_weight(self, state_dict: dict[str, Tensor], prefix: str) -> bool:
+        """Whether the weight was loaded of a state that has the layer's own tensors under ``prefix``."""
+        return f"{prefix}weight" in state_dict
 
     def plan(self, name: str) -> LayerPlan:
         """What is planned for it, under that name."""
@@ -139,12 +145,10 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         keeps them: they were loaded for that width.
         """
         weight_changed = weight_bits not in (self.weight_bits, FLOAT)
+        derive, self._of_unknown_width = derive and not self._of_unknown_width, False
         if (weight_bits, input_bits) == (self.weight_bits, self.input_bits):
             return []
-        self.weight_bits, self.input_bits = weight_bits, input_bits
-        self._weight_quantizer = FakeQuantizer.of_weight(self.weight_spec, weight_bits, *self.matrix_shape)
-        self._input_quantizer = FakeQuantizer.of_input(self.input_spec, input_bits, self.matrix_shape[1])
-        self.forget_weight()
+        self.put_widths(weight_bits, input_bits)
         changed = []
         fixed = self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT
         if fixed and self._change_input_width(input_bits, derive):
@@ -154,11 +158,20 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         self.derive_weight_scale(method)
         return [*changed, "weight_scale", "weight_zero_point"]
 
+    def put_widths(self, weight_bits: int, input_bits: int) -> None:
+        """Go to these widths and leave the scales as they are."""
+        self.weight_bits, self.input_bits = weight_bits, input_bits
+        self._weight_quantizer = FakeQuantizer.of_weight(self.weight_spec, weight_bits, *self.matrix_shape)
+        self._input_quantizer = FakeQuantizer.of_input(self.input_spec, input_bits, self.matrix_shape[1])
+        self._note_widths(weight_bits, input_bits)
+        self.forget_weight()
+
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
+            self.check_copy()
         if self.calibrating or self.following:
             self._see(x)
 
@@ -181,11 +194,6 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
     def keeps_weight(self) -> bool:
         """Whether the forward asks the cache for the rounded weight."""
         return False
-
-    def _apply(self, fn, recurse: bool = True):
-        self.forget_weight()  # a copy on the device that the layer leaves, or in another dtype
-        self.forget_gathered()
-        return super()._apply(fn, recurse)
 
     def forget_weight(self) -> None:
         """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
@@ -230,6 +238,7 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
         Raises:
             ValueError: A schedule has not ended, an adapter is not merged, or its input has no range.
         """
+        self.check_copy()
         if self.weight_bits != self.weight_spec.bits:
             raise ValueError(
                 f"{name} must be at its exported width, {self.weight_spec.dtype}, but its schedule has it at "
@@ -264,19 +273,6 @@ class QuantLayer(WeightScales, QuantInput, RoundedShards):
             weights.input_scale = scale.reshape(1)
             weights.input_zero_point = None if spec.symmetric else zero_point.reshape(1)
         return weights
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
-        own: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
-        self.forget_gathered()
-        self._load_input_range()
-        scales = {prefix + name for name in STATE_NAMES}
-        missing.extend(key for key in own if key not in scales)
-        if prefix + "weight_scale" in own and self.weight_bits != FLOAT:
-            # Layers that share an outer scale have their weights one after the other, and derive with the last one.
-            for layer in self.shared_outer_scale.layers if self.shared_outer_scale else (self,):
-                layer.derive_weight_scale()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={self.weight_spec or 'float'}, input={self.input_spec or 'float'}"

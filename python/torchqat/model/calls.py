@@ -1,7 +1,7 @@
 """Whether a model's own forward calls every planned layer: what is read past its layer is trained in floating point."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn
     for _, layer in layers:
         layer.called = False
     reads, index = _Reads([layer for _, layer in layers if not isinstance(layer, QuantExperts)]), -1
-    with _as_it_was(model), reads.own_calls(), reads:
+    with _as_it_was(model), _eagerly(model), reads.own_calls(), reads:
         for index, batch in enumerate(batches):
             for training in (False, True) if index == 0 else (False,):
                 model.train(training)
@@ -207,6 +207,12 @@ def _is_about(function) -> bool:
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", "")
     return name in _ABOUT
+
+
+def _eagerly(model: nn.Module) -> AbstractContextManager:
+    """Modules that are compiled run as they are written: a graph leaves no sign of what it calls."""
+    is_compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.stand_ins import is_layer, stand_in_of
+from torchqat.layers.step import count_steps
+from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.weights import count_parameters, plannable_layers
 
@@ -27,6 +29,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         RecipeError: A rule matches no layer, or reaches weights that no layer of ours stands in for and does not say
             ``allow_float``, or a group does not divide a layer.
     """
+    model = unwrapped(model)
     return _make_plan(recipe, plannable_layers(model), count_parameters(model))
 
 
@@ -42,7 +45,7 @@ def prepare(
     working. Without a ``Schedule`` the layers train at their exported widths from the start.
 
     Args:
-        model: Any module; weights finite.
+        model: Any module, or what ``torch.compile`` made of it; weights finite.
         recipe: A recipe, or a plan made from one.
         method: What ``calibrate`` will do to the weights, a method or all of a recipe's ``initialize``; the recipe's when
             ``None``, ``mse`` for a bare plan. Until then scales are chosen by range for ``rtn``, else by search.
@@ -51,9 +54,10 @@ def prepare(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: A weight is not finite (the layer is named), the model is prepared already or has adapters of peft, or a
-            weight that two layers share would be quantized in one of them alone.
+        UserError: A weight is not finite (the layer is named), the model is prepared already, has adapters of peft or is in
+            DDP, or a weight that two layers share would be quantized in one of them alone.
     """
+    given, model = model, before_parallel(model)
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
     settings = method or (recipe.initialize if isinstance(recipe, Recipe) else "mse")
@@ -74,7 +78,8 @@ def prepare(
     if any(spec.follows and not spec.dynamic for spec in inputs):
         watch_masks(model)
     model.qat_initialize = settings  # for calibrate
-    return model
+    count_steps(model)
+    return given
 
 
 def replace_layers(

@@ -13,6 +13,7 @@ from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
@@ -54,6 +55,7 @@ def calibrate(
             device.
     """
     require_prepared(model)
+    model = unwrapped(model)
     with on_device(model, None if device is None else find_device(device), by_blocks=True) as placed:
         given = forward or _forward
         return _calibrated(model, batches, lambda model, batch: given(model, moved(batch, placed.device)), placed)

@@ -1,5 +1,6 @@
 """``LightningCallback``: the schedule inside Lightning's ``Trainer``."""
 
+import logging
 from typing import Any
 
 try:
@@ -15,11 +16,15 @@ from torchqat.training.schedule import Schedule
 class LightningCallback(Callback):
     """Steps the schedule of a prepared module after each of the Trainer's optimizer steps, and logs what ``Monitor`` sees.
 
-    The step and the scales are in the module's ``state_dict``, so Lightning's checkpoints carry them, and ``ckpt_path`` goes
-    on with the right widths.
+    The step, the widths and the scales are in the module's ``state_dict``, so Lightning's checkpoints carry them, and
+    ``ckpt_path`` ends with the bits of a training that was not interrupted. Return an optimizer of ``parameter_groups``
+    from ``configure_optimizers`` where scales are learned; a sentence says where one is not.
 
     Args:
         recipe: The recipe that the module, or a part of it, was prepared with.
+
+    Raises:
+        UserError: When training begins: what ``Schedule`` refuses.
     """
 
     def __init__(self, recipe: Recipe):
@@ -35,11 +40,16 @@ class LightningCallback(Callback):
             self.monitor = Monitor(module) if self.recipe.train.monitor else None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.schedule.optimizer = getattr(trainer.optimizers[0], "optimizer", trainer.optimizers[0])
+        self.schedule.optimizer = trainer.optimizers[0]
         self._steps = trainer.global_step
-        if trainer.global_step:
-            state = {"step": trainer.global_step, "total_steps": self.schedule.bits.total_steps}
-            self.schedule.load_state_dict(state)
+        state = {"step": trainer.global_step, "total_steps": self.schedule.bits.total_steps}
+        self.schedule.load_state_dict(state)
+        watched = [name for call in trainer.callbacks if isinstance(name := getattr(call, "monitor", None), str)]
+        if watched and not self.schedule.is_at_exported_widths:
+            logging.getLogger("torchqat").warning(
+                f"{watched[0]} is watched for the best checkpoint or for stopping, but before the weights have their "
+                "exported widths it is better than that of what is exported: a checkpoint from then is refused by export."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int

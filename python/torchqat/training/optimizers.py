@@ -81,6 +81,23 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> list[
     return [group for group in groups if group["params"]]
 
 
+def scales_note(model: nn.Module, optimizer: Optimizer) -> str:
+    """A sentence where ``optimizer`` trains learned scales of ``model`` in groups that know nothing of them; else empty."""
+    ordinary = {id(p) for group in optimizer.param_groups if "relative" not in group for p in group["params"]}
+    names = [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in ordinary and name.rpartition(".")[2] in ("weight_scale", "input_scale")
+    ]
+    if not names:
+        return ""
+    return (
+        f"{type(optimizer).__name__} moves learned scales ({names[0]}; {len(names)} in all) by the rate and the decay of "
+        "weights, which suit no scale: they may come to lie at zero or below; make it of torchqat.parameter_groups(model, "
+        "recipe)."
+    )
+
+
 def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> Optimizer:
     """AdamW over ``parameter_groups``."""
     return _adamw(parameter_groups(model, settings))

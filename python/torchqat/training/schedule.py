@@ -13,9 +13,12 @@ from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
+from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
 from torchqat.training.spread import check_gathered
+from torchqat.training.trainable import check_trainable
 
 
 class Schedule:
@@ -23,7 +26,8 @@ class Schedule:
 
     Call ``step()`` after each ``optimizer.step()``. When a width drops, scales are re-derived from the master weights and
     what the optimizer keeps of learned ones begins anew, since it belongs to the old grid. The step lives in the model's
-    ``state_dict`` as ``qat_step``, beside the scales.
+    ``state_dict`` as ``qat_step``, beside the scales and the widths that these belong to: a schedule begins at the step
+    that is there, whether the state was loaded before or after. A model has one schedule, the last that was made for it.
 
     Args:
         model: A prepared model.
@@ -31,15 +35,17 @@ class Schedule:
         total_steps: Optimizer steps of the whole run; percentages refer to it.
         optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
             groups are those of ``parameter_groups``.
-        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU. By default it
-            goes to the logger ``torchqat``.
+        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, or that
+            learned scales train at a rate that is not theirs. By default it goes to the logger ``torchqat``.
 
     Attributes:
         weight_cache: What ``train.weight_cache: auto`` decided, after the first step; ``None`` before, and where the recipe
             decides.
 
     Raises:
-        UserError: The model is not prepared, FSDP2 gathers it in another dtype, or ``total_steps`` is negative.
+        UserError: The model is not prepared, ``total_steps`` is negative, adapters of peft act beside the rounded weights,
+            parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in
+            another dtype.
     """
 
     def __init__(
@@ -53,17 +59,19 @@ class Schedule:
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
+        check_trainable(model)
         check_gathered(model)
+        self._say = say or logging.getLogger("torchqat").warning
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
-        self._say = say or logging.getLogger("torchqat").warning
         self.bits = BitSchedule(recipe, total_steps)
-        device = next(model.parameters()).device
-        if "qat_step" not in dict(model.named_buffers()):
-            model.register_buffer("qat_step", torch.zeros((), dtype=torch.int64, device=device))
-        self._saw_calls = False
-        self._step = int(model.qat_step)  # the same on the host: to read it would wait for the device
-        self._hook = model.register_load_state_dict_post_hook(lambda *_: self._restore())
+        if not counting(model):
+            count_steps(model)
+        self._counters = counting(model)
+        self._saw_calls = self._is_replaced = False
+        self._step = int(self._counters[0].qat_step)  # the same on the host: to read it would wait for the device
+        for counter in self._counters:
+            follow(counter, self._restore, self._let_go)
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
 
     @property
@@ -75,6 +83,8 @@ class Schedule:
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Lightning's wrap torch's
         if self._optimizer is not None:
             multiply_relative_rates(self._optimizer)
+            if note := scales_note(self.model, self._optimizer):
+                self._say(note)
 
     @property
     def current_step(self) -> int:
@@ -91,6 +101,15 @@ class Schedule:
         """Bits of the weights in force, the most of any layer; 0 where only inputs are quantized."""
         layers = [layer for _, layer in quant_layers(self.model) if layer.weight_spec is not None]
         return max((layer.weight_bits for layer in layers), default=0)
+
+    @property
+    def is_at_exported_widths(self) -> bool:
+        """Whether every layer is rounded as it will be exported."""
+        return all(
+            (layer.weight_spec is None or layer.weight_bits == layer.weight_spec.bits)
+            and (layer.input_spec is None or layer.input_bits == layer.input_spec.bits)
+            for _, layer in quant_layers(self.model)
+        )
 
     def step(self) -> bool:
         """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
@@ -119,7 +138,8 @@ class Schedule:
         return {"step": self.current_step, "total_steps": self.bits.total_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the step of ``state``; the scales of that step are the model's, from its own ``state_dict``.
+        """Go to the step of ``state``. The scales of that step are the model's, from its own ``state_dict``; those of
+        another width are derived anew.
 
         Raises:
             UserError: ``state`` belongs to a run of another length, whose percentages meant other steps.
@@ -130,7 +150,7 @@ class Schedule:
                 f"but has {self.bits.total_steps}."
             )
         self._go_to(state["step"])
-        self._apply(method="mse", derive=False)
+        self._apply(method="mse")
 
     def finish(self) -> None:
         """Move to the exported widths, for a run that stopped early."""
@@ -138,22 +158,27 @@ class Schedule:
         self._apply(method="mse")
 
     def _go_to(self, step: int) -> None:
+        if self._is_replaced:
+            raise UserError("A model must have one Schedule, the last that was made for it, but this is another.")
         self._step = step
-        self.model.qat_step.fill_(step)
+        for counter in self._counters:
+            counter.qat_step.fill_(step)
 
     def _restore(self) -> None:
-        """Widths follow the step that was loaded; so were the scales, which stay."""
-        self._step = int(self.model.qat_step)
-        self._apply(method="mse", derive=False)
+        """The step that was loaded is in force, and so are the widths and scales beside it."""
+        self._step = int(self._counters[0].qat_step)
+        self._apply(method="mse")
 
-    def _apply(self, method: str, derive: bool = True) -> None:
+    def _let_go(self) -> None:
+        self._is_replaced = True
+
+    def _apply(self, method: str) -> None:
         step = self.current_step
         for _, layer in quant_layers(self.model):
             changed = layer.set_bits(
                 self.bits.weight_bits(step, layer.weight_spec.bits) if layer.weight_spec else 0,
                 self.bits.input_bits(step, layer.input_spec.bits) if layer.input_spec else 0,
                 method,
-                derive,
             )
             layer.observing = self.bits.observing(step)
             layer.forget_weight()  # an optimizer may have written through .data, which no version shows

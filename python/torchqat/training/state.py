@@ -215,11 +215,15 @@ def _read_parts(
     # Of earlier ones, the generator of the first process alone was kept.
     earlier = random and "generators" not in state.facts
     tensors.update({"random": generators[0]["cpu"]} if earlier else named(generators))
+    reader = HuggingFaceStorageReader(str(state.path))
     alone = not dist.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(state.path)), no_dist=alone)
+            there = reader.read_metadata().state_dict_metadata
+            # States from before widths were in them: those of the step are in force then.
+            tensors = {n: t for n, t in tensors.items() if n in there or n.rpartition(".")[2] != "widths"}
+            dcp.load(tensors, storage_reader=reader, no_dist=alone)
         except (Exception, dcp.api.CheckpointException) as error:
             raise UserError(
                 f"{state.path} must be a checkpoint of torchqat, but does not load: {_first_line(error)}."

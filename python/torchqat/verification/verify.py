@@ -15,6 +15,7 @@ from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
+from torchqat.layers.wrapped import unwrapped
 from torchqat.model.placement import on_device
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
@@ -68,7 +69,8 @@ def verify(
     Raises:
         UserError: The folder cannot be read, the engine is not there or cannot load it, or there is no such device.
     """
-    folder, place = Path(folder), device_of(model) if device is None else find_device(device)
+    folder, model = Path(folder), unwrapped(model)
+    place = device_of(model) if device is None else find_device(device)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")

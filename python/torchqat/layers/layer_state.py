@@ -1,0 +1,104 @@
+"""What a quantized layer keeps beside its weight, and how that survives loading, copying and casts of the model."""
+
+import torch
+from torch import Tensor, nn
+
+from torchqat._library import FLOAT
+from torchqat.errors import UserError
+
+# What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
+SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+OUTER_NAMES = ("weight_outer_scale", "weight_outer_offset")
+LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
+STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes", "widths")
+
+
+class LayerState(nn.Module):
+    """The state of a quantized layer; to be mixed into it.
+
+    ``widths``, an int8 buffer of the bits of the weight and of the input, says which widths the scales beside it were
+    chosen for. A layer that loads a state goes to its widths.
+    """
+
+    def _init_state(self) -> None:
+        self.register_buffer("widths", torch.zeros(2, dtype=torch.int8, device=self.weight.device))
+        self._of_unknown_width = False  # of a state from before there were widths in it
+        self._is_copy = False
+
+    def _note_widths(self, weight_bits: int, input_bits: int) -> None:
+        if not self.widths.is_meta:
+            self.widths.copy_(torch.tensor([weight_bits, input_bits], dtype=torch.int8))
+        self._is_copy = False
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
+        own: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
+        scales = {prefix + name for name in STATE_NAMES}
+        missing.extend(key for key in own if key not in scales)
+        self.forget_weight()
+        self.forget_gathered()
+        self._is_copy = False
+        if prefix + "widths" not in own and not self.widths.is_meta:
+            self._go_to_widths()
+        self._of_unknown_width = prefix + "widths" in own and prefix + "weight_scale" in state_dict
+        self._load_input_range()
+        has_weight = self.has_weight(state_dict, prefix)
+        if has_weight and prefix + "weight_scale" in own and self.weight_bits != FLOAT:
+            # Layers that share an outer scale have their weights one after the other, and derive with the last one.
+            for layer in self.shared_outer_scale.layers if self.shared_outer_scale else (self,):
+                layer.derive_weight_scale()
+
+    def _go_to_widths(self) -> None:
+        """The scales are there already."""
+        weight_bits, input_bits = self.widths.tolist()
+        if (weight_bits, input_bits) != (self.weight_bits, self.input_bits):
+            self.put_widths(weight_bits, input_bits)
+        self._input_scale_bits = input_bits or (self.input_spec.bits if self.input_spec else FLOAT)
+
+    # -- copies ------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_observer": None}  # which goes on from the range that is in the state
+
+    def __setstate__(self, state) -> None:
+        super().__setstate__(state)
+        self._is_copy, self._widths_version = True, self.widths._version
+
+    def check_copy(self) -> None:
+        """Follow the buffers of a copy, such as a moving average of a model, where something has written over them.
+
+        Raises:
+            UserError: The widths are others by now, and the scales a mean of those of several widths.
+        """
+        if not self._is_copy or self.widths._version == self._widths_version:
+            return
+        self._widths_version = self.widths._version
+        bits = self.widths.tolist()
+        if bits == [self.weight_bits, self.input_bits]:
+            return
+        if any(isinstance(getattr(self, name, None), nn.Parameter) for name in SCALE_NAMES):
+            raise UserError(
+                f"Learned scales must be averaged at one width, but this {type(self).__name__} was copied at "
+                f"{self.weight_bits} bits and averaged on at {bits[0]}: make the average, such as AveragedModel, after the "
+                "last change of widths."
+            )
+        self._go_to_widths()
+
+    # -- casts -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn, recurse: bool = True):
+        """``to``, ``half`` and their like change the weight's dtype; scales and ranges are float32 in all arithmetic."""
+        self.forget_weight()  # a copy on the device that the layer leaves, or in another dtype
+        self.forget_gathered()
+        state = [getattr(self, name, None) for name in STATE_NAMES]
+        state += [tensor.grad for tensor in state if isinstance(tensor, Tensor)]
+        kept = {id(tensor) for tensor in state if tensor is not None}
+
+        def within_dtype(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if id(tensor) not in kept or found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(within_dtype, recurse)
