@@ -217,7 +217,7 @@ INSTANTIATE_TEST_SUITE_P(
             "[2, 2]"},
         Fault{"version: 1\n" + kRule + "export: [bin]\n",
               "r.yaml:5:10: export must list only compressed-tensors, gptq, gptq_v2, awq, gguf, "
-              "modelopt, onnx or safetensors, but has bin"},
+              "modelopt, onnx, safetensors, mxfp4 or dense, but has bin"},
         Fault{"version: 1\n" + kRule + "evaluate: {compare: [int1]}\n",
               "r.yaml:5:22: evaluate.compare must be int2, int3, int4, int5, int6, int7 or int8, "
               "but is int1"},
