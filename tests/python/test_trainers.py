@@ -210,8 +210,8 @@ def test_adapters_beside_rounded_weights_are_attached_by_the_callback_and_refuse
     assert torchqat.verify(torchqat.export(merged, tmp_path / "out", "safetensors"), merged, engine="reader").ok
 
 
-@shows("casts of weights before they are rounded are said", "Accelerate")
-def test_mixed_precision_of_fsdp2_is_said(tmp_path):
+@shows("casts of weights before they are rounded are refused", "Accelerate")
+def test_mixed_precision_of_fsdp2_is_refused(tmp_path):
     """As Accelerate asks for it with fsdp_version 2 and mixed_precision bf16."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -219,12 +219,15 @@ def test_mixed_precision_of_fsdp2_is_said(tmp_path):
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        mesh, heard = init_device_mesh("cpu", (1,)), []
-        for policy in (MixedPrecisionPolicy(), MixedPrecisionPolicy(param_dtype=torch.bfloat16)):
-            of = recipe("mse", rules=PLAIN)
+        mesh, of = init_device_mesh("cpu", (1,)), recipe("mse", rules=PLAIN)
+
+        def scheduled(policy):
             model = torchqat.prepare(nn.Sequential(nn.Linear(32, 8)), of)
             fully_shard(model, mesh=mesh, mp_policy=policy)
-            torchqat.Schedule(model, of, STEPS, say=heard.append)
+            return torchqat.Schedule(model, of, STEPS)
+
+        scheduled(MixedPrecisionPolicy())
+        with pytest.raises(torchqat.UserError, match=matches("training.gathered-in-another-dtype", found="bfloat16")):
+            scheduled(MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     finally:
         dist.destroy_process_group()
-    assert len(heard) == 1 and said(heard[0], "training.cast-before-rounding", layer="0", dtype="torch.bfloat16")
