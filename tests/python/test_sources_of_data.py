@@ -130,8 +130,9 @@ def test_encoders_and_classifiers_take_one_path_of_texts(tmp_path):
 
     with pytest.raises(UserError, match=matches("data.one-path", kind="classifier")):
         load("{train: {path: a}}")
-    with pytest.raises(UserError, match=matches("data.packing-of-kind", kind="classifier")):
-        load("{train: a, packing: true}")
+    for key, asked in (("packing", "true"), ("loss_on", "all")):
+        with pytest.raises(UserError, match=matches("data.of-conversations", key=key, kind="classifier")):
+            load(f"{{train: a, {key}: {asked}}}")
 
 
 def test_long_texts_are_cut_where_a_line_ends(tmp_path):
