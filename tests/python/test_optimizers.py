@@ -41,8 +41,8 @@ def test_a_scale_moves_by_a_share_of_its_size(model, recipe, scheduled):
     """The first step of Adam is the rate itself: a hundredth of the mean magnitude, whatever that is, at every width."""
     optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
     rates = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5) if scheduled else None
-    schedule = torchqat.Schedule(model, recipe, 4, optimizer)
-    torchqat.Schedule(model, recipe, 4, optimizer)  # a second one multiplies no second time
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    schedule = torchqat.Schedule(model, recipe, 4, optimizer)  # a second one multiplies no second time
     for step in range(4):
         scales = [layer.weight_scale for layer in (model[0], model[2])]
         before = [scale.detach().clone() for scale in scales]
