@@ -117,7 +117,7 @@ def evaluate(
     notes: list[str] = []
     loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
-    measured = load_measured(tokenizer, Source(data), length, samples, loss_on)
+    measured = load_measured(tokenizer, Source(data), length, samples, loss_on, say)
     notes += measured.notes
     other = load_any(reference, notes.append) if reference else None
     for note in notes:

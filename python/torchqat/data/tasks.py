@@ -76,7 +76,7 @@ class Task:
 def load_task(source: str) -> Task:
     """A task from a jsonl file, from ``module:function``, or one of lm-eval, ``lm-eval:NAME`` or ``lm-eval:FILE.yaml``.
 
-    Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
+    Lines of the file are of one of four forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
     ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
     from 0, likelihoods taken per byte (the ``acc_norm`` of lm-evaluation-harness). ``text`` and ``label``: 1 where the
     largest of a classifier's outputs is ``label``. ``query``, ``passages`` and ``answer``: 1 where the passage that
