@@ -190,6 +190,8 @@ def test_data_of_another_form_are_refused(tmp_path, tokenizer):
             sounds(**made)
     with pytest.raises(torchqat.UserError, match=matches("data.sound-too-long", most=16000, count=16001)):
         sounds(samples=16001)
+    with pytest.raises(torchqat.UserError, match=matches("data.sound-empty", path=tmp_path / "a.wav")):
+        sounds(samples=0)
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     with pytest.raises(torchqat.UserError, match=matches("data.no-sound", path=tmp_path / "a.wav")):
         extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
