@@ -7,7 +7,6 @@ import numpy as np
 
 from torchqat.errors import UserError
 
-
 # By bytes a sample, as they lie in the file.
 _WIDTHS = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
