@@ -34,7 +34,7 @@ def size_of(batch: Batch) -> int:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """On a GPU, without waiting for what it does: from memory that stays where it is until it was copied."""
-    to_gpu = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    to_gpu = torch.device(device).type == "cuda" and torch.accelerator.is_available()
 
     def sent(tensor: Tensor) -> Tensor:
         pinned = tensor.pin_memory() if to_gpu and tensor.device.type == "cpu" else tensor
