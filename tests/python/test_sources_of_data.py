@@ -135,6 +135,13 @@ def test_encoders_and_classifiers_take_one_path_of_texts(tmp_path):
             load(f"{{train: a, {key}: {asked}}}")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL"])
+def test_jsonl_is_known_whatever_case_and_mark_it_begins_with(name, tmp_path):
+    (tmp_path / name).write_text('{"text": "x"}\n', encoding="utf-8-sig")
+    for path in (tmp_path, tmp_path / name):
+        assert [list(found) for found in documents(Source(str(path)))] == [["x"]]
+
+
 def test_long_texts_are_cut_where_a_line_ends(tmp_path):
     text = "".join(f"def function_{i}():\n    return {i}\n\n" for i in range(20_000))
     (tmp_path / "long.py").write_text(text)

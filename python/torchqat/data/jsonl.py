@@ -24,7 +24,7 @@ def read_objects(
         UserError: It cannot be read, a line is of another form (it is named), or there is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key} must be {form}, but {path} is not: {error}.") from error
     # Not by splitlines, whose other ends of lines JSON allows within a string.
