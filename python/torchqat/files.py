@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, pending)
         except RuntimeError as error:  # what torch raises for a disk that is full
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(first_line(error)) from error
 
 
 def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:

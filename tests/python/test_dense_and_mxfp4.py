@@ -102,6 +102,9 @@ def test_what_has_no_place_in_mxfp4_is_refused_before_training(gpt_oss):
     assert said(found, "export.mxfp4-of-another-dtype"), found
     found = refusal(gpt_oss, "model.layers.1.mlp.experts.*", MXFP4)
     assert said(found, "export.mxfp4-in-part", name="model.layers.0.mlp.experts.gate_up_proj"), found
+    in_part = torchqat.prepare(copy.deepcopy(gpt_oss), recipe("model.layers.1.mlp.experts.*", MXFP4))
+    with pytest.raises(torchqat.UserError, match=matches("export.mxfp4-in-part")):
+        torchqat.live_weights(in_part, "mxfp4")
     found = refusal(gpt_oss, "type:Experts", MXFP4, "kv_cache: {dtype: int8}\n")
     assert said(found, "export.no-cache", format="mxfp4"), found
     found = refusal(build(Entry("llama4_text")), "type:Experts", MXFP4)

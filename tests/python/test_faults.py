@@ -248,6 +248,17 @@ def test_not_every_batch_may_be_skipped(tiny_llama):
         loop.run()
 
 
+def test_a_training_that_goes_on_knows_how_many_were_skipped(tiny_llama, tmp_path):
+    chosen = settings(steps=30)
+    chosen.non_finite, chosen.checkpoint_every = "skip", 6
+    refusal = matches("training.loss-not-finite", loss="nan", step=10)
+    for _ in range(2):
+        loop = loop_for(tiny_llama, chosen, checkpoint=tmp_path / "train.pt")
+        loop.loss = lambda batch: tiny_llama.model.norm.weight.sum() * float("nan")
+        with pytest.raises(torchqat.UserError, match=refusal):
+            loop.run()
+
+
 def test_a_scale_that_is_no_number_is_named(tiny_llama):
     recipe = torchqat.parse_recipe(RECIPE, "recipe")
     model = torchqat.prepare(tiny_llama, recipe)

@@ -190,6 +190,8 @@ def test_data_of_another_form_are_refused(tmp_path, tokenizer):
             sounds(**made)
     with pytest.raises(torchqat.UserError, match=matches("data.sound-too-long", most=16000, count=16001)):
         sounds(samples=16001)
+    with pytest.raises(torchqat.UserError, match=matches("data.sound-empty", path=tmp_path / "a.wav")):
+        sounds(samples=0)
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     with pytest.raises(torchqat.UserError, match=matches("data.no-sound", path=tmp_path / "a.wav")):
         extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
@@ -281,7 +283,7 @@ def test_what_has_no_meaning_for_them_is_refused(rest, capsys, tmp_path, tokeniz
     if rest == "data: {sources}":
         recipe = torchqat.parse_recipe(text.replace("data: {", f"data: {{train: [{{path: {texts}}}], "), "recipe")
         recipe.model.path = str(folder)
-        with pytest.raises(torchqat.UserError, match=matches("data.several-of-seq2seq")):
+        with pytest.raises(torchqat.UserError, match=matches("data.one-path", kind="seq2seq")):
             find_kind("seq2seq").load_data(recipe, tokenizer)
         return
     if rest.startswith("data"):
@@ -293,8 +295,8 @@ def test_what_has_no_meaning_for_them_is_refused(rest, capsys, tmp_path, tokeniz
     code, _, err = follow(capsys, tmp_path, text, folder, data)
     assert code == 2 and not (tmp_path / "run").exists()
     assert {
-        "data: {packing: true}": lambda: said(err, "data.packing-of-seq2seq", given="true"),
-        "data: {loss_on: all}": lambda: said(err, "data.loss-on-of-seq2seq", given="all"),
+        "data: {packing: true}": lambda: said(err, "data.of-conversations", key="packing", kind="seq2seq"),
+        "data: {loss_on: all}": lambda: said(err, "data.of-conversations", key="loss_on", kind="seq2seq"),
         "export: [onnx]": lambda: said(err, "export.onnx-of-encoder-decoder"),
         "folder": lambda: said(err, "data.no-jsonl", source=tmp_path),
     }[rest](), err

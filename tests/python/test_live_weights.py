@@ -49,6 +49,12 @@ def test_they_are_what_an_export_holds_bit_for_bit(format, tiny_llama, tmp_path)
     assert "model.embed_tokens.weight" in live and "lm_head.weight" not in live
 
 
+def test_what_is_put_around_a_model_changes_no_name(tiny_llama, tmp_path):
+    model = off_the_grid(torchqat.prepare(tiny_llama, recipe_for(LEARNED)))
+    for around in (torch.compile(model), torch.optim.swa_utils.AveragedModel(model)):
+        assert_as_exported(around, tmp_path / "out")
+
+
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 def test_dtype_is_that_of_the_export(dtype, tiny_llama, tmp_path):
     recipe = recipe_for(f"{{dtype: int4, group_size: 32, scale_dtype: {str(dtype)[6:]}}}")

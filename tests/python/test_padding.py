@@ -120,6 +120,12 @@ def test_every_argument_of_a_row_goes_with_it():
     assert [tuple(part["decoder_input_ids"].shape) for part in parts] == [(1, 5), (1, 5), (1, 3)]
 
 
+def test_a_row_without_text_is_left_out():
+    batch = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.tensor([[0, 0, 0], [0, 1, 1]])}
+    (part,) = unpadded([batch])
+    assert part["input_ids"].tolist() == [[4, 5]] and part["attention_mask"].tolist() == [[1, 1]]
+
+
 def test_a_mask_with_holes_is_a_sentence():
     with pytest.raises(UserError, match=matches("ptq.padding-inside", mask="attention_mask")):
         list(unpadded([{"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[1, 0, 1]])}]))

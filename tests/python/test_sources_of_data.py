@@ -130,8 +130,16 @@ def test_encoders_and_classifiers_take_one_path_of_texts(tmp_path):
 
     with pytest.raises(UserError, match=matches("data.one-path", kind="classifier")):
         load("{train: {path: a}}")
-    with pytest.raises(UserError, match=matches("data.packing-of-kind", kind="classifier")):
-        load("{train: a, packing: true}")
+    for key, asked in (("packing", "true"), ("loss_on", "all")):
+        with pytest.raises(UserError, match=matches("data.of-conversations", key=key, kind="classifier")):
+            load(f"{{train: a, {key}: {asked}}}")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSONL"])
+def test_jsonl_is_known_whatever_case_and_mark_it_begins_with(name, tmp_path):
+    (tmp_path / name).write_text('{"text": "x"}\n', encoding="utf-8-sig")
+    for path in (tmp_path, tmp_path / name):
+        assert [list(found) for found in documents(Source(str(path)))] == [["x"]]
 
 
 def test_long_texts_are_cut_where_a_line_ends(tmp_path):

@@ -130,6 +130,13 @@ def test_a_task_that_is_none_is_refused(source, message, tmp_path, monkeypatch):
         load_task(source)
 
 
+def test_a_line_ends_where_json_says(tmp_path):
+    lines = [{"prompt": "a\u2028b\x85", "expected": "c"}, {"prompt": "d", "expected": "e"}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
+    (tmp_path / "task.jsonl").write_bytes(text.encode())
+    assert list(load_task(str(tmp_path / "task.jsonl")).examples) == lines
+
+
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "task.jsonl").write_text("\n")
     with pytest.raises(torchqat.UserError, match=matches("tasks.no-example", file=tmp_path / "task.jsonl")):

@@ -11,7 +11,7 @@ from torchqat._library import TrainSection
 from torchqat.data.batches import Batches
 from torchqat.files import load_state
 from torchqat.training.loop import TrainingLoop
-from torchqat.training.optimizers import fine_tuning_optimizer, rate_factor, scratch_optimizers
+from torchqat.training.optimizers import fine_tuning_optimizers, rate_factor, scratch_optimizers
 
 
 def settings(**values):
@@ -40,7 +40,7 @@ def test_the_rate_warms_up_and_decays():
 
 def test_scales_have_a_group_each_without_decay():
     net = torchqat.prepare(Net(), recipe_for("{dtype: int4, group_size: 32, scale: learned, symmetric: false}"))
-    optimizer = fine_tuning_optimizer(net, settings(weight_decay=0.1))
+    (optimizer,) = fine_tuning_optimizers(net, settings(weight_decay=0.1))
     of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert of[id(net.first.weight)]["weight_decay"] == 0.1
     assert of[id(net.first.bias)]["weight_decay"] == 0.0

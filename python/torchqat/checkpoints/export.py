@@ -64,9 +64,7 @@ def export(
     shard_bytes(max_shard_size)
     model = unwrapped(model)
     plan = checkpoint_plan(model)
-    chosen = checked_format(format, plan)
-    if format == "mxfp4":
-        check_whole(model, plan)
+    chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
     output = Path(output)
     layers = convert_layers(model, dtype)
@@ -112,6 +110,18 @@ def checked_format(name: str, plan: CheckpointPlan) -> Format:
     return format
 
 
+def format_for(model: nn.Module, plan: CheckpointPlan, name: str) -> Format:
+    """The format called ``name``, after a look at whether it can hold ``model``, quantized as ``plan`` says.
+
+    Raises:
+        UserError: As ``checked_format``, or the format is of other models, or has no place for the rest of this one.
+    """
+    format = checked_format(name, plan)
+    if name == "mxfp4":
+        check_whole(model, plan)
+    return format
+
+
 def check_exports(
     model: nn.Module, plan: Plan, names: list[str], writes_text: bool, dtype: torch.dtype | None = None
 ) -> None:
@@ -131,9 +141,7 @@ def check_exports(
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
     on_disk = DiskNames(model)
     for name in names:
-        format = checked_format(name, checked)
-        if name == "mxfp4":
-            check_whole(model, checked)
+        format = format_for(model, checked, name)
         if name in FOLDERS:
             documents_on_disk(model, checked, format, on_disk)
         check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)

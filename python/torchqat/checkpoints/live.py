@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import stored_dtype
-from torchqat.checkpoints.export import FOLDERS, FORMATS, checked_format
+from torchqat.checkpoints.export import FOLDERS, FORMATS, format_for
 from torchqat.checkpoints.formats.folder import folder_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import require_prepared
+from torchqat.layers.wrapped import unwrapped
 from torchqat.model.disk_names import DiskNames
 
 
@@ -46,9 +47,10 @@ def live_weights(
             f"format must be one whose tensors engines load one by one, {', '.join(FOLDERS)}, but is {format}, which is one "
             "file: an engine takes it by starting anew on an export."
         )
+    model = unwrapped(model)
     require_prepared(model)
     plan = checkpoint_plan(model)
-    chosen = checked_format(format, plan)
+    chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
     names = DiskNames(model)
     documents_on_disk(model, plan, chosen, names)  # which refuses what cannot be described

@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(error: Exception) -> None:
     from torchqat import FileError, RecipeError, UserError
+    from torchqat.errors import first_line
 
     if isinstance(error, RecipeError):
         _fail(str(error), 2)
     if isinstance(error, (UserError, FileError)):
         _fail(f"torchqat: {error}", 2)
-    what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    _fail(f"torchqat: failed with {type(error).__name__}: {what} (--debug shows where)", 1)
+    _fail(f"torchqat: failed with {type(error).__name__}: {first_line(error)} (--debug shows where)", 1)
 
 
 def _fail(text: str, code: int) -> None:

@@ -21,7 +21,7 @@ def export(
     format: str = typer.Option(
         "compressed-tensors",
         "--format",
-        help="compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt or safetensors (docs/formats.md).",
+        help="compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx, safetensors, mxfp4 or dense (docs/formats.md).",
     ),
     output: str = typer.Option("", "--output", help="Where to write; RUN/exports/<format> when not given."),
     max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
@@ -117,7 +117,7 @@ def evaluate(
     notes: list[str] = []
     loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
-    measured = load_measured(tokenizer, Source(data), length, samples, loss_on)
+    measured = load_measured(tokenizer, Source(data), length, samples, loss_on, say)
     notes += measured.notes
     other = load_any(reference, notes.append) if reference else None
     for note in notes:

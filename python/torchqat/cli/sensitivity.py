@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, DEVICE
+from torchqat.cli.options import DATA, DEVICE, MODEL
 from torchqat.cli.output import is_json, result, say
 
 
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def sensitivity(
     recipe: str = typer.Argument(..., metavar="RECIPE", help="A YAML recipe: which layers, grid and granularity."),
-    model: str = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's."),
+    model: str = MODEL,
     data: str = DATA,
     bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
     budget: float = typer.Option(

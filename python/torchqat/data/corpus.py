@@ -43,7 +43,8 @@ def load_corpus(sources: str | Sequence[Source], evaluation: str = "") -> Corpus
 def _texts(source: Source, parts: Parts, part: int) -> list[str]:
     if parts.conversations:
         raise UserError(
-            f"data must be texts here, but {source.path} has conversations, which causal_lm alone learns from."
+            f"data must be texts here, but {source.path} has conversations, from which neither a scratch model nor a "
+            "sentence encoder learns."
         )
     return ["".join(document) for document in parts.select(documents(source), part)]
 

@@ -89,7 +89,7 @@ def pieces_of_file(file: Path) -> Iterator[str]:
     """
     rest = ""
     try:
-        with open(file, encoding="utf-8", errors="replace") as content:
+        with open(file, encoding="utf-8-sig", errors="replace") as content:
             while read := content.read(_READ):
                 *pieces, rest = cut(rest + read)
                 yield from pieces

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchqat.data.batch import Batch, digest
 from torchqat.errors import UserError
 
-# The label of tokens that nothing is to be said of.
+# The label of tokens that nothing is to be said of, as torch and transformers have it.
 NO_LABEL = -100
 
 

@@ -8,22 +8,34 @@ from typing import Any
 from torchqat.errors import UserError
 
 
-def objects_of(text: str, path: Path, is_good: Callable[[Any], bool], rule: str) -> list[dict[str, Any]]:
-    """The objects of ``text``, one a line; empty lines are passed over.
+def read_objects(
+    path: Path, is_good: Callable[[Any], bool], rule: str, key: str = "data", form: str = "a readable jsonl file"
+) -> list[dict[str, Any]]:
+    """The objects of the file ``path``, one a line; empty lines are passed over.
 
     Args:
-        text: Of the file ``path``, which messages name.
+        path: Of the file.
         is_good: Whether a value is of the form that is wanted; ``None`` stands for a line that is no JSON.
         rule: What a line must be, in words that follow the place.
+        key: What of a recipe names the file.
+        form: What it must be.
 
     Raises:
-        UserError: A line is of another form.
+        UserError: It cannot be read, a line is of another form (it is named), or there is none.
     """
-    return list(objects_in(text.splitlines(), path, is_good, rule))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key} must be {form}, but {path} is not: {error}.") from error
+    # Not by splitlines, whose other ends of lines JSON allows within a string.
+    found = list(objects_in(text.split("\n"), path, is_good, rule))
+    if not found:
+        raise UserError(f"{key} must have an example, but {path} has none.")
+    return found
 
 
 def objects_in(lines: Iterable[str], path: Path, is_good: Callable[[Any], bool], rule: str) -> Iterator[dict[str, Any]]:
-    """The same of ``lines``, of which one is held at a time."""
+    """Those of ``lines``, of which one is held at a time, as ``read_objects`` has them."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -1,5 +1,6 @@
 """What classifiers learn from: lines of jsonl with texts, pairs of texts or words, and their labels."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchqat.data.examples import NO_LABEL, Examples, tokenized
-from torchqat.data.jsonl import objects_of
+from torchqat.data.jsonl import read_objects
 from torchqat.errors import UserError
 
 _TEXTS = 'a line must be {"text": ..., "label": index}'
@@ -84,17 +85,8 @@ def _of_first_tokens(words: list[int | None], labels: list[int]) -> Tensor:
     return torch.tensor([NO_LABEL if word is None or word == last else labels[word] for word, last in pairs])
 
 
-def _objects(path: Path, is_good, rule: str) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data must be a readable jsonl file or module:function, but {path} is not: {error}."
-        ) from error
-    found = objects_of(text, path, is_good, rule)
-    if not found:
-        raise UserError(f"data must have an example, but {path} has none.")
-    return found
+def _objects(path: Path, is_good: Callable[[Any], bool], rule: str) -> list[dict[str, Any]]:
+    return read_objects(path, is_good, rule, form="a readable jsonl file or module:function")
 
 
 def _check_below(path: Path, label: int, classes: int) -> None:

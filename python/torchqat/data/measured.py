@@ -13,9 +13,7 @@ from torchqat.data.language import counted_words, notes_of
 from torchqat.data.sources import Source
 from torchqat.data.tokenized import tokenized_source
 from torchqat.data.tokenizers import beginning
-from torchqat.data.windows import all_windows
-
-_TOKENS_AT_ONCE = 2048
+from torchqat.data.windows import TOKENS_AT_ONCE, all_windows
 
 
 @dataclass(frozen=True)
@@ -59,5 +57,5 @@ def load_measured(
         return MeasuredOn(all_windows(found.train, samples, sequence_length, beginning(tokenizer)), "", [])
     rows = Conversations(found.train, sequence_length).check(source.path)
     places = spread(torch.arange(len(rows)), samples or len(rows))
-    batches = rows.unpadded(places, max(1, _TOKENS_AT_ONCE // sequence_length))
+    batches = rows.unpadded(places, max(1, TOKENS_AT_ONCE // sequence_length))
     return MeasuredOn(batches, counted_words(loss_on, [True]), notes_of(rows, source.path))

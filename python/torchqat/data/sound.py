@@ -7,6 +7,9 @@ import numpy as np
 
 from torchqat.errors import UserError
 
+# By bytes a sample, as they lie in the file.
+_WIDTHS = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
+
 
 def check_sound(path: Path, rate: int, most: int = 0) -> None:
     """Whether ``path`` is what ``read_sound`` reads, as its header says.
@@ -26,10 +29,12 @@ def check_sound(path: Path, rate: int, most: int = 0) -> None:
             f"sounds must have one channel of 16 or 32 bits and {rate} samples a second, as ffmpeg -i IN -ac 1 -ar {rate} "
             f"OUT.wav makes them, but {path} has {channels} of {8 * width} bits and {found}."
         )
-    if not count or (most and count > most):
+    if not count:
+        raise UserError(f"sounds must have a sample, but {path} has none.")
+    if most and count > most:
         raise UserError(
-            f"sounds must have 1 to {most or 'any number of'} samples, which is what the model hears at once, but {path} "
-            f"has {count}; cut it and its text apart."
+            f"sounds must have at most {most} samples, which is what the model hears at once, but {path} has {count}; cut "
+            "it and its text apart."
         )
 
 
@@ -38,10 +43,6 @@ def read_sound(path: Path) -> np.ndarray:
     with _opened(path) as file:
         width, data = file.getsampwidth(), file.readframes(file.getnframes())
     return (np.frombuffer(data, _WIDTHS[width]).astype(np.float64) / 2 ** (8 * width - 1)).astype(np.float32)
-
-
-# By bytes a sample, as they lie in the file.
-_WIDTHS = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
 
 def _opened(path: Path) -> wave.Wave_read:

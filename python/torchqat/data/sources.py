@@ -53,10 +53,10 @@ def documents(source: Source) -> Iterator[Document]:
             yield _of_row(row, source)
         return
     for file in files_of(source):
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             for row in parquet_rows(file):
                 yield _of_row(row, source)
-        elif file.suffix == ".jsonl":
+        elif file.suffix.lower() == ".jsonl":
             yield from _of_lines(file, source)
         else:
             yield pieces_of_file(file)
@@ -100,7 +100,7 @@ def no_text(source: Source) -> str:
 
 
 def _of_lines(file: Path, source: Source) -> Iterator[Document]:
-    with _opened(file, encoding="utf-8", errors="replace") as lines:
+    with _opened(file, encoding="utf-8-sig", errors="replace") as lines:
         rule = f"a line of jsonl must be an object with {form_rule(source.column)}"
         for value in objects_in(lines, file, lambda value: document_of(value, source.column) is not None, rule):
             yield document_of(value, source.column)
@@ -133,4 +133,4 @@ def _stdlib_files(root: Path) -> list[Path]:
 def _text_files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
-    return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix in _TEXT_SUFFIXES)
+    return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix.lower() in _TEXT_SUFFIXES)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat.data.functions import find_function, names_function
-from torchqat.data.jsonl import objects_of
+from torchqat.data.jsonl import read_objects
 from torchqat.data.lm_eval_task import PREFIX as LM_EVAL
 from torchqat.data.lm_eval_task import LmEvalTask
 from torchqat.data.written import decoder_inputs_of, target_tokens
@@ -76,7 +76,7 @@ class Task:
 def load_task(source: str) -> Task:
     """A task from a jsonl file, from ``module:function``, or one of lm-eval, ``lm-eval:NAME`` or ``lm-eval:FILE.yaml``.
 
-    Lines of the file are of one of three forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
+    Lines of the file are of one of four forms. ``prompt`` and ``expected``: 1 where the model, decoding greedily, writes
     ``expected``. ``prompt``, ``choices`` and ``answer``: 1 where the likeliest choice is the one that ``answer`` counts to
     from 0, likelihoods taken per byte (the ``acc_norm`` of lm-evaluation-harness). ``text`` and ``label``: 1 where the
     largest of a classifier's outputs is ``label``. ``query``, ``passages`` and ``answer``: 1 where the passage that
@@ -100,14 +100,8 @@ def load_task(source: str) -> Task:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluate.task must be a readable file, but {path} is not: {error}.") from error
-    examples = objects_of(text, path, lambda value: _form(value) is not None, f"a line of a task must be {_FORMS}")
-    if not examples:
-        raise UserError(f"evaluate.task must have an example, but {path} has none.")
-    return examples
+    rule = f"a line of a task must be {_FORMS}"
+    return read_objects(path, lambda value: _form(value) is not None, rule, "evaluate.task", "a readable file")
 
 
 def _form(example: Any) -> str | None:

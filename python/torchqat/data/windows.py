@@ -7,7 +7,7 @@ from torchqat.data.token_file import Tokens
 from torchqat.errors import UserError
 
 # Tokens of a batch of windows, at most, unless one has more.
-_TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 2048
 _WINDOWS_AT_ONCE = 8
 
 
@@ -83,7 +83,7 @@ def all_windows(tokens: Tokens, samples: int, sequence_length: int, first: int |
     Raises:
         UserError: There are fewer than 2 tokens.
     """
-    most = max(1, _TOKENS_AT_ONCE // sequence_length)
+    most = max(1, TOKENS_AT_ONCE // sequence_length)
     if samples:
         return windows(tokens, samples, sequence_length, min(most, _WINDOWS_AT_ONCE), first)
     length = sequence_length - (first is not None)

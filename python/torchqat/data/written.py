@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchqat.data.batch import Batch
 from torchqat.data.examples import NO_LABEL, Examples, padded, tokenized
-from torchqat.data.jsonl import objects_of
+from torchqat.data.jsonl import read_objects
 from torchqat.data.sound import check_sound, read_sound
 from torchqat.errors import UserError, first_line
 
@@ -92,8 +92,7 @@ def texts_with_targets(path: Path, tokenizer: Any, length: int, start: int | Non
     Raises:
         UserError: The file is missing, or a line is of another form (it is named).
     """
-    found = objects_of(_text_of(path), path, lambda value: _pair_of(value) is not None, _TEXTS)
-    _check_some(path, found)
+    found = read_objects(path, lambda value: _pair_of(value) is not None, _TEXTS)
     pairs = [[line[key] for key in _pair_of(line)] for line in found]
     inputs = tokenized(tokenizer, [read for read, _ in pairs], length)
     labels = target_tokens(tokenizer, [written for _, written in pairs], length, start)
@@ -117,8 +116,7 @@ def sounds_with_texts(
         UserError: A file is missing, a line is of another form (it is named), or a sound is of a form or length that the
             model does not take.
     """
-    found = objects_of(_text_of(path), path, lambda value: _has(value, ("audio", "text")), _SOUNDS)
-    _check_some(path, found)
+    found = read_objects(path, lambda value: _has(value, ("audio", "text")), _SOUNDS)
     files = [path.parent / line["audio"] for line in found]
     for file in files:
         check_sound(file, extractor.sampling_rate, getattr(extractor, "n_samples", 0))
@@ -166,18 +164,6 @@ def decoder_inputs_of(model: nn.Module) -> Shift:
             f"model must say what its decoder begins with, but {kind.__name__} does not: {first_line(error)}"
         ) from error
     return shift
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data must be a readable jsonl file, but {path} is not: {error}.") from error
-
-
-def _check_some(path: Path, found: list) -> None:
-    if not found:
-        raise UserError(f"data must have an example, but {path} has none.")
 
 
 def _pair_of(value: Any) -> tuple[str, str] | None:

@@ -71,9 +71,10 @@ def evaluate(
         batches: Of a causal language model int64 ``[rows, tokens]``, of which every token but the first is predicted, or a
             dict of ``input_ids``, ``attention_mask`` and ``labels``, -100 where a token is not to be predicted; of a
             classifier ``(inputs, labels)`` or a dict of ``input_ids``, ``attention_mask`` and ``labels``, those of words
-            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels.
+            ``[rows, tokens]`` with -100 where a token has none; of a sentence encoder such a dict without labels; of
+            an encoder with a decoder a dict of its inputs, ``decoder_input_ids`` and ``labels``, -100 after the end of each.
         reference: The float model. Both are run batch by batch; nothing is stored.
-        kind: ``causal_lm``, ``classifier`` or ``sentence_encoder``.
+        kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
         device: Where both are run, as recipes say it, and brought back from: whole, or by blocks where there is no room.
             When ``None``, each is run where it is, which may be two places.
 

@@ -199,8 +199,9 @@ def check_one_path(recipe: Recipe, kind: str) -> None:
     """
     if recipe.data.sources:
         raise UserError(f"data.train must be one path where model.kind is {kind}, but is a map or a list of such.")
-    if recipe.data.packing:
-        raise UserError(f"data.packing is of conversations, which a {kind} does not learn from.")
+    for key, is_asked in (("packing", recipe.data.packing), ("loss_on", recipe.data.loss_on != "answers")):
+        if is_asked:
+            raise UserError(f"data.{key} is of conversations, which a {kind} does not learn from.")
 
 
 def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:

@@ -3,10 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchqat.data.examples import NO_LABEL
 from torchqat.kinds.pieces import Piece, sum_over
-
-# The target of what is not predicted, as torch and transformers have it.
-NOT_PREDICTED = -100
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
@@ -46,7 +44,7 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
         tokens: int64 ``[batch, sequence]``; position ``t`` of the logits predicts token ``t + 1``.
     """
     predicted = tokens[:, 1:]
-    return _negative_log_likelihood(logits, F.pad(predicted, (0, 1), value=NOT_PREDICTED)) / predicted.numel()
+    return _negative_log_likelihood(logits, F.pad(predicted, (0, 1), value=NO_LABEL)) / predicted.numel()
 
 
 def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
         logits: ``[..., choices]``.
         targets: int64 ``[...]``, -100 where there is none; the mean of none is 0.
     """
-    return _negative_log_likelihood(logits, targets) / (targets != NOT_PREDICTED).sum().clamp(min=1)
+    return _negative_log_likelihood(logits, targets) / (targets != NO_LABEL).sum().clamp(min=1)
 
 
 def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 
     def of_piece(part: Tensor, piece: Piece) -> Tensor:
         flat = part.float().flatten(0, 1)
-        return F.cross_entropy(flat, targets[piece].flatten(), reduction="sum", ignore_index=NOT_PREDICTED)
+        return F.cross_entropy(flat, targets[piece].flatten(), reduction="sum", ignore_index=NO_LABEL)
 
     return sum_over(logits, of_piece)
 

@@ -17,7 +17,7 @@ from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_wi
 from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
-from torchqat.kinds.kind import Answers, Kind, distilled
+from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
 from torchqat.kinds.losses import cross_entropy_of
 from torchqat.model.completeness import Wanted
 from torchqat.model.loader import SEQ2SEQ, seq2seq_loader
@@ -44,8 +44,8 @@ class Seq2Seq(Kind):
         return load_tokenizer(path)
 
     def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
+        check_one_path(recipe, self.name)
         path = recipe.model.path
-        _check_settings(recipe)
         everything = _examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
         if recipe.data.evaluation_path:
             train, length = everything, recipe.data.evaluation.sequence_length
@@ -81,18 +81,6 @@ class Seq2Seq(Kind):
             return found
 
         return Task("token_accuracy", function=right)
-
-
-def _check_settings(recipe: Recipe) -> None:
-    """Raises UserError where ``data`` asks for what is meant for streams of text."""
-    data = recipe.data
-    for key, given, allowed in (("loss_on", data.loss_on, "answers"), ("packing", data.packing, False)):
-        if given != allowed:
-            raise UserError(
-                f"data.{key} must be {str(allowed).lower()} for a model of kind seq2seq, but is {str(given).lower()}."
-            )
-    if data.sources:
-        raise UserError("data.train must be one jsonl file for a model of kind seq2seq, but is a list of sources.")
 
 
 def _examples(source: str, path: str, length: int, tokenizer: Any) -> Examples:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchqat._library import WeightCache
+from torchqat.layers.sharded import is_part
 
 if TYPE_CHECKING:
     from torchqat.layers.quant_layer import QuantLayer
@@ -44,7 +45,7 @@ def settle(layers: Iterable[QuantLayer], free: Callable[[torch.device], int] = f
     needed: Counter[torch.device] = Counter()
     for layer in layers:
         # Only what a forward asked for, which those that are compiled or have an adapter do not, counts.
-        if layer._cache.dtype is not None and layer.weight.is_cuda and not hasattr(layer.weight, "full_tensor"):
+        if layer._cache.dtype is not None and layer.weight.is_cuda and not is_part(layer.weight):
             needed[layer.weight.device] += layer.weight.numel() * layer._cache.dtype.itemsize
     choice = _choose({device: (size, free(device)) for device, size in needed.items()})
     for layer in layers:

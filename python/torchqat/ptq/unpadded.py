@@ -16,7 +16,8 @@ def unpadded(batches: Iterable[Any]) -> Iterator[Any]:
 
     Args:
         batches: Where one is by name and has an ``attention_mask`` ``[rows, tokens]``, what that has 0 for is left out of
-            every tensor ``[rows, tokens, ...]``; a ``decoder_attention_mask`` does so for what is the decoder's.
+            every tensor ``[rows, tokens, ...]``; a ``decoder_attention_mask`` does so for what is the decoder's. So are rows
+            without text.
 
     Raises:
         UserError: A row has text on both sides of padding.
@@ -28,7 +29,9 @@ def unpadded(batches: Iterable[Any]) -> Iterator[Any]:
             continue
         rows: dict[tuple, list[int]] = {}
         for row in range(len(next(iter(masks.values())))):
-            rows.setdefault(tuple(_stretch(name, mask[row]) for name, mask in masks.items()), []).append(row)
+            stretches = tuple(_stretch(name, mask[row]) for name, mask in masks.items())
+            if all(begin < end for begin, end in stretches):
+                rows.setdefault(stretches, []).append(row)
         for stretches, places in rows.items():
             yield _part(batch, dict(zip(masks, stretches, strict=True)), torch.tensor(places), masks)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from torchqat.checkpoints.export import checked_format
+from torchqat.checkpoints.export import format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
 from torchqat.reports.report import Report, Variant
@@ -102,7 +102,7 @@ def _finish(run: Run, candidates: Candidates, chosen: Variant) -> None:
     held, notes = [], []
     for format in run.recipe.exports:
         try:
-            held.append(checked_format(format, checkpoint_plan(model)).name)
+            held.append(format_for(model, checkpoint_plan(model), format).name)
         except UserError as error:
             notes.append(str(error))
     formats = held or ["compressed-tensors"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from torchqat._library import Plan
 from torchqat.checkpoints.convert import QuantizedWeights, convert
-from torchqat.checkpoints.export import checked_format, export
+from torchqat.checkpoints.export import export, format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.data.batch import Batch
 from torchqat.errors import UserError
@@ -161,7 +161,7 @@ def export_others(run: Run, model: nn.Module, variant: str, suffix: str) -> None
 def fitting_format(run: Run, model: nn.Module) -> str:
     """The recipe's first format; for comparisons at other widths that it cannot hold, the one that holds most."""
     try:
-        return checked_format(run.recipe.exports[0], checkpoint_plan(model)).name
+        return format_for(model, checkpoint_plan(model), run.recipe.exports[0]).name
     except UserError:
         return "compressed-tensors"
 

@@ -193,6 +193,7 @@ class TrainingLoop:
         facts: dict[str, Any] = {
             "step": step,
             "identity": self.identity,
+            "skipped_in_a_row": self._skipped_in_a_row,
             "schedule": schedule.state_dict() if schedule else None,
             "settles": self.settles.state_dict() if self.settles else None,
             **self.moving.state_dict(),
@@ -215,4 +216,5 @@ class TrainingLoop:
         if self.settles is not None:
             self.settles.load_state_dict(state.facts["settles"])
         self.moving.load_state_dict(state.facts)
+        self._skipped_in_a_row = state.facts.get("skipped_in_a_row", 0)
         return state.facts["step"]

@@ -1,7 +1,6 @@
 """Groups of parameters, the optimizers that a recipe names, and the rates of their steps."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,7 @@ from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.stand_ins import QUANTIZABLE
 from torchqat.model.blocks import find_blocks
 from torchqat.training.masters import Masters
-from torchqat.training.other_optimizers import adamw_8bit, of_function
-
-Groups = list[dict[str, Any]]
-
-_BETAS = (0.9, 0.95)
+from torchqat.training.other_optimizers import BETAS, Groups, adamw_8bit, of_function
 
 
 def is_scale(name: str) -> bool:
@@ -47,7 +42,7 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = rate
 
 
-def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Groups:
     """The parameters of a prepared ``model`` for an optimizer: matrices, vectors without decay, and each learned scale.
 
     The rate of a scale is relative to its size, since an Adam step is absolute, and scales differ by orders of magnitude
@@ -96,11 +91,6 @@ def scales_note(model: nn.Module, optimizer: Optimizer) -> str:
         "weights, which suit no scale: they may come to lie at zero or below; make it of torchqat.parameter_groups(model, "
         "recipe)."
     )
-
-
-def fine_tuning_optimizer(model: nn.Module, settings: TrainSection) -> Optimizer:
-    """AdamW over ``parameter_groups``."""
-    return _adamw(parameter_groups(model, settings))
 
 
 def fine_tuning_optimizers(model: nn.Module, settings: TrainSection, masters: Masters | None = None) -> list[Optimizer]:
@@ -163,7 +153,7 @@ def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[Optimiz
         (inside if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name else rest).append(parameter)
     optimizers = [
         torch.optim.Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=_BETAS, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=BETAS, weight_decay=0.0),
     ]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
@@ -171,7 +161,7 @@ def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[Optimiz
 
 
 def _adamw(groups: Groups) -> Optimizer:
-    return torch.optim.AdamW(groups, betas=_BETAS, eps=1e-8)
+    return torch.optim.AdamW(groups, betas=BETAS, eps=1e-8)
 
 
 def _sgd(groups: Groups) -> Optimizer:

@@ -13,6 +13,9 @@ from torchqat.errors import UserError
 
 Groups = list[dict[str, Any]]
 
+# Of AdamW, in whatever precision its moments are.
+BETAS = (0.9, 0.95)
+
 
 def check_optimizer(settings: TrainSection) -> None:
     """Whether what ``train.optimizer`` names can be had here.
@@ -36,10 +39,10 @@ def adamw_8bit(groups: Groups) -> Optimizer:
     if find_spec("bitsandbytes") is not None:
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(groups, betas=(0.9, 0.95), eps=1e-8)
+        return AdamW8bit(groups, betas=BETAS, eps=1e-8)
     from torchao.optim import AdamW8bit
 
-    optimizer = AdamW8bit(groups, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = AdamW8bit(groups, betas=BETAS, eps=1e-8)
     optimizer.register_state_dict_post_hook(_taken_apart)
     optimizer.register_load_state_dict_pre_hook(_put_together)
     return optimizer

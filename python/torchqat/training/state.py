@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 from torchqat.files import load_state, read_json, save_state, sync, write_json
 from torchqat.layers.sharded import is_sharded
 from torchqat.training.processes import is_first, wait
@@ -198,7 +198,7 @@ def _save_parts(folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor])
                 if path != target:
                     shutil.rmtree(path, ignore_errors=True)
     except (OSError, dcp.api.CheckpointException) as error:
-        raise UserError(f"{target} could not be written: {_first_line(error)}.") from error
+        raise UserError(f"{target} could not be written: {_why(error)}.") from error
     wait()
 
 
@@ -226,7 +226,7 @@ def _read_parts(
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
         except (Exception, dcp.api.CheckpointException) as error:
             raise UserError(
-                f"{state.path} must be a checkpoint of torchqat, but does not load: {_first_line(error)}."
+                f"{state.path} must be a checkpoint of torchqat, but does not load: {_why(error)}."
             ) from error
     found = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     tied = {name: found[original] for name, original in _aliases(model).items() if original in found}
@@ -240,7 +240,6 @@ def _read_parts(
         restore_own(generators, state.facts["step"])
 
 
-def _first_line(error: BaseException) -> str:
+def _why(error: BaseException) -> str:
     failures = getattr(error, "failures", {})  # of DCP: by process, with a stack
-    error = next((failed[0] for failed in failures.values()), error)
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(next((failed[0] for failed in failures.values()), error))
