@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from torchqat.data.conversations import Row, collated
+from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
 from torchqat.kinds.kind import Kind
-from torchqat.device import device_of
 
 _LENGTHS = (7, 5)
 # Of the largest logit: other sums round otherwise, a sequence that sees another is far off.
