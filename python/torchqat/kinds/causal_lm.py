@@ -14,7 +14,7 @@ from torchqat.kinds.counted import counted_loss
 from torchqat.kinds.images import image_example
 from torchqat.kinds.kind import Answers, Kind, distilled
 from torchqat.kinds.losses import cross_entropy
-from torchqat.kinds.packed_rows import check_cache_packs, check_packs
+from torchqat.kinds.packed_rows import check_packs
 from torchqat.layers.padding import text_of
 from torchqat.model.completeness import CAUSAL_LM
 from torchqat.model.loading import check_loads, load_model, load_tokenizer, no_note
@@ -85,7 +85,6 @@ class CausalLM(Kind):
     def check(self, recipe: Recipe, model: nn.Module) -> None:
         if recipe.data.packing and recipe.train.steps:
             check_packs(model, self)
-            check_cache_packs(recipe.kv_cache)
 
     def with_image(self, path: str, model: nn.Module, note: Callable[[str], None] = no_note) -> Batch | None:
         return image_example(path, model, note)

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from torchqat._library import KvCacheSpec
 from torchqat.data.conversations import Row, collated
 from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
@@ -38,17 +37,6 @@ def check_packs(model: nn.Module, kind: Kind) -> None:
     error = (together[: len(wanted)].float() - wanted.float()).abs().max()
     if not error <= _TOLERANCE.get(wanted.dtype, _HALF_TOLERANCE) * wanted.float().abs().max():
         raise UserError(f"{_cannot(model)}: its sequences see each other.")
-
-
-def check_cache_packs(cache: KvCacheSpec | None) -> None:
-    """Raises UserError where what a quantized ``cache`` does to a token depends on its place in the row."""
-    if cache is None or (cache.key.granularity != "channel" and not cache.first):
-        return
-    why = "the first tokens stay as they are" if cache.first else f"{cache.key.group_size} keys share a scale"
-    raise UserError(
-        f"data.packing must be false beside a kv_cache in which {why}, counted from the beginning of a row: an engine "
-        "counts from that of a conversation."
-    )
 
 
 def _cannot(model: nn.Module) -> str:
