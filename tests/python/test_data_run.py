@@ -160,6 +160,25 @@ def test_packing_is_refused_before_training(chat_folder, data_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "cache, why",
+    [
+        ("keys: channel, values: token, group_size: 8", "8 keys share a scale"),
+        ("keys: token, values: token, first: 4", "the first tokens stay as they are"),
+    ],
+)
+def test_packing_is_refused_where_a_cache_counts_tokens(chat_folder, chats, tmp_path, cache, why):
+    text = RECIPE + f"kv_cache: {{dtype: int4, {cache}}}\n"
+    run = run_of(recipe(f"train: {chats}, packing: true", text, None, 96), chat_folder, output=tmp_path / "run")
+    with pytest.raises(UserError, match=matches("data.packing-beside-cache", why=why)), run.opened():
+        pass
+    text = RECIPE + "kv_cache: {dtype: int4, keys: token, values: token, recent: 4}\n"
+    with run_of(
+        recipe(f"train: {chats}, packing: true", text, None, 96), chat_folder, output=tmp_path / "run"
+    ).opened():
+        pass
+
+
 def test_too_few_conversations_to_measure_on(chat_folder, tmp_path):
     path = write_lines(tmp_path / "few.jsonl", CHATS[:12])
     with pytest.raises(UserError, match=matches("data.too-few-conversations", source=path, count=1, length=96)):

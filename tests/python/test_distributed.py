@@ -54,6 +54,16 @@ def test_ranges_of_inputs_are_those_of_all_processes(observer, train):
         torch.testing.assert_close(one[name], two[name], rtol=0.05, atol=0.02, msg=name)
 
 
+@pytest.mark.parametrize("given", ["{dtype: int8}", "{dtype: mxfp4}"])
+def test_inputs_without_a_range_have_none_to_share(given, train):
+    given = f"input: {given}"
+    alone = train.alone(INPUT=given, ACCUMULATION=2, VALIDATE=0)
+    together, _ = train("together", 2, INPUT=given, ACCUMULATION=2, VALIDATE=0)
+    assert torch.equal(losses(alone), losses(together))
+    for name, tensor in state(alone).items():
+        assert torch.equal(tensor, state(together)[name]), name
+
+
 def test_a_run_goes_on_with_another_number_of_processes(train, tmp_path):
     whole = train.alone(ACCUMULATION=2)
     process = train.start("parts", 2, ACCUMULATION=2)

@@ -181,3 +181,9 @@ def test_the_commands(folder, arguments, tmp_path, capsys):
     assert code == 0 and re.search(r"INT8\s+8\.25", out)
     code, _, err = call(capsys, "report", tmp_path)
     assert code == 2 and said(err, "runs.no-run", file="report.json", folder=tmp_path)
+
+
+def test_a_run_that_was_only_trained_is_reported(tmp_path, capsys):
+    write_json(tmp_path / "report.json", Report().to_json())
+    code, out, err = call(capsys, "report", tmp_path)
+    assert code == 0 and "full precision" not in out, err

@@ -1,7 +1,9 @@
 """``live_weights``: what an export would hold now, tensor by tensor, for an engine that runs."""
 
+import copy
 import weakref
 
+import peft
 import pytest
 import torch
 import torchqat
@@ -12,6 +14,7 @@ from test_experts import recipe_of
 from test_experts_on_disk import INT4, model_of
 from test_formats import FOLDERS, GROUPS
 from test_linear import Net, recipe_for
+from torch.optim.swa_utils import AveragedModel
 from torchqat import QuantLinear
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.model.passed_over import remember_passed_over
@@ -49,10 +52,37 @@ def test_they_are_what_an_export_holds_bit_for_bit(format, tiny_llama, tmp_path)
     assert "model.embed_tokens.weight" in live and "lm_head.weight" not in live
 
 
-def test_what_is_put_around_a_model_changes_no_name(tiny_llama, tmp_path):
-    model = off_the_grid(torchqat.prepare(tiny_llama, recipe_for(LEARNED)))
-    for around in (torch.compile(model), torch.optim.swa_utils.AveragedModel(model)):
-        assert_as_exported(around, tmp_path / "out")
+def test_wrappers_change_no_name(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for(LEARNED))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        spread = torch.nn.parallel.DistributedDataParallel(model)
+        for place, wrapped in enumerate((spread, torch.compile(model), torch.compile(spread), AveragedModel(model))):
+            assert "model.norm.weight" in assert_as_exported(wrapped, tmp_path / str(place))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_names_that_no_loader_knows_are_refused(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for(LEARNED))
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    unmerged = matches("export.adapter-not-merged", layer=layer)
+    cases = [(adapted, unmerged), (torchqat.attach_adapters(copy.deepcopy(adapted)), unmerged)]
+    prompted = peft.get_peft_model(
+        copy.deepcopy(model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    cases.append((prompted, matches("export.model-of-peft", type="PeftModelForCausalLM")))
+    model.model.layers[0] = torch.compile(model.model.layers[0])
+    name = {"layer": "model.layers.0", "type": "OptimizedModule", "inside": "_orig_mod"}
+    cases.append((model, matches("export.layer-wrapped", **name)))
+    for refused, sentence in cases:
+        with pytest.raises(torchqat.UserError, match=sentence):
+            torchqat.export(refused, tmp_path / "out")
+        with pytest.raises(torchqat.UserError, match=sentence):
+            torchqat.live_weights(refused)
+    model.model.layers[0] = model.model.layers[0]._orig_mod
+    assert_as_exported(model, tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)

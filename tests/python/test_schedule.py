@@ -41,6 +41,18 @@ def test_inputs_have_a_ladder_of_their_own():
     assert net.first.input_bits == 8
 
 
+@pytest.mark.parametrize("weight", [LEARNED, "{dtype: nvfp4, scale: learned}"])
+@pytest.mark.parametrize("input", ["{dtype: int8}", "{dtype: int8, granularity: tensor}"])
+def test_a_float_stage_trains_no_scale(weight, input):
+    ladder = "schedule: [{until: 50%, weight: float}, {until: 100%, weight: int4}]\ntrain: {steps: 10}\n"
+    recipe = recipe_for(weight, input, ladder)
+    net = torchqat.prepare(Net(), recipe)
+    torchqat.calibrate(net, [torch.randn(8, 64)])
+    torchqat.Schedule(net, recipe, 10)
+    net(torch.randn(8, 64)).square().mean().backward()
+    assert net.first.weight_scale.grad is None and net.first.weight.grad.abs().sum() > 0
+
+
 def test_scales_are_rederived_from_the_master_weight():
     net, schedule = start()
     with torch.no_grad():

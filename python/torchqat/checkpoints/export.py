@@ -19,7 +19,7 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layer
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
-from torchqat.layers.wrapped import unwrapped
+from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
 
 FORMATS = tuple(format.name for format in formats())
@@ -59,10 +59,11 @@ def export(
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
-            differ in scheme, a weight is not finite, or the folder cannot be written.
+            differ in scheme, a weight is not finite, the model is inside of peft, a layer is in a wrapper, or the folder
+            cannot be written.
     """
     shard_bytes(max_shard_size)
-    model = unwrapped(model)
+    model = named_as_on_disk(model)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)

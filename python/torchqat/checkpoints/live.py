@@ -14,7 +14,7 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.device import device_of
 from torchqat.errors import UserError
 from torchqat.layers.prepared import require_prepared
-from torchqat.layers.wrapped import unwrapped
+from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
 
 
@@ -30,7 +30,8 @@ def live_weights(
     what it has learned since by its own loader: vLLM by ``reload_weights``, SGLang by ``update_weights_from_tensor``.
     Packed weights come with their scales, experts as engines read them, tied weights once, and what stays in floating
     point as it is, all of it copied: the model may train on. Call it anew for each update. Of a model that is spread over
-    processes (FSDP2) every process gets all tensors, so that all have to take them, in step.
+    processes (FSDP2) every process gets all tensors, so that all have to take them, in step. Wrappers are looked through,
+    those of ``torch.compile``, DDP and ``AveragedModel``, as ``export`` does.
 
     Args:
         model: A prepared model at its exported widths; ``train`` or ``eval`` makes no difference.
@@ -39,15 +40,15 @@ def live_weights(
         device: Where the tensors come; by default where the model is.
 
     Raises:
-        UserError: At once, where ``export`` would refuse the format, the plan or the dtype, or a schedule has the model at
-            another width. While tensors are taken, where a weight is not finite or ``dtype`` cannot hold a scale.
+        UserError: At once, where ``export`` would refuse the model, the format, the plan or the dtype, or a schedule has it
+            at another width. While tensors are taken, where a weight is not finite or ``dtype`` cannot hold a scale.
     """
     if format in FORMATS and format not in FOLDERS:
         raise UserError(
             f"format must be one whose tensors engines load one by one, {', '.join(FOLDERS)}, but is {format}, which is one "
             "file: an engine takes it by starting anew on an export."
         )
-    model = unwrapped(model)
+    model = named_as_on_disk(model)
     require_prepared(model)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)

@@ -24,7 +24,7 @@ class QuantLinear(QuantLayer, nn.Linear):
             inputs = self.quantized_input(x) if self.input_ready else x
             return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
         *input_parameters, input_outer_scale = self._input_parameters()
-        if self.gathered_rounded:
+        if self.gathered_rounded or not weight:  # whose scale then has no gradient
             return ops.quant_linear(
                 x, self.master, self.bias, None, None, *input_parameters, [], "", input, None, input_outer_scale
             )

@@ -5,6 +5,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from torchqat.errors import UserError
 
+# What a wrapper inside of a model calls what it wraps: torch.compile's, FSDP1's, that of recomputed activations.
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _IN_PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
@@ -42,3 +44,30 @@ def before_parallel(model: nn.Module) -> nn.Module:
             "that are learned."
         )
     return unwrapped(model)
+
+
+def named_as_on_disk(model: nn.Module) -> nn.Module:
+    """``unwrapped``, for what writes its names where others look for them.
+
+    Raises:
+        UserError: peft has put adapters into it, or a layer of it is wrapped, and would be written under another name.
+    """
+    model = unwrapped(model)
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer") and _is_of(module, "peft.tuners."):
+            raise UserError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
+        if inside := [leaf for leaf in _INSIDE if leaf in module._modules]:
+            raise UserError(
+                f"{name} must be the layer itself to be written under its name, but is {type(module).__name__} around it: "
+                f"put its {inside[0]} back in its place."
+            )
+    if _is_of(model, "peft."):
+        raise UserError(
+            f"The model must be the one that peft was given, but is {type(model).__name__} around it, under whose names no "
+            "loader looks for tensors: give what merge_and_unload() or get_base_model() returns."
+        )
+    return model
+
+
+def _is_of(module: nn.Module, package: str) -> bool:
+    return any(kind.__module__.startswith(package) for kind in type(module).__mro__)

@@ -45,7 +45,8 @@ def _table(report: Report):
     table.add_column("method")
     for column in ("bits/weight", "over all", *names, "size"):
         table.add_column(column, justify="right")
-    table.add_row("full precision", "-", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
+    if "bytes" in report.baseline:  # a run that only trained has measured nothing
+        table.add_row("full precision", "-", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
     for v in report.variants:
         table.add_row(v.method, *bits_texts(v), *[MEASURES[n](v) for n in names], _size(v.bytes))
     return table

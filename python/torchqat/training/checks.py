@@ -1,6 +1,6 @@
 """What the training loop cannot do, said before anything is calibrated or trained."""
 
-from torchqat._library import Recipe
+from torchqat._library import KvCacheSpec, Recipe
 from torchqat.errors import UserError
 from torchqat.training.other_optimizers import check_optimizer
 from torchqat.training.processes import count
@@ -19,6 +19,8 @@ def check_training(recipe: Recipe) -> None:
     if not settings.steps:
         return
     check_optimizer(settings)
+    if recipe.data.packing:
+        _check_cache_packs(recipe.kv_cache)
     if dtype == "float16" and settings.masters == "model":
         raise UserError(
             "train.masters must be float32 where model.dtype is float16, in which the squares of gradients vanish, but is "
@@ -36,3 +38,14 @@ def check_training(recipe: Recipe) -> None:
             f"train.masters must be model where train.strategy: fsdp spreads weights of {dtype}, but is float32; or set "
             "model.dtype: float32 and train.mixed_precision: bfloat16."
         )
+
+
+def _check_cache_packs(cache: KvCacheSpec | None) -> None:
+    """Raises UserError where what a quantized ``cache`` does to a token depends on its place in the row."""
+    if cache is None or (cache.key.granularity != "channel" and not cache.first):
+        return
+    why = "the first tokens stay as they are" if cache.first else f"{cache.key.group_size} keys share a scale"
+    raise UserError(
+        f"data.packing must be false beside a kv_cache in which {why}, counted from the beginning of a row: an engine "
+        "counts from that of a conversation."
+    )

@@ -156,9 +156,8 @@ def share_ranges(model: nn.Module) -> None:
     """Give every input that follows what it is given the range of all processes: the ends of ranges, or their mean."""
     if count() == 1:
         return
-    layers = [
-        layer for _, layer in quant_layers(model) if layer.observing and layer.input_spec and layer.input_spec.follows
-    ]
+    observing = [layer for _, layer in quant_layers(model) if layer.observing and layer.input_spec]
+    layers = [layer for layer in observing if layer.input_spec.follows and not layer.input_spec.dynamic]
     if not layers:
         return
     ends = torch.stack([torch.cat([-layer.input_low, layer.input_high]).flatten() for layer in layers])
