@@ -124,6 +124,13 @@ void def_spec(py::module_& m) {
             return Quantizer::parse(mode + text.substr(text.find(' '))).text();
           },
           py::arg("bits"), py::arg("mode"))
+      .def_property_readonly(
+          "type_name",
+          [](const QuantSpec& spec) {
+            const Preset* preset = preset_of(spec);
+            return preset ? std::string(preset->name) : dtype_name(spec);
+          },
+          "As recipes name it: nvfp4 and its like, else the dtype.")
       .def("quant_range", &range_of, py::arg("bits"))
       .def("block_count", &block_count, py::arg("rows"), py::arg("cols"))
       .def("__eq__", [](const QuantSpec& a, const QuantSpec& b) { return a == b; })

@@ -36,6 +36,7 @@ class QuantSpec:
 
     Attributes:
         dtype: ``int4``, ``fp4_e2m1`` and the like.
+        type_name: As recipes name it: ``nvfp4`` and its like, else the dtype.
         is_float: Whether its levels are those of a float.
         has_offset: Whether its levels count from an offset.
         takes_widths: Whether it may have any of the widths of integers instead.
@@ -79,6 +80,7 @@ class QuantSpec:
     has_outer_scale: bool
     scales_by_row: bool
     dtype: str
+    type_name: str
     is_float: bool
     has_offset: bool
     takes_widths: bool

@@ -293,6 +293,7 @@ def test_a_spec_that_no_operator_takes_is_refused(arguments, message):
 def test_specs_say_all_that_they_are():
     spec = spec_of("nvfp4")
     assert (spec.bits, spec.grid, spec.scale_dtype, spec.outer_dtype) == (4, "fp4_e2m1", "e4m3", "float32")
+    assert (spec.type_name, QuantSpec(4).type_name) == ("nvfp4", "int4")
     assert spec.outer_block == (-1, -1) and spec.is_float and not spec.takes_widths
     assert spec.quant_range(4) == (-6.0, 6.0) and spec.quant_range(8) == (-127, 127)
     assert spec_of("q4_k").has_offset and not spec_of("q4_k").symmetric

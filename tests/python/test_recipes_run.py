@@ -65,6 +65,8 @@ def test_it_runs(path, model_and_data, tmp_path, monkeypatch):
         samples.samples, samples.sequence_length = 8, 32
     report = torchqat.run(recipe, output=tmp_path / "run")
     assert report.variants and all(variant.kl >= 0 for variant in report.variants)
+    named = {"nvfp4_qat": "nvfp4-qat", "mxfp4_qat": "mxfp4-qat", "mxfp8": "mxfp8_e4m3-rtn", "fp8": "fp8_e4m3-rtn"}
+    assert path.stem not in named or named[path.stem] in [variant.name for variant in report.variants]
     exported = sorted(folder.name for folder in (tmp_path / "run" / "exports").iterdir())
     for format in recipe.exports:
         assert any(name == format or name.startswith(f"{format}-") for name in exported)

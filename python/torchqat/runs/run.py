@@ -215,15 +215,21 @@ class Run:
     def exported_widths(self) -> list[int]:
         return sorted({layer.weight.bits for layer in self.plan.layers if layer.weight})
 
+    @cached_property
+    def exported_types(self) -> list[str]:
+        """Number types of the weights as recipes name them, those of the fewest bits first."""
+        bits = {layer.weight.type_name: layer.weight.bits for layer in self.plan.layers if layer.weight}
+        return sorted(bits, key=lambda name: (bits[name], name))
+
     @property
     def width_names(self) -> str:
         """For names of files: ``int4-int8``."""
-        return "-".join(f"int{bits}" for bits in self.exported_widths)
+        return "-".join(self.exported_types)
 
     @property
     def width_title(self) -> str:
         """For people: ``INT4/INT8``."""
-        return "/".join(f"INT{bits}" for bits in self.exported_widths)
+        return "/".join(self.exported_types).upper()
 
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
