@@ -1,5 +1,6 @@
 #include "qat/recipe/run_recipe.h"
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 
@@ -180,6 +181,11 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
                         : recipe.engine == "onnxruntime" ? "onnx"
                                                          : "compressed-tensors";
   recipe.exports = section.words("export", {fitting}, kFormats);
+  const bool is_read =
+      std::find(recipe.exports.begin(), recipe.exports.end(), fitting) != recipe.exports.end();
+  if (!is_read && (recipe.engine == "llama.cpp" || recipe.engine == "onnxruntime"))
+    section.reject("export", "must list " + std::string(fitting) +
+                                 ", which is what engine: " + recipe.engine + " loads");
 }
 
 RunRecipe read_recipe(YamlSection& section) {

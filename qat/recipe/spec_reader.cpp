@@ -252,8 +252,8 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   // GPTQ and the like find the scales of a group when they come to it.
   if (keeps_scales && (spec.scale.has_outer() || spec.has_offset()))
     section.reject("dtype",
-                   "must have scales of one level where initialize chooses codes together with "
-                   "scales");
+                   "must have scales of one level where initialize, or mode: auto, chooses codes "
+                   "together with scales");
   section.finish();
   return {true, spec};
 }

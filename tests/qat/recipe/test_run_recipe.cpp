@@ -46,6 +46,22 @@ TEST(RunRecipe, AKindOfModelHasItsLossLimitsAndEngines) {
   EXPECT_EQ(parse_run_recipe("version: 1\n" + rule, "r.yaml").model.kind, "causal_lm");
 }
 
+// Else all is paid for before it shows.
+TEST(RunRecipe, AnEngineLoadsOneOfTheExports) {
+  const std::string head =
+      "version: 1\nmode: auto\nlayers: [{match: a, weight: {dtype: int4}}]\n"
+      "evaluate: {accept: {kl: 0.1}}\nengine: llama.cpp\n";
+  EXPECT_EQ(parse_run_recipe(head + "export: [safetensors, gguf]\n", "r").exports.size(), 2u);
+  try {
+    parse_run_recipe(head + "export: [safetensors]\n", "r");
+    FAIL();
+  } catch (const RecipeError& error) {
+    EXPECT_EQ(std::string(error.what()),
+              "r:6:9: export must list gguf, which is what engine: llama.cpp loads, but is "
+              "[safetensors]");
+  }
+}
+
 TEST(RunRecipe, ReadsAdaptersAndOscillation) {
   const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
   const RunRecipe lora = parse_run_recipe(
