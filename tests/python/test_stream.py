@@ -115,13 +115,13 @@ def test_weights_are_held_only_while_their_block_is_at_work(folder, tmp_path, mo
     from torchqat.ptq import stream
 
     held = []
-    add_block = stream._Writer.add_block
+    add_block = stream.StreamWriter.add_block
 
     def count(writer, block):
         held.append([n for n, p in writer.model.named_parameters() if not p.is_meta])
         add_block(writer, block)
 
-    monkeypatch.setattr(stream._Writer, "add_block", count)
+    monkeypatch.setattr(stream.StreamWriter, "add_block", count)
     quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
     for index, names in enumerate(held):
         assert names and all(name.startswith(f"model.layers.{index}.") for name in names)

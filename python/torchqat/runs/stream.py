@@ -5,27 +5,16 @@ blocks are the tokens.
 """
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from torchqat._library import CheckpointPlan, LayerPlan, Plan, Recipe
-from torchqat.checkpoints.convert import convert_layers
-from torchqat.checkpoints.export import checked_format
-from torchqat.checkpoints.formats.folder import write_configuration
-from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
-from torchqat.checkpoints.formats.shards import ShardWriter
-from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
-from torchqat.checkpoints.readers import read_layers_of
-from torchqat.checkpoints.readers.reading import read_file
-from torchqat.data.batch import Batch, digest, to_device
+from torchqat._library import LayerPlan, Plan, Recipe
+from torchqat.data.batch import Batch, to_device
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
 from torchqat.files import copy_into, pending_folder
@@ -33,7 +22,6 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.calls import checked_calls
-from torchqat.model.disk_names import DiskNames
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.placement import Placed
@@ -41,34 +29,11 @@ from torchqat.model.prepare import make_plan, replace_layers
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
 from torchqat.ptq.unpadded import unpadded
-from torchqat.ptq.walk import Calibration, initialize
+from torchqat.ptq.walk import initialize
+from torchqat.runs.stream_writer import Streamed, StreamWriter
 
-# Tensors outside the blocks share a file up to this size.
-_SHARD_BYTES = 1 << 28
 # Those that can be written block by block: a GGUF file begins with what all of its tensors will be.
 _FORMATS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
-
-
-@dataclass
-class Streamed:
-    """What was written.
-
-    Attributes:
-        folder: The checkpoint.
-        calibration: Errors, ranges and warnings.
-        layers: Number of quantized layers, each read back and equal bit for bit.
-        bits_per_weight: Of the quantized layers, scales and zero points included.
-        bytes: Of all tensors.
-        digests: SHA-256 of each tensor's elements, in row order: of the weights of quantized layers as the forward has them,
-            in the dtype in which a reader computes them, and of the rest.
-    """
-
-    folder: Path
-    calibration: Calibration
-    layers: int = 0
-    bits_per_weight: float = 0.0
-    bytes: int = 0
-    digests: dict[str, str] = field(default_factory=dict)
 
 
 def quantize_folder(
@@ -110,7 +75,7 @@ def quantize_folder(
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
-        writer = _Writer(model, plan, folder, recipe.exports[0], reader)
+        writer = StreamWriter(model, plan, folder, recipe.exports[0], reader)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
             calibration = initialize(model, list(unpadded(batches)), placed.forward, recipe.initialize, placed, at_work)
@@ -252,67 +217,3 @@ class _AtWork:
         release_kept_memory()
         self.done += 1
         self.on_block(self.done, len(self.names))
-
-
-class _Writer:
-    """Shards of a checkpoint, one a block, and what ties them together."""
-
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader):
-        self.model, self.folder, self.reader = model, folder, reader
-        self.names = DiskNames(model)
-        self.shards = ShardWriter(folder, _SHARD_BYTES)
-        self.elements, self.bits = 0, 0.0
-        self.digests: dict[str, str] = {}
-        self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
-        self.format = checked_format(format, self.plan)
-        beside = [name.removesuffix(".weight") for name in reader.passed_over() if len(reader.shape_of(name)) == 2]
-        self.documents = documents_on_disk(model, self.plan, self.format, self.names, beside)
-        self.config = json.loads(self.documents["config.json"])
-
-    @torch.no_grad()
-    def add_block(self, block: Block) -> None:
-        prefix = block.name + "."
-        dtype = self.format.dtype
-        floats = float_tensors(block.module, checkpoint_plan(block.module), dtype)
-        tensors = dict(self.names.on_disk((prefix + name, tensor) for name, tensor in floats))
-        for layer in convert_layers(block.module, dtype, prefix):
-            tensors.update(layer_tensors(self.model, self.format, layer, self.names))
-            self.elements += layer.codes.numel()
-            self.bits += layer.bits_per_weight * layer.codes.numel()
-        scales = cache_scales(block.module, self.format.name)
-        tensors.update({self.names.renamed(prefix + name): scale for name, scale in scales.items()})
-        self.shards.add(tensors)
-        reading = read_layers_of(self.format.name, read_file(self.shards.flush()), self.config)
-        self.digests.update({name: digest(tensors[name]).hex() for name in reading.others})
-        for name, layer in block.layers():
-            expected = layer.quantized_weight()
-            stored = layer.convert(name, torch.float32)
-            if not torch.equal(stored.dequantize(expected.dtype), expected):
-                raise UserError(f"{name} does not read back as it was rounded.")
-            for part in layers_on_disk(self.model, self.format, stored, self.names):
-                on_disk = self.names.layer(name) if part is stored else part.name
-                found = reading.weights.get(on_disk)
-                if found is None or not torch.equal(found, part.dequantize(found.dtype)):
-                    raise UserError(f"{on_disk} does not read back as it was rounded.")
-                self.digests[f"{on_disk}.weight"] = digest(found).hex()
-
-    def add_rest(self, blocks: list[str]) -> None:
-        """What lies outside the blocks, and what the model has no place for, as it is."""
-        inside = tuple(name + "." for name in blocks)
-        outside = (
-            (name, self.reader[name].to(self.format.dtype or tensor.dtype))
-            for name, tensor in self.model.state_dict().items()
-            if not name.startswith(inside) and name in self.reader
-        )
-        passed_over = ((name, self.reader.on_disk(name)) for name in self.reader.passed_over())
-        for name, tensor in chain(self.names.on_disk(outside), passed_over):
-            self.shards.add({name: tensor})
-            self.digests[name] = digest(tensor).hex()
-
-    def finish(self, tokenizer) -> Streamed:
-        self.shards.finish()
-        write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(self.folder)
-        bits = self.bits / self.elements
-        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)

@@ -15,7 +15,8 @@ from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.export_dtype import stored_bits
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
-from torchqat.runs.stream import Streamed, opened_to_stream, quantize_folder
+from torchqat.runs.stream import opened_to_stream, quantize_folder
+from torchqat.runs.stream_writer import Streamed
 from torchqat.runs.variants import initialized_name
 from torchqat.verification.result import Verification
 
