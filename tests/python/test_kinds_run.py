@@ -140,7 +140,7 @@ def test_mode_auto_on_a_module_of_the_users(capsys, tmp_path, digits_module):
 
 
 def test_fp8_is_tried_where_there_is_hardware(capsys, tmp_path, classifier_folder, labelled, monkeypatch):
-    monkeypatch.setattr(deciding, "runs_float8", lambda: True)
+    monkeypatch.setattr(deciding, "runs_float8", lambda device: True)
     rest = "mode: auto\nmodel: {kind: classifier}\nevaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 10.5}\n"
     report, _ = run(capsys, tmp_path, LAYERS + SETTINGS + rest, "--model", classifier_folder, "--data", labelled)
     assert [variant["name"] for variant in report["variants"]] == ["int8", "fp8"] and report["chosen"] == "fp8"
@@ -151,9 +151,9 @@ def test_fp8_is_tried_where_there_is_hardware(capsys, tmp_path, classifier_folde
 
 @pytest.mark.parametrize(("capability", "runs"), [(None, False), ((8, 0), False), ((8, 9), True), ((9, 0), True)])
 def test_fp8_hardware_is_that_of_compute_capability_8_9(capability, runs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert deciding.runs_float8() is runs
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cpu" if capability is None else "cuda:1")
+    assert deciding.runs_float8(device) is runs
 
 
 def test_the_control_of_a_classifier(capsys, tmp_path, classifier_folder, labelled):

@@ -158,3 +158,15 @@ def test_a_missing_library_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=matches("extras.missing", what="Parquet", extra="data")):
         texts(path)
+
+
+@pytest.mark.parametrize("name, content", (("table.csv", b"text\nhello"), ("all.json", b"[]"), ("model.bin", b"a\0b")))
+def test_a_file_that_is_no_text_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=matches("data.another-kind", file=tmp_path / name)):
+        texts(tmp_path / name)
+
+
+def test_text_of_an_unknown_suffix_is_text(tmp_path):
+    (tmp_path / "notes.log").write_text("all of it")
+    assert texts(tmp_path / "notes.log") == ["all of it"]

@@ -14,6 +14,8 @@ from torchqat.errors import UserError
 
 STDLIB = "python-stdlib"
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".rst", ".text", ".parquet")
+# Of files that are no text of their own, though they may be characters.
+_NO_TEXT = (".json", ".csv", ".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,21 @@ def _stdlib_files(root: Path) -> list[Path]:
     return sorted(f for f in files if not f.name.startswith("_sysconfigdata") and "pydoc_data" not in f.parts)
 
 
+def _check_text(file: Path) -> None:
+    """Other files than folders are searched for are text as well, but for tables, archives and what is no text at all."""
+    if file.suffix.lower() in _TEXT_SUFFIXES:
+        return
+    with _opened(file, "rb") as content:
+        is_binary = b"\0" in content.read(1 << 16)
+    if is_binary or file.suffix.lower() in _NO_TEXT:
+        raise UserError(
+            f"data must be text, or conversations in jsonl or Parquet ({', '.join(_TEXT_SUFFIXES)}), but {file} is of "
+            "another kind: write it as one of these, or give its text another suffix."
+        )
+
+
 def _text_files(root: Path) -> list[Path]:
     if root.is_file():
+        _check_text(root)
         return [root]
     return sorted(file for file in root.rglob("*") if file.is_file() and file.suffix.lower() in _TEXT_SUFFIXES)

@@ -45,9 +45,9 @@ class Candidate:
     plan: Callable[[], Plan]
 
 
-def runs_float8() -> bool:
-    """Whether there is a GPU that multiplies FP8 (compute capability 8.9 and later)."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+def runs_float8(device: torch.device) -> bool:
+    """Whether ``device`` is a GPU that multiplies FP8 (compute capability 8.9 and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 class Candidates:
@@ -67,7 +67,7 @@ class Candidates:
         """Those that the limits and the hardware of today ask for."""
         width = f"int{self.width}"
         found = [Candidate("int8", "INT8", "mse", self._all_wide)]
-        if runs_float8():
+        if runs_float8(self.run.device):
             found.append(Candidate("fp8", "FP8", "rtn", lambda: float8_plan(self.run.plan)))
         if self.width >= _WIDE:
             return found
