@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchqat
+from counting import Converted
 from sentences import matches, said, sentence
 from test_linear import Net, recipe_for
 from torch import nn
@@ -162,23 +163,10 @@ def test_the_same_model_gives_the_same_bytes(format, tiny_llama, tokenizer, tmp_
 
 def test_layers_are_converted_one_at_a_time(tiny_llama, tmp_path, monkeypatch):
     """Never more than the layer at hand: a model's codes take a quarter of its float weights, all at once."""
-    alive, most = set(), 0
-    convert = QuantLinear.convert
-
-    def counted(self, name, dtype):
-        nonlocal most
-        import weakref
-
-        weights = convert(self, name, dtype)
-        alive.add(name)
-        weakref.finalize(weights, alive.discard, name)
-        most = max(most, len(alive))
-        return weights
-
-    monkeypatch.setattr(QuantLinear, "convert", counted)
+    converted = Converted(monkeypatch)
     model = torchqat.prepare(tiny_llama, recipe_for(GROUPS))
     torchqat.export(model, tmp_path / "out", "gptq", max_shard_size="50KB")
-    assert 0 < most <= 2
+    assert 0 < converted.most <= 2
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """``live_weights``: what an export would hold now, tensor by tensor, for an engine that runs."""
 
 import copy
-import weakref
 
 import peft
 import pytest
 import torch
 import torchqat
 import transformers
+from counting import Converted
 from launcher import said_by
 from sentences import matches
 from test_experts import recipe_of
@@ -15,7 +15,6 @@ from test_experts_on_disk import INT4, model_of
 from test_formats import FOLDERS, GROUPS
 from test_linear import Net, recipe_for
 from torch.optim.swa_utils import AveragedModel
-from torchqat import QuantLinear
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.model.passed_over import remember_passed_over
 
@@ -142,23 +141,12 @@ def test_each_call_is_of_now_and_the_model_may_train_on(tiny_llama):
 
 
 def test_one_layer_is_in_memory_at_a_time_and_none_before_it_is_asked_for(tiny_llama, monkeypatch):
-    alive, most = set(), 0
-    convert = QuantLinear.convert
-
-    def counted(self, name, dtype):
-        nonlocal most
-        weights = convert(self, name, dtype)
-        alive.add(name)
-        weakref.finalize(weights, alive.discard, name)
-        most = max(most, len(alive))
-        return weights
-
-    monkeypatch.setattr(QuantLinear, "convert", counted)
+    converted = Converted(monkeypatch)
     weights = torchqat.live_weights(torchqat.prepare(tiny_llama, recipe_for(LEARNED)))
-    assert most == 0
+    assert converted.most == 0
     for _ in weights:
         pass
-    assert 0 < most <= 2
+    assert 0 < converted.most <= 2
 
 
 def test_they_come_where_they_are_asked_for(tiny_llama):

@@ -40,7 +40,7 @@ def check_precision(layers: Iterable[LayerPlan], dtype: torch.dtype) -> None:
     """
     for layer in layers:
         if layer.weight is not None and not _has_digits(dtype, layer.weight.scale_dtype):
-            here, trained = _name(dtype), layer.weight.scale_dtype
+            here, trained = dtype_word(dtype), layer.weight.scale_dtype
             raise UserError(
                 f"The scales of {layer.name} are to be trained in {trained}, which a checkpoint in {here} cannot hold "
                 f"exactly; set scale_dtype to {here} or export in {' or '.join(dict.fromkeys((trained, 'float32')))}."
@@ -68,5 +68,6 @@ def _has_digits(dtype: torch.dtype, scale_dtype: str) -> bool:
     return scale_dtype not in DTYPES or torch.finfo(dtype).eps <= torch.finfo(DTYPES[scale_dtype]).eps
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_word(dtype: torch.dtype) -> str:
+    """``bfloat16`` and the like."""
     return str(dtype).removeprefix("torch.")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from torchqat._library import DTYPES, LayerPlan
-from torchqat.checkpoints.dtype import dtype_named, has_digits, holds_scales
+from torchqat.checkpoints.dtype import dtype_named, dtype_word, has_digits, holds_scales
 from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.model.quantized import first_of
@@ -42,13 +42,13 @@ def dtype_note(run: Run, model: nn.Module, format: str, dtype: torch.dtype | Non
         return ""
     if dtype is None and source.itemsize < own.itemsize:
         return (
-            f"Checkpoints are in {_word(own)}, not in {_word(source)}, which the model came in and which cannot hold the "
-            f"scales; scale_dtype: {_word(source)} makes it so."
+            f"Checkpoints are in {dtype_word(own)}, not in {dtype_word(source)}, which the model came in and which cannot hold "
+            f"the scales; scale_dtype: {dtype_word(source)} makes it so."
         )
     if dtype is not None and (rounded := _rounded(model, dtype)):
         return (
-            f"Checkpoints are in {_word(dtype)}, which the model came in, so that {first_of(rounded)} of what is not "
-            f"quantized is rounded to it; --dtype {_word(own)} keeps what training had."
+            f"Checkpoints are in {dtype_word(dtype)}, which the model came in, so that {first_of(rounded)} of what is not "
+            f"quantized is rounded to it; --dtype {dtype_word(own)} keeps what training had."
         )
     return ""
 
@@ -58,7 +58,3 @@ def _rounded(model: nn.Module, dtype: torch.dtype) -> list[str]:
     """What is not quantized and not the same number in ``dtype``."""
     floats = float_tensors(model, checkpoint_plan(model))
     return [name for name, t in floats if t.is_floating_point() and not torch.equal(t.to(dtype).to(t.dtype), t)]
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

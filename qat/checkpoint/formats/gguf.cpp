@@ -12,16 +12,18 @@ namespace qat {
 namespace {
 
 constexpr int64_t kBlock = 32;
+constexpr const char* kOtherInputs =
+    "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
 
 // The bytes of a tensor of two-byte numbers, [out, blocks] to [out, blocks, 2].
 at::Tensor bytes_of(const at::Tensor& halves) {
   return halves.contiguous().unsqueeze(-1).view(at::kByte);
 }
 
-// Columns j and j + 16 of each block in one byte: [out, blocks, 16].
-at::Tensor nibbles_of(const at::Tensor& codes) {
-  const at::Tensor u = codes.to(at::kInt).add(8).reshape({codes.size(0), -1, 2, kBlock / 2});
-  return u.select(2, 0).bitwise_or(u.select(2, 1).mul(16)).to(at::kByte);
+// Fields of 4 bits, uint8: columns j and j + side / 2 of each `side` in one byte, [out, sides, side / 2].
+at::Tensor halves_of(const at::Tensor& fields, int64_t side) {
+  const at::Tensor u = fields.reshape({fields.size(0), -1, 2, side / 2});
+  return u.select(2, 0).bitwise_or(u.select(2, 1).bitwise_left_shift(4));
 }
 
 // What enters a product with these blocks anyhow.
@@ -30,17 +32,12 @@ bool is_llama_cpps(const QuantSpec& input) {
          input.granularity == Granularity::group && input.group_size == kBlock;
 }
 
-// Columns j and j + side / 2 of each `side` in one byte: [out, sides, side / 2].
-at::Tensor halves_of(const at::Tensor& codes, int64_t side) {
-  const at::Tensor u = minifloat_bits(codes, Grid::e2m1).reshape({codes.size(0), -1, 2, side / 2});
-  return u.select(2, 0).bitwise_or(u.select(2, 1).bitwise_left_shift(4));
-}
-
 // A byte of scale before 32 codes; NVFP4 has four such bytes before four times 16 codes.
 at::Tensor block_floats(const QuantizedWeights& layer) {
   const bool nvfp4 = layer.outer_scale.has_value();
   const int64_t rows = layer.codes.size(0), scales = nvfp4 ? 4 : 1;
-  const at::Tensor codes = halves_of(layer.codes, layer.weight.group_size);
+  const at::Tensor codes =
+      halves_of(minifloat_bits(layer.codes, Grid::e2m1), layer.weight.group_size);
   return at::cat({scale_bytes(layer).reshape({rows, -1, scales}),
                   codes.reshape({rows, -1, scales * layer.weight.group_size / 2})},
                  -1)
@@ -50,13 +47,11 @@ at::Tensor block_floats(const QuantizedWeights& layer) {
 std::string refusal_of_block_floats(const LayerPlan& layer) {
   const std::string name = weight_float_name(layer);
   const int64_t columns = name == "nvfp4" ? 64 : kBlock;
-  if (name.empty() || !input_float_name(layer).empty())
-    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  if (name.empty() || !input_float_name(layer).empty()) return kOtherInputs;
   if (layer.in_features % columns != 0)
     return "its blocks of " + name + " have " + std::to_string(columns) +
            " columns, but there are " + std::to_string(layer.in_features);
-  if (layer.input && !is_llama_cpps(*layer.input))
-    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  if (layer.input && !is_llama_cpps(*layer.input)) return kOtherInputs;
   return "";
 }
 
@@ -88,8 +83,7 @@ std::string gguf_refusal(const LayerPlan& layer) {
   if (is_coded(weight) || !input_float_name(layer).empty()) return refusal_of_block_floats(layer);
   if (weight.is_float8())
     return "its blocks are integer, but the weights are " + dtype_name(weight);
-  if (layer.input && !is_llama_cpps(*layer.input))
-    return "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
+  if (layer.input && !is_llama_cpps(*layer.input)) return kOtherInputs;
   if (weight.bits > 4 && !weight.symmetric())
     return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
   if (layer.in_features % kBlock != 0)
@@ -115,7 +109,7 @@ NamedTensors gguf_tensors(const QuantizedWeights& layer) {
   const std::string type = gguf_type(layer.weight);
   if (type == "Q4_1") parts.push_back(bytes_of(least_level(layer, scale)));
   parts.push_back(type == "Q8_0" ? layer.codes.reshape({rows, -1, kBlock}).view(at::kByte)
-                                 : nibbles_of(layer.codes));
+                                 : halves_of(layer.codes.add(8).to(at::kByte), kBlock));
   return {{layer.name + ".weight", at::cat(parts, -1).reshape({rows, -1})}};
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
+from torchqat.checkpoints.dtype import dtype_word
 from torchqat.checkpoints.formats.configuration import save_configuration
 from torchqat.checkpoints.formats.dense import Dense, dense_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
@@ -65,7 +66,7 @@ def write_configuration(
     if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         stored = dtype or next(model.parameters()).dtype
-        config["dtype"] = str(stored).removeprefix("torch.")
+        config["dtype"] = dtype_word(stored)
         config["architectures"] = _architectures(model, config.get("architectures"))
         if any(layer.name.split(".")[-1] == "lm_head" for layer in plan.layers):
             config["tie_word_embeddings"] = False
