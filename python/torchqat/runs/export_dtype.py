@@ -42,8 +42,8 @@ def dtype_note(run: Run, model: nn.Module, format: str, dtype: torch.dtype | Non
         return ""
     if dtype is None and source.itemsize < own.itemsize:
         return (
-            f"Checkpoints are in {dtype_word(own)}, not in {dtype_word(source)}, which the model came in and which cannot hold "
-            f"the scales; scale_dtype: {dtype_word(source)} makes it so."
+            f"Checkpoints are in {dtype_word(own)}, not in {dtype_word(source)}, which the model came in and which cannot "
+            f"hold the scales; scale_dtype: {dtype_word(source)} makes it so."
         )
     if dtype is not None and (rounded := _rounded(model, dtype)):
         return (
