@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 import torch
-from launcher import wait_until
+from launcher import said_by, wait_until
 from sentences import matches, said
 from torchqat.files import load_state
 
@@ -95,3 +95,33 @@ def test_rows_that_cannot_be_shared_are_said(train):
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert said(err, "training.rows-not-shared", processes=3, rows=4)
+
+
+SEEN = """
+import sys, torch, torchqat
+from torch import nn
+from torchqat.training.spread import share_ranges
+from torchqat.training.processes import processes, rank
+
+with processes():
+    recipe = torchqat.load_recipe("RECIPE")
+    model = torchqat.prepare(nn.ModuleList([nn.Linear(8, 8) for _ in range(3)]), recipe).train()
+    model[0].set_input_range(-1.0, 1.0 + 2.0 * rank())  # as their own calibration found it
+    if rank() == 1:
+        model[1].set_input_range(-1.0, 5.0)
+    for layer in model:
+        layer.observing = True
+    share_ranges(model)
+    found = [(layer.input_ready, round(layer.input_high.item(), 4)) for layer in model]
+    sys.stdout.write(f"{found}\\n")
+"""
+
+
+@pytest.mark.parametrize("observer, shared", [("minmax", 3.0), ("moving_average", 2.0)])
+def test_a_range_is_that_of_the_processes_that_saw_the_input(observer, shared, tmp_path):
+    """Of the second layer one process saw an input; of the third none did, so that it has no range, not one of 0."""
+    recipe = tmp_path / "recipe.yaml"
+    given = f"{{dtype: int8, granularity: tensor, observer: {observer}}}"
+    recipe.write_text(f"version: 1\nlayers: [{{match: '*', weight: {{dtype: int8}}, input: {given}}}]\n")
+    printed = said_by(SEEN.replace("RECIPE", str(recipe)), tmp_path, 2)
+    assert printed.count(f"[(True, {shared}), (True, 5.0), (False, 0.0)]") == 2, printed

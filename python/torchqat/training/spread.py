@@ -153,7 +153,7 @@ def without_sync(loss: Loss, last: bool):
 
 @torch.no_grad()
 def share_ranges(model: nn.Module) -> None:
-    """Give every input that follows what it is given the range of all processes: the ends of ranges, or their mean."""
+    """Give every input that follows what it is given the range of all processes that saw it: the ends, or their mean."""
     if count() == 1:
         return
     observing = [layer for _, layer in quant_layers(model) if layer.observing and layer.input_spec]
@@ -161,14 +161,19 @@ def share_ranges(model: nn.Module) -> None:
     if not layers:
         return
     ends = torch.stack([torch.cat([-layer.input_low, layer.input_high]).flatten() for layer in layers])
-    averaged = torch.tensor([layer.input_spec.observer == "moving_average" for layer in layers])
-    averaged = averaged.to(ends.device, non_blocking=True)
-    most, total = ends.clone(), ends.clone()
+    flags = [
+        [layer.input_ready for layer in layers],
+        [layer.input_spec.observer == "moving_average" for layer in layers],
+    ]
+    seen, averaged = torch.tensor(flags).to(ends.device, non_blocking=True)[:, :, None]
+    most, total = ends.where(seen, -torch.inf), torch.cat([ends * seen, seen.to(ends.dtype)], 1)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     dist.all_reduce(total)
-    # They stay on the device: to read them would wait for it.
-    for layer, (low, high) in zip(layers, torch.where(averaged[:, None], total / count(), most), strict=True):
-        layer.set_input_range(-low, high)
+    # They stay on the device: to read them would wait for it. Only what this process has not seen asks whether another has.
+    shared = torch.where(averaged, total[:, :2] / total[:, 2:], most)
+    for layer, (low, high), processes in zip(layers, shared, total[:, 2], strict=True):
+        if layer.input_ready or processes.item():
+            layer.set_input_range(-low, high)
 
 
 def compile_blocks(model: nn.Module) -> None:
