@@ -12,7 +12,7 @@ from torchqat.data.examples import NO_LABEL
 from torchqat.data.language import load_data
 from torchqat.kinds.counted import counted_loss
 from torchqat.kinds.images import image_example
-from torchqat.kinds.kind import Answers, Kind, distilled
+from torchqat.kinds.kind import Answers, Kind, Teacher, distilled
 from torchqat.kinds.losses import cross_entropy
 from torchqat.kinds.packed_rows import check_packs
 from torchqat.layers.padding import text_of
@@ -66,7 +66,7 @@ class CausalLM(Kind):
         labels = batch["labels"][:, 1:]
         return Answers(outputs[:, :-1], labels.clamp(min=0), counted=labels != NO_LABEL)
 
-    def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
+    def loss(self, settings: DistillSection, student: Tensor, teacher: Teacher | None, batch: Batch) -> Tensor:
         if isinstance(batch, Tensor):
             return distilled(settings, student, teacher, lambda: cross_entropy(student, batch))
         return counted_loss(settings, student, teacher, batch)

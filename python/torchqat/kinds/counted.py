@@ -5,11 +5,13 @@ from torch import Tensor
 
 from torchqat._library import DistillSection
 from torchqat.data.examples import NO_LABEL
-from torchqat.kinds.kind import distilled
+from torchqat.kinds.kind import Teacher, distilled
 from torchqat.kinds.losses import cross_entropy_of
 
 
-def counted_loss(settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
+def counted_loss(
+    settings: DistillSection, student: Tensor, teacher: Teacher | None, batch: dict[str, Tensor]
+) -> Tensor:
     """The loss of the recipe's ``distill`` section over the tokens of ``batch`` that have a label.
 
     Args:

@@ -17,9 +17,13 @@ from torchqat.data.tasks import Task
 from torchqat.errors import UserError
 from torchqat.kinds.losses import forward_kl, half_square
 from torchqat.kinds.pieces import Piece, pieces
+from torchqat.kinds.top_choices import TopChoices, kl_to_top
 from torchqat.model.loading import no_note
 from torchqat.model.outline import empty
 from torchqat.model.source import folder_with
+
+# What the float model says: all of it, or its likeliest choices.
+Teacher = Tensor | TopChoices
 
 _OF_PROCESSORS = (
     "*preprocessor_config.json",
@@ -136,7 +140,7 @@ class Kind(ABC):
         """What ``outputs`` say."""
 
     @abstractmethod
-    def loss(self, settings: DistillSection, student: Tensor, teacher: Tensor | None, batch: Batch) -> Tensor:
+    def loss(self, settings: DistillSection, student: Tensor, teacher: Teacher | None, batch: Batch) -> Tensor:
         """The loss of the recipe's ``distill`` section, a scalar; ``teacher`` is given unless ``is_plain(settings)``."""
 
     @abstractmethod
@@ -214,7 +218,7 @@ def found_files(path: str, patterns: Sequence[str]) -> dict[str, Path]:
 def distilled(
     settings: DistillSection,
     student: Tensor,
-    teacher: Tensor | None,
+    teacher: Teacher | None,
     plain: Callable[[], Tensor],
     counted: Tensor | None = None,
 ) -> Tensor:
@@ -225,8 +229,11 @@ def distilled(
     """
     if is_plain(settings):
         return plain()
-    one = student.shape[-1] == 1
-    kl = half_square(student, teacher) if one else forward_kl(student, teacher, settings.temperature, counted)
+    if student.shape[-1] == 1:
+        kl = half_square(student, teacher)
+    else:
+        divergence = kl_to_top if isinstance(teacher, TopChoices) else forward_kl
+        kl = divergence(student, teacher, settings.temperature, counted)
     return kl if settings.weight == 1.0 else settings.weight * kl + (1.0 - settings.weight) * plain()
 
 

@@ -12,6 +12,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import is_sharded
 from torchqat.runs.metrics import append_metric, tensorboard
 from torchqat.runs.run import Run
+from torchqat.runs.teacher import TaughtBatches, stored_teacher, untaught
 from torchqat.training.best_state import BestState
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.lora import merge_adapters
@@ -31,6 +32,7 @@ def fine_tune(run: Run) -> nn.Module:
     """
     model = run.prepared(run.plan)
     choose_parameters(run.recipe.train, model)
+    teacher = stored_teacher(run)
     loss = spread(run, model)
     metrics = run.folder / "metrics.jsonl"
     show = run.progress.steps("Fine-tuning with the schedule", run.recipe.train.steps)
@@ -54,7 +56,7 @@ def fine_tune(run: Run) -> nn.Module:
     loop = TrainingLoop(
         model,
         loss,
-        run.data.train,
+        run.data.train if teacher is None else TaughtBatches(run.data.train, teacher),
         run.recipe.train,
         schedule=lambda optimizer: Schedule(model, run.recipe, run.recipe.train.steps, optimizer, say=run.progress.say),
         checkpoint=run.folder / "checkpoints" / "train.pt",
@@ -97,11 +99,14 @@ def distillation(run: Run, model: nn.Module):
     mixed = run.recipe.train.mixed_precision != "none"
 
     def loss(batch: Batch) -> Tensor:
+        batch, stored = untaught(batch)
         # Weights are rounded from their masters in float32, as they are exported: it is products that autocast changes.
         with torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
             student = kind.outputs(model, batch)
             if is_plain(settings):
                 return kind.loss(settings, student, None, batch)
+            if stored is not None:
+                return kind.loss(settings, student, stored, batch)
             with torch.no_grad():
                 teacher = kind.outputs(run.original, batch)
             return kind.loss(settings, student, teacher, batch)

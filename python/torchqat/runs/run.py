@@ -36,6 +36,7 @@ from torchqat.runs.identity import key_of, made_of, plan_content, settings_conte
 from torchqat.runs.progress import Progress
 from torchqat.runs.shared_folder import check_shared
 from torchqat.runs.sources import absolute, kept_source
+from torchqat.runs.teacher import stored_teacher
 from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import all_cores, check_together, is_first, wait
@@ -265,6 +266,7 @@ class Run:
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
             check_recomputes(outline)
         _ = self.task
+        stored_teacher(self)
         settings = {
             "version": VERSION,
             "steps": self.recipe.train.steps,

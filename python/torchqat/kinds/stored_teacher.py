@@ -1,0 +1,114 @@
+"""A teacher's answers on disk, some steps of a training to a file.
+
+A folder has ``teacher.json``, which says what the answers are of, and ``steps-FIRST-LAST.safetensors`` with, for each of
+these steps, ``STEP.choices`` and ``STEP.log_probabilities`` (top_choices.py). Each is there whole or not at all.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchqat.errors import UserError
+from torchqat.extras import needs
+from torchqat.files import pending_file, read_json, write_json
+from torchqat.kinds.top_choices import TopChoices
+
+_META = "teacher.json"
+_STEPS_OF_FILE = 20
+
+
+class StoredTeacher:
+    """The answers in ``folder``.
+
+    Attributes:
+        made_of: What they depend on, and ``top``, how many choices there are of each token.
+
+    Raises:
+        UserError: There are none.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / _META).is_file():
+            raise UserError(
+                "distill.teacher must be original or a folder that torchqat teacher wrote, but there is no "
+                f"{_META} in {folder}."
+            )
+        self.made_of: dict[str, Any] = read_json(self.folder / _META, _META)
+        self._read: tuple[Path, dict] = (Path(), {})
+
+    def check(self, made_of: dict[str, Any]) -> None:
+        """Raises UserError where the answers depend on something else than ``made_of``, or are of too few steps."""
+        there = {key: self.made_of.get(key) for key in made_of}
+        differ = [
+            f"{key} is {there[key]} there and {made_of[key]} here" for key in made_of if there[key] != made_of[key]
+        ]
+        if differ:
+            raise UserError(f"The teacher in {self.folder} answers something else: {'; '.join(differ)}.")
+
+    def check_steps(self, steps: int) -> None:
+        """Raises UserError where the answers to one of so many steps are missing."""
+        for first in range(0, steps, _STEPS_OF_FILE):
+            if not _file(self.folder, first).is_file():
+                raise UserError(
+                    f"The teacher in {self.folder} has the answers to {first} steps, but {steps} are to be taken; "
+                    "torchqat teacher goes on where it stopped."
+                )
+
+    def __getitem__(self, step: int) -> TopChoices:
+        """What the teacher says to the batch of ``step``; the rows of the batch, on the host."""
+        path = _file(self.folder, step // _STEPS_OF_FILE * _STEPS_OF_FILE)
+        if self._read[0] != path:
+            self._read = path, _opened(path)
+        tensors = self._read[1]
+        return TopChoices(*(tensors.get_tensor(f"{step}.{name}") for name in ("choices", "log_probabilities")))
+
+
+def write_answers(
+    folder: Path,
+    made_of: dict[str, Any],
+    steps: int,
+    answer: Callable[[int], TopChoices],
+    show: Callable[[int], None],
+) -> None:
+    """Write ``answer(step)`` for each of ``steps``; those that are there already are not asked for.
+
+    Args:
+        folder: New, or of an interrupted writing.
+        made_of: What the answers depend on.
+        steps: How many.
+        answer: The answers of one, on any device.
+        show: Told how many steps are done.
+
+    Raises:
+        UserError: ``folder`` has answers that depend on something else.
+    """
+    if (folder / _META).is_file():
+        StoredTeacher(folder).check(made_of)
+    write_json(folder / _META, made_of)
+    for first in range(0, steps, _STEPS_OF_FILE):
+        path = _file(folder, first)
+        if not path.is_file():
+            _write(path, range(first, first + _STEPS_OF_FILE), answer)
+        show(min(first + _STEPS_OF_FILE, steps))
+
+
+def _write(path: Path, steps: range, answer: Callable[[int], TopChoices]) -> None:
+    from safetensors.torch import save_file
+
+    found = {}
+    for step in steps:
+        for name, tensor in vars(answer(step)).items():
+            found[f"{step}.{name}"] = tensor.cpu().contiguous()
+    with pending_file(path) as pending:
+        save_file(found, pending)
+
+
+def _opened(path: Path):
+    with needs("hf", "A stored teacher"):
+        from safetensors import safe_open
+    return safe_open(path, "pt")
+
+
+def _file(folder: Path, first: int) -> Path:
+    return folder / f"steps-{first:06d}-{first + _STEPS_OF_FILE - 1:06d}.safetensors"
