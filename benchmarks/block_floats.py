@@ -1,13 +1,13 @@
 """NVFP4 and MXFP4: plain rounding, post-training methods and training, beside peers that round the same model.
 
     python benchmarks/block_floats.py [--model DIR] [--formats nvfp4 mxfp4 nvfp4:nvfp4 mxfp4:mxfp4] [--seeds 3] [--steps 80]
-        [--peer modelopt=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--write FILE]
+        [--peer model_optimizer=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--write FILE]
 
-A format is that of the weights and, after a colon, that of the inputs (W4A4). On the small Llama of recipes/nvfp4_qat.yaml,
+A format is that of the weights and, after a colon, that of the inputs (W4A4). On the small Llama of recipes/quickstart.yaml,
 trained and cached if it is not, or a folder of your own such as that of ``real_model.py``: KL to the float model, perplexity
 and the share of equal first choices on held-out text. Training starts from GPTQ and learns the scales. Each --peer names the
-Python of an environment that has it; it rounds, in its own process and by its own fake quantization, the same model after the
-same calibration tokens, and is judged by the same code (``workers/judge.py``). Finished rows are kept.
+Python of an environment that has it; it rounds, in its own process and in its own way, the same model after the same tokens
+of calibration, and is judged by the same code (``workers/judge.py``). Finished rows are kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOALS = {False: 0.25, True: 0.5}  # of the KL of plain rounding, that training may leave: weights alone; inputs too
 METHODS = {"round to nearest": ("rtn", ""), "least squared error": ("mse", ""), "GPTQ": ("gptq", "")}
 FOUR_OVER_SIX = "scale_dtype: e4m3_four_over_six"
-PEERS = {"modelopt": "ModelOpt, fake quantization", "llm_compressor_fp4": "llm-compressor, post-training"}
+PEERS = {"model_optimizer": "ModelOpt, as its exporter rounds", "llm_compressor_fp4": "llm-compressor, post-training"}
 
 
 class Bench:
@@ -68,7 +68,7 @@ train: {{steps: {self.options.steps}, learning_rate: {self.options.rate}, scale_
         )
         recipe.model.path = self.options.model
         if not self.options.model:
-            recipe.model.scratch = torchqat.load_recipe(str(ROOT / "recipes" / "nvfp4_qat.yaml")).model.scratch
+            recipe.model.scratch = torchqat.load_recipe(str(ROOT / "recipes" / "quickstart.yaml")).model.scratch
         recipe.train.seed = seed
         shared = self.first.float_model if self.first else None
         folder = self.folder / f"{format.replace(':', '-')}-{weight.replace(' ', '')}-{seed}"

@@ -2,9 +2,9 @@
 
     PYTHON benchmarks/workers/PEER.py MODEL TOKENS FORMAT
 
-MODEL is the folder of a causal language model. TOKENS is JSON with rows of tokens, ``calibration`` and ``evaluation``. FORMAT
-names the weights' and, after a colon, the inputs' type. The last line that is printed is JSON: what ``judge.py`` finds of the
-peer's own model in memory, and the ``seconds`` that quantizing took.
+MODEL is the folder of a causal language model. TOKENS is JSON with rows of tokens, ``calibration`` and ``evaluation``.
+FORMAT names the weights' and, after a colon, the inputs' type. The last line that is printed is JSON: what ``judge.py``
+finds of the peer's own model in memory, and the ``seconds`` that quantizing took.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How far a model is from the float model that it was made of: one piece of code for ours and, in their process, for peers'."""
+"""How far a model is from its float model: one piece of code for ours and, in their own process, for those of peers."""
 
 import torch
 
