@@ -33,7 +33,7 @@ $(SETUP): $(SOURCES)
 	@touch $@
 
 demo: $(SETUP)
-	torchqat run recipes/quickstart.yaml --output $(DEMO) --restart
+	torchqat run quickstart --output $(DEMO) --restart
 
 test: test-cpp test-cuda test-python
 

@@ -21,9 +21,11 @@ import torch
 import torchqat
 from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
+from small_llama import DEMO_LLAMA
 from torchqat.data.corpus import load_corpus
 from torchqat.data.sources import STDLIB
 from torchqat.model.loading import load_tokenizer
+from torchqat.recipes.shipped import as_settings
 from torchqat.reports.html import write_html
 from torchqat.reports.report import Report
 from torchqat.runs.progress import Progress
@@ -43,27 +45,27 @@ class Case:
 
 
 def language() -> Case:
-    text = (ROOT / "recipes" / "auto.yaml").read_text()
     limits = "{kl: 0.001, perplexity_ratio: 1.005, task_drop: 0.01}"
-    text = text.replace("accept: {kl: 0.001}", f"accept: {limits}\n  task: {KEPT / 'next_token.jsonl'}")
-    recipe = torchqat.parse_recipe(text, "auto.yaml")
+    task = KEPT / "next_token.jsonl"
+    recipe = torchqat.load_recipe(
+        "auto", [*as_settings(DEMO_LLAMA), f"evaluate.accept={limits}", f"evaluate.task={task}"]
+    )
     run = Run(recipe, KEPT / "language", Progress())
-    _next_tokens(load_tokenizer(run.model_path), KEPT / "next_token.jsonl")
+    _next_tokens(load_tokenizer(run.model_path), task)
     recipe.model.path, recipe.model.scratch = run.model_path, None
     return Case(recipe, limits)
 
 
 def digits() -> Case:
-    text = (ROOT / "recipes" / "vision.yaml").read_text()
-    return Case(torchqat.parse_recipe(text, "vision.yaml"), "{task_drop: 0.005}")
+    parts = {"model.path": "model", "data.train": "training_data", "data.evaluation.path": "held_out_data"}
+    settings = {key: f"examples.python.digits:{name}" for key, name in parts.items()}
+    return Case(torchqat.load_recipe("vision", settings), "{task_drop: 0.005}")
 
 
 def encoder() -> Case:
-    text = (ROOT / "recipes" / "sentence_encoder.yaml").read_text()
-    limits = "{cosine: 0.994, task_drop: 0.01}"
-    text = text.replace("accept: {cosine: 0.99}", f"accept: {limits}\n  task: {KEPT / 'retrieval.jsonl'}")
-    _docstrings(KEPT / "sentences.jsonl", KEPT / "retrieval.jsonl")
-    recipe = torchqat.parse_recipe(text, "sentence_encoder.yaml")
+    limits, task = "{cosine: 0.994, task_drop: 0.01}", KEPT / "retrieval.jsonl"
+    _docstrings(KEPT / "sentences.jsonl", task)
+    recipe = torchqat.load_recipe("sentence-encoder", [f"evaluate.accept={limits}", f"evaluate.task={task}"])
     recipe.model.path, recipe.data.train = str(encoder_folder()), str(KEPT / "sentences.jsonl")
     return Case(recipe, limits)
 

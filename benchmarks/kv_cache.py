@@ -2,7 +2,7 @@
 
     python benchmarks/kv_cache.py [--model DIR]
 
-On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: perplexity and KL to
+On the small Llama of small_llama.py (trained and cached if it is not) or a folder of your own: perplexity and KL to
 the float model on held-out text, and the bits that an engine stores for each number of the cache.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torchqat
 from common import publish, table
+from small_llama import SMALL_LLAMA
 from torchqat.layers.kv_cache import attach
 from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.result import Calibration
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="")
     options = parser.parse_args()
-    recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
+    recipe = torchqat.load_recipe("int2", SMALL_LLAMA)
     if options.model:
         recipe.model.path, recipe.model.scratch = options.model, None
     run = Run(recipe, ROOT / "build" / "kv_cache", Progress(quiet=True))

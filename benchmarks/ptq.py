@@ -3,7 +3,7 @@
     python benchmarks/ptq.py [--model DIR] [--formats 4:128 4:32 3:128 2:32] [--seeds 3]
         [--peer llm_compressor=PYTHON] [--peer gptqmodel=PYTHON] [--peer auto_round=PYTHON] [--write FILE]
 
-On the small Llama of recipes/int2_qat.yaml (trained and cached if it is not) or a folder of your own: KL to the float model
+On the small Llama of small_llama.py (trained and cached if it is not) or a folder of your own: KL to the float model
 on held-out text for each method, with the seconds that calibration took. Training starts from GPTQ with the float model's
 drift made good, with the scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the
 same model on the same tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torchqat
+from small_llama import SMALL_LLAMA
 from torchqat._library import Initialize
 from torchqat.files import write_json
 from torchqat.reports.report import environment
@@ -63,7 +64,7 @@ class Bench:
         self.baseline = torchqat.evaluate(self.first.original, self.first.data.evaluation)
 
     def run_of(self, bits: int, group: int, model: str, seed: int) -> Run:
-        recipe = torchqat.load_recipe(str(ROOT / "recipes" / "int2_qat.yaml"))
+        recipe = torchqat.load_recipe("int2", SMALL_LLAMA)
         rate, steps = TRAINING[bits]
         text = f"""version: 1
 data: {{train: python-stdlib, calibration: {{samples: 64, sequence_length: 256}}}}

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--learning-rate", default="1.0e-4")
     options = parser.parse_args()
-    recipe = torchqat.load_recipe(str(ROOT / "recipes" / "quickstart.yaml"))
+    recipe = torchqat.load_recipe("quickstart")
     start = Run(recipe, KEPT / "float", Progress())
     baseline = torchqat.evaluate(start.original, start.data.evaluation)
     rows, figures = [["float", "–", f"{baseline.perplexity:.3f}", "–"]], {"float": baseline.perplexity}

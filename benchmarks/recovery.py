@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py [--bits 4 3 2] [--seeds 3] [--direct 4] [--output build/recovery]
 
-For each of recipes/int4_qat.yaml, int3_qat.yaml and int2_qat.yaml, on the small Llama that they describe: plain rounding,
+For each of the recipes int4, int3 and int2, on the small Llama of small_llama.py: plain rounding,
 the recipe, the recipe without its schedule (the exported width from the first step), and the float model fine-tuned with
 cross-entropy for the same steps. Finished runs are kept, so an interrupted benchmark goes on. Prints a table of medians
 and spreads, and writes it with device and versions to benchmarks/results/.
@@ -10,11 +10,11 @@ and spreads, and writes it with device and versions to benchmarks/results/.
 
 import argparse
 import json
-import re
 import statistics
 from pathlib import Path
 
 import torchqat
+from small_llama import SMALL_LLAMA
 from torchqat.files import write_json
 from torchqat.kinds.losses import cross_entropy
 from torchqat.reports.report import environment
@@ -28,11 +28,7 @@ GOALS = {4: 0.60, 3: 0.80, 2: 0.85}
 
 
 def load(bits: int, with_schedule: bool = True) -> torchqat._library.Recipe:
-    path = ROOT / "recipes" / f"int{bits}_qat.yaml"
-    text = path.read_text()
-    if not with_schedule:
-        text = re.sub(r"schedule:\n(  - .*\n)+", "", text)
-    return torchqat.parse_recipe(text, str(path))
+    return torchqat.load_recipe(f"int{bits}", SMALL_LLAMA | ({} if with_schedule else {"schedule": None}))
 
 
 class Bench:

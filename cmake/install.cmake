@@ -21,7 +21,8 @@ install(EXPORT torchqatTargets NAMESPACE qat:: DESTINATION ${QAT_CMAKE_DIR})
 
 # Those of which QAT_API shows something, and what they include. They need nothing but LibTorch: YAML and JSON stay inside.
 install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING PATTERN "*.h"
-  PATTERN yaml_section.h EXCLUDE PATTERN "*_reader.h" EXCLUDE PATTERN numbers.h EXCLUDE
+  PATTERN yaml_section.h EXCLUDE PATTERN "*_reader.h" EXCLUDE PATTERN numbers.h EXCLUDE PATTERN key_log.h EXCLUDE
+  PATTERN settings.h EXCLUDE
   PATTERN damped_factor.h EXCLUDE PATTERN full_precision.h EXCLUDE
   PATTERN fold.h EXCLUDE PATTERN input_tap.h EXCLUDE PATTERN pending.h EXCLUDE PATTERN spec_json.h EXCLUDE
   PATTERN minifloat.h EXCLUDE PATTERN shared_outer_scale.h EXCLUDE

@@ -45,7 +45,7 @@ def reference() -> str:
         "# API reference",
         "",
         "Made from the docstrings by `tools/api_reference.py`. Equations are those of `numerics.md`; recipes are explained",
-        "in `recipes/quickstart.yaml`, commands by `torchqat COMMAND --help`.",
+        "in `recipe.md`, commands by `torchqat COMMAND --help`.",
     ]
     for title, module, names in PARTS:
         lines += ["", f"## {title}"]

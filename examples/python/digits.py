@@ -1,6 +1,7 @@
-"""A small convolutional network on scikit-learn's digits, for recipes/vision.yaml: its model and data are functions.
+"""A small convolutional network on scikit-learn's digits, for the recipe vision: its model and data are functions.
 
-    torchqat run recipes/vision.yaml
+    torchqat run vision --model examples.python.digits:model --data examples.python.digits:training_data \\
+        --set data.evaluation.path=examples.python.digits:held_out_data
 
 ``model`` trains the float network from a fixed seed, in seconds; yours would load its weights.
 """

@@ -1,6 +1,7 @@
 #include "qat/recipe/run_recipe.h"
 
 #include "python/bindings/module.h"
+#include "qat/recipe/keys.h"
 
 namespace qat::bindings {
 namespace {
@@ -94,7 +95,6 @@ void def_distill_and_evaluate(py::module_& m) {
       .def_readwrite("temperature", &DistillSection::temperature)
       .def_readwrite("weight", &DistillSection::weight);
   py::class_<EvaluateSection>(m, "EvaluateSection")
-      .def_readwrite("metrics", &EvaluateSection::metrics)
       .def_readwrite("compare", &EvaluateSection::compare)
       .def_readwrite("sensitivity", &EvaluateSection::sensitivity)
       .def_readwrite("task", &EvaluateSection::task)
@@ -126,10 +126,26 @@ void def_run_recipe(py::module_& m) {
       .def_readwrite("distill", &RunRecipe::distill)
       .def_readwrite("evaluate", &RunRecipe::evaluate)
       .def_readwrite("exports", &RunRecipe::exports);
-  m.def("load_recipe", &load_run_recipe, py::arg("path"),
-        "The recipe in a YAML file.\n\nRaises:\n    RecipeError: Every problem of it, each with "
-        "file, line and column: what the key must be, and what it is.\n");
+  py::class_<RecipeKey>(m, "RecipeKey")
+      .def_readonly("path", &RecipeKey::path)
+      .def_readonly("types", &RecipeKey::types)
+      .def_readonly("words", &RecipeKey::words)
+      .def_readonly("fallbacks", &RecipeKey::fallbacks)
+      .def_readonly("least", &RecipeKey::least)
+      .def_readonly("greatest", &RecipeKey::greatest)
+      .def_readonly("required", &RecipeKey::required)
+      .def_readonly("meaning", &RecipeKey::meaning);
+  m.def("recipe_keys", &recipe_keys, "Every key of recipes, as the reader asks for it.\n");
+  m.def(
+      "load_recipe", &load_run_recipe, py::arg("path"),
+      py::arg("settings") = std::vector<std::string>(),
+      "The recipe in a YAML file.\n\nArgs:\n    path: The file.\n    settings: What holds in place "
+      "of what it says, ``KEY=VALUE`` each, such as ``train.steps=300``; the value is YAML, and "
+      "none takes\n        the key out.\n\nRaises:\n    RecipeError: Every problem of it, each "
+      "with "
+      "file, line and column: what the key must be, and what it is.\n");
   m.def("parse_recipe", &parse_run_recipe, py::arg("text"), py::arg("file") = "recipe",
+        py::arg("settings") = std::vector<std::string>(),
         "The same for a text; ``file`` names it in messages.\n");
 }
 

@@ -112,8 +112,21 @@ class Recipe:
     text: str
     kv_cache: KvCacheSpec | None
 
-def load_recipe(path: str) -> Recipe: ...
-def parse_recipe(text: str, file: str = "recipe") -> Recipe: ...
+class RecipeKey:
+    """A key of recipes, as the reader asks for it (``qat/recipe/keys.h``)."""
+
+    path: str
+    types: list[str]
+    words: list[str]
+    fallbacks: list[str]
+    least: float | None
+    greatest: float | None
+    required: bool
+    meaning: str
+
+def recipe_keys() -> list[RecipeKey]: ...
+def load_recipe(path: str, settings: list[str] = []) -> Recipe: ...
+def parse_recipe(text: str, file: str = "recipe", settings: list[str] = []) -> Recipe: ...
 
 class LayerInfo:
     def __init__(

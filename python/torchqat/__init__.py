@@ -2,7 +2,7 @@
 
 The life cycle in five verbs::
 
-    recipe = torchqat.load_recipe("recipes/int4_qat.yaml")
+    recipe = torchqat.load_recipe("int4")
     model = torchqat.prepare(model, recipe)
     torchqat.calibrate(model, batches)
     schedule = torchqat.Schedule(model, recipe, total_steps=1000)
@@ -16,7 +16,7 @@ from torchqat import monitor as monitor
 from torchqat import ops
 from torchqat import sensitivity as sensitivity
 from torchqat import tasks as tasks
-from torchqat._library import FileError, QuantSpec, RecipeError, load_recipe, parse_recipe
+from torchqat._library import FileError, QuantSpec, RecipeError, parse_recipe
 from torchqat._version import __version__ as __version__
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.deploy import load, pack
@@ -33,6 +33,7 @@ from torchqat.layers.linear import QuantLinear
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
+from torchqat.recipes.shipped import load_recipe
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.flow import run
 from torchqat.runs.stream import quantize_folder

@@ -8,14 +8,18 @@
 namespace qat {
 namespace {
 
+std::string where(const std::string& file, const Place& place) {
+  if (!place.setting.empty()) return place.setting;
+  return file + ":" + std::to_string(place.line) + ":" + std::to_string(place.column);
+}
+
 std::string message_of(const std::string& file, std::vector<Problem>& problems) {
   std::stable_sort(problems.begin(), problems.end(), [](const Problem& a, const Problem& b) {
     return std::pair(a.place.line, a.place.column) < std::pair(b.place.line, b.place.column);
   });
   std::string message;
   for (const auto& [place, text] : problems)
-    message += (message.empty() ? "" : "\n") + file + ":" + std::to_string(place.line) + ":" +
-               std::to_string(place.column) + ": " + text;
+    message += (message.empty() ? "" : "\n") + where(file, place) + ": " + text;
   return message;
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qat/error.h"
@@ -14,13 +15,16 @@
 
 namespace qat {
 
-// A place in a recipe; line and column count from 1.
+// A place in a recipe; line and column count from 1. Or in a setting that was made beside it.
 struct QAT_API Place {
   int line = 1;
   int column = 1;
+  std::string setting{};  // "--set train.steps=300", which messages have in place of the file
 };
 
 struct QAT_API Problem {
+  Problem(Place at, std::string sentence) : place(std::move(at)), text(std::move(sentence)) {}
+
   Place place;
   std::string text;  // "schedule[1].weight must be ..., but is ..."
 };

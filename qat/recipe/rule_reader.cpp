@@ -5,12 +5,13 @@
 namespace qat {
 namespace {
 
-Rule read_rule(YamlSection& section, bool keeps_scales) {
+// `match`: what it is where the rule does not say.
+Rule read_rule(YamlSection& section, bool keeps_scales, const char* match) {
   Rule rule;
   rule.place = section.place();
-  rule.match = section.text("match", "");
+  rule.match = section.text("match", match);
   if (rule.match.empty() && !section.has("match"))
-    section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
+    section.reject("match", "must name layers by a glob, re:<regex> or type:<class>, or be blocks");
   rule.weight = read_choice(section, "weight", TensorRole::weight, keeps_scales);
   rule.input = read_choice(section, "input", TensorRole::input);
   rule.allow_float = section.boolean("allow_float", rule.allow_float);
@@ -28,9 +29,17 @@ bool grows(const Bound& before, const Bound& after) {
 }  // namespace
 
 std::vector<Rule> read_layers(YamlSection& recipe, bool keeps_scales) {
+  recipe.require("layers");
+  const YAML::Node layers = recipe.child("layers");
+  if (layers.IsDefined() && layers.IsMap()) {  // in short: one rule, for the blocks
+    YamlSection section = recipe.section("layers");
+    return {read_rule(section, keeps_scales, "blocks")};
+  }
   std::vector<Rule> rules;
-  for (YamlSection& section : recipe.sections("layers"))
-    rules.push_back(read_rule(section, keeps_scales));
+  for (YamlSection& section : recipe.sections("layers")) {
+    section.require("match");
+    rules.push_back(read_rule(section, keeps_scales, ""));
+  }
   if (rules.empty()) recipe.reject("layers", "must list at least one rule");
   return rules;
 }

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "qat/recipe/rule_reader.h"
+#include "qat/recipe/settings.h"
 #include "qat/recipe/spec_reader.h"
 #include "qat/recipe/train_reader.h"
 
@@ -64,6 +65,7 @@ Samples read_samples(YamlSection& section) {
 
 DataSource read_source(YamlSection section) {
   DataSource source;
+  section.require("path");
   source.path = section.text("path", "");
   if (source.path.empty()) section.reject("path", "must name data");
   source.subset = section.text("subset", source.subset);
@@ -109,7 +111,7 @@ DistillSection read_distill(YamlSection section, const std::string& kind) {
   const bool encodes = kind == "sentence_encoder";
   DistillSection distill;
   distill.loss = encodes ? "cosine" : distill.loss;
-  distill.teacher = section.one_of("teacher", distill.teacher, {"original"});
+  distill.teacher = section.text("teacher", distill.teacher);
   distill.loss = section.one_of("loss", distill.loss,
                                 encodes ? std::vector<std::string>{"cosine"}
                                         : std::vector<std::string>{"forward_kl", "cross_entropy"});
@@ -122,16 +124,14 @@ DistillSection read_distill(YamlSection section, const std::string& kind) {
 EvaluateSection read_evaluate(YamlSection section, const std::string& kind) {
   const bool encodes = kind == "sentence_encoder";
   EvaluateSection evaluate;
-  evaluate.metrics = section.words("metrics", evaluate.metrics, evaluate.metrics);
+  section.takes("compare", "words", integer_dtypes());
   for (const YAML::Node& node : section.list("compare"))
     evaluate.compare.push_back(parse_bits(section, node, "compare"));
   YamlSection accept = section.section("accept");
-  if (accept.has("kl")) evaluate.accept_kl = accept.number("kl", 0.0, 0.0, 1e6);
-  if (accept.has("task_drop"))
-    evaluate.accept_task_drop = accept.number("task_drop", 0.0, -1.0, 1.0);
-  if (accept.has("perplexity_ratio"))
-    evaluate.accept_perplexity_ratio = accept.number("perplexity_ratio", 1.0, 0.0, 1e6);
-  if (accept.has("cosine")) evaluate.accept_cosine = accept.number("cosine", 1.0, -1.0, 1.0);
+  evaluate.accept_kl = accept.given_number("kl", 0.0, 1e6);
+  evaluate.accept_task_drop = accept.given_number("task_drop", -1.0, 1.0);
+  evaluate.accept_perplexity_ratio = accept.given_number("perplexity_ratio", 0.0, 1e6);
+  evaluate.accept_cosine = accept.given_number("cosine", -1.0, 1.0);
   if (evaluate.accept_cosine && !encodes)
     accept.reject("cosine", "must not be given unless model.kind is sentence_encoder");
   if (evaluate.accept_perplexity_ratio && encodes)
@@ -190,7 +190,8 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
 
 RunRecipe read_recipe(YamlSection& section) {
   RunRecipe recipe;
-  section.integer("version", 1, 1, 1);
+  section.require("version");
+  section.given_integer("version", 1, 1);
   if (!section.has("version")) section.reject("version", "must be 1");
   recipe.model = read_model(section.section("model"));
   recipe.data = read_data(section.section("data"));
@@ -218,8 +219,14 @@ RunRecipe read_recipe(YamlSection& section) {
 
 }  // namespace
 
-RunRecipe parse_run_recipe(const std::string& text, const std::string& file) {
+void log_keys(const std::string& text, KeyLog* log) {
   std::vector<Problem> problems;
+  YamlSection section(YAML::Load(text), "", &problems, log);
+  read_recipe(section);
+}
+
+RunRecipe parse_run_recipe(const std::string& text, const std::string& file,
+                           const std::vector<std::string>& settings) {
   YAML::Node root;
   try {
     root = YAML::Load(text);
@@ -228,21 +235,26 @@ RunRecipe parse_run_recipe(const std::string& text, const std::string& file) {
   }
   if (!root.IsDefined() || root.IsNull())
     throw RecipeError(file, {{{1, 1}, "a recipe must be a map of keys, but is empty"}});
+  std::vector<Problem> problems;
+  const Settings set(settings, text);
+  if (root.IsMap()) set.apply(root, &problems);
   YamlSection section(root, "", &problems);
-  if (!root.IsMap()) throw RecipeError(file, problems);
-  RunRecipe recipe = read_recipe(section);
+  RunRecipe recipe = root.IsMap() ? read_recipe(section) : RunRecipe();
+  for (Problem& problem : problems) set.settle(problem.place);
   if (!problems.empty()) throw RecipeError(file, problems);
+  for (Rule& rule : recipe.layers) set.settle(rule.place);
+  for (Stage& stage : recipe.schedule) set.settle(stage.place);
   recipe.file = file;
-  recipe.text = text;
+  recipe.text = settings.empty() ? text : set.text_of(root, file);
   return recipe;
 }
 
-RunRecipe load_run_recipe(const std::string& path) {
+RunRecipe load_run_recipe(const std::string& path, const std::vector<std::string>& settings) {
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
   if (!in || !(text << in.rdbuf()))
     throw RecipeError(path, {{{1, 1}, "the recipe must be a readable file that is not empty"}});
-  return parse_run_recipe(text.str(), path);
+  return parse_run_recipe(text.str(), path, settings);
 }
 
 }  // namespace qat

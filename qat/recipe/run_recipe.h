@@ -103,14 +103,13 @@ struct QAT_API TrainSection : Training {
 };
 
 struct QAT_API DistillSection {
-  std::string teacher = "original";
+  std::string teacher = "original";  // or the folder that `torchqat teacher` wrote
   std::string loss = "forward_kl";  // or cross_entropy; cosine for a sentence_encoder
   double temperature = 1.0;
   double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
 };
 
 struct QAT_API EvaluateSection {
-  std::vector<std::string> metrics{"perplexity", "kl", "top1_agreement"};
   std::vector<int> compare;  // bit-widths to round to without training, for comparison
   bool sensitivity = false;  // also measure every layer alone, at its width and at 8 bits
   std::string task;  // a jsonl file of the user's own task, or "module:function"; empty: none
@@ -143,8 +142,12 @@ struct QAT_API RunRecipe {
   Recipe core() const { return {file, text, layers, kv_cache, initialize, schedule, train}; }
 };
 
-// As load_recipe and parse_recipe.
-QAT_API RunRecipe load_run_recipe(const std::string& path);
-QAT_API RunRecipe parse_run_recipe(const std::string& text, const std::string& file);
+// As load_recipe and parse_recipe. `settings`, such as "train.steps=300", hold in place of what the
+// recipe says: KEY=VALUE, the value in YAML, or none to take the key out. The recipe's text is then
+// that with them, and messages about one of them begin with "--set train.steps=300".
+QAT_API RunRecipe load_run_recipe(const std::string& path,
+                                  const std::vector<std::string>& settings = {});
+QAT_API RunRecipe parse_run_recipe(const std::string& text, const std::string& file,
+                                   const std::vector<std::string>& settings = {});
 
 }  // namespace qat

@@ -73,8 +73,8 @@ void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
     section.reject("outer_scale", "must not be given unless scale_dtype is e4m3");
   spec.scale.outer_dtype = parse_dtype(outer.one_of("dtype", "float32", {"float32", "float16"}));
   spec.scale.outer_block = {-1, -1};
-  if (outer.has("group_size"))
-    spec.scale.outer_block = {1, outer.integer("group_size", 256, 1, 1 << 20)};
+  if (const auto columns = outer.given_integer("group_size", 1, 1 << 20))
+    spec.scale.outer_block = {1, *columns};
   outer.finish();
 }
 
@@ -108,6 +108,7 @@ void read_weight_granularity(YamlSection& section, QuantSpec& spec) {
   spec.granularity = parse_granularity(
       section.one_of("granularity", fallback, {"tensor", "channel", "group", "block"}));
   read_group_size(section, spec);
+  section.takes("block", "sides", {});
   const auto sides = section.list("block");
   if (spec.granularity == Granularity::block) {
     const auto side = [&](size_t i) {
@@ -170,14 +171,16 @@ bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& 
   const YAML::Node dtype = section.child("dtype");
   const std::string name = dtype.IsDefined() ? text_of(dtype) : "";
   std::vector<std::string> allowed = kDtypes;
+  for (const Grid grid : floats) allowed.emplace_back(grid_name(grid));
+  allowed.insert(allowed.end(), presets.begin(), presets.end());
+  section.takes("dtype", "word", allowed);
+  section.require("dtype");
   for (const Grid grid : floats) {
-    allowed.emplace_back(grid_name(grid));
     if (name != grid_name(grid)) continue;
     spec.grid = grid;
     spec.bits = float_bits(grid);
     return true;
   }
-  allowed.insert(allowed.end(), presets.begin(), presets.end());
   if (const auto bits = bits_of(name))
     spec.bits = *bits;
   else
@@ -213,6 +216,8 @@ void read_observer(YamlSection& section, QuantSpec& spec) {
   if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::fixed;
 }
 
+const std::vector<std::string>& integer_dtypes() { return kDtypes; }
+
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
   if (const auto bits = bits_of(text_of(node))) return *bits;
   section.file(node,
@@ -221,6 +226,7 @@ int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& 
 }
 
 Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, bool keeps_scales) {
+  rule.takes(key, "word", {"float"});
   const YAML::Node node = rule.child(key);
   if (!node.IsDefined()) return {};
   if (node.IsScalar()) {
@@ -259,12 +265,13 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
 }
 
 std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key) {
+  std::vector<std::string> allowed = kDtypes;
+  allowed.push_back("float");
+  stage.takes(key, "word", allowed);
   const YAML::Node node = stage.child(key);
   if (!node.IsDefined()) return std::nullopt;
   if (node.IsScalar() && node.Scalar() == "float") return kFloat;
   const auto bits = bits_of(text_of(node));
-  std::vector<std::string> allowed = kDtypes;
-  allowed.push_back("float");
   if (!bits) stage.reject(key, "must be " + join(allowed));
   return bits;
 }

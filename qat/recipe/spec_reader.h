@@ -26,6 +26,9 @@ void read_observer(YamlSection& section, QuantSpec& spec);
 // The width that a stage names: int2 to int8, or kFloat; none when the stage does not say.
 std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key);
 
+// int2 to int8.
+const std::vector<std::string>& integer_dtypes();
+
 // The width of "int2" to "int8"; files a problem about `key` and returns 8 for anything else.
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key);
 

@@ -69,10 +69,9 @@ void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
 TrainSection read_train(YamlSection& section) {
   TrainSection train;
   train.steps = section.integer("steps", train.steps, 0, kMany);
-  if (section.has("epochs")) {
-    train.epochs = section.number("epochs", 1.0, 1e-3, 1e6);
-    if (section.has("steps")) section.reject("epochs", "must not be given beside steps");
-  }
+  train.epochs = section.given_number("epochs", 1e-3, 1e6);
+  if (train.epochs && section.has("steps"))
+    section.reject("epochs", "must not be given beside steps");
   train.optimizer = section.text("optimizer", train.optimizer);
   if (!is_optimizer(train.optimizer))
     section.reject("optimizer", "must be adamw, adamw_8bit, muon, sgd or module:function");

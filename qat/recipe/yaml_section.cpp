@@ -3,10 +3,24 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <regex>
 
 #include "qat/recipe/numbers.h"
 
 namespace qat {
+namespace {
+
+RecipeKey numeric(const char* type, double least, double greatest) {
+  return {.types = {type}, .least = least, .greatest = greatest};
+}
+
+std::string listed(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return "[" + text + "]";
+}
+
+}  // namespace
 
 Place place_of(const YAML::Mark& mark) { return {mark.line + 1, mark.column + 1}; }
 
@@ -46,8 +60,9 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
   return best;
 }
 
-YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems)
-    : node_(node), path_(std::move(path)), problems_(problems) {
+YamlSection::YamlSection(const YAML::Node& node, std::string path, std::vector<Problem>* problems,
+                         KeyLog* log)
+    : node_(node), path_(std::move(path)), problems_(problems), log_(log) {
   // An undefined node of yaml-cpp has IsDefined(); anything else of it throws.
   is_map_ = node_.IsDefined() && node_.IsMap();
   if (node_.IsDefined()) place_ = place_of(node_.Mark());
@@ -64,7 +79,8 @@ YAML::Node YamlSection::child(const std::string& key) {
 bool YamlSection::has(const std::string& key) { return child(key).IsDefined(); }
 
 YamlSection YamlSection::section(const std::string& key) {
-  YamlSection section(child(key), path_of(key), problems_);
+  log(key, {.types = {"map"}});
+  YamlSection section(child(key), path_of(key), problems_, log_);
   if (!has(key)) section.place_ = place_;
   return section;
 }
@@ -80,15 +96,18 @@ std::vector<YAML::Node> YamlSection::list(const std::string& key) {
 }
 
 std::vector<YamlSection> YamlSection::sections(const std::string& key) {
+  log(key, {.types = {"maps"}});
   std::vector<YamlSection> found;
   for (const YAML::Node& node : list(key))
-    found.emplace_back(node, path_of(key) + "[" + std::to_string(found.size()) + "]", problems_);
+    found.emplace_back(node, path_of(key) + "[" + std::to_string(found.size()) + "]", problems_,
+                       log_);
   return found;
 }
 
 std::vector<std::string> YamlSection::words(const std::string& key,
                                             std::vector<std::string> fallback,
                                             const std::vector<std::string>& allowed) {
+  log(key, {.types = {"words"}, .words = allowed, .fallbacks = {listed(fallback)}});
   if (!has(key)) return fallback;
   std::vector<std::string> found;
   for (const YAML::Node& entry : list(key)) {
@@ -102,6 +121,36 @@ std::vector<std::string> YamlSection::words(const std::string& key,
 
 int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t least,
                              int64_t greatest) {
+  RecipeKey asked = numeric("integer", least, greatest);
+  // What is out of bounds stands for none.
+  if (fallback >= least && fallback <= greatest) asked.fallbacks = {std::to_string(fallback)};
+  log(key, asked);
+  return read(key, fallback, least, greatest);
+}
+
+double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
+  RecipeKey asked = numeric("number", least, greatest);
+  asked.fallbacks = {number_text(fallback)};
+  log(key, asked);
+  return read(key, fallback, least, greatest);
+}
+
+std::optional<int64_t> YamlSection::given_integer(const std::string& key, int64_t least,
+                                                  int64_t greatest) {
+  log(key, numeric("integer", least, greatest));
+  if (!has(key)) return std::nullopt;
+  return read(key, least, least, greatest);
+}
+
+std::optional<double> YamlSection::given_number(const std::string& key, double least,
+                                                double greatest) {
+  log(key, numeric("number", least, greatest));
+  if (!has(key)) return std::nullopt;
+  return read(key, least, least, greatest);
+}
+
+int64_t YamlSection::read(const std::string& key, int64_t fallback, int64_t least,
+                          int64_t greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   const auto value = integer_of(node);
@@ -111,7 +160,7 @@ int64_t YamlSection::integer(const std::string& key, int64_t fallback, int64_t l
   return fallback;
 }
 
-double YamlSection::number(const std::string& key, double fallback, double least, double greatest) {
+double YamlSection::read(const std::string& key, double fallback, double least, double greatest) {
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   const auto value = node.IsScalar() ? parse_number<double>(node.Scalar()) : std::nullopt;
@@ -121,6 +170,7 @@ double YamlSection::number(const std::string& key, double fallback, double least
 }
 
 bool YamlSection::boolean(const std::string& key, bool fallback) {
+  log(key, {.types = {"boolean"}, .fallbacks = {fallback ? "true" : "false"}});
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   bool value = fallback;
@@ -130,6 +180,9 @@ bool YamlSection::boolean(const std::string& key, bool fallback) {
 }
 
 std::string YamlSection::text(const std::string& key, const std::string& fallback) {
+  RecipeKey asked{.types = {"text"}};
+  if (!fallback.empty()) asked.fallbacks = {fallback};
+  log(key, asked);
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   if (node.IsScalar() && !node.Scalar().empty()) return node.Scalar();
@@ -139,6 +192,7 @@ std::string YamlSection::text(const std::string& key, const std::string& fallbac
 
 std::string YamlSection::one_of(const std::string& key, const std::string& fallback,
                                 const std::vector<std::string>& allowed) {
+  log(key, {.types = {"word"}, .words = allowed, .fallbacks = {fallback}});
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   const std::string value = text_of(node);
@@ -148,6 +202,8 @@ std::string YamlSection::one_of(const std::string& key, const std::string& fallb
 }
 
 Bound YamlSection::bound(const std::string& key, Bound fallback) {
+  log(key, {.types = {"bound"},
+            .fallbacks = {number_text(fallback.value) + (fallback.is_percent ? "%" : "")}});
   const YAML::Node node = child(key);
   if (!node.IsDefined()) return fallback;
   const std::string rule = "must be a percentage from 0% to 100% or a step from 0 on";
@@ -164,6 +220,20 @@ Bound YamlSection::bound(const std::string& key, Bound fallback) {
   }
   reject(key, rule);
   return fallback;
+}
+
+void YamlSection::require(const std::string& key) { log(key, {.required = true}); }
+
+void YamlSection::takes(const std::string& key, const char* type,
+                        const std::vector<std::string>& words) {
+  log(key, {.types = {type}, .words = words});
+}
+
+void YamlSection::log(const std::string& key, RecipeKey asked) {
+  if (log_ == nullptr) return;
+  static const std::regex index(R"(\[\d+\])");
+  asked.path = std::regex_replace(path_of(key), index, "");
+  log_->add(asked);
 }
 
 void YamlSection::reject(const std::string& key, const std::string& rule) {

@@ -37,7 +37,7 @@ class Silent:
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
     """The demo's run: its model is trained once and cached."""
-    recipe = torchqat.load_recipe(str(ROOT / "recipes" / "quickstart.yaml"))
+    recipe = torchqat.load_recipe("quickstart")
     return Run(recipe, tmp_path_factory.mktemp("run"), Silent())
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torchqat
 import transformers
+from torchqat.recipes.shipped import shipped
 from torchqat.runs.scratch import new_model
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
 
 
 class Small:
@@ -52,23 +53,24 @@ def model_and_data(folder, data_folder, tmp_path, tokenizer):
     }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_it_runs(path, model_and_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(path.parents[1])  # whose modules recipes name
-    recipe = torchqat.load_recipe(str(path))
-    if not recipe.model.path:
-        model, data = model_and_data[recipe.model.kind]
-        recipe.model.path, recipe.model.scratch, recipe.data.train = str(model), None, str(data)
+@pytest.mark.parametrize("name", shipped())
+def test_it_runs(name, model_and_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # whose modules vision is given
+    recipe = torchqat.load_recipe(name)
+    model, data = map(str, model_and_data[recipe.model.kind])
+    if name == "vision":
+        model, data = "examples.python.digits:model", "examples.python.digits:training_data"
+    recipe.model.path, recipe.model.scratch, recipe.data.train = model, None, data
     recipe.train.steps = min(4, recipe.train.steps)
     recipe.train.batch_size, recipe.train.sequence_length, recipe.train.validate_every = 2, 32, 2
     for samples in (recipe.data.calibration, recipe.data.evaluation):
         samples.samples, samples.sequence_length = 8, 32
     report = torchqat.run(recipe, output=tmp_path / "run")
     assert report.variants and all(variant.kl >= 0 for variant in report.variants)
-    named = {"nvfp4_qat": "nvfp4-qat", "mxfp4_qat": "mxfp4-qat", "mxfp8": "mxfp8_e4m3-rtn", "fp8": "fp8_e4m3-rtn"}
-    assert path.stem not in named or named[path.stem] in [variant.name for variant in report.variants]
+    named = {"nvfp4": "nvfp4-qat", "mxfp4": "mxfp4-qat", "mxfp8": "mxfp8_e4m3-rtn", "fp8": "fp8_e4m3-rtn"}
+    assert name not in named or named[name] in [variant.name for variant in report.variants]
     exported = sorted(folder.name for folder in (tmp_path / "run" / "exports").iterdir())
     for format in recipe.exports:
-        assert any(name == format or name.startswith(f"{format}-") for name in exported)
+        assert any(one == format or one.startswith(f"{format}-") for one in exported)
     if recipe.mode == "auto":
         assert report.chosen and report.decision

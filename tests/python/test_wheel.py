@@ -33,6 +33,8 @@ def test_it_has_every_module_and_what_they_read(wheel):
     package = wheels.ROOT / "python" / "torchqat"
     for file in [*package.rglob("*.py"), *package.rglob("*.pyi"), *package.rglob("*.html"), package / "py.typed"]:
         assert f"torchqat/{file.relative_to(package)}" in names
+    for file in (wheels.ROOT / "recipes").glob("*.yaml"):
+        assert zipfile.ZipFile(wheel).read(f"torchqat/recipes/shipped/{file.name}") == file.read_bytes()
     libraries = {name.removeprefix("torchqat/lib/") for name in names if "/lib/" in name}
     yaml = {name for name in libraries if name.startswith("libyaml-cpp.so")}
     assert len(yaml) == 1
@@ -44,6 +46,11 @@ def test_it_works_without_a_compiler(site):
     assert place == str(site / "torchqat" / "__init__.py")
     assert wheels.run(site, TORCHQAT_CPU_CAPABILITY="avx2")[1:3] == ["avx2", codes]
     assert wheels.run(site, TORCHQAT_CPU_CAPABILITY="portable")[1:3] == ["portable", codes]
+
+
+def test_recipes_go_by_their_names(site):
+    program = "import torchqat; recipe = torchqat.load_recipe('int4', {'train.steps': 7}); print(recipe.train.steps)"
+    assert wheels.run(site, program=program)[0] == "7"
 
 
 def test_libraries_are_its_own_or_everybodys(site):

@@ -2,10 +2,25 @@
 
 import typer
 
-RECIPE = typer.Argument(..., metavar="RECIPE", help="A YAML recipe.")
-MODEL = typer.Option("", "--model", help="Hugging Face folder or hub id, in place of the recipe's.")
+RECIPE = typer.Argument(
+    ..., metavar="RECIPE", help="A recipe that ships (torchqat recipes lists them), or a YAML file."
+)
+SET = typer.Option(
+    [],
+    "--set",
+    metavar="KEY=VALUE",
+    help="In place of what the recipe says, such as train.steps=300 or layers.0.weight.group_size=64; the value is YAML, "
+    "and none takes the key out. May be repeated.",
+)
+STEPS = typer.Option(None, "--steps", min=0, help="Optimizer steps, in place of the recipe's steps or epochs.")
+MODEL = typer.Option(
+    "", "--model", help="Hugging Face folder, GGUF file, hub id or module:function, in place of the recipe's."
+)
 DATA = typer.Option(
-    "", "--data", help="File or folder of text, jsonl or Parquet, or org/name of the Hub, in place of the recipe's."
+    "",
+    "--data",
+    help="File or folder of text, jsonl or Parquet, org/name of the Hub, python-stdlib or module:function, in place of the "
+    "recipe's.",
 )
 OUTPUT = typer.Option("", "--output", help="The run's folder; runs/<model>-<recipe> when not given.")
 DTYPE = typer.Option(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS
+from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS, SET, STEPS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -16,14 +16,14 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
-def check(recipe: str = RECIPE, model: str = MODEL) -> None:
+def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -> None:
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
     from torchqat.checkpoints.export import check_exports
     from torchqat.kinds import find_kind
     from torchqat.training.checks import check_training
 
-    loaded = torchqat.load_recipe(recipe)
+    loaded = torchqat.load_recipe(recipe, settings)
     check_training(loaded)
     path, kind, notes = model or loaded.model.path, find_kind(loaded.model.kind), []
     if path:
@@ -40,7 +40,7 @@ def check(recipe: str = RECIPE, model: str = MODEL) -> None:
         say(str(plan).rstrip("\n"))
     for note in notes:
         say(f"Note: {note}")
-    say(f"{recipe} is valid.")
+    say(f"{recipe} is valid{'.' if found is not None else '; --model shows which layers it means.'}")
     layers = [layer.name for layer in plan.layers] if found else []
     result({"recipe": recipe, "valid": True, "layers": layers, "notes": notes})
 
@@ -52,13 +52,16 @@ def run(
     output: str = OUTPUT,
     resume: bool = RESUME,
     restart: bool = RESTART,
+    settings: list[str] = SET,
+    steps: int | None = STEPS,
     dtype: str = DTYPE,
     device: str = DEVICE,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.runs.flow import run_of
 
-    _follow_and_show(run_of(recipe, model, data, output, dtype=dtype, device=device), resume, restart)
+    options = {"dtype": dtype, "device": device, "settings": settings, "steps": steps}
+    _follow_and_show(run_of(recipe, model, data, output, **options), resume, restart)
 
 
 def ptq(
@@ -69,13 +72,14 @@ def ptq(
     resume: bool = RESUME,
     restart: bool = RESTART,
     stream: bool = typer.Option(False, "--stream", help="In the memory of one block: checkpoint alone, no figures."),
+    settings: list[str] = SET,
     dtype: str = DTYPE,
     device: str = DEVICE,
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output, dtype=dtype, device=device)
+    run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings)
     run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
     if stream:
         _stream_and_show(run, resume, restart)
@@ -148,6 +152,8 @@ def train(
     output: str = OUTPUT,
     resume: bool = RESUME,
     restart: bool = RESTART,
+    settings: list[str] = SET,
+    steps: int | None = STEPS,
     device: str = DEVICE,
 ) -> None:
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
@@ -156,7 +162,7 @@ def train(
     from torchqat.training.processes import is_first, processes
 
     with processes():
-        run = run_of(recipe, model, data, output, device=device)
+        run = run_of(recipe, model, data, output, device=device, settings=settings, steps=steps)
         run.progress.quiet = not is_first()
         with run.opened(resume, restart):
             fine_tune(run)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, DEVICE, MODEL
+from torchqat.cli.options import DATA, DEVICE, MODEL, RECIPE, SET
 from torchqat.cli.output import is_json, result, say
 
 
@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sensitivity(
-    recipe: str = typer.Argument(..., metavar="RECIPE", help="A YAML recipe: which layers, grid and granularity."),
+    recipe: str = RECIPE,
     model: str = MODEL,
     data: str = DATA,
     bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
@@ -22,9 +22,10 @@ def sensitivity(
     ),
     write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
+    settings: list[str] = SET,
     device: str = DEVICE,
 ) -> None:
-    """KL to the float model with one layer quantized at a time, by width."""
+    """KL to the float model with one of the recipe's layers quantized at a time, on its grid, by width."""
     from torchqat.errors import UserError
     from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
     from torchqat.evaluation.sensitivity import sensitivity as measure
@@ -34,7 +35,7 @@ def sensitivity(
     widths = _widths(bits)
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
-    run = run_of(recipe, model, data, "", device=device)
+    run = run_of(recipe, model, data, "", device=device, settings=settings)
     found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():

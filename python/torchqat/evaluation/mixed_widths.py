@@ -41,10 +41,9 @@ def mixed_recipe(text: str, layers: Sequence[LayerSensitivity], widths: dict[str
             rules.append(f'  - match: "{layer.name}"\n    weight: {_spec_text(layer.spec, widths[layer.name])}\n')
     lines = text.splitlines(keepends=True)
     begin = next(i for i, line in enumerate(lines) if re.match(r"layers\s*:", line))
-    if lines[begin].split("#")[0].strip() != "layers:":
-        raise UserError(
-            "To write a mixed recipe, its layers must be a list in lines of its own, but it is in one line."
-        )
+    first = next((line.strip() for line in lines[begin + 1 :] if line.split("#")[0].strip()), "")
+    if lines[begin].split("#")[0].strip() != "layers:" or not first.startswith("-"):
+        raise UserError("To write a mixed recipe, its layers must be a list in lines of its own, but are not.")
     last = next((i for i in range(begin + 1, len(lines)) if re.match(r"[A-Za-z_]", lines[i])), len(lines))
     while last > begin + 1 and not lines[last - 1].strip():
         last -= 1

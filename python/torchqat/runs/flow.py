@@ -1,8 +1,12 @@
 """``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torchqat._library import DistillSection, Recipe, load_recipe
+from torchqat._library import DistillSection, Recipe
+from torchqat.errors import UserError
+from torchqat.recipes.shipped import as_settings, load_recipe
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
@@ -24,11 +28,14 @@ def run(
     progress: Progress | None = None,
     dtype: str = "",
     device: str = "",
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    steps: int | None = None,
 ) -> Report:
     """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
 
     Args:
-        recipe: A YAML file, or a recipe, of which settings that were made in Python count.
+        recipe: The name of one that ships, such as ``int4``, a YAML file, or a recipe that was loaded, of which settings
+            that were made in Python count.
         model: Hugging Face folder, hub id or ``module:function``, in place of the recipe's.
         data: File or folder of text, jsonl or Parquet, or a data set of the Hub, in place of the recipe's.
         output: The run's folder; ``runs/<model>-<recipe>`` when empty.
@@ -38,6 +45,8 @@ def run(
         dtype: ``float32``, ``bfloat16`` or ``float16``, of scales in checkpoints and of what is not quantized. When empty,
             what the model came in, if it was trained in float32 and the scales fit; else what it was trained in.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, in place of the recipe's.
+        settings: As ``load_recipe`` takes them, such as ``{"train.learning_rate": 1e-4}``.
+        steps: Optimizer steps, in place of the recipe's steps or epochs.
 
     Returns:
         What was measured, as the folder's ``report.json`` has it.
@@ -47,7 +56,8 @@ def run(
         UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
             ``restart`` is set, or it was made of something else. Nothing is written then.
     """
-    return follow(run_of(recipe, model, data, output, progress, dtype, device), resume, restart)
+    run = run_of(recipe, model, data, output, progress, dtype, device, settings, steps)
+    return follow(run, resume, restart)
 
 
 def run_of(
@@ -58,9 +68,11 @@ def run_of(
     progress: Progress | None = None,
     dtype: str = "",
     device: str = "",
+    settings: Mapping[str, Any] | Iterable[str] = (),
+    steps: int | None = None,
 ) -> Run:
     """The run that these options mean, which has done nothing yet."""
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    loaded = _loaded(recipe, settings, steps)
     if model:
         loaded.model.path, loaded.model.scratch = str(model), None
     if data:
@@ -70,6 +82,19 @@ def run_of(
     run = Run(loaded, Path(output or default_folder(loaded)), progress or Progress())
     run.dtype = dtype
     return run
+
+
+def _loaded(recipe: str | Path | Recipe, settings: Mapping[str, Any] | Iterable[str], steps: int | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        if settings or steps is not None:
+            raise UserError("settings and steps must not be given for a recipe that is loaded already, but are.")
+        return recipe
+    asked = as_settings(settings)
+    loaded = load_recipe(recipe, asked)
+    if steps is None:
+        return loaded
+    instead = [] if loaded.train.epochs is None else ["train.epochs="]
+    return load_recipe(recipe, [*asked, *instead, f"train.steps={steps}"])
 
 
 def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:

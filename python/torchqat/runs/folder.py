@@ -16,7 +16,7 @@ from torchqat.training.state import step_of
 
 _SETTINGS = "run.json"
 # Of what is written there.
-VERSION = 2
+VERSION = 3
 # What a run makes beside its settings. The report goes first: without it, nothing is taken for measured.
 _MADE = (REPORT, "checkpoints", "candidates", "exports", "tensorboard", "metrics.jsonl", "report.html", "plan.txt")
 _MADE += ("recipe.yaml",)

@@ -1,0 +1,1 @@
+"""Recipes: those that ship, by their names, and what a recipe may say."""
