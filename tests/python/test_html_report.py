@@ -2,15 +2,21 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from command import call
+from conftest import PTQ
 from sentences import said
 from torchqat.files import write_json
+from torchqat.reports.heat_map import layer_grid, stride
 from torchqat.reports.html import write_html, write_pictures
-from torchqat.reports.plots import layer_grid, pareto
-from torchqat.reports.report import Report, Variant
+from torchqat.reports.plots import pareto
+from torchqat.reports.report import Limit, Report, Variant
+from torchqat.runs.progress import Progress
+from transformers import AutoModelForCausalLM
 
 
 class Page(HTMLParser):
@@ -46,7 +52,14 @@ def folder(tmp_path):
         for kind in ("mlp.up_proj", "self_attn.q_proj")
     }
     report = Report(
-        baseline={"perplexity": 20.0, "bytes": 8_000_000, "tokens": 1000, "task": 0.9, "task_scores": []},
+        baseline={
+            "perplexity": 20.0,
+            "bytes": 8_000_000,
+            "bytes_at_16": 4_000_000,
+            "tokens": 1000,
+            "task": 0.9,
+            "task_scores": [],
+        },
         variants=[
             Variant("int8", "INT8", 8.25, 20.01, 0.0001, 0.99, 2_500_000, "exports/a", task=0.9),
             Variant(
@@ -70,6 +83,8 @@ def folder(tmp_path):
             ),
         ],
         accepted=True,
+        limits=[Limit("KL", 0.02, 0.025), Limit("Cosine", 0.98, 0.95, at_least=True)],
+        coverage=["70 % of the weights are quantized.", "30 % stay in floating point: lm_head, no rule matches it."],
         notes=["A note & more."],
         environment={"torch": "2.13", "device": "<cpu>"},
         chosen="int4",
@@ -78,6 +93,12 @@ def folder(tmp_path):
             "name": "llama.cpp",
             "float": {"load_seconds": 1.0, "peak_bytes": 4e8, "prefill": 100.0, "decode": 10.0},
             "export": {"load_seconds": 0.5, "peak_bytes": 1e8, "prefill": 150.0, "decode": 23.4},
+        },
+        exports={"exports/b of <4>": {"variant": "int4", "sha256": "0123abcd"}},
+        samples={
+            "variant": "int4",
+            "method": "INT4 <GPTQ>",
+            "texts": [{"prompt": "def f(", "float": "x): return x", "quantized": "x): <pass>"}],
         },
     )
     run = tmp_path / "my run"
@@ -96,10 +117,12 @@ def test_it_says_what_was_measured(folder):
     page = Page(write_html(folder).read_text())
     text = " ".join(page.words)
     for expected in (
-        "20.200", "19.800 to 20.600", "0.02000", "0.01000 to 0.03000", "80.00%", "75.00% to 85.00%", "0.19x",
+        "20.200", "19.800 to 20.600", "0.02000", "0.01000 to 0.03000", "80.00%", "75.00% to 85.00%", "0.38x", "of 16 bits",
+        "KL 0.02, at most 0.025: met.", "Cosine 0.98, at least 0.95: met.", "30 % stay in floating point", "x): <pass>",
+        "0123abcd",
         "The limits are met.", "Chosen: INT4.", "A note & more.", "INT4 <GPTQ>", "23.4", "Quality against size", "Training",
         "Weights and scales, before and after", "KL, prediction by prediction",
-        "version: 1  # <not html>", "<cpu>", "--model models/<m>", "within the noise",
+        "version: 1  # <not html>", "<cpu>", "--model 'models/<m>'", "within the noise",
     ):  # fmt: skip
         assert expected in text, expected
     assert not page.open
@@ -109,7 +132,8 @@ def test_it_fetches_nothing(folder):
     text = write_html(folder).read_text()
     page = Page(text)
     links = [value for name, value in page.attributes if name in ("src", "href", "xlink:href") and value]
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links), links
+    own = [link for link in links if not link.startswith(("#", "data:image/png;base64,"))]
+    assert own == ["exports/b%20of%20%3C4%3E/"]  # which is followed when it is clicked
     assert "url(http" not in text and "@import" not in text and "<script" not in text
 
 
@@ -159,6 +183,74 @@ def test_layers_are_sorted_by_kind_and_block():
     assert found == {("mlp.up_proj", 11): 1.0, ("head", 0): 2.0, ("output.dense", 0): 3.0}
 
 
+def test_rows_of_blocks_with_layers_of_one_kind_stay_apart():
+    values = {f"{side}.layers.{i}.fc": float(i) for side in ("encoder", "decoder") for i in range(2)}
+    found = layer_grid({**values, "decoder.layers.0.attend": 5.0})
+    assert found[("encoder.layers.*.fc", 1)] == found[("decoder.layers.*.fc", 1)] == 1.0 and found[("attend", 0)] == 5.0
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("count", (1, 15, 16, 17, 30, 80, 161, 5000))
+def test_labels_are_thinned_to_what_has_room(count):
+    step = stride(count, 16)
+    assert -(-count // step) <= 16 and str(step)[0] in "125" and (count > 16 or step == 1)
+
+
+@pytest.mark.parametrize("blocks", (30, 80))
+def test_labels_of_the_heat_map_stand_clear(blocks):
+    """Measured by matplotlib, where the picture is drawn: none of the numbers touches the next, none of the names either."""
+    from torchqat.reports import heat_map
+
+    boxes = {}
+
+    def measured(drawn):
+        axes, renderer = drawn.axes[0], drawn.canvas.get_renderer()
+        drawn.draw_without_rendering()
+        for name, labels in (("x", axes.get_xticklabels()), ("y", axes.get_yticklabels())):
+            boxes[name] = [label.get_window_extent(renderer) for label in labels]
+        return "", b""
+
+    kinds = [f"mlp.experts.{i}.down_proj" for i in range(60)]
+    values = {f"model.layers.{block}.{kind}": 1.0 for block in range(blocks) for kind in kinds}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heat_map, "rendered", measured)
+        heat_map.layers_picture(Report(sensitivity={name: {"4": value} for name, value in values.items()}))
+    across, down = boxes["x"], sorted(boxes["y"], key=lambda box: box.y0)
+    assert len(across) > 7 and all(a.x1 + 2 < b.x0 for a, b in zip(across, across[1:], strict=False))
+    assert len(down) > 7 and all(a.y1 < b.y0 for a, b in zip(down, down[1:], strict=False))
+
+
+def test_pictures_have_words_beside_them(folder):
+    """Each is named by a text that the page has once, and no id is given twice."""
+    page = Page(write_html(folder).read_text())
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    named = [value for name, value in page.attributes if name == "aria-labelledby"]
+    assert len(named) == 5 and set(named) <= set(ids)
+    text = " ".join(page.words)
+    assert "Training loss from 1 to 0.2 over steps 1 to 5, at 8, then 4 bits. KL on held-out data goes from 0.1" in text
+    assert (
+        "Those that lose most: model.layers.0.mlp.up_proj (20.00)" in text
+        and "Lower is nearer to the float model" in text
+    )
+
+
+def test_a_limit_that_is_not_met_is_named(folder):
+    report = json.loads((folder / "report.json").read_text())
+    report["accepted"], report["limits"][0]["value"] = False, 0.5
+    write_json(folder / "report.json", report)
+    text = " ".join(Page(write_html(folder).read_text()).words)
+    assert "The limits are not met." in text and "KL 0.5, at most 0.025: NOT met." in text and "0.95: met." in text
+
+
+def test_a_report_of_an_earlier_version_is_shown(folder):
+    report = json.loads((folder / "report.json").read_text())
+    del report["limits"], report["samples"], report["baseline"]["bytes_at_16"]
+    write_json(folder / "report.json", report)
+    text = " ".join(Page(write_html(folder).read_text()).words)
+    assert "The limits are met." in text and "0.19x" in text and "of float" in text
+
+
 def test_layers_are_shown_by_what_was_measured(folder):
     """Measured sensitivity comes before the noise of the weights."""
     assert "signal to noise, dB" in write_html(folder).read_text()
@@ -173,7 +265,7 @@ def test_the_commands(folder, arguments, tmp_path, capsys):
     code, out, err = call(capsys, "run", *arguments)
     assert code == 0, err
     page = tmp_path / "run" / "report.html"
-    assert str(page) in out and "INT4 QAT" in page.read_text()
+    assert str(page) in err and "INT4 QAT" in page.read_text()
     code, out, _ = call(capsys, "report", tmp_path / "run", folder, "--pictures", tmp_path / "pictures")
     assert code == 0 and "my run" in out and "INT4 <GPTQ> (chosen)" in out and "INT4 QAT" in out
     assert (tmp_path / "pictures" / "run" / "training.png").is_file()
@@ -187,3 +279,44 @@ def test_a_run_that_was_only_trained_is_reported(tmp_path, capsys):
     write_json(tmp_path / "report.json", Report().to_json())
     code, out, err = call(capsys, "report", tmp_path)
     assert code == 0 and "full precision" not in out, err
+
+
+def test_a_run_in_python_has_a_page_too(begin, tmp_path):
+    """With the limits beside what was measured, and what both models write after the same words."""
+    report = begin(PTQ + "evaluate: {compare: [], accept: {kl: 100, perplexity_ratio: 0.5}}\n")
+    text = " ".join(Page((tmp_path / "run" / "report.html").read_text()).words)
+    kl, perplexity = report.limits
+    assert kl.met and kl.value == report.variants[-1].kl and kl.bound == 100 and report.accepted is False
+    assert not perplexity.met and perplexity.bound == 0.5 * report.baseline["perplexity"]
+    assert "KL" in text and "at most 100: met." in text and "NOT met." in text
+    assert report.coverage[0] in text and "exports/compressed-tensors-int4-gptq" in text
+    assert report.baseline["bytes_at_16"] * 2 == report.baseline["bytes"]  # of float32
+
+
+def test_samples_are_what_the_models_write(begin, tmp_path, model_folder, tokenizer):
+    """The float model's by transformers' own greedy search, the quantized one's by what was exported."""
+    report = begin(PTQ + "evaluate: {compare: []}\n")
+    assert report.samples["method"] == report.variants[-1].method and len(report.samples["texts"]) == 2
+    loaded = {
+        "float": AutoModelForCausalLM.from_pretrained(model_folder),
+        "quantized": AutoModelForCausalLM.from_pretrained(tmp_path / "run" / report.variants[-1].export),
+    }
+    batch = torch.load(tmp_path / "run" / "checkpoints" / "example.pt", weights_only=True)["batch"]
+    for index, text in enumerate(report.samples["texts"]):
+        given = batch[index : index + 1, :24]
+        assert text["prompt"] == tokenizer.decode(given[0], skip_special_tokens=True)
+        for name, model in loaded.items():
+            room = {"max_new_tokens": 48, "do_sample": False, "pad_token_id": 0}
+            written = model.generate(given, attention_mask=torch.ones_like(given), **room)[0, given.shape[1] :]
+            assert text[name] == tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_run(begin, tmp_path, monkeypatch):
+    """Of a run in Python without the extra: it is measured and exported, and a note says what is missing."""
+    said_then = []
+    progress = Progress(quiet=True)
+    progress.say = said_then.append
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    report = begin(PTQ + "evaluate: {compare: []}\n", progress=progress)
+    assert report.variants and not (tmp_path / "run" / "report.html").exists()
+    assert any(said(text, "reports.not-written", library="jinja2") for text in said_then)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, Plan
+from torchqat.checkpoints.card import keep_card
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.configuration import check_configuration
@@ -37,7 +38,7 @@ def export(
     example: Any = None,
     files: dict[str, Path] | None = None,
 ) -> Path:
-    """Write ``model`` to the folder ``output``, whole or not at all, and return it.
+    """Write ``model`` to the folder ``output``, whole or not at all, and return it; a ``README.md`` of yours there stays.
 
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
     time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
@@ -84,6 +85,7 @@ def export(
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, folder)
             copy_into(folder, files or {})
+        keep_card(output, folder)
     return output
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DEVICE, DTYPE
+from torchqat.cli.options import DEVICE, DTYPE, PUSH
 from torchqat.cli.output import result, say
 from torchqat.verification.engines.question import speed_rows
 
@@ -28,16 +28,21 @@ def export(
     embeddings: str = typer.Option("f16", "--embeddings", help="gguf: f16 or q8_0, of embedding and output head."),
     dtype: str = DTYPE,
     device: str = DEVICE,
+    push_to_hub: str = PUSH,
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     import torchqat
     from torchqat.checkpoints.dtype import dtype_named
     from torchqat.checkpoints.export import check_exports
+    from torchqat.runs.cards import put_card
     from torchqat.runs.coverage import coverage
+    from torchqat.runs.hub import check_hub, push
     from torchqat.runs.restore import open_run, trained_model
     from torchqat.runs.steps import remember_export, write_export
     from torchqat.runs.variants import last_name
 
+    if push_to_hub:
+        check_hub(push_to_hub)
     opened = open_run(Path(run), device)
     asked = dtype_named(dtype)
     check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked)
@@ -49,10 +54,13 @@ def export(
         say(sentence)
     _print_verification(folder, torchqat.verify(folder, model, device=opened.device))
     say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
+    put_card(opened, folder, opened.report().variant(last_name(opened)), push_to_hub)
+    if push_to_hub:
+        push(folder, push_to_hub, say)
 
 
 def verify(
-    folder: str = typer.Argument(..., metavar="DIR", help="An exported checkpoint."),
+    folder: str = typer.Argument(..., metavar="DIR", help="An exported checkpoint; with --reference anybody's."),
     run: str = typer.Option("", "--run", help="The run it came from; found above DIR when not given."),
     variant: str = typer.Option("", "--variant", help="Which model of the run; by its report when not given."),
     engine: str = typer.Option(
@@ -61,14 +69,28 @@ def verify(
         help="transformers, vllm, llama.cpp, onnxruntime, or reader for the tensors alone; by default what fits.",
     ),
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
+    reference: str = typer.Option("", "--reference", help="Compare with this float model, in place of a training."),
+    data: str = typer.Option("", "--data", help="With --reference: text to measure perplexity and KL on."),
+    samples: int = typer.Option(0, "--samples", min=0, help="Of --data only so many windows, spread evenly."),
+    kind: str = typer.Option("causal_lm", "--kind", help="With --reference: the kind of model, as recipes call it."),
     device: str = DEVICE,
 ) -> None:
     """Compare a checkpoint, bit for bit, with what training used, and an engine's answers with the training forward's."""
+    from torchqat.cli.reference import verify_beside
     from torchqat.errors import UserError
     from torchqat.runs.restore import exported_model, run_above
     from torchqat.runs.steps import verify_in_engine
     from torchqat.runs.streamed import is_streamed, verify_streamed
 
+    if reference:
+        if run or variant or engine or bench:
+            raise UserError(
+                "--reference compares with a float model; --run, --variant, --engine and --bench are of a run."
+            )
+        verify_beside(folder, reference, data, kind, samples, device)
+        return
+    if data or samples:
+        raise UserError("--data and --samples are measured on beside a float model, which --reference must name.")
     root = run_above(Path(folder), run)
     if is_streamed(root):
         if engine not in ("", "reader") or bench:

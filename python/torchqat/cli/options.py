@@ -29,6 +29,9 @@ DTYPE = typer.Option(
     help="float32, bfloat16 or float16, of scales and of what is not quantized; the model's when not given.",
 )
 DEVICE = typer.Option("", "--device", help="auto, cpu, cuda or cuda:N: where to compute; the recipe's when not given.")
+PUSH = typer.Option(
+    "", "--push-to-hub", help="org/name: also put the export there, in a private repository where there is none yet."
+)
 RUNS = typer.Argument(..., metavar="RUN...", help="Folders of runs; several are compared.")
 RESUME = typer.Option(False, "--resume", help="Go on where an interrupted run stopped.")
 RESTART = typer.Option(False, "--restart", help="Delete the run that is in the folder, and begin again.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, RECIPE, RESTART, RESUME, RUNS, SET, STEPS
+from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, PUSH, RECIPE, RESTART, RESUME, RUNS, SET, STEPS
 from torchqat.cli.output import is_json, result, say
 
 
@@ -56,12 +56,13 @@ def run(
     steps: int | None = STEPS,
     dtype: str = DTYPE,
     device: str = DEVICE,
+    push_to_hub: str = PUSH,
 ) -> None:
     """Baseline, plain rounding, quantization-aware training, export, verification and report."""
     from torchqat.runs.flow import run_of
 
     options = {"dtype": dtype, "device": device, "settings": settings, "steps": steps}
-    _follow_and_show(run_of(recipe, model, data, output, **options), resume, restart)
+    _follow_and_show(run_of(recipe, model, data, output, **options), resume, restart, push_to_hub)
 
 
 def ptq(
@@ -75,6 +76,7 @@ def ptq(
     settings: list[str] = SET,
     dtype: str = DTYPE,
     device: str = DEVICE,
+    push_to_hub: str = PUSH,
 ) -> None:
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
@@ -82,27 +84,26 @@ def ptq(
     run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings)
     run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
     if stream:
-        _stream_and_show(run, resume, restart)
+        _stream_and_show(run, resume, restart, push_to_hub)
     else:
-        _follow_and_show(run, resume, restart)
+        _follow_and_show(run, resume, restart, push_to_hub)
 
 
-def _follow_and_show(run, resume: bool, restart: bool) -> None:
+def _follow_and_show(run, resume: bool, restart: bool, push_to_hub: str) -> None:
     from torchqat.reports.console import print_report
-    from torchqat.reports.html import write_html
     from torchqat.runs.flow import follow
 
-    report = follow(run, resume, restart)
+    report = follow(run, resume, restart, push_to_hub)
     if not is_json():
         print_report(report)
-    say(f"The run is in {run.folder}; {write_html(run.folder)} shows it.")
+    say(f"The run is in {run.folder}; report.html there shows it.")
     result({"folder": str(run.folder), **report.to_json()})
 
 
-def _stream_and_show(run, resume: bool, restart: bool) -> None:
+def _stream_and_show(run, resume: bool, restart: bool, push_to_hub: str) -> None:
     from torchqat.runs.streamed import stream
 
-    found = stream(run, resume, restart)
+    found = stream(run, resume, restart, push_to_hub)
     result(
         {
             "folder": str(found.folder),
@@ -159,6 +160,7 @@ def train(
     """Only the fine-tuning, on one process or on those that torchrun starts; `torchqat export RUN` writes the checkpoint."""
     from torchqat.runs.fine_tune import fine_tune
     from torchqat.runs.flow import run_of
+    from torchqat.runs.page import write_page
     from torchqat.training.processes import is_first, processes
 
     with processes():
@@ -166,6 +168,8 @@ def train(
         run.progress.quiet = not is_first()
         with run.opened(resume, restart):
             fine_tune(run)
+            if is_first():
+                write_page(run)
         if not is_first():
             return
     say(f"The trained state is in {run.folder / 'checkpoints'}.")

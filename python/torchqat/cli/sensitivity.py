@@ -80,7 +80,7 @@ def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
 def _plot(found, widths: list[int], path: Path) -> None:
     from torchqat.errors import UserError
     from torchqat.files import pending_file
-    from torchqat.reports.plots import pyplot as drawing
+    from torchqat.reports.drawing import pyplot as drawing
 
     pyplot = drawing()
     if path.suffix not in (".png", ".svg"):

@@ -1,14 +1,15 @@
 """The tables that are printed from reports."""
 
 from torchqat.reports.report import Report
-from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, measured, sentences
+from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, limit_sentences, measured, sentences, verdict
 
 
 def print_report(report: Report) -> None:
     """The table: one row a variant, the baseline first; then what it means, in words."""
     console = _console()
     console.print(_table(report))
-    for sentence in [*sentences(report), *report.decision, *_verdict(report)]:
+    last = [*limit_sentences(report), verdict(report)] if verdict(report) else []
+    for sentence in [*report.coverage, *sentences(report), *report.decision, *last]:
         console.print(sentence, highlight=False)
 
 
@@ -50,12 +51,6 @@ def _table(report: Report):
     for v in report.variants:
         table.add_row(v.method, *bits_texts(v), *[MEASURES[n](v) for n in names], _size(v.bytes))
     return table
-
-
-def _verdict(report: Report) -> list[str]:
-    if report.accepted is None:
-        return []
-    return ["The recipe's accept limits are " + ("met." if report.accepted else "NOT met.")]
 
 
 def _size(count: float) -> str:

@@ -40,6 +40,7 @@ class Variant:
         cosine: Of encoders, mean cosine to the baseline's vectors.
         kl_shares: Shares of predictions by their KL (``Evaluation``).
         kl_by_position: Mean KL of each position in a sequence.
+        types: Number types of its weights, as recipes name them; none in reports of earlier versions.
         histograms: Of ``weights`` and ``scales``, the ends of the bins and shares ``before`` and ``after`` (histograms.py).
     """
 
@@ -60,6 +61,7 @@ class Variant:
     kl_by_position: list[float] = field(default_factory=list)
     histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     bits_over_all: float | None = None
+    types: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, name: str, method: str, bits: float, figures: Evaluation, size: int, export: str | None = None):
@@ -69,15 +71,38 @@ class Variant:
         return variant
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What the recipe asked of a figure, and what it came to.
+
+    Attributes:
+        name: Of the figure, in a few words.
+        value: The figure.
+        bound: What it may be.
+        at_least: Whether ``bound`` is the least that is allowed, in place of the most.
+    """
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
 @dataclass
 class Report:
     """Everything a run measured.
 
     Attributes:
-        baseline: ``perplexity``, ``bytes`` and ``tokens`` of the float model, its ``losses`` by sequence and, where there is
-            a task, its mean score ``task`` and ``task_scores`` by example.
+        baseline: ``perplexity``, ``bytes`` and ``tokens`` of the float model, its size ``bytes_at_16`` with 16 bits an
+            element, its ``losses`` by sequence and, where there is a task, its mean score ``task`` and ``task_scores`` by
+            example.
         variants: Quantized models and controls.
         accepted: Whether the recipe's limits are met; ``None`` without limits.
+        limits: Those that ``accepted`` is about.
         validation: KL on validation text before training (``start``) and of the state that was kept (``best``), which
             was that of ``step``.
         coverage: Which share of the weights is quantized, and what is left in floating point, one sentence a reason.
@@ -89,11 +114,14 @@ class Report:
         sensitivity: By layer and width, KL with that layer alone quantized, where it was measured.
         exports: By the folder of what was exported, relative to the run where it lies in there, the ``variant`` that it is
             of and its ``sha256`` (``files.digest_of``).
+        samples: What the float model and ``variant``, made as ``method`` says, go on with: of each of ``texts`` the
+            ``prompt``, and what ``float`` and ``quantized`` write after it, taking the likeliest token each time.
     """
 
     baseline: dict[str, Any] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
     accepted: bool | None = None
+    limits: list[Limit] = field(default_factory=list)
     validation: dict[str, float] = field(default_factory=dict)
     coverage: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -103,6 +131,7 @@ class Report:
     engine: dict[str, Any] = field(default_factory=dict)
     sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
     exports: dict[str, dict[str, str]] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
         return next((variant for variant in self.variants if variant.name == name), None)
@@ -116,7 +145,8 @@ class Report:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
         variants = [Variant(**variant) for variant in value.get("variants", [])]
-        return cls(**{**value, "variants": variants})
+        limits = [Limit(**limit) for limit in value.get("limits", [])]
+        return cls(**{**value, "variants": variants, "limits": limits})
 
 
 def read_report(folder: Path) -> Report:

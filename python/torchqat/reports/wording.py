@@ -40,9 +40,30 @@ def bits_texts(variant: Variant) -> list[str]:
     return [_text(variant.bits_per_weight, "{:.2f}"), _text(variant.bits_over_all, "{:.2f}")]
 
 
+def verdict(report: Report) -> str:
+    """Whether the recipe's limits are met; empty where it has none."""
+    if report.accepted is None:
+        return ""
+    return "The recipe's accept limits are " + ("met." if report.accepted else "NOT met.")
+
+
+def limit_sentences(report: Report) -> list[str]:
+    """Each limit beside what was measured."""
+    return [
+        f"{limit.name} {limit.value:.5g}, at {'least' if limit.at_least else 'most'} {limit.bound:.5g}: "
+        f"{'met' if limit.met else 'NOT met'}."
+        for limit in report.limits
+    ]
+
+
+def size_at_16(report: Report) -> float | None:
+    """Bytes of the float model with 16 bits an element; ``None`` in reports of earlier versions."""
+    return report.baseline.get("bytes_at_16")
+
+
 def sentences(report: Report) -> list[str]:
-    """What the figures say, in words, and of how much of the model."""
-    found = list(report.coverage)
+    """What the figures say, in words."""
+    found = []
     for v in report.variants:
         found.extend(_compared(v))
         if v.recovered:

@@ -12,13 +12,16 @@ from torch import nn
 from torchqat.checkpoints.export import format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
-from torchqat.reports.report import Report, Variant
+from torchqat.reports.report import Limit, Report, Variant
 from torchqat.runs.candidates import Candidate, Candidates
+from torchqat.runs.cards import put_card
 from torchqat.runs.coverage import size_of_variant
 from torchqat.runs.run import Run
+from torchqat.runs.samples import samples_of
 from torchqat.runs.steps import (
     export_and_verify,
     is_accepted,
+    judge,
     make_variant,
     measure_baseline,
     measure_sensitivity,
@@ -40,7 +43,10 @@ def decide(run: Run) -> Report:
     chosen = tried[-1] if _meets(run, tried[-1]) else _nearest(run, tried)
     reasons = _reasons(run, tried, chosen, candidates)
     with run.changed_report() as report:
-        report.chosen, report.accepted = chosen.name, is_accepted(run, report, chosen)
+        report.chosen = chosen.name
+        judge(run, report, chosen)
+        budget = run.recipe.size_bits_per_weight
+        report.limits.append(Limit("Bits a weight over all", size_of_variant(chosen), budget))
         report.decision = reasons
     if run.recipe.evaluate.sensitivity and not report.sensitivity:
         measure_sensitivity(run, candidates.width)
@@ -110,9 +116,12 @@ def _finish(run: Run, candidates: Candidates, chosen: Variant) -> None:
     loaded = engine_formats(run.recipe.engine)
     served = next((folder for format, folder in folders.items() if format in loaded), None)
     engine = _in_engine(run, model, served or next(iter(folders.values()))) if run.recipe.engine else {}
+    for folder in folders.values():
+        put_card(run, folder, chosen)
+    samples = samples_of(run, model, chosen)
     with run.changed_report() as report:
         report.notes += [note for note in notes if note not in report.notes]  # said by an earlier, resumed run
-        report.engine = engine
+        report.engine, report.samples = engine, samples
 
 
 def _in_engine(run: Run, model: nn.Module, folder: Path) -> dict:

@@ -11,9 +11,13 @@ from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.folder import default_folder
+from torchqat.runs.hub import check_hub
+from torchqat.runs.page import write_page
 from torchqat.runs.progress import Progress
+from torchqat.runs.pushed import push_last
 from torchqat.runs.run import Run
-from torchqat.runs.steps import export_others, is_accepted, make_variant, measure_baseline, measure_sensitivity
+from torchqat.runs.samples import samples_of
+from torchqat.runs.steps import export_others, judge, make_variant, measure_baseline, measure_sensitivity
 from torchqat.runs.variants import initialized_name, naive_model, naive_name, trained_name
 from torchqat.training.loop import TrainingLoop
 
@@ -30,6 +34,7 @@ def run(
     device: str = "",
     settings: Mapping[str, Any] | Iterable[str] = (),
     steps: int | None = None,
+    push_to_hub: str = "",
 ) -> Report:
     """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
 
@@ -47,17 +52,19 @@ def run(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, in place of the recipe's.
         settings: As ``load_recipe`` takes them, such as ``{"train.learning_rate": 1e-4}``.
         steps: Optimizer steps, in place of the recipe's steps or epochs.
+        push_to_hub: ``org/name`` on the Hub, where the model that the run ends with goes if it meets the recipe's limits.
 
     Returns:
-        What was measured, as the folder's ``report.json`` has it.
+        What was measured, as the folder's ``report.json`` has it, and its ``report.html`` shows it.
 
     Raises:
         RecipeError: The recipe is none, or does not fit the model.
         UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
-            ``restart`` is set, or it was made of something else. Nothing is written then.
+            ``restart`` is set, or it was made of something else; or ``push_to_hub`` cannot be written to. Nothing is written
+            then.
     """
     run = run_of(recipe, model, data, output, progress, dtype, device, settings, steps)
-    return follow(run, resume, restart)
+    return follow(run, resume, restart, push_to_hub)
 
 
 def run_of(
@@ -97,10 +104,16 @@ def _loaded(recipe: str | Path | Recipe, settings: Mapping[str, Any] | Iterable[
     return load_recipe(recipe, [*asked, *instead, f"train.steps={steps}"])
 
 
-def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:
+def follow(run: Run, resume: bool = False, restart: bool = False, push_to_hub: str = "") -> Report:
     """What the recipe of ``run`` says, or what ``decide`` does; returns the report."""
+    if push_to_hub:
+        check_hub(push_to_hub)
     with run.opened(resume, restart):
-        return decide(run) if run.recipe.mode == "auto" else _follow(run)
+        report = decide(run) if run.recipe.mode == "auto" else _follow(run)
+        write_page(run)
+        if push_to_hub:
+            push_last(run, push_to_hub)
+    return report
 
 
 def _follow(run: Run) -> Report:
@@ -144,18 +157,20 @@ def _initialized(run: Run) -> None:
     done = run.report().variant(name)
     if done and not trains:
         with run.changed_report() as report:  # limits may have changed since
-            report.accepted = is_accepted(run, report, done)
+            judge(run, report, done)
     if done or (trains and not run.recipe.initialize.needs_data):
         return
     model = run.prepared(run.plan)
     method = f"{run.width_title} {run.recipe.initialize.method}"
     variant = make_variant(run, name, method, model, f"-{name}")
     if not trains:
-        export_others(run, model, name, f"-{name}")
+        export_others(run, model, variant, f"-{name}")
+    samples = {} if trains else samples_of(run, model, variant)
     with run.changed_report() as report:
         report.put(variant)
         if not trains:
-            report.accepted = is_accepted(run, report, variant)
+            report.samples = samples
+            judge(run, report, variant)
 
 
 def _control(run: Run) -> None:
@@ -186,14 +201,16 @@ def _trained(run: Run) -> None:
     if run.recipe.train.steps == 0:
         return
     name, bits = trained_name(run), run.exported_widths
-    variant = run.report().variant(name)
+    variant, samples = run.report().variant(name), run.report().samples
     if variant is None:
         model = fine_tune(run)
         variant = make_variant(run, name, f"{run.width_title} QAT", model, "")
-        export_others(run, model, name, "")
+        export_others(run, model, variant, "")
+        samples = samples_of(run, model, variant)
     with run.changed_report() as report:  # where it was measured before, limits may have changed since
         naive = report.variant(naive_name(bits[0])) if len(bits) == 1 else None
         if naive and variant.recovered is None:
             variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
-        report.accepted = is_accepted(run, report, variant)
+        judge(run, report, variant)
+        report.samples = samples
         report.put(variant)

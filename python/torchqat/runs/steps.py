@@ -18,7 +18,8 @@ from torchqat.evaluation.histograms import histograms
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
 from torchqat.model.experts import matrix_of
-from torchqat.reports.report import Report, Variant
+from torchqat.reports.report import Limit, Report, Variant
+from torchqat.runs.cards import put_card, put_terms, types_of
 from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.export_dtype import dtype_note, export_dtype, stored_bits
 from torchqat.runs.run import Run
@@ -37,10 +38,12 @@ def measure_baseline(run: Run) -> None:
             "perplexity."
         )
     own = run.float_model.dtype or torch.float64
-    size = sum(t.numel() * min(t.element_size(), own.itemsize) for _, t in float_tensors(run.original))
+    tensors = [tensor for _, tensor in float_tensors(run.original)]
+    size = sum(t.numel() * min(t.element_size(), own.itemsize) for t in tensors)
     found = {
         "perplexity": figures.perplexity,
         "bytes": size,
+        "bytes_at_16": sum(t.numel() * min(t.element_size(), 2) for t in tensors),
         "tokens": figures.tokens,
         "losses": figures.losses,
         "counted": run.data.counted,
@@ -67,6 +70,8 @@ def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str
         variant.histograms = histograms(model, run.original)
     variant.sqnr = _signal_to_noise(run, model, weights)
     _compare(run, model, figures, variant)
+    variant.types = types_of(model)
+    put_card(run, folder, variant)
     return variant
 
 
@@ -128,6 +133,7 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     dtype = options.pop("dtype", None)
     note = "" if dtype else dtype_note(run, model, format, dtype := export_dtype(run, model, format))
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
+    put_terms(run, written)
     if note:
         run.float_model.note(note)
         with run.changed_report() as report:
@@ -153,9 +159,10 @@ def _example(run: Run) -> Batch | None:
     return run.float_model.with_image if run.kind.writes_text else run.kind.examples(run.example)
 
 
-def export_others(run: Run, model: nn.Module, variant: str, suffix: str) -> None:
+def export_others(run: Run, model: nn.Module, variant: Variant, suffix: str) -> None:
     for format in run.recipe.exports[1:]:
-        export_and_verify(run, model, format, variant, suffix)
+        target = export_and_verify(run, model, format, variant.name, suffix)
+        put_card(run, run.folder / target, variant)
 
 
 def fitting_format(run: Run, model: nn.Module) -> str:
@@ -176,15 +183,27 @@ def measure_sensitivity(run: Run, width: int, plan: Plan | None = None) -> list[
     return found
 
 
+def limits_of(run: Run, report: Report, variant: Variant) -> list[Limit]:
+    """What the recipe asks of ``variant``, and what that came to."""
+    asked, found = run.recipe.evaluate, []
+    if asked.accept_kl is not None:
+        found.append(Limit("KL", variant.kl, asked.accept_kl))
+    if asked.accept_perplexity_ratio is not None:
+        bound = asked.accept_perplexity_ratio * report.baseline["perplexity"]
+        found.append(Limit("Perplexity", variant.perplexity, bound))
+    if asked.accept_cosine is not None:
+        found.append(Limit("Cosine to the float model", variant.cosine, asked.accept_cosine, at_least=True))
+    if asked.accept_task_drop is not None:
+        found.append(Limit("Loss on the task", variant.intervals["task_drop"][0], asked.accept_task_drop))
+    return found
+
+
 def is_accepted(run: Run, report: Report, variant: Variant) -> bool | None:
-    limits = run.recipe.evaluate
-    checks = []
-    if limits.accept_kl is not None:
-        checks.append(variant.kl <= limits.accept_kl)
-    if limits.accept_perplexity_ratio is not None:
-        checks.append(variant.perplexity <= limits.accept_perplexity_ratio * report.baseline["perplexity"])
-    if limits.accept_cosine is not None:
-        checks.append(variant.cosine >= limits.accept_cosine)
-    if limits.accept_task_drop is not None:
-        checks.append(variant.intervals["task_drop"][0] <= limits.accept_task_drop)
-    return all(checks) if checks else None
+    """Whether ``variant`` is what the recipe asks for; ``None`` if it asks for nothing."""
+    found = limits_of(run, report, variant)
+    return all(limit.met for limit in found) if found else None
+
+
+def judge(run: Run, report: Report, variant: Variant) -> None:
+    """Put into ``report`` whether ``variant``, which the run ends with, is what the recipe asks for."""
+    report.limits, report.accepted = limits_of(run, report, variant), is_accepted(run, report, variant)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from torchqat._library import LayerPlan, Plan, Recipe
+from torchqat.checkpoints.card import keep_card
 from torchqat.data.batch import Batch, to_device
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
@@ -82,6 +83,7 @@ def quantize_folder(
         writer.add_rest(at_work.names)
         result = writer.finish(tokenizer)
         copy_into(folder, files or {})
+        keep_card(Path(output), folder)
         result.calibration, result.folder = calibration, Path(output)
     passed_over = reader.passed_over()
     if passed_over:

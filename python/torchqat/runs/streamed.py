@@ -1,5 +1,6 @@
 """A run that never holds its model: streamed into a checkpoint, and held against what was rounded when it was."""
 
+from math import prod
 from pathlib import Path
 
 import torch
@@ -10,9 +11,14 @@ from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.errors import UserError
 from torchqat.files import read_json, size_of, write_json
+from torchqat.model.source import tensors_of
 from torchqat.reports.report import Variant
+from torchqat.runs.cards import put_card, put_terms
 from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.export_dtype import stored_bits
+from torchqat.runs.hub import check_hub
+from torchqat.runs.page import write_page
+from torchqat.runs.pushed import push_last
 from torchqat.runs.run import Run
 from torchqat.runs.steps import remember_export
 from torchqat.runs.stream import opened_to_stream, quantize_folder
@@ -24,7 +30,7 @@ from torchqat.verification.result import Verification
 _DIGESTS = Path("checkpoints") / "streamed.json"
 
 
-def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
+def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: str = "") -> Streamed:
     """Quantize the model of ``run``, which trains nothing, block by block; keep what ``verify_streamed`` needs.
 
     Raises:
@@ -33,6 +39,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
     run.streamed = True
     if run.dtype:
         raise UserError("To be streamed, dtype must not be given, since a streamed checkpoint is in model.dtype.")
+    if push_to_hub:
+        check_hub(push_to_hub)
     opened_to_stream(run.model_path, run.recipe)
     with run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
@@ -50,16 +58,23 @@ def stream(run: Run, resume: bool = False, restart: bool = False) -> Streamed:
             run.progress.say(f"Note: {warning}")
         write_json(run.folder / _DIGESTS, found.digests)
         name = initialized_name(run)
+        put_terms(run, found.folder)
         remember_export(run, found.folder, name)
         with run.changed_report() as report:
             report.notes = [*run.float_model.notes, *warnings]
-            report.baseline = {"bytes": size_of(Path(run.model_path))}
+            at_16 = 2 * sum(prod(tensor["shape"]) for tensor in tensors_of(run.model_path).values())
+            report.baseline = {"bytes": size_of(Path(run.model_path)), "bytes_at_16": at_16}
             method = f"{run.width_title} {run.recipe.initialize.method}, streamed"
             place = str(target.relative_to(run.folder))
             variant = Variant(name, method, found.bits_per_weight, None, None, None, found.bytes, place)
             bits = {layer.name: found.bits_per_weight for layer in run.plan.layers}  # on average
             variant.bits_over_all = bits_over_all(run.plan, bits, stored_bits(run))
+            variant.types = run.exported_types
             report.put(variant)
+        put_card(run, found.folder, variant)
+        write_page(run)
+        if push_to_hub:
+            push_last(run, push_to_hub)
     return found
 
 

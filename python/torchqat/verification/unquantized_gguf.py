@@ -1,5 +1,6 @@
 """What GGUF files must hold beside their quantized layers, worked out from the model without the code that writes them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import gguf
@@ -16,9 +17,13 @@ _Types = gguf.GGMLQuantizationType
 _NORM_OFFSETS = {"gemma": 1.0}
 
 
-def unquantized_in_gguf(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Each such tensor of ``model`` in the type that the files in ``folder`` give it, float32, by its name in the model."""
+def unquantized_in_gguf(folder: Path, model: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Each such tensor of ``model`` in the type that the files in ``folder`` give it, float32, by its name in the model.
+
+    ``names``: those that are wanted, of a model that is not prepared.
+    """
     whole, expected = GgufFile(gguf_files(folder)), unquantized(model)
+    expected = {name: tensor for name, tensor in expected.items() if names is None or name in names}
     types = {tensor.name: tensor.tensor_type for _, tensor in whole.tensors}
     kinds = {of_model: types[name] for name, of_model in whole.names(list(expected)).items() if name in types}
     factors = _rope_factors(whole, model)

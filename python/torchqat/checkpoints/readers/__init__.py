@@ -15,6 +15,23 @@ from torchqat.files import read_json
 
 _METHODS = {"compressed-tensors": "compressed-tensors", "awq": "awq", "modelopt": "modelopt", "torchqat": "safetensors"}
 _METHODS |= {"mxfp4": "mxfp4"}
+# Where older writers put what is in config.json now, and what quantizes as it says.
+_BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+def quantization_config_of(folder: Path) -> dict | str | None:
+    """What the checkpoint in ``folder`` says of how it is quantized, in ``config.json`` or beside it; ``None`` if nothing.
+
+    Raises:
+        UserError: A file of these is no JSON.
+    """
+    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
+    config = settings.get("quantization_config") if isinstance(settings, dict) else None
+    for file, method in _BESIDE.items() if isinstance(settings, dict) and config is None else ():
+        if (folder / file).is_file():
+            found = read_json(folder / file, "The configuration of a checkpoint")
+            return {"quant_method": method, **(found if isinstance(found, dict) else {})}
+    return config
 
 
 def format_of(folder: Path) -> str:
@@ -23,13 +40,12 @@ def format_of(folder: Path) -> str:
     Raises:
         UserError: It holds none that torchqat knows.
     """
-    if any(folder.glob("*.gguf")):
+    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
         return "gguf"
     if any(folder.glob("*.onnx")):
         return "onnx"
-    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
-    config = settings.get("quantization_config") if isinstance(settings, dict) else None
-    if isinstance(settings, dict) and config is None:
+    config = quantization_config_of(folder)
+    if config is None and isinstance(read_json(folder / "config.json", "The configuration of a checkpoint"), dict):
         return "dense"
     method = config.get("quant_method") if isinstance(config, dict) else None
     if method == "gptq":
@@ -65,7 +81,8 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
     Args:
         folder: What ``export`` wrote.
         model: The model that it was exported from, whose names the tensors get; GGUF files are read by its architecture.
-            When ``None``, tensors of a folder have their names on disk.
+            Of one that is not prepared, the files alone say what is quantized. When ``None``, tensors of a folder have
+            their names on disk.
 
     Raises:
         UserError: The folder holds no checkpoint, or a file of it is damaged.
@@ -80,7 +97,7 @@ def read_checkpoint(folder: Path, model: nn.Module | None = None) -> Reading:
         from torchqat.checkpoints.readers.onnx import read_onnx
 
         return read_onnx(folder)
-    config = read_json(folder / "config.json", "The configuration of a checkpoint").get("quantization_config")
+    config = quantization_config_of(folder)
     tensors = read_tensors(folder)
     try:
         reading = read_layers_of(format, tensors, config)

@@ -6,9 +6,11 @@ import re
 from torch import Tensor
 
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
+from torchqat.errors import UserError
 from torchqat.extras import needs
 
 _LEAVES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
+_LEAVES += ("weight_g_idx",)  # which group each column is of, where those of one are no neighbours
 
 
 def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
@@ -22,6 +24,11 @@ def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
     parsed = QuantizationConfig.model_validate({k: v for k, v in settings.items() if k in fields})
 
     def dense(layer: LayerTensors) -> Tensor:
+        if "weight_g_idx" in layer:
+            raise UserError(
+                f"{layer.name} has columns whose groups are no neighbours (weight_g_idx), which the compressed-tensors "
+                "library does not read."
+            )
         scheme = next(s for s in parsed.config_groups.values() if _targets(s.targets, layer.name))
         format = scheme.format or parsed.format
         needed = ["weight_packed"] if "pack-quantized" in format else ["weight"]

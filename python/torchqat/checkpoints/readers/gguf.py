@@ -4,6 +4,7 @@ All that decides how a tensor is read, the architecture and the numbers of block
 has nothing else.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,19 @@ _OF_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_pro
 
 
 def gguf_files(folder: Path) -> list[Path]:
-    """The parts of the model, in order."""
-    return sorted(folder.glob("*.gguf"))
+    """The parts of the model, in order; of one part all of them, and of a file that is whole itself.
+
+    Raises:
+        UserError: There are several, which are not parts of one.
+    """
+    if folder.is_file():
+        part = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", folder.name)
+        return sorted(folder.parent.glob(f"{part[1]}-?????-of-{part[2]}.gguf")) if part else [folder]
+    found = sorted(folder.glob("*.gguf"))
+    if len({re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"\1", file.name) for file in found}) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UserError(f"{folder} must hold one model to be read as a folder, but has {names}: name one of them.")
+    return found
 
 
 @dataclass
@@ -105,7 +117,8 @@ class GgufFile:
 def read_gguf(folder: Path, model: nn.Module) -> Reading:
     """The files in ``folder``, which were exported from ``model``; every tensor in float32.
 
-    Layers that training quantized are ``weights`` where the file has blocks of them; the rest are ``others``, as they are.
+    Layers that training quantized, of a model that is not prepared all of them, are ``weights`` where the file has blocks of
+    them; the rest are ``others``, as they are.
 
     Raises:
         UserError: A file is damaged, or has a tensor that the model does not have.
@@ -117,6 +130,7 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
         for name, layer in quant_layers(model)
         if layer.weight_spec is not None
     }
+    prepared = next(iter(quant_layers(model)), None) is not None
     reading = Reading()
     for file, found in whole.tensors:
         if found.name.endswith(".scale") and found.name.removesuffix("scale") + "weight" in whole.scales:
@@ -127,7 +141,7 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
         values = in_model_order(_dense(file, found), whole.heads_of(found.name))
         if found.name in whole.scales:
             values = values * whole.scales[found.name].reshape(-1, *[1] * (values.dim() - 1))
-        is_layer = name in quantized and found.tensor_type not in _FLOATS
+        is_layer = (name in quantized or not prepared) and found.tensor_type not in _FLOATS
         place, key = (reading.weights, name.removesuffix(".weight")) if is_layer else (reading.others, name)
         place[key] = torch.cat([place[key], values], dim=1) if key in place else values
     return reading

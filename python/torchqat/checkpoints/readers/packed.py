@@ -11,7 +11,6 @@ from torch import Tensor
 from torchqat.checkpoints.readers import plain
 from torchqat.checkpoints.readers.fields import bit_fields, exponents, fp4_values, spread
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
-from torchqat.errors import UserError
 
 # Nibble i of an AWQ word holds this column of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -62,6 +61,12 @@ def _awq_fields(words: Tensor) -> Tensor:
 
 
 def _modelopt(layer: LayerTensors) -> Tensor:
+    """What multiplies an input: each column's part of it is scaled before, which is the same as that column scaled."""
+    dense, scale = _modelopt_weight(layer), layer.get("pre_quant_scale")
+    return dense if scale is None or bool((scale == 1).all()) else dense * scale
+
+
+def _modelopt_weight(layer: LayerTensors) -> Tensor:
     weight, scale = layer["weight"], layer["weight_scale"]
     if scale.dtype == torch.float8_e4m3fn:  # NVFP4
         values = fp4_values(torch.stack([weight & 15, weight >> 4], -1).flatten(1))
@@ -71,8 +76,7 @@ def _modelopt(layer: LayerTensors) -> Tensor:
     if weight.dtype == torch.uint8:
         codes = torch.stack([weight & 15, weight >> 4], 1).reshape(-1, weight.shape[1]).long()
         weight = codes - 16 * (codes > 7)  # two's complement
-        if not bool((layer["pre_quant_scale"] == 1).all()):
-            raise UserError(f"{layer.name}.pre_quant_scale must be all ones, but is not.")
+        layer["pre_quant_scale"]  # which engines ask for
     return _blockwise(weight.float(), scale.reshape(-1, 1) if scale.dim() == 1 else scale)
 
 

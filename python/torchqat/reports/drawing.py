@@ -1,0 +1,70 @@
+"""What pictures of a run have in common: matplotlib figures whose ink takes the colour of the page that they stand on."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torchqat.extras import needs
+from torchqat.reports.report import Report, Variant
+
+# Stands for the page's own ink: a colour that nothing else has, exchanged in the SVG.
+_INK = "#010203"
+ACCENT, SECOND, MUTED = "#2a78d6", "#eb6834", "#898781"
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": MUTED,
+    "grid.alpha": 0.25,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "svg.hashsalt": "torchqat",  # the same picture, the same bytes
+}
+
+
+def pyplot():
+    """matplotlib's, for files alone."""
+    with needs("report", "A picture"):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    return pyplot
+
+
+@contextmanager
+def figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
+    plt = pyplot()
+    with plt.rc_context(_STYLE):
+        drawn, axes = plt.subplots(rows, figsize=(width, height), layout="constrained")
+        drawn.patch.set_alpha(0)
+        for one in drawn.axes:
+            one.patch.set_alpha(0)
+        try:
+            yield drawn, axes
+        finally:
+            plt.close(drawn)
+
+
+def shown(report: Report, attribute: str) -> Variant | None:
+    """The variant that pictures of one are of: the chosen one, else the last that has what is drawn."""
+    found = [variant for variant in report.variants if getattr(variant, attribute)]
+    return next((variant for variant in found if variant.name == report.chosen), found[-1] if found else None)
+
+
+def rendered(figure) -> tuple[str, bytes]:
+    """As SVG text, and as PNG."""
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.patch.set_facecolor("white")
+    figure.patch.set_alpha(1)
+    figure.savefig(png, format="png", dpi=144, metadata={"Software": None})
+    text = svg.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text, png.getvalue()

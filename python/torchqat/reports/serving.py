@@ -1,0 +1,47 @@
+"""How each format is loaded, for its card."""
+
+import json
+from pathlib import Path
+
+_SHELL, _PYTHON = "```sh\n{}\n```\n", "```python\n{}\n```\n"
+# What transformers needs beside itself.
+_BESIDE = {"compressed-tensors": "compressed-tensors", "gptq": "gptqmodel optimum", "gptq_v2": "gptqmodel optimum"}
+_BESIDE |= {"awq": "gptqmodel optimum", "mxfp4": "", "dense": ""}
+
+
+def how_to_load(folder: Path, format: str, place: str, writes_text: bool) -> str:
+    """Markdown: commands and code that load the checkpoint in ``folder``.
+
+    Args:
+        folder: With its configuration.
+        format: Its own.
+        place: What readers of the card call it: a folder, or its name on the Hub.
+        writes_text: Whether it is a language model.
+    """
+    if format == "gguf":
+        file = sorted(file.name for file in folder.glob("*.gguf"))[0]
+        return f"In [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n{_SHELL.format(f'llama-server -m {file}')}"
+    if format == "onnx":
+        code = 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")'
+        return f"In onnxruntime:\n\n{_PYTHON.format(code)}"
+    if format == "safetensors":
+        code = f'import torchqat\n\ntorchqat.load(model, "{place}")  # model: of the architecture that was exported'
+        return f"In torchqat, or by C++ programs with LibTorch:\n\n{_PYTHON.format(code)}"
+    if format == "modelopt":
+        return (
+            f"In vLLM; TensorRT-LLM takes it as well:\n\n{_SHELL.format(f'vllm serve {place} --quantization modelopt')}"
+        )
+    served = f"In vLLM:\n\n{_SHELL.format(f'vllm serve {place}')}\n" if writes_text and format != "gptq_v2" else ""
+    return served + _in_transformers(folder, format, place)
+
+
+def _in_transformers(folder: Path, format: str, place: str) -> str:
+    name = "AutoModelForCausalLM"
+    config = folder / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
+    if known and not known[0].endswith(("ForCausalLM", "LMHeadModel")):
+        name = known[0]
+    beside = _BESIDE[format]
+    needs = f", with `pip install {beside}`" if beside else ""
+    code = f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{place}", dtype="auto")'
+    return f"In transformers{needs}:\n\n{_PYTHON.format(code)}"
