@@ -7,8 +7,12 @@ import json
 import os
 
 import pytest
+import torch
 import torchqat
 from conftest import MODELS
+from gguf_models import BLOCKS
+from gguf_models import MODELS as ARCHITECTURES
+from gguf_models import build as build_architecture
 from sentencepiece_like import sentencepiece_like
 from torchqat.verification.engines import ENGINES, Bench, Question
 
@@ -113,9 +117,37 @@ def test_an_engine_agrees_on_experts(architecture, case, trained, prompts, tmp_p
     assert checked.agreement.same_text >= 3
 
 
+@pytest.mark.parametrize("weight", ["float16", "Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_llama_cpp_computes_each_architecture(name, weight, tmp_path):
+    """Tiny models of random weights whose predictions differ; windows are shorter than the prompts."""
+    from torchqat.checkpoints.formats.gguf import write_gguf
+    from torchqat.verification.engines.agreement import agreement_of
+
+    needs("llama.cpp")
+    model, folder = build_architecture(name), tmp_path / "out"
+    if weight == "float16":
+        folder.mkdir()
+        write_gguf(model, [], None, folder / "model.gguf")
+    else:
+        spec = SIGNED if weight == "Q4_0" else IN_EIGHT_BITS
+        rule = (
+            f"version: 1\nlayers:\n  - {{match: '{BLOCKS.get(name.split()[0], 'model.layers.*')}', weight: {spec}}}\n"
+        )
+        model = torchqat.prepare(model, torchqat.parse_recipe(rule)).eval()
+        torchqat.export(model, folder, "gguf")
+        assert torchqat.verify(folder, model, engine="reader").ok
+    tokens = torch.randint(5, 320, (4, 40), generator=torch.Generator().manual_seed(2))
+    engine = ENGINES["llama.cpp"]
+    served = engine.serve("gguf", Question(str(folder), tokens.tolist(), context=64))
+    found = agreement_of(engine, served, model, tokens, half=True)
+    print(f"\n| {name} | {weight} | {found} |")
+    assert found.ok and found.same_text >= 2, str(found)
+
+
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
-    from torchqat.checkpoints.formats.gguf_architectures import RowOrder
+    from torchqat.checkpoints.formats.llama_cpp.tensors import RowOrder
     from torchqat.verification.engines.agreement import agreement_of
 
     needs("llama.cpp")
