@@ -35,6 +35,7 @@ from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.flow import run
+from torchqat.runs.imatrix import imatrix
 from torchqat.runs.stream import quantize_folder
 from torchqat.training.lora import attach_adapters
 from torchqat.training.optimizers import parameter_groups
@@ -81,6 +82,7 @@ __all__ = [
     "export",
     "forward_kl",
     "freeze_codes",
+    "imatrix",
     "live_weights",
     "load",
     "load_recipe",

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from torchqat.cli import checkpoints, doctor, runs, sensitivity
+from torchqat.cli import checkpoints, doctor, imatrix, runs, sensitivity
 from torchqat.cli.output import is_json, set_json
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (runs, sensitivity, checkpoints, doctor):
+for _module in (runs, sensitivity, checkpoints, imatrix, doctor):
     _module.register(app)
 
 
