@@ -36,6 +36,7 @@ from torchqat.ptq.calibrate import calibrate
 from torchqat.recipes.shipped import load_recipe
 from torchqat.reports.report import Report, Variant
 from torchqat.runs.flow import run
+from torchqat.runs.imatrix import imatrix
 from torchqat.runs.stream import quantize_folder
 from torchqat.training.lora import attach_adapters
 from torchqat.training.optimizers import parameter_groups
@@ -82,6 +83,7 @@ __all__ = [
     "export",
     "forward_kl",
     "freeze_codes",
+    "imatrix",
     "live_weights",
     "load",
     "load_recipe",

@@ -200,7 +200,8 @@ def test_routing_that_llama_cpp_does_not_know_is_refused(tmp_path):
     prepared = torchqat.prepare(
         transformers.Qwen3MoeForCausalLM(config), recipe_of("{dtype: int8, group_size: 32, scale_dtype: float16}")
     )
-    with pytest.raises(torchqat.UserError, match=matches("export.gguf-shares")):
+    refusal = {"kind": "qwen3_moe", "key": "norm_topk_prob", "value": False}
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-fixed", **refusal)):
         torchqat.export(prepared, tmp_path / "out", "gguf")
 
 

@@ -150,11 +150,10 @@ def check_exports(
         check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
         if name == "gguf":
             with needs("hf", "A GGUF file"):
-                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types, rope_factors
+                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types
 
             architecture_of(model)
             check_types(model, plan.layers)
-            rope_factors(model)
         if name == "onnx" and _writes_from_encoder(model):
             raise UserError(
                 "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "

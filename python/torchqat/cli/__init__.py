@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from torchqat.cli import checkpoints, doctor, recipes, runs, sensitivity, teacher
+from torchqat.cli import checkpoints, doctor, imatrix, recipes, runs, sensitivity, teacher
 from torchqat.cli.output import is_json, set_json
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (runs, teacher, recipes, sensitivity, checkpoints, doctor):
+for _module in (runs, teacher, recipes, sensitivity, checkpoints, imatrix, doctor):
     _module.register(app)
 for _command in app.registered_commands:
     _command.epilog = (

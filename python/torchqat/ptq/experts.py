@@ -33,7 +33,7 @@ def round_experts(block: Block, hidden: list, settings: Initialize, result: Cali
         if isinstance(layer, QuantExperts) and layer.weight_bits != FLOAT:
             held.setdefault(layer.holder, []).append((name, layer))
     for holder, layers in held.items():
-        tokens = _Tokens.of(block, holder, hidden)
+        tokens = RoutedTokens.of(block, holder, hidden)
         if tokens is None:
             result.unrouted += [name for name, _ in layers]
             continue
@@ -41,7 +41,7 @@ def round_experts(block: Block, hidden: list, settings: Initialize, result: Cali
             _round(name, layer, tokens, settings, result)
 
 
-def _round(name: str, layer: QuantExperts, tokens: "_Tokens", settings: Initialize, result: Calibration) -> None:
+def _round(name: str, layer: QuantExperts, tokens: "RoutedTokens", settings: Initialize, result: Calibration) -> None:
     features, losses, few = layer.matrix_shape[1], [], 0
     for index in range(layer.count):
         own, lent = tokens.of_expert(index, features)
@@ -61,7 +61,7 @@ def _round(name: str, layer: QuantExperts, tokens: "_Tokens", settings: Initiali
         )
 
 
-class _Tokens:
+class RoutedTokens:
     """What a module of experts was given in calibration, and how it goes on from there.
 
     Attributes:
@@ -73,14 +73,14 @@ class _Tokens:
         self.count = given.shape[0]
 
     @classmethod
-    def of(cls, block: Block, holder: nn.Module, hidden: list) -> "_Tokens | None":
+    def of(cls, block: Block, holder: nn.Module, hidden: list) -> "RoutedTokens | None":
         """Those of all batches; ``None`` where the module is not called with tokens and the experts of each."""
         calls: list[tuple[Tensor, Tensor]] = []
         known = True
 
         def keep(_module: nn.Module, args: tuple) -> None:
             nonlocal known
-            known = known and len(args) > 1 and _routes(args[0], args[1])
+            known = known and len(args) > 1 and routes(args[0], args[1])
             if known:
                 calls.append((args[0].detach().flatten(0, -2), args[1].detach().flatten(0, -2)))
 
@@ -117,13 +117,18 @@ class _Tokens:
 
     def _computes_as(self, block: Block, hidden: list) -> bool:
         """Whether this is how the module computes: tried on the tokens of the first batch, expert by expert."""
-        holder, seen = self._holder, []
-        if not all(hasattr(holder, name) for name in ("has_gate", "has_bias", "is_transposed", "down_proj")):
+        seen: list[tuple[tuple, Tensor]] = []
+        if not knows_structure(self._holder):
             return False
-        watch = holder.register_forward_hook(lambda _module, args, output: seen.append((args, output)))
+        watch = self._holder.register_forward_hook(lambda _module, args, output: seen.append((args, output)))
         with hooks([watch]):
             block.run(0, hidden[0])
         (given, sent, weights, *_), wanted = seen[0]
+        return self.computes(given, sent, weights, wanted)
+
+    def computes(self, given: Tensor, sent: Tensor, weights: Tensor, wanted: Tensor) -> bool:
+        """Whether its experts, one by one, make ``wanted`` of tokens ``given`` that are ``sent`` to them by ``weights``."""
+        holder = self._holder
         given, sent, weights = given.flatten(0, -2), sent.flatten(0, -2), weights.flatten(0, -2)
         found = torch.zeros_like(given)
         for index in range(holder.down_proj.shape[0]):
@@ -141,7 +146,12 @@ class _Tokens:
         return bool(far <= 1e-2 * wanted.norm())
 
 
-def _routes(given: object, sent: object) -> bool:
+def knows_structure(holder: nn.Module) -> bool:
+    """Whether ``holder`` says how its experts are laid out, as transformers' do."""
+    return all(hasattr(holder, name) for name in ("has_gate", "has_bias", "is_transposed", "down_proj"))
+
+
+def routes(given: object, sent: object) -> bool:
     is_tensor = isinstance(given, Tensor) and isinstance(sent, Tensor)
     return is_tensor and not sent.is_floating_point() and given.shape[:-1] == sent.shape[:-1]
 

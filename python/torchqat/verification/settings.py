@@ -22,6 +22,14 @@ _OF_GGUF = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
 }
 
 
@@ -70,7 +78,7 @@ def _in_gguf(folder: Path, config: Any) -> list[str]:
 
     whole, names = GgufFile(gguf_files(folder)), []
     for key, setting in _OF_GGUF.items():
-        wanted = getattr(config, setting, None)
+        wanted = getattr(config.get_text_config(), setting, None)
         if wanted is not None and not _says(whole, key, wanted):
             names.append(setting)
     return names

@@ -52,7 +52,8 @@ bool holds(const Format& format, const QuantSpec& spec) {
 
 const std::vector<Format>& formats() {
   static const std::vector<std::string> kLinear{"Linear"}, kEngines{"Linear", "Experts"},
-      kLlamaCpp{"Linear", "Embedding", "Experts"}, kOnnx{"Linear", "Conv1d", "Conv2d", "Embedding"},
+      kLlamaCpp{"Linear", "Conv1D", "Embedding", "Experts"},
+      kOnnx{"Linear", "Conv1d", "Conv2d", "Embedding"},
       kAll{"Linear",          "Conv1D",          "Conv1d",    "Conv2d",
            "ConvTranspose1d", "ConvTranspose2d", "Embedding", "Experts"};
   static const std::vector<Format> kFormats{

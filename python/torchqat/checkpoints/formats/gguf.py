@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
-from torchqat.checkpoints.formats.gguf_architectures import (
-    Architecture,
+from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types
+from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
+from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
+from torchqat.checkpoints.formats.llama_cpp.hyperparameters import add_hyperparameters
+from torchqat.checkpoints.formats.llama_cpp.rope import rope_tensors
+from torchqat.checkpoints.formats.llama_cpp.tensors import (
+    ExpertRows,
     NameMap,
     RowOrder,
-    add_hyperparameters,
-    architecture_of,
-    check_types,
-    rope_factors,
+    expert_rows,
+    is_precise,
+    oriented,
+    outside,
 )
-from torchqat.checkpoints.formats.gguf_experts import ExpertRows, expert_rows, is_router
-from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
 from torchqat.checkpoints.formats.shards import shard_bytes
 from torchqat.checkpoints.formats.tensors import float_tensors
 from torchqat.errors import UserError
 
-ROPE_FACTORS = "rope_freqs.weight"
 _EMBEDDING_TYPES = ("f16", "q8_0")
 _Types = gguf.GGMLQuantizationType
 
@@ -67,7 +69,7 @@ def write_gguf(
     writer.add_name(Path(model.config.name_or_path or architecture.gguf).name)
     writer.add_file_type(_file_type(plan))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_hyperparameters(writer, model)
+    add_hyperparameters(writer, model, architecture)
     add_vocabulary(writer, tokenizer, model.get_input_embeddings().weight.shape[0])
     for entry in entries:
         writer.add_tensor_info(entry.file_name, entry.rows, entry.dtype, entry.nbytes, entry.kind)
@@ -109,10 +111,10 @@ class _Entry:
             return tensors(layer)[self.name]
         leaf = self.name.rpartition(".")[2]
         part, all_rows = self.rows_of_each, layer.codes.shape[0]
-        firsts = range(0, all_rows, all_rows // self.shape[0])
-        cut = [layer.rows("expert", first + part.begin, first + part.end) for first in firsts]
-        found = [tensors(matrix)[f"expert.{leaf}"] for matrix in cut]
-        return torch.cat(found) if leaf == "scale" else torch.stack(found)
+        size = all_rows // self.shape[0]
+        matrices = [layer.rows("expert", first, first + size) for first in range(0, all_rows, size)]
+        found = [tensors(matrix)[f"expert.{leaf}"] for matrix in matrices]
+        return torch.cat(found) if leaf == "scale" else torch.stack([rows[part.rows] for rows in found])
 
     @property
     def dtype(self) -> np.dtype:
@@ -132,22 +134,16 @@ class _Entry:
 def _entries(
     model: nn.Module, architecture: Architecture, plan: CheckpointPlan | None, embeddings: str
 ) -> Iterator[_Entry]:
-    names = NameMap(architecture, model.config.num_hidden_layers)
-    factors = rope_factors(model)
-    if factors is not None:
-        yield _Entry(ROPE_FACTORS, ROPE_FACTORS, _Types.F32, tuple(factors.shape), factors)
+    names = NameMap(model, architecture)
+    beside = outside(model)
+    for name, factors in rope_tensors(model, architecture).items():
+        yield _Entry(name, name, _Types.F32, tuple(factors.shape), factors)
     for name, tensor in float_tensors(model, plan):
-        for part in expert_rows(name, tensor.shape[1]) if tensor.dim() == 3 else []:
-            rows = tensor[:, part.begin : part.end]
-            yield _Entry(part.name, names[part.name], _Types.F16, tuple(rows.shape), rows)
-        if tensor.dim() == 3:
-            continue
-        offset = architecture.norm_offset if name.endswith("norm.weight") else 0.0
-        kind = _float_type(name, tensor, embeddings)
-        yield _Entry(name, names[name], kind, tuple(tensor.shape), tensor, offset)
+        if not name.startswith(beside):
+            yield from _float_entries(oriented(model, name, tensor), name, names, architecture, embeddings)
     for layer in plan.layers if plan is not None else []:
-        kind, parts = _Types[gguf_type(layer.weight)], expert_rows(layer.name, layer.out_features)
-        shapes = [(layer.matrices, part.end - part.begin, layer.in_features) for part in parts]
+        kind, parts = _Types[gguf_type(layer.weight)], expert_rows(layer.name, layer.out_features, architecture)
+        shapes = [(layer.matrices, part.count, layer.in_features) for part in parts]
         for part, shape in zip(parts, shapes, strict=True):
             yield from _with_scale(
                 _Entry(part.name, names[part.name], kind, shape, layer=layer.name, rows_of_each=part)
@@ -155,6 +151,22 @@ def _entries(
         if not parts:
             name, shape = f"{layer.name}.weight", (layer.out_features, layer.in_features)
             yield from _with_scale(_Entry(name, names[name], kind, shape, layer=layer.name))
+
+
+def _float_entries(
+    tensor: Tensor, name: str, names: NameMap, architecture: Architecture, embeddings: str
+) -> Iterator[_Entry]:
+    """One that stays unquantized; of experts, one for each kind of their matrices."""
+    parts = expert_rows(name, tensor.shape[1], architecture) if tensor.dim() > 1 else []
+    for part in parts:
+        rows = tensor[:, part.rows]
+        kind = _Types.F32 if tensor.dim() == 2 else _Types.F16
+        yield _Entry(part.name, names[part.name], kind, tuple(rows.shape), rows)
+    if not parts:
+        offset = architecture.norm_offset if name.endswith("norm.weight") else 0.0
+        file_name = names[name]
+        kind = _float_type(name, file_name, tensor, embeddings)
+        yield _Entry(name, file_name, kind, tuple(tensor.shape), tensor, offset)
 
 
 def _with_scale(entry: _Entry) -> Iterator[_Entry]:
@@ -166,11 +178,11 @@ def _with_scale(entry: _Entry) -> Iterator[_Entry]:
         yield replace(entry, name=name, file_name=file_name, kind=_Types.F32, shape=shape)
 
 
-def _float_type(name: str, tensor: Tensor, embeddings: str) -> gguf.GGMLQuantizationType:
+def _float_type(name: str, file_name: str, tensor: Tensor, embeddings: str) -> gguf.GGMLQuantizationType:
     """Vectors must be F32; the embedding and the head are as asked, other matrices F16."""
-    if tensor.dim() == 1 or is_router(name):
+    if tensor.dim() == 1 or is_precise(name):
         return _Types.F32
-    ends = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    ends = file_name in ("token_embd.weight", "output.weight")
     return _Types.Q8_0 if ends and embeddings == "q8_0" and tensor.shape[-1] % 32 == 0 else _Types.F16
 
 

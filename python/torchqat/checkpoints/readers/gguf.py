@@ -14,18 +14,16 @@ import gguf
 import torch
 from torch import Tensor, nn
 
+from torchqat.checkpoints.readers.gguf_layout import INTERLEAVED, Layout, Pieces, parts_of, text_name
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.gguf_header import check_gguf_header
 
-# What each frequency of the rotary embedding is divided by, which no tensor of a model of transformers is called.
+# What frequencies of the rotary embedding are divided by, which no tensor of a model of transformers is called.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 _FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
-# llama.cpp rotates neighbours in models of these architectures, transformers the halves of a head.
-_INTERLEAVED = ("llama",)
-# A parameter of transformers' experts, and the tensors of a file that lie in it one after the other.
-_OF_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def gguf_files(folder: Path) -> list[Path]:
@@ -67,8 +65,15 @@ class GgufFile:
         """
         return self._value(f"{self.architecture}.{key}")
 
+    def optional(self, key: str) -> Any:
+        """As ``value``, or ``None`` where the file does not say it."""
+        field = self._readers[0][1].get_field(f"{self.architecture}.{key}")
+        return None if field is None else field.contents()
+
     def names(self, of_model: list[str]) -> dict[str, str]:
         """For each tensor of the file that a model has as well, the model's name for it; of experts for two the same.
+
+        Of a model that also reads images or sounds, those of its language model.
 
         Raises:
             UserError: The gguf package knows no such architecture.
@@ -79,12 +84,12 @@ class GgufFile:
                 f"{self.files[0]} must be of an architecture of llama.cpp's, but is of {self.architecture}."
             )
         table = gguf.get_tensor_name_map(known[self.architecture], int(self.value("block_count")))
-        found = {table.get_name(name, try_suffixes=(".weight", ".bias")): name for name in of_model}
+        found = {}
         for name in of_model:
-            holder, _, leaf = name.rpartition(".")
-            for part in _OF_EXPERTS.get(leaf, ()) if holder.endswith(".experts") else ():
-                found[table.get_name(f"{holder}.{part}.weight", try_suffixes=(".weight",))] = name
-        return {**found, ROPE_FACTORS: ROPE_FACTORS}
+            for part in parts_of(text_name(name)):
+                if (of_file := table.get_name(part, try_suffixes=(".weight", ".bias"))) is not None:
+                    found[of_file] = name
+        return {**found, **{name: name for name in (ROPE_FACTORS, *LONG_ROPE_FACTORS)}}
 
     @cached_property
     def scales(self) -> dict[str, Tensor]:
@@ -95,12 +100,13 @@ class GgufFile:
         }
         return {name: torch.from_numpy(scale.data.copy()) for name, scale in scaled.items() if scale is not None}
 
-    def heads_of(self, name: str) -> int | None:
-        """Heads of the tensor that the file calls ``name``, if its rows are those of rotated ones, in another order."""
-        if self.architecture not in _INTERLEAVED:
-            return None
-        key = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(name.split(".")[-2])
-        return None if key is None else int(self.value(key))
+    @cached_property
+    def layout(self) -> Layout:
+        """How tensors of a model lie in the file."""
+        if self.architecture not in INTERLEAVED and self.architecture != "falcon":
+            return Layout(self.architecture)
+        heads, kv_heads = (int(self.value(f"attention.head_count{leaf}")) for leaf in ("", "_kv"))
+        return Layout(self.architecture, heads, kv_heads)
 
     @cached_property
     def _readers(self) -> list[tuple[Path, gguf.GGUFReader]]:
@@ -131,19 +137,25 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
         if layer.weight_spec is not None
     }
     prepared = next(iter(quant_layers(model)), None) is not None
-    reading = Reading()
+    reading, pieces = Reading(), Pieces(whole.layout)
     for file, found in whole.tensors:
         if found.name.endswith(".scale") and found.name.removesuffix("scale") + "weight" in whole.scales:
             continue
         name = known.get(found.name)
         if name is None:
             raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
-        values = in_model_order(_dense(file, found), whole.heads_of(found.name))
+        values = whole.layout.in_model_order(found.name, _dense(file, found))
         if found.name in whole.scales:
             values = values * whole.scales[found.name].reshape(-1, *[1] * (values.dim() - 1))
         is_layer = (name in quantized or not prepared) and found.tensor_type not in _FLOATS
-        place, key = (reading.weights, name.removesuffix(".weight")) if is_layer else (reading.others, name)
-        place[key] = torch.cat([place[key], values], dim=1) if key in place else values
+        whole_tensor = pieces.add(name, found.name, values)
+        if whole_tensor is not None and is_layer:
+            is_stack = whole_tensor.dim() == 3
+            reading.weights[name.removesuffix(".weight")] = (
+                whole.layout.as_parameter(name, whole_tensor) if is_stack else whole_tensor
+            )
+        elif whole_tensor is not None:
+            reading.others[name] = whole.layout.as_parameter(name, whole_tensor)
     return reading
 
 
@@ -152,21 +164,6 @@ def _dense(file: Path, found: Any) -> Tensor:
         return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
     except Exception as error:
         raise UserError(f"{file} must hold tensors that can be read, but {found.name}: {first_line(error)}.") from error
-
-
-def in_model_order(rows: Tensor, heads: int | None) -> Tensor:
-    """Row by row, what llama.cpp rotates as neighbours back to the halves of a head.
-
-    Raises:
-        UserError: There are not as many rows as that takes.
-    """
-    if heads is None:
-        return rows
-    if heads < 1 or len(rows) % (2 * heads):
-        raise UserError(f"Rows of {heads} rotated heads must be pairs, the same number a head, but are {len(rows)}.")
-    size = len(rows) // heads
-    origin = [h * size + 2 * (i % (size // 2)) + i // (size // 2) for h in range(heads) for i in range(size)]
-    return rows[origin]
 
 
 def _reader(file: Path) -> gguf.GGUFReader:

@@ -57,7 +57,7 @@ TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
   EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "onnx", "safetensors"}));
   EXPECT_EQ(
       refusal(find_format("gguf"), conv),
-      "the layer is of the type Conv2d, and there is a place for Linear, Embedding and Experts");
+      "the layer is of the type Conv2d, and there is a place for Linear, Conv1D, Embedding and Experts");
 }
 
 TEST(Format, NothingQuantizedIsRefused) {
