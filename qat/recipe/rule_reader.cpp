@@ -5,13 +5,13 @@
 namespace qat {
 namespace {
 
-Rule read_rule(YamlSection& section, bool keeps_scales) {
+Rule read_rule(YamlSection& section, ScaleChoice choice) {
   Rule rule;
   rule.place = section.place();
   rule.match = section.text("match", "");
   if (rule.match.empty() && !section.has("match"))
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>");
-  rule.weight = read_choice(section, "weight", TensorRole::weight, keeps_scales);
+  rule.weight = read_choice(section, "weight", TensorRole::weight, choice);
   rule.input = read_choice(section, "input", TensorRole::input);
   rule.allow_float = section.boolean("allow_float", rule.allow_float);
   if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
@@ -27,10 +27,13 @@ bool grows(const Bound& before, const Bound& after) {
 
 }  // namespace
 
-std::vector<Rule> read_layers(YamlSection& recipe, bool keeps_scales) {
+std::vector<Rule> read_layers(YamlSection& recipe, bool keeps_scales, bool decides) {
+  const ScaleChoice choice = keeps_scales ? ScaleChoice::with_codes
+                             : decides    ? ScaleChoice::searched
+                                          : ScaleChoice::any;
   std::vector<Rule> rules;
   for (YamlSection& section : recipe.sections("layers"))
-    rules.push_back(read_rule(section, keeps_scales));
+    rules.push_back(read_rule(section, choice));
   if (rules.empty()) recipe.reject("layers", "must list at least one rule");
   return rules;
 }

@@ -146,9 +146,10 @@ def _layers(report: Report) -> tuple[str, bytes] | None:
     KL with the layer alone quantized, where that was measured; else the signal to quantization noise of its weight.
     """
     if report.sensitivity:
-        width = min(next(iter(report.sensitivity.values())), key=int)
-        values = {name: math.log10(max(kl[width], 1e-10)) for name, kl in report.sensitivity.items()}
-        return _heat_map(values, "Blues", f"each layer alone at {width} bits", "KL to full precision, powers of ten")
+        width = next(iter(next(iter(report.sensitivity.values()))))  # the least
+        values = {n: math.log10(max(kl[width], 1e-10)) for n, kl in report.sensitivity.items() if width in kl}
+        how = f"at {width} bits" if width.isdigit() else f"in {width}"
+        return _heat_map(values, "Blues", f"each layer alone {how}", "KL to full precision, powers of ten")
     variant = _shown(report, "sqnr")
     if variant is None:
         return None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from torchqat._library import DistillSection, Recipe, load_recipe
+from torchqat.evaluation.number_types import compared_widths
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune
@@ -94,10 +95,8 @@ def _follow(run: Run) -> Report:
 
 
 def _sensitivity(run: Run) -> None:
-    weights = [layer.weight for layer in run.plan.layers if layer.weight]
-    widths = [weight.bits for weight in weights if weight.takes_widths]
-    if widths and not run.report().sensitivity:
-        measure_sensitivity(run, min(widths))
+    if not run.report().sensitivity:
+        measure_sensitivity(run, compared_widths(run.plan))
 
 
 def _naive(run: Run, bits: int) -> None:
