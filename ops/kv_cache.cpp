@@ -14,7 +14,7 @@ namespace {
 using Optional = std::optional<at::Tensor>;
 
 void check_cache(const at::Tensor& x, const Optional& scale, std::string_view granularity,
-                 int64_t group_size, int64_t first) {
+                 int64_t group_size, int64_t first, ScaleCode code) {
   check_input("fake_quantize_cache", x);
   TORCH_CHECK_VALUE(x.dim() == 4,
                     "[fake_quantize_cache] x must be [batch, heads, tokens, head_size], but is ",
@@ -32,29 +32,37 @@ void check_cache(const at::Tensor& x, const Optional& scale, std::string_view gr
   TORCH_CHECK_VALUE(granularity != "group" || x.sym_size(3) % group_size == 0,
                     "[fake_quantize_cache] group_size must divide the head size, ", x.sym_size(3),
                     ", but is ", group_size, ".");
-  const bool given = granularity == "tensor" || granularity == "head";
+  const bool outer = granularity == "group" && code == ScaleCode::e4m3;  // which may be given
+  const bool given = granularity == "tensor" || granularity == "head" || (outer && scale);
   const c10::SymInt wanted = granularity == "head" ? x.sym_size(1) : c10::SymInt(1);
   TORCH_CHECK_VALUE(given == scale.has_value() && (!given || scale->sym_numel() == wanted),
                     "[fake_quantize_cache] scale must be given for granularity tensor and head, "
                     "with 1 entry or one a head, and for no other.");
 }
 
-Quantizer cache_quantizer(Quantizer::Mode mode, int64_t bits, std::string_view grid) {
-  Quantizer quantizer;
-  quantizer.mode = mode;
-  quantizer.grid = parse_grid("fake_quantize_cache", grid);
-  quantizer.bits = is_float(quantizer.grid) ? float_bits(quantizer.grid) : static_cast<int>(bits);
-  quantizer.block = {1, -1};
-  return quantizer;
-}
+// What rounds a matrix whose rows are blocks.
+struct RowQuantizer {
+  int64_t bits;
+  std::string_view grid;
+  ScaleCode code = ScaleCode::float32;
+
+  Quantizer with(Quantizer::Mode mode) const {
+    Quantizer quantizer;
+    quantizer.mode = mode;
+    quantizer.grid = parse_grid("fake_quantize_cache", grid);
+    quantizer.bits = is_float(quantizer.grid) ? float_bits(quantizer.grid) : static_cast<int>(bits);
+    quantizer.block = {1, -1};
+    quantizer.scale_code = code;
+    return quantizer;
+  }
+};
 
 // Each row a block, with a scale of its own found from it.
-at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) {
+at::Tensor by_rows(const at::Tensor& rows, const RowQuantizer& how) {
   const auto rounded = [&](const at::Tensor& values) {
-    return cache_quantizer(Quantizer::Mode::minmax, bits, grid)(values, {}, values.scalar_type())
-        .values;
+    return how.with(Quantizer::Mode::minmax)(values, {}, values.scalar_type()).values;
   };
-  if (grid != "asymmetric" || rows.sym_numel() == 0) return rounded(rows);
+  if (how.grid != "asymmetric" || rows.sym_numel() == 0) return rounded(rows);
   // In float32, so that the offset comes off exactly enough: x is rounded once, at the end. What is
   // not finite is no offset: it comes out as NaN, and its block is rounded as if it were not there.
   const at::Tensor wide = rows.to(at::kFloat);
@@ -64,9 +72,15 @@ at::Tensor by_rows(const at::Tensor& rows, int64_t bits, std::string_view grid) 
   return (rounded(wide - low) + low).to(rows.scalar_type());
 }
 
-at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t bits,
-                          std::string_view grid) {
-  Quantizer quantizer = cache_quantizer(Quantizer::Mode::fixed, bits, grid);
+// The same, each scale a code times the outer one, which is given.
+at::Tensor by_rows_under(const at::Tensor& rows, const at::Tensor& outer, const RowQuantizer& how) {
+  Quantizer quantizer = how.with(Quantizer::Mode::minmax);
+  quantizer.outer_block = {-1, -1};
+  return quantizer(rows, {{}, {}, outer.view({1, 1})}, rows.scalar_type()).values;
+}
+
+at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, const RowQuantizer& how) {
+  Quantizer quantizer = how.with(Quantizer::Mode::fixed);
   // A row a head, or one in all.
   const bool one = scale.sym_numel() == 1;
   const at::Tensor rows = one ? x : x.transpose(0, 1).flatten(1);
@@ -77,13 +91,12 @@ at::Tensor by_given_scale(const at::Tensor& x, const at::Tensor& scale, int64_t 
   return y.view_symint(x.transpose(0, 1).sym_sizes()).transpose(0, 1);
 }
 
-at::Tensor by_channel(const at::Tensor& x, int64_t tokens, int64_t bits, std::string_view grid) {
+at::Tensor by_channel(const at::Tensor& x, int64_t tokens, const RowQuantizer& how) {
   const c10::SymInt complete = x.sym_size(2) / tokens * tokens;
   if (complete == 0) return x;
   const at::Tensor columns = x.slice_symint(2, 0, complete).transpose(2, 3).contiguous();
-  const at::Tensor rounded = by_rows(columns.view({-1, tokens}), bits, grid)
-                                 .view_symint(columns.sym_sizes())
-                                 .transpose(2, 3);
+  const at::Tensor rounded =
+      by_rows(columns.view({-1, tokens}), how).view_symint(columns.sym_sizes()).transpose(2, 3);
   return at::cat({rounded, x.slice_symint(2, complete)}, 2);
 }
 
@@ -91,19 +104,22 @@ at::Tensor by_channel(const at::Tensor& x, int64_t tokens, int64_t bits, std::st
 
 at::Tensor fake_quantize_cache(const at::Tensor& x, const Optional& scale,
                                std::string_view granularity, int64_t group_size, int64_t bits,
-                               std::string_view grid, int64_t first) {
-  check_cache(x, scale, granularity, group_size, first);
+                               std::string_view grid, int64_t first, std::string_view scale_code) {
+  const RowQuantizer how{bits, grid, parse_scale_code("fake_quantize_cache", scale_code)};
+  check_cache(x, scale, granularity, group_size, first, how.code);
   if (first > 0) {
     // A slice ends where the tokens do.
-    return at::cat({x.slice(2, 0, first), fake_quantize_cache(x.slice(2, first), scale, granularity,
-                                                              group_size, bits, grid, 0)},
-                   2);
+    return at::cat(
+        {x.slice(2, 0, first), fake_quantize_cache(x.slice(2, first), scale, granularity,
+                                                   group_size, bits, grid, 0, scale_code)},
+        2);
   }
   if (x.sym_numel() == 0) return x;
-  if (scale) return by_given_scale(x, *scale, bits, grid);
-  if (granularity == "channel") return by_channel(x, group_size, bits, grid);
+  if (scale && granularity != "group") return by_given_scale(x, *scale, how);
+  if (granularity == "channel") return by_channel(x, group_size, how);
   const c10::SymInt width = granularity == "group" ? c10::SymInt(group_size) : x.sym_size(3);
-  return by_rows(x.reshape_symint({-1, width}), bits, grid).view_symint(x.sym_sizes());
+  const at::Tensor rows = x.reshape_symint({-1, width});
+  return (scale ? by_rows_under(rows, *scale, how) : by_rows(rows, how)).view_symint(x.sym_sizes());
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the schema passes symbolic sizes by value.
@@ -121,7 +137,7 @@ at::Tensor quantized_pairs(const at::Tensor& like, c10::SymInt queries, c10::Sym
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "fake_quantize_cache(Tensor x, Tensor? scale, str granularity, int group_size, int bits, "
-      "str grid, int first) -> Tensor");
+      "str grid, int first, str scale_code=\"float32\") -> Tensor");
   m.def(
       "quantized_pairs(Tensor like, SymInt queries, SymInt keys, int group_size, int recent, "
       "int first) -> Tensor");

@@ -14,4 +14,5 @@
 #include "qat/nn/schedule.h"
 #include "qat/recipe/plan.h"
 #include "qat/recipe/recipe.h"
+#include "qat/recipe/weight_types.h"
 #include "qat/version.h"

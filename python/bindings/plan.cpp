@@ -4,6 +4,7 @@
 #include "qat/recipe/bit_schedule.h"
 #include "qat/recipe/coverage.h"
 #include "qat/recipe/run_recipe.h"
+#include "qat/recipe/weight_types.h"
 
 namespace qat::bindings {
 
@@ -94,6 +95,29 @@ void def_plan(py::module_& m) {
         return make_plan(recipe.core(), layers, parameters);
       },
       py::arg("recipe"), py::arg("layers"), py::arg("parameters") = 0);
+  m.def(
+      "with_types",
+      [](const Plan& plan, const std::map<std::string, std::string>& types,
+         const std::string& scale) {
+        return with_types(plan, types, parse_scale_code("with_types", scale));
+      },
+      py::arg("plan"), py::arg("types"), py::arg("scale_dtype") = "bfloat16");
+  m.def(
+      "retyped",
+      [](const LayerPlan& layer, const std::string& type, const std::string& scale) {
+        return retyped(layer, type, parse_scale_code("retyped", scale));
+      },
+      py::arg("layer"), py::arg("type"), py::arg("scale_dtype") = "bfloat16");
+  m.def("searched_plan", &searched_plan, py::arg("plan"));
+  m.def(
+      "weight_of_type",
+      [](const QuantSpec& spec, const std::string& type, const std::string& scale) {
+        return weight_of_type(spec, type, parse_scale_code("weight_of_type", scale));
+      },
+      py::arg("spec"), py::arg("type"), py::arg("scale_dtype") = "bfloat16");
+  m.def("misfit", &misfit, py::arg("spec"), py::arg("layer"));
+  m.def("size_of_weight", &size_of_weight, py::arg("spec"), py::arg("rows"), py::arg("cols"),
+        py::arg("scale_bits") = 0);
   m.def("with_widths", &with_widths, py::arg("plan"), py::arg("widths"));
   m.def("float8_plan", &float8_plan, py::arg("plan"));
   m.def("naive_plan", &naive_plan, py::arg("plan"), py::arg("bits"));

@@ -18,7 +18,7 @@ at::Tensor rounded(const at::Tensor& x, const QuantSpec& spec, const at::Tensor&
   // Found on the host.
   const auto given = scale.defined() ? std::optional(scale.to(x.device())) : std::nullopt;
   return fake_quantize_cache(x, given, name_of(spec.granularity), spec.group_size, spec.bits,
-                             grid_name(spec.grid), first);
+                             grid_name(spec.grid), first, scale_code_name(spec.scale.code));
 }
 
 at::Tensor repeated(const at::Tensor& x, int64_t heads) {
@@ -29,10 +29,14 @@ at::Tensor repeated(const at::Tensor& x, int64_t heads) {
 
 KvCache::KvCache(const KvCacheSpec& spec, int64_t heads, int64_t head_size) : spec_(spec) {
   for (const QuantSpec* side : {&spec.key, &spec.value})
-    if (side->granularity == Granularity::group && head_size % side->group_size != 0)
-      throw InvalidArgument("kv_cache.group_size must divide the head size, " +
-                            std::to_string(head_size) + ", but is " +
-                            std::to_string(side->group_size) + ".");
+    if (side->granularity == Granularity::group && head_size % side->group_size != 0) {
+      const std::string size = std::to_string(head_size), group = std::to_string(side->group_size);
+      throw InvalidArgument(
+          dtype_of(side->scale.code)
+              ? "kv_cache.group_size must divide the head size, " + size + ", but is " + group + "."
+              : "kv_cache.dtype of groups of " + group + " needs heads whose size " + group +
+                    " divides, but that is " + size + ".");
+    }
   const auto observers = [&](const QuantSpec& side) {
     const int64_t count = side.dynamic ? 0 : side.granularity == Granularity::head ? heads : 1;
     return Observers(static_cast<size_t>(count), Observer(side.observer));

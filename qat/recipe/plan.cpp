@@ -6,6 +6,7 @@
 #include "qat/recipe/coverage.h"
 #include "qat/recipe/fused_layers.h"
 #include "qat/recipe/matcher.h"
+#include "qat/recipe/weight_types.h"
 #include "qat/recipe/width_name.h"
 
 namespace qat {
@@ -91,26 +92,6 @@ bool reaches_layers(const Rule& rule, const std::vector<size_t>& matched,
   });
 }
 
-// Engines multiply layers that they fuse under one outer scale: they train under one.
-void share_outer_scales(Plan& plan) {
-  std::map<std::string, LayerPlan*> layers;
-  for (LayerPlan& layer : plan.layers) layers[layer.name] = &layer;
-  const auto alike = [](const LayerPlan& a, const LayerPlan& b) {
-    return a.weight && b.weight && *a.weight == *b.weight && a.in_features == b.in_features;
-  };
-  for (LayerPlan& first : plan.layers) {
-    if (!first.weight || first.weight->scale.outer_block != std::array<int64_t, 2>{-1, -1})
-      continue;
-    std::vector<std::string> names{first.name};
-    for (const std::string& name : fused_with(first.name))
-      if (const auto other = layers.find(name);
-          other != layers.end() && alike(first, *other->second))
-        names.push_back(name);
-    if (names.size() > 1)
-      for (const std::string& name : names) layers[name]->shares = names;
-  }
-}
-
 // At the end of the run each tensor must have the width that is exported.
 void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
   const Stage& last = plan.stages.back();
@@ -163,6 +144,28 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
 }
 
 }  // namespace
+
+void share_outer_scales(Plan& plan) {
+  std::map<std::string, LayerPlan*> layers;
+  for (LayerPlan& layer : plan.layers) {
+    layer.shares.clear();
+    layers[layer.name] = &layer;
+  }
+  const auto alike = [](const LayerPlan& a, const LayerPlan& b) {
+    return a.weight && b.weight && *a.weight == *b.weight && a.in_features == b.in_features;
+  };
+  for (LayerPlan& first : plan.layers) {
+    if (!first.weight || first.weight->scale.outer_block != std::array<int64_t, 2>{-1, -1})
+      continue;
+    std::vector<std::string> names{first.name};
+    for (const std::string& name : fused_with(first.name))
+      if (const auto other = layers.find(name);
+          other != layers.end() && alike(first, *other->second))
+        names.push_back(name);
+    if (names.size() > 1)
+      for (const std::string& name : names) layers[name]->shares = names;
+  }
+}
 
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64_t parameters) {
   std::vector<Problem> problems;

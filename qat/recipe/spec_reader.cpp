@@ -225,7 +225,8 @@ int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& 
   return 8;
 }
 
-Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, bool keeps_scales) {
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, ScaleChoice choice) {
+  const bool keeps_scales = choice != ScaleChoice::any;
   rule.takes(key, "word", {"float"});
   const YAML::Node node = rule.child(key);
   if (!node.IsDefined()) return {};
@@ -256,10 +257,10 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   }
   check_outer_scale(section, is_weight, spec);
   // GPTQ and the like find the scales of a group when they come to it.
-  if (keeps_scales && (spec.scale.has_outer() || spec.has_offset()))
+  if (choice == ScaleChoice::with_codes && (spec.scale.has_outer() || spec.has_offset()))
     section.reject("dtype",
-                   "must have scales of one level where initialize, or mode: auto, chooses codes "
-                   "together with scales");
+                   "must have scales of one level where initialize chooses codes together with "
+                   "scales");
   section.finish();
   return {true, spec};
 }

@@ -190,3 +190,62 @@ def test_scales_are_those_that_a_method_chose(decide):
     assert kl["int4-gptq"] != kl["int4-awq"] and spec.mode == "auto"
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.scales-that-stay", key="layers[0].weight.scale")):
         torchqat.parse_recipe(AUTO.replace("scale: learned", "scale: minmax") + "evaluate: {accept: {kl: 1}}\n")
+
+
+# -- types in blocks ---------------------------------------------------------------------------------------------------
+
+NVFP4 = AUTO.replace("dtype: int4, group_size: 32, grid: full", "dtype: nvfp4")
+
+
+def candidates_of(text, model_folder, device="cpu"):
+    from types import SimpleNamespace
+
+    from torchqat.runs.candidates import Candidates
+    from torchqat.runs.flow import run_of
+
+    run = run_of(torchqat.parse_recipe(text + "evaluate: {accept: {kl: 1.0}}\n" + size(6.0)), str(model_folder))
+    run.float_model.__dict__["device"] = SimpleNamespace(type=device)
+    return Candidates(run)
+
+
+def test_nvfp4_is_decided_about(decide):
+    report, printed = decide("evaluate: {accept: {kl: 0.0}}\n" + size(6.0), recipe=NVFP4)
+    tried = names(report)
+    assert (
+        tried[:3] == ["int8", "nvfp4-mse", "nvfp4-qat"]
+        and len(tried) == 5
+        and all("nvfp4-int8" in n for n in tried[3:])
+    )
+    bits = {variant["name"]: variant["bits_per_weight"] for variant in report["variants"]}
+    assert bits["int8"] == pytest.approx(9.0) and bits["nvfp4-mse"] == pytest.approx(4.5, abs=0.03)
+    assert bits["nvfp4-qat"] < bits[tried[3]] < bits[tried[4]] <= 6.0
+    assert report["sensitivity"] and set(next(iter(report["sensitivity"].values()))) == {"nvfp4", "8"}
+    again, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(5.0), "--resume", recipe=NVFP4)
+    assert again["chosen"] == "nvfp4-mse" and "Trying" not in printed
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "found"),
+    [
+        ("", "cpu", []),
+        ("transformers", "cpu", ["nvfp4-mse", "mxfp4-mse"]),
+        ("llama.cpp", "cpu", ["mxfp4-mse"]),  # whose blocks of nvfp4 have 64 columns, and a layer of this model 96
+        ("vllm", "cpu", []),  # its CPU build has no linear layer for them
+        ("vllm", "cuda", ["nvfp4-mse", "mxfp4-mse"]),
+    ],
+)
+def test_4_bit_floats_are_tried_where_the_engine_runs_them(engine, device, found, model_folder, monkeypatch):
+    monkeypatch.setattr("torchqat.runs.candidates.runs_float8", lambda device: False)
+    text = AUTO + (f"engine: {engine}\n" if engine else "")
+    text = text.replace("scale: learned", "scale: learned, scale_dtype: float16") if engine == "llama.cpp" else text
+    tried = [candidate.name for candidate in candidates_of(text, model_folder, device).all()]
+    assert [name for name in tried if name.endswith("-mse")] == found
+    assert tried.index("int4-awq") < tried.index("int4-qat")
+
+
+def test_inputs_in_blocks_are_backed_off_to_mxfp8(model_folder):
+    text = NVFP4.replace("scale: learned}", "scale: learned}\n    input: {dtype: nvfp4}")
+    found = candidates_of(text, model_folder)
+    assert found.wide == "mxfp8_e4m3"
+    plan = found._typed({layer.name: "mxfp8_e4m3" for layer in found.run.plan.layers})
+    assert {layer.input.type_name for layer in plan.layers} == {"mxfp8_e4m3"}

@@ -47,6 +47,49 @@ def test_equals_the_twin(granularity, group, grid, bits, dtype, device):
         assert torch.equal(found[:, :, 8:], x[:, :, 8:])
 
 
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
+
+
+def nearest_e2m1(x):
+    """To the nearest of the 15 numbers, ties to the one whose code is even, in float64."""
+    magnitude = x.abs().unsqueeze(-1)
+    distance = (magnitude.clamp(max=6.0) - E2M1).abs()
+    best = distance == distance.amin(-1, keepdim=True)
+    even = best & (torch.arange(8) % 2 == 0)
+    index = torch.where(even.any(-1), even.double().argmax(-1), best.double().argmax(-1))
+    return torch.copysign(E2M1[index], x)
+
+
+def float4_twin(x, code, outer):
+    """In blocks of a head's channels; the scale as E4M3 under an outer one, or as a power of two by OCP's rule."""
+    group = 16 if code == "e4m3" else 32
+    blocks = x.double().reshape(*x.shape[:-1], -1, group)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    if code == "e4m3":
+        wanted = (largest.float() / 6 / outer).clamp(max=448)
+        scale = wanted.to(torch.float8_e4m3fn).double() * outer
+    else:
+        scale = torch.exp2(torch.floor(torch.log2(largest)) - 2)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    quotient = (blocks.float() * (1 / scale.float())).double()  # numerics.md (1)
+    return (nearest_e2m1(quotient) * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("code", "outer"), [("e4m3", 1.0), ("e4m3", 0.0625), ("e8m0_floor", None)])
+def test_4_bit_floats_equal_the_twin(code, outer, dtype, device):
+    """Bit for bit: outer scales are powers of two here, so that float64 and float32 agree."""
+    torch.manual_seed(3)
+    x = (torch.randn(2, 3, 11, 64) * torch.logspace(-1, 1, 11).view(11, 1)).to(dtype)
+    x[0, 0, 0] = 0
+    group = 16 if code == "e4m3" else 32
+    scale = torch.tensor([outer], device=device) if outer not in (None, 1.0) else None
+    found = ops.fake_quantize_cache(x.to(device), scale, "group", group, 4, "fp4_e2m1", 0, code).cpu()
+    assert torch.equal(found, float4_twin(x, code, outer).to(dtype))
+    kept = ops.fake_quantize_cache(x.to(device), scale, "group", group, 4, "fp4_e2m1", 2, code).cpu()
+    assert torch.equal(kept[:, :, :2], x[:, :, :2]) and torch.equal(kept[:, :, 2:], found[:, :, 2:])
+
+
 @pytest.mark.parametrize("grid", ["fp8_e4m3", "narrow"])
 def test_given_scales_are_used(grid, device):
     x = torch.randn(2, 3, 5, 16, device=device) * 40

@@ -16,7 +16,12 @@ def sensitivity(
     recipe: str = RECIPE,
     model: str = MODEL,
     data: str = DATA,
-    bits: str = typer.Option("2,3,4,8", "--bits", help="Widths to try, separated by commas."),
+    bits: str = typer.Option(
+        "",
+        "--bits",
+        help="Widths to try, separated by commas: 2 to 8, or types such as nvfp4 and float, which is not rounded. "
+        "By default 2, 3, 4 and 8; where not all layers are integers, their types, 8-bit ones and float.",
+    ),
     budget: float = typer.Option(
         0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."
     ),
@@ -28,14 +33,19 @@ def sensitivity(
     """KL to the float model with one of the recipe's layers quantized at a time, on its grid, by width."""
     from torchqat.errors import UserError
     from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
+    from torchqat.evaluation.number_types import usual_widths
+    from torchqat.evaluation.sensitivity import check_sensitivity
     from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.files import write_text
+    from torchqat.runs.export_dtype import scales_of_integers
     from torchqat.runs.flow import run_of
 
-    widths = _widths(bits)
+    asked = _widths(bits) if bits else []
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
     run = run_of(recipe, model, data, "", device=device, settings=settings)
+    widths = asked or usual_widths(run.plan)
+    check_sensitivity(run.plan, widths)  # before data are read
     found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():
@@ -45,40 +55,47 @@ def sensitivity(
         size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
         say(f"{size:.3f} bits per weight, within {budget}.")
     if write:
-        write_text(Path(write), mixed_recipe(run.recipe.text, found, chosen))
+        write_text(Path(write), mixed_recipe(run.recipe.text, found, chosen, scales_of_integers(run.recipe.exports)))
         say(f"The recipe with these widths is {write}.")
     if plot:
         _plot(found, widths, Path(plot))
         say(f"The figures are drawn in {plot}.")
 
 
-def _widths(text: str) -> list[int]:
+def _widths(text: str) -> list:
     from torchqat.errors import UserError
+    from torchqat.evaluation.number_types import checked_widths
 
-    words = [word.strip() for word in text.split(",")]
-    if not words or not all(word.isdigit() and 2 <= int(word) <= 8 for word in words):
-        raise UserError(f"bits must be widths from 2 to 8, separated by commas, but is {text}.")
-    return sorted({int(word) for word in words})
+    try:
+        widths = checked_widths([word.strip() for word in text.split(",")])
+    except UserError as error:
+        raise UserError(
+            f"bits must be widths from 2 to 8, or types such as nvfp4 and float, separated by commas, but is {text}."
+        ) from error
+    return sorted(w for w in widths if isinstance(w, int)) + [w for w in widths if not isinstance(w, int)]
 
 
-def _print(found, widths: list[int], chosen: dict[str, int]) -> None:
+def _print(found, widths: list, chosen: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from torchqat.evaluation.number_types import title_of
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer")
     for width in widths:
-        table.add_column(f"INT{width}", justify="right")
+        table.add_column(title_of(width), justify="right")
     if chosen:
         table.add_column("chosen", justify="right")
     for layer in found:
-        row = [f"{layer.kl[width]:.6f}" for width in widths]
-        table.add_row(layer.name, *row, *([f"INT{chosen[layer.name]}"] if chosen else []))
+        row = [f"{layer.kl[width]:.6f}" if width in layer.kl else "–" for width in widths]
+        table.add_row(layer.name, *row, *([title_of(chosen[layer.name])] if chosen else []))
     Console(soft_wrap=True).print(table)
 
 
-def _plot(found, widths: list[int], path: Path) -> None:
+def _plot(found, widths: list, path: Path) -> None:
     from torchqat.errors import UserError
+    from torchqat.evaluation.number_types import title_of
     from torchqat.files import pending_file
     from torchqat.reports.drawing import pyplot as drawing
 
@@ -87,7 +104,8 @@ def _plot(found, widths: list[int], path: Path) -> None:
         raise UserError(f"plot must be a .png or .svg file, but is {path}.")
     figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")
     for width in widths:
-        axes.plot([max(layer.kl[width], 1e-9) for layer in found], range(len(found)), "o", label=f"INT{width}", ms=4)
+        places = [place for place, layer in enumerate(found) if width in layer.kl]
+        axes.plot([max(found[i].kl[width], 1e-9) for i in places], places, "o", label=title_of(width), ms=4)
     axes.set_xscale("log")
     axes.set_xlabel("KL to the float model with this layer alone quantized (nats per token)")
     axes.set_yticks(range(len(found)), [layer.name for layer in found], fontsize=7)

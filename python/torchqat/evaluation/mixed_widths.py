@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from torchqat._library import QuantSpec, allocate_widths, fused_layers
+from torchqat._library import LayerPlan, QuantSpec, allocate_widths, fused_layers, preset, retyped
 from torchqat.errors import UserError
+from torchqat.evaluation.number_types import IN_FLOAT, Width, own_width, title_of, word_of
 from torchqat.evaluation.sensitivity import LayerSensitivity
 
 
-def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> dict[str, int]:
+def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> dict[str, Width]:
     """The width of each layer for which the measured KLs are least in sum, within ``bits_per_weight`` on average.
 
     Layers that engines fuse (q, k and v; gate and up) share theirs. Scales and zero points count.
@@ -19,10 +20,10 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     groups: dict[str, list[LayerSensitivity]] = {}
     for layer in layers:
         groups.setdefault(_fused_name(layer.name), []).append(layer)
-    widths = sorted(layers[0].kl)
+    widths = [_common_widths(group) for group in groups.values()]
     options = [
-        [(w, sum(layer.kl[w] for layer in group), sum(layer.size(w) for layer in group)) for w in widths]
-        for group in groups.values()
+        [(i, sum(layer.kl[w] for layer in group), sum(layer.size(w) for layer in group)) for i, w in enumerate(shared)]
+        for group, shared in zip(groups.values(), widths, strict=True)
     ]
     elements = sum(layer.elements for layer in layers)
     least = sum(min(size for _, _, size in group) for group in options)
@@ -30,15 +31,33 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     if least > budget:
         raise UserError(f"budget must be at least {least / elements:.3f} bits per weight, but is {bits_per_weight}.")
     chosen = allocate_widths(options, budget)
-    return {layer.name: widths[index] for group, index in zip(groups.values(), chosen, strict=True) for layer in group}
+    found = zip(groups.values(), widths, chosen, strict=True)
+    return {layer.name: shared[index] for group, shared, index in found for layer in group}
 
 
-def mixed_recipe(text: str, layers: Sequence[LayerSensitivity], widths: dict[str, int]) -> str:
-    """The recipe ``text`` with a rule for each width that differs from the planned one, after its own rules."""
-    rules = []
-    for layer in layers:
-        if widths[layer.name] != layer.spec.bits:
-            rules.append(f'  - match: "{layer.name}"\n    weight: {_spec_text(layer.spec, widths[layer.name])}\n')
+def _common_widths(group: list[LayerSensitivity]) -> list[Width]:
+    """Those that each layer of ``group`` was measured at, the smallest first."""
+    widths = [width for width in group[0].kl if all(width in layer.kl for layer in group)]
+    if not widths:
+        names = " and ".join(layer.name for layer in group)
+        raise UserError(
+            f"{names} must share a type, because engines fuse them, but none was measured that all can have."
+        )
+    return sorted(widths, key=lambda width: (group[0].size(width), title_of(width)))
+
+
+def mixed_recipe(
+    text: str, layers: Sequence[LayerSensitivity], widths: dict[str, Width], scale_dtype: str = "bfloat16"
+) -> str:
+    """The recipe ``text`` with a rule for each layer whose width differs from the planned one, after its own rules.
+
+    Args:
+        text: Of the recipe.
+        layers: As measured.
+        widths: As ``mixed_widths`` gives them.
+        scale_dtype: Of the scales of integers in place of other types.
+    """
+    rules = [_rule(layer, widths[layer.name], scale_dtype) for layer in layers]
     lines = text.splitlines(keepends=True)
     begin = next(i for i, line in enumerate(lines) if re.match(r"layers\s*:", line))
     first = next((line.strip() for line in lines[begin + 1 :] if line.split("#")[0].strip()), "")
@@ -51,8 +70,25 @@ def mixed_recipe(text: str, layers: Sequence[LayerSensitivity], widths: dict[str
     return (head if head.endswith("\n") else head + "\n") + "".join(rules) + "".join(lines[last:])
 
 
-def _spec_text(spec: QuantSpec, bits: int) -> str:
-    parts = [f"dtype: int{bits}"]
+def _rule(layer: LayerSensitivity, width: Width, scale_dtype: str) -> str:
+    """That makes ``layer`` be ``width``; empty where it is."""
+    if width == own_width(layer.spec):
+        return ""
+    weight, kept = IN_FLOAT, None
+    if width != IN_FLOAT:
+        planned = LayerPlan(layer.name, layer.shape[1], layer.shape[0], layer.spec, layer.input)
+        changed = retyped(planned, word_of(width), scale_dtype)
+        weight, kept = _spec_text(changed.weight), changed.input
+    rule = f'  - match: "{layer.name}"\n    weight: {weight}\n'
+    if (kept is None) == (layer.input is None) and (kept is None or kept == layer.input):
+        return rule
+    return rule + f"    input: {IN_FLOAT if kept is None else '{' + _typed(kept) + '}'}\n"
+
+
+def _spec_text(spec: QuantSpec) -> str:
+    if spec.type_name != spec.dtype:
+        return "{" + _typed(spec) + f", scale: {spec.scale}" + "}"
+    parts = [f"dtype: {spec.dtype}"]
     if spec.granularity == "group":
         parts.append(f"group_size: {spec.group_size}")
     elif spec.granularity == "block":
@@ -61,6 +97,12 @@ def _spec_text(spec: QuantSpec, bits: int) -> str:
         parts.append(f"granularity: {spec.granularity}")
     parts.append(f"grid: {spec.grid}" if spec.symmetric else "symmetric: false")
     return "{" + ", ".join([*parts, f"scale: {spec.scale}", f"scale_dtype: {spec.scale_dtype}"]) + "}"
+
+
+def _typed(spec: QuantSpec) -> str:
+    """A type of recipes that says its groups and scales, but how powers of two are rounded."""
+    rounded = spec.scale_dtype != preset(spec.type_name).scale_dtype
+    return f"dtype: {spec.type_name}" + (f", scale_dtype: {spec.scale_dtype}" if rounded else "")
 
 
 def _fused_name(name: str) -> str:

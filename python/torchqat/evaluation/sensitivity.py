@@ -1,4 +1,4 @@
-"""How the model's output changes when one layer alone is quantized, by width; and the best mix under a size budget."""
+"""How the model's output changes when one layer alone is quantized, by width."""
 
 import copy
 from collections.abc import Sequence
@@ -7,10 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from torchqat._library import FLOAT, Initialize, Plan, QuantSpec
+from torchqat._library import (
+    FLOAT,
+    Initialize,
+    LayerPlan,
+    Plan,
+    QuantSpec,
+    misfit,
+    searched_plan,
+    size_of_weight,
+    weight_of_type,
+    with_types,
+)
 from torchqat.data.batch import Batch, to_device
 from torchqat.device import find_device
 from torchqat.errors import UserError
+from torchqat.evaluation.number_types import IN_FLOAT, Width, checked_widths, own_width, usual_widths, word_of
 from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
@@ -22,8 +34,6 @@ from torchqat.ptq.calls import moved
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import find_stages, gather
 
-WIDTHS = (2, 3, 4, 8)
-
 _SEARCH = Initialize("mse")
 
 
@@ -34,28 +44,30 @@ class LayerSensitivity:
     Attributes:
         name: Its module name.
         spec: How its weight is quantized, but for the width.
-        kl: Mean KL to the float model per token, in nats, with this layer alone quantized, by width.
+        kl: Mean KL to the float model per token, in nats, with this layer alone quantized, by width: bits of an integer, or
+            the word of another type, such as ``nvfp4``. Of a type that it cannot have, whose groups do not divide it, none.
         shape: ``(out_features, in_features)``.
-        scale_bits: What a checkpoint spends on a scale; by default what its dtype takes, but formats may store a wider one.
+        scale_bits: What a checkpoint spends on a scale that is a number, and on what stays in floating point; by default
+            what its dtype takes, and 16, but formats may store a wider one.
+        input: How its input is quantized.
     """
 
     name: str
     spec: QuantSpec
-    kl: dict[int, float]
+    kl: dict[Width, float]
     shape: tuple[int, int]
     scale_bits: int = 0
+    input: QuantSpec | None = None
 
     @property
     def elements(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def size(self, bits: int) -> int:
-        """Bits that a checkpoint spends on the weight at ``bits``, scales and zero points included."""
-        rows, cols = self.shape
-        stored = 2 if bits <= 2 else 4 if bits <= 4 else 8
-        scale = self.scale_bits or (32 if self.spec.scale_dtype == "float32" else 16)
-        per_block = scale + (0 if self.spec.symmetric else stored)
-        return self.elements * stored + self.spec.block_count(rows, cols) * per_block
+    def size(self, width: Width) -> int:
+        """Bits that a checkpoint spends on the weight at ``width``, scales and zero points included."""
+        if width == IN_FLOAT:
+            return self.elements * (self.scale_bits or 16)
+        return size_of_weight(weight_of_type(self.spec, word_of(width)), *self.shape, self.scale_bits)
 
 
 @torch.no_grad()
@@ -63,11 +75,12 @@ def sensitivity(
     model: nn.Module,
     plan: Plan,
     batches: Sequence[Batch],
-    bits: Sequence[int] = WIDTHS,
+    bits: Sequence[Width] | None = None,
     kind: Kind | str = "causal_lm",
     device: str | torch.device | None = None,
 ) -> list[LayerSensitivity]:
-    """Measure every planned layer of ``model`` at every width, in one pass over its blocks.
+    """Measure every planned layer of ``model`` at every width, in one pass over its blocks for all integers of a plan of
+    integers, and one for each other type.
 
     Scales are searched for the least squared error, weighted by the layer's mean squared inputs. The tokens that enter each
     block are kept, so that only the rest of the model is run for a layer.
@@ -76,19 +89,76 @@ def sensitivity(
         model: A float model of ``kind``; it stays as it is.
         plan: Which layers, and their granularity and grid.
         batches: As ``evaluate`` takes them.
-        bits: Widths to try, 2 to 8.
+        bits: Widths to try: 2 to 8, bits of integers, in place of another type in groups of 32; or the words of other
+            types, such as ``nvfp4`` and ``mxfp8_e4m3``; ``float`` is not rounded. When ``None``, 2, 3, 4 and 8 in a plan of
+            integers, else the types of the plan, 8-bit ones and ``float``.
         kind: ``causal_lm``, ``classifier``, ``sentence_encoder`` or ``seq2seq``.
         device: Where to compute, as recipes say it: a copy of the model goes there, whole, or by blocks where there is no
             room. When ``None``, where the model is.
 
     Raises:
-        UserError: There is no batch or no layer, or there is no such device.
+        UserError: There is no batch, no layer that can have one of the widths, no such width, or no such device.
     """
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
     kind = find_kind(kind) if isinstance(kind, str) else kind
-    prepared = prepare(copy.deepcopy(model), plan, "gptq").eval()  # gptq: scales have a place to be put
-    found: dict[str, LayerSensitivity] = {}
+    widths = checked_widths(bits or usual_widths(plan))
+    measured: dict[str, dict[Width, float]] = {}
+    for one in check_sensitivity(plan, widths):
+        for name, kl in _measured(model, one, batches, kind, device).items():
+            measured.setdefault(name, {}).update(kl)
+    return [_gathered(layer, widths, measured[layer.name]) for layer in plan.layers if layer.name in measured]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is measured with one prepared model: the bits of each layer's weight under ``plan``, by width."""
+
+    plan: Plan
+    bits: dict[str, dict[Width, int]]
+
+
+def check_sensitivity(plan: Plan, widths: Sequence[Width]) -> list[Pass]:
+    """What has to be measured for every layer of ``plan`` at ``widths``, where it can have them.
+
+    Raises:
+        UserError: None can have any.
+    """
+    own: dict[str, dict[Width, int]] = {}
+    others: dict[Width, dict[str, dict[Width, int]]] = {}
+    layers = [layer for layer in plan.layers if layer.weight]
+    for layer in layers:
+        for width in widths:
+            if width == IN_FLOAT:
+                continue
+            spec = weight_of_type(layer.weight, word_of(width))
+            is_own = width == own_width(layer.weight) or (isinstance(width, int) and layer.weight.takes_widths)
+            if is_own or not misfit(spec, layer):
+                into = own if is_own else others.setdefault(width, {})
+                into.setdefault(layer.name, {})[width] = spec.bits
+    if not own and not others:
+        words = ", ".join(word_of(width) for width in widths)
+        raise UserError(
+            f"Sensitivity needs at least one layer whose weight can be one of {words}, but the plan has none."
+        )
+    integers = all(layer.weight.takes_widths for layer in layers)
+    passes = [Pass(plan if integers else searched_plan(plan), own)] if own else []
+    for width, bits in others.items():
+        passes.append(Pass(searched_plan(with_types(plan, dict.fromkeys(bits, word_of(width)))), bits))
+    return passes
+
+
+def _gathered(layer: LayerPlan, widths: list[Width], measured: dict[Width, float]) -> LayerSensitivity:
+    measured = {**measured, IN_FLOAT: 0.0}
+    kl = {width: measured[width] for width in widths if width in measured}
+    return LayerSensitivity(
+        layer.name, layer.weight, kl, (layer.matrices * layer.out_features, layer.in_features), input=layer.input
+    )
+
+
+def _measured(model: nn.Module, wanted: Pass, batches, kind: Kind, device) -> dict[str, dict[Width, float]]:
+    prepared = prepare(copy.deepcopy(model), wanted.plan, "gptq").eval()  # gptq: scales have a place to be put
+    found: dict[str, dict[Width, float]] = {}
     with on_device(prepared, None if device is None else find_device(device)) as placed:
         given = [to_device(batch, placed.device) for batch in batches]
         with keeping_no_caches(prepared):
@@ -98,18 +168,18 @@ def sensitivity(
             for place, block in enumerate(blocks):
                 rest.begin_at(blocks[:place], hidden)
                 with placed.hold(block.module):
-                    found.update(_of_block(block, hidden, bits, rest))
+                    found.update(_of_block(block, hidden, wanted.bits, rest))
                 if block.name:
                     hidden = [moved(block.run(index, tokens), placed.kept) for index, tokens in enumerate(hidden)]
             rest.begin_at([], hidden)
             whole = _Outside(prepared, kind.outputs, {name for block in blocks for name, _ in block.layers()})
-            found.update(_of_block(whole, given, bits, rest))
-    if not found:
-        raise UserError("Sensitivity needs at least one layer with an integer weight, but the plan has none.")
-    return [found[layer.name] for layer in plan.layers if layer.name in found]
+            found.update(_of_block(whole, given, wanted.bits, rest))
+    return found
 
 
-def _of_block(block: Block, hidden: list, bits: Sequence[int], rest: "_Rest") -> dict[str, LayerSensitivity]:
+def _of_block(
+    block: Block, hidden: list, wanted: dict[str, dict[Width, int]], rest: "_Rest"
+) -> dict[str, dict[Width, float]]:
     """The layers of ``block``, one at a time, the rest of the model being run for each."""
     if not block.layers():
         return {}
@@ -119,9 +189,8 @@ def _of_block(block: Block, hidden: list, bits: Sequence[int], rest: "_Rest") ->
     layers += [(name, layer, None) for name, layer in block.layers() if not layer.multiplies_rows]
     found = {}
     for name, layer, statistics in layers:
-        if layer.weight_spec is not None and layer.weight_spec.takes_widths:
-            kl = {width: _at_width(layer, width, statistics, rest) for width in bits}
-            found[name] = LayerSensitivity(name, layer.weight_spec, kl, layer.matrix_shape)
+        if name in wanted:
+            found[name] = {width: _at_width(layer, bits, statistics, rest) for width, bits in wanted[name].items()}
     return found
 
 

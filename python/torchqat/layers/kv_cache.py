@@ -56,7 +56,7 @@ class QuantKvCache(nn.Module):
 
     def _rounded(self, x: Tensor, side: Any, scale: Tensor | None) -> Tensor:
         return ops.fake_quantize_cache(
-            x, scale, side.granularity, side.group_size, side.bits, side.grid, self.spec.first
+            x, scale, side.granularity, side.group_size, side.bits, side.grid, self.spec.first, side.scale_dtype
         )
 
     @property
@@ -107,6 +107,20 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
     Raises:
         UserError: The model has no attention of transformers' interface, or some that keeps no keys and values as heads.
     """
+    for _, layer, shape in check_attention(model, spec):
+        layer.kv_cache = QuantKvCache(spec, shape.heads, shape.key_size, shape.value_size)
+        weight = next(layer.parameters())
+        if not weight.is_meta:  # weights that will be loaded later
+            layer.kv_cache.to(weight.device)
+        _redirect(layer.config)
+
+
+def check_attention(model: nn.Module, spec: KvCacheSpec) -> list[tuple[str, nn.Module, CacheShape]]:
+    """The causal attention layers of ``model``, of which nothing but shapes is looked at, and what their caches hold.
+
+    Raises:
+        UserError: As ``attach``, or a group of ``spec`` does not divide the size of a head.
+    """
     layers = causal_attention(model)
     if not layers:
         raise UserError(
@@ -117,12 +131,8 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
     for name, layer, shape in kept:
         if shape is None:
             raise UserError(_no_heads(name, layer))
-    for _, layer, shape in kept:
-        layer.kv_cache = QuantKvCache(spec, shape.heads, shape.key_size, shape.value_size)
-        weight = next(layer.parameters())
-        if not weight.is_meta:  # weights that will be loaded later
-            layer.kv_cache.to(weight.device)
-        _redirect(layer.config)
+        QuantKvCache(spec, shape.heads, shape.key_size, shape.value_size)
+    return kept
 
 
 def _no_heads(name: str, layer: nn.Module) -> str:

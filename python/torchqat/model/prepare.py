@@ -8,7 +8,7 @@ from torchqat._library import Initialize, LayerPlan, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 from torchqat.layers.experts import ExpertWeights, QuantExperts, quantize_experts
-from torchqat.layers.kv_cache import attach
+from torchqat.layers.kv_cache import attach, check_attention
 from torchqat.layers.padding import watch_masks
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
@@ -28,9 +28,13 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     Raises:
         RecipeError: A rule matches no layer, or reaches weights that no layer of ours stands in for and does not say
             ``allow_float``, or a group does not divide a layer.
+        UserError: The recipe has a ``kv_cache``, and the model no attention for it, or heads that its groups do not divide.
     """
     model = unwrapped(model)
-    return _make_plan(recipe, plannable_layers(model), count_parameters(model))
+    plan = _make_plan(recipe, plannable_layers(model), count_parameters(model))
+    if plan.kv_cache is not None:
+        check_attention(model, plan.kv_cache)
+    return plan
 
 
 def prepare(

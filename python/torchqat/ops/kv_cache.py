@@ -12,21 +12,24 @@ def fake_quantize_cache(
     bits: int = 8,
     grid: str = "narrow",
     first: int = 0,
+    scale_code: str = "float32",
 ) -> Tensor:
     """Keys or values as a quantized cache gives them back; gradients pass straight through. Equation (28).
 
     Args:
         x: ``[batch, heads, tokens, head_size]``.
-        scale: float32 ``[1]`` for ``tensor``, ``[heads]`` for ``head``; ``None`` for the others.
+        scale: float32 ``[1]`` for ``tensor``, ``[heads]`` for ``head``; ``None`` for the others, but for ``group`` with
+            scales in ``e4m3``, which takes an outer scale, float32 ``[1]``, or ``None`` for 1.
         granularity: ``tensor``, ``head``, ``token`` (a head of a token), ``group`` (``group_size`` channels of it) or
             ``channel`` (a channel over ``group_size`` tokens in turn; those of an incomplete group stay as they are).
         group_size: For ``group`` and ``channel``.
-        bits: 2 to 8; not read for FP8.
+        bits: 2 to 8; not read for floats.
         grid: ``narrow``, ``full``, ``signed``, ``asymmetric`` (levels from the block's smallest element up),
-            ``fp8_e4m3`` or ``fp8_e5m2``.
+            or a float: ``fp8_e4m3``, ``fp8_e5m2``, ``fp4_e2m1`` and the like.
         first: Tokens at the beginning that stay as they are.
+        scale_code: What scales that are found in the call are stored in: ``float32``, ``e4m3``, ``e8m0_floor`` and the like.
     """
-    return torch.ops.qat.fake_quantize_cache(x, scale, granularity, group_size, bits, grid, first)
+    return torch.ops.qat.fake_quantize_cache(x, scale, granularity, group_size, bits, grid, first, scale_code)
 
 
 def quantized_pairs(like: Tensor, queries: int, keys: int, group_size: int, recent: int, first: int) -> Tensor:

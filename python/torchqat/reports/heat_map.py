@@ -28,9 +28,10 @@ def layers_picture(report: Report) -> tuple[str, bytes] | None:
 def layer_values(report: Report) -> tuple[dict[str, float], str, str] | None:
     """What is drawn of each layer, of which model, and what it is; ``None`` where nothing was measured."""
     if report.sensitivity:
-        width = min(next(iter(report.sensitivity.values())), key=int)
-        values = {name: math.log10(max(kl[width], 1e-10)) for name, kl in report.sensitivity.items()}
-        return values, f"each layer alone at {width} bits", "KL to full precision, powers of ten"
+        width = next(iter(next(iter(report.sensitivity.values()))))  # the least
+        values = {n: math.log10(max(kl[width], 1e-10)) for n, kl in report.sensitivity.items() if width in kl}
+        how = f"at {width} bits" if width.isdigit() else f"in {width}"
+        return values, f"each layer alone {how}", "KL to full precision, powers of ten"
     variant = shown(report, "sqnr")
     return None if variant is None else (variant.sqnr, variant.method, "signal to noise, dB")
 

@@ -1,8 +1,9 @@
 """Mode auto: the least a model can be given while it stays good enough, found in the order of what it costs to try.
 
-INT8, FP8 where there is hardware for it, the recipe's width by GPTQ and by AWQ, then trained, then with the most sensitive
-layers back at 8 bits. The first that meets ``evaluate.accept`` and ``size`` is exported. What was measured is kept: a run
-that is resumed, or whose limits changed, goes on from there.
+INT8, FP8 where there is hardware for it, the recipe's type by GPTQ and by AWQ (searched where its scales have two levels),
+NVFP4 and MXFP4 where the engine that is named runs them, then the recipe's type trained, then with the most sensitive layers
+back at 8 bits. The first that meets ``evaluate.accept`` and ``size`` is exported. What was measured is kept: a run that is
+resumed, or whose limits changed, goes on from there.
 """
 
 from pathlib import Path
@@ -49,7 +50,7 @@ def decide(run: Run) -> Report:
         report.limits.append(Limit("Bits a weight over all", size_of_variant(chosen), budget))
         report.decision = reasons
     if run.recipe.evaluate.sensitivity and not report.sensitivity:
-        measure_sensitivity(run, candidates.width)
+        measure_sensitivity(run, candidates.widths)
     _finish(run, candidates, chosen)
     return run.report()
 

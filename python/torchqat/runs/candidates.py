@@ -8,22 +8,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, float8_plan, parse_recipe, with_widths
+from torchqat._library import Initialize, Plan, float8_plan, parse_recipe, with_types
+from torchqat.checkpoints.export import check_exports
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import mixed_widths
+from torchqat.evaluation.number_types import Width, compared_widths, own_width, title_of, width_of, word_of
 from torchqat.evaluation.sensitivity import LayerSensitivity
 from torchqat.files import read_json, write_json
 from torchqat.runs.coverage import budget_of_layers
-from torchqat.runs.export_dtype import stored_bits
+from torchqat.runs.export_dtype import scales_of_integers, stored_bits
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.identity import apply, meaning, plan_content
 from torchqat.runs.run import Run
 from torchqat.runs.steps import measure_sensitivity
 from torchqat.runs.trained import trained_state
 from torchqat.training.state import load_training
+from torchqat.verification.engines import ENGINES
 
-# Layers that are backed off go to this width.
-_WIDE = 8
+# Layers that are backed off go to one of these: where inputs are in blocks, to a type that has them, too.
+_WIDE, _WIDE_IN_BLOCKS = 8, "mxfp8_e4m3"
+# Tried beside the recipe's own 4 bits where the engine that is named runs them.
+_FLOAT4 = ("nvfp4", "mxfp4")
 # In a candidate's folder: how it was made.
 _MADE = "candidate.json"
 
@@ -50,37 +55,95 @@ def runs_float8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
+def runs_float4(engine: str, device: torch.device) -> bool:
+    """Whether an engine is named, and runs weights in NVFP4 and MXFP4 on such a device."""
+    return engine in ENGINES and device.type in ENGINES[engine].float4_devices
+
+
 class Candidates:
     """The ways to quantize a run's model, cheapest to try first; models are built when they are asked for."""
 
     def __init__(self, run: Run):
         self.run = run
         specs = [layer.weight for layer in run.plan.layers]
-        if any(spec is None or not spec.takes_widths for spec in specs):
-            raise UserError(
-                "In mode auto, every planned layer must have an integer weight under scales of one level, but one has not."
-            )
-        self.width = max(spec.bits for spec in specs)
+        if any(spec is None for spec in specs):
+            raise UserError("In mode auto, every planned layer must have a quantized weight, but one has not.")
+        self.are_integers = all(spec.takes_widths for spec in specs)
+        self.bits = max(spec.bits for spec in specs)
+        # GPTQ and AWQ find the scales of a group when they come to it.
+        self.roundings = ("mse",) if any(s.has_outer_scale or s.has_offset for s in specs) else ("gptq", "awq")
+        in_blocks = any(layer.input and layer.input.type_name != layer.input.dtype for layer in run.plan.layers)
+        self.wide: Width = _WIDE_IN_BLOCKS if in_blocks else _WIDE
         self._last: tuple[str, nn.Module] | None = None
 
+    @property
+    def widths(self) -> list[Width]:
+        """What layers are measured at, alone: as they are planned, and backed off."""
+        own = [self.bits] if self.are_integers else compared_widths(self.run.plan)
+        return list(dict.fromkeys([*own, self.wide]))
+
+    @property
+    def own(self) -> str:
+        """The plan's number types as a word: ``int4``, ``nvfp4``."""
+        return word_of(self.bits) if self.are_integers else self.run.width_names
+
     def all(self) -> list[Candidate]:
-        """Those that the limits and the hardware of today ask for."""
-        width = f"int{self.width}"
-        found = [Candidate("int8", "INT8", "mse", self._all_wide)]
+        """Those that the limits, the hardware and the engine of today ask for."""
+        own, title = self.own, self.own.upper()
+        found = [Candidate("int8", "INT8", "mse", self._all(_WIDE))] if self._takes(_WIDE) else []
         if runs_float8(self.run.device):
             found.append(Candidate("fp8", "FP8", "rtn", lambda: float8_plan(self.run.plan)))
-        if self.width >= _WIDE:
+        if self.are_integers and self.bits >= _WIDE:
             return found
-        for rounding in ("gptq", "awq"):
-            found.append(Candidate(f"{width}-{rounding}", f"{width.upper()} {rounding.upper()}", rounding, self._own))
+        for rounding in self.roundings:
+            found.append(Candidate(f"{own}-{rounding}", f"{title} {rounding.upper()}", rounding, self._own))
+        for other in self._float4:
+            found.append(Candidate(f"{other}-mse", f"{title_of(other)} MSE", "mse", self._all(other)))
         trains = self.run.recipe.train.steps > 0
         if trains:
-            found.append(Candidate(f"{width}-qat", f"{width.upper()} QAT", "", self._own))
+            found.append(Candidate(f"{own}-qat", f"{title} QAT", "", self._own))
+        last = "" if trains else self.roundings[0]
         for budget in self._budgets():
-            method = f"{width.upper()} and INT{_WIDE}, {budget:.2f} bits a weight, {'QAT' if trains else 'GPTQ'}"
-            name = f"{width}-int{_WIDE}-{budget:.5g}"
-            found.append(Candidate(name, method, "" if trains else "gptq", partial(self._mixed, budget)))
+            mix = f"{title} and {title_of(self.wide)}, {budget:.2f} bits a weight"
+            name = f"{own}-{word_of(self.wide)}-{budget:.5g}"
+            found.append(Candidate(name, f"{mix}, {(last or 'qat').upper()}", last, partial(self._mixed, budget)))
         return found
+
+    @cached_property
+    def _float4(self) -> list[str]:
+        """The types of 4-bit floats that the engine that is named runs and a format that it loads holds."""
+        run = self.run
+        if self.bits > 4 or not runs_float4(run.recipe.engine, run.device):
+            return []
+        if any(layer.input for layer in run.plan.layers):  # which would have to be given up
+            return []
+        loaded = [name for name in run.recipe.exports if name in ENGINES[run.recipe.engine].formats]
+        return [name for name in _FLOAT4 if name != self.own and self._takes(name) and self._held(name, loaded)]
+
+    def _held(self, width: Width, formats: list[str]) -> bool:
+        run, plan = self.run, self._all(width)()
+        for format in formats:
+            try:
+                check_exports(run.float_model.outline, plan, [format], run.kind.writes_text)
+                return True
+            except UserError:
+                continue
+        return False
+
+    def _takes(self, width: Width) -> bool:
+        """Whether every layer can be of that width."""
+        try:
+            self._all(width)()
+        except ValueError:
+            return False
+        return True
+
+    def _all(self, width: Width) -> Callable[[], Plan]:
+        word = word_of(width)
+        return lambda: self._typed({layer.name: word for layer in self.run.plan.layers})
+
+    def _typed(self, types: dict[str, str]) -> Plan:
+        return with_types(self.run.plan, types, scales_of_integers(self.run.recipe.exports[:1]))
 
     def model(self, name: str) -> nn.Module:
         """The model of the candidate called ``name``, one of today's or one that was tried before.
@@ -101,9 +164,8 @@ class Candidates:
         if candidate is None:
             raise UserError(f"{self.run.folder} must have tried {name}, but has no such candidate.")
         plan = candidate.plan()
-        is_float = plan.layers[0].weight.is_float
-        widths = None if is_float else {layer.name: layer.weight.bits for layer in plan.layers}
-        write_json(self._folder(name) / _MADE, {"rounding": candidate.rounding, "widths": widths})
+        types = None if name == "fp8" else types_of(plan)
+        write_json(self._folder(name) / _MADE, {"rounding": candidate.rounding, "types": types})
         return plan, candidate.rounding
 
     def _tried(self, name: str) -> tuple[Plan, str] | None:
@@ -112,17 +174,15 @@ class Candidates:
         if not path.is_file():
             return None
         made = read_json(path, "What a candidate was made of")
-        widths, rounding = made["widths"], made["rounding"]
-        if widths is None:
+        types, rounding = made.get("types"), made["rounding"]
+        if widths := made.get("widths"):  # as version 0.1 wrote them
+            types = {layer: word_of(bits) for layer, bits in widths.items()}
+        if types is None:
             return float8_plan(own), rounding
-        is_own = widths == {layer.name: layer.weight.bits for layer in own.layers}
-        return own if is_own else with_widths(own, widths), rounding
+        return own if types == types_of(own) else self._typed(types), rounding
 
     def _own(self) -> Plan:
         return self.run.plan
-
-    def _all_wide(self) -> Plan:
-        return with_widths(self.run.plan, {layer.name: _WIDE for layer in self.run.plan.layers})
 
     def _folder(self, name: str) -> Path:
         return self.run.folder / "candidates" / name
@@ -132,7 +192,7 @@ class Candidates:
         recipe = parse_recipe(parent.recipe.text, parent.recipe.file)
         apply(recipe, parent.made_of["recipe"])  # what was set by options, or in Python
         recipe.model, recipe.data = parent.recipe.model, parent.recipe.data
-        if not recipe.initialize.needs_data:
+        if not recipe.initialize.needs_data and self.roundings[0] == "gptq":
             recipe.initialize = Initialize("gptq")
         kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(plan)}
         child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, plan, kept)
@@ -149,14 +209,15 @@ class Candidates:
 
     def _mixed(self, budget: float) -> Plan:
         """The plan with the most sensitive layers at 8 bits, as many as the budget allows."""
-        return with_widths(self.run.plan, mixed_widths(self._sensitivity, budget))
+        widths = mixed_widths(self._sensitivity, budget)
+        return self._typed({layer: word_of(width) for layer, width in widths.items()})
 
     @cached_property
     def _sensitivity(self) -> list[LayerSensitivity]:
         kept = self.run.report().sensitivity  # measured before this run was interrupted
         if kept:
             return _layers_of(self.run.plan, self._scale_bits, kept)
-        return [replace(layer, scale_bits=self._scale_bits) for layer in measure_sensitivity(self.run, self.width)]
+        return [replace(layer, scale_bits=self._scale_bits) for layer in measure_sensitivity(self.run, self.widths)]
 
     @property
     def _scale_bits(self) -> int:
@@ -164,10 +225,15 @@ class Candidates:
         return stored_bits(self.run)
 
 
+def types_of(plan: Plan) -> dict[str, str]:
+    """The number type of each layer's weight, as recipes name it."""
+    return {layer.name: layer.weight.type_name for layer in plan.layers}
+
+
 def bits_of(plan: Plan, scale_bits: int) -> float:
     """What a weight takes on average, scales and zero points included."""
     layers = _layers_of(plan, scale_bits, {})
-    return sum(layer.size(layer.spec.bits) for layer in layers) / sum(layer.elements for layer in layers)
+    return sum(layer.size(own_width(layer.spec)) for layer in layers) / sum(layer.elements for layer in layers)
 
 
 def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -> list[LayerSensitivity]:
@@ -176,7 +242,7 @@ def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -
         LayerSensitivity(
             layer.name,
             layer.weight,
-            {int(bits): kl for bits, kl in kept.get(layer.name, {}).items()},
+            {width_of(word): kl for word, kl in kept.get(layer.name, {}).items()},
             (layer.matrices * layer.out_features, layer.in_features),
             scale_bits,
         )

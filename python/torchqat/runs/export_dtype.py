@@ -35,6 +35,12 @@ def stored_bits(run: Run) -> int:
     return 8 * (dtype or next(run.float_model.outline.parameters()).dtype).itemsize
 
 
+def scales_of_integers(exports: list[str]) -> str:
+    """The dtype of scales that every format of ``exports`` holds, where integers take the place of another type."""
+    halves = any(find_format(name).dtype == torch.float16 for name in exports)
+    return "float16" if halves else "bfloat16"
+
+
 def dtype_note(run: Run, model: nn.Module, format: str, dtype: torch.dtype | None) -> str:
     """What a user should know of a checkpoint in ``dtype``, where the model came in another or is rounded; else empty."""
     source, own = run.float_model.dtype, next(model.parameters()).dtype

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.errors import UserError
+from torchqat.evaluation.number_types import compared_widths
 from torchqat.recipes.shipped import as_settings, load_recipe
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
@@ -132,10 +133,8 @@ def _follow(run: Run) -> Report:
 
 
 def _sensitivity(run: Run) -> None:
-    weights = [layer.weight for layer in run.plan.layers if layer.weight]
-    widths = [weight.bits for weight in weights if weight.takes_widths]
-    if widths and not run.report().sensitivity:
-        measure_sensitivity(run, min(widths))
+    if not run.report().sensitivity:
+        measure_sensitivity(run, compared_widths(run.plan))
 
 
 def _naive(run: Run, bits: int) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import Plan
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.export import export, format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
@@ -15,6 +14,7 @@ from torchqat.errors import UserError
 from torchqat.evaluation.bootstrap import bootstrap
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.evaluation.histograms import histograms
+from torchqat.evaluation.number_types import Width
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
 from torchqat.model.experts import matrix_of
@@ -173,11 +173,10 @@ def fitting_format(run: Run, model: nn.Module) -> str:
         return "compressed-tensors"
 
 
-def measure_sensitivity(run: Run, width: int, plan: Plan | None = None) -> list[LayerSensitivity]:
-    """KL of each layer at ``width`` and at 8 bits, on a few calibration batches; into the report as well."""
+def measure_sensitivity(run: Run, widths: list[Width]) -> list[LayerSensitivity]:
+    """KL of each layer at ``widths``, on a few calibration batches; into the report as well."""
     run.progress.say("Measuring how sensitive each layer is")
-    widths = sorted({width, 8})
-    found = sensitivity(run.original, plan or run.plan, run.data.calibration[:2], widths, run.kind, run.device)
+    found = sensitivity(run.original, run.plan, run.data.calibration[:2], widths, run.kind, run.device)
     with run.changed_report() as report:
         report.sensitivity = {layer.name: {str(bits): kl for bits, kl in layer.kl.items()} for layer in found}
     return found

@@ -164,6 +164,12 @@ void check_format(const Format& format, const CheckpointPlan& plan) {
     const std::string why = refusal(format, layer);
     if (!why.empty()) refuse(format, layer, why);
   }
+  if (plan.kv_cache && plan.kv_cache->has_outer())
+    throw InvalidArgument(std::string(format.name) +
+                          " has no place for the outer scales of the cache of keys and values (" +
+                          describe(*plan.kv_cache) +
+                          "), of which engines know different multiples; kv_cache.calibrated: "
+                          "false has none.");
   if (!format.engines_fuse) return;
   const std::vector<std::string> problems = fusion_problems(plan);
   if (!problems.empty()) throw InvalidArgument(problems.front());

@@ -88,11 +88,10 @@ TEST(Presets, RefuseWhatTheyFix) {
 TEST(Presets, GptqAndTheLikeTakeScalesOfOneLevel) {
   const std::string gptq = "initialize: {method: gptq}\n";
   for (const char* name : {"nvfp4", "q4_k", "q6_k"})
-    EXPECT_EQ(
-        problem_of(std::string("dtype: ") + name, gptq),
-        "layers[0].weight.dtype must have scales of one level where initialize, or mode: auto, "
-        "chooses codes together with scales, but is " +
-            std::string(name));
+    EXPECT_EQ(problem_of(std::string("dtype: ") + name, gptq),
+              "layers[0].weight.dtype must have scales of one level where initialize chooses codes "
+              "together with scales, but is " +
+                  std::string(name));
   EXPECT_EQ(problem_of("dtype: mxfp4", gptq), "");
 }
 

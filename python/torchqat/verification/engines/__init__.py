@@ -27,6 +27,7 @@ VLLM = Engine(
     kl_bound=2e-3,
     margin=0.25,
     why="activations are rounded to half precision after other operations than in transformers, through every layer",
+    float4_devices=("cuda",),  # its CPU build has no linear layer for them
 )
 LLAMA_CPP = Engine(
     name="llama.cpp",

@@ -33,6 +33,7 @@ class Engine:
         float32_kl_bound: The same where everything is float32.
         margin: Where the training forward prefers a token by less than this, in nats, the engine may choose another.
         why: Where that difference comes from.
+        float4_devices: Where it runs weights in NVFP4 and MXFP4, by the types of devices.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Engine:
     margin: float
     why: str
     float32_kl_bound: float | None = None
+    float4_devices: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def formats(self) -> tuple[str, ...]:

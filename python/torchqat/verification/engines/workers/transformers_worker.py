@@ -88,7 +88,15 @@ def _loaded(folder: Path, settings: dict, options: dict, failed: Exception | Non
 
 
 def _made_dense(model):
-    model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    """NVFP4 comes out in bfloat16, which holds its numbers: beside others in float32 no product could be computed."""
+    own = model.dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    for module in model.modules():
+        weight = module._parameters.get("weight") if hasattr(module, "quantization_scheme") else None
+        if weight is not None and weight.is_floating_point() and weight.dtype != own:
+            del module.weight  # else the numbers are put into the tensor that is there
+            module.weight = torch.nn.Parameter(weight.to(own), requires_grad=False)
     return model
 
 
