@@ -49,7 +49,7 @@ QAT_HOST_DEVICE Levels levels_of(Grid grid, int bits) {
   return {grid == Grid::narrow ? 1.0f - half : -half, half - 1.0f};
 }
 
-// What a checkpoint stores a scale in. The last six are codes of at most 8 bits, whose scale may be
+// What a checkpoint stores a scale in. Those after the dtypes are codes of at most 8 bits, whose scale may be
 // a multiple of an outer one (round_scales.h).
 enum class ScaleCode : int8_t {
   float32,
@@ -59,8 +59,10 @@ enum class ScaleCode : int8_t {
   e8m0_even,   // magnitude, its exponent; that of it rounded to the elements' mantissa
   e8m0_ceil,   // the least power of two that clips nothing
   e4m3,
-  int6,  // 1 ... 63
-  int8,  // -128 ... 127 but 0
+  int6,         // 1 ... 63
+  int8,         // -127 ... 127 but 0
+  int4,         // 1 ... 15
+  int6_signed,  // -31 ... 31 but 0
 };
 
 QAT_HOST_DEVICE bool is_power_of_two(ScaleCode code) {
@@ -70,7 +72,8 @@ QAT_HOST_DEVICE bool is_power_of_two(ScaleCode code) {
 
 // Whether a scale may be negative. Hardware and files that know these codes read them as positive.
 QAT_HOST_DEVICE bool has_sign(ScaleCode code) {
-  return !is_power_of_two(code) && code != ScaleCode::e4m3 && code != ScaleCode::int6;
+  return !is_power_of_two(code) && code != ScaleCode::e4m3 && code != ScaleCode::int6 &&
+         code != ScaleCode::int4;
 }
 
 // The smallest and the largest magnitude that a stored scale may take: the least normal number of
@@ -84,6 +87,8 @@ QAT_HOST_DEVICE float least_scale(ScaleCode code) {
       return 0.001953125f;  // 2^-9
     case ScaleCode::int6:
     case ScaleCode::int8:
+    case ScaleCode::int4:
+    case ScaleCode::int6_signed:
       return 1.0f;
     default:
       return 1.2037062152420224e-35f;  // 2^-116
@@ -103,6 +108,10 @@ QAT_HOST_DEVICE float greatest_scale(ScaleCode code) {
       return 63.0f;
     case ScaleCode::int8:
       return 127.0f;
+    case ScaleCode::int4:
+      return 15.0f;
+    case ScaleCode::int6_signed:
+      return 31.0f;
     default:
       return 1.7014118346046923e+38f;  // 2^127
   }
@@ -121,6 +130,8 @@ QAT_HOST_DEVICE float round_to_code(float x, ScaleCode code) {
       return nearest_level(x, levels_of(Grid::e4m3, 8));
     case ScaleCode::int6:
     case ScaleCode::int8:
+    case ScaleCode::int4:
+    case ScaleCode::int6_signed:
       return round_to_even(x);
     default:  // a power of two: 1.5 times one goes up, as torch's cast has it
       return float_of((bits_of(x) + kUpperHalf) & kExponent);

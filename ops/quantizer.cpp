@@ -36,7 +36,9 @@ constexpr Name<ScaleCode> kScaleCodes[] = {{ScaleCode::float32, "float32"},
                                            {ScaleCode::e8m0_ceil, "e8m0_ceil"},
                                            {ScaleCode::e4m3, "e4m3"},
                                            {ScaleCode::int6, "int6"},
-                                           {ScaleCode::int8, "int8"}};
+                                           {ScaleCode::int8, "int8"},
+                                           {ScaleCode::int4, "int4"},
+                                           {ScaleCode::int6_signed, "int6_signed"}};
 constexpr Name<c10::ScalarType> kDtypes[] = {
     {at::kFloat, "float32"}, {at::kBFloat16, "bfloat16"}, {at::kHalf, "float16"}};
 

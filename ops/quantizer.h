@@ -94,7 +94,8 @@ struct QAT_API Quantizer {
 // "offset", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
 QAT_API const char* grid_name(Grid grid);
 QAT_API Grid parse_grid(const char* op, std::string_view name);
-// "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8".
+// "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8",
+// "int4", "int6_signed".
 QAT_API const char* scale_code_name(ScaleCode code);
 // Throws ValueError with the names.
 QAT_API ScaleCode parse_scale_code(const char* op, std::string_view name);

@@ -53,7 +53,9 @@ void check_finite(const std::string& name, const at::Tensor& weight) {
 }
 
 int bits_of_scale(const at::Tensor& scale, ScaleCode code) {
-  return code == ScaleCode::int6 ? 6 : 8 * static_cast<int>(scale.element_size());
+  if (code == ScaleCode::int4) return 4;
+  if (code == ScaleCode::int6 || code == ScaleCode::int6_signed) return 6;
+  return 8 * static_cast<int>(scale.element_size());
 }
 
 }  // namespace
@@ -68,6 +70,8 @@ at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype) {
       return at::kFloat8_e4m3fn;
     case ScaleCode::int6:
     case ScaleCode::int8:
+    case ScaleCode::int4:
+    case ScaleCode::int6_signed:
       return at::kChar;
     default:
       return dtype;

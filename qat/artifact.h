@@ -16,7 +16,7 @@ namespace qat {
 //   codes        int8 [out, in], in the range of the weight's grid; of a float in torch's narrowest
 //                type that has its numbers, float8_e5m2 for its own and float8_e4m3fn for the others
 //   scale        [grid_rows, grid_cols], in the dtype that the checkpoint stores, or codes of it:
-//                float8_e8m0fnu, float8_e4m3fn, or int8 for 6- and 8-bit ones
+//                float8_e8m0fnu, float8_e4m3fn, or int8 for 4-, 6- and 8-bit ones
 //   zero_point   int8, shaped like `scale`; none on a symmetric grid
 //   offset       of the grid with offsets in its place, as `scale`
 //   outer_scale, outer_offset   [outer_rows, outer_cols], where scales and offsets are multiples of

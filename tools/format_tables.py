@@ -62,7 +62,7 @@ SCHEMES: list[tuple[str, QuantSpec, QuantSpec | None]] = [
         QuantSpec(8, granularity="group", group_size=32, dynamic=True),
     ),
     ("FP8 E5M2", _weight(grid="fp8_e5m2"), None),
-    *((name.upper(), preset(name), None) for name in ("nvfp4", "mxfp4", "mxfp8_e4m3", "q4_k", "q6_k")),
+    *((name.upper(), preset(name), None) for name in ("nvfp4", "mxfp4", "mxfp8_e4m3", "q2_k", "q4_k", "q6_k", "q5_1")),
 ]
 
 

@@ -39,8 +39,8 @@ QAT_HOST_DEVICE void with_constant(Value value, const Body& body) {
 template <typename Body>
 QAT_HOST_DEVICE void with_scale_code(ScaleCode code, const Body& body) {
   using enum ScaleCode;
-  with_constant<float32, bfloat16, float16, e8m0_floor, e8m0_even, e8m0_ceil, e4m3, int6, int8>(
-      code, body);
+  with_constant<float32, bfloat16, float16, e8m0_floor, e8m0_even, e8m0_ceil, e4m3, int6, int8,
+                int4, int6_signed>(code, body);
 }
 
 // (9) for `count` spans of a tile, compiled for each grid and code apart from the kernels that call it;

@@ -40,7 +40,7 @@ void def_formats(py::module_& m) {
   m.def("fused_layers", &fused_layers);
   m.def("fusion_warning", &fusion_warning, py::arg("plan"));
   m.def("holds_kv_cache", &holds_kv_cache, py::arg("spec"));
-  m.def("gguf_type", &gguf_type, py::arg("spec"));
+  m.def("gguf_type", &gguf_type, py::arg("spec"), py::arg("columns"));
   py::class_<Checkpoint>(m, "Checkpoint")
       .def_readonly("layers", &Checkpoint::layers)
       .def_readonly("others", &Checkpoint::others);

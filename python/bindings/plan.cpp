@@ -60,6 +60,7 @@ void def_plan(py::module_& m) {
       .def_readonly("shares", &LayerPlan::shares)
       .def_readonly("matrices", &LayerPlan::matrices)
       .def_readonly("multiplied", &LayerPlan::multiplied)
+      .def_readonly("note", &LayerPlan::note)
       .def_property_readonly("elements", &LayerPlan::elements);
   py::class_<Stage>(m, "Stage")
       .def_readonly("until", &Stage::until)

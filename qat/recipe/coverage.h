@@ -10,6 +10,7 @@ namespace qat {
 struct Chosen {
   const Rule* rule = nullptr;
   std::optional<QuantSpec> spec;
+  std::string note{};  // of a mix: which of its types, and why
 };
 
 // Appends a problem for each rule that would quantize weights that no layer covers, without leave

@@ -6,6 +6,7 @@
 #include "qat/recipe/coverage.h"
 #include "qat/recipe/fused_layers.h"
 #include "qat/recipe/matcher.h"
+#include "qat/recipe/mixes.h"
 #include "qat/recipe/weight_types.h"
 #include "qat/recipe/width_name.h"
 
@@ -62,6 +63,30 @@ void check_experts(const Chosen& weight, const Chosen& input, const LayerInfo& l
                          "weight of Experts must have granularity channel, group or block, but "
                          "that of " +
                              layer.name + " has tensor"});
+}
+
+// What a rule says of the weights of the layers that it matches: one spec for all, or a mix of types.
+void choose_weights(const Rule& rule, const std::vector<size_t>& matched,
+                    const std::vector<LayerInfo>& layers, std::vector<Chosen>& weights,
+                    std::vector<Problem>* problems) {
+  const std::string& mix = rule.weight.mix;
+  const std::vector<MixedType> types =
+      mix.empty() ? std::vector<MixedType>{} : mix_types(mix, layers);
+  for (const size_t i : matched) {
+    weights[i] = {&rule, rule.weight.spec};
+    if (mix.empty()) continue;
+    const auto& [type, note] = types[i];
+    if (!type) {
+      problems->push_back({rule.place, "the types of " + mix + " have blocks of 32 columns, but " +
+                                           layers[i].name + " has in_features " +
+                                           std::to_string(layers[i].in_features) +
+                                           "; leave it by a rule with weight: float"});
+      continue;
+    }
+    weights[i].spec = type->spec;
+    weights[i].spec->range = rule.weight.spec->range;
+    weights[i].note = note;
+  }
 }
 
 // The indices of the layers that a rule matches; none, and a problem, when its match is invalid.
@@ -173,10 +198,9 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
   for (const Rule& rule : recipe.layers) {
     const auto matched = matched_by(rule, layers, &problems);
     if (!matched) continue;
-    for (const size_t i : *matched) {
-      if (rule.weight.given) weights[i] = {&rule, rule.weight.spec};
+    if (rule.weight.given) choose_weights(rule, *matched, layers, weights, &problems);
+    for (const size_t i : *matched)
       if (rule.input.given && layers[i].plannable) inputs[i] = {&rule, rule.input.spec};
-    }
     if (!reaches_layers(rule, *matched, layers))
       problems.push_back({rule.place, no_match(rule, layers)});
   }
@@ -200,7 +224,8 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
                            {},
                            layers[i].matrices,
                            layers[i].multiplied,
-                           layers[i].counted});
+                           layers[i].counted,
+                           weights[i].note});
   }
   plan.left = left_alone(layers, weights);
   plan.parameters = parameters;

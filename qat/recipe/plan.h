@@ -44,6 +44,7 @@ struct QAT_API LayerPlan {
   int64_t matrices = 1;
   bool multiplied = true;
   bool counted = true;
+  std::string note{};  // of a mix: which of its types this layer has, and why
 
   int64_t elements() const { return counted ? matrices * in_features * out_features : 0; }
 };
@@ -73,7 +74,7 @@ struct QAT_API Plan {
 
 // Later rules win, tensor by tensor. Throws RecipeError for a rule that matches no layer or reaches
 // weights that no layer covers without allow_float, a group or block that does not divide a layer
-// (named), inputs that a layer of its type cannot have quantized so, and a schedule that does not
+// (named), a mix whose blocks do not, inputs that a layer of its type cannot have quantized so, and a schedule that does not
 // end at a layer's width. `parameters` counts those of the whole model; at least `layers` has.
 QAT_API Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers,
                        int64_t parameters = 0);

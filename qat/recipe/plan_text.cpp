@@ -17,6 +17,7 @@ std::string to_text(const Plan& plan) {
     if (layer.matrices > 1) text += std::to_string(layer.matrices) + " x ";
     text += "[" + std::to_string(layer.out_features) + ", " + std::to_string(layer.in_features) +
             "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
+    if (!layer.note.empty()) text += " (" + layer.note + ")";
     if (layer.input) text += "; input " + describe(*layer.input);
     if (!layer.shares.empty()) text += "; one outer scale for " + join(layer.shares, " and ");
     text += "\n";

@@ -17,6 +17,11 @@ Preset mx(const char* name, Grid grid) {
   return {name, groups(grid, float_bits(grid), 32, {ScaleCode::e8m0_floor})};
 }
 
+// Of llama.cpp: a float16 scale for each group.
+Preset plain(const char* name, Grid grid, int bits, int64_t group_size) {
+  return {name, groups(grid, bits, group_size, {ScaleCode::float16})};
+}
+
 // Over the super-blocks of llama.cpp's K-quants.
 Preset k(const char* name, Grid grid, int bits, int64_t group_size, ScaleCode code) {
   return {name, groups(grid, bits, group_size, {code, {1, 256}, c10::ScalarType::Half})};
@@ -32,9 +37,18 @@ const std::vector<Preset>& presets() {
       mx("mxfp6_e3m2", Grid::e3m2),
       mx("mxfp8_e4m3", Grid::e4m3),
       mx("mxfp8_e5m2", Grid::e5m2),
+      k("q2_k", Grid::offset, 2, 16, ScaleCode::int4),
+      k("q3_k", Grid::extreme, 3, 16, ScaleCode::int6_signed),
       k("q4_k", Grid::offset, 4, 32, ScaleCode::int6),
       k("q5_k", Grid::offset, 5, 32, ScaleCode::int6),
       k("q6_k", Grid::extreme, 6, 16, ScaleCode::int8),
+      plain("q4_0", Grid::extreme, 4, 32),
+      plain("q4_1", Grid::offset, 4, 32),
+      plain("q5_0", Grid::extreme, 5, 32),
+      plain("q5_1", Grid::offset, 5, 32),
+      plain("q8_0", Grid::narrow, 8, 32),
+      plain("q2_0", Grid::extreme, 2, 64),
+      plain("tq2_0", Grid::narrow, 2, 256),
   };
   return kPresets;
 }

@@ -63,6 +63,7 @@ struct QAT_API Stage {
 struct QAT_API Choice {
   bool given = false;
   std::optional<QuantSpec> spec;  // none: leave it in floating point
+  std::string mix{};  // of types, one for each layer, where `spec` is that of most (mixes.h)
 };
 
 struct QAT_API Rule {

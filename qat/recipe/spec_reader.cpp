@@ -1,6 +1,9 @@
 #include "qat/recipe/spec_reader.h"
 
+#include <algorithm>
+
 #include "qat/ops/checks.h"
+#include "qat/recipe/mixes.h"
 #include "qat/recipe/presets.h"
 
 namespace qat {
@@ -90,6 +93,17 @@ void read_preset(YamlSection& section, const Preset& preset, QuantSpec& spec) {
   else if (section.has("scale_dtype"))
     spec.scale.code = parse_scale_code(
         "recipe", section.one_of("scale_dtype", scale_code_name(spec.scale.code), kPowersOfTwo));
+}
+
+// Types by what each layer is, in place of a dtype; the spec is that of most.
+std::string read_mix(YamlSection& section, QuantSpec& spec) {
+  const std::string mix = section.one_of("mix", mix_names().front(), mix_names());
+  spec = mix_base(mix).spec;
+  reject_keys(section,
+              {"dtype", "symmetric", "grid", "granularity", "group_size", "block", "scale_dtype",
+               "outer_scale"},
+              "must not be given beside mix, which has types of its own");
+  return mix;
 }
 
 void read_group_size(YamlSection& section, QuantSpec& spec) {
@@ -183,6 +197,9 @@ bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& 
   }
   if (const auto bits = bits_of(name))
     spec.bits = *bits;
+  else if (const auto& mixes = mix_names();
+           std::find(mixes.begin(), mixes.end(), name) != mixes.end() && !presets.empty())
+    section.reject("dtype", "must be one type; a mix of types is given by mix: " + name);
   else
     section.reject("dtype", "must be " + join(allowed));
   return false;
@@ -239,7 +256,11 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, S
   const YAML::Node dtype = section.child("dtype");
   const Preset* preset = dtype.IsDefined() ? find_preset(text_of(dtype)) : nullptr;
   QuantSpec spec;
-  if (preset && (is_weight || preset->for_inputs())) {
+  std::string mix;
+  if (is_weight && section.has("mix")) {
+    mix = read_mix(section, spec);
+    read_range(section, keeps_scales, spec);
+  } else if (preset && (is_weight || preset->for_inputs())) {
     read_preset(section, *preset, spec);
     read_range(section, keeps_scales, spec);
     if (!is_weight) read_preset_input(section, *preset, spec);
@@ -258,11 +279,11 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, S
   check_outer_scale(section, is_weight, spec);
   // GPTQ and the like find the scales of a group when they come to it.
   if (choice == ScaleChoice::with_codes && (spec.scale.has_outer() || spec.has_offset()))
-    section.reject("dtype",
+    section.reject(mix.empty() ? "dtype" : "mix",
                    "must have scales of one level where initialize chooses codes together with "
                    "scales");
   section.finish();
-  return {true, spec};
+  return {true, spec, mix};
 }
 
 std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key) {

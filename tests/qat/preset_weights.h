@@ -20,7 +20,8 @@ inline QuantizedWeights preset_weights(const std::string& name, const QuantSpec&
     outer.scale = outer_scale;
     if (spec.has_offset()) outer.offset = outer_offset;
   }
-  return quantize_weights(name, spec, weight, scale, zero_point, at::kBFloat16, outer);
+  const at::ScalarType dtype = dtype_of(spec.scale.code).value_or(at::kBFloat16);
+  return quantize_weights(name, spec, weight, scale, zero_point, dtype, outer);
 }
 
 }  // namespace qat

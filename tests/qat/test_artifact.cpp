@@ -82,7 +82,7 @@ TEST(QuantizeWeights, OfEveryPresetReadersComputeWhatTheForwardUsed) {
             quantizer_of(preset.spec, preset.spec.bits, Quantizer::Mode::minmax);
         const at::Tensor forward = std::get<0>(fake_quantize(weight, quantizer.text()));
         EXPECT_TRUE(at::equal(dequantize_weights(weights, dtype), forward)) << preset.name;
-        EXPECT_EQ(weights.scale.scalar_type(), scale_storage(preset.spec.scale, at::kBFloat16));
+        EXPECT_EQ(weights.scale.scalar_type(), scale_storage(preset.spec.scale, at::kHalf));
       }
 }
 
@@ -112,9 +112,14 @@ TEST(QuantizeWeights, CountTheBitsOfBothLevelsOfScales) {
                                                       {"mxfp4", 4.25},
                                                       {"mxfp6_e2m3", 6.25},
                                                       {"mxfp8_e5m2", 8.25},
+                                                      {"q2_k", 2.625},
+                                                      {"q3_k", 3.4375},
                                                       {"q4_k", 4.5},
                                                       {"q5_k", 5.5},
-                                                      {"q6_k", 6.5625}};
+                                                      {"q6_k", 6.5625},
+                                                      {"q5_1", 6.0},
+                                                      {"q2_0", 2.25},
+                                                      {"tq2_0", 2.0625}};
   for (const auto& [name, bits] : kExpected)
     EXPECT_DOUBLE_EQ(
         bits_per_weight(preset_weights("layer", find_preset(name)->spec, at::randn({24, 512}))),

@@ -96,7 +96,7 @@ const std::vector<Format>& formats() {
        .tensors = &gguf_tensors,
        .documents = &gguf_documents,
        .dtype = at::kHalf,
-       .number_types = {"nvfp4", "mxfp4"}},
+       .number_types = {"nvfp4", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1"}},
       {.name = "modelopt",
        .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,

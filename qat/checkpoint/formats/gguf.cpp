@@ -2,115 +2,111 @@
 
 #include <ATen/Functions.h>
 
+#include <cctype>
 #include <stdexcept>
 
 #include "qat/checkpoint/formats/block_floats.h"
+#include "qat/checkpoint/formats/gguf_fields.h"
+#include "qat/checkpoint/formats/gguf_k.h"
+#include "qat/checkpoint/formats/gguf_simple.h"
 #include "qat/checkpoint/formats/minifloat.h"
-#include "qat/error.h"
+#include "qat/recipe/presets.h"
 
 namespace qat {
 namespace {
 
 constexpr int64_t kBlock = 32;
-constexpr const char* kOtherInputs =
-    "llama.cpp rounds inputs to int8 in groups of 32, and these are rounded in another way";
 
-// The bytes of a tensor of two-byte numbers, [out, blocks] to [out, blocks, 2].
-at::Tensor bytes_of(const at::Tensor& halves) {
-  return halves.contiguous().unsqueeze(-1).view(at::kByte);
-}
-
-// Fields of 4 bits, uint8: columns j and j + side / 2 of each `side` in one byte, [out, sides, side / 2].
-at::Tensor halves_of(const at::Tensor& fields, int64_t side) {
-  const at::Tensor u = fields.reshape({fields.size(0), -1, 2, side / 2});
-  return u.select(2, 0).bitwise_or(u.select(2, 1).bitwise_left_shift(4));
-}
-
-// What enters a product with these blocks anyhow.
-bool is_llama_cpps(const QuantSpec& input) {
+// What enters a product with blocks of so many columns anyhow.
+bool is_llama_cpps(const QuantSpec& input, int64_t columns) {
   return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
-         input.granularity == Granularity::group && input.group_size == kBlock;
+         input.granularity == Granularity::group && input.group_size == columns;
+}
+
+std::string refusal_of_input(const LayerPlan& layer, int64_t columns) {
+  if (input_float_name(layer).empty() && (!layer.input || is_llama_cpps(*layer.input, columns)))
+    return "";
+  return "llama.cpp rounds inputs to int8 in groups of " + std::to_string(columns) +
+         ", and these are rounded in another way";
 }
 
 // A byte of scale before 32 codes; NVFP4 has four such bytes before four times 16 codes.
 at::Tensor block_floats(const QuantizedWeights& layer) {
   const bool nvfp4 = layer.outer_scale.has_value();
   const int64_t rows = layer.codes.size(0), scales = nvfp4 ? 4 : 1;
-  const at::Tensor codes =
-      halves_of(minifloat_bits(layer.codes, Grid::e2m1), layer.weight.group_size);
-  return at::cat({scale_bytes(layer).reshape({rows, -1, scales}),
-                  codes.reshape({rows, -1, scales * layer.weight.group_size / 2})},
-                 -1)
-      .reshape({rows, -1});
+  const int64_t group = layer.weight.group_size, block = scales * group;
+  return rows_of_blocks({scale_bytes(layer).reshape({rows, -1, scales}),
+                         fields(minifloat_bits(layer.codes, Grid::e2m1), block, group, 4)});
 }
 
 std::string refusal_of_block_floats(const LayerPlan& layer) {
   const std::string name = weight_float_name(layer);
   const int64_t columns = name == "nvfp4" ? 64 : kBlock;
-  if (name.empty() || !input_float_name(layer).empty()) return kOtherInputs;
   if (layer.in_features % columns != 0)
     return "its blocks of " + name + " have " + std::to_string(columns) +
            " columns, but there are " + std::to_string(layer.in_features);
-  if (layer.input && !is_llama_cpps(*layer.input)) return kOtherInputs;
-  return "";
+  return refusal_of_input(layer, kBlock);
 }
 
-// What a block's lowest level stands for, [out, blocks] in float16.
-at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
-  const at::Tensor zero = per_group(*layer.zero_point, layer, kBlock);
-  const at::Tensor exact = scale.to(at::kFloat).mul(zero.to(at::kFloat).add(8).neg());
-  const at::Tensor stored = exact.to(at::kHalf);
-  const int64_t bad = stored.to(at::kFloat).ne(exact).sum().item<int64_t>();
-  if (bad != 0)
-    throw InvalidArgument("gguf cannot hold " + layer.name +
-                          ", because Q4_1 stores the least level of a block as a "
-                          "float16, which " +
-                          std::to_string(bad) + " of " + std::to_string(exact.numel()) +
-                          " are not; train with scale_dtype: float16, which makes them so.");
-  return stored;
+// Columns that share a scale in a row of so many.
+int64_t group_of(const QuantSpec& spec, int64_t columns) {
+  return spec.granularity == Granularity::group   ? spec.group_size
+         : spec.granularity == Granularity::block ? spec.block[1]
+                                                  : columns;
+}
+
+// Whether blocks of `block` columns each lie in one group of a row of so many.
+bool fits(const QuantSpec& spec, int64_t columns, int64_t block) {
+  return columns % block == 0 && group_of(spec, columns) % block == 0;
+}
+
+std::string upper_case(std::string name) {
+  for (char& letter : name) letter = static_cast<char>(std::toupper(letter));
+  return name;
+}
+
+std::string refusal_of_simple(const LayerPlan& layer) {
+  const QuantSpec& weight = *layer.weight;
+  if (weight.is_float8())
+    return "its blocks are integer, but the weights are " + dtype_name(weight);
+  if (weight.bits > 4 && !weight.symmetric() && !weight.has_offset())
+    return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
+  if (layer.in_features % kBlock != 0)
+    return "its blocks have 32 columns, but there are " + std::to_string(layer.in_features);
+  const int64_t group = group_of(weight, layer.in_features);
+  if (group % kBlock != 0)
+    return "groups must be multiples of 32 columns, but have " + std::to_string(group);
+  return refusal_of_input(layer, gguf_type(weight, layer.in_features) == "TQ2_0" ? 256 : kBlock);
 }
 
 }  // namespace
 
-std::string gguf_type(const QuantSpec& spec) {
-  if (is_coded(spec)) return spec.scale.has_outer() ? "NVFP4" : "MXFP4";
-  if (spec.bits > 4) return "Q8_0";
-  return spec.symmetric() ? "Q4_0" : "Q4_1";
+std::string gguf_type(const QuantSpec& spec, int64_t columns) {
+  if (is_coded(spec)) {
+    const Preset* preset = preset_of(spec);
+    return preset ? upper_case(preset->name) : "";
+  }
+  if (!spec.symmetric()) return "Q4_1";
+  if (spec.bits == 2 && spec.grid == Grid::narrow && fits(spec, columns, 256)) return "TQ2_0";
+  if (spec.bits == 2 && fits(spec, columns, 64)) return "Q2_0";
+  return spec.bits <= 4 ? "Q4_0" : spec.bits == 5 ? "Q5_0" : "Q8_0";
 }
 
 std::string gguf_refusal(const LayerPlan& layer) {
-  const QuantSpec& weight = *layer.weight;
-  if (is_coded(weight) || !input_float_name(layer).empty()) return refusal_of_block_floats(layer);
-  if (weight.is_float8())
-    return "its blocks are integer, but the weights are " + dtype_name(weight);
-  if (layer.input && !is_llama_cpps(*layer.input)) return kOtherInputs;
-  if (weight.bits > 4 && !weight.symmetric())
-    return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
-  if (layer.in_features % kBlock != 0)
-    return "its blocks have 32 columns, but there are " + std::to_string(layer.in_features);
-  const int64_t group = weight.granularity == Granularity::group   ? weight.group_size
-                        : weight.granularity == Granularity::block ? weight.block[1]
-                                                                   : kBlock;
-  if (group % kBlock != 0)
-    return "groups must be multiples of 32 columns, but have " + std::to_string(group);
-  return "";
+  if (layer.weight->is_float() && is_coded(*layer.weight)) return refusal_of_block_floats(layer);
+  if (is_k_quant(gguf_type(*layer.weight, layer.in_features))) return refusal_of_input(layer, 256);
+  return refusal_of_simple(layer);
 }
 
 NamedTensors gguf_tensors(const QuantizedWeights& layer) {
-  if (is_coded(layer.weight)) {
-    NamedTensors tensors{{layer.name + ".weight", block_floats(layer)}};
-    if (layer.outer_scale)
-      tensors[layer.name + ".scale"] = layer.outer_scale->to(at::kFloat).reshape({1});
-    return tensors;
-  }
-  const int64_t rows = layer.codes.size(0);
-  const at::Tensor scale = per_group(layer.scale, layer, kBlock);
-  std::vector<at::Tensor> parts{bytes_of(scale)};
-  const std::string type = gguf_type(layer.weight);
-  if (type == "Q4_1") parts.push_back(bytes_of(least_level(layer, scale)));
-  parts.push_back(type == "Q8_0" ? layer.codes.reshape({rows, -1, kBlock}).view(at::kByte)
-                                 : halves_of(layer.codes.add(8).to(at::kByte), kBlock));
-  return {{layer.name + ".weight", at::cat(parts, -1).reshape({rows, -1})}};
+  const std::string type = gguf_type(layer.weight, layer.codes.size(1)),
+                    name = layer.name + ".weight";
+  if (is_k_quant(type)) return {{name, k_quant_blocks(layer, type)}};
+  if (!layer.weight.is_float()) return {{name, simple_blocks(layer, type)}};
+  NamedTensors tensors{{name, block_floats(layer)}};
+  if (layer.outer_scale)
+    tensors[layer.name + ".scale"] = layer.outer_scale->to(at::kFloat).reshape({1});
+  return tensors;
 }
 
 Documents gguf_documents(const CheckpointPlan& /*plan*/) { return {}; }

@@ -27,9 +27,18 @@ TEST(Presets, NameLevelsGroupsAndScales) {
       {"mxfp6_e3m2", "minmax fp6_e3m2 1x32 e8m0_floor"},
       {"mxfp8_e4m3", "minmax fp8_e4m3 1x32 e8m0_floor"},
       {"mxfp8_e5m2", "minmax fp8_e5m2 1x32 e8m0_floor"},
+      {"q2_k", "minmax int2 offset 1x16 int4*float16@1x256"},
+      {"q3_k", "minmax int3 signed 1x16 int6_signed*float16@1x256"},
       {"q4_k", "minmax int4 offset 1x32 int6*float16@1x256"},
       {"q5_k", "minmax int5 offset 1x32 int6*float16@1x256"},
       {"q6_k", "minmax int6 signed 1x16 int8*float16@1x256"},
+      {"q4_0", "minmax int4 signed 1x32 float16"},
+      {"q4_1", "minmax int4 offset 1x32 float16"},
+      {"q5_0", "minmax int5 signed 1x32 float16"},
+      {"q5_1", "minmax int5 offset 1x32 float16"},
+      {"q8_0", "minmax int8 narrow 1x32 float16"},
+      {"q2_0", "minmax int2 signed 1x64 float16"},
+      {"tq2_0", "minmax int2 narrow 1x256 float16"},
   };
   ASSERT_EQ(presets().size(), std::size(kExpected));
   for (const auto& [name, text] : kExpected) {

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import CheckpointPlan, QuantizedWeights, find_format, gguf_type
+from torchqat._library import CheckpointPlan, QuantizedWeights, find_format
 from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types
+from torchqat.checkpoints.formats.gguf_types import file_type, layer_type, shape_in_bytes
 from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
 from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
 from torchqat.checkpoints.formats.llama_cpp.hyperparameters import add_hyperparameters
@@ -45,7 +46,7 @@ def write_gguf(
 ) -> None:
     """Write ``model`` to ``path``, tensor by tensor; past ``max_shard_size`` in files ``<stem>-00001-of-0000N.gguf``.
 
-    Trained layers become Q4_0, Q4_1, Q8_0, MXFP4 or NVFP4 blocks, their codes unchanged; other matrices F16, vectors F32.
+    Trained layers become blocks of their type (Q4_K and so on), their codes unchanged; other matrices F16, vectors F32.
 
     Args:
         model: A causal language model of transformers.
@@ -67,12 +68,13 @@ def write_gguf(
     limit, total = shard_bytes(max_shard_size), sum(entry.nbytes for entry in entries)
     writer = gguf.GGUFWriter(path, architecture.gguf, split_max_size=limit if total > limit else 0)
     writer.add_name(Path(model.config.name_or_path or architecture.gguf).name)
-    writer.add_file_type(_file_type(plan))
+    writer.add_file_type(file_type(plan))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_hyperparameters(writer, model, architecture)
     add_vocabulary(writer, tokenizer, model.get_input_embeddings().weight.shape[0])
     for entry in entries:
-        writer.add_tensor_info(entry.file_name, entry.rows, entry.dtype, entry.nbytes, entry.kind)
+        # The kind says all, so that the type of the numbers is not asked for.
+        writer.add_tensor_info(entry.file_name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -98,7 +100,7 @@ class _Entry:
 
     name: str
     file_name: str
-    kind: gguf.GGMLQuantizationType
+    kind: int  # gguf.GGMLQuantizationType, or one that the gguf package does not know (gguf_types.py)
     shape: tuple[int, ...]
     tensor: Tensor | None = None
     offset: float = 0.0
@@ -117,18 +119,8 @@ class _Entry:
         return torch.cat(found) if leaf == "scale" else torch.stack([rows[part.rows] for rows in found])
 
     @property
-    def dtype(self) -> np.dtype:
-        return np.dtype({_Types.F32: np.float32, _Types.F16: np.float16}.get(self.kind, np.uint8))
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """Shape of the array that is written: of elements, or of bytes."""
-        elements, size = gguf.GGML_QUANT_SIZES[self.kind]
-        return self.shape if elements == 1 else (*self.shape[:-1], self.shape[-1] // elements * size)
-
-    @property
     def nbytes(self) -> int:
-        return math.prod(self.rows) * self.dtype.itemsize
+        return math.prod(shape_in_bytes(self.shape, self.kind))
 
 
 def _entries(
@@ -142,7 +134,7 @@ def _entries(
         if not name.startswith(beside):
             yield from _float_entries(oriented(model, name, tensor), name, names, architecture, embeddings)
     for layer in plan.layers if plan is not None else []:
-        kind, parts = _Types[gguf_type(layer.weight)], expert_rows(layer.name, layer.out_features, architecture)
+        kind, parts = layer_type(layer), expert_rows(layer.name, layer.out_features, architecture)
         shapes = [(layer.matrices, part.count, layer.in_features) for part in parts]
         for part, shape in zip(parts, shapes, strict=True):
             yield from _with_scale(
@@ -194,9 +186,3 @@ def encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0
     if kind == _Types.F32:
         return np.ascontiguousarray(values.numpy())
     return gguf.quants.quantize(values.numpy(), kind)
-
-
-def _file_type(plan: CheckpointPlan | None) -> int:
-    kinds = [gguf_type(layer.weight) for layer in plan.layers] if plan is not None else []
-    label = max(set(kinds), key=kinds.count) if kinds else "F16"
-    return gguf.LlamaFileType["MOSTLY_MXFP4_MOE" if label == "MXFP4" else f"MOSTLY_{label}"]

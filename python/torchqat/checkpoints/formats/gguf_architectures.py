@@ -37,7 +37,7 @@ def check_types(model: nn.Module, layers: Iterable[LayerPlan]) -> None:
     Raises:
         UserError: It passes over what NVFP4 has beside its blocks, where ``model`` is of this architecture.
     """
-    scaled = next((layer.name for layer in layers if gguf_type(layer.weight) == "NVFP4"), None)
+    scaled = next((layer.name for layer in layers if gguf_type(layer.weight, layer.in_features) == "NVFP4"), None)
     if scaled is not None and not architecture_of(model).scales_products:
         known = ", ".join(name for name, one in ARCHITECTURES.items() if one.scales_products)
         raise UserError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.checkpoints.readers.gguf_layout import INTERLEAVED, Layout, Pieces, parts_of, text_name
+from torchqat.checkpoints.readers.gguf_types import Reader, dequantized
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
 from torchqat.layers.prepared import quant_layers
@@ -161,7 +162,7 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
 
 def _dense(file: Path, found: Any) -> Tensor:
     try:
-        return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).float()
+        return torch.from_numpy(dequantized(found.data, found.tensor_type).copy()).float()
     except Exception as error:
         raise UserError(f"{file} must hold tensors that can be read, but {found.name}: {first_line(error)}.") from error
 
@@ -169,6 +170,6 @@ def _dense(file: Path, found: Any) -> Tensor:
 def _reader(file: Path) -> gguf.GGUFReader:
     check_gguf_header(file)
     try:
-        return gguf.GGUFReader(file)
+        return Reader(file)
     except Exception as error:
         raise UserError(f"{file} must be a GGUF file, but does not load: {first_line(error)}.") from error

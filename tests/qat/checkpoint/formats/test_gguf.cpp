@@ -59,6 +59,29 @@ TEST(Gguf, Q4_1StoresTheLeastLevel) {
       std::invalid_argument);
 }
 
+TEST(Gguf, Q2_0HasFourNeighboursInAByteUnderTheNegatedScale) {
+  const QuantizedWeights q = layer(2, true, 64);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[1];
+  ASSERT_EQ(gguf_type(q.weight, 64), "Q2_0");
+  ASSERT_EQ(row.numel(), 18);
+  EXPECT_EQ(half_at(row, 0), -q.scale[1][0].item<float>());
+  for (int j = 0; j < 64; ++j) {
+    const int64_t bits = row[2 + j / 4].item<int64_t>() >> (2 * (j % 4)) & 3;
+    EXPECT_EQ(1 - bits, q.codes[1][j].item<int64_t>());
+  }
+}
+
+TEST(Gguf, Q5_0HasTheFifthBitsBeforeTheNibbles) {
+  const QuantizedWeights q = layer(5);
+  const at::Tensor row = gguf_tensors(q).at("a.weight")[0];
+  ASSERT_EQ(row.numel(), 2 * 22);
+  for (int j = 0; j < 32; ++j) {
+    const int64_t fifth = row[2 + j / 8].item<int64_t>() >> (j % 8) & 1;
+    const int64_t nibble = row[6 + j % 16].item<int64_t>() >> (j < 16 ? 0 : 4) & 15;
+    EXPECT_EQ(nibble + 16 * fifth - 16, q.codes[0][j].item<int64_t>());
+  }
+}
+
 TEST(Gguf, LargerGroupsRepeatTheirScale) {
   const QuantizedWeights q = layer(4, true, 64);
   const at::Tensor row = gguf_tensors(q).at("a.weight")[0];

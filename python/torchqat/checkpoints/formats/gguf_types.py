@@ -1,0 +1,30 @@
+"""llama.cpp's types of tensors by name, number and size, those among them that the gguf package lacks."""
+
+import gguf
+
+from torchqat._library import CheckpointPlan, LayerPlan, gguf_type
+
+Q2_0 = 42  # ggml.h; blocks of 64 columns in 18 bytes
+_SIZES = {Q2_0: (64, 18)}
+# A file has one label, for people; a K-quant's is that of the mix it is in most often.
+_FILE_TYPES = {"MXFP4": "MXFP4_MOE", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+_MOSTLY_Q2_0 = 41  # llama.h
+
+
+def layer_type(layer: LayerPlan) -> int:
+    """What the trained ``layer`` is stored as."""
+    name = gguf_type(layer.weight, layer.in_features)
+    return Q2_0 if name == "Q2_0" else gguf.GGMLQuantizationType[name]
+
+
+def shape_in_bytes(shape: tuple[int, ...], kind: int) -> tuple[int, ...]:
+    """Of a tensor of so many elements: the last axis becomes that of bytes."""
+    elements, size = _SIZES[kind] if kind in _SIZES else gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    return (*shape[:-1], shape[-1] // elements * size)
+
+
+def file_type(plan: CheckpointPlan | None) -> int:
+    """The label of a file with the layers of ``plan``: the type that most of them have."""
+    kinds = [gguf_type(layer.weight, layer.in_features) for layer in plan.layers] if plan is not None else []
+    label = max(sorted(set(kinds)), key=kinds.count) if kinds else "F16"
+    return _MOSTLY_Q2_0 if label == "Q2_0" else gguf.LlamaFileType[f"MOSTLY_{_FILE_TYPES.get(label, label)}"]

@@ -1,0 +1,105 @@
+"""Types and mixes against llama-quantize: it reads our blocks as the forward's weights, and gives layers the same types."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torchqat
+from torchqat.checkpoints.formats.gguf import write_gguf
+from torchqat.checkpoints.readers.gguf import gguf_files
+from torchqat.checkpoints.readers.gguf_types import Reader
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+# llama.h
+FILE_TYPES = {
+    "q2_k": 10,
+    "q3_k_s": 11,
+    "q3_k_m": 12,
+    "q3_k_l": 13,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+}
+TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq2_0", "mxfp4")
+_QUANTIZE = """
+import sys, llama_cpp
+given = llama_cpp.llama_model_quantize_default_params()
+given.ftype, given.nthread, given.allow_requantize = int(sys.argv[3]), 1, True
+code = llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), given)
+sys.exit(code)
+"""
+SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "head_dim": 64}
+MODELS = {
+    "sixteen blocks": lambda: LlamaForCausalLM(
+        LlamaConfig(hidden_size=256, intermediate_size=256, num_hidden_layers=16, **SHAPE)
+    ),
+    "four queries a key": lambda: LlamaForCausalLM(
+        LlamaConfig(hidden_size=256, intermediate_size=256, num_hidden_layers=2, **{**SHAPE, "num_key_value_heads": 1})
+    ),
+    "tied, 192 columns": lambda: LlamaForCausalLM(
+        LlamaConfig(hidden_size=192, intermediate_size=256, num_hidden_layers=9, tie_word_embeddings=True, **SHAPE)
+    ),
+    "eight experts": lambda: MixtralForCausalLM(
+        MixtralConfig(hidden_size=256, intermediate_size=256, num_hidden_layers=3, num_local_experts=8, **SHAPE)
+    ),
+}
+
+
+def quantized(source, made, file_type):
+    """The tensors of ``made``, which llama.cpp writes of the file ``source``."""
+    command = [os.environ["TORCHQAT_LLAMA_CPP"], "-c", _QUANTIZE, str(source), str(made), str(file_type)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return Reader(made).tensors
+
+
+def types_by_llama_cpp(model, mix, folder):
+    """By the file's name of each matrix, what llama-quantize makes of the float model."""
+    source = folder / "float.gguf"
+    if not source.exists():
+        write_gguf(model, [], None, source)
+    return {
+        tensor.name: int(tensor.tensor_type) for tensor in quantized(source, folder / f"{mix}.gguf", FILE_TYPES[mix])
+    }
+
+
+def types_by_torchqat(model, mix, folder):
+    rules = f"  - {{match: blocks, weight: {{mix: {mix}}}}}\n"
+    rules += (
+        f'  - {{match: "type:Embedding", weight: {{mix: {mix}}}}}\n  - {{match: lm_head, weight: {{mix: {mix}}}}}\n'
+    )
+    prepared = torchqat.prepare(model, torchqat.parse_recipe(f"version: 1\nlayers:\n{rules}"), method="rtn")
+    out = torchqat.export(prepared, folder / f"ours-{mix}", "gguf")
+    return {tensor.name: int(tensor.tensor_type) for tensor in Reader(gguf_files(out)[0]).tensors}
+
+
+@pytest.fixture(autouse=True)
+def engine():
+    if "TORCHQAT_LLAMA_CPP" not in os.environ:
+        pytest.skip("TORCHQAT_LLAMA_CPP must name the Python of llama.cpp; make test-engines sets it")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_quantize_gives_each_layer_the_same_type(name, tmp_path):
+    for mix in FILE_TYPES:
+        theirs = types_by_llama_cpp(MODELS[name](), mix, tmp_path)
+        ours = types_by_torchqat(MODELS[name](), mix, tmp_path)
+        assert ours == theirs, mix
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_llama_cpp_reads_the_weights_of_the_forward(dtype, tmp_path):
+    """Bit for bit: it writes the file again in float32, by its own decoder."""
+    made = torchqat.parse_recipe(
+        f"version: 1\nlayers: [{{match: blocks, weight: {{dtype: {dtype}, scale: learned}}}}]\n"
+    )
+    model = torchqat.prepare(MODELS["four queries a key"](), made, method="mse")
+    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    read = {tensor.name: tensor for tensor in quantized(gguf_files(folder)[0], tmp_path / "float32.gguf", 0)}
+    for ours, theirs in (("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
+        weight = model.get_submodule(f"model.layers.1.{ours}").quantized_weight().detach().numpy()
+        tensor = read[f"blk.1.{theirs}.weight"]
+        assert tensor.tensor_type == 0 and np.array_equal(tensor.data, weight), ours
