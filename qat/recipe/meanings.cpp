@@ -72,6 +72,8 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"layers.weight.dtype",
        "What is exported: an integer, a float, or a name that brings groups and scales of its own "
        "(nvfp4, mxfp4 and the like, q4_k and the like)."},
+      {"layers.weight.mix",
+       "In place of dtype: one of llama.cpp's mixes, which gives each layer a type by what it is."},
       {"layers.weight.symmetric", "Integers: false has an integer zero point."},
       {"layers.weight.grid", "Symmetric integers: which levels (docs/numerics.md)."},
       {"layers.weight.scale",
