@@ -3,12 +3,13 @@
 vLLM's CPU build has no linear layer for these types, so that nothing here runs without a GPU and a vLLM.
 """
 
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 import torchqat
-from test_engines import needs, prepared
+from test_engines import prepared
 from torchqat.verification.engines import TRANSFORMERS, VLLM, Question
 
 # weight, format
@@ -16,18 +17,19 @@ FOLDERS = [("nvfp4", "compressed-tensors"), ("mxfp4", "compressed-tensors"), ("n
 # What verify knows vLLM to load, and ModelOpt's folders.
 ON_A_GPU = replace(VLLM, modules={**VLLM.modules, "modelopt": "vllm"})
 GREEDY = 16
-
-
-def needs_gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("vLLM runs NVFP4 and MXFP4 on a GPU, but there is none")
-    needs("vllm")
+# Before a model is trained for it.
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM runs NVFP4 and MXFP4 on a GPU, but there is none"),
+    pytest.mark.skipif(
+        VLLM.variable() not in os.environ,
+        reason=f"{VLLM.variable()} must name the Python of vllm",
+    ),
+]
 
 
 @pytest.mark.parametrize("scale", ["minmax", "learned"])
 @pytest.mark.parametrize(("weight", "format"), FOLDERS, ids=lambda word: word)
 def test_vllm_agrees_with_what_transformers_decompresses(weight, format, scale, trained, prompts, tmp_path):
-    needs_gpu()
     model, tokenizer = trained("llama")
     model = prepared(model.bfloat16(), f"{{dtype: {weight}, scale: {scale}}}", "", "", prompts)
     folder = torchqat.export(model, tmp_path / "out", format, tokenizer)
