@@ -28,15 +28,12 @@ constexpr Name<Grid> kGrids[] = {{Grid::narrow, "narrow"},  {Grid::full, "full"}
                                  {Grid::offset, "offset"},  {Grid::e2m1, "fp4_e2m1"},
                                  {Grid::e2m3, "fp6_e2m3"},  {Grid::e3m2, "fp6_e3m2"},
                                  {Grid::e4m3, "fp8_e4m3"},  {Grid::e5m2, "fp8_e5m2"}};
-constexpr Name<ScaleCode> kScaleCodes[] = {{ScaleCode::float32, "float32"},
-                                           {ScaleCode::bfloat16, "bfloat16"},
-                                           {ScaleCode::float16, "float16"},
-                                           {ScaleCode::e8m0_floor, "e8m0_floor"},
-                                           {ScaleCode::e8m0_even, "e8m0_even"},
-                                           {ScaleCode::e8m0_ceil, "e8m0_ceil"},
-                                           {ScaleCode::e4m3, "e4m3"},
-                                           {ScaleCode::int6, "int6"},
-                                           {ScaleCode::int8, "int8"}};
+constexpr Name<ScaleCode> kScaleCodes[] = {
+    {ScaleCode::float32, "float32"},     {ScaleCode::bfloat16, "bfloat16"},
+    {ScaleCode::float16, "float16"},     {ScaleCode::e8m0_floor, "e8m0_floor"},
+    {ScaleCode::e8m0_even, "e8m0_even"}, {ScaleCode::e8m0_ceil, "e8m0_ceil"},
+    {ScaleCode::e4m3, "e4m3"},           {ScaleCode::int6, "int6"},
+    {ScaleCode::int8, "int8"},           {ScaleCode::e4m3_four_over_six, "e4m3_four_over_six"}};
 constexpr Name<c10::ScalarType> kDtypes[] = {
     {at::kFloat, "float32"}, {at::kBFloat16, "bfloat16"}, {at::kHalf, "float16"}};
 
@@ -158,6 +155,12 @@ Quantizer Quantizer::parse(std::string_view text) {
                     "[quantizer] bits of the grid of offsets must be 2 to 7, since its codes are "
                     "not negative, but is ",
                     parsed.bits, ".");
+  TORCH_CHECK_VALUE(
+      parsed.scale_code != ScaleCode::e4m3_four_over_six ||
+          (parsed.grid == Grid::e2m1 && parsed.has_outer_scale()),
+      "[quantizer] e4m3_four_over_six takes the levels fp4_e2m1 under an outer scale, "
+      "but is in \"",
+      text, "\".");
   TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
                     "[quantizer] scales of the signed grid may be negative, which ",
                     scale_code_name(parsed.scale_code), " cannot hold.");

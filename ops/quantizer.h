@@ -64,6 +64,8 @@ struct QAT_API Quantizer {
   Levels levels() const { return levels_of(grid, bits); }
   // Whether the straight-through gradient is the identity: nothing is ever clipped.
   bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_code); }
+  // Whether a minmax one takes the better of two scales, (9a).
+  bool takes_better() const { return scale_code == ScaleCode::e4m3_four_over_six; }
   // Whether (7b) holds scales to 7 bits.
   bool exact_offsets() const {
     return grid == Grid::asymmetric && has_exact_offsets(levels(), scale_code);
@@ -94,7 +96,8 @@ struct QAT_API Quantizer {
 // "offset", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
 QAT_API const char* grid_name(Grid grid);
 QAT_API Grid parse_grid(const char* op, std::string_view name);
-// "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8".
+// "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8",
+// "e4m3_four_over_six".
 QAT_API const char* scale_code_name(ScaleCode code);
 // Throws ValueError with the names.
 QAT_API ScaleCode parse_scale_code(const char* op, std::string_view name);
