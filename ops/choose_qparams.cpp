@@ -13,12 +13,14 @@ namespace {
 
 // True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
-                          const OptionalTensor& importance, const OptionalTensor& outer_scale) {
+                          const OptionalTensor& importance, const OptionalTensor& outer_scale,
+                          const OptionalTensor& outer_offset) {
   check_input("choose_qparams", x);
   TORCH_CHECK_VALUE(quantizer.active(), "[choose_qparams] quantizer must not be empty.");
   TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
                     "[choose_qparams] method must be minmax or mse, but is ", method, ".");
   if (outer_scale) check_device("choose_qparams", "outer_scale", *outer_scale, x);
+  if (outer_offset) check_device("choose_qparams", "outer_offset", *outer_offset, x);
   if (!importance) return method == "mse";
   check_device("choose_qparams", "importance", *importance, x);
   TORCH_CHECK_TYPE(importance->scalar_type() == at::kFloat,
@@ -54,9 +56,10 @@ void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
 std::tuple<at::Tensor, at::Tensor> choose_qparams(const at::Tensor& x, std::string_view quantizer,
                                                   std::string_view method,
                                                   const OptionalTensor& importance,
-                                                  const OptionalTensor& outer_scale) {
+                                                  const OptionalTensor& outer_scale,
+                                                  const OptionalTensor& outer_offset) {
   return call<"qat::choose_qparams", decltype(choose_qparams)>(x, quantizer, method, importance,
-                                                               outer_scale);
+                                                               outer_scale, outer_offset);
 }
 
 std::tuple<at::Tensor, at::Tensor> round_qparams(const at::Tensor& scale,
@@ -105,14 +108,31 @@ at::Tensor outer_scales_kernel(const at::Tensor& scale, std::string_view text) {
   return outer_scales(scale.detach(), quantizer);
 }
 
-// Parameters of all blocks; not yet stored where there are outer scales.
 FoundTensors find(const at::Tensor& x, const Quantizer& quantizer, ChooseKernel choose,
-                  const OptionalTensor& importance, bool searching) {
+                  const Choosing& how) {
   const c10::DeviceGuard on_device(x.device());
   const FoundTensors found = empty_parameters(x, quantizer);
-  if (!x.is_meta() && found.scale.numel() != 0)
-    choose(Blocks(x, quantizer), contiguous(importance), searching, found);
+  if (!x.is_meta() && found.scale.numel() != 0) choose(Blocks(x, quantizer), how, found);
   return found;
+}
+
+// Scales by their ranges make outer ones; under these, (9) rounds them, or what is stored is chosen.
+FoundTensors find_under_outer(const at::Tensor& x, const Quantizer& quantizer, ChooseKernel choose,
+                              Choosing how, const OptionalTensor& outer_scale,
+                              const OptionalTensor& outer_offset) {
+  const FoundTensors by_range = find(x, quantizer, choose, {});
+  if (x.is_meta() || by_range.scale.numel() == 0) return by_range;
+  const auto offset = quantizer.has_offset() ? OptionalTensor(by_range.zero_point) : std::nullopt;
+  const bool rounds = !how.searching && !quantizer.takes_better() && !outer_offset;
+  if (rounds && quantizer.grid != Grid::asymmetric) {
+    const auto [scale, zero] = round_qparams(by_range.scale, quantizer.text(), offset, outer_scale);
+    return {scale, zero};
+  }
+  const LearnedTensors under =
+      learned_parameters(quantizer, by_range.scale, offset, outer_scale, outer_offset);
+  how.outer_scale = under.outer_scale;
+  how.outer_offset = under.outer_offset;
+  return find(x, quantizer, choose, how);
 }
 
 // Room for what `scale` and its zero points are rounded to.
@@ -128,31 +148,32 @@ FoundTensors room_like(const at::Tensor& scale, const Quantizer& quantizer) {
 void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
   m.impl("choose_qparams",
          [choose](const at::Tensor& x, std::string_view text, std::string_view method,
-                  const OptionalTensor& importance,
-                  const OptionalTensor& outer_scale) -> std::tuple<at::Tensor, at::Tensor> {
+                  const OptionalTensor& importance, const OptionalTensor& outer_scale,
+                  const OptionalTensor& outer_offset) -> std::tuple<at::Tensor, at::Tensor> {
            const Quantizer quantizer = Quantizer::parse(text);
            const bool searching =
-               check_choose_qparams(x, quantizer, method, importance, outer_scale);
-           const FoundTensors found = find(x, quantizer, choose, importance, searching);
-           if (!quantizer.has_outer_scale() || x.is_meta()) return {found.scale, found.zero_point};
-           const auto offset =
-               quantizer.has_offset() ? OptionalTensor(found.zero_point) : std::nullopt;
-           return round_qparams(found.scale, text, offset, outer_scale);
+               check_choose_qparams(x, quantizer, method, importance, outer_scale, outer_offset);
+           const Choosing how{searching, contiguous(importance)};
+           const FoundTensors found =
+               quantizer.has_outer_scale()
+                   ? find_under_outer(x, quantizer, choose, how, outer_scale, outer_offset)
+                   : find(x, quantizer, choose, how);
+           return {found.scale, found.zero_point};
          });
-  m.impl(
-      "choose_outer_scales",
-      [choose](const at::Tensor& x, std::string_view text, std::string_view method,
-               const OptionalTensor& importance) -> std::tuple<at::Tensor, at::Tensor> {
-        const Quantizer quantizer = Quantizer::parse(text);
-        const bool searching = check_choose_qparams(x, quantizer, method, importance, std::nullopt);
-        check_has_outer_scale("choose_outer_scales", quantizer);
-        const FoundTensors found = find(x, quantizer, choose, importance, searching);
-        const auto outer = [&](const at::Tensor& of) {
-          return x.is_meta() ? empty_outer_scales(of, quantizer) : outer_scales(of, quantizer);
-        };
-        return {outer(found.scale), quantizer.has_offset() ? outer(found.zero_point)
-                                                           : at::empty({0}, found.scale.options())};
-      });
+  m.impl("choose_outer_scales",
+         [choose](const at::Tensor& x, std::string_view text, std::string_view method,
+                  const OptionalTensor& importance) -> std::tuple<at::Tensor, at::Tensor> {
+           const Quantizer quantizer = Quantizer::parse(text);
+           check_choose_qparams(x, quantizer, method, importance, std::nullopt, std::nullopt);
+           check_has_outer_scale("choose_outer_scales", quantizer);
+           const FoundTensors found = find(x, quantizer, choose, {});
+           const auto outer = [&](const at::Tensor& of) {
+             return x.is_meta() ? empty_outer_scales(of, quantizer) : outer_scales(of, quantizer);
+           };
+           return {outer(found.scale), quantizer.has_offset()
+                                           ? outer(found.zero_point)
+                                           : at::empty({0}, found.scale.options())};
+         });
 }
 
 void implement_round_qparams(torch::Library& m, RoundKernel round) {
@@ -172,7 +193,7 @@ void implement_round_qparams(torch::Library& m, RoundKernel round) {
 TORCH_LIBRARY_FRAGMENT(qat, m) {
   m.def(
       "choose_qparams(Tensor x, str quantizer, str method=\"minmax\", Tensor? importance=None, "
-      "Tensor? outer_scale=None) -> (Tensor, Tensor)");
+      "Tensor? outer_scale=None, Tensor? outer_offset=None) -> (Tensor, Tensor)");
   m.def(
       "round_qparams(Tensor scale, str quantizer, Tensor? zero_point=None, "
       "Tensor? outer_scale=None) -> (Tensor, Tensor)");

@@ -80,9 +80,15 @@ struct EncodeKernels {
 };
 QAT_API void implement_encode(torch::Library& m, const EncodeKernels& kernels);
 
-// (9) or, `searching`, (10); not rounded where there are outer scales.
-using ChooseKernel = void (*)(const Blocks& blocks, const OptionalTensor& importance,
-                              bool searching, const FoundTensors& found);
+// How parameters are chosen: by (9) and (9a) or, `searching`, by (10). Those of a quantizer with outer
+// scales are multiples of these, one or one a block; without them they are found by (9), not rounded.
+struct Choosing {
+  bool searching = false;
+  OptionalTensor importance{};
+  OptionalTensor outer_scale{};
+  OptionalTensor outer_offset{};
+};
+using ChooseKernel = void (*)(const Blocks& blocks, const Choosing& how, const FoundTensors& found);
 QAT_API void implement_choose_qparams(torch::Library& m, ChooseKernel choose);
 
 // (7), (8) and (8b); zero points are 0 where there are none.
@@ -102,7 +108,7 @@ QAT_API void implement_quantize(torch::Library& m, const QuantizeKernels& kernel
 struct Feedback {
   Quantizer quantizer;
   at::Tensor weight, offset, transfer, scale;
-  OptionalTensor zero_point;
+  OptionalTensor zero_point;  // or offset, float32
   at::Tensor codes, error, residual;
 };
 QAT_API void implement_quantize_with_feedback(torch::Library& m,

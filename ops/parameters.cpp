@@ -55,7 +55,8 @@ FoundTensors no_parameters(const at::Tensor& x, const Quantizer& quantizer) {
 
 LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
                                   const OptionalTensor& zero_point,
-                                  const OptionalTensor& outer_scale) {
+                                  const OptionalTensor& outer_scale,
+                                  const OptionalTensor& outer_offset) {
   LearnedTensors learned{scale.contiguous(), contiguous(zero_point), {}, {}};
   if (!quantizer.has_outer_scale() || scale.numel() == 0) return learned;
   const auto spread = [&](const at::Tensor& outer) {
@@ -63,7 +64,8 @@ LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& 
   };
   learned.outer_scale = spread(outer_scale ? *outer_scale : outer_scales(scale, quantizer));
   if (zero_point && quantizer.has_offset())
-    learned.outer_offset = spread(outer_scales(*zero_point, quantizer));
+    learned.outer_offset =
+        spread(outer_offset ? *outer_offset : outer_scales(*zero_point, quantizer));
   return learned;
 }
 
@@ -103,8 +105,8 @@ at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
   const auto [rows, cols] = outer_shape(scale, quantizer);
   const at::Tensor largest = largest_in(scale.abs(), rows, cols);
   const double least = quantizer.outer_dtype == at::kHalf ? 0x1p-14 : 0x1p-100;
-  const at::Tensor outer = largest.div(greatest_scale(quantizer.scale_code)).clamp_min_(least);
-  const at::Tensor stored = quantizer.scale_code == ScaleCode::e4m3
+  const at::Tensor outer = largest.div(largest_under_outer(quantizer.scale_code)).clamp_min_(least);
+  const at::Tensor stored = is_e4m3(quantizer.scale_code)
                                 ? power_of_two_above(outer)
                                 : outer.to(quantizer.outer_dtype).to(at::kFloat);
   // Where all blocks are zeros there is nothing to measure.

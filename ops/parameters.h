@@ -30,7 +30,7 @@ inline OuterScales outer_of(const OptionalTensor& scales) {
 }
 
 // Parameters that are real numbers, contiguous, and what they are rounded under: one outer scale or
-// one a block. Offsets have outer scales of their own.
+// one a block. Offsets have outer scales of their own. Outer scales that are not given are found.
 struct QAT_API LearnedTensors {
   at::Tensor scale;
   OptionalTensor zero_point;
@@ -39,7 +39,8 @@ struct QAT_API LearnedTensors {
 };
 QAT_API LearnedTensors learned_parameters(const Quantizer& quantizer, const at::Tensor& scale,
                                           const OptionalTensor& zero_point,
-                                          const OptionalTensor& outer_scale);
+                                          const OptionalTensor& outer_scale,
+                                          const OptionalTensor& outer_offset = {});
 
 // Parameters as kernels read them, contiguous: scale as it is stored, zero point or offset in float32
 // where there is one.
@@ -60,7 +61,7 @@ QAT_API StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& qu
                                         Learned learned = Learned::rounded);
 
 // The outer scales that `scale`, one per block and not yet stored, needs: the least of which every
-// code reaches the largest scale; [outer_rows, outer_cols], rounded to the quantizer's outer dtype,
+// code reaches the largest scale (with room for half as much again where (9a) may take it); [outer_rows, outer_cols], rounded to the quantizer's outer dtype,
 // over E4M3 up to a power of two.
 QAT_API at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer);
 

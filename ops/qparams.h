@@ -49,8 +49,8 @@ QAT_HOST_DEVICE Levels levels_of(Grid grid, int bits) {
   return {grid == Grid::narrow ? 1.0f - half : -half, half - 1.0f};
 }
 
-// What a checkpoint stores a scale in. Those after the dtypes are codes of at most 8 bits, whose scale may be
-// a multiple of an outer one (round_scales.h).
+// What a checkpoint stores a scale in. All but the first three are codes of at most 8 bits, whose
+// scale may be a multiple of an outer one.
 enum class ScaleCode : int8_t {
   float32,
   bfloat16,
@@ -59,10 +59,11 @@ enum class ScaleCode : int8_t {
   e8m0_even,   // magnitude, its exponent; that of it rounded to the elements' mantissa
   e8m0_ceil,   // the least power of two that clips nothing
   e4m3,
-  int6,         // 1 ... 63
-  int8,         // -127 ... 127 but 0
-  int4,         // 1 ... 15
-  int6_signed,  // -31 ... 31 but 0
+  int6,                // 1 ... 63
+  int8,                // -127 ... 127 but 0
+  int4,                // 1 ... 15
+  int6_signed,         // -31 ... 31 but 0
+  e4m3_four_over_six,  // as e4m3; a minmax block is found by (9a)
 };
 
 QAT_HOST_DEVICE bool is_power_of_two(ScaleCode code) {
@@ -70,9 +71,16 @@ QAT_HOST_DEVICE bool is_power_of_two(ScaleCode code) {
          code == ScaleCode::e8m0_ceil;
 }
 
+QAT_HOST_DEVICE bool is_e4m3(ScaleCode code) {
+  return code == ScaleCode::e4m3 || code == ScaleCode::e4m3_four_over_six;
+}
+
+// Whether it is a code rather than a number of a dtype.
+QAT_HOST_DEVICE bool is_code(ScaleCode code) { return code >= ScaleCode::e8m0_floor; }
+
 // Whether a scale may be negative. Hardware and files that know these codes read them as positive.
 QAT_HOST_DEVICE bool has_sign(ScaleCode code) {
-  return !is_power_of_two(code) && code != ScaleCode::e4m3 && code != ScaleCode::int6 &&
+  return !is_power_of_two(code) && !is_e4m3(code) && code != ScaleCode::int6 &&
          code != ScaleCode::int4;
 }
 
@@ -84,6 +92,7 @@ QAT_HOST_DEVICE float least_scale(ScaleCode code) {
     case ScaleCode::float16:
       return 6.103515625e-05f;  // 2^-14
     case ScaleCode::e4m3:
+    case ScaleCode::e4m3_four_over_six:
       return 0.001953125f;  // 2^-9
     case ScaleCode::int6:
     case ScaleCode::int8:
@@ -103,6 +112,7 @@ QAT_HOST_DEVICE float greatest_scale(ScaleCode code) {
     case ScaleCode::float16:
       return 65504.0f;
     case ScaleCode::e4m3:
+    case ScaleCode::e4m3_four_over_six:
       return 448.0f;
     case ScaleCode::int6:
       return 63.0f;
@@ -117,6 +127,12 @@ QAT_HOST_DEVICE float greatest_scale(ScaleCode code) {
   }
 }
 
+// (7d) The number that the largest scale under an outer one has. Half as much again, which (9a) may
+// take, is a number as well.
+QAT_HOST_DEVICE float largest_under_outer(ScaleCode code) {
+  return code == ScaleCode::e4m3_four_over_six ? 256.0f : greatest_scale(code);
+}
+
 // The nearest number of a code, ties to even, but of powers of two up; `x` lies between the two bounds above.
 QAT_HOST_DEVICE float round_to_code(float x, ScaleCode code) {
   switch (code) {
@@ -127,6 +143,7 @@ QAT_HOST_DEVICE float round_to_code(float x, ScaleCode code) {
     case ScaleCode::float16:
       return static_cast<float>(c10::Half(x));
     case ScaleCode::e4m3:
+    case ScaleCode::e4m3_four_over_six:
       return nearest_level(x, levels_of(Grid::e4m3, 8));
     case ScaleCode::int6:
     case ScaleCode::int8:
@@ -152,6 +169,14 @@ QAT_HOST_DEVICE float round_to_7_bits(float x) {
   return float_of((bits + 0xFFFF + ((bits >> 17) & 1)) & ~0x1FFFF);
 }
 
+// The number that a positive magnitude is stored as.
+QAT_HOST_DEVICE float stored_magnitude(float magnitude, ScaleCode code,
+                                       bool exact_offsets = false) {
+  const float least = least_scale(code), greatest = greatest_scale(code);
+  const float bounded = magnitude < least ? least : magnitude > greatest ? greatest : magnitude;
+  return exact_offsets ? round_to_7_bits(bounded) : round_to_code(bounded, code);
+}
+
 // (7) The scale as a checkpoint will hold it: a number of `code` times `outer`. Zero and NaN become
 // 1, since a block without a range has nothing to divide by; anything else stays invertible and keeps
 // its sign, or becomes the least scale where the code has none.
@@ -160,15 +185,19 @@ QAT_HOST_DEVICE float stored_scale(float scale, ScaleCode code, float outer = 1.
   const bool negative = scale < 0.0f, keeps_sign = has_sign(code);
   const float magnitude = negative && keeps_sign ? -(scale / outer) : scale / outer;
   if (!(fabsf(magnitude) > 0.0f)) return outer;
-  const float least = least_scale(code), greatest = greatest_scale(code);
-  const float bounded = magnitude < least ? least : magnitude > greatest ? greatest : magnitude;
-  const float rounded = exact_offsets ? round_to_7_bits(bounded) : round_to_code(bounded, code);
+  const float rounded = stored_magnitude(magnitude, code, exact_offsets);
   return (negative && keeps_sign ? -rounded : rounded) * outer;
 }
 
 struct QParams {
   float scale;
   float zero_point;  // on the grid of offsets, the offset
+};
+
+// What the scale of a block, and its offset, are multiples of.
+struct Outer {
+  float scale = 1.0f;
+  float offset = 1.0f;
 };
 
 // (8) A learned zero point as it will be stored: the nearest level of the grid.
@@ -220,16 +249,19 @@ QAT_HOST_DEVICE QParams unstored_qparams(float low, float high, Grid grid, const
 
 // (9) Scale and zero point, as stored, of a block whose finite elements span [low, high].
 QAT_HOST_DEVICE QParams qparams_of(float low, float high, Grid grid, const Levels& levels,
-                                   ScaleCode code) {
+                                   ScaleCode code, Outer outer = {}) {
   const float below = low < 0.0f ? low : 0.0f;
   const float above = high > 0.0f ? high : 0.0f;
   if (is_power_of_two(code))
-    return {power_of_two(-below > above ? -below : above, levels, code), 0.0f};
+    return {
+        power_of_two((-below > above ? -below : above) / outer.scale, levels, code) * outer.scale,
+        0.0f};
   const bool exact_offsets = grid == Grid::asymmetric && has_exact_offsets(levels, code);
-  const float scale = stored_scale(scale_of(below, above, grid, levels), code, 1.0f, exact_offsets);
+  const float scale =
+      stored_scale(scale_of(below, above, grid, levels), code, outer.scale, exact_offsets);
   if (grid == Grid::asymmetric)
     return {scale, stored_zero_point(levels.min - below * (1.0f / scale), levels)};
-  return {scale, grid == Grid::offset ? stored_offset(below, code) : 0.0f};
+  return {scale, grid == Grid::offset ? stored_offset(below, code, outer.offset) : 0.0f};
 }
 
 // Whether the parameters of (9) leave no level of their own block outside the grid, so that

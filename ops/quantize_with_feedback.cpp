@@ -16,17 +16,16 @@ Quantizer check_quantize_with_feedback(const at::Tensor& weight, std::string_vie
                                        const at::Tensor& scale, const OptionalTensor& zero_point) {
   const char* op = "quantize_with_feedback";
   const Quantizer quantizer = Quantizer::parse(text);
-  TORCH_CHECK_VALUE(quantizer.active() && !quantizer.has_offset(),
-                    "[quantize_with_feedback] quantizer must be one without an offset, but is \"",
-                    text, "\".");
+  TORCH_CHECK_VALUE(quantizer.active(), "[quantize_with_feedback] quantizer must not be empty.");
   TORCH_CHECK_TYPE(
       weight.scalar_type() == at::kFloat && offset.scalar_type() == at::kFloat &&
           transfer.scalar_type() == at::kFloat && scale.scalar_type() == at::kFloat &&
-          (!zero_point || zero_point->scalar_type() == at::kChar),
+          (!zero_point || zero_point->scalar_type() == quantizer.zero_dtype()),
       "[quantize_with_feedback] weight, offset, transfer and scale must be float32 and "
-      "zero_point int8, but they are ",
-      weight.scalar_type(), ", ", offset.scalar_type(), ", ", transfer.scalar_type(), ", ",
-      scale.scalar_type(), " and ", zero_point ? zero_point->scalar_type() : at::kChar, ".");
+      "zero_point ",
+      quantizer.zero_dtype(), ", but they are ", weight.scalar_type(), ", ", offset.scalar_type(),
+      ", ", transfer.scalar_type(), ", ", scale.scalar_type(), " and ",
+      zero_point ? zero_point->scalar_type() : quantizer.zero_dtype(), ".");
   check_device(op, "offset", offset, weight);
   check_device(op, "transfer", transfer, weight);
   check_device(op, "scale", scale, weight);
@@ -81,7 +80,9 @@ void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Fee
            auto result = room_for(weight, quantizer);
            const auto& [codes, error, residual] = result;
            // A float's levels have no zero point, whatever is given.
-           const auto zeros = is_float(quantizer.grid) ? std::nullopt : contiguous(zero_point);
+           OptionalTensor zeros;
+           if (zero_point && !is_float(quantizer.grid))
+             zeros = zero_point->to(at::kFloat).contiguous();
            if (!weight.is_meta() && weight.numel() != 0)
              solve({quantizer, weight.contiguous(), offset.contiguous(), transfer.contiguous(),
                     scale.contiguous(), zeros, codes, error, residual});

@@ -23,10 +23,10 @@ constexpr int64_t kMostFeedbackColumns = 1024;
 //               the rest is not read
 //   quantizer   a Quantizer's text (quantizer.h), of which the levels count
 //   scale       float32 [rows, 1] or [rows, cols]
-//   zero_point  int8, shaped like `scale`; none means 0
+//   zero_point  int8, shaped like `scale`; none means 0. On the grid of offsets the offset, float32
 //
 // On return, column by column: `codes`, in quantize's dtype, are those of weight + offset + Σ error_i · transfer_ij
-// under (1) and (2), `error` is weight - (codes - zero_point) · scale, and `residual` is what was
+// under (1) and (2), or (3a), `error` is weight less what the code stands for, and `residual` is what was
 // rounded less what it was rounded to. Sums run in a fixed order. Not differentiable.
 QAT_API std::tuple<at::Tensor, at::Tensor, at::Tensor> quantize_with_feedback(
     const at::Tensor& weight, std::string_view quantizer, const at::Tensor& offset,

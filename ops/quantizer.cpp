@@ -38,7 +38,8 @@ constexpr Name<ScaleCode> kScaleCodes[] = {{ScaleCode::float32, "float32"},
                                            {ScaleCode::int6, "int6"},
                                            {ScaleCode::int8, "int8"},
                                            {ScaleCode::int4, "int4"},
-                                           {ScaleCode::int6_signed, "int6_signed"}};
+                                           {ScaleCode::int6_signed, "int6_signed"},
+                                           {ScaleCode::e4m3_four_over_six, "e4m3_four_over_six"}};
 constexpr Name<c10::ScalarType> kDtypes[] = {
     {at::kFloat, "float32"}, {at::kBFloat16, "bfloat16"}, {at::kHalf, "float16"}};
 
@@ -160,6 +161,12 @@ Quantizer Quantizer::parse(std::string_view text) {
                     "[quantizer] bits of the grid of offsets must be 2 to 7, since its codes are "
                     "not negative, but is ",
                     parsed.bits, ".");
+  TORCH_CHECK_VALUE(
+      parsed.scale_code != ScaleCode::e4m3_four_over_six ||
+          (parsed.grid == Grid::e2m1 && parsed.has_outer_scale()),
+      "[quantizer] e4m3_four_over_six takes the levels fp4_e2m1 under an outer scale, "
+      "but is in \"",
+      text, "\".");
   TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
                     "[quantizer] scales of the signed grid may be negative, which ",
                     scale_code_name(parsed.scale_code), " cannot hold.");

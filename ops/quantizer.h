@@ -64,6 +64,8 @@ struct QAT_API Quantizer {
   Levels levels() const { return levels_of(grid, bits); }
   // Whether the straight-through gradient is the identity: nothing is ever clipped.
   bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_code); }
+  // Whether a minmax one takes the better of two scales, (9a).
+  bool takes_better() const { return scale_code == ScaleCode::e4m3_four_over_six; }
   // Whether (7b) holds scales to 7 bits.
   bool exact_offsets() const {
     return grid == Grid::asymmetric && has_exact_offsets(levels(), scale_code);
@@ -95,7 +97,7 @@ struct QAT_API Quantizer {
 QAT_API const char* grid_name(Grid grid);
 QAT_API Grid parse_grid(const char* op, std::string_view name);
 // "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8",
-// "int4", "int6_signed".
+// "int4", "int6_signed", "e4m3_four_over_six".
 QAT_API const char* scale_code_name(ScaleCode code);
 // Throws ValueError with the names.
 QAT_API ScaleCode parse_scale_code(const char* op, std::string_view name);

@@ -67,6 +67,7 @@ at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype) {
     case ScaleCode::e8m0_ceil:
       return at::kFloat8_e8m0fnu;
     case ScaleCode::e4m3:
+    case ScaleCode::e4m3_four_over_six:
       return at::kFloat8_e4m3fn;
     case ScaleCode::int6:
     case ScaleCode::int8:

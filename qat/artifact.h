@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qat/ops/api.h"
+#include "qat/outer_parameters.h"
 #include "qat/spec.h"
 
 namespace qat {
@@ -39,13 +40,6 @@ struct QAT_API QuantizedWeights {
   std::optional<at::Tensor> offset;
   std::optional<at::Tensor> outer_scale;
   std::optional<at::Tensor> outer_offset;
-};
-
-// Outer scales of a weight's scales and of its offsets, float32 [outer_rows, outer_cols]; none where
-// its spec has none.
-struct QAT_API OuterParameters {
-  std::optional<at::Tensor> scale;
-  std::optional<at::Tensor> offset;
 };
 
 // Codes of `weight` [out, in], which may be on any device, under the parameters that training used

@@ -169,6 +169,9 @@ Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode) {
   quantizer.grid = grid_at(spec, bits);
   quantizer.block = block_shape(spec);
   quantizer.scale_code = spec.scale.code;
+  // What a rule asks of E2M1, it does not ask of the integers of another width.
+  if (spec.scale.code == ScaleCode::e4m3_four_over_six && quantizer.grid != Grid::e2m1)
+    quantizer.scale_code = ScaleCode::e4m3;
   quantizer.outer_block = spec.scale.outer_block;
   quantizer.outer_dtype = spec.scale.outer_dtype;
   return quantizer;

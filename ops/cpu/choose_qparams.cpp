@@ -4,7 +4,8 @@
 
 #include <vector>
 
-#include "qat/ops/choose_qparams.h"
+#include "qat/ops/candidates.h"
+#include "qat/ops/cpu/squared_error.h"
 #include "qat/ops/cpu/sum_rows.h"
 #include "qat/ops/cpu/tile_params.h"
 
@@ -48,29 +49,6 @@ Spans spans_of(const Blocks& blocks) {
   return spans;
 }
 
-// Weighted sum of squared rounding errors of the finite elements of a segment.
-template <typename scalar_t, typename Kind>
-QAT_HOST_DEVICE float squared_error(const scalar_t* x, int64_t length, const float* importance,
-                                    QParams params, bool offset, const Kind& levels) {
-  constexpr int64_t kPiece = 256;
-  const float inverse = 1.0f / params.scale;
-  const float z = offset ? 0.0f : params.zero_point, o = offset ? params.zero_point : 0.0f;
-  LaneSum<float> sum;
-  for (int64_t from = 0; from < length; from += kPiece) {
-    const int64_t count = std::min(kPiece, length - from);
-    alignas(64) float terms[kPiece];
-    for (int64_t i = 0; i < count; ++i) {
-      const float value = static_cast<float>(x[from + i]) - o;
-      const float error = value - affine::fake_quantize(value, params.scale, inverse, z, levels);
-      terms[i] = is_finite(value) ? error * error : 0.0f;
-    }
-    if (importance)
-      for (int64_t i = 0; i < count; ++i) terms[i] *= importance[from + i];
-    sum.add(terms, count);
-  }
-  return sum.total();
-}
-
 // What a choice of parameters costs a block: segments in float32, added over its rows in float64.
 template <typename scalar_t, typename Kind>
 struct BlockError {
@@ -105,48 +83,47 @@ struct BlockError {
   }
 };
 
-// (10) Shrinks the range step by step and keeps the parameters with the smallest error.
+// Keeps the candidate with the smallest error.
 template <typename Error>
-QAT_HOST_DEVICE QParams search(Span span, const Quantizer& quantizer, const Error& error) {
-  const Levels levels = quantizer.levels();
-  // Those of two levels are stored when all are known.
-  const ScaleCode code = quantizer.has_outer_scale() ? ScaleCode::float32 : quantizer.scale_code;
-  QParams best = qparams_of(span.low, span.high, quantizer.grid, levels, code);
+QAT_HOST_DEVICE QParams best_of(const Candidates& candidates, Span span, Outer outer,
+                                const Error& error) {
+  QParams best = candidates(span.low, span.high, outer, 0), last = best;
+  const int count = candidates.count();
+  if (count == 1 || (span.low == 0.0f && span.high == 0.0f)) return best;
   double least = error(best);
-  for (int step = 1; step < kSearchSteps && least > 0.0; ++step) {
-    const float fraction = search_fraction(step);
-    const QParams candidate =
-        qparams_of(span.low * fraction, span.high * fraction, quantizer.grid, levels, code);
+  for (int step = 1; step < count && least > 0.0; ++step) {
+    const QParams candidate = candidates(span.low, span.high, outer, step);
+    // At the ends of a code, and of a dtype with few bits, many are the same.
+    if (candidate.scale == last.scale && candidate.zero_point == last.zero_point) continue;
+    last = candidate;
     const double cost = error(candidate);
     if (cost < least) least = cost, best = candidate;
   }
   return best;
 }
 
-QParams qparams_of(Span span, const Quantizer& quantizer) {
-  if (quantizer.has_outer_scale())
-    return unstored_qparams(span.low, span.high, quantizer.grid, quantizer.levels());
-  return qparams_of(span.low, span.high, quantizer.grid, quantizer.levels(), quantizer.scale_code);
-}
-
 // The parameters of all blocks from the ranges of their segments.
 template <typename scalar_t>
-void choose(const Blocks& blocks, const OptionalTensor& importance, bool searching,
-            const TileSource& found) {
+void choose(const Blocks& blocks, const Choosing& how, const TileSource& found) {
   const auto& [x, quantizer, layout] = blocks;
   const Spans spans = spans_of(blocks);
-  const int64_t cost = searching ? layout.block_rows * layout.block_cols : layout.block_rows;
+  const Candidates candidates{quantizer.grid, quantizer.levels(), quantizer.scale_code,
+                              how.searching};
+  const bool unstored = quantizer.has_outer_scale() && !how.outer_scale;
+  const int64_t cost =
+      candidates.count() > 1 ? layout.block_rows * layout.block_cols : layout.block_rows;
   const int64_t grain = std::max<int64_t>(1, 4096 / cost);
+  const OuterScales outer = outer_of(how.outer_scale), outer_offset = outer_of(how.outer_offset);
   with_kind(quantizer.levels(), [&](const auto& kind) {
     const BlockError<scalar_t, std::decay_t<decltype(kind)>> error{
-        blocks.x.const_data_ptr<scalar_t>(), data_or_null<float>(importance), blocks.layout, kind,
-        blocks.quantizer.has_offset()};
+        blocks.x.const_data_ptr<scalar_t>(), data_or_null<float>(how.importance), blocks.layout,
+        kind, blocks.quantizer.has_offset()};
     const auto one = [&](int64_t block) QAT_BODY {
       const Span span = spans.of_block(blocks.layout, block);
-      if (!searching || (span.low == 0.0f && span.high == 0.0f))
-        return qparams_of(span, blocks.quantizer);
-      return search(span, blocks.quantizer,
-                    [&](QParams params) QAT_BODY { return error(block, params); });
+      if (unstored)
+        return unstored_qparams(span.low, span.high, candidates.grid, candidates.levels);
+      return best_of(candidates, span, {outer[block], outer_offset[block]},
+                     [&](QParams params) QAT_BODY { return error(block, params); });
     };
     at::parallel_for(0, blocks.layout.blocks(), grain, [&](int64_t begin, int64_t end) {
       vectorised([&]() QAT_BODY {
@@ -172,12 +149,15 @@ void round_params(const LearnedTensors& learned, const Quantizer& quantizer,
 
 }  // namespace
 
-void choose_params(const Blocks& blocks, const OptionalTensor& importance, bool searching,
-                   const FoundTensors& found) {
-  const TileSource source = TileSource::found(blocks.quantizer, found);
+void choose_params(const Blocks& blocks, const Choosing& how, const FoundTensors& found) {
+  const Quantizer& quantizer = blocks.quantizer;
+  const bool by_tile = blocks.layout.block_rows == 1 && !how.searching && !how.outer_offset &&
+                       !(how.outer_scale && quantizer.shifts());
+  const TileSource source = by_tile && how.outer_scale
+                                ? TileSource::found(quantizer, outer_of(how.outer_scale), found)
+                                : TileSource::found(quantizer, found);
   QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "choose_qparams", [&] {
-    if (blocks.layout.block_rows != 1 || searching)
-      return choose<scalar_t>(blocks, importance, searching, source);
+    if (!by_tile) return choose<scalar_t>(blocks, how, source);
     const scalar_t* in = blocks.x.const_data_ptr<scalar_t>();
     for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
       TileParams params;

@@ -4,8 +4,6 @@
 
 namespace qat {
 
-// The parameters of blocks, choose_qparams.h; those under outer scales in full precision.
-void choose_params(const Blocks& blocks, const OptionalTensor& importance, bool searching,
-                   const FoundTensors& found);
+void choose_params(const Blocks& blocks, const Choosing& how, const FoundTensors& found);
 
 }  // namespace qat

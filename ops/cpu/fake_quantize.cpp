@@ -27,7 +27,7 @@ at::Tensor one_outer_scale(const Blocks& blocks) {
   Quantizer of_all = blocks.quantizer;
   of_all.block = {-1, -1};
   const FoundTensors largest = empty_parameters(blocks.x, of_all);
-  choose_params(Blocks(blocks.x, of_all), std::nullopt, false, largest);
+  choose_params(Blocks(blocks.x, of_all), {}, largest);
   return outer_scales(largest.scale, of_all);
 }
 

@@ -21,10 +21,11 @@ struct Problem {
   const float* offset;
   const float* transfer;  // transposed: what column j gets stands in its row
   const float* scale;
-  const int8_t* zero_point;
+  const float* zero_point;  // or offset
   int64_t rows;
   int64_t cols;
   bool scale_per_column;
+  bool offsets;
   Kind levels;
   float* codes;
   float* error;
@@ -46,7 +47,8 @@ QAT_HOST_DEVICE Lanes feedback(const Lanes* errors, const float* shares, int64_t
 template <typename Kind>
 QAT_HOST_DEVICE void round_rows(const Problem<Kind>& p, int64_t first, Lanes* errors) {
   const int count = static_cast<int>(std::min<int64_t>(kRows, p.rows - first));
-  float scale[kRows], inverse[kRows], zero[kRows], target[kRows], wanted[kRows];
+  float scale[kRows], inverse[kRows], zero[kRows] = {}, above[kRows] = {}, target[kRows],
+                                      wanted[kRows];
   for (int64_t col = 0; col < p.cols; ++col) {
     if (col == 0 || p.scale_per_column)
       for (int r = 0; r < kRows; ++r) {
@@ -55,7 +57,7 @@ QAT_HOST_DEVICE void round_rows(const Problem<Kind>& p, int64_t first, Lanes* er
         const int64_t at = p.scale_per_column ? row * p.cols + col : row;
         scale[r] = p.scale[at];
         inverse[r] = 1.0f / scale[r];
-        zero[r] = p.zero_point ? static_cast<float>(p.zero_point[at]) : 0.0f;
+        if (p.zero_point) (p.offsets ? above : zero)[r] = p.zero_point[at];
       }
     const Lanes asked = feedback(errors, p.transfer + col * p.cols, col);
     for (int r = 0; r < kRows; ++r) {
@@ -65,9 +67,11 @@ QAT_HOST_DEVICE void round_rows(const Problem<Kind>& p, int64_t first, Lanes* er
     }
     float level[kRows], rounded[kRows];
     for (int r = 0; r < kRows; ++r) {
-      level[r] = affine::quantize(target[r], inverse[r], zero[r], p.levels);
+      level[r] = affine::quantize(target[r] - above[r], inverse[r], zero[r], p.levels);
       rounded[r] = affine::dequantize(level[r], scale[r], zero[r]);
     }
+    if (p.offsets)
+      for (int r = 0; r < kRows; ++r) rounded[r] += above[r];
     for (int r = 0; r < kRows; ++r) errors[col][r] = wanted[r] - rounded[r];
     for (int r = 0; r < count; ++r) {
       const int64_t at = (first + r) * p.cols + col;
@@ -98,8 +102,8 @@ void solve(const Feedback& of) {
     solve_tiles(Problem<std::decay_t<decltype(kind)>>{
         of.weight.const_data_ptr<float>(), of.offset.const_data_ptr<float>(),
         transposed.const_data_ptr<float>(), of.scale.const_data_ptr<float>(),
-        data_or_null<int8_t>(of.zero_point), of.weight.size(0), of.weight.size(1),
-        of.scale.size(1) != 1, kind, levels.mutable_data_ptr<float>(),
+        data_or_null<float>(of.zero_point), of.weight.size(0), of.weight.size(1),
+        of.scale.size(1) != 1, of.quantizer.has_offset(), kind, levels.mutable_data_ptr<float>(),
         of.error.mutable_data_ptr<float>(), of.residual.mutable_data_ptr<float>()});
   });
   of.codes.copy_(levels);

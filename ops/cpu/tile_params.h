@@ -6,8 +6,10 @@
 #include <type_traits>
 
 #include "qat/ops/arguments.h"
+#include "qat/ops/candidates.h"
 #include "qat/ops/cpu/convert.h"
 #include "qat/ops/cpu/span.h"
+#include "qat/ops/cpu/squared_error.h"
 #include "qat/ops/cpu/tiles.h"
 #include "qat/ops/parameters.h"
 
@@ -39,8 +41,8 @@ QAT_HOST_DEVICE void with_constant(Value value, const Body& body) {
 template <typename Body>
 QAT_HOST_DEVICE void with_scale_code(ScaleCode code, const Body& body) {
   using enum ScaleCode;
-  with_constant<float32, bfloat16, float16, e8m0_floor, e8m0_even, e8m0_ceil, e4m3, int6, int8,
-                int4, int6_signed>(code, body);
+  with_constant<float32, bfloat16, float16, e8m0_floor, e8m0_even, e8m0_ceil, e4m3,
+                e4m3_four_over_six, int6, int8, int4, int6_signed>(code, body);
 }
 
 // (9) for `count` spans of a tile, compiled for each grid and code apart from the kernels that call it;
@@ -75,7 +77,10 @@ class TileSource {
   // Scales of two levels: multiples of `outer`.
   static TileSource found(const Quantizer& quantizer, OuterScales outer, const FoundTensors& to) {
     TileSource source = found(quantizer, to);
-    source.round_ = RoundParams{quantizer, false, outer};
+    if (quantizer.takes_better())
+      source.better_ = outer;
+    else
+      source.round_ = RoundParams{quantizer, false, outer};
     return source;
   }
   static TileSource stored(const Quantizer& quantizer, const StoredTensors& stored) {
@@ -106,6 +111,10 @@ class TileSource {
     }
     fetch_after(x + tile.begin, tile.length());
     const TileSpan spans = span_of(grid_, x, tile);
+    if (better_) {
+      find_better(tile, x, spans, params);
+      return spans.finite;
+    }
     find_(spans, tile.count, levels_, params);
     finish(tile.first_block, tile.count, params);
     return spans.finite;
@@ -132,6 +141,28 @@ class TileSource {
   }
 
  private:
+  // (9a) for levels of a float.
+  template <typename scalar_t>
+  QAT_HOST_DEVICE void find_better(const Tile& tile, const scalar_t* x, const TileSpan& spans,
+                                   TileParams& params) const {
+    const Candidates candidates{grid_, levels_, ScaleCode::e4m3_four_over_six, false};
+    float other[kTile], outer[kTile];
+    for (int k = 0; k < tile.count; ++k) outer[k] = (*better_)[tile.first_block + k];
+    for_each_spare_lane(tile.count, [&](int k) QAT_BODY { outer[k] = 1.0f; });
+    for_each_lane(tile.count, [&](int k) QAT_BODY {
+      params.scale[k] = candidates(spans.low[k], spans.high[k], {outer[k]}, 0).scale;
+      other[k] = candidates(spans.low[k], spans.high[k], {outer[k]}, 1).scale;
+      params.zero_point[k] = 0.0f;
+    });
+    const FloatLevels levels = float_levels(levels_);
+    for_each_segment(tile, [&](int k, auto length) QAT_BODY {
+      const auto error = [&](float scale) QAT_BODY {
+        return squared_error(x + tile.at(k), length, nullptr, {scale, 0.0f}, false, levels);
+      };
+      if (error(other[k]) < error(params.scale[k])) params.scale[k] = other[k];
+    });
+    finish(tile.first_block, tile.count, params);
+  }
   void write_to(const FoundTensors& to) {
     to_scale_ = to.scale.mutable_data_ptr<float>();
     to_zero_ = to.zero_point.mutable_data_ptr();
@@ -160,6 +191,7 @@ class TileSource {
   const float* scale_ = nullptr;
   const float* zero_ = nullptr;
   std::optional<RoundParams> round_;
+  std::optional<OuterScales> better_;  // outer scales, where the better of two scales is taken
   float* to_scale_ = nullptr;
   void* to_zero_ = nullptr;
 };

@@ -1,6 +1,6 @@
 #include <ATen/ops/empty.h>
 
-#include "qat/ops/choose_qparams.h"
+#include "qat/ops/candidates.h"
 #include "qat/ops/cuda/range.cuh"
 #include "qat/ops/cuda/rounding.cuh"
 #include "qat/ops/cuda/sum_rows.cuh"
@@ -94,27 +94,29 @@ __global__ void find_kernel(int64_t blocks, Finder find, Ranges ranges, Found fo
     found.store(block, find(ranges.low[block], ranges.high[block]));
 }
 
-// (10) The range of a block shrunk for a step of the search. Scales of two levels are stored when
-// all are known.
-struct Candidates {
-  Grid grid;
-  Levels levels;
-  ScaleCode code;
+// What is tried for each block under its outer scales.
+struct Tried {
+  Candidates candidates;
   Ranges ranges;
+  OuterScales outer, outer_offset;
 
   __device__ __forceinline__ QParams operator()(int64_t block, int step) const {
-    const float fraction = search_fraction(step);
-    return qparams_of(ranges.low[block] * fraction, ranges.high[block] * fraction, grid, levels,
-                      code);
+    return candidates(ranges.low[block], ranges.high[block], {outer[block], outer_offset[block]},
+                      step);
   }
 };
 
-// The weighted sum of squared errors of a segment, in the order of LaneSum, for some steps of the
-// search: errors[step - first_step, segment].
+__global__ void store_first_kernel(int64_t blocks, Tried tried, Found found) {
+  for (int64_t block = this_thread(); block < blocks; block += all_threads())
+    found.store(block, tried(block, 0));
+}
+
+// The weighted sum of squared errors of a segment, in the order of LaneSum, for some of
+// the candidates: errors[step - first_step, segment].
 template <typename Round, typename scalar_t>
 struct SquaredErrors {
   BlockLayout layout;
-  Candidates candidates;
+  Tried tried;
   Round round;
   const scalar_t* x;
   const float* importance;  // of the columns; may be null
@@ -125,7 +127,7 @@ struct SquaredErrors {
   __device__ __forceinline__ void operator()(const Share& share) const {
     const float* weights = importance ? importance + share.first % layout.cols : nullptr;
     for (int step = 0; step < steps; ++step) {
-      const BlockParams p = inverted(candidates(share.block, first_step + step));
+      const BlockParams p = inverted(tried(share.block, first_step + step));
       float sum = 0.0f;
       for (int64_t at = share.first + share.lane; at < share.last; at += kWarp) {
         const float shifted = round.before(static_cast<float>(x[at]), p);
@@ -140,12 +142,10 @@ struct SquaredErrors {
   }
 };
 
-// Keeps the parameters with the smallest error, the widest of equals. Where a range has no width
-// there is nothing to search.
-__global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int first_step, int steps,
+// Keeps the candidate with the smallest error, the first of equals.
+__global__ void keep_best_kernel(int64_t blocks, Tried tried, int first_step, int steps,
                                  const double* costs, double* least, Found found) {
   for (int64_t block = this_thread(); block < blocks; block += all_threads()) {
-    if (candidates.ranges.low[block] == 0.0f && candidates.ranges.high[block] == 0.0f) continue;
     int best = first_step == 0 ? 0 : -1;
     double cost = first_step == 0 ? costs[block] : least[block];
     for (int step = best + 1; step < steps; ++step) {
@@ -153,7 +153,7 @@ __global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int firs
       if (other < cost) cost = other, best = first_step + step;
     }
     least[block] = cost;
-    if (best >= 0) found.store(block, candidates(block, best));
+    if (best >= 0) found.store(block, tried(block, best));
   }
 }
 
@@ -161,44 +161,50 @@ __global__ void keep_best_kernel(int64_t blocks, Candidates candidates, int firs
 constexpr int64_t kMostErrors = 1 << 23;
 
 template <typename scalar_t>
-void search(const Blocks& of, const OptionalTensor& importance, const Ranges& ranges,
-            const Found& found) {
-  const Quantizer& quantizer = of.quantizer;
+void take_best(const Blocks& of, const OptionalTensor& importance, const Tried& tried,
+               const Found& found) {
   const BlockLayout& layout = of.layout;
-  const Candidates candidates{
-      quantizer.grid, quantizer.levels(),
-      quantizer.has_outer_scale() ? ScaleCode::float32 : quantizer.scale_code, ranges};
   const int64_t blocks = layout.blocks();
-  const int64_t at_once = std::clamp<int64_t>(kMostErrors / layout.segments(), 1, kSearchSteps);
+  const int count = tried.candidates.count();
+  const int64_t at_once = std::clamp<int64_t>(kMostErrors / layout.segments(), 1, count);
   const auto float64 = of.x.options().dtype(at::kDouble);
   const at::Tensor costs = at::empty({at_once, blocks}, float64),
                    least = at::empty({blocks}, float64),
                    errors = at::empty({at_once, layout.segments()}, float64.dtype(at::kFloat));
-  for (int step = 0; step < kSearchSteps; step += static_cast<int>(at_once)) {
-    const int steps = std::min<int>(static_cast<int>(at_once), kSearchSteps - step);
-    with_rounding(quantizer, quantizer.shifts(), [&](const auto& rounding) {
+  for (int step = 0; step < count; step += static_cast<int>(at_once)) {
+    const int steps = std::min<int>(static_cast<int>(at_once), count - step);
+    with_rounding(of.quantizer, of.quantizer.shifts(), [&](const auto& rounding) {
       launch_walk(
           Walk(layout, 1, kWhole, kWarp),
           SquaredErrors<std::decay_t<decltype(rounding)>, scalar_t>{
-              layout, candidates, rounding, of.x.const_data_ptr<scalar_t>(),
+              layout, tried, rounding, of.x.const_data_ptr<scalar_t>(),
               data_or_null<float>(importance), step, steps, errors.mutable_data_ptr<float>()});
     });
     sum_rows<float, double>(errors, layout, steps, 1.0, costs);
-    QAT_LAUNCH(keep_best_kernel, blocks_for(blocks, kThreads), blocks, candidates, step, steps,
+    QAT_LAUNCH(keep_best_kernel, blocks_for(blocks, kThreads), blocks, tried, step, steps,
                costs.const_data_ptr<double>(), least.mutable_data_ptr<double>(), found);
   }
 }
 
-void choose(const Blocks& blocks, const OptionalTensor& importance, bool searching,
-            const FoundTensors& to) {
-  const int64_t count = blocks.layout.blocks();
-  QAT_DISPATCH_FLOAT(blocks.x.scalar_type(), "choose_qparams", [&] {
+void choose(const Blocks& blocks, const Choosing& how, const FoundTensors& to) {
+  const auto& [x, quantizer, layout] = blocks;
+  const int64_t count = layout.blocks();
+  QAT_DISPATCH_FLOAT(x.scalar_type(), "choose_qparams", [&] {
     const at::Tensor joined = ranges_of<scalar_t>(blocks.x, blocks.layout, blocks.quantizer.grid);
     float* low = joined.mutable_data_ptr<float>();
     const Ranges ranges{low, low + count};
-    QAT_LAUNCH(find_kernel, blocks_for(count, kThreads), count, Finder(blocks.quantizer), ranges,
-               Found(to));
-    if (searching) search<scalar_t>(blocks, importance, ranges, Found(to));
+    const Tried tried{{blocks.quantizer.grid, blocks.quantizer.levels(),
+                       blocks.quantizer.scale_code, how.searching},
+                      ranges,
+                      outer_of(how.outer_scale),
+                      outer_of(how.outer_offset)};
+    const int launched = blocks_for(count, kThreads);
+    if (blocks.quantizer.has_outer_scale() && !how.outer_scale)
+      QAT_LAUNCH(find_kernel, launched, count, Finder(blocks.quantizer), ranges, Found(to));
+    else if (tried.candidates.count() == 1)
+      QAT_LAUNCH(store_first_kernel, launched, count, tried, Found(to));
+    else
+      take_best<scalar_t>(blocks, how.importance, tried, Found(to));
   });
 }
 

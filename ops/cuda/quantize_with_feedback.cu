@@ -9,7 +9,7 @@ struct Problem {
   const float* offset;
   const float* transfer;
   const float* scale;
-  const int8_t* zero_point;
+  const float* zero_point;  // or offset
   int64_t rows;
   int64_t cols;
   bool scale_per_column;
@@ -20,7 +20,7 @@ struct Problem {
 
   __device__ __forceinline__ BlockParams params(int64_t row, int64_t col) const {
     const int64_t at = scale_per_column ? row * cols + col : row;
-    return inverted({scale[at], zero_point ? static_cast<float>(zero_point[at]) : 0.0f});
+    return inverted({scale[at], zero_point ? zero_point[at] : 0.0f});
   }
 };
 
@@ -63,7 +63,8 @@ __global__ void quantize_with_feedback_kernel(Problem<Round, code_t> p) {
             const float target =
                 wanted + offset + ((sums[k][0] + sums[k][1]) + (sums[k][2] + sums[k][3]));
             const float level = p.round.code(target, params);
-            const float rounded = affine::dequantize(level, params.scale, Round::zero(params));
+            const float rounded =
+                Round::after(affine::dequantize(level, params.scale, Round::zero(params)), params);
             const float error = wanted - rounded;
             if (lane == from + place) {
               p.codes[at] = static_cast<code_t>(level);
@@ -87,7 +88,7 @@ void solve(const Feedback& of) {
                                          of.offset.const_data_ptr<float>(),
                                          of.transfer.const_data_ptr<float>(),
                                          of.scale.const_data_ptr<float>(),
-                                         data_or_null<int8_t>(of.zero_point),
+                                         data_or_null<float>(of.zero_point),
                                          of.weight.size(0),
                                          of.weight.size(1),
                                          of.scale.size(1) != 1,

@@ -39,6 +39,9 @@ struct Rounding {
   __device__ __forceinline__ static float before(float x, const BlockParams& p) {
     return kShift == Shift::offset ? x - p.shift : x;
   }
+  __device__ __forceinline__ static float after(float y, const BlockParams& p) {
+    return kShift == Shift::offset ? y + p.shift : y;
+  }
   __device__ __forceinline__ static float zero(const BlockParams& p) {
     return kShift == Shift::level ? p.shift : 0.0f;
   }
@@ -48,8 +51,7 @@ struct Rounding {
   }
   // (1) to (3)
   __device__ __forceinline__ float value(float x, const BlockParams& p) const {
-    const float y = affine::fake_quantize(before(x, p), p.scale, p.inverse, zero(p), levels);
-    return kShift == Shift::offset ? y + p.shift : y;
+    return after(affine::fake_quantize(before(x, p), p.scale, p.inverse, zero(p), levels), p);
   }
   // (4)
   __device__ __forceinline__ float gradient(float grad, float x, const BlockParams& p) const {

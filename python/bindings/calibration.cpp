@@ -16,10 +16,19 @@ using Released = py::call_guard<py::gil_scoped_release>;
 
 RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                         int bits, double damping, int64_t block_size, const std::string& order,
-                        const std::string& scale_search, double correction, const Optional& drift) {
+                        const std::string& scale_search, double correction, const Optional& drift,
+                        const Optional& outer_scale, const Optional& outer_offset) {
   const GptqOptions options{damping, block_size, parse_column_order(order),
                             parse_scale_search(scale_search), correction};
-  return gptq(weight, hessian, spec, bits, options, drift);
+  return gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset});
+}
+
+std::tuple<at::Tensor, at::Tensor> call_clipped_qparams(const at::Tensor& weight,
+                                                        const at::Tensor& hessian,
+                                                        const QuantSpec& spec, int bits,
+                                                        const Optional& outer_scale,
+                                                        const Optional& outer_offset) {
+  return clipped_qparams(weight, hessian, spec, bits, {outer_scale, outer_offset});
 }
 
 ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, int>>& layers,
@@ -96,7 +105,8 @@ void def_calibration(py::module_& m) {
         py::arg("damping") = defaults.damping, py::arg("block_size") = defaults.block_size,
         py::arg("order") = name_of(defaults.order),
         py::arg("scale_search") = name_of(defaults.scale_search),
-        py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt, Released());
+        py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt,
+        py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt, Released());
   py::class_<ChannelScale>(m, "ChannelScale")
       .def_readonly("scale", &ChannelScale::scale)
       .def_readonly("loss", &ChannelScale::loss)
@@ -105,8 +115,9 @@ void def_calibration(py::module_& m) {
         Released());
   m.def("smoothing_scale", &smoothing_scale, py::arg("weights"), py::arg("max_magnitude"),
         py::arg("alpha"), Released());
-  m.def("clipped_qparams", &clipped_qparams, py::arg("weight"), py::arg("hessian"), py::arg("spec"),
-        py::arg("bits"), Released());
+  m.def("clipped_qparams", &call_clipped_qparams, py::arg("weight"), py::arg("hessian"),
+        py::arg("spec"), py::arg("bits"), py::arg("outer_scale") = std::nullopt,
+        py::arg("outer_offset") = std::nullopt, Released());
   m.def("output_error", &output_error, py::arg("error"), py::arg("hessian"), Released());
   m.def("allocate_widths", &call_allocate, py::arg("layers"), py::arg("budget"));
   m.def("random_rotation", &random_rotation, py::arg("size"), py::arg("seed"));

@@ -32,7 +32,7 @@ py::tuple state_of(const Initialize& self) {
   return py::make_tuple(self.method, self.damping, self.block_size, name_of(self.order),
                         name_of(self.scale_search), self.correction, self.smoothing,
                         self.sequential, blocks.steps, blocks.batch_size, blocks.learning_rate,
-                        blocks.scale_learning_rate, name_of(blocks.rounding));
+                        blocks.scale_learning_rate, name_of(blocks.rounding), self.rotation_size);
 }
 
 Initialize initialize_from(const py::tuple& state) {
@@ -50,6 +50,7 @@ Initialize initialize_from(const py::tuple& state) {
   blocks.learning_rate = state[10].cast<double>();
   blocks.scale_learning_rate = state[11].cast<double>();
   blocks.rounding = parse_block_rounding(state[12].cast<std::string>());
+  if (state.size() > 13) self.rotation_size = state[13].cast<int64_t>();
   return self;
 }
 
@@ -79,6 +80,7 @@ void def_recipe(py::module_& m) {
       .def_readwrite("block_size", &Initialize::block_size)
       .def_readwrite("correction", &Initialize::correction)
       .def_readwrite("smoothing", &Initialize::smoothing)
+      .def_readwrite("rotation_size", &Initialize::rotation_size)
       .def_readwrite("sequential", &Initialize::sequential)
       .def_readwrite("block_training", &Initialize::block_training)
       .def_property_readonly("keeps_scales", &Initialize::keeps_scales)

@@ -362,6 +362,7 @@ class Initialize:
     scale_search: str
     correction: float
     smoothing: float
+    rotation_size: int
     sequential: bool
     block_training: BlockTraining
     keeps_scales: bool
@@ -417,6 +418,8 @@ def gptq(
     scale_search: str = "mse",
     correction: float = 0.0,
     drift: Tensor | None = None,
+    outer_scale: Tensor | None = None,
+    outer_offset: Tensor | None = None,
 ) -> RoundedWeight: ...
 
 class ChannelScale:
@@ -430,7 +433,14 @@ def awq_scale(
     layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20
 ) -> ChannelScale: ...
 def smoothing_scale(weights: list[Tensor], max_magnitude: Tensor, alpha: float) -> Tensor: ...
-def clipped_qparams(weight: Tensor, hessian: Tensor, spec: QuantSpec, bits: int) -> tuple[Tensor, Tensor]: ...
+def clipped_qparams(
+    weight: Tensor,
+    hessian: Tensor,
+    spec: QuantSpec,
+    bits: int,
+    outer_scale: Tensor | None = None,
+    outer_offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def output_error(error: Tensor, hessian: Tensor) -> float: ...
 def random_rotation(size: int, seed: int) -> Tensor: ...
 def has_hadamard(size: int) -> bool: ...

@@ -73,14 +73,16 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
   const at::Tensor before = layer.master().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   std::string warning;
   if (spec.range != Range::minmax && bits != 0) {
+    const OuterParameters outer = layer.settle_outer_scales();
     if (settings.rounding == Rounding::gptq && hessian) {
       const GptqOptions options{settings.damping, settings.block_size, settings.order,
                                 settings.scale_search, 0.0};
-      const RoundedWeight rounded = gptq(layer.master(), *hessian, spec, bits, options);
+      const RoundedWeight rounded =
+          gptq(layer.master(), *hessian, spec, bits, options, std::nullopt, outer);
       layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
       warning = rounded.warning;
     } else if (settings.rounding == Rounding::clip && hessian) {
-      const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits);
+      const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits, outer);
       layer.set_rounded(layer.master(), scale, zero_point);
     } else {
       const ScaleSearch search = settings.search();
@@ -215,6 +217,7 @@ Calibration calibrate(torch::nn::Module& module, const std::vector<Pass>& passes
   const std::vector<ModuleLayer> layers = prepared_layers(module);
   for (const ModuleLayer& layer : layers)
     if (auto& input = layer.quantizer()->input_quantizer()) input->forget();
+  for (const ModuleLayer& layer : layers) layer.quantizer()->unsettle_outer_scales();
   Calibration found;
   if (settings.needs_data()) {
     if (passes.empty())

@@ -88,6 +88,8 @@ void LayerQuantizer::register_state(torch::nn::Module& layer) {
     add("weight_outer_offset", weight_->outer_offset());
     add("lattice_scale", weight_->lattice_scale());
     add("lattice_zero_point", weight_->lattice_zero_point());
+    add("lattice_outer_scale", weight_->lattice_outer_scale());
+    add("lattice_outer_offset", weight_->lattice_outer_offset());
   }
   if (input_) {
     add("input_low", input_->low());
@@ -214,9 +216,22 @@ void LayerQuantizer::set_rounded(const at::Tensor& master, const at::Tensor& sca
 }
 
 void LayerQuantizer::choose_scale(ScaleSearch search, const std::optional<at::Tensor>& importance) {
-  if (shared_) weight_->set_shared_outer_scale(shared_->needed(weight_->bits()));
-  weight_->choose(master(), search, importance);
+  weight_->choose(master(), search, importance, settle_outer_scales());
   refresh_all();
+}
+
+OuterParameters LayerQuantizer::settle_outer_scales() {
+  const at::NoGradGuard no_grad;
+  OuterParameters outer;
+  if (shared_) outer.scale = shared_->settled(weight_->bits());
+  outer = outer_parameters(master(), weight_->spec(), weight_->bits(), outer);
+  weight_->set_outer_scales(outer);
+  if (shared_) weight_->set_shared_outer_scale(*outer.scale);
+  return outer;
+}
+
+void LayerQuantizer::unsettle_outer_scales() {
+  if (shared_) shared_->unsettle();
 }
 
 void LayerQuantizer::refresh_all() {

@@ -67,6 +67,10 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
   // Scales and zero points that were chosen together with the weight, for the width in force; the
   // weight moves to `master` [rows, cols], whose codes they have. For searched and learned scales.
   void set_rounded(const at::Tensor& master, const at::Tensor& scale, const at::Tensor& zero_point);
+  // The outer scales of what is chosen together with codes: by the ranges of the weight, and of all
+  // that share one, as they were before the first of them was rounded since unsettle_outer_scales().
+  OuterParameters settle_outer_scales();
+  void unsettle_outer_scales();
   // Searched or learned scales, chosen for the master as it is; `importance` as of choose_qparams.
   void choose_scale(ScaleSearch search, const std::optional<at::Tensor>& importance);
   // Multiplies the columns of the master by `scale` [cols].

@@ -32,6 +32,11 @@ at::Tensor SharedOuterScale::needed(int bits) const {
   });
 }
 
+at::Tensor SharedOuterScale::settled(int bits) const {
+  if (!settled_.defined()) settled_ = needed(bits);
+  return settled_;
+}
+
 at::Tensor SharedOuterScale::in_force() const {
   return largest(members_, [](LayerQuantizer& member) {
     const WeightQuantizer& weight = *member.weight();

@@ -18,6 +18,10 @@ class SharedOuterScale {
 
   // What the weights need at `bits`.
   at::Tensor needed(int bits) const;
+  // The same as it was when it was first asked for since unsettle(): members that are rounded one
+  // after the other, which moves their weights, come under one.
+  at::Tensor settled(int bits) const;
+  void unsettle() const { settled_.reset(); }
   // What the weights, or learned scales, need now; undefined where scales are fixed.
   at::Tensor in_force() const;
   // Moves whenever one of those is written.
@@ -27,6 +31,7 @@ class SharedOuterScale {
 
  private:
   std::vector<std::weak_ptr<LayerQuantizer>> members_;
+  mutable at::Tensor settled_;
 };
 
 }  // namespace qat

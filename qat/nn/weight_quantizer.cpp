@@ -27,24 +27,27 @@ WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight
   if (keeps_scales) {
     lattice_scale_ = at::zeros_like(scale_);
     lattice_zero_point_ = at::zeros_like(zero_point_);
+    if (outer_scale_.defined()) lattice_outer_scale_ = outer_scale_.clone();
+    if (outer_offset_.defined()) lattice_outer_offset_ = outer_offset_.clone();
   }
   if (!learned()) return;
   scale_.requires_grad_(true);
   if (!spec.symmetric()) zero_point_ = zero_point_.to(at::kFloat).requires_grad_(true);
 }
 
-std::tuple<at::Tensor, at::Tensor> WeightQuantizer::chosen(
-    const at::Tensor& weight, ScaleSearch search, const std::optional<at::Tensor>& importance) {
-  const std::string text = quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text();
-  const auto shared = shared_outer_scale();
-  // A search costs as much as that of the scales: not for an outer scale that is known.
-  if (outer_scale_.defined() && (!shared || outer_offset_.defined())) {
-    const auto [outer, offset] = choose_outer_scales(weight, text, name_of(search), importance);
-    outer_scale_.copy_(outer);
-    if (outer_offset_.defined()) outer_offset_.copy_(offset);
-  }
-  if (outer_scale_.defined() && shared) outer_scale_.copy_(*shared);
-  return choose_qparams(weight, text, name_of(search), importance, shared);
+void WeightQuantizer::set_outer_scales(const OuterParameters& outer) {
+  const at::NoGradGuard no_grad;
+  if (outer_scale_.defined()) outer_scale_.copy_(*outer.scale);
+  if (outer_offset_.defined()) outer_offset_.copy_(*outer.offset);
+}
+
+std::tuple<at::Tensor, at::Tensor> WeightQuantizer::chosen(const at::Tensor& weight,
+                                                           ScaleSearch search) {
+  const OuterParameters outer =
+      outer_parameters(weight, spec_, bits_, {shared_outer_scale(), std::nullopt});
+  set_outer_scales(outer);
+  return choose_qparams(weight, quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text(),
+                        name_of(search), std::nullopt, outer.scale, outer.offset);
 }
 
 void WeightQuantizer::assign(const std::tuple<at::Tensor, at::Tensor>& qparams) {
@@ -56,13 +59,18 @@ void WeightQuantizer::derive(const at::Tensor& weight, ScaleSearch search) {
   const at::NoGradGuard no_grad;
   const bool returns =
       lattice_scale_.defined() && bits_ == spec_.bits && lattice_scale_.any().item<bool>();
-  assign(returns ? std::tuple(lattice_scale_, lattice_zero_point_) : chosen(weight, search));
+  if (!returns) return assign(chosen(weight, search));
+  assign({lattice_scale_, lattice_zero_point_});
+  set_outer_scales({lattice_outer_scale_, lattice_outer_offset_});
 }
 
 void WeightQuantizer::choose(const at::Tensor& weight, ScaleSearch search,
-                             const std::optional<at::Tensor>& importance) {
+                             const std::optional<at::Tensor>& importance,
+                             const OuterParameters& outer) {
   const at::NoGradGuard no_grad;
-  const auto [scale, zero_point] = chosen(weight, search, importance);
+  const auto [scale, zero_point] =
+      choose_qparams(weight, quantizer_of(spec_, bits_, Quantizer::Mode::minmax).text(),
+                     name_of(search), importance, outer.scale, outer.offset);
   set_qparams(scale, zero_point);
 }
 
@@ -81,6 +89,8 @@ void WeightQuantizer::set_qparams(const at::Tensor& scale, const at::Tensor& zer
   if (!lattice_scale_.defined() || bits_ != spec_.bits) return;
   lattice_scale_.copy_(scale);
   lattice_zero_point_.copy_(zero_point);
+  if (outer_scale_.defined()) lattice_outer_scale_.copy_(outer_scale_);
+  if (outer_offset_.defined()) lattice_outer_offset_.copy_(outer_offset_);
 }
 
 std::optional<at::Tensor> WeightQuantizer::scale_argument() const {

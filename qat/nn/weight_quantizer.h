@@ -24,13 +24,16 @@ class QAT_API WeightQuantizer {
   // `derives` is false: then they were loaded for it. Learned parameters keep their tensors, so an
   // optimizer goes on with them. Returns whether searched or learned scales changed.
   bool set_bits(int bits, const at::Tensor& weight, ScaleSearch search, bool derives = true);
+  // What scales and offsets that are chosen for the weight as it is are multiples of, kept where they
+  // stay.
+  void set_outer_scales(const OuterParameters& outer);
   // Derives them again: under another outer scale.
   void derive(const at::Tensor& weight, ScaleSearch search);
-  // Chooses them in place of those that a schedule would return to; `importance` as of
+  // Chooses them under `outer`, in place of those that a schedule would return to; `importance` as of
   // choose_qparams.
   void choose(const at::Tensor& weight, ScaleSearch search,
-              const std::optional<at::Tensor>& importance);
-  // Chosen together with the weight, for the width in force.
+              const std::optional<at::Tensor>& importance, const OuterParameters& outer);
+  // Chosen together with the weight, for the width in force and under the outer scales that are kept.
   void set_qparams(const at::Tensor& scale, const at::Tensor& zero_point);
 
   // How the operators round a weight at the width in force.
@@ -59,6 +62,8 @@ class QAT_API WeightQuantizer {
   // The scales to which a schedule returns at the exported width; undefined without keeps_scales.
   const at::Tensor& lattice_scale() const { return lattice_scale_; }
   const at::Tensor& lattice_zero_point() const { return lattice_zero_point_; }
+  const at::Tensor& lattice_outer_scale() const { return lattice_outer_scale_; }
+  const at::Tensor& lattice_outer_offset() const { return lattice_outer_offset_; }
   // Of fixed scales and offsets; undefined where there are none, or where they follow the weight or
   // the learned scales.
   const at::Tensor& outer_scale() const { return outer_scale_; }
@@ -68,8 +73,7 @@ class QAT_API WeightQuantizer {
   std::optional<at::Tensor> scale_argument() const;
   std::optional<at::Tensor> zero_point_argument() const;
   std::optional<at::Tensor> shared_outer_scale() const;
-  std::tuple<at::Tensor, at::Tensor> chosen(const at::Tensor& weight, ScaleSearch search,
-                                            const std::optional<at::Tensor>& importance = {});
+  std::tuple<at::Tensor, at::Tensor> chosen(const at::Tensor& weight, ScaleSearch search);
   void assign(const std::tuple<at::Tensor, at::Tensor>& qparams);
 
   QuantSpec spec_;
@@ -78,7 +82,7 @@ class QAT_API WeightQuantizer {
   at::Tensor scale_;       // float32
   at::Tensor zero_point_;  // float32 when learned, and offsets; else int8
   at::Tensor outer_scale_, outer_offset_, shared_outer_scale_;
-  at::Tensor lattice_scale_, lattice_zero_point_;
+  at::Tensor lattice_scale_, lattice_zero_point_, lattice_outer_scale_, lattice_outer_offset_;
 };
 
 }  // namespace qat

@@ -91,6 +91,9 @@ Initialize read_initialize(YamlSection section) {
       section.one_of("scale_search", initialize.scale_search, scale_searches());
   initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
   initialize.smoothing = section.number("smoothing", initialize.smoothing, 0.0, 1.0);
+  initialize.rotation_size = section.integer("rotation_size", initialize.rotation_size, 0, 1 << 20);
+  if (section.has("rotation_size") && !contains(initialize.transforms, Transform::hadamard))
+    section.reject("rotation_size", "must not be given unless method begins with hadamard+");
   initialize.sequential = section.boolean("sequential", initialize.sequential);
   initialize.block_training = read_block_training(section.section("block_training"));
   section.finish();

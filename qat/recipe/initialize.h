@@ -52,6 +52,7 @@ struct QAT_API Initialize {
   double smoothing = 0.5;  // the power alpha of SmoothQuant
   bool sequential = true;  // each group of layers sees those before it in their block quantized
   BlockTraining block_training;
+  int64_t rotation_size = 0;  // features that hadamard rotates together; 0: all of them
 
   // The search for scales that are not chosen together with codes.
   ScaleSearch search() const;

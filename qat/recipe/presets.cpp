@@ -61,7 +61,8 @@ const Preset* find_preset(const std::string& name) {
 
 const Preset* preset_of(const QuantSpec& spec) {
   const auto same_scale = [](const ScaleSpec& a, const ScaleSpec& b) {
-    const bool codes = a.code == b.code || (is_power_of_two(a.code) && is_power_of_two(b.code));
+    const bool codes = a.code == b.code || (is_power_of_two(a.code) && is_power_of_two(b.code)) ||
+                       (is_e4m3(a.code) && is_e4m3(b.code));
     return codes && a.outer_block == b.outer_block && a.outer_dtype == b.outer_dtype;
   };
   for (const Preset& preset : presets())

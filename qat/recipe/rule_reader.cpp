@@ -6,13 +6,13 @@ namespace qat {
 namespace {
 
 // `match`: what it is where the rule does not say.
-Rule read_rule(YamlSection& section, ScaleChoice choice, const char* match) {
+Rule read_rule(YamlSection& section, bool keeps_scales, const char* match) {
   Rule rule;
   rule.place = section.place();
   rule.match = section.text("match", match);
   if (rule.match.empty() && !section.has("match"))
     section.reject("match", "must name layers by a glob, re:<regex> or type:<class>, or be blocks");
-  rule.weight = read_choice(section, "weight", TensorRole::weight, choice);
+  rule.weight = read_choice(section, "weight", TensorRole::weight, keeps_scales);
   rule.input = read_choice(section, "input", TensorRole::input);
   rule.allow_float = section.boolean("allow_float", rule.allow_float);
   if (!rule.weight.given && !rule.input.given) section.reject("weight", "must be given, or input");
@@ -28,20 +28,17 @@ bool grows(const Bound& before, const Bound& after) {
 
 }  // namespace
 
-std::vector<Rule> read_layers(YamlSection& recipe, bool keeps_scales, bool decides) {
-  const ScaleChoice choice = keeps_scales ? ScaleChoice::with_codes
-                             : decides    ? ScaleChoice::searched
-                                          : ScaleChoice::any;
+std::vector<Rule> read_layers(YamlSection& recipe, bool keeps_scales) {
   recipe.require("layers");
   const YAML::Node layers = recipe.child("layers");
   if (layers.IsDefined() && layers.IsMap()) {  // in short: one rule, for the blocks
     YamlSection section = recipe.section("layers");
-    return {read_rule(section, choice, "blocks")};
+    return {read_rule(section, keeps_scales, "blocks")};
   }
   std::vector<Rule> rules;
   for (YamlSection& section : recipe.sections("layers")) {
     section.require("match");
-    rules.push_back(read_rule(section, choice, ""));
+    rules.push_back(read_rule(section, keeps_scales, ""));
   }
   if (rules.empty()) recipe.reject("layers", "must list at least one rule");
   return rules;

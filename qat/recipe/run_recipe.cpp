@@ -199,7 +199,7 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.device = read_device(section);
   recipe.initialize = read_initialize(section.section("initialize"));
   // Mode auto tries methods that choose scales.
-  recipe.layers = read_layers(section, recipe.initialize.keeps_scales(), recipe.mode == "auto");
+  recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
   if (section.has("kv_cache")) {
     YamlSection cache = section.section("kv_cache");
     recipe.kv_cache = read_kv_cache(cache);

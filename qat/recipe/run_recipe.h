@@ -104,7 +104,7 @@ struct QAT_API TrainSection : Training {
 
 struct QAT_API DistillSection {
   std::string teacher = "original";  // or the folder that `torchqat teacher` wrote
-  std::string loss = "forward_kl";  // or cross_entropy; cosine for a sentence_encoder
+  std::string loss = "forward_kl";   // or cross_entropy; cosine for a sentence_encoder
   double temperature = 1.0;
   double weight = 1.0;  // of the distillation loss; the rest is cross-entropy
 };

@@ -19,9 +19,11 @@ const NameTable<Grid> kGrids("grid", {{Grid::narrow, grid_name(Grid::narrow)},
                                       {Grid::extreme, grid_name(Grid::extreme)}});
 
 const std::vector<Grid> kFloats{Grid::e2m1, Grid::e2m3, Grid::e3m2, Grid::e4m3, Grid::e5m2};
-const std::vector<std::string> kScaleDtypes{"float32",   "bfloat16",  "float16", "e8m0_floor",
-                                            "e8m0_even", "e8m0_ceil", "e4m3"};
+const std::vector<std::string> kScaleDtypes{"float32",    "bfloat16",          "float16",
+                                            "e8m0_floor", "e8m0_even",         "e8m0_ceil",
+                                            "e4m3",       "e4m3_four_over_six"};
 const std::vector<std::string> kPowersOfTwo{"e8m0_floor", "e8m0_even", "e8m0_ceil"};
+const std::vector<std::string> kE4m3{"e4m3", "e4m3_four_over_six"};
 
 std::vector<std::string> preset_names(TensorRole role) {
   std::vector<std::string> names;
@@ -58,6 +60,15 @@ void read_range(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
                    "must be mse or learned, since initialize chooses codes for scales that stay");
 }
 
+// Engines find the scales of inputs by their own rule, a / 6.
+void check_four_over_six(YamlSection& section, TensorRole role, const QuantSpec& spec) {
+  if (role != TensorRole::weight)
+    section.reject("scale_dtype", "must be e4m3 for an input, whose scales engines find as a / 6");
+  if (spec.grid != Grid::e2m1 || !(section.has("outer_scale") || spec.scale.has_outer()))
+    section.reject("scale_dtype",
+                   "must be e4m3 unless the weight is fp4_e2m1 under an outer_scale");
+}
+
 // The keys `scale_dtype` and `outer_scale`.
 void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
   const char* fallback = role == TensorRole::weight ? "bfloat16" : "float32";
@@ -70,6 +81,7 @@ void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
     section.reject(
         "scale_dtype",
         std::string("must be float32, bfloat16 or float16 for the grid ") + grid_name(spec.grid));
+  if (spec.scale.code == ScaleCode::e4m3_four_over_six) check_four_over_six(section, role, spec);
   if (!section.has("outer_scale")) return;
   YamlSection outer = section.section("outer_scale");
   if (dtype_of(spec.scale.code) || is_power_of_two(spec.scale.code))
@@ -82,17 +94,19 @@ void read_scale(YamlSection& section, TensorRole role, QuantSpec& spec) {
 }
 
 // A dtype that names groups and scales as well.
-void read_preset(YamlSection& section, const Preset& preset, QuantSpec& spec) {
+void read_preset(YamlSection& section, const Preset& preset, TensorRole role, QuantSpec& spec) {
   spec = preset.spec;
   const std::string name = preset.name;
   reject_keys(section, {"symmetric", "grid", "granularity", "group_size", "block", "outer_scale"},
               "must not be given for " + name + ", which has groups of " +
                   std::to_string(spec.group_size) + " and scales of its own");
-  if (!preset.is_mx())
+  if (!preset.is_mx() && spec.scale.code != ScaleCode::e4m3)
     reject_keys(section, {"scale_dtype"}, "must not be given for " + name);
   else if (section.has("scale_dtype"))
-    spec.scale.code = parse_scale_code(
-        "recipe", section.one_of("scale_dtype", scale_code_name(spec.scale.code), kPowersOfTwo));
+    spec.scale.code =
+        parse_scale_code("recipe", section.one_of("scale_dtype", scale_code_name(spec.scale.code),
+                                                  preset.is_mx() ? kPowersOfTwo : kE4m3));
+  if (spec.scale.code == ScaleCode::e4m3_four_over_six) check_four_over_six(section, role, spec);
 }
 
 // Types by what each layer is, in place of a dtype; the spec is that of most.
@@ -242,8 +256,7 @@ int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& 
   return 8;
 }
 
-Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, ScaleChoice choice) {
-  const bool keeps_scales = choice != ScaleChoice::any;
+Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, bool keeps_scales) {
   rule.takes(key, "word", {"float"});
   const YAML::Node node = rule.child(key);
   if (!node.IsDefined()) return {};
@@ -261,7 +274,7 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, S
     mix = read_mix(section, spec);
     read_range(section, keeps_scales, spec);
   } else if (preset && (is_weight || preset->for_inputs())) {
-    read_preset(section, *preset, spec);
+    read_preset(section, *preset, role, spec);
     read_range(section, keeps_scales, spec);
     if (!is_weight) read_preset_input(section, *preset, spec);
   } else {
@@ -277,11 +290,6 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, S
       read_input_granularity(section, spec);
   }
   check_outer_scale(section, is_weight, spec);
-  // GPTQ and the like find the scales of a group when they come to it.
-  if (choice == ScaleChoice::with_codes && (spec.scale.has_outer() || spec.has_offset()))
-    section.reject(mix.empty() ? "dtype" : "mix",
-                   "must have scales of one level where initialize chooses codes together with "
-                   "scales");
   section.finish();
   return {true, spec, mix};
 }

@@ -9,16 +9,10 @@ namespace qat {
 
 enum class TensorRole { weight, input };
 
-// What becomes of the scales of weights before training.
-enum class ScaleChoice {
-  any,        // what each spec says
-  searched,   // they are searched for, and stay or are trained
-  with_codes  // the same, chosen together with codes
-};
-
-// The value of `key` in a rule: a map that describes a QuantSpec, or the word float.
+// The value of `key` in a rule: a map that describes a QuantSpec, or the word float. `keeps_scales`:
+// those of weights are chosen before training, alone or together with codes, and stay or are trained.
 Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role,
-                   ScaleChoice choice = ScaleChoice::any);
+                   bool keeps_scales = false);
 
 // The key `dtype`, int2 to int8 or one of `floats`: sets bits and the grid of a float, and returns
 // whether it is one. `presets`: what else the name may be, for the sentence about a wrong one.

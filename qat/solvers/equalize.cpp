@@ -87,23 +87,28 @@ at::Tensor smoothing_scale(const std::vector<at::Tensor>& weights, const at::Ten
 
 std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
                                                    const at::Tensor& hessian, const QuantSpec& spec,
-                                                   int bits) {
+                                                   int bits, const OuterParameters& outer) {
   const at::NoGradGuard no_grad;
   const FullPrecision full;
   const at::Tensor master = weight.detach().to(at::kFloat);
   const int64_t rows = master.size(0), cols = master.size(1);
   const auto block = block_shape(spec);
   const BlockLayout layout = make_layout(rows, cols, block[0], block[1]);
-  const std::string finds = quantizer_of(spec, bits, Quantizer::Mode::minmax).text(),
+  const OuterParameters under = outer_parameters(master, spec, bits, outer);
+  Quantizer finder = quantizer_of(spec, bits, Quantizer::Mode::minmax);
+  const bool widens = finder.takes_better();  // the error that is judged here decides
+  if (widens) finder.scale_code = ScaleCode::e4m3;
+  const std::string finds = finder.text(),
                     rounds = quantizer_of(spec, bits, Quantizer::Mode::fixed).text();
   const at::Tensor least =
       at::full({layout.grid_rows, layout.grid_cols}, std::numeric_limits<double>::infinity(),
                master.options().dtype(at::kDouble));
   at::Tensor best_scale, best_zero;
-  for (int step = 0; step < kClipSteps; ++step) {
-    const double fraction = 1.0 - step * kClipStep;
+  for (int step = 0; step < kClipSteps + (widens ? 1 : 0); ++step) {
+    const double fraction = step == kClipSteps ? 1.5 : 1.0 - step * kClipStep;
     // The range of the shrunk weight is the shrunk range.
-    const auto [scale, zero] = choose_qparams(master * fraction, finds, "minmax");
+    const auto [scale, zero] =
+        choose_qparams(master * fraction, finds, "minmax", std::nullopt, under.scale, under.offset);
     const at::Tensor error = master - std::get<0>(fake_quantize(master, rounds, scale, zero));
     if (!best_scale.defined()) best_scale = scale.clone(), best_zero = zero.clone();
     for (int64_t col = 0; col < layout.grid_cols; ++col) {

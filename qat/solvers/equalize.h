@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "qat/ops/api.h"
+#include "qat/outer_parameters.h"
 #include "qat/solvers/input_statistics.h"
 #include "qat/spec.h"
 
@@ -44,9 +45,11 @@ QAT_API double output_error(const at::Tensor& error, const at::Tensor& hessian);
 
 // Scale and zero point of every block, its range shrunk to the fraction 1, 0.95, ... 0.5 for which
 // the block's share of the output is nearest to that of the float weight; numerics.md (21), the
-// clipping of AWQ with the second moments of the inputs in place of a sample of them.
+// clipping of AWQ with the second moments of the inputs in place of a sample of them. Where the rule of
+// scales takes the better of a / 6 and a / 4, this does. `outer` as of gptq().
 QAT_API std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
                                                            const at::Tensor& hessian,
-                                                           const QuantSpec& spec, int bits);
+                                                           const QuantSpec& spec, int bits,
+                                                           const OuterParameters& outer = {});
 
 }  // namespace qat

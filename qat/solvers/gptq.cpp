@@ -66,10 +66,11 @@ class Solver {
  public:
   // `upper` is overwritten.
   Solver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec, int bits,
-         const GptqOptions& options, const at::Tensor& order)
+         const GptqOptions& options, const at::Tensor& order, const OuterParameters& outer)
       : spec_(spec),
         quantizer_(quantizer_of(spec, bits, Quantizer::Mode::fixed)),
         options_(options),
+        outer_(outer),
         order_(order),
         weight_(weight) {
     const int64_t rows = weight.size(0), cols = weight.size(1);
@@ -81,7 +82,7 @@ class Solver {
     error_ = at::empty({rows, cols}, weight.options());
     residual_ = at::empty({rows, cols}, weight.options());
     scale_ = at::ones({layout_.grid_rows, layout_.grid_cols}, weight.options());
-    zero_point_ = at::zeros_like(scale_, weight.options().dtype(at::kChar));
+    zero_point_ = at::zeros_like(scale_, weight.options().dtype(quantizer_.zero_dtype()));
     groups_ = at::floor_divide(order, layout_.block_cols);
   }
 
@@ -89,7 +90,8 @@ class Solver {
   RoundedWeight solve(const at::Tensor& original, const at::Tensor& importance) {
     if (!dynamic())
       std::tie(scale_, zero_point_) =
-          choose_qparams(original, quantizer_.text(), name_of(options_.scale_search), importance);
+          choose_qparams(original, quantizer_.text(), name_of(options_.scale_search), importance,
+                         outer_.scale, outer_.offset);
     for (int64_t from = 0; from < layout_.cols; from += panel_width())
       round_panel(from, std::min(from + panel_width(), layout_.cols));
     return finish();
@@ -142,11 +144,21 @@ class Solver {
     const at::Tensor importance = pivots_.slice(0, from, to).square();
     Quantizer whole = quantizer_;
     whole.block[1] = -1;
-    const auto [scale, zero_point] = choose_qparams(current.contiguous(), whole.text(),
-                                                    name_of(options_.scale_search), importance);
+    if (whole.has_outer_scale()) whole.outer_block[1] = -1;
     const int64_t place = groups_.select(0, from).item<int64_t>();
+    const auto [scale, zero_point] =
+        choose_qparams(current.contiguous(), whole.text(), name_of(options_.scale_search),
+                       importance, outer_of(outer_.scale, place), outer_of(outer_.offset, place));
     scale_.slice(1, place, place + 1).copy_(scale);
     zero_point_.slice(1, place, place + 1).copy_(zero_point);
+  }
+
+  // The outer scales of a column of blocks.
+  std::optional<at::Tensor> outer_of(const std::optional<at::Tensor>& outer, int64_t place) const {
+    if (!outer || outer->numel() == 1) return outer;
+    const int64_t width = quantizer_.outer_block[1];
+    const int64_t column = width == -1 ? 0 : place * group() / width;
+    return outer->slice(1, column, column + 1);
   }
 
   // One entry a row, from one a block; and a column for each of [from, to) where they differ.
@@ -212,6 +224,7 @@ class Solver {
   const QuantSpec& spec_;
   Quantizer quantizer_;
   const GptqOptions& options_;
+  OuterParameters outer_;
   at::Tensor order_;
   at::Tensor weight_;
   BlockLayout layout_{};
@@ -238,7 +251,8 @@ const char* name_of(ColumnOrder order) { return column_orders().name_of(order); 
 ColumnOrder parse_column_order(const std::string& name) { return column_orders().parse(name); }
 
 RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
-                   int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift) {
+                   int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift,
+                   const OuterParameters& outer) {
   const at::NoGradGuard no_grad;
   const FullPrecision full;
   check(weight, hessian, drift, options);
@@ -251,7 +265,8 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
   at::Tensor wanted = moved ? columns_in_order(master, order) : master;
   if (options.correction != 0.0)
     wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
-  RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order)
+  RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order,
+                                outer_parameters(master, spec, bits, outer))
                              .solve(master, hessian.diagonal().to(at::kFloat).contiguous());
   result.warning = factor.warning;
   return result;

@@ -7,6 +7,7 @@
 
 #include "qat/names.h"
 #include "qat/ops/api.h"
+#include "qat/outer_parameters.h"
 #include "qat/solvers/scale_search.h"
 #include "qat/spec.h"
 
@@ -40,7 +41,7 @@ struct QAT_API RoundedWeight {
   at::Tensor weight;
   at::Tensor codes;       // int8 [out, in]
   at::Tensor scale;       // float32 [grid_rows, grid_cols], rounded to the spec's scale_dtype
-  at::Tensor zero_point;  // int8, shaped like `scale`
+  at::Tensor zero_point;  // int8, shaped like `scale`; on the grid of offsets the offset, float32
   at::Tensor target;      // float32 [out, in]: what was rounded to `weight`; see below
   double loss = 0.0;      // tr(ΔW H ΔWᵀ) with the damped H: the mean squared error of the output
   std::string warning;    // what the solver had to do differently, a sentence; empty as a rule
@@ -51,6 +52,8 @@ struct QAT_API RoundedWeight {
 //
 //   hessian  float32 [in, in], of InputStatistics
 //   drift    float32 [in, in], for options.correction > 0
+//   outer    what scales are multiples of, which all blocks share and so is known before any is
+//            rounded; what is not given is found by the ranges of `weight`
 //
 // `target` has the codes of `weight`, but lies anywhere in their cells: nearest to the border where
 // the choice was closest. It is what training should start from. A column that is clipped counts as
@@ -62,6 +65,7 @@ struct QAT_API RoundedWeight {
 // agree, and for a weight that is not finite.
 QAT_API RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian,
                            const QuantSpec& spec, int bits, const GptqOptions& options = {},
-                           const std::optional<at::Tensor>& drift = std::nullopt);
+                           const std::optional<at::Tensor>& drift = std::nullopt,
+                           const OuterParameters& outer = {});
 
 }  // namespace qat

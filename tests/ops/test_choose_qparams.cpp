@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "qat/ops/candidates.h"
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/fake_quantize.h"
 #include "tests/ops/quantizer_text.h"

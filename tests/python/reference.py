@@ -3,6 +3,7 @@
 The level of an element is found in float32, as equation (1) says; everything after it is float64.
 """
 
+import ml_dtypes
 import torch
 from torch import Tensor
 
@@ -101,3 +102,54 @@ def sum_blocks(values: Tensor, block, grid: torch.Size) -> Tensor:
         for c in range(grid[1]):
             sums[r, c] = values[r * height : (r + 1) * height, c * width : (c + 1) * width].sum()
     return sums
+
+
+# -- scales that are codes, and floats of few bits ---------------------------------------------------------------------
+
+
+def codes_of(code: str) -> Tensor:
+    """The positive numbers that a scale of ``code`` may have under an outer scale of 1, float32, smallest first."""
+    if code.startswith("e4m3"):
+        return torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    if code.startswith("e8m0"):
+        return 2.0 ** torch.arange(-116, 128).float()
+    return torch.arange(1, {"int6": 64, "int8": 128}[code]).float()
+
+
+def rounded(x: Tensor, scale: Tensor, grid: str, bits: int, offset: Tensor | float = 0.0) -> Tensor:
+    """(1) to (3a) of E2M1 or integers for one scale and offset per row, the level found in float32, then float64."""
+    u = (x.float() - offset) * (1.0 / scale.float())
+    if grid == "fp4_e2m1":
+        q = torch.from_numpy(u.numpy().astype(ml_dtypes.float4_e2m1fn).astype("float64"))
+    else:
+        low, high = (0, 2**bits - 1) if grid == "offset" else quant_range(bits, grid)
+        q = u.round().clamp(low, high).double()
+    return q * scale.double() + offset
+
+
+def search(x: Tensor, outer: Tensor, code: str, grid: str, bits: int, importance: Tensor | float = 1.0) -> Tensor:
+    """(10) for blocks ``x [blocks, n]`` without offsets: the least weighted squared error of all codes, float64.
+
+    Of integers those up to an eighth of the greatest above that of the range, whose end is at 2^(bits - 1).
+    """
+    numbers = codes_of(code)
+    most = torch.full((len(x),), torch.inf)
+    if code.startswith("int"):
+        most = (x.abs().amax(1) / 2 ** (bits - 1) / outer).round() + int(numbers[-1]) // 8
+    sign = torch.where((-x.amin(1) >= x.amax(1)) | (grid != "signed"), 1.0, -1.0)[:, None]
+    errors = [
+        ((rounded(x, sign * (number * outer)[:, None], grid, bits) - x.double()).square() * importance).sum(1)
+        for number in numbers
+    ]
+    return torch.where(numbers[:, None] <= most, torch.stack(errors), torch.inf).amin(0)
+
+
+def four_over_six(x: Tensor, outer: float) -> tuple[Tensor, Tensor]:
+    """(9a) for blocks ``x [blocks, n]``: scales float32, and by how much the other choice is worse, relative."""
+    largest, candidates, errors = x.abs().amax(1), [], []
+    for by in (6.0, 4.0):
+        inner = (largest / by / outer).clamp_min(2.0**-9).to(torch.float8_e4m3fn).float()
+        candidates.append(torch.where(largest > 0, inner, 1.0) * outer)
+        errors.append((rounded(x, candidates[-1][:, None], "fp4_e2m1", 4) - x.double()).square().sum(1))
+    six, four = errors
+    return torch.where(four < six, candidates[1], candidates[0]), (four - six).abs() / six.clamp_min(1e-30)

@@ -43,3 +43,41 @@ def output_error(weight: Tensor, rounded: Tensor, tokens: Tensor, original: Tens
     """The squared error of a layer's output, token by token."""
     wanted = (tokens if original is None else original).double() @ weight.double().T
     return (tokens.double() @ rounded.double().T - wanted).square().sum().item() / len(tokens)
+
+
+def gptq_under_outer(weight: Tensor, hessian: Tensor, text: str, search: str, damping: float = 0.01):
+    """The same with scales on two levels, whose outer ones are those of the whole weight; and with E8M0 ones.
+
+    Returns codes (levels, float64), scales and offsets.
+    """
+    _, *levels, block, scale_text = text.split(" ")
+    grid, bits = levels[-1], int(levels[0].removeprefix("int")) if len(levels) > 1 else 4
+    group, (rows, cols) = int(block.split("x")[1]), weight.shape
+    code, _, outer_text = scale_text.partition("*")
+    outer = offsets = None
+    if outer_text:
+        outer, offsets = ops.choose_outer_scales(weight, text)
+    per_outer = int(outer_text.rsplit("x", 1)[1]) if outer_text and outer.shape[0] > 1 else 0
+    one = f"minmax {' '.join(levels)} 1x-1 {code}"
+    if outer_text:
+        one += f"*{outer_text.split('@')[0]}@{'1' if per_outer else '-1'}x-1"
+    current = weight.double().clone()
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(cols, dtype=torch.float64)
+    inverse = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    codes, scales, zeros = torch.zeros(rows, cols, dtype=torch.float64), [], []
+    for col in range(cols):
+        if col % group == 0:
+            importance = (1.0 / inverse.diagonal()[col : col + group]).square().float()
+            part = slice(col // per_outer, col // per_outer + 1) if per_outer else slice(None)
+            under = [None if of is None else of[:, part] for of in (outer, offsets)]
+            scale, zero = ops.choose_qparams(
+                current[:, col : col + group].float().contiguous(), one, search, importance, *under
+            )
+            scales.append(scale)
+            zeros.append(zero.float() if grid == "offset" else torch.zeros_like(scale))
+        s, o = scales[-1], zeros[-1].double()
+        value = reference.rounded(current[:, col : col + 1], s, grid, bits, o)
+        codes[:, col : col + 1] = (value - o) / s.double()
+        error = (current[:, col] - value[:, 0]) / inverse[col, col]
+        current[:, col:] -= error[:, None] * inverse[col, col:][None]
+    return codes.round(decimals=1), torch.cat(scales, 1), torch.cat(zeros, 1)

@@ -27,6 +27,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for levels, code in [("int4 narrow", "bfloat16"), ("int4 full", "bfloat16"), ("int3 signed", "float16"),
                              ("int8 asymmetric", "bfloat16"), ("int2 narrow", "float32"), ("int4 offset", "float16"),
                              ("fp4_e2m1", "e8m0_floor"), ("fp4_e2m1", "e4m3*float32@-1x-1"), ("fp6_e2m3", "e8m0_even"),
+                             ("fp4_e2m1", "e4m3_four_over_six*float32@-1x-1"), ("int4 asymmetric", "e4m3*float32@-1x-1"),
                              ("fp6_e3m2", "e8m0_ceil"), ("fp8_e4m3", "float32"), ("fp8_e5m2", "bfloat16")]:
             shape = f"{block[0]}x{block[1]}"
             found, given, trained = (f"{mode} {levels} {shape} {code}" for mode in ("minmax", "fixed", "learned"))

@@ -53,6 +53,11 @@ NESTED = [
     (6, 96, "fp4_e2m1 1x16 e4m3*float32@-1x-1"),
     (5, 512, "int4 offset 1x32 int6*float16@1x256"),
     (8, 64, "int6 narrow 1x16 int8*bfloat16@4x32"),
+    (5, 512, "int6 signed 1x16 int8*float16@1x256"),
+    (6, 96, "fp4_e2m1 1x16 e4m3_four_over_six*float32@-1x-1"),
+    (8, 96, "fp4_e2m1 4x16 e4m3_four_over_six*float32@-1x-1"),
+    (4, 77, "fp4_e2m1 1x16 e4m3_four_over_six*float16@1x32"),
+    (6, 96, "int4 asymmetric 1x32 e4m3*float32@-1x-1"),
 ]
 
 
@@ -195,7 +200,12 @@ def test_outer_scales(rows, cols, text, device_op):
     _, scale, zero = check(device_op, "fake_quantize", x, f"minmax {text}")
     given = (scale, zero if shifts(text) else None, None)
     check(device_op, "_fake_quantize_backward", grad, x, f"minmax {text}", *given)
-    check(device_op, "choose_qparams", x, f"minmax {text}", "mse")
+    for method in ("minmax", "mse"):
+        found, point = check(device_op, "choose_qparams", x, f"minmax {text}", method)
+        outers = check(device_op, "choose_outer_scales", x, f"minmax {text}", method)
+        given = (outers[0] * 0.7, outers[1] * 1.3 if "offset" in text else None)
+        check(device_op, "choose_qparams", x, f"minmax {text}", method, torch.rand(cols), *given)
+    assert torch.equal(scale, torch.ops.qat.choose_qparams(x, f"minmax {text}", "minmax")[0])
     learned = (scale * 0.7, zero * 1.1 if shifts(text) else None)
     check(device_op, "round_qparams", learned[0], f"learned {text}", learned[1])
     check(device_op, "fake_quantize", x, f"learned {text}", *learned)
@@ -247,17 +257,28 @@ def test_search(rows, cols, block, grid, device_op):
     check(device_op, "choose_qparams", x, text, "mse", torch.rand(cols))
 
 
+@pytest.mark.parametrize("code", CODES[3:] + ["e4m3", "int6", "int8"])
+@pytest.mark.parametrize("grid", ["int4 narrow", "fp4_e2m1", "fp6_e3m2", "fp8_e4m3"])
+def test_search_over_codes(grid, code, device_op):
+    x, _ = tensors(6, 96, FP32)
+    x *= torch.tensor([1e-30, 1e-4, 1, 10, 1e4, 0])[:, None]
+    for block in ("1x32", "3x16"):
+        check(device_op, "choose_qparams", x, f"minmax {grid} {block} {code}", "mse", torch.rand(96))
+
+
 def test_search_over_many_rows(device_op):
     x, _ = tensors(1030, 6, FP32)
     check(device_op, "choose_qparams", x, "minmax int2 asymmetric -1x-1 bfloat16", "mse")
 
 
-@pytest.mark.parametrize("grid", ["int4 narrow", "int4 asymmetric", "fp4_e2m1", "fp8_e5m2"])
+@pytest.mark.parametrize("grid", ["int4 narrow", "int4 asymmetric", "int4 offset", "fp4_e2m1", "fp8_e5m2"])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (17, 5), (40, 128), (3, 130), (2, 300)])
 @pytest.mark.parametrize("per_column", [False, True])
 def test_feedback(rows, cols, per_column, grid, device_op):
     shape = (rows, cols if per_column else 1)
     scale, zero = torch.rand(shape) * 0.3 + 0.1, torch.randint(-3, 4, shape, dtype=torch.int8)
+    if "offset" in grid:
+        zero = torch.rand(shape) - 1
     transfer = torch.randn(cols, cols) * 0.1
     args = (torch.randn(rows, cols), f"fixed {grid} 1x-1 float32", torch.randn(rows, cols) * 0.1, transfer, scale)
     check(device_op, "quantize_with_feedback", *args, zero if shifts(grid) else None)

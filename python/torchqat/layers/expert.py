@@ -53,7 +53,13 @@ class Expert:
     @torch.no_grad()
     def choose_weight_scale(self, method: str, importance: Tensor | None = None) -> None:
         text = self.weight_spec.quantizer(self.weight_bits, "minmax")
-        self.set_qparams(*ops.choose_qparams(self.master.contiguous(), text, method, importance))
+        outer = self.settle_outer_scales()
+        self.set_qparams(*ops.choose_qparams(self.master.contiguous(), text, method, importance, *outer))
+
+    def settle_outer_scales(self) -> tuple[Tensor | None, Tensor | None]:
+        """As of ``QuantLayer``: its part of those of all experts, which may share one."""
+        outer, offset = self.layer.settle_outer_scales()
+        return None if outer is None else self._part(outer), None if offset is None else self._part(offset)
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -62,11 +68,14 @@ class Expert:
         pairs = [(layer.weight_scale, scale), (layer.weight_zero_point, zero_point)]
         if layer.keeps_scales and layer.weight_bits == layer.weight_spec.bits:
             pairs += [(layer.lattice_scale, scale), (layer.lattice_zero_point, zero_point)]
+            layer.keep_lattice_outer_scales()
         for whole, part in pairs:
             if whole is not None:
                 self._part(whole).copy_(part)
         layer.forget_weight()
 
     def _part(self, grid: Tensor) -> Tensor:
+        if len(grid) == 1:
+            return grid
         height = self.layer.matrix_shape[0] // grid.shape[0]
         return grid[self._begin // height : self._end // height]

@@ -9,7 +9,7 @@ from torchqat.errors import UserError
 # What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
 OUTER_NAMES = ("weight_outer_scale", "weight_outer_offset")
-LATTICE_NAMES = ("lattice_scale", "lattice_zero_point")
+LATTICE_NAMES = ("lattice_scale", "lattice_zero_point", "lattice_outer_scale", "lattice_outer_offset")
 STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes", "widths")
 
 

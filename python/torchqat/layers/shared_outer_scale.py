@@ -26,12 +26,23 @@ class SharedOuterScale:
         self.layers = list(layers)
         self._stamps: list[tuple[int, ...]] = []
         self._found: Tensor | None = None
+        self._settled: Tensor | None = None
         for layer in self.layers:
             layer.shared_outer_scale = self
 
     def needed(self, bits: int) -> Tensor:
         """What the weights need at ``bits`` by their ranges, which no search for scales leaves; float32."""
         return _largest([layer.needed_outer_scale(bits) for layer in self.layers])
+
+    def settled(self, bits: int) -> Tensor:
+        """The same as it was when first asked for since ``unsettle``: layers are rounded one after the other."""
+        if self._settled is None:
+            self._settled = self.needed(bits)
+        return self._settled
+
+    def unsettle(self) -> None:
+        """Before weights are rounded again."""
+        self._settled = None
 
     def in_force(self) -> Tensor:
         """What the weights, or learned scales, need now: found once for all layers, until one of them is written."""

@@ -18,6 +18,8 @@ class WeightScales(nn.Module):
         shared_outer_scale: That of the layers which engines fuse with this one; ``None`` where it has its own, or none.
     """
 
+    _settled_outer_scales: tuple[Tensor | None, Tensor | None] | None = None
+
     def _register_weight_parameters(self) -> None:
         spec = self.weight_spec
         if spec is None or spec.scale == "minmax":
@@ -28,7 +30,9 @@ class WeightScales(nn.Module):
         self._register_outer_scales()
         if self.keeps_scales:
             self.register_buffer("lattice_scale", torch.zeros_like(scale))
-            self.register_buffer("lattice_zero_point", zero_point.to(torch.int8))
+            dtype = torch.float32 if spec.has_offset else torch.int8
+            self.register_buffer("lattice_zero_point", torch.zeros_like(zero_point, dtype=dtype))
+            self._register_lattice_outer_scales()
         if spec.scale == "mse":
             self.register_buffer("weight_scale", scale)
             self.register_buffer("weight_zero_point", zero_point if spec.has_offset else zero_point.to(torch.int8))
@@ -45,34 +49,73 @@ class WeightScales(nn.Module):
         self.register_buffer("weight_outer_scale", outer)
         self.register_buffer("weight_outer_offset", outer.clone() if spec.has_offset else None)
 
+    def _register_lattice_outer_scales(self) -> None:
+        if hasattr(self, "weight_outer_scale"):
+            for part, outer in zip(("scale", "offset"), self._kept_outer_scales(), strict=True):
+                self.register_buffer(f"lattice_outer_{part}", None if outer is None else outer.clone())
+
     @torch.no_grad()
     def derive_weight_scale(self, method: str = "mse") -> None:
         """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
         if self._has_lattice and self.weight_bits == self.weight_spec.bits:
             self._assign_scale(self.lattice_scale, self.lattice_zero_point)
+            if hasattr(self, "weight_outer_scale"):
+                self._keep_outer_scales(self.lattice_outer_scale, self.lattice_outer_offset)
         else:
             self._assign_scale(*self._chosen_scale(method))
 
     @torch.no_grad()
     def choose_weight_scale(self, method: str, importance: Tensor | None = None) -> None:
         """The same, in place of scales that a schedule would return to; ``importance`` as of ``ops.choose_qparams``."""
-        self.set_qparams(*self._chosen_scale(method, importance))
+        text = self.weight_spec.quantizer(self.weight_bits, "minmax")
+        outer = self.settle_outer_scales()
+        self.set_qparams(*ops.choose_qparams(self.master, text, _search(method), importance, *outer))
 
-    def _chosen_scale(self, method: str, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        text, search = self.weight_spec.quantizer(self.weight_bits, "minmax"), _search(method)
-        shared = self.shared_outer_scale and self.shared_outer_scale.needed(self.weight_bits)
+    def _chosen_scale(self, method: str) -> tuple[Tensor, Tensor]:
+        text, outer = self.weight_spec.quantizer(self.weight_bits, "minmax"), (None, None)
+        if self.weight_spec.has_outer_scale:
+            outer = self._needed_outer_scales(
+                self.shared_outer_scale and self.shared_outer_scale.needed(self.weight_bits)
+            )
+            self._keep_outer_scales(*outer)
+        return ops.choose_qparams(self.master, text, _search(method), None, *outer)
+
+    @torch.no_grad()
+    def settle_outer_scales(self) -> tuple[Tensor | None, Tensor | None]:
+        """The outer scales of what is chosen together with codes, and those of offsets; ``None`` where there are none.
+
+        By the ranges of the weight, and of all that share one, as they were when this was first called since
+        ``unsettle_outer_scales``: rounding moves weights, and their parts, one after the other.
+        """
+        if not self.weight_spec.has_outer_scale:
+            return None, None
+        if self._settled_outer_scales is None:
+            shared = self.shared_outer_scale and self.shared_outer_scale.settled(self.weight_bits)
+            self._settled_outer_scales = self._needed_outer_scales(shared)
+            self._keep_outer_scales(*self._settled_outer_scales)
+        return self._settled_outer_scales
+
+    def unsettle_outer_scales(self) -> None:
+        """Find them anew where they are asked for next: before weights are rounded again."""
+        self._settled_outer_scales = None
+        if self.shared_outer_scale is not None:
+            self.shared_outer_scale.unsettle()
+
+    def _needed_outer_scales(self, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if shared is not None and not self.weight_spec.has_offset:
+            return shared, None
+        outer, offset = ops.choose_outer_scales(self.master, self.weight_spec.quantizer(self.weight_bits, "minmax"))
+        return outer if shared is None else shared, offset
+
+    def _kept_outer_scales(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight_outer_scale, self.weight_outer_offset
+
+    def _keep_outer_scales(self, outer: Tensor, offset: Tensor | None) -> None:
+        """Where scales stay as they are; others have outer ones by what they are now."""
         if hasattr(self, "weight_outer_scale"):
-            self._keep_outer_scales(text, search, importance, shared)
-        return ops.choose_qparams(self.master, text, search, importance, shared)
-
-    def _keep_outer_scales(self, text: str, search: str, importance: Tensor | None, shared: Tensor | None) -> None:
-        if shared is None or self.weight_spec.has_offset:  # a search costs as much as that of the scales
-            outer, offset = ops.choose_outer_scales(self.master, text, search, importance)
             assign(self.weight_outer_scale, outer)
             if offset is not None:
                 assign(self.weight_outer_offset, offset)
-        if shared is not None:
-            assign(self.weight_outer_scale, shared)
 
     def _assign_scale(self, scale: Tensor, zero_point: Tensor) -> None:
         assign(self.weight_scale, scale)
@@ -112,14 +155,22 @@ class WeightScales(nn.Module):
         widths returns.
 
         Args:
-            scale: float32, one per block, as it is stored.
-            zero_point: int8, shaped like ``scale``.
+            scale: float32, one per block, as it is stored, under the outer scales of ``settle_outer_scales``.
+            zero_point: int8, shaped like ``scale``; an offset float32.
         """
         self._assign_scale(scale, zero_point)
         if self.keeps_scales and self.weight_bits == self.weight_spec.bits:
             self.lattice_scale.copy_(scale)
             self.lattice_zero_point.copy_(zero_point)
+            self.keep_lattice_outer_scales()
         self.forget_weight()
+
+    def keep_lattice_outer_scales(self) -> None:
+        """Those in force become the lattice's."""
+        if hasattr(self, "lattice_outer_scale"):
+            self.lattice_outer_scale.copy_(self.weight_outer_scale)
+            if self.lattice_outer_offset is not None:
+                self.lattice_outer_offset.copy_(self.weight_outer_offset)
 
     def _weight_parameters(self) -> tuple[Tensor | None, Tensor | None]:
         return getattr(self, "weight_scale", None), getattr(self, "weight_zero_point", None)
@@ -143,7 +194,7 @@ class WeightScales(nn.Module):
         if not spec.has_outer_scale:
             return None, None
         if spec.scale == "mse":
-            return self.weight_outer_scale, self.weight_outer_offset
+            return self._kept_outer_scales()
         if spec.scale == "learned":
             scale, offset = self.outer_scale_in_force(), None
             if spec.has_offset:

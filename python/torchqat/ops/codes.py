@@ -15,23 +15,27 @@ def choose_qparams(
     method: str = "minmax",
     importance: Tensor | None = None,
     outer_scale: Tensor | None = None,
+    outer_offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale (float32) and zero point (int8; offsets float32) of each block, as stored. Equations (7) to (10).
 
     Args:
         x: float32, float16 or bfloat16, any shape.
         quantizer: A quantizer's text (``quantizer_text``); its mode does not matter.
-        method: ``minmax``, by range, or ``mse``, by least squared error.
+        method: ``minmax``, by range, or ``mse``, by the least squared error of what is stored.
         importance: float32 ``[cols]``, weights of the columns in that error.
-        outer_scale: float32, one per outer block, of quantizers that have them; ``None``: found.
+        outer_scale: float32, one per outer block, of quantizers that have them; ``None``: found by range.
+        outer_offset: The same for offsets.
     """
-    return torch.ops.qat.choose_qparams(x, quantizer, method, importance, outer_scale)
+    return torch.ops.qat.choose_qparams(x, quantizer, method, importance, outer_scale, outer_offset)
 
 
 def choose_outer_scales(
     x: Tensor, quantizer: str, method: str = "minmax", importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The outer scales that ``choose_qparams`` finds for the scales of ``x``, and for its offsets. Equation (7d).
+
+    Those of the ranges by either method: a search is for scales under known outer ones.
 
     Returns:
         float32 ``[outer_rows, outer_cols]`` each; ``None`` in place of the second on grids without offsets. Tensors that

@@ -74,7 +74,9 @@ class _Trainer:
             for name in ("weight_scale", "weight_zero_point"):
                 parameter = getattr(layer, name, None)
                 if isinstance(parameter, nn.Parameter):
-                    size = _size(parameter) if name == "weight_scale" else 1.0
+                    # Zero points count levels; offsets are as large as weights.
+                    counts = name == "weight_zero_point" and not layer.weight_spec.has_offset
+                    size = 1.0 if counts else _size(parameter)
                     scales.append(self._group(parameter, settings.scale_learning_rate * size))
         self.trained = [parameter for group in weights + scales for parameter in group["params"]]
         self._limits = []

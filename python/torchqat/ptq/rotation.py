@@ -25,7 +25,7 @@ _SEED = 0
 
 
 @torch.no_grad()
-def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed) -> None:
+def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed, together: int = 0) -> None:
     """Rotate ``model`` in place. Its float results stay as they were.
 
     Args:
@@ -33,19 +33,26 @@ def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed) -> No
         batch: Any batch: the results on it are compared before and after.
         forward: How to run it.
         placed: Where its blocks are rotated.
+        together: Neighbouring features that are rotated with each other alone, such as those of a group; 0: all. Of value
+            heads, where heads are a multiple of that; else whole heads are.
 
     Raises:
-        UserError: The model's architecture is not one whose residual stream may be rotated; it is left as it was.
+        UserError: ``together`` does not divide the residual stream, or the model's architecture is not one whose residual
+            stream may be rotated; it is left as it was.
     """
     saved = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if head is None or embedding is None:
         raise UserError("hadamard needs a causal language model with an embedding and an output head, but has none.")
+    if together and embedding.embedding_dim % together:
+        raise UserError(
+            f"initialize.rotation_size must divide the model's hidden size, {embedding.embedding_dim}, but is {together}."
+        )
     with in_floating_point(model):
         expected = _logits(forward(model, batch))
         # What reads images or sounds writes to the residual stream, too.
-        fits = language_model(model) is None and _rotate_parts(model, embedding, head, placed)
+        fits = language_model(model) is None and _rotate_parts(model, embedding, head, placed, together)
         if fits and _close(_logits(forward(model, batch)), expected):
             return
         for name, parameter in model.named_parameters():
@@ -56,9 +63,9 @@ def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed) -> No
     )
 
 
-def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear, placed: Placed) -> bool:
+def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear, placed: Placed, together: int) -> bool:
     size = embedding.embedding_dim
-    rotation = random_rotation(size, _SEED).to(embedding.weight.device)
+    rotation = _rotation(size, together).to(embedding.weight.device)
     blocks = [block for _, block in find_blocks(model)]
     final = next((m for n, m in model.named_modules() if n.rpartition(".")[2] == "norm" and _is_norm(m, size)), None)
     if not blocks or final is None:
@@ -69,20 +76,27 @@ def _rotate_parts(model: nn.Module, embedding: nn.Embedding, head: nn.Linear, pl
         if not all(name in parts for name in (*_READERS, *_WRITERS, *_NORMS)):
             return False
         with placed.hold(block):
-            _rotate_block(parts, rotation)
+            _rotate_block(parts, rotation, together)
     _absorb(final, [head])
     _right(head, rotation)
     return True
 
 
-def _rotate_block(parts: dict[str, nn.Module], rotation: Tensor) -> None:
+def _rotation(size: int, together: int) -> Tensor:
+    """Of each ``together`` features among themselves, where that divides ``size``."""
+    if not together or size % together:
+        return random_rotation(size, _SEED)
+    return torch.block_diag(*[random_rotation(together, _SEED + block) for block in range(size // together)])
+
+
+def _rotate_block(parts: dict[str, nn.Module], rotation: Tensor, together: int) -> None:
     for norm, readers in _NORMS.items():
         _absorb(parts[norm], [parts[reader] for reader in readers])
     for name in _READERS:
         _right(parts[name], rotation)
     for name in _WRITERS:
         _left(parts[name], rotation)
-    _rotate_heads(parts["v_proj"], parts["o_proj"], getattr(parts.get("self_attn"), "head_dim", 0))
+    _rotate_heads(parts["v_proj"], parts["o_proj"], getattr(parts.get("self_attn"), "head_dim", 0), together)
 
 
 def _is_norm(module: nn.Module, size: int) -> bool:
@@ -107,10 +121,10 @@ def _left(module: nn.Linear, rotation: Tensor) -> None:
         module.bias.copy_(rotation.T @ module.bias.double())
 
 
-def _rotate_heads(value: nn.Linear, output: nn.Linear, head_size: int) -> None:
+def _rotate_heads(value: nn.Linear, output: nn.Linear, head_size: int, together: int) -> None:
     if not head_size or value.out_features % head_size or output.in_features % head_size:
         return
-    rotation = random_rotation(head_size, _SEED).to(value.weight.device)
+    rotation = _rotation(head_size, together).to(value.weight.device)
     heads = value.weight.double().view(-1, head_size, value.in_features)
     value.weight.copy_((rotation.T @ heads).view_as(value.weight))
     if value.bias is not None:

@@ -29,7 +29,9 @@ def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings:
     if settings.rounding == "gptq" and hessian is not None:
         return _gptq(layer, statistics, hessian, settings)
     if settings.rounding == "clip" and hessian is not None:
-        layer.set_qparams(*clipped_qparams(layer.master, hessian, spec, layer.weight_bits))
+        layer.set_qparams(
+            *clipped_qparams(layer.master, hessian, spec, layer.weight_bits, *layer.settle_outer_scales())
+        )
     else:
         method = "minmax" if settings.rounding == "rtn" else "mse"
         importance = hessian.diagonal().contiguous() if hessian is not None and method == "mse" else None
@@ -38,7 +40,7 @@ def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings:
 
 
 def _gptq(layer: QuantLayer, statistics: InputStatistics, hessian, settings: Initialize) -> tuple[float, str]:
-    drift = statistics.drift
+    drift, (outer_scale, outer_offset) = statistics.drift, layer.settle_outer_scales()
     rounded = gptq(
         layer.master,
         hessian,
@@ -50,6 +52,8 @@ def _gptq(layer: QuantLayer, statistics: InputStatistics, hessian, settings: Ini
         scale_search=settings.scale_search,
         correction=settings.correction if drift is not None else 0.0,
         drift=drift,
+        outer_scale=outer_scale,
+        outer_offset=outer_offset,
     )
     loss = output_error(layer.master.float() - rounded.weight, hessian)
     layer.set_master(rounded.target)

@@ -69,8 +69,10 @@ def initialize(
         UserError: A model that is not in memory is no single row of blocks.
     """
     result = Calibration()
+    for _, layer in quant_layers(model):
+        layer.unsettle_outer_scales()
     if "hadamard" in settings.transforms:
-        rotate(model, batches[0], forward, placed)
+        rotate(model, batches[0], forward, placed, settings.rotation_size)
     if at_work is None:
         found = cut_into_rows(model, batches, forward)
     else:

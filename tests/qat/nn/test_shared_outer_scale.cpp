@@ -3,6 +3,7 @@
 #include <torch/nn.h>
 #include <torch/optim.h>
 
+#include "qat/nn/calibrate.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/prepare.h"
 #include "qat/nn/schedule.h"
@@ -46,6 +47,40 @@ std::vector<QuantizedWeights> trained(Attention& net, const std::string& range,
     schedule.step();
   }
   return convert(net);
+}
+
+// Rounding moves the weights of q while k and v are still to come.
+TEST(SharedOuterScale, LayersThatAreRoundedOneAfterTheOtherComeUnderOne) {
+  for (const char* range : {"mse", "learned"})
+    for (const char* method : {"gptq", "awq", "mse"}) {
+      at::manual_seed(3);
+      Attention net;
+      {
+        const at::NoGradGuard no_grad;
+        net.k_proj->weight.mul_(5.0);
+      }
+      const float needed =
+          net.k_proj->weight.abs().max().div(6.0f * 448.0f).log2().ceil().exp2().item<float>();
+      const Recipe recipe =
+          recipe_of(std::string("{match: \"*\", weight: {dtype: nvfp4, scale: ") + range + "}}",
+                    std::string("initialize: {method: ") + method + "}\n");
+      prepare(net, recipe);
+      const std::vector<at::Tensor> batches{at::randn({64, 64}), at::randn({64, 64})};
+      const auto forward = [&](const at::Tensor& x) { net.forward(x); };
+      calibrate(net, batches, forward, recipe.initialize);
+      const auto layers = convert(net);
+      for (size_t i = 0; i < 3; ++i) EXPECT_EQ(outer_of(layers[i]), outer_of(layers[1])) << method;
+      // Learned scales have the one that they need by now.
+      if (range == std::string("mse"))
+        EXPECT_EQ(outer_of(layers[1]), needed) << method;
+      else
+        EXPECT_LE(outer_of(layers[1]), needed) << method;
+      EXPECT_NE(outer_of(layers[3]), needed);
+      // Once more: scales that were settled before are not those of other weights.
+      calibrate(net, batches, forward, recipe.initialize);
+      for (size_t i = 1; i < 3; ++i)
+        EXPECT_EQ(outer_of(convert(net)[i]), outer_of(convert(net)[0]));
+    }
 }
 
 TEST(SharedOuterScale, FusedLayersAreWrittenWithTheOneThatTheyTrainedUnder) {

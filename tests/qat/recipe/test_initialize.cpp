@@ -71,6 +71,15 @@ TEST(Initialize, BlockTrainingKeepsScales) {
   EXPECT_EQ(recipe.initialize.block_training.rounding, BlockRounding::half_step);
 }
 
+TEST(Initialize, ARotationMayBeOfSomeFeaturesEach) {
+  const auto size = [](const std::string& settings) {
+    return parse_recipe(kHead + "initialize: {" + settings + "}\n", "r").initialize.rotation_size;
+  };
+  EXPECT_EQ(size("method: hadamard+gptq, rotation_size: 32"), 32);
+  EXPECT_EQ(size("method: hadamard+gptq"), 0);
+  EXPECT_THROW(size("method: gptq, rotation_size: 32"), RecipeError);
+}
+
 TEST(Initialize, NamesAreThoseOfRecipes) {
   const Initialize initialize =
       parse_recipe(kHead + "initialize: {method: awq+rtn, order: column, scale_search: minmax}\n",

@@ -94,14 +94,34 @@ TEST(Presets, RefuseWhatTheyFix) {
             "weight's, but is {group_size: 48}");
 }
 
-TEST(Presets, GptqAndTheLikeTakeScalesOfOneLevel) {
+TEST(Presets, GptqAndTheLikeTakeThemAll) {
   const std::string gptq = "initialize: {method: gptq}\n";
-  for (const char* name : {"nvfp4", "q4_k", "q6_k"})
-    EXPECT_EQ(problem_of(std::string("dtype: ") + name, gptq),
-              "layers[0].weight.dtype must have scales of one level where initialize chooses codes "
-              "together with scales, but is " +
-                  std::string(name));
-  EXPECT_EQ(problem_of("dtype: mxfp4", gptq), "");
+  for (const Preset& preset : presets())
+    EXPECT_EQ(problem_of(std::string("dtype: ") + preset.name, gptq), "") << preset.name;
+}
+
+TEST(Presets, FourOverSixIsARuleOfNvfp4) {
+  const QuantSpec spec = weight_of("dtype: nvfp4, scale_dtype: e4m3_four_over_six");
+  EXPECT_EQ(quantizer_of(spec, 4, Quantizer::Mode::minmax).text(),
+            "minmax fp4_e2m1 1x16 e4m3_four_over_six*float32@-1x-1");
+  EXPECT_EQ(quantizer_of(spec, 8, Quantizer::Mode::minmax).text(),
+            "minmax int8 narrow 1x16 e4m3*float32@-1x-1");
+  EXPECT_EQ(preset_of(spec), find_preset("nvfp4"));
+  EXPECT_EQ(weight_of("dtype: fp4_e2m1, group_size: 16, scale_dtype: e4m3_four_over_six, "
+                      "outer_scale: {dtype: float32}"),
+            spec);
+  for (const char* weight : {"dtype: int4, group_size: 16, outer_scale: {dtype: float32}",
+                             "dtype: fp4_e2m1, group_size: 16"})
+    EXPECT_EQ(problem_of(std::string(weight) + ", scale_dtype: e4m3_four_over_six"),
+              "layers[0].weight.scale_dtype must be e4m3 unless the weight is fp4_e2m1 under an "
+              "outer_scale, but is e4m3_four_over_six");
+  const std::string refusal = message_of(
+      [] { recipe_of("{match: a, input: {dtype: nvfp4, scale_dtype: e4m3_four_over_six}}"); });
+  EXPECT_NE(
+      refusal.find("layers[0].input.scale_dtype must be e4m3 for an input, whose scales engines "
+                   "find as a / 6, but is e4m3_four_over_six"),
+      std::string::npos)
+      << refusal;
 }
 
 TEST(Presets, OfInputsAreFoundInEachCall) {
