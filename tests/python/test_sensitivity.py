@@ -102,6 +102,12 @@ def test_bad_input_has_its_sentence(llama, measured):
         allocate_widths([[]], 3)
 
 
+@pytest.mark.parametrize("layers", ["layers: {weight: {dtype: int4}}", "layers:\n  # all\n  weight: {dtype: int4}"])
+def test_a_mix_is_written_after_a_list_of_rules(layers):
+    with pytest.raises(torchqat.UserError, match=matches("evaluate.mixed-without-list")):
+        mixed_recipe(f"version: 1\n{layers}\n", [], {})
+
+
 def test_the_command_prints_writes_and_draws(model_folder, data_folder, recipe_file, tmp_path, capsys):
     from torchqat.cli import main
 

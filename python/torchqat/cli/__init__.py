@@ -20,7 +20,7 @@ for _module in (runs, teacher, recipes, sensitivity, checkpoints, imatrix, docto
     _module.register(app)
 for _command in app.registered_commands:
     _command.epilog = (
-        "--json, at any place, prints one JSON object; torchqat --debug COMMAND shows where an error comes from."
+        "--json, at any place, prints one JSON object; torchqat --debug COMMAND shows where errors come from."
     )
 
 
