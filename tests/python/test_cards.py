@@ -15,7 +15,7 @@ from torchqat.reports.card import without_folders
 from torchqat.reports.origin import origin_of
 from torchqat.reports.report import read_report
 
-SHORT = PTQ + "evaluate: {compare: []}\n"
+SHORT = PTQ + "train: {steps: 0}\nevaluate: {compare: []}\n"
 SOURCE = """---
 license: other
 license_name: tiny-license
@@ -213,7 +213,7 @@ def test_a_card_on_the_hub_stays(finished, hub, tmp_path, capsys):
 
 def test_what_misses_its_limits_is_not_pushed(begin, hub, tmp_path):
     reached = hub()
-    report = begin(PTQ + "evaluate: {compare: [], accept: {kl: 0.0}}\n", push_to_hub="me/tiny")
+    report = begin(PTQ + "train: {steps: 0}\nevaluate: {compare: [], accept: {kl: 0.0}}\n", push_to_hub="me/tiny")
     assert report.accepted is False and reached.calls == []
 
 

@@ -1,0 +1,45 @@
+"""``verify --reference`` of what llama.cpp's own quantizer writes."""
+
+import os
+import subprocess
+
+import pytest
+from conftest import TEXT, Tiny
+from torchqat.checkpoints.formats.gguf import write_gguf
+from torchqat.runs.foreign import compare
+from torchqat.runs.scratch import new_model
+
+PYTHON = os.environ.get("TORCHQAT_LLAMA_CPP", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="llama.cpp is not installed; make test-engines installs it")
+
+QUANTIZE = """
+import ctypes, sys, llama_cpp
+settings = llama_cpp.llama_model_quantize_default_params()
+settings.ftype, settings.nthread = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[3]), 1
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))
+"""
+
+
+class Wide(Tiny):
+    """As wide as a block of K-quants."""
+
+    hidden_size, intermediate_size = 256, 512
+
+
+@pytest.mark.parametrize(("kind", "most"), (("Q4_K_M", 0.1), ("Q8_0", 0.01), ("Q2_K", 0.4)))
+def test_what_llama_quantize_writes(kind, most, tmp_path, tokenizer):
+    """Every matrix is quantized, as far from the float model's as that type may be, and the norms are the float model's."""
+    model = new_model(Wide, Tiny.vocabulary, seed=0).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_gguf(model, [], None, tmp_path / "float.gguf", tokenizer)
+    place, data = tmp_path / f"{kind}.gguf", tmp_path / "data.txt"
+    done = subprocess.run(
+        [PYTHON, "-c", QUANTIZE, tmp_path / "float.gguf", place, kind], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    data.write_text("".join(TEXT[:2]))
+    found = compare(place, str(tmp_path / "model"), str(data), device="cpu")
+    assert found.weights.ok and not found.weights.changed and len(found.weights.kept) == 5
+    assert len(found.weights.layers) == 15 and all(1e-4 < layer.relative < most for layer in found.weights.layers)
+    assert 0 < found.figures.kl < 0.1
