@@ -4,10 +4,9 @@ import os
 import subprocess
 
 import pytest
-from conftest import TEXT, Tiny
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.runs.foreign import compare
-from torchqat.runs.scratch import new_model
+from torchqat.runs.scratch import new_model, train_tokenizer
 
 PYTHON = os.environ.get("TORCHQAT_LLAMA_CPP", "")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="llama.cpp is not installed; make test-engines installs it")
@@ -20,16 +19,19 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
-class Wide(Tiny):
+TEXT = [f"def function_{i}(argument):\n    return argument + {i}\n\n\n" * 12 for i in range(30)]
+
+
+class Wide:
     """As wide as a block of K-quants."""
 
-    hidden_size, intermediate_size = 256, 512
+    hidden_size, intermediate_size, layers, heads, kv_heads, sequence_length = 256, 512, 2, 4, 2, 32
 
 
 @pytest.mark.parametrize(("kind", "most"), (("Q4_K_M", 0.1), ("Q8_0", 0.01), ("Q2_K", 0.4)))
-def test_what_llama_quantize_writes(kind, most, tmp_path, tokenizer):
+def test_what_llama_quantize_writes(kind, most, tmp_path):
     """Every matrix is quantized, as far from the float model's as that type may be, and the norms are the float model's."""
-    model = new_model(Wide, Tiny.vocabulary, seed=0).eval()
+    model, tokenizer = new_model(Wide, 400, seed=0).eval(), train_tokenizer(TEXT, 400)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     write_gguf(model, [], None, tmp_path / "float.gguf", tokenizer)
