@@ -14,8 +14,9 @@ from torchqat.checkpoints.card import is_ours, write_card
 from torchqat.reports.card import without_folders
 from torchqat.reports.origin import origin_of
 from torchqat.reports.report import read_report
+from torchqat.reports.serving import how_to_load
 
-SHORT = PTQ + "evaluate: {compare: []}\n"
+SHORT = PTQ + "train: {steps: 0}\nevaluate: {compare: []}\n"
 SOURCE = """---
 license: other
 license_name: tiny-license
@@ -84,6 +85,15 @@ def test_the_card_loads_what_it_is_of(finished, tmp_path):
     found = {}
     exec(code.replace("path/to/this/folder", str(folder)), found)
     assert type(found["model"]).__name__ == "LlamaForCausalLM"
+
+
+def test_a_model_of_the_users_own_class_is_loaded_by_the_user(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    found = how_to_load(tmp_path, "compressed-tensors", "path", writes_text=False)
+    assert "the program that has the model's class" in found and "AutoModel" not in found
+    (tmp_path / "config.json").write_text('{"architectures": ["T5ForConditionalGeneration"]}')
+    found = how_to_load(tmp_path, "compressed-tensors", "path", writes_text=False)
+    assert 'T5ForConditionalGeneration.from_pretrained("path"' in found and "vllm" not in found
 
 
 def test_a_card_of_the_users_stays(finished, tmp_path, capsys):
@@ -213,7 +223,7 @@ def test_a_card_on_the_hub_stays(finished, hub, tmp_path, capsys):
 
 def test_what_misses_its_limits_is_not_pushed(begin, hub, tmp_path):
     reached = hub()
-    report = begin(PTQ + "evaluate: {compare: [], accept: {kl: 0.0}}\n", push_to_hub="me/tiny")
+    report = begin(PTQ + "train: {steps: 0}\nevaluate: {compare: [], accept: {kl: 0.0}}\n", push_to_hub="me/tiny")
     assert report.accepted is False and reached.calls == []
 
 

@@ -283,7 +283,7 @@ def test_a_run_that_was_only_trained_is_reported(tmp_path, capsys):
 
 def test_a_run_in_python_has_a_page_too(begin, tmp_path):
     """With the limits beside what was measured, and what both models write after the same words."""
-    report = begin(PTQ + "evaluate: {compare: [], accept: {kl: 100, perplexity_ratio: 0.5}}\n")
+    report = begin(PTQ + "train: {steps: 0}\nevaluate: {compare: [], accept: {kl: 100, perplexity_ratio: 0.5}}\n")
     text = " ".join(Page((tmp_path / "run" / "report.html").read_text()).words)
     kl, perplexity = report.limits
     assert kl.met and kl.value == report.variants[-1].kl and kl.bound == 100 and report.accepted is False
@@ -295,7 +295,7 @@ def test_a_run_in_python_has_a_page_too(begin, tmp_path):
 
 def test_samples_are_what_the_models_write(begin, tmp_path, model_folder, tokenizer):
     """The float model's by transformers' own greedy search, the quantized one's by what was exported."""
-    report = begin(PTQ + "evaluate: {compare: []}\n")
+    report = begin(PTQ + "train: {steps: 0}\nevaluate: {compare: []}\n")
     assert report.samples["method"] == report.variants[-1].method and len(report.samples["texts"]) == 2
     loaded = {
         "float": AutoModelForCausalLM.from_pretrained(model_folder),
@@ -317,6 +317,6 @@ def test_a_page_that_cannot_be_drawn_costs_no_run(begin, tmp_path, monkeypatch):
     progress = Progress(quiet=True)
     progress.say = said_then.append
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    report = begin(PTQ + "evaluate: {compare: []}\n", progress=progress)
+    report = begin(PTQ + "train: {steps: 0}\nevaluate: {compare: []}\n", progress=progress)
     assert report.variants and not (tmp_path / "run" / "report.html").exists()
     assert any(said(text, "reports.not-written", library="jinja2") for text in said_then)

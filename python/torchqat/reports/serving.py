@@ -39,6 +39,8 @@ def _in_transformers(folder: Path, format: str, place: str) -> str:
     name = "AutoModelForCausalLM"
     config = folder / "config.json"
     known = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
+    if not known:
+        return "By the program that has the model's class: there is no configuration of transformers.\n"
     if known and not known[0].endswith(("ForCausalLM", "LMHeadModel")):
         name = known[0]
     beside = _BESIDE[format]
