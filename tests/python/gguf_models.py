@@ -75,6 +75,9 @@ MODELS = {
 }  # fmt: skip
 
 
+# Routers prefer experts clearly, as trained ones do: of others, inputs that are rounded to 8 bits reach other experts.
+_ROUTERS, _ROUTED = ("mlp.gate.weight", "router.weight"), 5.0
+_HEAD = 0.7
 # What rules match their blocks by, where it is not model.layers.*
 BLOCKS = {
     "gpt2": "transformer.h.*",
@@ -83,8 +86,11 @@ BLOCKS = {
 }
 
 
-def build(name: str, **settings):
-    """The model called ``name`` in ``MODELS``; each weight is one of float16, none of them zero or one."""
+def build(name: str, gain: float = 1.3, **settings):
+    """The model called ``name`` in ``MODELS``; each weight is one of float16, none of them zero or one.
+
+    Matrices multiply the size of what they are given by about ``gain``.
+    """
     torch.manual_seed(0)
     model = _with_images(settings) if name == "gemma3 with images" else _of_text(name, settings)
     generator = torch.Generator().manual_seed(1)
@@ -95,7 +101,8 @@ def build(name: str, **settings):
                 value = parameter + 0.2 * noise
             else:
                 is_embedding = any(word in parameter_name for word in ("embed", "wte", "wpe"))
-                value = noise * (0.2 if is_embedding else 1.3 / parameter.shape[-1] ** 0.5)
+                size = _ROUTED if parameter_name.endswith(_ROUTERS) else _HEAD if "lm_head" in parameter_name else gain
+                value = noise * (0.2 if is_embedding else size / parameter.shape[-1] ** 0.5)
             parameter.copy_(value.half().float())
     return model.eval()
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torchqat
 from gguf_models import BLOCKS, MODELS, build
-from sentences import matches
+from sentences import matches, sentence
 from test_gguf import WEIGHTS, reader_of, value_of
 from test_linear import recipe_for
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.gguf import write_gguf
+from torchqat.checkpoints.formats.gguf_architectures import gguf_notes
 from torchqat.layers.prepared import quant_layers
 from torchqat.verification.unquantized_gguf import unquantized_in_gguf
 
@@ -162,3 +163,15 @@ def test_a_file_that_rotates_otherwise_is_found(tmp_path, monkeypatch):
     folder = torchqat.export(model, tmp_path / "out", "gguf")
     assert "rope_freqs.weight" in torchqat.verify(folder, model, engine="reader").missing
     assert "rope_freqs.weight" in unquantized_in_gguf(folder, model)
+
+
+def test_what_a_file_does_not_have_is_said():
+    assert gguf_notes(build("llama")) == gguf_notes(build("gemma2")) == []
+    assert gguf_notes(build("gemma3 with images")) == [
+        sentence("export.gguf-language-model", part="model.language_model")
+    ]
+    assert gguf_notes(build("starcoder2", sliding_window=64)) == [
+        sentence("export.gguf-window", kind="starcoder2", context=64)
+    ]
+    model = build("gpt_oss", rope_parameters={**MODELS["gpt_oss"]["rope_parameters"], "truncate": False})
+    assert gguf_notes(model) == [sentence("export.gguf-yarn")]

@@ -11,7 +11,7 @@ from sentencepiece_like import sentencepiece_like
 from sentences import matches
 from test_gguf import WEIGHTS, prepared, reader_of, value_of
 from test_linear import recipe_for
-from torchqat.checkpoints.formats.gguf_vocabulary import _PATTERNS, _pre_tokenizer
+from torchqat.checkpoints.formats.llama_cpp.pre_tokenizers import PATTERNS, pre_tokenizer
 
 
 def test_the_byte_level_tokenizer_is_carried_over(tokenizer, tmp_path):
@@ -59,24 +59,46 @@ def test_a_sentencepiece_tokenizer_has_scores(tmp_path):
     assert value_of(reader, "tokenizer.ggml.add_space_prefix") is True
 
 
+FALCON = [
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    {"type": "ByteLevel", "use_regex": True},
+    {"type": "Digits", "individual_digits": False},
+    {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated"},
+]
+
+
 @pytest.mark.parametrize(
-    ("parts", "name"),
+    ("parts", "whole", "name"),
     [
-        ([{"type": "Split", "pattern": {"Regex": p}}, {"type": "ByteLevel", "use_regex": False}], n)
-        for p, n in _PATTERNS.items()
+        ([{"type": "Split", "pattern": {"Regex": p}}, {"type": "ByteLevel", "use_regex": False}], whole, n)
+        for (p, whole), n in PATTERNS.items()
     ]
     + [
-        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], "smollm"),
-        ([{"type": "ByteLevel"}], "gpt-2"),
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], False, "smollm"),
+        ([{"type": "ByteLevel"}], False, "gpt-2"),
+        (FALCON, False, "falcon"),
     ],
 )
-def test_pre_tokenizers_are_known_by_their_pattern(parts, name):
-    assert _pre_tokenizer({"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}) == name
+def test_pre_tokenizers_are_known_by_their_pattern(parts, whole, name):
+    described = {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts},
+        "model": {"type": "BPE", "ignore_merges": whole},
+    }
+    assert pre_tokenizer(described) == name
+
+
+def test_named_chat_templates_are_all_there(tokenizer, tmp_path):
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    reader = reader_of(torchqat.export(prepared(), tmp_path / "out", "gguf", tokenizer))
+    tokenizer.chat_template = None
+    assert value_of(reader, "tokenizer.chat_template") == "{{ messages }}"
+    assert value_of(reader, "tokenizer.chat_template.tool_use") == "{{ tools }}"
+    assert value_of(reader, "tokenizer.chat_templates") == ["tool_use"]
 
 
 def test_a_pre_tokenizer_that_llama_cpp_does_not_have_is_refused():
     with pytest.raises(torchqat.UserError, match=matches("export.gguf-tokenizer", found="Whitespace")):
-        _pre_tokenizer({"pre_tokenizer": {"type": "Whitespace"}})
+        pre_tokenizer({"pre_tokenizer": {"type": "Whitespace"}})
 
 
 def test_without_a_tokenizer_there_is_no_vocabulary(tmp_path):

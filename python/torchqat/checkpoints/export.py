@@ -166,6 +166,15 @@ def check_exports(
             )
 
 
+def export_notes(model: nn.Module, format: str) -> list[str]:
+    """What users should know of an export of ``model`` in that format, a sentence each: what it has not of the model."""
+    if format != "gguf":
+        return []
+    from torchqat.checkpoints.formats.gguf_architectures import gguf_notes
+
+    return gguf_notes(model)
+
+
 def _writes_from_encoder(model: nn.Module) -> bool:
     generates = hasattr(model, "can_generate") and model.can_generate()
     return generates and getattr(model.config, "is_encoder_decoder", False)

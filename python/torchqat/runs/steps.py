@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from torchqat.checkpoints.convert import QuantizedWeights, convert
-from torchqat.checkpoints.export import export, format_for
+from torchqat.checkpoints.export import export, export_notes, format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.data.batch import Batch
 from torchqat.errors import UserError
@@ -131,10 +131,11 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     """``export`` with what the run knows of its model: tokenizer, inputs, dtype, and files that go with it."""
     known = {"example": run.kind.examples(run.example), "files": run.kind.companions(run.model_path)}
     dtype = options.pop("dtype", None)
-    note = "" if dtype else dtype_note(run, model, format, dtype := export_dtype(run, model, format))
+    notes = [] if dtype else [dtype_note(run, model, format, dtype := export_dtype(run, model, format))]
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
     put_terms(run, written)
-    if note:
+    notes += export_notes(model, format)
+    for note in filter(None, notes):
         run.float_model.note(note)
         with run.changed_report() as report:
             report.notes += [] if note in report.notes else [note]

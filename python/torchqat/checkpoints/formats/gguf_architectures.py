@@ -7,9 +7,11 @@ from torch import nn
 from torchqat._library import LayerPlan, gguf_type
 from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
 from torchqat.checkpoints.formats.llama_cpp.fixed import check_fixed
-from torchqat.checkpoints.formats.llama_cpp.rope import check_rope
+from torchqat.checkpoints.formats.llama_cpp.hyperparameters import context_of
+from torchqat.checkpoints.formats.llama_cpp.rope import check_rope, rounds_yarn
 from torchqat.checkpoints.formats.llama_cpp.table import ARCHITECTURES
 from torchqat.errors import UserError
+from torchqat.model.towers import language_model
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -29,6 +31,26 @@ def architecture_of(model: nn.Module) -> Architecture:
     check_fixed(config.get_text_config(), found.fixed)
     check_rope(model, found)
     return found
+
+
+def gguf_notes(model: nn.Module) -> list[str]:
+    """What a GGUF file of ``model``, which ``architecture_of`` knows, does not have of it, a sentence each."""
+    config, found = model.config.get_text_config(), architecture_of(model)
+    notes = []
+    if inside := language_model(model):
+        notes.append(f"The GGUF file has the language model alone, {inside}: what reads images or sounds is not in it.")
+    context = context_of(config, found)
+    if context < config.max_position_embeddings:
+        notes.append(
+            f"llama.cpp attends to all tokens, where blocks of a {config.model_type} have a window: the GGUF file says that "
+            f"it takes {context} tokens, up to which both compute the same."
+        )
+    if rounds_yarn(config):
+        notes.append(
+            "llama.cpp rounds the ends of yarn's ranges to whole channels, which this model does not (truncate: false): the "
+            "channels between turn otherwise there, as in every GGUF file of gpt-oss."
+        )
+    return notes
 
 
 def check_types(model: nn.Module, layers: Iterable[LayerPlan]) -> None:

@@ -5,14 +5,8 @@ import re
 
 import gguf
 
+from torchqat.checkpoints.formats.llama_cpp.pre_tokenizers import pre_tokenizer
 from torchqat.errors import UserError
-
-# Pre-tokenizers that llama.cpp has by name, by the pattern that splits text in tokenizer.json.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PATTERNS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, tokenizer, rows: int) -> None:
@@ -41,7 +35,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer, rows: int) -> None:
         writer.add_add_space_prefix(_adds_space(description))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_pre_tokenizer(description))
+        writer.add_tokenizer_pre(pre_tokenizer(description))
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -86,25 +80,6 @@ def _adds_space(description: dict) -> bool:
     return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
 
 
-def _pre_tokenizer(description: dict) -> str:
-    """The name by which llama.cpp knows the way that text is split before merging."""
-    top = description.get("pre_tokenizer") or {}
-    parts = top.get("pretokenizers", [top])
-    kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"]:
-        pattern = parts[0]["pattern"].get("Regex", "")
-        if pattern in _PATTERNS:
-            return _PATTERNS[pattern]
-    raise UserError(
-        "gguf takes tokenizers that split text as GPT-2, Llama 3, Qwen2 or SmolLM do, or of SentencePiece, but this one has "
-        f"{' and '.join(str(kind) for kind in kinds)}."
-    )
-
-
 def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer) -> None:
     ids = {
         writer.add_bos_token_id: tokenizer.bos_token_id,
@@ -122,5 +97,6 @@ def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer) -> None:
     writer.add_add_eos_token(
         bool(sample) and tokenizer.eos_token_id is not None and sample[-1] == tokenizer.eos_token_id
     )
-    if getattr(tokenizer, "chat_template", None):
-        writer.add_chat_template(tokenizer.chat_template)
+    if template := getattr(tokenizer, "chat_template", None):
+        named = isinstance(template, dict)  # several, of which llama.cpp takes one by its name
+        writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if named else template)

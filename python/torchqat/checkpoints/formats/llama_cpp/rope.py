@@ -87,7 +87,7 @@ def _check_yarn(config: Any, parameters: dict[str, Any]) -> None:
             f"gguf takes rotary embeddings by yarn whose attention is scaled by {usual:.4f} = 1 + ln({factor}) / 10, but "
             "this model's is scaled otherwise."
         )
-    if not parameters.get("truncate", True) and config.model_type != "gpt_oss":
+    if rounds_yarn(config) and config.model_type != "gpt_oss":
         raise UserError("gguf takes rotary embeddings by yarn whose truncate is true, but this model's is false.")
 
 
@@ -131,6 +131,11 @@ def rope_tensors(model: nn.Module, architecture: Architecture) -> dict[str, Tens
     size = rotated_size(config)
     plain = 1.0 / rope_base(config) ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     return {FACTORS: plain / rotary.inv_freq.float().cpu()}
+
+
+def rounds_yarn(config: Any) -> bool:
+    """Whether llama.cpp rounds the ends of yarn's ranges where the model does not."""
+    return not parameters_of(config).get("truncate", True)
 
 
 def _original_context(config: Any) -> int:
