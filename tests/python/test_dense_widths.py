@@ -130,7 +130,8 @@ def test_an_older_library_is_refused_before_training(tiny_llama, tmp_path, monke
 
 
 def test_engine_vllm_asks_for_what_every_vllm_loads():
-    recipe = f'version: 1\nmode: auto\nlayers:\n  - {{match: "*", weight: {INT3}}}\nevaluate: {{accept: {{kl: 1}}}}\nengine: vllm\n'
+    head = f'version: 1\nmode: auto\nlayers:\n  - {{match: "*", weight: {INT3}}}\n'
+    recipe = f"{head}evaluate: {{accept: {{kl: 1}}}}\nengine: vllm\n"
     with pytest.raises(torchqat.RecipeError, match="engine: vllm"):
         torchqat.parse_recipe(f"{recipe}export: [{FORMAT}]\n")
     assert torchqat.parse_recipe(f"{recipe}export: [{FORMAT}, compressed-tensors]\n").exports[0] == FORMAT
