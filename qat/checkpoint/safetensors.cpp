@@ -23,6 +23,7 @@ const std::vector<std::pair<std::string, at::ScalarType>> kDtypes{{"F64", at::kD
                                                                   {"BF16", at::kBFloat16},
                                                                   {"I64", at::kLong},
                                                                   {"I32", at::kInt},
+                                                                  {"U32", at::kUInt32},
                                                                   {"I16", at::kShort},
                                                                   {"I8", at::kChar},
                                                                   {"U8", at::kByte},

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "qat/names.h"
 #include "qat/recipe/rule_reader.h"
 #include "qat/recipe/settings.h"
 #include "qat/recipe/spec_reader.h"
@@ -14,9 +15,18 @@ namespace {
 
 // The formats of qat/checkpoint/, which reads recipes and so is not read from here, and after them
 // those that Python alone writes.
-const std::vector<std::string> kFormats{
-    "compressed-tensors", "gptq", "gptq_v2",     "awq",   "gguf",
-    "modelopt",           "onnx", "safetensors", "mxfp4", "dense"};
+const std::vector<std::string> kFormats{"compressed-tensors",
+                                        "compressed-tensors-0.18",
+                                        "gptq",
+                                        "gptq_v2",
+                                        "awq",
+                                        "gguf",
+                                        "mlx",
+                                        "modelopt",
+                                        "onnx",
+                                        "safetensors",
+                                        "mxfp4",
+                                        "dense"};
 
 ScratchModel read_scratch(YamlSection section) {
   ScratchModel scratch;
@@ -175,16 +185,24 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
   if (section.has("engine"))
     recipe.engine =
         section.one_of("engine", "transformers",
-                       writes ? std::vector<std::string>{"transformers", "vllm", "llama.cpp"}
+                       writes ? std::vector<std::string>{"transformers", "vllm", "llama.cpp", "mlx"}
                               : std::vector<std::string>{"transformers", "onnxruntime"});
   const char* fitting = recipe.engine == "llama.cpp"     ? "gguf"
+                        : recipe.engine == "mlx"         ? "mlx"
                         : recipe.engine == "onnxruntime" ? "onnx"
                                                          : "compressed-tensors";
   recipe.exports = section.words("export", {fitting}, kFormats);
-  const bool is_read =
-      std::find(recipe.exports.begin(), recipe.exports.end(), fitting) != recipe.exports.end();
-  if (!is_read && (recipe.engine == "llama.cpp" || recipe.engine == "onnxruntime"))
-    section.reject("export", "must list " + std::string(fitting) +
+  // What each engine loads; transformers reads most formats, and says of others that it does not.
+  std::vector<std::string> loaded;
+  if (recipe.engine == "vllm")
+    loaded = {"compressed-tensors", "gptq", "awq"};
+  else if (!recipe.engine.empty() && recipe.engine != "transformers")
+    loaded = {fitting};
+  const auto is_loaded = [&](const std::string& format) {
+    return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
+  };
+  if (!loaded.empty() && std::none_of(recipe.exports.begin(), recipe.exports.end(), is_loaded))
+    section.reject("export", "must list " + join(loaded, " or ") +
                                  ", which is what engine: " + recipe.engine + " loads");
 }
 

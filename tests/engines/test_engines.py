@@ -1,6 +1,7 @@
 """Every format in every engine that runs on a CPU: bits equal, answers within the engine's bound.
 
-Engines are those that TORCHQAT_VLLM, TORCHQAT_LLAMA_CPP and TORCHQAT_TRANSFORMERS name; make test-engines sets them up.
+Engines are those that TORCHQAT_VLLM, TORCHQAT_LLAMA_CPP, TORCHQAT_MLX and TORCHQAT_TRANSFORMERS name; make test-engines sets
+them up.
 """
 
 import json
@@ -49,6 +50,13 @@ CASES = [
     ("llama.cpp", "gguf", "{dtype: q5_1, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{dtype: nvfp4, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{dtype: mxfp4, scale: learned}", "", ""),
+    ("mlx", "mlx", GROUPS, "", ""),
+    ("mlx", "mlx", "{dtype: int3, group_size: 32, symmetric: false}", "", ""),
+    ("mlx", "mlx", "{dtype: int4, group_size: 32, scale_dtype: e8m0_even}", "", ""),
+    ("mlx", "mlx", "{dtype: mxfp4, scale: learned}", "", ""),
+    ("mlx", "mlx", "{dtype: mxfp8_e4m3}", "", ""),
+    ("mlx", "mlx", "{dtype: fp4_e2m1, group_size: 16, scale_dtype: e4m3}", "", ""),
+    ("transformers", "compressed-tensors-0.18", "{dtype: int3, group_size: 32}", "", ""),
     ("transformers", "compressed-tensors", "{dtype: nvfp4, scale: learned}", "", ""),
     ("transformers", "compressed-tensors", "{dtype: mxfp4, scale: learned}", "", ""),
     ("transformers", "compressed-tensors", "{dtype: mxfp6_e2m3}", "", ""),

@@ -19,7 +19,7 @@ TEST(Pack, WorkedExamplesOfTheFormat) {
 }
 
 TEST(Pack, UnpackRestoresTheCodes) {
-  for (const int64_t bits : {2, 3, 4, 8})
+  for (const int64_t bits : {2, 3, 4, 5, 6, 7, 8})
     for (const int64_t cols : {1, 7, 16, 33}) {
       const int64_t half = int64_t{1} << (bits - 1);
       const at::Tensor values = at::randint(-half, half, {3, 5, cols}, at::kChar);
@@ -27,19 +27,27 @@ TEST(Pack, UnpackRestoresTheCodes) {
     }
 }
 
-// Codes 10 and 21 of 32 straddle words.
-TEST(Pack, ThreeBitsFormAStreamOf96) {
-  std::vector<int> values(32, -4);
-  for (const int64_t index : {0, 10, 21, 31}) {
-    values.assign(32, -4);
-    values[static_cast<size_t>(index)] = 3;  // 7 unsigned
-    const at::Tensor words = pack(codes(values), 3);
-    ASSERT_EQ(words.sizes(), at::IntArrayRef({3}));
-    for (int64_t bit = 0; bit < 96; ++bit) {
-      const bool set = (words[bit / 32].item<int32_t>() >> (bit % 32)) & 1;
-      EXPECT_EQ(set, bit / 3 == index) << index << " " << bit;
+// Such as codes 10 and 21 of 32 in 3 bits, which straddle words.
+TEST(Pack, WidthsThatWordsAreNoMultipleOfFormAStream) {
+  for (const int64_t bits : {3, 5, 6, 7}) {
+    const int low = -(1 << (bits - 1));
+    for (int64_t index = 0; index < 32; ++index) {
+      std::vector<int> values(32, low);
+      values[static_cast<size_t>(index)] = -low - 1;  // all ones
+      const at::Tensor words = pack(codes(values), bits);
+      ASSERT_EQ(words.sizes(), at::IntArrayRef({bits}));
+      for (int64_t bit = 0; bit < 32 * bits; ++bit) {
+        const bool set = (words[bit / 32].item<int32_t>() >> (bit % 32)) & 1;
+        ASSERT_EQ(set, bit / bits == index) << bits << " " << index << " " << bit;
+      }
     }
   }
+}
+
+TEST(Pack, AStreamEndsWithItsRun) {
+  EXPECT_EQ(packed_words(33, 5), 10);
+  EXPECT_EQ(packed_words(17, 6), 6);
+  EXPECT_EQ(pack(codes({-16, 15, 1}), 5)[0].item<int32_t>(), (31 << 5) | (17 << 10));
 }
 
 TEST(Pack, RowsOfAnyNumberOfDimensions) {
@@ -59,7 +67,8 @@ TEST(Pack, ACodeThatDoesNotFitLeavesItsNeighbourAlone) {
 TEST(Pack, UnusedBitsAreZero) { EXPECT_EQ(pack(codes({7}), 4).item<int32_t>(), 15); }
 
 TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
-  EXPECT_THROW(pack(codes({0}), 5), c10::ValueError);
+  EXPECT_THROW(pack(codes({0}), 1), c10::ValueError);
+  EXPECT_THROW(pack(codes({0}), 9), c10::ValueError);
   EXPECT_THROW(unpack(at::zeros({2}, at::kInt), 4, 17), c10::ValueError);
   EXPECT_THROW(pack(at::zeros({4}), 4), c10::TypeError);
   EXPECT_THROW(pack(at::zeros({}, at::kChar), 4), c10::ValueError);
@@ -67,7 +76,7 @@ TEST(Pack, RefusesOtherWidthsAndWrongSizes) {
 }
 
 TEST(Pack, WhereItsCodesAre) {
-  for (const int64_t bits : {2, 3, 4, 8}) {
+  for (const int64_t bits : {2, 3, 4, 5, 6, 7, 8}) {
     const at::Tensor values = at::randint(-2, 2, {3, 40}, at::kChar);
     const at::Tensor packed = pack(values.to(other_device()), bits);
     EXPECT_TRUE(at::equal(packed.cpu(), pack(values, bits)));

@@ -239,7 +239,7 @@ def test_old_arguments_are_those_of_the_quantizer(device):
             matches("ops.ends-of-a-grid", low=7, high=7),
         ),
         (lambda x: ops.pack(x, 4), TypeError, matches("ops.codes-to-pack")),
-        (lambda x: ops.pack(x.to(torch.int8), 5), ValueError, matches("ops.bits-of-packed-codes", bits=5)),
+        (lambda x: ops.pack(x.to(torch.int8), 9), ValueError, matches("ops.bits-of-packed-codes", bits=9)),
     ],
 )
 def test_bad_arguments_get_a_sentence(call, error, message):

@@ -13,10 +13,12 @@ from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.configuration import check_configuration
 from torchqat.checkpoints.formats.folder import write_folder
 from torchqat.checkpoints.formats.known import find_format, formats
+from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
+from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
@@ -68,6 +70,8 @@ def export(
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
+    if format == "mlx":
+        check_products(plan.layers, dtype or next(model.parameters()).dtype)
     output = Path(output)
     layers = convert_layers(model, dtype)
     with pending_folder(output) as folder:
@@ -122,6 +126,8 @@ def format_for(model: nn.Module, plan: CheckpointPlan, name: str) -> Format:
     format = checked_format(name, plan)
     if name == "mxfp4":
         check_whole(model, plan)
+    if name == "mlx":
+        check_architecture(model)
     return format
 
 
@@ -147,7 +153,12 @@ def check_exports(
         format = format_for(model, checked, name)
         if name in FOLDERS:
             documents_on_disk(model, checked, format, on_disk)
-        check_precision(plan.layers, stored_dtype(format, dtype) or next(model.parameters()).dtype)
+        stored = stored_dtype(format, dtype) or next(model.parameters()).dtype
+        check_precision(plan.layers, stored)
+        if name == "mlx":
+            check_products(plan.layers, stored)
+        if name == "compressed-tensors-0.18":
+            check_reads_dense_widths()
         if name == "gguf":
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types

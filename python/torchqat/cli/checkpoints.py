@@ -21,7 +21,8 @@ def export(
     format: str = typer.Option(
         "compressed-tensors",
         "--format",
-        help="compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx, safetensors, mxfp4 or dense (docs/formats.md).",
+        help="compressed-tensors, compressed-tensors-0.18, gptq, gptq_v2, awq, gguf, mlx, modelopt, onnx, safetensors, "
+        "mxfp4 or dense (docs/formats.md).",
     ),
     output: str = typer.Option("", "--output", help="Where to write; RUN/exports/<format> when not given."),
     max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
@@ -66,7 +67,7 @@ def verify(
     engine: str = typer.Option(
         "",
         "--engine",
-        help="transformers, vllm, llama.cpp, onnxruntime, or reader for the tensors alone; by default what fits.",
+        help="transformers, vllm, llama.cpp, mlx, onnxruntime, or reader for the tensors alone; by default what fits.",
     ),
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
     reference: str = typer.Option("", "--reference", help="Compare with this float model, in place of a training."),

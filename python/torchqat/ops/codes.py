@@ -132,7 +132,7 @@ def decode(
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of 2, 3, 4 or 8 bits, offset to unsigned, in int32 words along the last dimension, element 0 lowest."""
+    """Codes of 2 to 8 bits, offset to unsigned, in int32 words along the last dimension, element 0 lowest."""
     return torch.ops.qat.pack(codes, bits)
 
 

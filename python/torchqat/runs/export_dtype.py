@@ -6,6 +6,7 @@ from torch import nn
 from torchqat._library import DTYPES, LayerPlan
 from torchqat.checkpoints.dtype import dtype_named, dtype_word, has_digits, holds_scales
 from torchqat.checkpoints.formats.known import find_format
+from torchqat.checkpoints.formats.mlx import has_exact_products
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.model.quantized import first_of
 from torchqat.runs.run import Run
@@ -19,7 +20,8 @@ def planned_dtype(run: Run, format: str, layers: list[LayerPlan]) -> torch.dtype
     if format == "onnx" or source is None:  # a graph computes in the dtype of the module
         return None
     narrower = source.itemsize < DTYPES[run.recipe.model.dtype].itemsize
-    return source if narrower and has_digits(layers, source) else None
+    holds = has_digits(layers, source) and (format != "mlx" or has_exact_products(layers, source))
+    return source if narrower and holds else None
 
 
 def export_dtype(run: Run, model: nn.Module, format: str) -> torch.dtype | None:
@@ -46,6 +48,11 @@ def dtype_note(run: Run, model: nn.Module, format: str, dtype: torch.dtype | Non
     source, own = run.float_model.dtype, next(model.parameters()).dtype
     if source is None or run.dtype or format == "onnx" or find_format(format).dtype is not None:
         return ""
+    if dtype is None and source.itemsize < own.itemsize and format == "mlx":
+        return (
+            f"The mlx checkpoint is in {dtype_word(own)}, not in {dtype_word(source)}, which the model came in and in which "
+            "MLX would round the weights; scale_dtype: e8m0_even makes them exact in bfloat16."
+        )
     if dtype is None and source.itemsize < own.itemsize:
         return (
             f"Checkpoints are in {dtype_word(own)}, not in {dtype_word(source)}, which the model came in and which cannot "

@@ -8,6 +8,7 @@ from torch import nn
 
 from torchqat.checkpoints.convert import QuantizedWeights, convert
 from torchqat.checkpoints.export import export, export_notes, format_for
+from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.data.batch import Batch
 from torchqat.errors import UserError
@@ -62,10 +63,11 @@ def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str
     folder = run.folder / target
     weights = convert(model, export_dtype(run, model, format))
     elements = sum(w.codes.numel() for w in weights)
-    bits = sum(w.bits_per_weight * w.codes.numel() for w in weights) / elements
+    widths = {w.name: bits_per_weight(format, w) for w in weights}
+    bits = sum(widths[w.name] * w.codes.numel() for w in weights) / elements
     figures = run.measure(model)
     variant = Variant.of(name, method, bits, figures, size_of(folder), target)
-    variant.bits_over_all = bits_over_all(run.plan, {w.name: w.bits_per_weight for w in weights}, stored_bits(run))
+    variant.bits_over_all = bits_over_all(run.plan, widths, stored_bits(run))
     if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
         variant.histograms = histograms(model, run.original)
     variant.sqnr = _signal_to_noise(run, model, weights)

@@ -34,7 +34,7 @@ from torchqat.ptq.walk import initialize
 from torchqat.runs.stream_writer import Streamed, StreamWriter
 
 # Those that can be written block by block: a GGUF file begins with what all of its tensors will be.
-_FORMATS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
+_FORMATS = ("compressed-tensors", "compressed-tensors-0.18", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
 
 
 def quantize_folder(

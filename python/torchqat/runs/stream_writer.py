@@ -12,6 +12,7 @@ from torchqat._library import CheckpointPlan, Plan
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
+from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
@@ -74,7 +75,7 @@ class StreamWriter:
         for layer in convert_layers(block.module, dtype, prefix):
             tensors.update(layer_tensors(self.model, self.format, layer, self.names))
             self.elements += layer.codes.numel()
-            self.bits += layer.bits_per_weight * layer.codes.numel()
+            self.bits += bits_per_weight(self.format.name, layer) * layer.codes.numel()
         scales = cache_scales(block.module, self.format.name)
         tensors.update({self.names.renamed(prefix + name): scale for name, scale in scales.items()})
         self.shards.add(tensors)

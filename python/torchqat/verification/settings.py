@@ -12,6 +12,8 @@ from torchqat.extras import needs
 # Of a config.json: how the checkpoint is stored and loaded, not what it computes; and what an exported head makes other.
 _OF_STORAGE = {"quantization_config", "dtype", "torch_dtype", "transformers_version", "architectures"}
 _OF_STORAGE |= {"tie_word_embeddings", "use_cache", "_name_or_path"}
+# Of the top of one, what mlx-lm reads beside it: the storage again, and rope_parameters, which are compared, in older words.
+_OF_MLX = {"quantization", "rope_theta", "rope_scaling", "partial_rotary_factor"}
 # Of a GGUF file, by the key of the configuration whose number it has.
 _OF_GGUF = {
     "embedding_length": "hidden_size",
@@ -62,8 +64,8 @@ def _in_folder(folder: Path, config: Any) -> list[str]:
 
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any], place: str) -> list[str]:
-    names = []
-    for key in sorted((found.keys() | wanted.keys()) - _OF_STORAGE):
+    names, added = [], set() if place else _OF_MLX - wanted.keys()
+    for key in sorted((found.keys() | wanted.keys()) - _OF_STORAGE - added):
         ours, theirs = wanted.get(key), found.get(key)
         if isinstance(ours, dict) and isinstance(theirs, dict):
             names += _differing(theirs, ours, f"{place}{key}.")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.formats.naming import is_compressed_tensors
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan
 from torchqat.checkpoints.readers import read_checkpoint
 from torchqat.checkpoints.readers.reading import Reading
@@ -82,7 +83,7 @@ def _expected_others(folder: Path, format: str, model: nn.Module, reading: Readi
 
 def _expected_of_input(layer: QuantizedWeights, format: str) -> dict[str, Tensor]:
     """Scale and zero point of a calibrated input; in a graph also where it is clipped. An outer scale may be a divisor."""
-    if format == "compressed-tensors" and layer.input is not None and layer.input.has_outer_scale:
+    if is_compressed_tensors(format) and layer.input is not None and layer.input.has_outer_scale:
         return {f"{layer.name}.input_global_scale": 1 / layer.input_scale}
     found = {leaf: getattr(layer, leaf) for leaf in ("input_scale", "input_zero_point")}
     if format == "onnx" and layer.input_scale is not None:

@@ -25,7 +25,7 @@ from torchqat.verification.tensors import compare_tensors
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
 # Formats that transformers loads in this process.
-_IN_TRANSFORMERS = ("compressed-tensors", "mxfp4", "dense")
+_IN_TRANSFORMERS = ("compressed-tensors", "compressed-tensors-0.18", "mxfp4", "dense")
 _TEXTS = ["def main(argv):\n    return len(argv) > 1\n", "The quick brown fox's 3 jumps: 1234, été!"]
 
 
@@ -53,9 +53,9 @@ def verify(
         folder: What ``export`` wrote.
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
-        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``onnxruntime``, or ``reader`` for the tensors alone. When not
-            given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else ``reader``. Of
-            models that write no text, outputs are compared.
+        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``mlx``, ``onnxruntime``, or ``reader`` for the tensors alone.
+            When not given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else
+            ``reader``. Of models that write no text, outputs are compared.
         bench: Also time the engine.
         tokenizer: Compared with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.

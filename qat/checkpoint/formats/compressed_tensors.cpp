@@ -13,32 +13,11 @@ namespace {
 
 using nlohmann::json;
 
-bool has_int8_inputs(const LayerPlan& layer) { return layer.input && !layer.input->is_float8(); }
+// The width that codes are stored in: their own, or one that a word is a multiple of.
+enum class Widths { dense, padded };
 
-std::string refusal_of_int8_inputs(const QuantSpec& weight, const QuantSpec& input) {
-  const bool eight = weight.bits == 8;
-  if (input.granularity == Granularity::group)
-    return "int8 inputs have a scale per token or one for all, but these have one per group";
-  if (input.bits != 8 || (!eight && weight.bits != 4))
-    return "quantized inputs need int8 or int4 weights and int8 inputs, but they are int" +
-           std::to_string(weight.bits) + " and int" + std::to_string(input.bits);
-  if (!weight.symmetric()) return "with quantized inputs the weights must be symmetric";
-  if (eight && weight.granularity != Granularity::channel &&
-      weight.granularity != Granularity::tensor)
-    return "with quantized inputs int8 weights must have granularity channel or tensor";
-  if (!eight && (!input.dynamic || input.granularity != Granularity::token || !input.symmetric()))
-    return "int4 weights go with int8 inputs that are symmetric and dynamic, a scale per token";
-  return "";
-}
-
-std::string refusal_of_float8_inputs(const QuantSpec& weight, const QuantSpec& input) {
-  if (input.grid != Grid::e4m3) return "FP8 weights and inputs must both be fp8_e4m3";
-  if (input.granularity == Granularity::group && weight.granularity != Granularity::block)
-    return "FP8 inputs in groups go with FP8 weights in blocks";
-  if (weight.is_float8()) return "";
-  if (weight.bits != 4 || !weight.symmetric())
-    return "with FP8 inputs the weights must be fp8_e4m3 or symmetric int4";
-  return "";
+int bits_of(const QuantSpec& spec, Widths widths) {
+  return widths == Widths::dense ? spec.bits : stored_bits(spec);
 }
 
 // What compressed-tensors calls the layout of a number type in blocks.
@@ -46,43 +25,6 @@ const std::map<std::string, const char*> kBlockFormats{{"nvfp4", "nvfp4-pack-qua
                                                        {"mxfp4", "mxfp4-pack-quantized"},
                                                        {"mxfp6_e2m3", "mxfp6-pack-quantized"},
                                                        {"mxfp8_e4m3", "mxfp8-quantized"}};
-
-bool is_fp8_in_groups(const QuantSpec& input, int64_t group_size) {
-  return input.grid == Grid::e4m3 && !is_coded(input) && input.dynamic &&
-         input.granularity == Granularity::group && input.group_size == group_size;
-}
-
-// Engines find the scales of inputs in blocks by a rule of their own.
-std::string refusal_of_rule(const QuantSpec& input, ScaleCode rule, const char* name) {
-  if (input.scale.code == rule) return "";
-  return "engines round the scales of such inputs by the rule " + std::string(name) +
-         ", so that they need scale_dtype: " + name + ", but they have " + scale_name(input.scale);
-}
-
-std::string refusal_of_block_floats(const LayerPlan& layer) {
-  const std::string weight = weight_float_name(layer), input = input_float_name(layer);
-  if (weight.empty()) return "inputs in " + input + " go with weights in such a type";
-  const int64_t columns = weight == "nvfp4" ? 16 : 32;
-  if (layer.in_features % columns != 0)
-    return "blocks of " + weight + " have " + std::to_string(columns) + " columns, but there are " +
-           std::to_string(layer.in_features);
-  if (layer.type == "Experts") return "experts must be integers or fp8_e4m3";
-  if (!layer.input) return "";
-  if (weight == "nvfp4" && input == "nvfp4")
-    return layer.input->dynamic ? "engines take the outer scale of inputs from the checkpoint, so "
-                                  "that they need dynamic: false, but it is found in each call"
-                                : "";
-  if (weight == "nvfp4") return "nvfp4 weights go with inputs in nvfp4 or none";
-  if (weight == "mxfp4" && input == "mxfp4")
-    return refusal_of_rule(*layer.input, ScaleCode::e8m0_even, "e8m0_even");
-  if (weight == "mxfp4" && is_fp8_in_groups(*layer.input, 128)) return "";
-  if (weight != "mxfp4" && input == "mxfp8_e4m3")
-    return refusal_of_rule(*layer.input, ScaleCode::e8m0_ceil, "e8m0_ceil");
-  return std::string(weight == "mxfp4" ? "mxfp4 weights go with inputs in mxfp4, in dynamic "
-                                         "fp8_e4m3 in groups of 128"
-                                       : weight + " weights go with inputs in mxfp8_e4m3") +
-         " or none";
-}
 
 const char* format_of(const LayerPlan& layer) {
   if (const auto found = kBlockFormats.find(weight_float_name(layer)); found != kBlockFormats.end())
@@ -109,12 +51,13 @@ json scheme_json(const QuantSpec& spec, const char* strategy, int bits, bool is_
   return scheme;
 }
 
-json group_json(const LayerPlan& layer) {
+json group_json(const LayerPlan& layer, Widths widths) {
   const QuantSpec& weight = *layer.weight;
-  json group = {{"weights", scheme_json(weight, name_of(weight.granularity), stored_bits(weight))},
-                {"input_activations", nullptr},
-                {"output_activations", nullptr},
-                {"format", format_of(layer)}};
+  json group = {
+      {"weights", scheme_json(weight, name_of(weight.granularity), bits_of(weight, widths))},
+      {"input_activations", nullptr},
+      {"output_activations", nullptr},
+      {"format", format_of(layer)}};
   if (layer.input)
     group["input_activations"] =
         scheme_json(*layer.input, name_of(layer.input->granularity), layer.input->bits, true);
@@ -131,14 +74,18 @@ at::Tensor scale_of(const QuantizedWeights& layer) {
   return layer.weight.granularity == Granularity::tensor ? layer.scale.reshape({1}) : layer.scale;
 }
 
-void add_packed(const QuantizedWeights& layer, NamedTensors& tensors) {
-  const int bits = stored_bits(layer.weight);
-  tensors[layer.name + ".weight_packed"] = pack(layer.codes, bits);
+// As many words as have codes in them, of a stream that pack ends with its run.
+at::Tensor packed_words_of(const at::Tensor& codes, int bits) {
+  return pack(codes, bits).slice(-1, 0, (codes.size(-1) * bits + 31) / 32).contiguous();
+}
+
+void add_packed(const QuantizedWeights& layer, int bits, NamedTensors& tensors) {
+  tensors[layer.name + ".weight_packed"] = packed_words_of(layer.codes, bits);
   tensors[layer.name + ".weight_shape"] = at::tensor(layer.codes.sizes(), at::kLong);
   if (layer.zero_point) {
     // Packed down the rows of each group column, not along them.
     tensors[layer.name + ".weight_zero_point"] =
-        pack(layer.zero_point->t().contiguous(), bits).t().contiguous();
+        packed_words_of(layer.zero_point->t().contiguous(), bits).t().contiguous();
   }
 }
 
@@ -160,10 +107,10 @@ void add_block_floats(const QuantizedWeights& layer, NamedTensors& tensors) {
 
 // Layers that share a scheme share a config group; with a single group it applies to every Linear
 // that is not ignored, as readers expect.
-json config_groups(const std::vector<LayerPlan>& layers) {
+json config_groups(const std::vector<LayerPlan>& layers, Widths widths) {
   std::map<std::string, std::pair<json, std::vector<std::string>>> by_scheme;
   for (const LayerPlan& layer : layers) {
-    json group = group_json(layer);
+    json group = group_json(layer, widths);
     auto& entry = by_scheme[group.dump()];
     entry.first = std::move(group);
     entry.second.push_back(layer.name);
@@ -177,6 +124,15 @@ json config_groups(const std::vector<LayerPlan>& layers) {
   return groups;
 }
 
+// The least version of the library that reads the groups: before 0.18 widths that a word is no
+// multiple of were packed in other ways.
+const char* version_of(const json& groups) {
+  for (const auto& group : groups)
+    if (group["format"] == "pack-quantized" && 32 % group["weights"]["num_bits"].get<int>() != 0)
+      return "0.18.0";
+  return "0.15.0";
+}
+
 std::string global_format(const json& groups) {
   std::string format;
   for (const auto& group : groups) {
@@ -186,36 +142,7 @@ std::string global_format(const json& groups) {
   return format;
 }
 
-}  // namespace
-
-std::string compressed_tensors_refusal(const LayerPlan& layer) {
-  if (!weight_float_name(layer).empty() || !input_float_name(layer).empty())
-    return refusal_of_block_floats(layer);
-  // transformers reads experts by a way of its own, which knows no zero points, and vLLM has kernels
-  // for these alone.
-  if (layer.type == "Experts" && !layer.weight->is_float8() &&
-      (!layer.weight->symmetric() || (layer.weight->bits != 4 && layer.weight->bits != 8)))
-    return "experts must have symmetric weights of int4 or int8, or fp8_e4m3";
-  const QuantSpec& weight = *layer.weight;
-  if (weight.is_float8() && weight.grid != Grid::e4m3)
-    return "FP8 weights and inputs must both be fp8_e4m3";
-  if (weight.granularity == Granularity::block && !weight.is_float8())
-    return "integer weights must have granularity tensor, channel or group, but have block";
-  if (weight.granularity == Granularity::tensor && !weight.symmetric())
-    return "zero points are those of groups or channels, but there is one for the whole weight";
-  if (has_int8_inputs(layer)) {
-    if (weight.is_float8()) return "FP8 weights and inputs must both be fp8_e4m3";
-    return refusal_of_int8_inputs(weight, *layer.input);
-  }
-  return layer.input ? refusal_of_float8_inputs(weight, *layer.input) : "";
-}
-
-bool holds_kv_cache(const KvCacheSpec& spec) {
-  return spec.key == spec.value && spec.key.grid == Grid::e4m3 && !spec.key.dynamic &&
-         spec.recent == 0 && spec.first == 0;
-}
-
-NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
+NamedTensors tensors_of(const QuantizedWeights& layer, Widths widths) {
   const LayerPlan plan = plan_of(layer);
   NamedTensors tensors;
   if (is_coded(layer.weight)) {
@@ -224,7 +151,7 @@ NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
   }
   tensors[layer.name + ".weight_scale"] = scale_of(layer);
   if (std::string(format_of(plan)) == "pack-quantized")
-    add_packed(layer, tensors);
+    add_packed(layer, bits_of(layer.weight, widths), tensors);
   else
     tensors[layer.name + ".weight"] = layer.codes;
   if (layer.input_scale) tensors[layer.name + ".input_scale"] = *layer.input_scale;
@@ -232,12 +159,12 @@ NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
   return tensors;
 }
 
-Documents compressed_tensors_documents(const CheckpointPlan& plan) {
-  const json groups = config_groups(plan.layers);
+Documents documents_of(const CheckpointPlan& plan, Widths widths) {
+  const json groups = config_groups(plan.layers, widths);
   const bool cached = plan.kv_cache && holds_kv_cache(*plan.kv_cache);
   const json config = {
       {"quant_method", "compressed-tensors"},
-      {"version", "0.15.0"},
+      {"version", version_of(groups)},
       {"format", global_format(groups)},
       {"quantization_status", "compressed"},
       {"global_compression_ratio", nullptr},
@@ -245,6 +172,27 @@ Documents compressed_tensors_documents(const CheckpointPlan& plan) {
       {"ignore", plan.ignore},
       {"kv_cache_scheme", cached ? cache_json(plan.kv_cache->key) : json(nullptr)}};
   return {{"config.json", config.dump()}};
+}
+
+}  // namespace
+
+bool holds_kv_cache(const KvCacheSpec& spec) {
+  return spec.key == spec.value && spec.key.grid == Grid::e4m3 && !spec.key.dynamic &&
+         spec.recent == 0 && spec.first == 0;
+}
+
+NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {
+  return tensors_of(layer, Widths::padded);
+}
+Documents compressed_tensors_documents(const CheckpointPlan& plan) {
+  return documents_of(plan, Widths::padded);
+}
+
+NamedTensors dense_compressed_tensors_of(const QuantizedWeights& layer) {
+  return tensors_of(layer, Widths::dense);
+}
+Documents dense_compressed_tensors_documents(const CheckpointPlan& plan) {
+  return documents_of(plan, Widths::dense);
 }
 
 }  // namespace qat

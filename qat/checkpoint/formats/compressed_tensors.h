@@ -21,10 +21,17 @@ namespace qat {
 //       divisor weight_global_scale (nvfp4), or exponents in uint8; input_global_scale divides the
 //       scales of inputs in nvfp4
 //
-// Codes of 3 bits are stored in 4, those of 5 to 7 in 8.
+// Codes of 3 bits are stored in 4, those of 5 to 7 in 8, which every reader knows. The format
+// "compressed-tensors-0.18" is the same but that they take their own width, in a stream that
+// straddles words, which readers older than that version take for something else.
 std::string compressed_tensors_refusal(const LayerPlan& layer);
 NamedTensors compressed_tensors_of(const QuantizedWeights& layer);
 Documents compressed_tensors_documents(const CheckpointPlan& plan);
+NamedTensors dense_compressed_tensors_of(const QuantizedWeights& layer);
+Documents dense_compressed_tensors_documents(const CheckpointPlan& plan);
+
+// Whether inputs are rounded to integers.
+bool has_int8_inputs(const LayerPlan& layer);
 
 // Whether a checkpoint can tell engines of this cache: FP8 E4M3 with a scale per tensor or per
 // head, k_scale and v_scale beside each attention layer. Others are settings of the engine.

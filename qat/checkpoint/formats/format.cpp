@@ -10,6 +10,7 @@
 #include "qat/checkpoint/formats/compressed_tensors.h"
 #include "qat/checkpoint/formats/gguf.h"
 #include "qat/checkpoint/formats/gptq.h"
+#include "qat/checkpoint/formats/mlx.h"
 #include "qat/checkpoint/formats/modelopt.h"
 #include "qat/checkpoint/formats/onnx.h"
 #include "qat/checkpoint/formats/plain.h"
@@ -40,6 +41,12 @@ bool holds(const Format& format, const QuantSpec& spec) {
   return preset && std::find(types.begin(), types.end(), preset->name) != types.end();
 }
 
+// Of formats that pack every width, or those of up to 4 bits.
+int width_of(const QuantSpec& spec) { return spec.bits; }
+int width_up_to_four(const QuantSpec& spec) {
+  return spec.bits <= 4 ? spec.bits : stored_bits(spec);
+}
+
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
   std::vector<std::string> others;
   for (const Format& other : formats())
@@ -55,7 +62,8 @@ const std::vector<Format>& formats() {
       kLlamaCpp{"Linear", "Conv1D", "Embedding", "Experts"},
       kOnnx{"Linear", "Conv1d", "Conv2d", "Embedding"},
       kAll{"Linear",          "Conv1D",          "Conv1d",    "Conv2d",
-           "ConvTranspose1d", "ConvTranspose2d", "Embedding", "Experts"};
+           "ConvTranspose1d", "ConvTranspose2d", "Embedding", "Experts"},
+      kBlockFloats{"nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp8_e4m3"};
   static const std::vector<Format> kFormats{
       {.name = "compressed-tensors",
        .used_by = "vLLM, transformers, SGLang, TensorRT-LLM (FP8)",
@@ -64,7 +72,16 @@ const std::vector<Format>& formats() {
        .tensors = &compressed_tensors_of,
        .documents = &compressed_tensors_documents,
        .engines_fuse = true,
-       .number_types = {"nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp8_e4m3"}},
+       .number_types = kBlockFloats},
+      {.name = "compressed-tensors-0.18",
+       .used_by = "transformers, vLLM on GPUs with its Humming kernels",
+       .layer_types = kEngines,
+       .scheme_refusal = &compressed_tensors_refusal,
+       .tensors = &dense_compressed_tensors_of,
+       .documents = &dense_compressed_tensors_documents,
+       .engines_fuse = true,
+       .number_types = kBlockFloats,
+       .code_bits = &width_of},
       {.name = "gptq",
        .used_by = "vLLM, transformers, TGI, SGLang",
        .layer_types = kEngines,
@@ -72,7 +89,8 @@ const std::vector<Format>& formats() {
        .tensors = &gptq_tensors,
        .documents = &gptq_documents,
        .dtype = at::kHalf,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .code_bits = &width_up_to_four},
       {.name = "gptq_v2",
        .used_by = "transformers, GPTQModel",
        .layer_types = kEngines,
@@ -80,7 +98,8 @@ const std::vector<Format>& formats() {
        .tensors = &gptq_v2_tensors,
        .documents = &gptq_v2_documents,
        .dtype = at::kHalf,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .code_bits = &width_up_to_four},
       {.name = "awq",
        .used_by = "vLLM, transformers, TGI, LMDeploy",
        .layer_types = kEngines,
@@ -97,6 +116,14 @@ const std::vector<Format>& formats() {
        .documents = &gguf_documents,
        .dtype = at::kHalf,
        .number_types = {"nvfp4", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1"}},
+      {.name = "mlx",
+       .used_by = "mlx-lm, LM Studio on Apple silicon",
+       .layer_types = {"Linear", "Embedding"},
+       .scheme_refusal = &mlx_refusal,
+       .tensors = &mlx_tensors,
+       .documents = &mlx_documents,
+       .holds_every_scheme = true,
+       .code_bits = &mlx_bits},
       {.name = "modelopt",
        .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,
@@ -117,7 +144,8 @@ const std::vector<Format>& formats() {
        .scheme_refusal = &plain_refusal,
        .tensors = &plain_tensors,
        .documents = &plain_documents,
-       .holds_every_scheme = true},
+       .holds_every_scheme = true,
+       .code_bits = &width_up_to_four},
   };
   return kFormats;
 }
@@ -133,6 +161,13 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
              (format.number_types.empty() ? "" : ", " + join(format.number_types, " and ")) +
              ", but there is " + describe(*spec);
   return format.scheme_refusal(layer);
+}
+
+double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
+  const int more = format.code_bits(layer.weight) - stored_bits(layer.weight);
+  const auto codes = static_cast<double>(layer.codes.numel());
+  const auto zero_points = static_cast<double>(layer.zero_point ? layer.zero_point->numel() : 0);
+  return bits_per_weight(layer) + more * (1 + zero_points / codes);
 }
 
 bool is_coded(const QuantSpec& spec) {

@@ -43,10 +43,15 @@ struct QAT_API Format {
   std::vector<std::string> number_types = {};
   // Levels of every kind and scales that are codes, too.
   bool holds_every_scheme = false;
+  // The width that a code is stored in.
+  int (*code_bits)(const QuantSpec& spec) = &stored_bits;
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
 QAT_API std::string refusal(const Format& format, const LayerPlan& layer);
+
+// Bits that a checkpoint in `format` spends on the weight, as artifact.h counts them.
+QAT_API double bits_per_weight_in(const Format& format, const QuantizedWeights& layer);
 
 // Whether levels or scales are of a kind that a format must know: FP4 and FP6, offsets, scales that
 // are codes.

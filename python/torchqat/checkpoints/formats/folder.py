@@ -12,6 +12,7 @@ from torchqat._library import CheckpointPlan, Format, QuantizedWeights
 from torchqat.checkpoints.dtype import dtype_word
 from torchqat.checkpoints.formats.configuration import save_configuration
 from torchqat.checkpoints.formats.dense import Dense, dense_tensors
+from torchqat.checkpoints.formats.mlx import keys_of_mlx
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
@@ -73,7 +74,8 @@ def write_configuration(
     for file, text in documents.items():
         content = json.loads(text)
         if file == "config.json":
-            content = {**config, "quantization_config": content}
+            own = keys_of_mlx(config, content) if "quant_method" not in content else {}
+            content = {**config, **own, "quantization_config": content}
         _write(folder / file, content)
     if "config.json" not in documents:
         _write(folder / "config.json", config)

@@ -1,7 +1,7 @@
 """All formats by their names: those of the native library, which C++ programs write as well, and those of Python alone."""
 
 from torchqat import _library
-from torchqat._library import Format
+from torchqat._library import Format, QuantizedWeights
 from torchqat.checkpoints.formats.dense import Dense
 from torchqat.checkpoints.formats.mxfp4 import Mxfp4
 
@@ -11,6 +11,12 @@ _OWN = {format.name: format for format in (Mxfp4(), Dense())}
 def formats() -> list[Format | Mxfp4 | Dense]:
     """In the order of ``docs/formats.md``."""
     return [*_library.formats(), *_OWN.values()]
+
+
+def bits_per_weight(format: str, layer: QuantizedWeights) -> float:
+    """Bits that a checkpoint in ``format`` spends on a weight of ``layer``, scales and zero points included."""
+    found = find_format(format)
+    return found.bits_per_weight(layer) if isinstance(found, Format) else layer.bits_per_weight
 
 
 def find_format(name: str) -> Format | Mxfp4 | Dense:

@@ -15,6 +15,11 @@ from torchqat.model.passed_over import passed_over
 EXPERTS = r"re:.*\.experts\..*"
 
 
+def is_compressed_tensors(format: str) -> bool:
+    """Whether the format called so is one that the compressed-tensors library reads."""
+    return format.startswith("compressed-tensors")
+
+
 def layers_on_disk(
     model: nn.Module, format: Format, layer: QuantizedWeights, names: DiskNames
 ) -> list[QuantizedWeights]:
@@ -27,11 +32,18 @@ def layers_on_disk(
 
 
 def layer_tensors(model: nn.Module, format: Format, layer: QuantizedWeights, names: DiskNames) -> dict[str, Tensor]:
-    """The tensors of a quantized layer under its name on disk."""
+    """The tensors of a quantized layer under its name on disk.
+
+    Raises:
+        UserError: The format cannot hold one of its numbers.
+    """
     layers = layers_on_disk(model, format, layer, names)
     if layers != [layer]:
         return {name: tensor for part in layers for name, tensor in format.tensors(part).items()}
-    tensors = format.tensors(layer)
+    try:
+        tensors = format.tensors(layer)
+    except ValueError as error:  # of numbers that the format cannot hold, which only they show
+        raise UserError(str(error)) from error
     if format.name == "mxfp4":
         count = model.get_submodule(layer.name.rpartition(".")[0]).num_experts
         tensors = {name: tensor.unflatten(0, (count, -1)) for name, tensor in tensors.items()}
@@ -61,7 +73,8 @@ def documents_on_disk(
     """
     if format.name == "dense":
         return {}
-    if format.name == "compressed-tensors":
+    compressed = is_compressed_tensors(format.name)
+    if compressed:
         check_experts_found(model)
     twice = format.name != "safetensors"  # our own folders are read by what the tensors are called
     experts = {
@@ -82,9 +95,9 @@ def documents_on_disk(
     documents = {file: _with_patterns(format.name, text, patterns) for file, text in documents.items()}
     together = names.put_together()
     is_float = bool(together) and not any({layer.name, f"{layer.name}.weight"} & together for layer in plan.layers)
-    if format.name == "compressed-tensors" and is_float:
+    if compressed and is_float:
         documents["config.json"] = _with_float_experts(documents["config.json"])
-    elif format.name == "compressed-tensors" and any(experts.values()):
+    elif compressed and any(experts.values()):
         _check_alike(plan, experts, together)
         documents["config.json"] = _with_experts(documents["config.json"])
     return documents
@@ -132,7 +145,7 @@ def _with_patterns(format: str, text: str, ends: list[str]) -> str:
         return text
     content = json.loads(text)
     plain = [end.replace("\\", "") for end in ends]
-    if format == "compressed-tensors":
+    if is_compressed_tensors(format):
         content["ignore"] += [rf"re:.*\.{end}\..*" for end in ends]
     elif format in ("gptq", "gptq_v2"):
         content.setdefault("dynamic", {}).update({rf"-:.*\.{end}(\..*)?$": {} for end in ends})

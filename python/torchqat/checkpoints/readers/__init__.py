@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from torchqat.checkpoints.readers.in_model import in_model
+from torchqat.checkpoints.readers.library import has_dense_widths
 from torchqat.checkpoints.readers.reading import Reading, read_tensors
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
@@ -44,10 +45,15 @@ def format_of(folder: Path) -> str:
         return "gguf"
     if any(folder.glob("*.onnx")):
         return "onnx"
+    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
     config = quantization_config_of(folder)
-    if config is None and isinstance(read_json(folder / "config.json", "The configuration of a checkpoint"), dict):
+    if isinstance(config, dict) and "quant_method" not in config and {"group_size", "bits"} <= config.keys():
+        return "mlx"
+    if config is None and isinstance(settings, dict):
         return "dense"
     method = config.get("quant_method") if isinstance(config, dict) else None
+    if method == "compressed-tensors" and has_dense_widths(config):
+        return "compressed-tensors-0.18"
     if method == "gptq":
         return "gptq_v2" if config.get("checkpoint_format") == "gptq_v2" else "gptq"
     if not isinstance(method, str) or method not in _METHODS:
@@ -62,10 +68,14 @@ def read_layers_of(format: str, tensors: dict[str, Tensor], config: dict) -> Rea
     """Dense weights from some of the tensors of a checkpoint that is a folder, and its ``quantization_config``."""
     if format == "dense":
         return Reading(others=dict(tensors))
-    if format == "compressed-tensors":
+    if format.startswith("compressed-tensors"):
         from torchqat.checkpoints.readers.compressed_tensors import decompress
 
         return decompress(tensors, config)
+    if format == "mlx":
+        from torchqat.checkpoints.readers.mlx import quantized
+
+        return quantized(tensors, config)
     if format == "mxfp4":
         from torchqat.checkpoints.readers.mxfp4 import experts
 

@@ -5,6 +5,7 @@ import re
 
 from torch import Tensor
 
+from torchqat.checkpoints.readers.library import check_reads_dense_widths, has_dense_widths
 from torchqat.checkpoints.readers.reading import LayerTensors, Reading, read_layers
 from torchqat.errors import UserError
 from torchqat.extras import needs
@@ -20,6 +21,8 @@ def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
         from compressed_tensors.quantization import QuantizationConfig
 
     settings = json.loads(config) if isinstance(config, str) else config
+    if has_dense_widths(settings):
+        check_reads_dense_widths()
     fields = QuantizationConfig.model_fields
     parsed = QuantizationConfig.model_validate({k: v for k, v in settings.items() if k in fields})
 

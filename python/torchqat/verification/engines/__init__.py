@@ -8,6 +8,7 @@ TRANSFORMERS = Engine(
     name="transformers",
     modules={
         "compressed-tensors": "compressed_tensors",
+        "compressed-tensors-0.18": "compressed_tensors",
         "gptq": "gptqmodel",
         "gptq_v2": "gptqmodel",
         "awq": "gptqmodel",
@@ -37,7 +38,16 @@ LLAMA_CPP = Engine(
     margin=0.5,
     why="llama.cpp rounds what enters a matrix product to 8 bits in blocks of 32, and its cache to float16",
 )
-ENGINES = {engine.name: engine for engine in (TRANSFORMERS, VLLM, LLAMA_CPP)}
+MLX = Engine(
+    name="mlx",
+    modules={"mlx": "mlx_lm"},
+    install="pip install torchqat[mlx]",
+    kl_bound=2e-3,
+    float32_kl_bound=1e-7,
+    margin=0.25,
+    why="the weights are the same, so that only the order in which a matrix product adds, and the dtype it adds in, differ",
+)
+ENGINES = {engine.name: engine for engine in (TRANSFORMERS, VLLM, LLAMA_CPP, MLX)}
 
 # Those that run something else than language models, or nothing.
 OTHERS = ("onnxruntime", "reader")
@@ -64,6 +74,7 @@ def engine_formats(name: str) -> tuple[str, ...]:
 __all__ = [
     "ENGINES",
     "LLAMA_CPP",
+    "MLX",
     "OTHERS",
     "TRANSFORMERS",
     "VLLM",

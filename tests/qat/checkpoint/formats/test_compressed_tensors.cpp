@@ -55,6 +55,36 @@ TEST(CompressedTensors, StoresOddWidthsInTheNextOne) {
   EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["num_bits"], 4);
 }
 
+TEST(CompressedTensors, From018OnOddWidthsAreTheirOwn) {
+  const QuantizedWeights q = layer("a", 3);
+  const auto config = config_of("compressed-tensors-0.18", {q});
+  EXPECT_EQ(config["config_groups"]["group_0"]["weights"]["num_bits"], 3);
+  EXPECT_EQ(config["version"], "0.18.0");
+  EXPECT_EQ(config_of("compressed-tensors", {q})["version"], "0.15.0");
+  EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("compressed-tensors-0.18"), q), 3 + 16.0 / 32);
+  EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("compressed-tensors"), q), 4 + 16.0 / 32);
+}
+
+// Codes 0 to 9 of 3 bits fill 30 bits of a word, the next lies across two: 12 columns take 2 words.
+TEST(CompressedTensors, From018OnWordsEndWithTheCodes) {
+  QuantSpec spec = group_spec(3, 12);
+  QuantizedWeights q = random_layer("a", spec, 1, 12);
+  q.codes = int8_codes({-4, -4, -4, -4, -4, -4, -4, -4, -4, -4, 2, -3}).reshape({1, 12});
+  const at::Tensor words = dense_compressed_tensors_of(q).at("a.weight_packed");
+  ASSERT_EQ(words.sizes(), (at::IntArrayRef{1, 2}));
+  // 2 is 6 unsigned, 110: its low bits end the first word, its high one begins the second.
+  EXPECT_EQ(words[0][0].item<int32_t>(), static_cast<int32_t>(0x80000000));
+  EXPECT_EQ(words[0][1].item<int32_t>(), 1 | (1 << 1));
+}
+
+TEST(CompressedTensors, From018OnOtherLayersAreTheSame) {
+  const QuantizedWeights q = layer("a", 4, Grid::asymmetric);
+  EXPECT_EQ(config_of("compressed-tensors-0.18", {q}), config_of("compressed-tensors", {q}));
+  const NamedTensors dense = dense_compressed_tensors_of(q), padded = compressed_tensors_of(q);
+  ASSERT_EQ(dense.size(), padded.size());
+  for (const auto& [name, tensor] : padded) EXPECT_TRUE(at::equal(dense.at(name), tensor)) << name;
+}
+
 TEST(CompressedTensors, WritesInt8WeightsWithInt8Inputs) {
   EXPECT_EQ(compressed_tensors_of(w8a8()).at("a.weight").scalar_type(), at::kChar);
   const auto config = config_of("compressed-tensors", {w8a8()});
