@@ -153,7 +153,8 @@ void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
            const Quantizer quantizer = Quantizer::parse(text);
            const bool searching =
                check_choose_qparams(x, quantizer, method, importance, outer_scale, outer_offset);
-           const Choosing how{searching, contiguous(importance)};
+           // (9a) counts all columns alike.
+           const Choosing how{searching, searching ? contiguous(importance) : std::nullopt};
            const FoundTensors found =
                quantizer.has_outer_scale()
                    ? find_under_outer(x, quantizer, choose, how, outer_scale, outer_offset)
