@@ -217,9 +217,10 @@ INSTANTIATE_TEST_SUITE_P(
             "but is true\n"
             "r.yaml:4:67: layers[1].weight.block must not be given for granularity channel, but is "
             "[2, 2]"},
-        Fault{"version: 1\n" + kRule + "export: [bin]\n",
-              "r.yaml:5:10: export must list only compressed-tensors, compressed-tensors-0.18, gptq, "
-              "gptq_v2, awq, gguf, mlx, modelopt, onnx, safetensors, mxfp4 or dense, but has bin"},
+        Fault{
+            "version: 1\n" + kRule + "export: [bin]\n",
+            "r.yaml:5:10: export must list only compressed-tensors, compressed-tensors-0.18, gptq, "
+            "gptq_v2, awq, gguf, mlx, modelopt, onnx, safetensors, mxfp4 or dense, but has bin"},
         Fault{"version: 1\n" + kRule + "evaluate: {compare: [int1]}\n",
               "r.yaml:5:22: evaluate.compare must be int2, int3, int4, int5, int6, int7 or int8, "
               "but is int1"},
