@@ -11,7 +11,7 @@ from torchqat.errors import UserError
 
 # Whose modules mlx-lm 0.32 calls as transformers does and computes alike, which tests/engines asks a small one of each.
 ARCHITECTURES = (
-    "glm4", "gemma2", "granite", "hunyuan_v1_dense", "llama", "mistral", "nemotron", "olmo2", "phi3", "qwen2", "qwen3",
+    "glm4", "granite", "hunyuan_v1_dense", "llama", "mistral", "nemotron", "olmo2", "phi3", "qwen2", "qwen3",
     "seed_oss", "smollm3",
 )  # fmt: skip
 # Codes of seven bits are stored in eight.
