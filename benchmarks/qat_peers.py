@@ -3,7 +3,7 @@
     pip install --no-deps --target build/peers "torchao==0.18.*"
     PYTHONPATH=build/peers python benchmarks/qat_peers.py [--bits 4] [--seeds 3] [--steps 100]
 
-On the demo's Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
+On auto.yaml's Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
 documentation says (``QATConfig`` with ``step="prepare"``), in the same loop, optimizer and batches as ours. Finished runs
 are kept in build/qat_peers.
 """
@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", default="1.0e-4")
     options = parser.parse_args()
     recipe = torchqat.load_recipe(str(ROOT / "recipes" / "quickstart.yaml"))
+    # A model that was trained for longer than the quickstart's, which is made to be quick.
+    recipe.model.scratch = torchqat.load_recipe(str(ROOT / "recipes" / "auto.yaml")).model.scratch
     start = Run(recipe, KEPT / "float", Progress())
     baseline = torchqat.evaluate(start.original, start.data.evaluation)
     rows, figures = [["float", "–", f"{baseline.perplexity:.3f}", "–"]], {"float": baseline.perplexity}

@@ -21,6 +21,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
+from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
 FOLDERS = tuple(name for name in FORMATS if name not in ("gguf", "onnx"))  # those two are one file
@@ -68,7 +69,7 @@ def export(
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
     output = Path(output)
-    layers = convert_layers(model, dtype)
+    layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
     with pending_folder(output) as folder:
         if format == "gguf":
             with needs("hf", "A GGUF file"):

@@ -74,7 +74,7 @@ def run_of(
 
 def follow(run: Run, resume: bool = False, restart: bool = False) -> Report:
     """What the recipe of ``run`` says, or what ``decide`` does; returns the report."""
-    with run.opened(resume, restart):
+    with run.progress.listens(), run.opened(resume, restart):
         return decide(run) if run.recipe.mode == "auto" else _follow(run)
 
 
