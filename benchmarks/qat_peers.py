@@ -3,7 +3,7 @@
     pip install --no-deps --target build/peers "torchao==0.18.*"
     PYTHONPATH=build/peers python benchmarks/qat_peers.py [--bits 4] [--seeds 3] [--steps 100]
 
-On the demo's Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
+On a small Llama: weights in groups of 128, symmetric, from plain rounding. torchao's fake quantizer trains as its
 documentation says (``QATConfig`` with ``step="prepare"``), in the same loop, optimizer and batches as ours. Finished runs
 are kept in build/qat_peers.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torchqat
 from common import publish, table
+from small_llama import QUARTER_LLAMA
 from torch import nn
 from torchqat.data.batches import Batches
 from torchqat.kinds.losses import cross_entropy
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--learning-rate", default="1.0e-4")
     options = parser.parse_args()
-    recipe = torchqat.load_recipe("quickstart")
+    recipe = torchqat.load_recipe("quickstart", QUARTER_LLAMA)
     start = Run(recipe, KEPT / "float", Progress())
     baseline = torchqat.evaluate(start.original, start.data.evaluation)
     rows, figures = [["float", "–", f"{baseline.perplexity:.3f}", "–"]], {"float": baseline.perplexity}

@@ -8,7 +8,7 @@ SMALL_LLAMA = {
     },
     "data.train": "python-stdlib",
 }  # fmt: skip
-# That of the demo, of a quarter of the steps.
-DEMO_LLAMA = {
+# The same, trained in a quarter of the steps.
+QUARTER_LLAMA = {
     **SMALL_LLAMA, "model.scratch": {**SMALL_LLAMA["model.scratch"], "steps": 500, "batch_size": 4},
 }  # fmt: skip

@@ -37,7 +37,9 @@ class Silent:
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory):
     """The demo's run: its model is trained once and cached."""
-    recipe = torchqat.load_recipe("quickstart")
+    # A larger model, trained for longer than that of the quickstart, which is made to be quick.
+    scratch = {"hidden_size": 256, "intermediate_size": 768, "layers": 6, "steps": 500, "batch_size": 4}
+    recipe = torchqat.load_recipe("quickstart", {f"model.scratch.{key}": value for key, value in scratch.items()})
     return Run(recipe, tmp_path_factory.mktemp("run"), Silent())
 
 

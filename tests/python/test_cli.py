@@ -96,7 +96,7 @@ def test_a_scratch_model_is_trained_once_and_cached(tmp_path, data_folder, capsy
     first = call(capsys, "run", recipe, "--data", data_folder, "--output", tmp_path / "a")
     second = call(capsys, "run", recipe, "--data", data_folder, "--output", tmp_path / "b")
     assert first[0] == second[0] == 0
-    assert said(first[2], "runs.training-float-model") and not said(second[2], "runs.training-float-model")
+    assert said(first[2], "runs.training-tokenizer") and not said(second[2], "runs.training-tokenizer")
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "ab"]
     assert reports[0] == reports[1]
 

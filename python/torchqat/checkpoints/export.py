@@ -24,6 +24,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
+from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
 FOLDERS = tuple(name for name in FORMATS if name not in ("gguf", "onnx"))  # those two are one file
@@ -73,7 +74,7 @@ def export(
     if format == "mlx":
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
     output = Path(output)
-    layers = convert_layers(model, dtype)
+    layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
     with pending_folder(output) as folder:
         if format == "gguf":
             with needs("hf", "A GGUF file"):

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     set_json("--json" in arguments)
     arguments = [argument for argument in arguments if argument != "--json"]
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with _shown():
+            code = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
         _fail("torchqat: interrupted; the same command with --resume goes on from the last checkpoint.", 130)
     except Exception as error:
@@ -51,6 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _report(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shown():
+    """Around a command: how far it is. Runs show that themselves."""
+    from torchqat.runs.progress import Progress
+
+    return Progress().listens()
 
 
 def _report(error: Exception) -> None:

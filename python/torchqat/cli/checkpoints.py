@@ -131,6 +131,7 @@ def evaluate(
     from torchqat.errors import UserError
     from torchqat.model.loading import load_tokenizer
     from torchqat.model.placement import device_for
+    from torchqat.precision import emulated
     from torchqat.runs.restore import load_any
 
     if sequence_length == 1:
@@ -143,9 +144,10 @@ def evaluate(
     measured = load_measured(tokenizer, Source(data), length, samples, loss_on, say)
     notes += measured.notes
     other = load_any(reference, notes.append) if reference else None
+    place = device_for(device, [one for one in (loaded, other) if one is not None], say)
+    notes += [said] if (said := emulated(place, loaded.dtype, f"The dtype of {model}")) else []
     for note in notes:
         say(f"Note: {note}")
-    place = device_for(device, [one for one in (loaded, other) if one is not None], say)
     figures = measure(loaded, measured.batches, other, device=place)
     found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "sequence_length": length, "notes": notes}
     which = f" {measured.counted}" if measured.counted else ""

@@ -45,6 +45,7 @@ def doctor() -> None:
         ("cuda", _cuda()),
         ("gpu operators", _gpu_operators()),
         ("device", _device()),
+        *((dtype, _products(dtype)) for dtype in ("bfloat16", "float16")),
         ("nvcc", shutil.which("nvcc") or "none: the CUDA sources cannot be compiled here"),
         *(
             (name, version_of(name, again))
@@ -101,6 +102,18 @@ def _device() -> str:
         f"auto is {found}: baseline, calibration, training, control, evaluation, sensitivity, tasks and verify's forwards "
         "run there; packing, files and packed models on the CPU"
     )
+
+
+def _products(dtype: str) -> str:
+    """Whether what ``auto`` means multiplies it, why, and what follows from that."""
+    from torchqat._library import DTYPES
+    from torchqat.device import find_device
+    from torchqat.precision import products
+
+    device = find_device("auto", lambda _: None)
+    found = products(device, DTYPES[dtype])
+    chosen = {"bfloat16": "; a scratch model trains in " + ("it" if found.multiplied else "float32")}.get(dtype, "")
+    return f"{'multiplied' if found.multiplied else 'emulated, slowly,'} on {device}: {found.why}{chosen}"
 
 
 def _gpu_operators() -> str:

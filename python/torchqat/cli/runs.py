@@ -1,5 +1,6 @@
 """``check``, ``run``, ``ptq`` and ``train``: from a recipe to a run's folder."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -20,12 +21,17 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     """Validate a recipe and, where its model is at hand, print the plan."""
     import torchqat
     from torchqat.checkpoints.export import check_exports
+    from torchqat.device import find_device
+    from torchqat.errors import UserError
     from torchqat.kinds import find_kind
+    from torchqat.precision import emulated_choices
     from torchqat.training.checks import check_training
 
-    loaded = torchqat.load_recipe(recipe, settings)
+    loaded, notes = torchqat.load_recipe(recipe, settings), []
     check_training(loaded)
-    path, kind, notes = model or loaded.model.path, find_kind(loaded.model.kind), []
+    with suppress(UserError):  # a recipe may be meant for another machine
+        notes += emulated_choices(loaded, find_device(loaded.device, lambda _: None))
+    path, kind = model or loaded.model.path, find_kind(loaded.model.kind)
     if path:
         found = kind.outline(path, loaded.model.dtype, notes.append)
     elif loaded.model.scratch is not None:
@@ -166,7 +172,7 @@ def train(
     with processes():
         run = run_of(recipe, model, data, output, device=device, settings=settings, steps=steps)
         run.progress.quiet = not is_first()
-        with run.opened(resume, restart):
+        with run.progress.listens(), run.opened(resume, restart):
             fine_tune(run)
             if is_first():
                 write_page(run)

@@ -16,6 +16,7 @@ from torchqat.data.lm_eval_task import LmEvalTask
 from torchqat.data.written import decoder_inputs_of, target_tokens
 from torchqat.device import device_of
 from torchqat.errors import UserError, first_line
+from torchqat.progress import counted
 
 _FORMS = (
     '{"prompt": ..., "expected": ...}, {"prompt": ..., "choices": [...], "answer": index}, '
@@ -58,7 +59,10 @@ class Task:
         try:
             if self.function is not None:
                 return _checked(self.name, self.function(model, tokenizer))
-            return [self._score(model, tokenizer, example, rank) for example in self.examples]
+            return [
+                self._score(model, tokenizer, example, rank)
+                for example in counted(self.examples, f"Scoring {self.name}")
+            ]
         finally:
             model.train(training)
 

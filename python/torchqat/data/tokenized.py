@@ -18,6 +18,7 @@ from torchqat.data.sources import Source, content_of, documents
 from torchqat.data.token_file import Tokens, TokenWriter, read_tokens
 from torchqat.data.tokenizers import content_of_tokenizer, vocabulary
 from torchqat.files import cache_folder, pending_folder
+from torchqat.progress import counted
 
 # Characters that are tokenized at once.
 _AT_ONCE = 1 << 18
@@ -79,11 +80,12 @@ def _write(folder: Path, tokenizer: Any, source: Source, loss_on: str, whole: bo
     for name, part in (("train", TRAIN), ("held_out", HELD)):
         with TokenWriter(folder / name, above, parts.conversations) as writer:
             if parts.conversations:
-                for conversation in parts.select(documents(source), part):
+                for conversation in parts.select(counted(documents(source), f"Tokenizing {source.path}"), part):
                     writer.add(*tokens_of(tokenizer, conversation, loss_on))
                     writer.end_row()
             elif not (whole and part == HELD):
-                write_texts(writer, tokenizer, parts.select(documents(source), part))
+                texts = counted(documents(source), f"Tokenizing {source.path}")
+                write_texts(writer, tokenizer, parts.select(texts, part))
     if parts.conversations:
         (folder / "rows").touch()
 
@@ -139,5 +141,5 @@ class _InMemory:
 def tokenize(tokenizer: Any, documents: Sequence[str]) -> Tensor:
     """All documents as one stream in memory, int64 ``[n]``, the end-of-text token after each where there is one."""
     found = _InMemory()
-    write_texts(found, tokenizer, map(cut, documents))
+    write_texts(found, tokenizer, map(cut, counted(documents, "Tokenizing")))
     return torch.from_numpy(np.concatenate(found.parts))

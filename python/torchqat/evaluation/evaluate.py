@@ -15,6 +15,7 @@ from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
 from torchqat.model.placement import device_for, on_device
+from torchqat.progress import counted
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
 KL_BINS = [round(-8 + 0.25 * i, 2) for i in range(37)]
@@ -90,7 +91,7 @@ def evaluate(
     try:
         with ExitStack() as stack:
             ask = [partial(_ask, kind, one, stack.enter_context(on_device(one, asked)).device) for one in models]
-            for batch in batches:
+            for batch in counted(batches, "Evaluating"):
                 sums.add(*(one(batch) for one in ask))
     finally:
         model.train(training)

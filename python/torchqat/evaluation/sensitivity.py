@@ -1,7 +1,7 @@
 """How the model's output changes when one layer alone is quantized, by width."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from torchqat.kinds import Kind, find_kind
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import prepare
+from torchqat.progress import working
 from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, keeping_no_caches, shortcut
 from torchqat.ptq.blocks import open_blocks
 from torchqat.ptq.calls import moved
@@ -163,8 +164,9 @@ def _measured(model: nn.Module, wanted: Pass, batches, kind: Kind, device) -> di
         given = [to_device(batch, placed.device) for batch in batches]
         with keeping_no_caches(prepared):
             blocks, hidden = open_blocks(prepared, given, kind.outputs, placed)
-        with in_floating_point(prepared):
-            rest = _Rest(prepared, kind, given)
+        count = sum(len(bits) for bits in wanted.bits.values())
+        with in_floating_point(prepared), working("Measuring one layer at a time", count) as part:
+            rest = _Rest(prepared, kind, given, part)
             for place, block in enumerate(blocks):
                 rest.begin_at(blocks[:place], hidden)
                 with placed.hold(block.module):
@@ -206,10 +208,10 @@ class _Outside(WholeModel):
 
 
 class _Rest:
-    """The model from one block on, beside what it says in floating point."""
+    """The model from one block on, beside what it says in floating point; ``part`` is called for what was measured."""
 
-    def __init__(self, model: nn.Module, kind: Kind, batches: list[Batch]):
-        self.model, self.kind, self.batches = model, kind, batches
+    def __init__(self, model: nn.Module, kind: Kind, batches: list[Batch], part: Callable[[], None]):
+        self.model, self.kind, self.batches, self.part = model, kind, batches, part
         self.wanted = [kind.ask(model, batch) for batch in batches]
         self.begin_at([], batches)
 
@@ -238,5 +240,6 @@ def _at_width(layer: QuantLayer, bits: int, statistics, rest: _Rest) -> float:
     layer.set_bits(bits, FLOAT, derive=False)
     round_layer(layer, statistics, _SEARCH)
     kl = rest.kl()
+    rest.part()
     layer.set_bits(FLOAT, FLOAT, derive=False)
     return kl

@@ -12,6 +12,7 @@ from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import pending_file, read_json, write_json
 from torchqat.kinds.top_choices import TopChoices
+from torchqat.progress import counted
 
 _META = "teacher.json"
 _STEPS_OF_FILE = 20
@@ -69,7 +70,6 @@ def write_answers(
     made_of: dict[str, Any],
     steps: int,
     answer: Callable[[int], TopChoices],
-    show: Callable[[int], None],
 ) -> None:
     """Write ``answer(step)`` for each of ``steps``; those that are there already are not asked for.
 
@@ -78,19 +78,16 @@ def write_answers(
         made_of: What the answers depend on.
         steps: How many.
         answer: The answers of one, on any device.
-        show: Told how many steps are done.
-
     Raises:
         UserError: ``folder`` has answers that depend on something else.
     """
     if (folder / _META).is_file():
         StoredTeacher(folder).check(made_of)
     write_json(folder / _META, made_of)
-    for first in range(0, steps, _STEPS_OF_FILE):
+    for first in counted(range(0, steps, _STEPS_OF_FILE), f"Asking the teacher, {_STEPS_OF_FILE} steps at a time"):
         path = _file(folder, first)
         if not path.is_file():
             _write(path, range(first, first + _STEPS_OF_FILE), answer)
-        show(min(first + _STEPS_OF_FILE, steps))
 
 
 def _write(path: Path, steps: range, answer: Callable[[int], TopChoices]) -> None:

@@ -18,6 +18,7 @@ from torchqat.layers.step import count_steps
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.weights import count_parameters, plannable_layers
+from torchqat.progress import counted
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
@@ -104,7 +105,7 @@ def replace_layers(
     derived_together = {name for names in groups for name in names}
     quantized: dict[str, QuantLayer] = {}
     by_weight: dict[tuple, QuantLayer] = {}
-    for layer in layers:
+    for layer in counted(layers, "Rounding layers"):
         found = places[layer.name]
         # Those are searched when all of them are there.
         begin = "rtn" if layer.name in derived_together else search

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.progress import counted
 from torchqat.ptq.block import Block
 from torchqat.ptq.calls import Call, main_tensor
 from torchqat.ptq.sequences import Sequences, join_sequences
@@ -46,7 +47,7 @@ def train_block(
     state = trainer.state()
     generator = torch.Generator().manual_seed(_SEED)
     checks = max(1, settings.steps // 10)
-    for step in range(settings.steps):
+    for step in counted(range(settings.steps), f"Training {block.name or 'the model'}"):
         chosen = taught[torch.randperm(len(taught), generator=generator)[: settings.batch_size]]
         trainer.step(inputs.of(chosen), wanted[chosen], step)
         if (step + 1) % checks == 0 or step + 1 == settings.steps:

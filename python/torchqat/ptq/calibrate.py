@@ -17,6 +17,7 @@ from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
+from torchqat.progress import counted
 from torchqat.ptq.block import Forward, keeping_no_caches
 from torchqat.ptq.calls import moved
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
@@ -108,7 +109,8 @@ def _with_first(batches: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:
 
 
 def _run(model: nn.Module, batches: Iterable[Any], forward: Forward) -> None:
-    if sum(1 for batch in batches if forward(model, batch) is not None) == 0:
+    seen = counted(batches, "Calibrating ranges")
+    if sum(1 for batch in seen if forward(model, batch) is not None) == 0:
         raise UserError("Calibration needs at least one batch, but there is none.")
 
 

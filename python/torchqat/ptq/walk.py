@@ -17,6 +17,7 @@ from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import NamedModules
 from torchqat.model.placement import Placed
+from torchqat.progress import counted
 from torchqat.ptq.block import Block, Forward, WholeModel
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
@@ -120,7 +121,7 @@ class _Work:
 def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibration, begun: _Work) -> None:
     need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
-    for block in row.blocks:
+    for block in counted(row.blocks, "Calibrating blocks"):
         with begun(block):
             original = _float_copy(block) if need_original else None
             original = _quantize(block, hidden, original, original_hidden, settings, result)
@@ -186,7 +187,8 @@ def _quantize(
             original = _float_copy(block)
     drift = (original, original_hidden) if _uses_drift(settings) else (None, None)
     # Together: the statistics of all stages in one go, each seeing the others in floating point.
-    for part in [[stage] for stage in stages] if settings.sequential else [stages]:
+    parts = [[stage] for stage in stages] if settings.sequential else [stages]
+    for part in counted(parts, f"Rounding {block.name or 'the model'}"):
         if not part:
             continue
         for stage, statistics in zip(part, gather(block, part, hidden, *drift), strict=True):
@@ -240,7 +242,7 @@ def _round_rest(
         return
     stages, _ = find_stages(whole, batches)
     names = {name for name, _ in rest}
-    for stage in stages:
+    for stage in counted(stages, "Rounding layers outside the blocks"):
         stage.layers = [(name, layer) for name, layer in stage.layers if name in names]
         if stage.layers:
             _round(stage, gather(whole, [stage], batches)[0], settings, result)

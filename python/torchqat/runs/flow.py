@@ -109,7 +109,7 @@ def follow(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
     """What the recipe of ``run`` says, or what ``decide`` does; returns the report."""
     if push_to_hub:
         check_hub(push_to_hub)
-    with run.opened(resume, restart):
+    with run.progress.listens(), run.opened(resume, restart):
         report = decide(run) if run.recipe.mode == "auto" else _follow(run)
         write_page(run)
         if push_to_hub:

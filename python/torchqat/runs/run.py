@@ -27,6 +27,7 @@ from torchqat.kinds import Kind
 from torchqat.model.calls import check_called
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
+from torchqat.precision import emulated_choices
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.coverage import coverage
@@ -253,7 +254,8 @@ class Run:
         if is_first():
             check_asked(self.folder, resume, restart)
         self.settle_steps()
-        _ = self.device
+        for sentence in emulated_choices(self.recipe, self.device):
+            self.float_model.note(sentence)
         if not self.streamed:
             _ = self.original
             if self.float_model.reads_weights:

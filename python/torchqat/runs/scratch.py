@@ -14,6 +14,7 @@ from torchqat.device import CPU
 from torchqat.extras import needs
 from torchqat.files import cache_folder, pending_folder
 from torchqat.kinds.losses import cross_entropy
+from torchqat.precision import products
 from torchqat.runs.progress import Progress
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.optimizers import scratch_optimizers
@@ -56,11 +57,12 @@ def new_model(settings: ScratchModel, vocabulary: int, seed: int) -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-def cache_key(settings: ScratchModel, seed: int, corpus: list[str]) -> str:
+def cache_key(settings: ScratchModel, seed: int, corpus: list[str], mixed: bool) -> str:
     """Names a trained model by everything it depends on."""
     digest = hashlib.sha256()
     fields = [name for name in dir(settings) if not name.startswith("_")]
-    digest.update(repr([(name, getattr(settings, name)) for name in fields] + [seed, 1]).encode())
+    known = [(name, getattr(settings, name)) for name in fields] + [seed, 1] + ([] if mixed else ["float32"])
+    digest.update(repr(known).encode())
     for document in corpus:
         digest.update(document.encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
@@ -72,8 +74,8 @@ def is_complete(folder: Path) -> bool:
 
 def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress, device: torch.device) -> Path:
     """The folder of the recipe's scratch model, trained on ``corpus``, on ``device``, unless the cache has it."""
-    scratch = recipe.model.scratch
-    folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train)
+    scratch, mixed = recipe.model.scratch, products(device, torch.bfloat16).multiplied
+    folder = cache_folder() / "models" / cache_key(scratch, recipe.train.seed, corpus.train, mixed)
     if is_complete(folder):
         return folder
     progress.say(f"Training a tokenizer of {scratch.vocabulary} tokens")
@@ -84,8 +86,8 @@ def train_scratch(recipe: Recipe, corpus: Corpus, progress: Progress, device: to
     tokens = tokenize(tokenizer, corpus.train)
 
     def loss(batch):
-        # Mixed precision: the scratch model is a starting point, and this halves its price.
-        with torch.autocast(device.type, torch.bfloat16):
+        # Mixed precision: the scratch model is a starting point, and this cuts its price where it is not emulated.
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             logits = model(input_ids=batch, use_cache=False).logits
         return cross_entropy(logits, batch)
 

@@ -42,15 +42,12 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
     if push_to_hub:
         check_hub(push_to_hub)
     opened_to_stream(run.model_path, run.recipe)
-    with run.opened(resume, restart):
+    with run.progress.listens(), run.opened(resume, restart):
         target = run.folder / "exports" / run.recipe.exports[0]
         asked = run.recipe.data.calibration
 
-        def tell(done: int, total: int) -> None:
-            run.progress.say(f"Block {done} of {total}")
-
         files = run.kind.companions(run.model_path)
-        known = {"tokenizer": run.tokenizer, "on_block": tell, "files": files, "device": run.device}
+        known = {"tokenizer": run.tokenizer, "files": files, "device": run.device}
         found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, **known)
         short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
         warnings = [*([short] if short else []), *found.calibration.warnings]

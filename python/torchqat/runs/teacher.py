@@ -41,7 +41,6 @@ def write_teacher(run: Run, folder: str | Path, top: int = TOP) -> int:
     check_learns(run)
     run.settle_steps()
     steps, recipe = run.recipe.train.steps, run.recipe
-    run.progress.say(f"Asking the teacher about {steps} steps")
 
     def answer(step: int) -> TopChoices:
         batch = to_device(run.data.train[step], run.device)
@@ -51,8 +50,9 @@ def write_teacher(run: Run, folder: str | Path, top: int = TOP) -> int:
             raise UserError(f"--top must be less than the {logits.shape[-1]} tokens of the vocabulary, but is {top}.")
         return top_choices(logits, top, recipe.distill.temperature)
 
-    with on_device(run.original, run.device), torch.inference_mode():
-        write_answers(Path(folder), {**_made_of(run), "top": top}, steps, answer, lambda done: None)
+    made_of = {**_made_of(run), "top": top}
+    with run.progress.listens(), on_device(run.original, run.device), torch.inference_mode():
+        write_answers(Path(folder), made_of, steps, answer)
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 

@@ -13,6 +13,7 @@ from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.stand_ins import QUANTIZABLE
 from torchqat.model.blocks import find_blocks
 from torchqat.training.masters import Masters
+from torchqat.training.muon import Muon
 from torchqat.training.other_optimizers import BETAS, Groups, adamw_8bit, of_function
 
 
@@ -152,7 +153,7 @@ def scratch_optimizers(model: nn.Module, settings: TrainSection) -> list[Optimiz
     for name, parameter in model.named_parameters():
         (inside if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name else rest).append(parameter)
     optimizers = [
-        torch.optim.Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
+        Muon(inside, lr=settings.learning_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=0.15 * settings.learning_rate, betas=BETAS, weight_decay=0.0),
     ]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -170,7 +171,7 @@ def _sgd(groups: Groups) -> Optimizer:
 
 def _muon(groups: Groups) -> Optimizer:
     """Its steps as large as AdamW's, so that the same rates fit (arXiv:2502.16982)."""
-    return torch.optim.Muon(groups, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return Muon(groups, momentum=0.95, adjust_lr_fn="match_rms_adamw")
 
 
 def _multiplied_in_blocks(model: nn.Module) -> set[int]:

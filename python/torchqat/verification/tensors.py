@@ -16,6 +16,7 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.passed_over import passed_over
+from torchqat.progress import counted
 from torchqat.verification.result import Verification
 from torchqat.verification.settings import differing_settings
 from torchqat.verification.unquantized import unquantized
@@ -32,7 +33,8 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
     missing = list(reading.missing)
     trained_layers = dict(quant_layers(model))
     found_layers = {name.rpartition(".")[0] for name in missing}
-    for layer in convert_layers(model, torch.float32):
+    layers = counted(convert_layers(model, torch.float32), f"Reading {format} back", len(plan.layers))
+    for layer in layers:
         expected.update(_expected_of_input(layer, format))
         read = reading.weights.get(layer.name)
         if read is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchqat._library import DTYPES
 from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.readers import format_of
 from torchqat.device import device_of, find_device
@@ -17,6 +18,8 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.placement import on_device
+from torchqat.precision import products
+from torchqat.progress import working
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.engines.outputs import in_half
@@ -168,7 +171,9 @@ def _ask(
     texts = _TEXTS if tokenizer is not None else []
     question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed, device=str(device))
     here = engine is TRANSFORMERS and format in _IN_TRANSFORMERS and not bench
-    served = engine.serve_here(question) if here else engine.serve(format, question)
+    slow = ", in a dtype that the processor emulates" if _is_emulated(folder, device) else ""
+    with working(f"Asking {engine.name}{slow}"):
+        served = engine.serve_here(question) if here else engine.serve(format, question)
     found: dict[str, Any] = {}
     rounded = rounds_activations(model)
     if engine is TRANSFORMERS and rounded:
@@ -186,9 +191,17 @@ def _ask(
 
 def _in_half(folder: Path) -> bool:
     """Whether the configuration of the checkpoint says that engines compute in half precision."""
+    return _dtype_in(folder) in ("float16", "bfloat16")
+
+
+def _is_emulated(folder: Path, device: torch.device) -> bool:
+    """Whether an engine that computes in the dtype of the checkpoint has it emulated."""
+    return _in_half(folder) and not products(device, DTYPES[_dtype_in(folder)]).multiplied
+
+
+def _dtype_in(folder: Path) -> str | None:
     path = folder / "config.json"
-    config = read_json(path, "The configuration of a checkpoint") if path.is_file() else {}
-    return config.get("dtype") in ("float16", "bfloat16")
+    return read_json(path, "The configuration of a checkpoint").get("dtype") if path.is_file() else None
 
 
 def _prompts(model: nn.Module, tokens: Tensor | None, count: int = 4, length: int = 32) -> Tensor:
