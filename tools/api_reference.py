@@ -32,6 +32,7 @@ PARTS = [
     ("Which layers suffer", torchqat, ["sensitivity.sensitivity", "mixed_widths", "sensitivity.LayerSensitivity"]),
     ("The user's own task", torchqat, ["load_task", "tasks.Task"]),
     ("Large models", torchqat, ["quantize_folder"]),
+    ("For llama.cpp's own tools", torchqat, ["imatrix"]),
     ("What comes back", torchqat, ["Evaluation", "Verification", "QuantizedWeights", "QuantSpec"]),
     ("Errors", torchqat, ["UserError", "RecipeError", "FileError"]),
     ("Operators", torchqat.ops, [n for n in torchqat.ops.__all__ if n != "Block"]),

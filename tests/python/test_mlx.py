@@ -10,6 +10,7 @@ from sentences import matches, sentence
 from test_linear import recipe_for
 from torchqat._library import load_safetensors
 from torchqat.checkpoints.export import check_exports
+from torchqat.checkpoints.formats.mlx import ARCHITECTURES
 from torchqat.checkpoints.readers import format_of
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full}"
@@ -102,13 +103,20 @@ def test_numbers_beyond_the_range_are_refused_when_they_are_there(tiny_llama, tm
 
 
 def test_an_architecture_that_mlx_lm_names_otherwise_is_refused(tiny_llama):
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import OPTConfig, OPTForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2))
-    plan = torchqat.make_plan(model, recipe_for(GROUPS))
-    with pytest.raises(torchqat.UserError) as error:
-        check_exports(model, plan, ["mlx"], True)
-    assert "mlx" in str(error.value)
+    sizes = {
+        "hidden_size": 64,
+        "ffn_dim": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "word_embed_proj_dim": 64,
+    }
+    model = OPTForCausalLM(OPTConfig(vocab_size=64, max_position_embeddings=32, **sizes))
+    recipe = torchqat.parse_recipe(f"version: 1\nlayers: {{weight: {GROUPS}}}\n")
+    told = matches("mlx.architecture", known=", ".join(ARCHITECTURES), kind="opt")
+    with pytest.raises(torchqat.UserError, match=told):
+        check_exports(model, torchqat.make_plan(model, recipe), ["mlx"], True)
 
 
 def test_inputs_and_outer_scales_have_no_place(tiny_llama):

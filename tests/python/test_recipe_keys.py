@@ -39,7 +39,7 @@ FIELDS = {
     "size.bits_per_weight": ("recipe", "size_bits_per_weight"),
     "export": ("recipe", "exports"),
     **{
-        f"evaluate.accept.{key}": ("limits", f"accept_{key}")
+        f"evaluate.accept.{key}": ("asked", f"accept_{key}")
         for key in ("kl", "task_drop", "perplexity_ratio", "cosine")
     },
 }
@@ -150,7 +150,7 @@ WRONG = [
     "layers: {weight: float}\nexport: gguf",
     "layers: {weight: float}\nexport: [ggfu]",
     "layers: {weight: float}\nevaluate: {metrics: [kl]}",
-    "layers: {weight: float}\ndistill: {teacher: original}",
+    "layers: {weight: float}\ndistill: {teachers: original}",
     "layers: {weight: float}\nmodel: {scratch: {heads: 0}}",
 ]
 

@@ -78,6 +78,7 @@ def write_answers(
         made_of: What the answers depend on.
         steps: How many.
         answer: The answers of one, on any device.
+
     Raises:
         UserError: ``folder`` has answers that depend on something else.
     """

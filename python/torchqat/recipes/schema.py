@@ -7,6 +7,9 @@ from typing import Any
 
 from torchqat._library import RecipeKey, recipe_keys
 
+# The map that needs one of two keys.
+_EITHER = ("layers.weight", ("dtype", "mix"))
+
 
 def schema() -> dict[str, Any]:
     """The schema, of draft 2020-12, made of what the reader of recipes asks for."""
@@ -28,6 +31,8 @@ def _map(keys: dict[str, RecipeKey], path: str, in_list: bool) -> dict[str, Any]
         "additionalProperties": False,
     }
     required = [name for name, key in below.items() if key.required and (in_list or not key.fallbacks)]
+    if path == _EITHER[0]:
+        return found | {"oneOf": [{"required": [name]} for name in _EITHER[1]]}
     return found | ({"required": required} if required else {})
 
 
