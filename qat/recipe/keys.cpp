@@ -30,7 +30,8 @@ const std::vector<std::string>& probes() {
       "layers: [{match: a, weight: {dtype: mxfp4, scale_dtype: e8m0_even}}]\n"
       "model: {kind: sentence_encoder}\ninitialize: {method: gptq}\ntrain: {strategy: fsdp}\n",
       "layers: {weight: {dtype: int4, block: [8, 8]}, input: {dtype: int8, group_size: 32}}\n",
-      "layers: {weight: {mix: q4_k_m}}\n",
+      "layers: {weight: {mix: q4_k_m}}\nkv_cache: {dtype: mxfp4}\n",
+      "layers: {weight: {dtype: int4}}\nkv_cache: {dtype: nvfp4}\n",
   };
   return kProbes;
 }

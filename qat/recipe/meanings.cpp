@@ -124,6 +124,9 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"kv_cache.dtype", "Of keys and values."},
       {"kv_cache.symmetric",
        "Integers: false has levels from the smallest element of each block up."},
+      {"kv_cache.scale_dtype", "mxfp4 and the like: by which rule a power of two is found."},
+      {"kv_cache.calibrated",
+       "nvfp4: the outer scale is fixed on calibration data; else each call finds it."},
       {"kv_cache.keys",
        "What shares a scale. tensor and head are calibrated. FP8 has tensor by default, integers "
        "channel."},
@@ -148,6 +151,8 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
        "gptq: share of the quantized model's drift from the float one that is made good."},
       {"initialize.smoothing",
        "smoothquant: 0 leaves outliers in the inputs, 1 moves all of them into the weights."},
+      {"initialize.rotation_size",
+       "hadamard: features that are rotated together; 0 rotates all of them."},
       {"initialize.sequential",
        "Each group of layers is calibrated on what those before it give once quantized."},
       {"initialize.block_training",

@@ -81,6 +81,7 @@ void choose_weights(const Rule& rule, const std::vector<size_t>& matched,
                                            layers[i].name + " has in_features " +
                                            std::to_string(layers[i].in_features) +
                                            "; leave it by a rule with weight: float"});
+      weights[i].spec.reset();  // nothing else is to be said of it
       continue;
     }
     weights[i].spec = type->spec;

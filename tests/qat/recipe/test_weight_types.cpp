@@ -81,8 +81,8 @@ TEST(WeightTypes, WhatDoesNotFitHasItsSentence) {
             "To be nvfp4, odd must have in_features that 16 divides, but has 24.");
   EXPECT_EQ(problem_of(plan, {{"odd", "int9"}}),
             "The type of a weight must be int2, int3, int4, int5, int6, int7, int8, nvfp4, mxfp4, "
-            "mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q4_k, q5_k, q6_k or float, but is "
-            "int9.");
+            "mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, "
+            "q4_1, q5_0, q5_1, q8_0, q2_0, tq2_0 or float, but is int9.");
   EXPECT_EQ(problem_of(plan, {{"even", "int8"}}), "types must name planned layers, but name even.");
 }
 

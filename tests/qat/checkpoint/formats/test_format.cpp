@@ -17,10 +17,10 @@ TEST(Format, AnUnknownNameIsAnsweredWithAllOfThem) {
         try {
           find_format("bin");
         } catch (const std::invalid_argument& error) {
-          EXPECT_STREQ(
-              error.what(),
-              "format must be compressed-tensors, gptq, gptq_v2, awq, gguf, modelopt, onnx "
-              "or safetensors, but is bin.");
+          EXPECT_STREQ(error.what(),
+                       "format must be compressed-tensors, compressed-tensors-0.18, gptq, gptq_v2, "
+                       "awq, gguf, "
+                       "mlx, modelopt, onnx or safetensors, but is bin.");
           throw;
         }
       },
@@ -31,12 +31,14 @@ TEST(Format, ARefusalNamesTheFormatsThatCan) {
   EXPECT_EQ(
       refusal_of("awq", {layer("a", 3)}),
       "awq cannot hold a, because its weights must be int4, but are int3; compressed-tensors, "
-      "gptq, gptq_v2, gguf, onnx and safetensors can.");
+      "compressed-tensors-0.18, gptq, gptq_v2, gguf, mlx, onnx and safetensors can.");
   QuantSpec spec = group_spec(4, 32);
   spec.grid = Grid::asymmetric;
-  EXPECT_EQ(refusal_of("gptq", {random_layer("a", spec, 32, 64)}),
-            "gptq cannot hold a, because its grid must be symmetric, but is asymmetric; "
-            "compressed-tensors, gptq_v2, awq, gguf, onnx and safetensors can.");
+  EXPECT_EQ(
+      refusal_of("gptq", {random_layer("a", spec, 32, 64)}),
+      "gptq cannot hold a, because its grid must be symmetric, but is asymmetric; "
+      "compressed-tensors, compressed-tensors-0.18, gptq_v2, awq, gguf, mlx, onnx and safetensors "
+      "can.");
 }
 
 TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
@@ -54,10 +56,10 @@ TEST(Format, LayersOfOtherTypesAreHeldByFewer) {
     if (refusal(format, embedding).empty()) held_embedding.push_back(format.name);
   }
   EXPECT_EQ(held_conv, (std::vector<std::string>{"onnx", "safetensors"}));
-  EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "onnx", "safetensors"}));
-  EXPECT_EQ(
-      refusal(find_format("gguf"), conv),
-      "the layer is of the type Conv2d, and there is a place for Linear, Conv1D, Embedding and Experts");
+  EXPECT_EQ(held_embedding, (std::vector<std::string>{"gguf", "mlx", "onnx", "safetensors"}));
+  EXPECT_EQ(refusal(find_format("gguf"), conv),
+            "the layer is of the type Conv2d, and there is a place for Linear, Conv1D, Embedding "
+            "and Experts");
 }
 
 TEST(Format, NothingQuantizedIsRefused) {
