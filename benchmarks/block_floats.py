@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torchqat
 from torchqat._library import Initialize
+from torchqat.device import name_of
 from torchqat.files import write_json
 from torchqat.reports.report import environment
 from torchqat.runs.fine_tune import fine_tune
@@ -166,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(options)
     lines = [line for format in options.formats for line in table(bench, format)]
-    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    where = ", ".join(f"{key} {value}" for key, value in environment(name_of(bench.first.device)).items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
     head = (
         f"A model of {parameters:.1f} M parameters, float perplexity {bench.baseline['perplexity']:.3f} over "

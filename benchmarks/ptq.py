@@ -20,6 +20,7 @@ import torch
 import torchqat
 from small_llama import SMALL_LLAMA
 from torchqat._library import Initialize
+from torchqat.device import name_of
 from torchqat.files import write_json
 from torchqat.reports.report import environment
 from torchqat.runs.fine_tune import fine_tune
@@ -173,7 +174,7 @@ def main() -> None:
     for text in options.formats:
         bits, group = map(int, text.split(":"))
         lines += table(bench, bits, group, options.seeds)
-    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    where = ", ".join(f"{key} {value}" for key, value in environment(name_of(bench.first.device)).items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
     head = (
         f"A Llama of {parameters:.1f} M parameters, float perplexity {bench.baseline.perplexity:.3f} over "

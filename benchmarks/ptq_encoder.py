@@ -175,7 +175,7 @@ def main() -> None:
                 # Where scales were folded into norms the weights are no longer comparable one by one.
                 error = "" if label == "AWQ" else f"{found['error']:.3e}"
                 lines.append(f"| {label} | {found['distance']:.3e} | {error} | {found['seconds']:.1f} |")
-    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    where = ", ".join(f"{key} {value}" for key, value in environment("cpu").items())
     body = "\n".join(lines)
     head = f"{PACKAGE}: 6 layers of 384 features; 256 x {LENGTH} calibration tokens, 512 held-out sentences."
     title = "# Post-training quantization of a sentence encoder\n\n`python benchmarks/ptq_encoder.py`"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torchqat
 from small_llama import SMALL_LLAMA
+from torchqat.device import name_of
 from torchqat.files import write_json
 from torchqat.kinds.losses import cross_entropy
 from torchqat.reports.report import environment
@@ -124,7 +125,7 @@ def main() -> None:
     for bits in options.bits:
         lines += rows_of(bench, bits, options.seeds, options.direct_seeds if bits in options.direct else 0)
     steps = {bits: load(bits).train.steps for bits in options.bits}
-    where = ", ".join(f"{key} {value}" for key, value in environment().items())
+    where = ", ".join(f"{key} {value}" for key, value in environment(name_of(bench.first.device)).items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
     head = f"{parameters:.1f} M parameters, {bench.baseline.tokens} held-out tokens, steps {steps}, {options.seeds} seeds: "
     text = f"{head}median (least to most).\n\n" + "\n".join(lines) + f"\n\n{where}\n"

@@ -145,7 +145,7 @@ def test_the_engine_is_measured(decide):
         ),
         (
             "evaluate: {accept: {kl: 1}}\nengine: ollama\n",
-            matches("recipe.unknown-word", key="engine", known="transformers, vllm or llama.cpp"),
+            matches("recipe.unknown-word", key="engine", known="transformers, vllm, llama.cpp or mlx"),
         ),
     ],
 )

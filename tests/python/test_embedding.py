@@ -88,6 +88,18 @@ def test_calibration_rounds_it_to_the_nearest():
     assert torch.equal(model[0].weight, before)
 
 
+def test_half_made_frequencies_are_written_or_refused(tmp_path):
+    """``half()`` rounds them, too; llama.cpp divides by factors where the architecture is llama."""
+    rule = "{dtype: int8, group_size: 32, grid: full}"
+    for name, kind in (("Llama", "llama"), ("Qwen2", "qwen2")):
+        model = torchqat.prepare(architectures.build(name).half(), recipe(rule))
+        if kind == "llama":
+            assert torchqat.verify(torchqat.export(model, tmp_path / kind, "gguf"), model).ok
+            continue
+        with pytest.raises(torchqat.UserError, match=matches("export.gguf-other-frequencies", kind=kind)):
+            torchqat.export(model, tmp_path / kind, "gguf")
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tied", [False, True])
 def test_llama_cpp_gets_its_codes(bits, tied, tmp_path):

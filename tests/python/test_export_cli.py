@@ -71,7 +71,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(start, tmp_path,
         else:
             code, _, err = start(command, text, capsys)
         layer = "model.layers.0.self_attn.q_proj"
-        others = "compressed-tensors, gptq, gptq_v2, gguf, onnx and safetensors"
+        others = "compressed-tensors, compressed-tensors-0.18, gptq, gptq_v2, gguf, mlx, onnx and safetensors"
         assert code == 2 and said(err, "export.cannot-hold", format="modelopt", layer=layer, others=others)
     assert not (tmp_path / "run").exists()
 
@@ -80,7 +80,7 @@ def test_an_export_that_cannot_be_is_refused(start, tmp_path, capsys):
     assert start("train", RECIPE.replace("int4, group_size: 32", "int4, group_size: 16"), capsys)[0] == 0
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "gguf")
     why = sentence("export.because-odd-groups", columns=16)
-    others = "compressed-tensors, gptq, gptq_v2, awq, modelopt, onnx and safetensors"
+    others = "compressed-tensors, compressed-tensors-0.18, gptq, gptq_v2, awq, modelopt, onnx and safetensors"
     assert code == 2 and said(err, "export.cannot-hold", format="gguf", why=why, others=others)
     code, _, err = call(capsys, "export", tmp_path / "run", "--format", "onnx")
     assert code == 2 and said(err, "export.no-language-model")

@@ -53,10 +53,15 @@ def card_of(subject: Subject, origin: Origin, report: Report, recipe: str) -> st
         f"## How to load it\n\n{how_to_load(subject.folder, subject.format, subject.place, subject.writes_text)}".rstrip(),
         *_section("Notes", [f"- {note}" for note in report.notes], "\n"),
         f"## How it was made\n\nMethod: {method}. The recipe:\n\n````yaml\n{recipe.rstrip()}\n````",
-        *_section("Made with", [f"- {name} {value}" for name, value in report.environment.items()], "\n"),
+        *_section("Made with", _made_with(report), "\n"),
         f"## License\n\n{_license(origin)}",
     ]
     return f"---\n{_metadata(subject, origin)}---\n\n" + without_folders("\n\n".join(parts)) + "\n"
+
+
+def _made_with(report: Report) -> list[str]:
+    """Versions and device; the number of threads changes no bit of what is in the folder."""
+    return [f"- {name} {value}" for name, value in report.environment.items() if name != "threads"]
 
 
 def without_folders(text: str) -> str:

@@ -142,11 +142,12 @@ def _keep_best(run: Run, best: BestState) -> None:
     with run.changed_report() as report:
         report.validation = {"start": best.start, "best": best.best, "step": step}
         if step == 0:
-            report.notes.append(
+            note = (
                 f"Training did not help: KL on validation data was {best.start:.5f} before it and never lower, so what is "
                 "exported is the state before training."
             )
-            run.progress.say(f"Note: {report.notes[-1]}")
+            report.notes += [] if note in report.notes else [note]  # of a run that was cut off after it said so
+            run.progress.say(f"Note: {note}")
 
 
 def _widths(run: Run, step: int) -> list[int]:

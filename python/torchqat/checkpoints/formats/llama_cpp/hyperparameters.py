@@ -6,7 +6,7 @@ import gguf
 from torch import nn
 
 from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
-from torchqat.checkpoints.formats.llama_cpp.rope import add_rope
+from torchqat.checkpoints.formats.llama_cpp.rope import add_rope, rotated_size, rotates
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, model: nn.Module, architecture: Architecture) -> None:
@@ -21,8 +21,10 @@ def add_hyperparameters(writer: gguf.GGUFWriter, model: nn.Module, architecture:
     writer.add_head_count_kv(kv_heads_of(config))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_vocab_size(config.vocab_size)
+    if rotates(config):
+        writer.add_rope_dimension_count(rotated_size(config))
     _add_epsilons(writer, config)
+    writer.add_vocab_size(config.vocab_size)
     _add_windows(writer, config, architecture)
     add_rope(writer, model, architecture)
     _add_experts(writer, config)

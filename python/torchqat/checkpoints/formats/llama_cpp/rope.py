@@ -65,6 +65,11 @@ def check_rope(model: nn.Module, architecture: Architecture) -> None:
             f"gguf takes a {config.model_type} whose heads are rotated whole, but of this one {rotated_size(config)} of "
             f"{size} channels are."
         )
+    if kind == "default" and not architecture.divides_frequencies and _divisors(model) is not None:
+        raise UserError(
+            f"gguf takes rotary embeddings of a {config.model_type} whose frequencies are those of rope_theta, but this "
+            "model's are others, as half() makes them: give its weights another dtype when it is loaded."
+        )
     _check_sliding(config, kind, _sliding_parameters(config))
     if kind == "yarn":
         _check_yarn(config, parameters)
@@ -99,7 +104,6 @@ def add_rope(writer: gguf.GGUFWriter, model: nn.Module, architecture: Architectu
     check_rope(model, architecture)
     parameters = parameters_of(config)
     kind = parameters.get("rope_type") or "default"
-    writer.add_rope_dimension_count(rotated_size(config))
     writer.add_rope_freq_base(rope_base(config))
     if "rope_theta" in _sliding_parameters(config):
         writer.add_rope_freq_base_swa(float(_sliding_parameters(config)["rope_theta"]))
@@ -125,12 +129,20 @@ def rope_tensors(model: nn.Module, architecture: Architecture) -> dict[str, Tens
             LONG_FACTORS: torch.tensor(parameters["long_factor"], dtype=torch.float32),
             SHORT_FACTORS: torch.tensor(parameters["short_factor"], dtype=torch.float32),
         }
-    if kind != "llama3":
-        return {}
-    rotary = next(m for n, m in model.named_modules() if n.endswith("rotary_emb"))
+    factors = _divisors(model) if kind in (None, "default", "llama3") and architecture.divides_frequencies else None
+    return {} if factors is None else {FACTORS: factors}
+
+
+def _divisors(model: nn.Module) -> Tensor | None:
+    """What the frequencies of the base are divided by to be those that ``model`` rotates by; ``None`` when by nothing."""
+    config = model.config.get_text_config()
+    rotary = next((m for n, m in model.named_modules() if n.endswith("rotary_emb") and hasattr(m, "inv_freq")), None)
     size = rotated_size(config)
+    if rotary is None or rotary.inv_freq.is_meta or len(rotary.inv_freq) != size // 2:
+        return None
     plain = 1.0 / rope_base(config) ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    return {FACTORS: plain / rotary.inv_freq.float().cpu()}
+    factors = plain / rotary.inv_freq.float().cpu()
+    return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-4) else factors
 
 
 def rounds_yarn(config: Any) -> bool:
