@@ -28,10 +28,12 @@ Shape shape_of(const std::vector<LayerInfo>& layers) {
   Shape shape;
   std::set<int64_t> with_values;
   int64_t queries = 0, values = 0;
+  bool shares_embedding = false;  // either of the two may be the one that counts
   for (const LayerInfo& layer : layers) {
     const Role role = role_of(layer);
     const int64_t block = block_of(layer.name);
     if (role == Role::head && layer.counted) shape.tied = false;
+    if (role == Role::embedding && !layer.counted) shares_embedding = true;
     if (block < 0 || role == Role::embedding || role == Role::head) continue;
     shape.blocks = std::max(shape.blocks, block + 1);
     shape.experts = std::max(shape.experts, experts_of(layer));
@@ -41,6 +43,7 @@ Shape shape_of(const std::vector<LayerInfo>& layers) {
     if (role == Role::query_key_value && queries > 0 && layer.out_features > queries)
       values = (layer.out_features - queries) / 2;
   }
+  shape.tied |= shares_embedding;
   if (values > 0) shape.queries_per_key = std::max<int64_t>(1, queries / values);
   for (const int64_t block : with_values) {
     const auto place = static_cast<int64_t>(shape.values.size());

@@ -166,7 +166,7 @@ def test_muon_in_float32_takes_the_steps_of_torch(adjust, monkeypatch):
     monkeypatch.setattr("torchqat.training.muon.products", lambda *_: Products(False, "it is said"))
     ours, ours_state = moved(Muon)
     for begin, a, b in zip(start, ours, theirs, strict=True):
-        assert 0 < (a - b).norm() < 0.05 * (b - begin).norm()  # bfloat16 has 8 bits
+        assert 0 < (a - b).norm() < 0.02 * (b - begin).norm()  # bfloat16 has 8 bits: 1 % is seen
     if HAS_BFLOAT16:
         assert all(torch.equal(a, b) for a, b in zip(multiplied, theirs, strict=True)), "torch's own where it is quick"
     theirs_state.load_state_dict(ours_state.state_dict())
@@ -176,7 +176,7 @@ def test_muon_in_float32_takes_the_steps_of_torch(adjust, monkeypatch):
         gram = exact @ exact.T
         exact = 3.4445 * exact + (-4.775 * gram + 2.0315 * gram @ gram) @ exact
     found = orthogonalized(gradients[0][0], (3.4445, -4.775, 2.0315), 5, 1e-7)
-    assert torch.allclose(found.double(), exact, atol=1e-4)
+    assert torch.allclose(found.double(), exact, atol=1e-5)
 
 
 def test_what_is_asked_for_and_emulated_is_done_and_said(begin, processor):

@@ -24,7 +24,7 @@ std::vector<LayerInfo> llama(int64_t blocks, int64_t hidden = 1024, int64_t valu
       layers.push_back({block + leaf, "Linear", in, out});
   }
   layers.push_back({"lm_head", "Linear", hidden, 4096, true});
-  layers.back().counted = !tied;
+  layers.front().counted = !tied;  // the head is what multiplies
   return layers;
 }
 

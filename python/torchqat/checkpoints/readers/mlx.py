@@ -24,7 +24,7 @@ def quantized(tensors: dict[str, Tensor], config: dict) -> Reading:
         fields = bit_fields(layer["weight"].view(torch.int32), scheme["bits"])
         return _MODES[mode](fields, layer)
 
-    return read_layers(tensors, _LEAVES, ("scales",), dense)
+    return read_layers(tensors, _LEAVES, ("scales", "biases"), dense)
 
 
 def _affine(fields: Tensor, layer: LayerTensors) -> Tensor:
