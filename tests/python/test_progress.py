@@ -236,7 +236,8 @@ def test_streaming_reports_block_by_block(arguments, recipe_file, capsys, monkey
     assert heard.of("Calibrating blocks")[0][1:3] == (2, 2)
 
 
-def test_commands_outside_of_runs_report(model_folder, data_folder, capsys, monkeypatch):
+def test_commands_outside_of_runs_report(model_folder, data_folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHQAT_CACHE", str(tmp_path / "cache"))  # where nothing was tokenized before
     heard = Heard()
     monkeypatch.setattr(Progress, "begin", lambda self, work: heard.begin(work))
     monkeypatch.setattr(Progress, "moved", lambda self, work: heard.moved(work))
