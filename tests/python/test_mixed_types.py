@@ -9,6 +9,7 @@ import torch
 import torchqat
 from architectures import recipe, tokens
 from sentences import matches, said
+from test_sensitivity import losses_within
 from torchqat import ops
 from torchqat._library import LayerPlan, preset, retyped, with_types
 from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
@@ -105,16 +106,7 @@ def test_sizes_are_those_of_a_checkpoint(llama, measured):
 
 
 def test_a_mix_within_the_budget(measured):
-    elements = sum(layer.elements for layer in measured)
-    losses = []
-    for budget in (4.3, 5.0, 7.0, 17.0):
-        widths = mixed_widths(measured, budget)
-        assert sum(layer.size(widths[layer.name]) for layer in measured) <= budget * elements
-        losses.append(sum(layer.kl[widths[layer.name]] for layer in measured))
-        for name, width in widths.items():
-            if name.endswith("q_proj"):
-                assert width == widths[name.replace("q_proj", "k_proj")] == widths[name.replace("q_proj", "v_proj")]
-    assert losses == sorted(losses, reverse=True) and losses[-1] == 0.0
+    assert losses_within(measured, (4.3, 5.0, 7.0, 17.0))[-1] == 0.0
     assert set(mixed_widths(measured, 4.25).values()) == {"mxfp4"}
 
 

@@ -36,14 +36,12 @@ class StoredTeacher:
                 f"{_META} in {folder}."
             )
         self.made_of: dict[str, Any] = read_json(self.folder / _META, _META)
-        self._read: tuple[Path, dict] = (Path(), {})
+        self._read: tuple[Path, Any] = (Path(), None)  # the file that was opened last
 
     def check(self, made_of: dict[str, Any]) -> None:
-        """Raises UserError where the answers depend on something else than ``made_of``, or are of too few steps."""
-        there = {key: self.made_of.get(key) for key in made_of}
-        differ = [
-            f"{key} is {there[key]} there and {made_of[key]} here" for key in made_of if there[key] != made_of[key]
-        ]
+        """Raises UserError where the answers depend on something else than ``made_of``."""
+        pairs = {key: (self.made_of.get(key), here) for key, here in made_of.items()}
+        differ = [f"{key} is {there} there and {here} here" for key, (there, here) in pairs.items() if there != here]
         if differ:
             raise UserError(f"The teacher in {self.folder} answers something else: {'; '.join(differ)}.")
 
@@ -61,8 +59,7 @@ class StoredTeacher:
         path = _file(self.folder, step // _STEPS_OF_FILE * _STEPS_OF_FILE)
         if self._read[0] != path:
             self._read = path, _opened(path)
-        tensors = self._read[1]
-        return TopChoices(*(tensors.get_tensor(f"{step}.{name}") for name in ("choices", "log_probabilities")))
+        return TopChoices(*(self._read[1].get_tensor(f"{step}.{name}") for name in ("choices", "log_probabilities")))
 
 
 def write_answers(

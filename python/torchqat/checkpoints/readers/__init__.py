@@ -4,6 +4,7 @@ What is exported is checked against them, so nothing here may call our packing o
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,9 +27,18 @@ def quantization_config_of(folder: Path) -> dict | str | None:
     Raises:
         UserError: A file of these is no JSON.
     """
-    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
-    config = settings.get("quantization_config") if isinstance(settings, dict) else None
-    for file, method in _BESIDE.items() if isinstance(settings, dict) and config is None else ():
+    return _quantization_in(_settings_of(folder), folder)
+
+
+def _settings_of(folder: Path) -> Any:
+    return read_json(folder / "config.json", "The configuration of a checkpoint")
+
+
+def _quantization_in(settings: Any, folder: Path) -> dict | str | None:
+    if not isinstance(settings, dict):
+        return None
+    config = settings.get("quantization_config")
+    for file, method in _BESIDE.items() if config is None else ():
         if (folder / file).is_file():
             found = read_json(folder / file, "The configuration of a checkpoint")
             return {"quant_method": method, **(found if isinstance(found, dict) else {})}
@@ -45,8 +55,8 @@ def format_of(folder: Path) -> str:
         return "gguf"
     if any(folder.glob("*.onnx")):
         return "onnx"
-    settings = read_json(folder / "config.json", "The configuration of a checkpoint")
-    config = quantization_config_of(folder)
+    settings = _settings_of(folder)
+    config = _quantization_in(settings, folder)
     if isinstance(config, dict) and "quant_method" not in config and {"group_size", "bits"} <= config.keys():
         return "mlx"
     if config is None and isinstance(settings, dict):
