@@ -1,11 +1,11 @@
 """Types and mixes against llama-quantize: it reads our blocks as the forward's weights, and gives layers the same types."""
 
 import os
-import subprocess
 
 import numpy as np
 import pytest
 import torchqat
+from llama_quantize import llama_quantize
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader
@@ -24,13 +24,6 @@ FILE_TYPES = {
     "q6_k": 18,
 }
 TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq2_0", "mxfp4")
-_QUANTIZE = """
-import sys, llama_cpp
-given = llama_cpp.llama_model_quantize_default_params()
-given.ftype, given.nthread, given.allow_requantize = int(sys.argv[3]), 1, True
-code = llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), given)
-sys.exit(code)
-"""
 SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "head_dim": 64}
 MODELS = {
     "sixteen blocks": lambda: LlamaForCausalLM(
@@ -50,9 +43,7 @@ MODELS = {
 
 def quantized(source, made, file_type):
     """The tensors of ``made``, which llama.cpp writes of the file ``source``."""
-    command = [os.environ["TORCHQAT_LLAMA_CPP"], "-c", _QUANTIZE, str(source), str(made), str(file_type)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    llama_quantize(source, made, file_type)
     return Reader(made).tensors
 
 

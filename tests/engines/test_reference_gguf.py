@@ -1,9 +1,9 @@
 """``verify --reference`` of what llama.cpp's own quantizer writes."""
 
 import os
-import subprocess
 
 import pytest
+from llama_quantize import llama_quantize
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.runs.foreign import compare
 from torchqat.runs.scratch import new_model, train_tokenizer
@@ -11,14 +11,7 @@ from torchqat.runs.scratch import new_model, train_tokenizer
 PYTHON = os.environ.get("TORCHQAT_LLAMA_CPP", "")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="llama.cpp is not installed; make test-engines installs it")
 
-QUANTIZE = """
-import ctypes, sys, llama_cpp
-settings = llama_cpp.llama_model_quantize_default_params()
-settings.ftype, settings.nthread = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[3]), 1
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))
-"""
-
-
+FILE_TYPES = {"Q4_K_M": 15, "Q8_0": 7, "Q2_K": 10}  # llama.h
 TEXT = [f"def function_{i}(argument):\n    return argument + {i}\n\n\n" * 12 for i in range(30)]
 
 
@@ -36,10 +29,7 @@ def test_what_llama_quantize_writes(kind, most, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     write_gguf(model, [], None, tmp_path / "float.gguf", tokenizer)
     place, data = tmp_path / f"{kind}.gguf", tmp_path / "data.txt"
-    done = subprocess.run(
-        [PYTHON, "-c", QUANTIZE, tmp_path / "float.gguf", place, kind], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    llama_quantize(tmp_path / "float.gguf", place, FILE_TYPES[kind])
     data.write_text("".join(TEXT[:2]))
     found = compare(place, str(tmp_path / "model"), str(data), device="cpu")
     assert found.weights.ok and not found.weights.changed and len(found.weights.kept) == 5
