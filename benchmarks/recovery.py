@@ -2,10 +2,10 @@
 
     python benchmarks/recovery.py [--bits 4 3 2] [--seeds 3] [--direct 4] [--output build/recovery]
 
-For each of the recipes int4, int3 and int2, on the small Llama of small_llama.py: plain rounding,
-the recipe, the recipe without its schedule (the exported width from the first step), and the float model fine-tuned with
-cross-entropy for the same steps. Finished runs are kept, so an interrupted benchmark goes on. Prints a table of medians
-and spreads, and writes it with device and versions to benchmarks/results/.
+For each of the recipes int4, int3 and int2, from searched scales in place of GPTQ, on the small Llama of small_llama.py:
+plain rounding, training along a schedule of widths, training without one (the exported width from the first step), and the
+float model fine-tuned with cross-entropy for the same steps. Finished runs are kept, so an interrupted benchmark goes on.
+Prints a table of medians and spreads, and writes it with device and versions to benchmarks/results/.
 """
 
 import argparse
@@ -28,8 +28,19 @@ ROOT = Path(__file__).resolve().parents[1]
 GOALS = {4: 0.60, 3: 0.80, 2: 0.85}
 
 
+# Of each width: steps, learning rate, and where the widths before it end.
+TRAININGS = {4: (80, 2.5e-4, "5%", "10%"), 3: (240, 6e-4, "5%", "10%"), 2: (100, 1e-3, "10%", "20%")}
+
+
 def load(bits: int, with_schedule: bool = True) -> torchqat._library.Recipe:
-    return torchqat.load_recipe(f"int{bits}", SMALL_LLAMA | ({} if with_schedule else {"schedule": None}))
+    steps, rate, first, second = TRAININGS[bits]
+    stages = [(first, "int8"), (second, "int6"), ("100%", f"int{bits}")] if with_schedule else []
+    settings = {
+        "initialize.method": "mse",
+        "schedule": [{"until": until, "weight": weight} for until, weight in stages] or None,
+        "train": {"steps": steps, "learning_rate": rate, "scale_learning_rate": 2e-3},
+    }
+    return torchqat.load_recipe(f"int{bits}", SMALL_LLAMA | settings)
 
 
 class Bench:

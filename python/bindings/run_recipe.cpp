@@ -55,6 +55,7 @@ void def_train(py::module_& m) {
       .def_readwrite("threshold", &OscillationSection::threshold);
   py::class_<TrainSection>(m, "TrainSection")
       .def(py::init<>())
+      .def("__copy__", [](const TrainSection& self) { return self; })
       .def_readwrite("steps", &TrainSection::steps)
       .def_readwrite("epochs", &TrainSection::epochs)
       .def_readwrite("optimizer", &TrainSection::optimizer)
@@ -63,6 +64,7 @@ void def_train(py::module_& m) {
       .def_readwrite("sequence_length", &TrainSection::sequence_length)
       .def_readwrite("gradient_accumulation", &TrainSection::gradient_accumulation)
       .def_readwrite("learning_rate", &TrainSection::learning_rate)
+      .def_readwrite("relative_learning_rate", &TrainSection::relative_learning_rate)
       .def_readwrite("scale_learning_rate", &TrainSection::scale_learning_rate)
       .def_readwrite("weight_decay", &TrainSection::weight_decay)
       .def_readwrite("gradient_clip", &TrainSection::gradient_clip)

@@ -182,7 +182,12 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"train.batch_size", "Sequences or examples of a batch."},
       {"train.sequence_length", "Tokens of a sequence."},
       {"train.gradient_accumulation", "Batches of batch_size in a step."},
-      {"train.learning_rate", "Of AdamW, and of muon, whose steps are as large."},
+      {"train.learning_rate",
+       "Of weights, by AdamW, and by muon, whose steps are as large; without it "
+       "relative_learning_rate holds."},
+      {"train.relative_learning_rate",
+       "Of quantized weights, in units of the distance between two levels, so that it suits every "
+       "model and width; what is not quantized moves by the mean of these rates."},
       {"train.scale_learning_rate", "Relative to the size of a layer's scales."},
       {"train.weight_decay", "Of matrices; scales never decay."},
       {"train.gradient_clip", "Norm that gradients are cut to; 0 is off."},

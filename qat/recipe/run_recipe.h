@@ -78,8 +78,10 @@ struct QAT_API TrainSection : Training {
   int64_t batch_size = 8;
   int64_t sequence_length = 256;
   int64_t gradient_accumulation = 1;
-  double learning_rate = 2e-4;
-  double scale_learning_rate = 1e-4;
+  // Of weights; none: that of a quantized one is relative to the distance between its levels.
+  std::optional<double> learning_rate;
+  double relative_learning_rate = 2e-3;
+  double scale_learning_rate = 3e-4;
   double weight_decay = 0.0;
   double gradient_clip = 1.0;
   std::string learning_rate_decay = "cosine";

@@ -80,7 +80,14 @@ TrainSection read_train(YamlSection& section) {
   train.sequence_length = section.integer("sequence_length", train.sequence_length, 8, 131072);
   train.gradient_accumulation =
       section.integer("gradient_accumulation", train.gradient_accumulation, 1, kMany);
-  train.learning_rate = section.number("learning_rate", train.learning_rate, 0.0, 1.0);
+  train.learning_rate = section.given_number("learning_rate", 0.0, 1.0);
+  train.relative_learning_rate =
+      section.number("relative_learning_rate", train.relative_learning_rate, 0.0, 1.0);
+  if (train.learning_rate && section.has("relative_learning_rate"))
+    section.reject("relative_learning_rate", "must not be given beside learning_rate");
+  if (!train.learning_rate && train.optimizer == "sgd" && train.steps > 0)
+    section.reject("learning_rate",
+                   "must be given where optimizer is sgd, whose steps are as large as gradients");
   train.scale_learning_rate =
       section.number("scale_learning_rate", train.scale_learning_rate, 0.0, 1.0);
   train.weight_decay = section.number("weight_decay", train.weight_decay, 0.0, 1.0);

@@ -48,7 +48,7 @@ def several(groups, settings):
     return [Lion(groups[:2]), torch.optim.SGD(groups[2:])]
 
 def halves(groups, settings):
-    return [Lion(groups[:3]), Lion(groups[3:])]
+    return [Lion(groups[:-1]), Lion(groups[-1:])]
 
 def nothing(groups, settings):
     return None

@@ -9,6 +9,9 @@ from torchqat import ops
 from torchqat._library import FLOAT
 from torchqat.layers.sharded import assign, whole
 
+# Between two levels of a float, in units of its scale, at a quarter of the largest, where most weights of a group lie.
+_LEVEL_DISTANCES = {"fp4_e2m1": 0.5, "fp6_e2m3": 0.125, "fp6_e3m2": 1.0, "fp8_e4m3": 8.0, "fp8_e5m2": 2048.0}
+
 
 class WeightScales(nn.Module):
     """What a layer needs to quantize its weight; to be mixed into it.
@@ -121,6 +124,12 @@ class WeightScales(nn.Module):
         assign(self.weight_scale, scale)
         if self.weight_zero_point is not None:
             assign(self.weight_zero_point, zero_point)
+
+    @torch.no_grad()
+    def level_distance(self) -> float:
+        """The mean distance between two levels of the weight as it is rounded now, in the weight's own units."""
+        scale = self.stored_qparams()[0].abs().mean().item()
+        return max(scale * _LEVEL_DISTANCES.get(self.weight_spec.dtype, 1.0), 1e-8)
 
     @torch.no_grad()
     def needed_outer_scale(self, bits: int) -> Tensor:

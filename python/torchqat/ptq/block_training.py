@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat._library import BlockTraining
-from torchqat.layers.quant_layer import QuantLayer
 from torchqat.progress import counted
 from torchqat.ptq.block import Block
 from torchqat.ptq.calls import Call, main_tensor
@@ -69,7 +68,7 @@ class _Trainer:
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
         layers = [layer for _, layer in block.layers() if layer.weight_spec is not None]
-        weights = [self._group(layer.weight, settings.learning_rate * _step_of(layer)) for layer in layers]
+        weights = [self._group(layer.weight, settings.learning_rate * layer.level_distance()) for layer in layers]
         scales = []
         for layer in layers:
             for name in ("weight_scale", "weight_zero_point"):
@@ -82,7 +81,9 @@ class _Trainer:
         self.trained = [parameter for group in weights + scales for parameter in group["params"]]
         self._limits = []
         if settings.rounding == "signed":
-            self._limits = [(layer.weight, layer.weight.detach().clone(), 0.5 * _step_of(layer)) for layer in layers]
+            self._limits = [
+                (layer.weight, layer.weight.detach().clone(), 0.5 * layer.level_distance()) for layer in layers
+            ]
             optimizers = [_SignDescent(weights)] + ([_adam(scales)] if scales else [])
         else:
             optimizers = [_adam(weights + scales)]
@@ -148,10 +149,5 @@ def _adam(groups: list[dict]) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def _step_of(layer: QuantLayer) -> float:
-    """The mean distance between two levels of the layer's weight."""
-    return _size(layer.stored_qparams()[0])
-
-
 def _size(parameter: Tensor) -> float:
     return max(parameter.detach().abs().mean().item(), 1e-8)

@@ -1,6 +1,7 @@
 """``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchqat.runs.samples import samples_of
 from torchqat.runs.steps import export_others, judge, make_variant, measure_baseline, measure_sensitivity
 from torchqat.runs.variants import initialized_name, naive_model, naive_name, trained_name
 from torchqat.training.loop import TrainingLoop
+from torchqat.training.weight_rates import mean_rate, weight_rates
 
 
 def run(
@@ -179,11 +181,14 @@ def _control(run: Run) -> None:
     model = run.fresh_model().to(run.device)
     plain = DistillSection()
     plain.loss = "cross_entropy"
+    train = copy(run.recipe.train)
+    if train.learning_rate is None:  # as what it is compared with
+        train.learning_rate = mean_rate(weight_rates(run.prepared(run.plan), train)[0])
     loop = TrainingLoop(
         model,
         lambda batch: run.kind.loss(plain, run.kind.outputs(model, batch), None, batch),
         run.data.train,
-        run.recipe.train,
+        train,
         checkpoint=run.folder / "checkpoints" / "control.pt",
         identity=run.identity,
         on_step=run.progress.steps("Fine-tuning the float control", run.recipe.train.steps),

@@ -15,6 +15,7 @@ from torchqat.model.blocks import find_blocks
 from torchqat.training.masters import Masters
 from torchqat.training.muon import Muon
 from torchqat.training.other_optimizers import BETAS, Groups, adamw_8bit, of_function
+from torchqat.training.weight_rates import weight_rates
 
 
 def is_scale(name: str) -> bool:
@@ -46,14 +47,15 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
 def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Groups:
     """The parameters of a prepared ``model`` for an optimizer: matrices, vectors without decay, and each learned scale.
 
-    The rate of a scale is relative to its size, since an Adam step is absolute, and scales differ by orders of magnitude
-    between layers and between widths: a ``Schedule`` that knows the optimizer multiplies it, for every step, by the mean
-    magnitude of the layer's scales. Zero points are in levels and need no such factor.
+    An Adam step is absolute, while weights and scales differ by orders of magnitude between models, layers and widths.
+    So rates are relative unless the recipe has a ``learning_rate`` (docs/numerics.md 38): those of quantized weights to
+    the mean distance between two levels, found here, in one group for all of one shape; that of a scale to its size, which
+    a ``Schedule`` that knows the optimizer multiplies in, for every step. Zero points are in levels and need no such factor.
 
     Args:
-        model: Prepared; what does not require a gradient is left out.
-        settings: A recipe, or its ``train`` section, whose ``learning_rate``, ``scale_learning_rate`` and ``weight_decay``
-            count.
+        model: Prepared, and calibrated where the recipe needs it; what does not require a gradient is left out.
+        settings: A recipe, or its ``train`` section, whose ``learning_rate``, ``relative_learning_rate``,
+            ``scale_learning_rate`` and ``weight_decay`` count.
 
     Returns:
         Groups with ``params``, ``lr`` and ``weight_decay``; ``relative`` says which rates are multiplied.
@@ -64,9 +66,14 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Group
         if parameter.requires_grad:
             leaf = name.rsplit(".", 1)[-1]
             (scales if leaf in SCALE_NAMES else matrices if parameter.dim() >= 2 else vectors).append((leaf, parameter))
-    groups = [
-        {"params": [p for _, p in matrices], "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": [p for _, p in vectors], "lr": settings.learning_rate, "weight_decay": 0.0},
+    rated, rest = weight_rates(model, settings)
+    quantized = {id(p) for parameters, _ in rated for p in parameters}
+    others = [p for _, p in matrices if id(p) not in quantized]
+    decay = settings.weight_decay
+    groups = [{"params": parameters, "lr": rate, "weight_decay": decay} for parameters, rate in rated]
+    groups += [
+        {"params": others, "lr": rest, "weight_decay": decay},
+        {"params": [p for _, p in vectors], "lr": rest, "weight_decay": 0.0},
     ]
     for leaf, scale in scales:
         rate = {"lr": settings.scale_learning_rate, "weight_decay": 0.0, "relative": leaf.endswith("scale")}

@@ -95,6 +95,22 @@ TEST(RunRecipe, ReadsDeviceOptimizerAndEpochs) {
   EXPECT_EQ(recipe.train.masters, "model");
 }
 
+TEST(RunRecipe, RatesOfWeightsAreRelativeUnlessOneIsGiven) {
+  const std::string rule = "version: 1\nlayers:\n  - {match: a, weight: {dtype: int4}}\n";
+  const TrainSection plain = parse_run_recipe(rule, "r").train;
+  EXPECT_EQ(plain.learning_rate, std::nullopt);
+  EXPECT_GT(plain.relative_learning_rate, 0.0);
+  EXPECT_EQ(parse_run_recipe(rule + "train: {learning_rate: 0.5}\n", "r").train.learning_rate, 0.5);
+  EXPECT_EQ(parse_run_recipe(rule + "train: {relative_learning_rate: 0.5}\n", "r")
+                .train.relative_learning_rate,
+            0.5);
+  EXPECT_THROW(
+      parse_run_recipe(rule + "train: {learning_rate: 0.5, relative_learning_rate: 0.5}\n", "r"),
+      RecipeError);
+  EXPECT_THROW(parse_run_recipe(rule + "train: {optimizer: sgd}\n", "r"), RecipeError);
+  EXPECT_NO_THROW(parse_run_recipe(rule + "train: {optimizer: sgd, steps: 0}\n", "r"));
+}
+
 TEST(RunRecipe, DataComeFromOneOrSeveralSources) {
   const std::string rule = "layers:\n  - {match: a, weight: {dtype: int4}}\n";
   const DataSection one = parse_run_recipe("version: 1\n" + rule + "data: {train: a}\n", "r").data;

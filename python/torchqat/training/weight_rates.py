@@ -1,0 +1,38 @@
+"""The learning rates of weights: relative to the distance between two of their levels, unless a recipe gives one."""
+
+from collections import defaultdict
+from statistics import fmean
+
+from torch import Tensor, nn
+
+from torchqat._library import TrainSection
+from torchqat.layers.prepared import quant_layers
+
+# Of AdamW, where nothing is rounded: float models, adapters, and models of which scales alone train.
+UNRELATED = 2e-4
+
+
+def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[list[Tensor], float]], float]:
+    """Parameters that have a rate of their own, with it, and the rate of all others.
+
+    Weights of one shape, such as those of one projection in all blocks, share a rate, so that which groups there are depends
+    on the model alone, and a training that is resumed finds them again.
+    """
+    if settings.learning_rate is not None:
+        return [], settings.learning_rate
+    alike: dict[tuple[str, tuple[int, ...]], list[tuple[Tensor, float]]] = defaultdict(list)
+    for _, layer in quant_layers(model):
+        if layer.weight_spec is not None and layer.weight.requires_grad:
+            key = layer.weight_spec.type_name, layer.weight_shape
+            alike[key].append((layer.weight, layer.level_distance()))
+    found = [
+        ([weight for weight, _ in layers], settings.relative_learning_rate * fmean(distance for _, distance in layers))
+        for layers in alike.values()
+    ]
+    return found, mean_rate(found)
+
+
+def mean_rate(found: list[tuple[list[Tensor], float]]) -> float:
+    """Over weights; ``UNRELATED`` where there are none."""
+    rates = [rate for weights, rate in found for _ in weights]
+    return fmean(rates) if rates else UNRELATED
