@@ -3,6 +3,8 @@
 # make test-engines, test-sanitize, coverage, mutate, tidy, fuzz    slower checks: engines, sanitizers, covered lines, mutants, clang-tidy, libFuzzer
 # make test-nightly    those, and more kills of runs than make test has time for
 # make models  what torchqat does with a tiny model of every type that transformers has; writes docs/models.md
+# make docs    the documentation as a site, build/site/
+# make wheels  a wheel for this Python and torch, dist/
 # make bench   what training costs, against peers and the limit; writes benchmarks/results/
 # make format  clang-format and ruff
 # make clean   remove what the build made, but not the cached models
@@ -24,7 +26,7 @@ export TORCHQAT_BUILD_DIR := $(abspath $(BUILD))
 export MAX_JOBS := $(JOBS)
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-.PHONY: demo test test-cpp test-cuda test-python test-nightly test-transformers test-engines test-sanitize coverage mutate tidy fuzz models bench format clean setup
+.PHONY: demo test test-cpp test-cuda test-python test-nightly test-transformers test-engines test-sanitize coverage mutate tidy fuzz models docs wheels bench format clean setup
 
 setup: $(SETUP)
 
@@ -94,6 +96,13 @@ fuzz: $(SETUP)
 models: $(SETUP)
 	PYTHONPATH=tests/python $(ONE_THREAD) python -m model_zoo build/models --again
 	python tools/model_table.py build/models
+
+# Links and anchors that lead nowhere are errors.
+docs: $(SETUP)
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
+wheels: $(SETUP)
+	tools/wheels.sh python
 
 # About 40 minutes on two cores, and the figures are only as good as the machine is quiet.
 bench: $(SETUP)

@@ -45,8 +45,8 @@ def reference() -> str:
     lines = [
         "# API reference",
         "",
-        "Made from the docstrings by `tools/api_reference.py`. Equations are those of `numerics.md`; recipes are explained",
-        "in `recipe.md`, commands by `torchqat COMMAND --help`.",
+        "Made from the docstrings by `tools/api_reference.py`. Equations are those of [numerics](numerics.md); recipes are",
+        "explained in [recipes](recipe.md), commands in [commands](cli.md).",
     ]
     for title, module, names in PARTS:
         lines += ["", f"## {title}"]

@@ -11,6 +11,8 @@ The life cycle in five verbs::
     report = torchqat.verify("out", model)
 """
 
+from typing import TYPE_CHECKING
+
 from torchqat import losses as losses
 from torchqat import monitor as monitor
 from torchqat import ops
@@ -44,6 +46,10 @@ from torchqat.training.parameters import freeze_codes
 from torchqat.training.schedule import Schedule
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
+
+if TYPE_CHECKING:  # what __getattr__ gives, for editors and for the reference
+    from torchqat.training.lightning_callback import LightningCallback
+    from torchqat.training.trainer_callback import TrainerCallback
 
 
 def __getattr__(name: str):

@@ -149,7 +149,7 @@ def decoder_inputs_of(model: nn.Module) -> Shift:
     if own is None and in_file is None:
         raise UserError(
             f"model must have a function of its own that makes decoder inputs of labels, but {kind.__name__} has none; "
-            "train it in Python (docs/guide.md)."
+            "train it in Python (docs/how-to/other-models.md)."
         )
 
     def shift(labels: Tensor) -> Tensor:

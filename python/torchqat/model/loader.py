@@ -43,7 +43,7 @@ def language_model_loader(config: Any, path: str) -> Any:
             + (
                 "set model.kind: seq2seq."
                 if reads
-                else "model.kind: seq2seq takes those of text and speech, and Python others (docs/guide.md)."
+                else "model.kind: seq2seq takes those of text and speech, and Python others (docs/how-to/other-models.md)."
             )
         )
     for name in _WITH_MORE:
