@@ -431,7 +431,7 @@ class ChannelScale:
     plain: float
 
 def awq_scale(
-    layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20
+    layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20, shares: list[int] = []
 ) -> ChannelScale: ...
 def smoothing_scale(weights: list[Tensor], max_magnitude: Tensor, alpha: float) -> Tensor: ...
 def clipped_qparams(
