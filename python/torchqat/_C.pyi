@@ -112,6 +112,8 @@ class Recipe:
     text: str
     kv_cache: KvCacheSpec | None
 
+    def __copy__(self) -> Recipe: ...
+
 class RecipeKey:
     """A key of recipes, as the reader asks for it (``qat/recipe/keys.h``)."""
 

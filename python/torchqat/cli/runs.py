@@ -89,8 +89,7 @@ def ptq(
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings)
-    run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
+    run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings, training=False)
     if stream:
         _stream_and_show(run, resume, restart, push_to_hub)
     else:
