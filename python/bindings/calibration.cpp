@@ -32,13 +32,16 @@ std::tuple<at::Tensor, at::Tensor> call_clipped_qparams(const at::Tensor& weight
 }
 
 ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, int>>& layers,
-                            const InputStatistics& inputs, int points) {
+                            const InputStatistics& inputs, int points,
+                            const std::vector<int>& shares) {
   std::vector<Consumer> consumers;
   consumers.reserve(layers.size());
   std::transform(layers.begin(), layers.end(), std::back_inserter(consumers),
                  [](const auto& layer) {
                    return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
                  });
+  for (size_t place = 0; place < std::min(shares.size(), consumers.size()); ++place)
+    consumers[place].shares = shares[place];
   return awq_scale(consumers, inputs, points);
 }
 
@@ -112,7 +115,7 @@ void def_calibration(py::module_& m) {
       .def_readonly("loss", &ChannelScale::loss)
       .def_readonly("plain", &ChannelScale::plain);
   m.def("awq_scale", &call_awq_scale, py::arg("layers"), py::arg("inputs"), py::arg("points") = 20,
-        Released());
+        py::arg("shares") = std::vector<int>(), Released());
   m.def("smoothing_scale", &smoothing_scale, py::arg("weights"), py::arg("max_magnitude"),
         py::arg("alpha"), Released());
   m.def("clipped_qparams", &call_clipped_qparams, py::arg("weight"), py::arg("hessian"),

@@ -114,6 +114,7 @@ void def_run_recipe(py::module_& m) {
   def_train(m);
   def_distill_and_evaluate(m);
   py::class_<RunRecipe>(m, "Recipe")
+      .def("__copy__", [](const RunRecipe& self) { return RunRecipe(self); })
       .def_readonly("file", &RunRecipe::file)
       .def_readonly("text", &RunRecipe::text)
       .def_readwrite("mode", &RunRecipe::mode)

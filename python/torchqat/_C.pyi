@@ -112,6 +112,8 @@ class Recipe:
     text: str
     kv_cache: KvCacheSpec | None
 
+    def __copy__(self) -> Recipe: ...
+
 class RecipeKey:
     """A key of recipes, as the reader asks for it (``qat/recipe/keys.h``)."""
 
@@ -431,7 +433,7 @@ class ChannelScale:
     plain: float
 
 def awq_scale(
-    layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20
+    layers: list[tuple[Tensor, QuantSpec, int]], inputs: InputStatistics, points: int = 20, shares: list[int] = []
 ) -> ChannelScale: ...
 def smoothing_scale(weights: list[Tensor], max_magnitude: Tensor, alpha: float) -> Tensor: ...
 def clipped_qparams(

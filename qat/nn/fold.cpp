@@ -97,6 +97,15 @@ at::Tensor first_input(const ModuleLayer& layer, const Pass& pass) {
   return found;
 }
 
+// The place of `shared` in `groups`, to which it is added; -1 for none.
+int number_of(const SharedOuterScale* shared, std::vector<const SharedOuterScale*>& groups) {
+  if (!shared) return -1;
+  const auto found = std::find(groups.begin(), groups.end(), shared);
+  const auto place = static_cast<int>(found - groups.begin());
+  if (found == groups.end()) groups.push_back(shared);
+  return place;
+}
+
 at::Tensor choose(Transform transform, const std::vector<ModuleLayer>& consumers,
                   const InputStatistics& statistics, const Initialize& settings) {
   if (transform == Transform::smoothquant) {
@@ -105,10 +114,12 @@ at::Tensor choose(Transform transform, const std::vector<ModuleLayer>& consumers
     return smoothing_scale(weights, statistics.max_magnitude(), settings.smoothing);
   }
   std::vector<Consumer> weights;
+  std::vector<const SharedOuterScale*> groups;
   for (const ModuleLayer& one : consumers) {
     const auto quantizer = one.quantizer();
+    const QuantSpec& spec = quantizer->weight()->spec();
     weights.push_back(
-        {quantizer->master(), quantizer->weight()->spec(), quantizer->weight()->spec().bits});
+        {quantizer->master(), spec, spec.bits, number_of(quantizer->shared_outer_scale(), groups)});
   }
   return awq_scale(weights, statistics).scale;
 }

@@ -71,6 +71,8 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
   // that share one, as they were before the first of them was rounded since unsettle_outer_scales().
   OuterParameters settle_outer_scales();
   void unsettle_outer_scales();
+  // What it has its outer scale from, with others; none where that is its own, or there is none.
+  const SharedOuterScale* shared_outer_scale() const { return shared_.get(); }
   // Searched or learned scales, chosen for the master as it is; `importance` as of choose_qparams.
   void choose_scale(ScaleSearch search, const std::optional<at::Tensor>& importance);
   // Multiplies the columns of the master by `scale` [cols].

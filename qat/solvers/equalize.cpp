@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <stdexcept>
 
 #include "qat/error.h"
@@ -19,18 +20,35 @@ namespace {
 constexpr int kClipSteps = 11;
 constexpr double kClipStep = 0.05;
 
-at::Tensor rounded(const at::Tensor& weight, const QuantSpec& spec, int bits) {
-  return std::get<0>(
-      fake_quantize(weight, quantizer_of(spec, bits, Quantizer::Mode::minmax).text()));
+std::string finder_of(const Consumer& layer) {
+  return quantizer_of(layer.spec, layer.bits, Quantizer::Mode::minmax).text();
+}
+
+// The outer scales that layers share: the largest that one among them needs, its columns multiplied
+// by `scale`.
+std::map<int, at::Tensor> shared_outer_scales(const std::vector<Consumer>& consumers,
+                                              const at::Tensor& scale) {
+  std::map<int, at::Tensor> found;
+  for (const Consumer& layer : consumers) {
+    if (layer.shares == -1) continue;
+    const at::Tensor own =
+        std::get<0>(choose_outer_scales(layer.weight.to(at::kFloat) * scale, finder_of(layer)));
+    at::Tensor& largest = found[layer.shares];
+    largest = largest.defined() ? at::maximum(largest, own) : own;
+  }
+  return found;
 }
 
 double loss_of(const std::vector<Consumer>& consumers, const at::Tensor& hessian,
                const at::Tensor& scale) {
+  const std::map<int, at::Tensor> shared = shared_outer_scales(consumers, scale);
   double total = 0.0;
   for (const Consumer& layer : consumers) {
     const at::Tensor weight = layer.weight.to(at::kFloat);
-    const at::Tensor seen = rounded(weight * scale, layer.spec, layer.bits) / scale;
-    total += output_error(weight - seen, hessian);
+    const auto outer = layer.shares == -1 ? std::nullopt : std::optional(shared.at(layer.shares));
+    const at::Tensor rounded = std::get<0>(
+        fake_quantize(weight * scale, finder_of(layer), std::nullopt, std::nullopt, outer));
+    total += output_error(weight - rounded / scale, hessian);
   }
   return total;
 }

@@ -16,6 +16,7 @@ struct QAT_API Consumer {
   at::Tensor weight;  // [out, in], any floating dtype
   QuantSpec spec;
   int bits;
+  int shares = -1;  // those of one number have one outer scale; -1: its own
 };
 
 // Per input feature, what the columns of the weights are multiplied by and the input divided by:

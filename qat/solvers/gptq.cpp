@@ -92,8 +92,8 @@ class Solver {
       std::tie(scale_, zero_point_) =
           choose_qparams(original, quantizer_.text(), name_of(options_.scale_search), importance,
                          outer_.scale, outer_.offset);
-    for (int64_t from = 0; from < layout_.cols; from += panel_width())
-      round_panel(from, std::min(from + panel_width(), layout_.cols));
+    round_all();
+    if (settle()) round_all();
     return finish();
   }
 
@@ -111,6 +111,26 @@ class Solver {
     return (least + group() - 1) / group() * group();
   }
 
+  void round_all() {
+    for (int64_t from = 0; from < layout_.cols; from += panel_width())
+      round_panel(from, std::min(from + panel_width(), layout_.cols));
+  }
+
+  // Learned scales have outer ones by what they are, not by the ranges that they were chosen under.
+  // Training would begin on scales that are rounded once more, of other weights than those here: the
+  // weight is rounded under these. Returns whether they are others.
+  bool settle() {
+    if (spec_.range != Range::learned || !spec_.scale.has_outer()) return false;
+    const auto zero_point =
+        spec_.symmetric() ? std::nullopt : std::optional(zero_point_.to(at::kFloat));
+    const auto [scale, zero] = round_qparams(scale_, quantizer_.text(), zero_point);
+    const bool same = scale.equal(scale_) && (spec_.symmetric() || zero.equal(zero_point_));
+    scale_ = scale;
+    if (!spec_.symmetric()) zero_point_ = zero;
+    chosen_ = true;
+    return !same;
+  }
+
   // What columns [from, to) get of the errors of columns [0, before). (16)
   at::Tensor asked(int64_t first, int64_t before, int64_t from, int64_t to) const {
     return at::mm(error_.slice(1, first, before),
@@ -124,10 +144,11 @@ class Solver {
       const int64_t end = std::min(at + step(), to);
       const bool begins = at % group() == 0;
       // A group is seen whole where its scale is chosen.
-      const int64_t seen = begins && dynamic() && !one_group() ? std::min(at + group(), to) : end;
+      const bool chooses = begins && dynamic() && !chosen_;
+      const int64_t seen = chooses && !one_group() ? std::min(at + group(), to) : end;
       at::Tensor offset = before.slice(1, at - from, seen - from);
       if (at > from) offset = offset + asked(from, at, at, seen);
-      if (begins && dynamic()) choose_scale(at, offset);
+      if (chooses) choose_scale(at, offset);
       round_columns(at, end, offset.slice(1, 0, end - at));
     }
   }
@@ -234,6 +255,7 @@ class Solver {
   at::Tensor codes_;
   at::Tensor error_;  // weight - rounded
   at::Tensor scale_, zero_point_;
+  bool chosen_ = false;  // they stay as they are
   at::Tensor residual_;  // what was rounded less what it was rounded to
 };
 

@@ -170,10 +170,10 @@ def arguments(recipe_file, model_folder, data_folder, tmp_path):
 
 @pytest.fixture
 def begin(tmp_path, model_folder, data_folder):
-    """Does a run of a recipe's text by the library, into ``run``."""
+    """Does a run of a recipe, or of its text, by the library, into ``run``."""
 
-    def begin(text=RECIPE, progress=None, **options):
-        recipe = torchqat.parse_recipe(text, "recipe.yaml")
+    def begin(recipe=RECIPE, progress=None, **options):
+        recipe = torchqat.parse_recipe(recipe, "recipe.yaml") if isinstance(recipe, str) else recipe
         places = {"model": model_folder, "data": data_folder, "output": tmp_path / "run"}
         return torchqat.run(recipe, **{**places, **options}, progress=progress or Progress(quiet=True))
 

@@ -212,26 +212,26 @@ def test_nvfp4_is_decided_about(decide):
     report, printed = decide("evaluate: {accept: {kl: 0.0}}\n" + size(6.0), recipe=NVFP4)
     tried = names(report)
     assert (
-        tried[:3] == ["int8", "nvfp4-mse", "nvfp4-qat"]
-        and len(tried) == 5
-        and all("nvfp4-int8" in n for n in tried[3:])
+        tried[:4] == ["int8", "nvfp4-gptq", "nvfp4-awq", "nvfp4-qat"]
+        and len(tried) == 6
+        and all("nvfp4-int8" in n for n in tried[4:])
     )
     bits = {variant["name"]: variant["bits_per_weight"] for variant in report["variants"]}
-    assert bits["int8"] == pytest.approx(9.0) and bits["nvfp4-mse"] == pytest.approx(4.5, abs=0.03)
-    assert bits["nvfp4-qat"] < bits[tried[3]] < bits[tried[4]] <= 6.0
+    assert bits["int8"] == pytest.approx(9.0) and bits["nvfp4-gptq"] == pytest.approx(4.5, abs=0.03)
+    assert bits["nvfp4-qat"] < bits[tried[4]] < bits[tried[5]] <= 6.0
     assert report["sensitivity"] and set(next(iter(report["sensitivity"].values()))) == {"nvfp4", "8"}
     again, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(5.0), "--resume", recipe=NVFP4)
-    assert again["chosen"] == "nvfp4-mse" and "Trying" not in printed
+    assert again["chosen"] == "nvfp4-gptq" and "Trying" not in printed
 
 
 @pytest.mark.parametrize(
     ("engine", "device", "found"),
     [
         ("", "cpu", []),
-        ("transformers", "cpu", ["nvfp4-mse", "mxfp4-mse"]),
-        ("llama.cpp", "cpu", ["mxfp4-mse"]),  # whose blocks of nvfp4 have 64 columns, and a layer of this model 96
+        ("transformers", "cpu", ["nvfp4-gptq", "mxfp4-gptq"]),
+        ("llama.cpp", "cpu", ["mxfp4-gptq"]),  # whose blocks of nvfp4 have 64 columns, and a layer of this model 96
         ("vllm", "cpu", []),  # its CPU build has no linear layer for them
-        ("vllm", "cuda", ["nvfp4-mse", "mxfp4-mse"]),
+        ("vllm", "cuda", ["nvfp4-gptq", "mxfp4-gptq"]),
     ],
 )
 def test_4_bit_floats_are_tried_where_the_engine_runs_them(engine, device, found, model_folder, monkeypatch):
@@ -239,7 +239,7 @@ def test_4_bit_floats_are_tried_where_the_engine_runs_them(engine, device, found
     text = AUTO + (f"engine: {engine}\n" if engine else "")
     text = text.replace("scale: learned", "scale: learned, scale_dtype: float16") if engine == "llama.cpp" else text
     tried = [candidate.name for candidate in candidates_of(text, model_folder, device).all()]
-    assert [name for name in tried if name.endswith("-mse")] == found
+    assert [name for name in tried if name in ("nvfp4-gptq", "mxfp4-gptq")] == found
     assert tried.index("int4-awq") < tried.index("int4-qat")
 
 

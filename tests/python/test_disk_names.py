@@ -9,76 +9,15 @@ import torch
 import torchqat
 import transformers
 from architectures import tokens
+from disk_models import PACKED, ROUTERS, SETTINGS, forward, of_language, settings, without_prefix
 from safetensors.torch import load_file, save_file
 from sentences import matches, sentence
-from torch import nn
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.layers.prepared import quant_layers
-from torchqat.model.disk_names import DiskNames, Part
+from torchqat.model.disk_names import DiskNames
 from torchqat.model.disk_sources import DiskSources
 from torchqat.model.outline import CheckpointReader, skeleton
 from torchqat.runs.stream import quantize_folder
-from transformers.core_model_loading import ConversionOps, Transpose, WeightConverter
-
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
-ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4}
-SETTINGS = {
-    "Mixtral": {"num_local_experts": 4},
-    "Qwen3Moe": EXPERTS,
-    "DeepseekV3": {"num_experts_per_tok": 2, "moe_intermediate_size": 32, **ROUTED, **LATENT},
-    "GPTNeoX": {},
-    "GraniteMoe": {"num_local_experts": 4},
-    "Laguna": {**EXPERTS, "shared_expert_intermediate_size": 32},
-}
-ROUTERS = {
-    "Mixtral": ["model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate"],
-    "Qwen3Moe": ["model.layers.0.mlp.gate"],
-    "DeepseekV3": ["model.layers.1.mlp.gate"],
-    "Laguna": ["model.layers.1.mlp.gate"],
-}
-PACKED = ("_packed", "_scale", "_shape")
-RECIPE = """version: 1
-layers:
-  - match: "{blocks}.*"
-    weight: {{dtype: int4, group_size: 16, grid: full, scale: mse}}
-initialize: {{method: {method}}}
-"""
-
-
-BLOCKS = {"GPTNeoX": "gpt_neox.layers", "Gemma3": "model.language_model.layers"}
-
-
-def settings(family, format="compressed-tensors", method="gptq", more=""):
-    text = RECIPE.format(blocks=BLOCKS.get(family, "model.layers"), method=method)
-    if family in SETTINGS and family != "GPTNeoX":
-        text = text.replace("initialize:", '  - {match: "*.experts.*", weight: float}\ninitialize:')
-    found = torchqat.parse_recipe(text + more, "recipe")
-    found.exports = [format]
-    return found
-
-
-def forward(model, batch):
-    return model(input_ids=batch, use_cache=False)
-
-
-def of_language(folder):
-    """A Gemma 3 with eyes, which lies on disk with its prefixes in another order."""
-    text = {name: value for name, value in architectures._SHAPE.items() if name != "max_position_embeddings"}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.Gemma3Config(
-        text_config=text,
-        vision_config={**vision, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-        image_token_index=98,
-    )
-    torch.manual_seed(0)
-    transformers.Gemma3ForConditionalGeneration(config).eval().save_pretrained(folder)
-
-
-def without_prefix(folder):
-    """A base model, whose tensors lack the prefix that they have under a head."""
-    architectures.build("Llama", tie_word_embeddings=True).model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -143,30 +82,6 @@ def test_tensors_are_found_again_where_transformers_finds_them(family, folders):
     assert sources.unexpected == []
     assert found.keys() == model.state_dict().keys() - model.all_tied_weights_keys.keys()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.items())
-
-
-def test_a_part_tells_where_it_lies():
-    model = architectures.build("Mixtral", **SETTINGS["Mixtral"])
-    experts = model.model.layers[1].mlp.experts
-    parts = DiskNames(model).parts("model.layers.1.mlp.experts.gate_up_proj")
-    name = "model.layers.1.block_sparse_moe.experts"
-    whole, half = slice(None), experts.gate_up_proj.shape[1] // 2
-    assert Part(f"{name}.2.w1.weight", (2, slice(0, half), whole)) in parts
-    assert Part(f"{name}.2.w3.weight", (2, slice(half, 2 * half), whole)) in parts
-    assert len(parts) == 8
-    scales = experts.gate_up_proj[:, :, ::16]
-    assert torch.equal(parts[-1].cut(scales), scales[3, half:])
-    assert DiskNames(model).parts("model.layers.1.mlp.experts.down_proj")[3] == Part(
-        f"{name}.3.w2.weight", (3, whole, whole)
-    )
-
-
-def test_a_module_that_is_not_of_transformers_has_its_own_names():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    names = DiskNames(net)
-    assert dict(names.on_disk(net.state_dict().items())).keys() == net.state_dict().keys()
-    assert (names.layer("0"), names.renamed("0.k_scale")) == ("0", "0.k_scale")
-    assert DiskSources(net, net.state_dict()).unexpected == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -334,68 +249,6 @@ def test_scales_of_caches_are_beside_their_attention_on_disk(folders, tmp_path):
     torchqat.calibrate(model, tokens(), forward)
     out = torchqat.export(model, tmp_path / "out")
     assert read_tensors(out)["language_model.model.layers.1.self_attn.k_scale"] > 0
-    assert torchqat.verify(out, model, engine="reader").ok
-
-
-def converted(converter):
-    """A Llama that transformers would hold otherwise than its files do."""
-    model = architectures.build("Llama")
-    model._weight_conversions = [converter]
-    return model
-
-
-def test_a_transposed_tensor_is_a_part():
-    model = converted(WeightConverter("self_attn.q_t", "self_attn.q_proj.weight", [Transpose(0, 1)]))
-    name = "model.layers.0.self_attn.q_proj.weight"
-    (part,) = DiskNames(model).parts(name)
-    assert part == Part("model.layers.0.self_attn.q_t", (slice(None), slice(None)), transposed=True)
-    weight = model.get_parameter(name)
-    assert torch.equal(part.cut(weight), weight.t())
-
-
-class Halved(ConversionOps):
-    """Rows of the two halves take turns, which no cut tells."""
-
-    def __init__(self, turns=False):
-        self.turns = turns
-
-    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
-        (found,) = input_dict.values()
-        tensor = found[0] if isinstance(found, list) else found
-        shape = (tensor.shape[0] // 2, 2, -1) if self.turns else (2, tensor.shape[0] // 2, -1)
-        return {target_patterns[0]: tensor.reshape(shape).transpose(0, 1).reshape(tensor.shape).contiguous()}
-
-    @property
-    def reverse_op(self):
-        return Halved(not self.turns)
-
-
-@pytest.mark.parametrize("operation", [Transpose(0, 1), Halved()])
-def test_a_layer_that_lies_in_another_order_is_refused(operation, tmp_path):
-    model = converted(WeightConverter("q_proj.weight", "q_proj.weight", [operation]))
-    (found,) = DiskNames(model).on_disk([("model.layers.0.self_attn.q_proj.weight", torch.arange(4096.0).view(64, 64))])
-    there = operation.reverse_op.convert({"": torch.arange(4096.0).view(64, 64)}, [""], ["weight"])["weight"]
-    assert found[0] == "model.layers.0.self_attn.q_proj.weight" and torch.equal(found[1], there)
-    torchqat.prepare(model, settings("Llama", method="mse"))
-    torchqat.calibrate(model, [])
-    with pytest.raises(
-        torchqat.UserError, match=matches("checkpoints.other-order", name="model.layers.0.self_attn.q_proj")
-    ):
-        torchqat.export(model, tmp_path / "out")
-
-
-def test_layers_that_are_one_on_disk_keep_their_names_where_they_are_quantized(tmp_path):
-    torch.manual_seed(0)
-    shape = {name: value for name, value in architectures._SHAPE.items() if name != "head_dim"}
-    model = transformers.HrmTextForCausalLM(transformers.HrmTextConfig(**shape)).eval()
-    text = RECIPE.format(blocks="model.H_module.layers.0.self_attn", method="mse").replace("attn.*", "attn.?_proj")
-    torchqat.prepare(model, torchqat.parse_recipe(text, "recipe"))
-    torchqat.calibrate(model, [])
-    out = torchqat.export(model, tmp_path / "out")
-    stored = read_tensors(out).keys()
-    first = "model.H_module.layers.0"
-    assert {f"{first}.self_attn.q_proj.weight_packed", f"{first}.self_attn.gate_proj.weight"} <= stored
-    assert f"{first}.mlp.gate_up_proj.weight" in stored and f"{first}.mlp.up_proj.weight" not in stored
     assert torchqat.verify(out, model, engine="reader").ok
 
 

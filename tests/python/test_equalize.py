@@ -7,7 +7,7 @@ from sentences import matches
 from test_gptq import problem, spec_of, statistics_of
 from torchqat import ops
 from torchqat._C import has_hadamard
-from torchqat._library import awq_scale, clipped_qparams, output_error, random_rotation, smoothing_scale
+from torchqat._library import awq_scale, clipped_qparams, output_error, preset, random_rotation, smoothing_scale
 
 
 def rounded(weight, spec):
@@ -41,6 +41,34 @@ def test_awq_finds_the_best_of_its_candidates(bits):
     assert found.loss == pytest.approx(min(losses), rel=1e-3)
     assert found.loss < found.plain
     assert loss(found.scale) == pytest.approx(found.loss, rel=1e-4)
+
+
+def test_awq_judges_layers_under_the_outer_scale_that_they_share():
+    """An engine multiplies a small matrix under the outer scale of a large one beside it: most of its scales vanish."""
+    weight, x = problem()
+    x[:, 7] *= 30.0
+    spec, statistics = preset("nvfp4"), statistics_of(x)
+    text = spec.quantizer(4, "minmax")
+    weights = [weight * 1e5, weight, weight.flip(0)]
+
+    def loss(scale, shares):
+        total = 0.0
+        needed = [ops.choose_outer_scales(w * scale, text)[0] for w in weights]
+        for w, own, group in zip(weights, needed, shares, strict=True):
+            together = [n for n, other in zip(needed, shares, strict=True) if other == group]
+            outer = own if group == -1 else torch.stack(together).amax(0)
+            total += twin.output_error(w, ops.fake_quantize(w * scale, text, outer_scale=outer) / scale, x)
+        return total
+
+    magnitude = x.abs().mean(0).clamp_min(1e-4)
+    plain = {}
+    for shares in ([0, 0, 0], [4, -1, 4], [-1, -1, -1]):
+        found = awq_scale([(w, spec, 4) for w in weights], statistics, shares=shares)
+        losses = [loss(s / (s.max() * s.min()).sqrt(), shares) for s in (magnitude ** (p / 20) for p in range(20))]
+        assert found.plain == pytest.approx(losses[0], rel=1e-3)
+        assert found.loss == pytest.approx(min(losses), rel=1e-3)
+        plain[tuple(shares)] = found.plain
+    assert plain[0, 0, 0] > plain[4, -1, 4] > plain[-1, -1, -1]
 
 
 def test_awq_keeps_scales_of_one_where_they_are_best():

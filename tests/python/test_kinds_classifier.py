@@ -1,4 +1,4 @@
-"""Classifiers of words, of pairs and of images, and models of one output, whose distance is not 0 by construction."""
+"""Classifiers of words and of pairs, and models of one output, whose distance is not 0 by construction."""
 
 import json
 
@@ -27,10 +27,6 @@ data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 16,
 train: {steps: 4, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}
 model: {kind: classifier}
 """
-VIT = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
-    "patch_size": 8, "num_channels": 1,
-}  # fmt: skip
 
 
 def saved(folder, model, tokenizer=None):
@@ -225,49 +221,6 @@ class _One(nn.Module):
         return x * self.weight
 
 
-# -- several classes at once ------------------------------------------------------------------------------------------
-
-
-def test_classes_that_may_all_apply_are_choices_of_their_own():
-    """A softmax over all would not see that every logit has grown alike."""
-    torch.manual_seed(0)
-    model, other, kind = nn.Linear(8, 3), nn.Linear(8, 3), find_kind("classifier")
-    x, y = torch.randn(20, 8), torch.randint(2, (20, 3)).float()
-    found = torchqat.evaluate(model, [(x, y)], other, kind)
-    p, q = other(x).double().sigmoid(), model(x).double().sigmoid()
-    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    assert found.kl == pytest.approx(kl.mean().item(), rel=1e-4) and found.tokens == 60
-    assert found.perplexity == pytest.approx(F.binary_cross_entropy_with_logits(model(x), y).exp().item(), rel=1e-5)
-    assert found.top1_agreement == pytest.approx(((p > 0.5) == (q > 0.5)).double().mean().item())
-    settings = DistillSection()
-    torch.testing.assert_close(kind.loss(settings, model(x), other(x), (x, y)), kl.mean().float())
-    settings.loss = "cross_entropy"
-    expected = F.binary_cross_entropy_with_logits(model(x), y)
-    torch.testing.assert_close(kind.loss(settings, model(x), None, (x, y)), expected)
-    data = type("Data", (), {"evaluation": [(x, y)]})
-    assert kind.own_task(data).scores(model, None) == pytest.approx(((q > 0.5) == (y > 0.5)).double().mean(1).tolist())
-    with torch.no_grad():
-        model.weight.copy_(other.weight)
-        model.bias.copy_(other.bias + 1.0)
-    assert torchqat.evaluate(model, [(x, y)], other, kind).kl > 0.05
-
-
-def test_several_labels_from_data_to_export(capsys, tmp_path, tokenizer):
-    config = transformers.BertConfig(**BERT, num_labels=3, problem_type="multi_label_classification")
-    folder = saved(tmp_path / "model", transformers.BertForSequenceClassification(config), tokenizer)
-    lines = [{"text": f"def function_{i}", "labels": [j for j in range(3) if (i >> j) % 2]} for i in range(80)]
-    data = written(tmp_path / "several.jsonl", lines)
-    report, out = run(capsys, tmp_path, RUN, "--model", folder, "--data", data)
-    assert report["variants"][0]["kl"] > 0 and len(report["baseline"]["task_scores"]) == 4
-    assert report["baseline"]["tokens"] == 12 and said(out, "verify.equal", layers=12)
-    bad = written(tmp_path / "bad.jsonl", [{"text": "a", "label": 1}])
-    (tmp_path / "recipe.yaml").write_text(RUN)
-    code, _, err = call(
-        capsys, "run", tmp_path / "recipe.yaml", "--model", folder, "--data", bad, "--output", tmp_path / "x"
-    )
-    assert code == 2 and said(err, "data.line-without-several", file=bad, line=1)
-
-
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -330,22 +283,3 @@ def test_lines_and_labels_of_another_form_are_named(
 def test_a_tokenizer_that_knows_no_words_is_refused(words):
     with pytest.raises(torchqat.UserError, match=matches("data.no-words", tokenizer="_Pairs")):
         labelled_words(words, _Pairs(), 32, 3)
-
-
-# -- images -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_classifier_of_images_from_a_folder(capsys, tmp_path, monkeypatch):
-    (tmp_path / "pictures.py").write_text(
-        "import torch\n\n\ndef data():\n    g = torch.Generator().manual_seed(0)\n"
-        "    return torch.randn(80, 1, 16, 16, generator=g), torch.randint(4, (80,), generator=g)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, num_labels=4))
-    folder = saved(tmp_path / "vit", model)
-    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
-    report, out = run(capsys, tmp_path, RUN, "--model", folder, "--data", "pictures:data")
-    assert report["variants"][0]["kl"] > 0 and said(out, "verify.outputs", engine="transformers")
-    assert (tmp_path / "run" / "exports" / "compressed-tensors" / "preprocessor_config.json").is_file()
-    assert said(out, "verify.equal", layers=12)

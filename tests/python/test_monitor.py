@@ -6,10 +6,12 @@ import pytest
 import torch
 import torchqat
 from command import call
+from conftest import RECIPE
+from interrupting import Interrupting
 from sentences import said
 from test_linear import Net, recipe_for
 from torch import nn
-from torchqat.training.monitor import Monitor
+from torchqat.training.monitor import FIGURES, Monitor
 
 
 def line(
@@ -123,6 +125,23 @@ def test_a_run_writes_what_it_saw(arguments, recipe_file, tmp_path, capsys):
     recipe_file.write_text(recipe_file.read_text().replace("train: {", "train: {monitor: false, "))
     assert call(capsys, "train", *arguments, "--restart")[0] == 0
     assert "clipped_share" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_run_that_is_resumed_counts_on(arguments, begin, tmp_path):
+    """Codes are compared with those of the step before, and scales with those that a width began with."""
+
+    def figures(folder):
+        lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: {name: line[name] for name in FIGURES} for line in lines}  # the last line counts
+
+    recipe = RECIPE.replace("learned", "learned, scale_dtype: float32")
+    begin(recipe, output=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        begin(recipe, Interrupting(8))  # the state that is kept is that after 6 steps
+    begin(recipe, resume=True)
+    whole = figures(tmp_path / "whole")
+    assert figures(tmp_path / "run") == whole
+    assert whole[7]["moved_share"] > 0 and whole[7]["scale_change"] > 0 and whole[7]["oscillating_share"] > 0
 
 
 def test_tensorboard_that_is_missing_is_named(arguments, recipe_file, capsys, monkeypatch):

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torchqat
-from sentences import matches
+from command import call
+from sentences import matches, said
 from test_training import loop_for, settings
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -55,6 +56,11 @@ def nothing(groups, settings):
 
 def a_part(groups, settings):
     return Lion(groups[:1])
+
+def of_scales(groups, settings):
+    scales = [group for group in groups if group["relative"]]
+    assert scales, "there must be scales"
+    return Lion(groups)
 """
 
 
@@ -160,6 +166,25 @@ def test_functions_that_make_none_are_refused(tiny_llama):
     halves = fine_tuning_optimizers(model, settings(optimizer="own_optimizers:halves"))
     with pytest.raises(torchqat.UserError, match=matches("training.scales-shared", count=2)):
         owner_of_scales(halves, model)
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_function_is_tried_before_anything_is_paid_for(
+    command, arguments, recipe_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("torchqat.runs.run.calibrate", None)  # which nothing may reach
+    text = recipe_file.read_text().replace("train: {", "train: {optimizer: own_optimizers:of_scales, ")
+    recipe_file.write_text(text.replace("scale: learned", "scale: mse") + "initialize: {method: gptq}\n")
+    given = arguments[:3] if command == "check" else arguments
+    code, _, err = call(capsys, command, *given)
+    says = {"function": "own_optimizers:of_scales", "error": "AssertionError", "what": "there must be scales"}
+    assert code == 2 and said(err, "training.optimizer-raised", **says)
+    assert not (tmp_path / "run").exists()
+    recipe_file.write_text(text)
+    assert call(capsys, "check", *arguments[:3])[0] == 0
+    recipe_file.write_text(text.replace("train: {", "train: {control: true, "))  # a float model has no scales
+    code, _, err = call(capsys, "check", *arguments[:3])
+    assert code == 2 and said(err, "training.optimizer-raised", **says)
 
 
 def recipe_of(model="{dtype: float32}", train=""):

@@ -13,6 +13,7 @@ from conftest import RECIPE, TEXT
 from sentences import said, sentence
 from torchqat.data.corpus import Corpus
 from torchqat.device import CPU
+from torchqat.kinds.causal_lm import CausalLM
 from torchqat.precision import Products, emulated, products
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import train_scratch
@@ -206,3 +207,19 @@ def test_check_says_it_before_anything_is_paid_for(recipe_file, processor, capsy
     assert code == 0 and said(out, "precision.emulated", what="train.mixed_precision")
     recipe_file.write_text(RECIPE)
     assert not said(call(capsys, "check", recipe_file)[1], "precision.emulated")
+
+
+@pytest.mark.parametrize("asked", ["none", "bfloat16"])
+def test_the_control_is_trained_in_the_precision_of_the_recipe(asked, begin, monkeypatch):
+    """Else it is not what quantization costs that the two differ by."""
+    seen, own = [], CausalLM.loss
+
+    def loss(self, settings, *given):
+        if settings.loss == "cross_entropy":
+            seen.append(torch.is_autocast_enabled("cpu"))
+        return own(self, settings, *given)
+
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    train = f"train: {{control: true, mixed_precision: {asked}, validate_every: 0, steps: 1"
+    begin(RECIPE.replace("train: {steps: 8", train).split("evaluate:")[0])
+    assert seen == [asked == "bfloat16"]

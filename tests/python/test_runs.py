@@ -37,6 +37,16 @@ def test_a_run_that_trained_nothing_yet_is_told_by_what_it_has(begin):
         begin(PTQ + "train: {steps: 0}\n")
 
 
+def test_without_training_nothing_trains_whatever_the_recipe_says(begin, tmp_path):
+    recipe = torchqat.parse_recipe(PTQ + "train: {steps: 8, control: true}\n", "recipe.yaml")
+    report = begin(recipe, training=False)
+    assert [variant.name for variant in report.variants] == ["int4-gptq"]
+    assert recipe.train.steps == 8 and recipe.train.control and not recipe.model.path  # as they were
+    assert begin(NOTHING, resume=True).variants == report.variants
+    with pytest.raises(torchqat.UserError, match=matches("runs.steps-without-training", steps=3)):
+        torchqat.run("int4", training=False, steps=3)
+
+
 def test_resume_needs_a_run(begin, tmp_path):
     with pytest.raises(torchqat.UserError, match=matches("runs.nothing-to-resume", folder=tmp_path / "run")):
         begin(resume=True)

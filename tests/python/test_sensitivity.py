@@ -135,6 +135,7 @@ def test_the_command_prints_writes_and_draws(model_folder, data_folder, recipe_f
     [
         (["--bits", "1,4"], matches("evaluate.bits-of-no-width", text="1,4")),
         (["--write", "x"], matches("evaluate.write-without-budget")),
+        (["--plot", "x.jpg"], matches("evaluate.no-picture", path="x.jpg")),
     ],
 )
 def test_the_command_says_what_is_wrong(options, message, recipe_file, capsys):
@@ -142,6 +143,24 @@ def test_the_command_says_what_is_wrong(options, message, recipe_file, capsys):
 
     with pytest.raises(SystemExit) as ended:
         main(["sensitivity", str(recipe_file), *options])
+    assert ended.value.code == 2 and re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("layers", "budget", "message"),
+    [
+        ("layers: [{match: blocks, weight: {dtype: nvfp4}}]", "4", matches("evaluate.budget-too-small", budget=4.0)),
+        ("layers: [{match: blocks, weight: {dtype: int4}}]", "5", matches("evaluate.mixed-without-list")),
+    ],
+)
+def test_a_mix_that_cannot_be_is_said_before_data_are_read(layers, budget, message, model_folder, tmp_path, capsys):
+    from torchqat.cli import main
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"version: 1\n{layers}\n")
+    options = ["--budget", budget, "--write", str(tmp_path / "mixed.yaml"), "--data", str(tmp_path / "absent")]
+    with pytest.raises(SystemExit) as ended:
+        main(["sensitivity", str(path), "--model", str(model_folder), *options])
     assert ended.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 

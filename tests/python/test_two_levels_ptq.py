@@ -11,6 +11,7 @@ from sentences import matches
 from test_presets import ATTENTION, MLP, layer_of, train
 from test_ptq import calibrated, error, float_logits, forward, tokens
 from torchqat import ops
+from torchqat._library import gptq
 from torchqat.layers.prepared import quant_layers
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
@@ -65,6 +66,25 @@ def test_codes_stay_those_that_gptq_chose(llama, name):
         assert torch.equal(codes.float(), layer.codes().float())
         moved = (layer.weight != layer.quantized_weight()).float().mean()
         assert moved > 0.5
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+def test_training_begins_on_the_weights_that_gptq_left(llama, name, monkeypatch):
+    """Learned scales have outer ones by what they are, which rounds them once more: GPTQ ends on scales that this leaves."""
+    left = {}
+
+    def remember(master, *args, **kwargs):
+        left[master.data_ptr()] = found = gptq(master, *args, **kwargs)
+        return found
+
+    monkeypatch.setattr("torchqat.ptq.rounding.gptq", remember)
+    prepared, found = calibrated(llama, "{method: gptq}", weight=weight_of(name, "learned"))
+    for layer_name, layer in quant_layers(prepared):
+        solved = left[layer.master.data_ptr()]
+        assert torch.equal(layer.codes(), solved.codes), layer_name
+        assert torch.equal(layer.stored_qparams()[0], solved.scale), layer_name
+        assert torch.equal(layer.quantized_weight(), solved.weight), layer_name
+        assert found.losses[layer_name] > 0
 
 
 def test_outer_scales_are_those_of_the_weights_before_any_was_rounded(llama):

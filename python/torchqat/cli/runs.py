@@ -25,6 +25,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     from torchqat.errors import UserError
     from torchqat.kinds import find_kind
     from torchqat.precision import emulated_choices
+    from torchqat.runs.own_optimizer import try_own_optimizer
     from torchqat.training.checks import check_training
 
     loaded, notes = torchqat.load_recipe(recipe, settings), []
@@ -43,6 +44,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
         check_exports(found, plan, loaded.exports, kind.writes_text)
+        try_own_optimizer(loaded, plan, found)
         say(str(plan).rstrip("\n"))
     for note in notes:
         say(f"Note: {note}")
@@ -87,8 +89,7 @@ def ptq(
     """Post-training quantization alone: the recipe without its training."""
     from torchqat.runs.flow import run_of
 
-    run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings)
-    run.recipe.train.steps, run.recipe.train.epochs, run.recipe.train.control = 0, None, False
+    run = run_of(recipe, model, data, output, dtype=dtype, device=device, settings=settings, training=False)
     if stream:
         _stream_and_show(run, resume, restart, push_to_hub)
     else:

@@ -34,8 +34,8 @@ def sensitivity(
     from torchqat.errors import UserError
     from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
     from torchqat.evaluation.number_types import usual_widths
-    from torchqat.evaluation.sensitivity import check_sensitivity
     from torchqat.evaluation.sensitivity import sensitivity as measure
+    from torchqat.evaluation.sensitivity import unmeasured
     from torchqat.files import write_text
     from torchqat.runs.export_dtype import scales_of_integers
     from torchqat.runs.flow import run_of
@@ -43,9 +43,19 @@ def sensitivity(
     asked = _widths(bits) if bits else []
     if write and not budget:
         raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
+    if plot and Path(plot).suffix not in (".png", ".svg"):
+        raise UserError(f"plot must be a .png or .svg file, but is {plot}.")
     run = run_of(recipe, model, data, "", device=device, settings=settings)
     widths = asked or usual_widths(run.plan)
-    check_sensitivity(run.plan, widths)  # before data are read
+
+    def written(layers: list, mix: dict) -> str:
+        return mixed_recipe(run.recipe.text, layers, mix, scales_of_integers(run.recipe.exports))
+
+    # Before data are read: whether anything can be measured, mixed and written.
+    planned = unmeasured(run.plan, widths)
+    possible = mixed_widths(planned, budget) if budget else {}
+    if write:
+        written(planned, possible)
     found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
     chosen = mixed_widths(found, budget) if budget else {}
     if not is_json():
@@ -55,7 +65,7 @@ def sensitivity(
         size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
         say(f"{size:.3f} bits per weight, within {budget}.")
     if write:
-        write_text(Path(write), mixed_recipe(run.recipe.text, found, chosen, scales_of_integers(run.recipe.exports)))
+        write_text(Path(write), written(found, chosen))
         say(f"The recipe with these widths is {write}.")
     if plot:
         _plot(found, widths, Path(plot))
@@ -94,14 +104,11 @@ def _print(found, widths: list, chosen: dict) -> None:
 
 
 def _plot(found, widths: list, path: Path) -> None:
-    from torchqat.errors import UserError
     from torchqat.evaluation.number_types import title_of
     from torchqat.files import pending_file
     from torchqat.reports.drawing import pyplot as drawing
 
     pyplot = drawing()
-    if path.suffix not in (".png", ".svg"):
-        raise UserError(f"plot must be a .png or .svg file, but is {path}.")
     figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")
     for width in widths:
         places = [place for place, layer in enumerate(found) if width in layer.kl]

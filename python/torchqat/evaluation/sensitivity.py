@@ -149,6 +149,19 @@ def check_sensitivity(plan: Plan, widths: Sequence[Width]) -> list[Pass]:
     return passes
 
 
+def unmeasured(plan: Plan, widths: Sequence[Width]) -> list[LayerSensitivity]:
+    """What ``sensitivity`` would give, every KL of it 0: whether there is a mix is known before anything is measured.
+
+    Raises:
+        UserError: As ``check_sensitivity``.
+    """
+    found: dict[str, dict[Width, float]] = {}
+    for one in check_sensitivity(plan, widths):
+        for name, bits in one.bits.items():
+            found.setdefault(name, {}).update(dict.fromkeys(bits, 0.0))
+    return [_gathered(layer, list(widths), found[layer.name]) for layer in plan.layers if layer.name in found]
+
+
 def _gathered(layer: LayerPlan, widths: list[Width], measured: dict[Width, float]) -> LayerSensitivity:
     measured = {**measured, IN_FLOAT: 0.0}
     kl = {width: measured[width] for width in widths if width in measured}

@@ -127,7 +127,12 @@ class WeightScales(nn.Module):
 
     @torch.no_grad()
     def level_distance(self) -> float:
-        """The mean distance between two levels of the weight as it is rounded now, in the weight's own units."""
+        """The mean distance between two levels of the weight as it is rounded now, in the weight's own units.
+
+        1 of a weight without numbers, on the device ``meta``.
+        """
+        if self.weight.is_meta:
+            return 1.0
         scale = self.stored_qparams()[0].abs().mean().item()
         return max(scale * _LEVEL_DISTANCES.get(self.weight_spec.dtype, 1.0), 1e-8)
 

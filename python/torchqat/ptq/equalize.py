@@ -3,6 +3,7 @@
 import torch
 
 from torchqat._library import FLOAT, Initialize, InputStatistics, awq_scale, smoothing_scale
+from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.block import Block, in_floating_point
 from torchqat.ptq.folding import Fold, apply_fold, find_fold
 from torchqat.ptq.shared_inputs import Stage, gather
@@ -40,6 +41,12 @@ def _concerns(layer, transform: str) -> bool:
     return (layer.input_spec if transform == "smoothquant" else layer.weight_spec) is not None
 
 
+def _shares(layers: list[QuantLayer]) -> list[int]:
+    """For each layer a number that is that of all under one outer scale; -1 for one that shares none."""
+    groups = [layer.shared_outer_scale for layer in layers]
+    return [-1 if group is None else groups.index(group) for group in groups]
+
+
 def _fold(block: Block, hidden: list, fold: Fold, seen: InputStatistics, transform: str, settings: Initialize) -> bool:
     if transform == "smoothquant":
         if fold.norm is None:
@@ -48,13 +55,11 @@ def _fold(block: Block, hidden: list, fold: Fold, seen: InputStatistics, transfo
             [layer.weight for layer in fold.stage.consumers], seen.max_magnitude, settings.smoothing
         )
     else:
+        rounded = [
+            layer for _, layer in fold.stage.layers if layer.weight_spec is not None and layer.weight_bits != FLOAT
+        ]
         found = awq_scale(
-            [
-                (layer.master, layer.weight_spec, layer.weight_bits)
-                for _, layer in fold.stage.layers
-                if layer.weight_spec is not None and layer.weight_bits != FLOAT
-            ],
-            seen,
+            [(layer.master, layer.weight_spec, layer.weight_bits) for layer in rounded], seen, shares=_shares(rounded)
         )
         if found.loss >= found.plain:
             return True  # scales of 1 are the best there are

@@ -29,6 +29,8 @@ from torchqat.verification.engines import ENGINES
 _WIDE, _WIDE_IN_BLOCKS = 8, "mxfp8_e4m3"
 # Tried beside the recipe's own 4 bits where the engine that is named runs them.
 _FLOAT4 = ("nvfp4", "mxfp4")
+# How the recipe's own number types are rounded without training, the cheapest to try first.
+_ROUNDINGS = ("gptq", "awq")
 # In a candidate's folder: how it was made.
 _MADE = "candidate.json"
 
@@ -70,8 +72,6 @@ class Candidates:
             raise UserError("In mode auto, every planned layer must have a quantized weight, but one has not.")
         self.are_integers = all(spec.takes_widths for spec in specs)
         self.bits = max(spec.bits for spec in specs)
-        # GPTQ and AWQ find the scales of a group when they come to it.
-        self.roundings = ("mse",) if any(s.has_outer_scale or s.has_offset for s in specs) else ("gptq", "awq")
         in_blocks = any(layer.input and layer.input.type_name != layer.input.dtype for layer in run.plan.layers)
         self.wide: Width = _WIDE_IN_BLOCKS if in_blocks else _WIDE
         self._last: tuple[str, nn.Module] | None = None
@@ -95,14 +95,14 @@ class Candidates:
             found.append(Candidate("fp8", "FP8", "rtn", lambda: float8_plan(self.run.plan)))
         if self.are_integers and self.bits >= _WIDE:
             return found
-        for rounding in self.roundings:
+        for rounding in _ROUNDINGS:
             found.append(Candidate(f"{own}-{rounding}", f"{title} {rounding.upper()}", rounding, self._own))
         for other in self._float4:
-            found.append(Candidate(f"{other}-mse", f"{title_of(other)} MSE", "mse", self._all(other)))
+            found.append(Candidate(f"{other}-gptq", f"{title_of(other)} GPTQ", "gptq", self._all(other)))
         trains = self.run.recipe.train.steps > 0
         if trains:
             found.append(Candidate(f"{own}-qat", f"{title} QAT", "", self._own))
-        last = "" if trains else self.roundings[0]
+        last = "" if trains else _ROUNDINGS[0]
         for budget in self._budgets():
             mix = f"{title} and {title_of(self.wide)}, {budget:.2f} bits a weight"
             name = f"{own}-{word_of(self.wide)}-{budget:.5g}"
@@ -192,8 +192,8 @@ class Candidates:
         recipe = parse_recipe(parent.recipe.text, parent.recipe.file)
         apply(recipe, parent.made_of["recipe"])  # what was set by options, or in Python
         recipe.model, recipe.data = parent.recipe.model, parent.recipe.data
-        if not recipe.initialize.needs_data and self.roundings[0] == "gptq":
-            recipe.initialize = Initialize("gptq")
+        if not recipe.initialize.needs_data:
+            recipe.initialize = Initialize(_ROUNDINGS[0])
         kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(plan)}
         child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, plan, kept)
         state = load_training(child.folder / "checkpoints" / "train.pt")

@@ -1,5 +1,7 @@
 """The training of a run: along the recipe's schedule, keeping the state that is nearest to the float model."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
@@ -96,12 +98,10 @@ def spread(run: Run, model: nn.Module) -> Loss:
 def distillation(run: Run, model: nn.Module):
     """The loss of the recipe's ``distill`` section."""
     settings, kind = run.recipe.distill, run.kind
-    mixed = run.recipe.train.mixed_precision != "none"
 
     def loss(batch: Batch) -> Tensor:
         batch, stored = untaught(batch)
-        # Weights are rounded from their masters in float32, as they are exported: it is products that autocast changes.
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=mixed):
+        with products_in_precision(run):
             student = kind.outputs(model, batch)
             if is_plain(settings):
                 return kind.loss(settings, student, None, batch)
@@ -112,6 +112,15 @@ def distillation(run: Run, model: nn.Module):
             return kind.loss(settings, student, teacher, batch)
 
     return loss
+
+
+def products_in_precision(run: Run) -> AbstractContextManager:
+    """Autocast, where the recipe's ``train.mixed_precision`` says so.
+
+    Weights are rounded from their masters in float32, as they are exported: it is products that it changes.
+    """
+    mixed = run.recipe.train.mixed_precision != "none"
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=mixed)
 
 
 def is_checked(run: Run, step: int) -> bool:

@@ -5,13 +5,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from torchqat._library import DistillSection, Recipe
+from torchqat.data.batch import Batch
 from torchqat.errors import UserError
 from torchqat.evaluation.number_types import compared_widths
 from torchqat.recipes.shipped import as_settings, load_recipe
 from torchqat.reports.report import Report, Variant, recovered
 from torchqat.runs.auto import decide
-from torchqat.runs.fine_tune import fine_tune
+from torchqat.runs.fine_tune import fine_tune, products_in_precision
 from torchqat.runs.folder import default_folder
 from torchqat.runs.hub import check_hub
 from torchqat.runs.page import write_page
@@ -38,12 +41,16 @@ def run(
     settings: Mapping[str, Any] | Iterable[str] = (),
     steps: int | None = None,
     push_to_hub: str = "",
+    training: bool = True,
 ) -> Report:
     """All that a recipe says: baseline, plain rounding, training, export, verification; in mode auto, the search.
 
+    With ``training=False`` it is what ``torchqat ptq`` does: post-training quantization alone, whatever the recipe's
+    ``train`` section says, or does not say: a recipe without one trains.
+
     Args:
         recipe: The name of one that ships, such as ``int4``, a YAML file, or a recipe that was loaded, of which settings
-            that were made in Python count.
+            that were made in Python count; it is left as it is.
         model: Hugging Face folder, hub id or ``module:function``, in place of the recipe's.
         data: File or folder of text, jsonl or Parquet, or a data set of the Hub, in place of the recipe's.
         output: The run's folder; ``runs/<model>-<recipe>`` when empty.
@@ -56,6 +63,7 @@ def run(
         settings: As ``load_recipe`` takes them, such as ``{"train.learning_rate": 1e-4}``.
         steps: Optimizer steps, in place of the recipe's steps or epochs.
         push_to_hub: ``org/name`` on the Hub, where the model that the run ends with goes if it meets the recipe's limits.
+        training: Whether anything is trained, the float control among it.
 
     Returns:
         What was measured, as the folder's ``report.json`` has it, and its ``report.html`` shows it.
@@ -63,10 +71,10 @@ def run(
     Raises:
         RecipeError: The recipe is none, or does not fit the model.
         UserError: Model, data or folder are not what they must be: the folder has a run, and neither ``resume`` nor
-            ``restart`` is set, or it was made of something else; or ``push_to_hub`` cannot be written to. Nothing is written
-            then.
+            ``restart`` is set, or it was made of something else; or ``push_to_hub`` cannot be written to; or ``steps`` are
+            given without training. Nothing is written then.
     """
-    run = run_of(recipe, model, data, output, progress, dtype, device, settings, steps)
+    run = run_of(recipe, model, data, output, progress, dtype, device, settings, steps, training)
     return follow(run, resume, restart, push_to_hub)
 
 
@@ -80,9 +88,14 @@ def run_of(
     device: str = "",
     settings: Mapping[str, Any] | Iterable[str] = (),
     steps: int | None = None,
+    training: bool = True,
 ) -> Run:
     """The run that these options mean, which has done nothing yet."""
     loaded = _loaded(recipe, settings, steps)
+    if not training:
+        if steps:
+            raise UserError(f"steps must not be given where training is False, but is {steps}.")
+        loaded.train.steps, loaded.train.epochs, loaded.train.control = 0, None, False
     if model:
         loaded.model.path, loaded.model.scratch = str(model), None
     if data:
@@ -98,7 +111,7 @@ def _loaded(recipe: str | Path | Recipe, settings: Mapping[str, Any] | Iterable[
     if isinstance(recipe, Recipe):
         if settings or steps is not None:
             raise UserError("settings and steps must not be given for a recipe that is loaded already, but are.")
-        return recipe
+        return copy(recipe)
     asked = as_settings(settings)
     loaded = load_recipe(recipe, asked)
     if steps is None:
@@ -184,9 +197,14 @@ def _control(run: Run) -> None:
     train = copy(run.recipe.train)
     if train.learning_rate is None:  # as what it is compared with
         train.learning_rate = mean_rate(weight_rates(run.prepared(run.plan), train)[0])
+
+    def loss(batch: Batch) -> Tensor:
+        with products_in_precision(run):
+            return run.kind.loss(plain, run.kind.outputs(model, batch), None, batch)
+
     loop = TrainingLoop(
         model,
-        lambda batch: run.kind.loss(plain, run.kind.outputs(model, batch), None, batch),
+        loss,
         run.data.train,
         train,
         checkpoint=run.folder / "checkpoints" / "control.pt",

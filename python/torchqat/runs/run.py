@@ -34,6 +34,7 @@ from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
+from torchqat.runs.own_optimizer import try_own_optimizer
 from torchqat.runs.progress import Progress
 from torchqat.runs.shared_folder import check_shared
 from torchqat.runs.sources import absolute, kept_source
@@ -265,6 +266,7 @@ class Run:
             self.dtype = same_dtype(self.folder, self.dtype)
         outline, asked = self.float_model.outline, dtype_named(self.dtype)
         check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked)
+        try_own_optimizer(self.recipe, self.plan, outline)
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
             check_recomputes(outline)
         _ = self.task

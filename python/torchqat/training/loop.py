@@ -16,6 +16,7 @@ from torchqat.data.batches import Batches
 from torchqat.data.examples import ExampleBatches
 from torchqat.device import device_of
 from torchqat.errors import UserError
+from torchqat.layers.sharded import is_sharded
 from torchqat.model.out_of_memory import explained
 from torchqat.training.finite import finite_scales, first_not_finite, scale_not_finite
 from torchqat.training.monitor import Monitor
@@ -198,6 +199,8 @@ class TrainingLoop:
             "settles": self.settles.state_dict() if self.settles else None,
             **self.moving.state_dict(),
         }
+        if self.monitor is not None and not is_sharded(self.model):
+            facts["monitor"] = self.monitor.state_dict()
         save_training(self.checkpoint, facts, self.model, self.moving.optimizers, generator_states())
 
     def _resume(self, schedule: Schedule | None) -> int:
@@ -215,6 +218,8 @@ class TrainingLoop:
             schedule.load_state_dict(state.facts["schedule"])
         if self.settles is not None:
             self.settles.load_state_dict(state.facts["settles"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(state.facts.get("monitor", {}))
         self.moving.load_state_dict(state.facts)
         self._skipped_in_a_row = state.facts.get("skipped_in_a_row", 0)
         return state.facts["step"]

@@ -95,9 +95,7 @@ def _kept_by(optimizer: str, model: nn.Module, processes: int, with_masters: set
     def part(parameter: Tensor) -> int:
         return _part(parameter, processes) * (4 // parameter.element_size() if id(parameter) in with_masters else 1)
 
-    any_rate = TrainSection()
-    any_rate.learning_rate = 0.0  # the numbers of weights, which a relative one is found by, need not be there
-    first, rest = split_groups(model, optimizer, parameter_groups(model, any_rate))
+    first, rest = split_groups(model, optimizer, parameter_groups(model, TrainSection()))
     own, others = ([p for group in groups for p in group["params"]] for groups in (first, rest))
     if optimizer == "adamw_8bit":
         return sum(map(_in_8_bits, own)) + sum(2 * part(p) for p in others)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchqat import ops
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.training.oscillation import Moves
+from torchqat.training.oscillation import Moves, on_device_of_layer
 
 # The frequency from which on a weight counts as oscillating: that of Nagel et al. 2022 (arXiv:2203.11086), table 1.
 _OSCILLATES = 0.005
@@ -75,6 +75,19 @@ class Monitor:
             total = figures if total is None else total + figures.to(total.device)
             count += 1
         return torch.zeros(0, dtype=torch.float64) if total is None else total / count
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it goes by, for checkpoints: a run that is resumed counts on."""
+        return {
+            name: {"rows": seen.rows, "bits": seen.bits, "scale": seen.scale} | seen.moves.state_dict()
+            for name, seen in self._samples.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._samples, layers = {}, dict(quant_layers(self.model))
+        for name, found in state.items():
+            kept = on_device_of_layer(found, layers[name].weight.device)
+            self._samples[name] = _Sample(kept["rows"], kept["bits"], kept["scale"], Moves.of_state(kept))
 
     def _look(self, name: str, layer: QuantLayer) -> Tensor:
         rows = max(1, min(layer.matrix_shape[0], self.sample // layer.matrix_shape[1]))

@@ -46,6 +46,17 @@ class Moves:
         self.codes = codes
         return moved
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its attributes, by names that begin with ``moves.``."""
+        return {f"moves.{name}": value for name, value in vars(self).items()}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Moves":
+        """What ``state_dict`` gave, among others."""
+        found = cls(state["moves.codes"])
+        found.direction, found.frequency = state["moves.direction"], state["moves.frequency"]
+        return found
+
 
 class Dampening:
     """Draws every weight a share of the way to its nearest level after each step, (31): from nothing to all of the share.
@@ -135,19 +146,21 @@ class Freezing:
         """For checkpoints: resumed runs end with the same bits."""
         found = {}
         for name, kept in self._layers.items():
-            found[name] = {key: value for key, value in kept.items() if key != "moves"}
-            found[name].update({f"moves.{key}": value for key, value in vars(kept["moves"]).items()})
+            found[name] = {key: value for key, value in kept.items() if key != "moves"} | kept["moves"].state_dict()
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._layers = {}
         layers = dict(quant_layers(self.model))
         for name, found in state.items():
-            device = layers[name].weight.device  # states are read into the host's memory
-            kept = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in found.items()}
-            moves = Moves(kept["moves.codes"])
-            moves.direction, moves.frequency = kept["moves.direction"], kept["moves.frequency"]
-            self._layers[name] = {**{k: v for k, v in kept.items() if "." not in k}, "moves": moves}
+            device = layers[name].weight.device
+            kept = on_device_of_layer(found, device)
+            self._layers[name] = {**{k: v for k, v in kept.items() if "." not in k}, "moves": Moves.of_state(kept)}
+
+
+def on_device_of_layer(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The state of a layer on its device: states are read into the host's memory."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 def against_oscillation(

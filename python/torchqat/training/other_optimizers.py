@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from torchqat._library import TrainSection
 from torchqat.data.functions import find_function, names_function
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_line
 
 Groups = list[dict[str, Any]]
 
@@ -80,9 +80,16 @@ def of_function(settings: TrainSection, groups: Groups) -> list[Optimizer]:
     """What the function that ``train.optimizer`` names makes of ``groups``, those of ``parameter_groups``, and ``settings``.
 
     Raises:
-        UserError: That is no optimizer and no list of some, or does not move each parameter once.
+        UserError: That is no optimizer and no list of some, or does not move each parameter once; or it raises.
     """
-    made = find_function("train.optimizer", settings.optimizer)(groups, settings)
+    function = find_function("train.optimizer", settings.optimizer)
+    try:
+        made = function(groups, settings)
+    except Exception as error:
+        raise UserError(
+            f"train.optimizer must make an optimizer of the groups that it is given, but {settings.optimizer} raised "
+            f"{type(error).__name__}: {first_line(error)}."
+        ) from error
     optimizers = list(made) if isinstance(made, list | tuple) else [made]
     wrong = [type(o).__name__ for o in optimizers if not isinstance(o, Optimizer)]
     if wrong or not optimizers:

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "qat/recipe/presets.h"
 #include "qat/solvers/equalize.h"
 #include "qat/solvers/hadamard.h"
 #include "tests/qat/group_spec.h"
@@ -17,6 +18,20 @@ TEST(Equalize, AwqIsNeverWorseThanNoScales) {
   const ChannelScale found = awq_scale({{at::randn({32, 64}), group_spec(3, 16), 3}}, statistics);
   EXPECT_LT(found.loss, found.plain);
   EXPECT_GT(found.scale[5].item<float>(), found.scale[6].item<float>());
+}
+
+// Under the outer scale of a weight that is far larger, most of E4M3 is out of reach.
+TEST(Equalize, AwqJudgesLayersUnderTheOuterScaleThatTheyShare) {
+  at::manual_seed(0);
+  InputStatistics statistics(64);
+  statistics.add(at::randn({300, 64}));
+  const at::Tensor large = at::zeros({32, 64}).fill_(6 << 20), small = at::randn({32, 64});
+  const QuantSpec spec = find_preset("nvfp4")->spec;
+  const ChannelScale apart = awq_scale({{large, spec, 4}, {small, spec, 4}}, statistics),
+                     together = awq_scale({{large, spec, 4, 3}, {small, spec, 4, 3}}, statistics);
+  EXPECT_LT(apart.plain, 0.5 * together.plain);
+  const ChannelScale alone = awq_scale({{large, spec, 4, 0}, {small, spec, 4, 1}}, statistics);
+  EXPECT_EQ(apart.plain, alone.plain);
 }
 
 TEST(Equalize, SmoothingHalvesTheOutliersInTheLogarithm) {
