@@ -46,7 +46,7 @@ def export(
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
     asked = dtype_named(dtype)
-    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked)
+    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked, opened.kind.pooling)
     model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
     options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "dtype": asked}

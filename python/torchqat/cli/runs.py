@@ -42,7 +42,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
         found = None
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
-        check_exports(found, plan, loaded.exports, kind.writes_text)
+        check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
         say(str(plan).rstrip("\n"))
     for note in notes:
         say(f"Note: {note}")
