@@ -81,14 +81,14 @@ def test_llama_quantize_gives_each_layer_the_same_type(name, tmp_path):
         assert ours == theirs, mix
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_llama_cpp_reads_the_weights_of_the_forward(dtype, tmp_path):
+@pytest.mark.parametrize("dtype, ternary", [*((dtype, "tq2_0") for dtype in TYPES), ("tq2_0", "tq1_0")])
+def test_llama_cpp_reads_the_weights_of_the_forward(dtype, ternary, tmp_path):
     """Bit for bit: it writes the file again in float32, by its own decoder."""
     made = torchqat.parse_recipe(
         f"version: 1\nlayers: [{{match: blocks, weight: {{dtype: {dtype}, scale: learned}}}}]\n"
     )
     model = torchqat.prepare(MODELS["four queries a key"](), made, method="mse")
-    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    folder = torchqat.export(model, tmp_path / "out", "gguf", ternary=ternary)
     read = {tensor.name: tensor for tensor in quantized(gguf_files(folder)[0], tmp_path / "float32.gguf", 0)}
     for ours, theirs in (("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
         weight = model.get_submodule(f"model.layers.1.{ours}").quantized_weight().detach().numpy()

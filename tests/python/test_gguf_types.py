@@ -14,6 +14,7 @@ from sentences import matches
 from test_presets import spec_of, train
 from torch import nn
 from torchqat._library import LayerPlan, find_format, gguf_type, load_checkpoint
+from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader
 
@@ -141,6 +142,51 @@ def test_experts_of_a_mixture_are_written(tokenizer, tmp_path):
         folder = torchqat.export(model, tmp_path / preset, "gguf", tokenizer)
         checked = torchqat.verify(folder, model)
         assert checked.ok, str(checked)
+
+
+# -- TQ1_0 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", (256, 512))
+def test_ggufs_decoder_reads_tq1_0_as_the_forward_used_it(group):
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(3, 1024, generator=generator) * 10 ** (torch.rand(1, generator=generator) * 4 - 3)
+        if seed % 5 == 0:
+            weight[0, : 16 * (1 + seed % 17)] = 0
+        net = nn.Sequential(nn.Linear(1024, 3, bias=False))
+        with torch.no_grad():
+            net[0].weight.copy_(weight)
+        spec = f"{{dtype: int2, grid: narrow, group_size: {group}, scale_dtype: float16, scale: mse}}"
+        rule = f'{{match: "*", weight: {spec}}}'
+        layer = torchqat.prepare(net, torchqat.parse_recipe(f"version: 1\nlayers: [{rule}]\n"), method="mse")[0]
+        blocks = tq1_0_blocks(layer.convert("a", torch.float16)).numpy()
+        assert blocks.shape == (3, 4 * 54)
+        found = dequantize(blocks, gguf.GGMLQuantizationType.TQ1_0)
+        assert np.array_equal(found, layer.quantized_weight().detach().numpy()), seed
+
+
+def test_a_model_is_written_in_tq1_0_and_verified(tokenizer, tmp_path):
+    made = torchqat.parse_recipe("version: 1\nlayers: [{match: blocks, weight: {dtype: tq2_0, scale: learned}}]\n")
+    model = train(torchqat.prepare(build("Llama", **SHAPE), made), steps=2)
+    sizes = []
+    for ternary in ("tq2_0", "tq1_0"):
+        folder = torchqat.export(model, tmp_path / ternary, "gguf", tokenizer, ternary=ternary)
+        kinds = {t.name: t for t in Reader(gguf_files(folder)[0]).tensors}
+        assert kinds["blk.1.ffn_down.weight"].tensor_type.name == ternary.upper()
+        sizes.append(int(kinds["blk.1.ffn_down.weight"].n_bytes))
+        checked = torchqat.verify(folder, model)
+        assert checked.ok and checked.layers == 14, str(checked)
+    assert sizes[1] * 66 == sizes[0] * 54
+
+
+def test_tq1_0_is_of_ternary_layers(tokenizer, tmp_path):
+    made = torchqat.parse_recipe("version: 1\nlayers: [{match: blocks, weight: {dtype: q4_k}}]\n")
+    model = torchqat.prepare(build("Llama", **SHAPE), made, method="rtn")
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-not-ternary")):
+        torchqat.export(model, tmp_path / "out", "gguf", tokenizer, ternary="tq1_0")
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-ternary", ternary="q2_0")):
+        torchqat.export(model, tmp_path / "out", "gguf", tokenizer, ternary="q2_0")
 
 
 # -- mixes -------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def export(
     example: Any = None,
     files: dict[str, Path] | None = None,
     pooling: str = "",
+    ternary: str = "tq2_0",
 ) -> Path:
     """Write ``model`` to the folder ``output``, whole or not at all, and return it; a ``README.md`` of yours there stays.
 
@@ -62,6 +63,7 @@ def export(
             and the second, too, where they are token ids.
         files: Others to copy into a folder, by their names there.
         pooling: For gguf of an encoder of texts, how its hidden states become a vector: ``mean``, ``cls`` or ``last``.
+        ternary: For gguf, ``tq2_0`` or ``tq1_0``: the type of layers of -1, 0 and 1 in groups of a multiple of 256.
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
@@ -82,7 +84,8 @@ def export(
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf import write_gguf
 
-            write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size, pooling)
+            file, options = folder / "model.gguf", (embeddings, max_shard_size, pooling, ternary)
+            write_gguf(model, layers, plan, file, tokenizer, *options)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx
 

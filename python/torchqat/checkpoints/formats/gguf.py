@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, LayerPlan, QuantizedWeights, find_format
 from torchqat.checkpoints.formats.gguf_architectures import POOLING, architecture_of, check_pooling, check_types
-from torchqat.checkpoints.formats.gguf_types import file_type, layer_type, shape_in_bytes
+from torchqat.checkpoints.formats.gguf_types import check_ternary, file_type, layer_type, shape_in_bytes
 from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
 from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
 from torchqat.checkpoints.formats.llama_cpp.hyperparameters import add_hyperparameters
@@ -28,6 +28,7 @@ from torchqat.checkpoints.formats.llama_cpp.tensors import (
     oriented,
     outside,
 )
+from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
 from torchqat.checkpoints.formats.repeated_head import repeated_head
 from torchqat.checkpoints.formats.shards import shard_bytes
 from torchqat.checkpoints.formats.tensors import float_tensors
@@ -46,6 +47,7 @@ def write_gguf(
     embeddings: str = "f16",
     max_shard_size: int | str = "5GB",
     pooling: str = "",
+    ternary: str = "tq2_0",
 ) -> None:
     """Write ``model`` to ``path``, tensor by tensor; past ``max_shard_size`` in files ``<stem>-00001-of-0000N.gguf``.
 
@@ -61,11 +63,12 @@ def write_gguf(
         embeddings: ``f16`` or ``q8_0``, of the token embedding and the output head.
         max_shard_size: A size such as ``5GB``.
         pooling: How an encoder's hidden states become a vector: ``mean``, ``cls`` or ``last``.
+        ternary: ``tq2_0`` or ``tq1_0``, of layers of -1, 0 and 1 in groups of a multiple of 256.
 
     Raises:
         UserError: llama.cpp knows no such architecture, rotary embedding or tokenizer.
     """
-    writer = GgufWriter(model, plan, path, tokenizer, embeddings, max_shard_size, pooling)
+    writer = GgufWriter(model, plan, path, tokenizer, embeddings, max_shard_size, pooling, ternary)
     for name, tensor in float_tensors(model, plan):
         writer.add_float(name, tensor)
     for layer in layers:
@@ -92,7 +95,7 @@ class GgufWriter:
 
     Args:
         model: As of ``write_gguf``; it may be an outline, without weights.
-        plan, path, tokenizer, embeddings, max_shard_size, pooling: As of ``write_gguf``.
+        plan, path, tokenizer, embeddings, max_shard_size, pooling, ternary: As of ``write_gguf``.
 
     Attributes:
         bytes: Of all tensors.
@@ -111,13 +114,15 @@ class GgufWriter:
         embeddings: str = "f16",
         max_shard_size: int | str = "5GB",
         pooling: str = "",
+        ternary: str = "tq2_0",
     ):
         if embeddings not in _EMBEDDING_TYPES:
             raise UserError(f"embeddings must be f16 or q8_0, but is {embeddings}.")
         architecture = architecture_of(model)
         check_types(model, plan.layers if plan is not None else [])
         check_pooling(model, pooling)
-        self._entries = _Entries(model, architecture, embeddings)
+        check_ternary(plan, ternary)
+        self._entries = _Entries(model, architecture, embeddings, ternary)
         self._order = RowOrder(model, architecture)
         self._left_out = repeated_head(model)
         ropes = rope_tensors(model, architecture)
@@ -136,7 +141,7 @@ class GgufWriter:
         limit = shard_bytes(max_shard_size)
         writer = gguf.GGUFWriter(path, architecture.gguf, split_max_size=limit if self.bytes > limit else 0)
         writer.add_name(Path(model.config.name_or_path or architecture.gguf).name)
-        writer.add_file_type(file_type(plan))
+        writer.add_file_type(file_type(plan, ternary))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_hyperparameters(writer, model, architecture)
         if pooling:
@@ -187,7 +192,7 @@ class _Entry:
     rows_of_each: ExpertRows | None = None
 
     def blocks(self, layer: QuantizedWeights) -> Tensor:
-        tensors = find_format("gguf").tensors
+        tensors = _ternary_tensors if self.kind == _Types.TQ1_0 else find_format("gguf").tensors
         if self.rows_of_each is None:
             return tensors(layer)[self.name]
         leaf = self.name.rpartition(".")[2]
@@ -202,16 +207,21 @@ class _Entry:
         return math.prod(shape_in_bytes(self.shape, self.kind))
 
 
+def _ternary_tensors(layer: QuantizedWeights) -> dict[str, Tensor]:
+    return {f"{layer.name}.weight": tq1_0_blocks(layer)}
+
+
 class _Entries:
     """The tensors of a file that those of ``model`` become."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str):
-        self._model, self._architecture, self._embeddings = model, architecture, embeddings
+    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str, ternary: str = "tq2_0"):
+        self._model, self._architecture = model, architecture
+        self._embeddings, self._ternary = embeddings, ternary
         self._names, self._beside = NameMap(model, architecture), outside(model, architecture)
 
     def of_layer(self, layer: LayerPlan) -> Iterator[_Entry]:
         """A quantized one; of experts, one for each kind of their matrices."""
-        kind, parts = layer_type(layer), expert_rows(layer.name, layer.out_features, self._architecture)
+        kind, parts = layer_type(layer, self._ternary), expert_rows(layer.name, layer.out_features, self._architecture)
         for part in parts:
             shape = (layer.matrices, part.count, layer.in_features)
             yield from _with_scale(_Entry(part.name, self._names[part.name], kind, shape, rows_of_each=part))

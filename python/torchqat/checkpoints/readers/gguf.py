@@ -184,7 +184,7 @@ def _ends(model: nn.Module) -> tuple[str, str]:
     if not hasattr(model, "get_output_embeddings"):
         return "", ""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is not getattr(table, "weight", None):
+    if head is None or getattr(head, "weight", None) is not getattr(table, "weight", None):
         return "", ""
     places = {id(module): f"{name}.weight" for name, module in model.named_modules()}
     return places[id(head)], places[id(table)]
