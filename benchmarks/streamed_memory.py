@@ -1,11 +1,11 @@
 """Peak memory of GPTQ from a folder into a folder, against the depth of the model.
 
-    python benchmarks/streamed_memory.py [--depths 4 16]
+    python benchmarks/streamed_memory.py [--depths 4 16] [--format gguf]
 
-Llamas of 1024 features, and mixtures of 32 experts (Qwen3-MoE, 512 features), with random weights, INT4 in groups of 128,
-16 x 256 calibration tokens, the drift made good (two streams of tokens). Each runs in a process of its own, whose highest
-resident set the kernel reports; what was resident before the model's folder was opened is shown apart. Beside it the same
-with the whole model in memory.
+Llamas of 1024 features, and mixtures of 32 experts (Qwen3-MoE, 512 features), with random weights, INT4 in groups of 128
+(Q4_0 in GGUF files), 16 x 256 calibration tokens, the drift made good (two streams of tokens). Each runs in a process of its
+own, whose highest resident set the kernel reports; what was resident before the model's folder was opened is shown apart.
+Beside it the same with the whole model in memory.
 """
 
 import argparse
@@ -20,14 +20,16 @@ import torch
 LLAMA = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 8}
 MIXTURE = {
     "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
-    "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256,
+    "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True,
 }  # fmt: skip
 RECIPE = """version: 1
 layers:
   - match: "model.layers.*"
-    weight: {dtype: int4, group_size: 128, grid: full, scale: mse}
+    weight: WEIGHT
 initialize: {method: gptq}
+export: [FORMAT]
 """
+WEIGHTS = {"compressed-tensors": "{dtype: int4, group_size: 128, grid: full, scale: mse}", "gguf": "{dtype: q4_0}"}
 
 
 def write_model(folder: Path, depth: int, experts: bool) -> None:
@@ -61,21 +63,22 @@ def resident() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def child(folder: str, whole: bool) -> None:
+def child(folder: str, whole: bool, format: str) -> None:
     import torchqat
     from torchqat.model.loading import load_model
     from torchqat.runs.stream import quantize_folder
 
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 2048, (4, 256), generator=generator) for _ in range(4)]
-    recipe = torchqat.parse_recipe(RECIPE, "benchmark")
+    text = RECIPE.replace("WEIGHT", WEIGHTS[format]).replace("FORMAT", format)
+    recipe = torchqat.parse_recipe(text, "benchmark")
     _warm_up(batches)
     before = resident()
     output = Path(folder) / "out"
     if whole:
         model = torchqat.prepare(load_model(folder), recipe)
         torchqat.calibrate(model, batches, lambda m, batch: m(input_ids=batch, use_cache=False))
-        torchqat.export(model, output)
+        torchqat.export(model, output, format)
     else:
         quantize_folder(folder, output, recipe, batches)
     print(json.dumps({"before": before, "peak": resident()}))
@@ -91,10 +94,10 @@ def _warm_up(batches) -> None:
     transformers.AutoModelForCausalLM.from_config(config)(input_ids=batches[0][:1, :8])
 
 
-def measure(depth: int, whole: bool, experts: bool) -> dict[str, float]:
+def measure(depth: int, whole: bool, experts: bool, format: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), depth, experts)
-        command = [sys.executable, __file__, "--child", folder, *(["--whole"] if whole else [])]
+        command = [sys.executable, __file__, "--child", folder, "--format", format, *(["--whole"] if whole else [])]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(printed.strip().splitlines()[-1])
 
@@ -102,11 +105,12 @@ def measure(depth: int, whole: bool, experts: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--format", choices=list(WEIGHTS), default="compressed-tensors")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.whole)
+        child(options.child, options.whole, options.format)
         return
     from common import publish, table
 
@@ -115,7 +119,7 @@ def main() -> None:
     for model in ("Llama", "mixture"):
         for depth in options.depths:
             for kind, whole in kinds.items():
-                found = figures[f"{model} {kind} {depth}"] = measure(depth, whole, model == "mixture")
+                found = figures[f"{model} {kind} {depth}"] = measure(depth, whole, model == "mixture", options.format)
                 first = figures[f"{model} streamed {options.depths[0]}"]
                 own, of_first = (figure["peak"] - figure["before"] for figure in (found, first))
                 row = [model, str(depth), kind, f"{found['peak']:.0f} MB", f"{own:.0f} MB"]
@@ -123,12 +127,13 @@ def main() -> None:
                 print(rows[-1], flush=True)
     header = ["", "blocks", "", "peak", "of which after the libraries", "peak, of the first", "after the libraries"]
     note = "A block of the Llama has 51 MB of float32 weights, one of the mixture 53 MB."
+    is_gguf = options.format == "gguf"
     publish(
-        "streamed_memory",
-        "Peak memory of GPTQ",
+        "streamed_memory_gguf" if is_gguf else "streamed_memory",
+        "Peak memory of GPTQ into a GGUF file" if is_gguf else "Peak memory of GPTQ",
         f"{table(header, rows)}\n\n{note}",
         figures,
-        "python benchmarks/streamed_memory.py",
+        "python benchmarks/streamed_memory.py" + (" --format gguf" if is_gguf else ""),
     )
 
 

@@ -78,21 +78,42 @@ def test_llama_quantize_gives_each_layer_the_same_type(name, tmp_path):
     for mix in FILE_TYPES:
         theirs = types_by_llama_cpp(MODELS[name](), mix, tmp_path)
         ours = types_by_torchqat(MODELS[name](), mix, tmp_path)
-        if name.startswith("tied"):  # we write a quantized table for the head, too, of the embedding's type
-            assert ours.pop("output.weight") == ours["token_embd.weight"]
         assert ours == theirs, mix
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_llama_cpp_reads_the_weights_of_the_forward(dtype, tmp_path):
+@pytest.mark.parametrize("dtype, ternary", [*((dtype, "tq2_0") for dtype in TYPES), ("tq2_0", "tq1_0")])
+def test_llama_cpp_reads_the_weights_of_the_forward(dtype, ternary, tmp_path):
     """Bit for bit: it writes the file again in float32, by its own decoder."""
     made = torchqat.parse_recipe(
         f"version: 1\nlayers: [{{match: blocks, weight: {{dtype: {dtype}, scale: learned}}}}]\n"
     )
     model = torchqat.prepare(MODELS["four queries a key"](), made, method="mse")
-    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    folder = torchqat.export(model, tmp_path / "out", "gguf", ternary=ternary)
     read = {tensor.name: tensor for tensor in quantized(gguf_files(folder)[0], tmp_path / "float32.gguf", 0)}
     for ours, theirs in (("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
         weight = model.get_submodule(f"model.layers.1.{ours}").quantized_weight().detach().numpy()
         tensor = read[f"blk.1.{theirs}.weight"]
         assert tensor.tensor_type == 0 and np.array_equal(tensor.data, weight), ours
+
+
+def test_a_tied_table_that_is_written_once_gives_the_same_logits(tmp_path, monkeypatch):
+    """llama.cpp multiplies with the embedding where there is no head: number by number as with a copy of it."""
+    from torchqat.checkpoints.formats import gguf
+    from torchqat.verification.engines import ENGINES, Question
+
+    ends = "".join(
+        f'  - {{match: "{name}", weight: {{dtype: q6_k, scale: learned}}}}\n' for name in ("type:Embedding", "lm_head")
+    )
+    recipe = torchqat.parse_recipe(f"version: 1\nlayers:\n  - {{match: blocks, weight: {{mix: q4_k_m}}}}\n{ends}")
+    config = LlamaConfig(hidden_size=256, intermediate_size=256, num_hidden_layers=2, tie_word_embeddings=True, **SHAPE)
+    model = torchqat.prepare(LlamaForCausalLM(config), recipe, method="rtn")
+    once = torchqat.export(model, tmp_path / "once", "gguf")
+    monkeypatch.setattr(gguf, "repeated_head", lambda _: None)
+    twice = torchqat.export(model, tmp_path / "twice", "gguf")
+    tensors = [{tensor.name: tensor for tensor in Reader(gguf_files(folder)[0]).tensors} for folder in (once, twice)]
+    assert tensors[1].keys() - tensors[0].keys() == {"output.weight"}
+    assert np.array_equal(tensors[1]["output.weight"].data, tensors[1]["token_embd.weight"].data)
+    prompts = [[1, 5, 200, 37, 8, 99], [7, 7, 3]]
+    answers = [ENGINES["llama.cpp"].serve("gguf", Question(str(folder), prompts)).logprobs for folder in (once, twice)]
+    for ours, theirs in zip(*answers, strict=True):
+        assert np.array_equal(ours, theirs) and np.ptp(ours) > 0.1

@@ -1,5 +1,6 @@
 """llama.cpp's types: what the gguf package's decoder reads of the blocks is what the training forward used, bit for bit."""
 
+import copy
 import re
 
 import gguf
@@ -13,6 +14,7 @@ from sentences import matches
 from test_presets import spec_of, train
 from torch import nn
 from torchqat._library import LayerPlan, find_format, gguf_type, load_checkpoint
+from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader
 
@@ -142,6 +144,51 @@ def test_experts_of_a_mixture_are_written(tokenizer, tmp_path):
         assert checked.ok, str(checked)
 
 
+# -- TQ1_0 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", (256, 512))
+def test_ggufs_decoder_reads_tq1_0_as_the_forward_used_it(group):
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(3, 1024, generator=generator) * 10 ** (torch.rand(1, generator=generator) * 4 - 3)
+        if seed % 5 == 0:
+            weight[0, : 16 * (1 + seed % 17)] = 0
+        net = nn.Sequential(nn.Linear(1024, 3, bias=False))
+        with torch.no_grad():
+            net[0].weight.copy_(weight)
+        spec = f"{{dtype: int2, grid: narrow, group_size: {group}, scale_dtype: float16, scale: mse}}"
+        rule = f'{{match: "*", weight: {spec}}}'
+        layer = torchqat.prepare(net, torchqat.parse_recipe(f"version: 1\nlayers: [{rule}]\n"), method="mse")[0]
+        blocks = tq1_0_blocks(layer.convert("a", torch.float16)).numpy()
+        assert blocks.shape == (3, 4 * 54)
+        found = dequantize(blocks, gguf.GGMLQuantizationType.TQ1_0)
+        assert np.array_equal(found, layer.quantized_weight().detach().numpy()), seed
+
+
+def test_a_model_is_written_in_tq1_0_and_verified(tokenizer, tmp_path):
+    made = torchqat.parse_recipe("version: 1\nlayers: [{match: blocks, weight: {dtype: tq2_0, scale: learned}}]\n")
+    model = train(torchqat.prepare(build("Llama", **SHAPE), made), steps=2)
+    sizes = []
+    for ternary in ("tq2_0", "tq1_0"):
+        folder = torchqat.export(model, tmp_path / ternary, "gguf", tokenizer, ternary=ternary)
+        kinds = {t.name: t for t in Reader(gguf_files(folder)[0]).tensors}
+        assert kinds["blk.1.ffn_down.weight"].tensor_type.name == ternary.upper()
+        sizes.append(int(kinds["blk.1.ffn_down.weight"].n_bytes))
+        checked = torchqat.verify(folder, model)
+        assert checked.ok and checked.layers == 14, str(checked)
+    assert sizes[1] * 66 == sizes[0] * 54
+
+
+def test_tq1_0_is_of_ternary_layers(tokenizer, tmp_path):
+    made = torchqat.parse_recipe("version: 1\nlayers: [{match: blocks, weight: {dtype: q4_k}}]\n")
+    model = torchqat.prepare(build("Llama", **SHAPE), made, method="rtn")
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-not-ternary")):
+        torchqat.export(model, tmp_path / "out", "gguf", tokenizer, ternary="tq1_0")
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-ternary", ternary="q2_0")):
+        torchqat.export(model, tmp_path / "out", "gguf", tokenizer, ternary="q2_0")
+
+
 # -- mixes -------------------------------------------------------------------------------------------------------------
 
 
@@ -159,16 +206,63 @@ def test_a_mix_is_written_and_verified(mix, hidden, tokenizer, tmp_path):
     assert checked.ok and checked.layers == 14, str(checked)
 
 
+ENDS = '  - {match: "type:Embedding", weight: WEIGHT}\n  - {match: lm_head, weight: WEIGHT}\n'
+
+
+def with_ends(weight, blocks="q4_k_m", **shape):
+    return with_mix(blocks, ENDS.replace("WEIGHT", weight), **shape)
+
+
 def test_embedding_and_head_by_the_same_rules(tokenizer, tmp_path):
-    rest = '  - {match: "type:Embedding", weight: {mix: q4_k_m}}\n  - {match: lm_head, weight: {mix: q4_k_m}}\n'
     for tied, expected in ((False, "Q4_K"), (True, "Q6_K")):
-        model = train(with_mix("q4_k_m", rest, tie_word_embeddings=tied), steps=2)
+        model = train(with_ends("{mix: q4_k_m}", tie_word_embeddings=tied), steps=2)
         folder = torchqat.export(model, tmp_path / str(tied), "gguf", tokenizer)
         kinds = {tensor.name: tensor.tensor_type.name for tensor in Reader(gguf_files(folder)[0]).tensors}
         assert kinds["token_embd.weight"] == expected
-        assert tied or kinds["output.weight"] == "Q6_K"
+        assert kinds.get("output.weight") == (None if tied else "Q6_K")
         checked = torchqat.verify(folder, model)
         assert checked.ok and checked.layers == 16, str(checked)
+
+
+@pytest.mark.parametrize("scale", ("minmax", "mse", "learned"))
+def test_a_table_that_is_the_head_as_well_is_written_once(scale, tokenizer, tmp_path):
+    model = train(with_ends(f"{{dtype: q6_k, scale: {scale}}}", tie_word_embeddings=True), steps=3)
+    names = [name for name, _ in model.named_parameters() if name.endswith("weight_scale") and "layers" not in name]
+    assert names == (["model.embed_tokens.weight_scale"] if scale == "learned" else [])
+    folder = torchqat.export(model, tmp_path / "once", "gguf", tokenizer)
+    found = {tensor.name: tensor for tensor in Reader(gguf_files(folder)[0], "r+").tensors}
+    assert "output.weight" not in found and torchqat.verify(folder, model).ok
+    found["token_embd.weight"].data[5, 40] ^= 1
+    checked = torchqat.verify(folder, model)
+    assert not checked.ok and checked.differing.keys() == {"model.embed_tokens", "lm_head"}
+
+
+def test_a_head_that_differs_from_its_embedding_is_written_beside_it(tokenizer, tmp_path):
+    model = with_ends("{dtype: q6_k, scale: mse}", tie_word_embeddings=True)
+    with torch.no_grad():
+        model.lm_head.weight_scale[7] = 0
+    folder = torchqat.export(model, tmp_path / "twice", "gguf", tokenizer)
+    assert "output.weight" in {tensor.name for tensor in Reader(gguf_files(folder)[0]).tensors}
+    assert torchqat.verify(folder, model).ok
+
+
+def test_scales_of_a_tied_table_are_kept_and_saved_once(tmp_path):
+    model = train(with_ends("{dtype: q6_k, scale: learned}", tie_word_embeddings=True), steps=3)
+    again = with_ends("{dtype: q6_k, scale: learned}", tie_word_embeddings=True)
+    again.load_state_dict(model.state_dict())
+    assert again.lm_head.weight_scale is again.model.embed_tokens.weight_scale
+    for found in (again, copy.deepcopy(model)):
+        for ends in zip(ends_of(found), ends_of(model), strict=True):
+            assert torch.equal(*(layer.quantized_weight() for layer in ends))
+    model.save_pretrained(tmp_path / "saved")  # refuses what is shared without saying so
+    state = model.state_dict()
+    state["lm_head.weight_scale"] = state["lm_head.weight_scale"] * 1.5
+    with pytest.raises(RuntimeError, match=matches("tied.apart")):
+        again.load_state_dict(state)
+
+
+def ends_of(model):
+    return model.model.embed_tokens, model.lm_head
 
 
 def test_the_plan_says_which_type_stands_in():

@@ -18,6 +18,7 @@ from torchqat.runs.stream import quantize_folder
 from torchqat.verification.engines.transformers import load_in_transformers
 
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
+WEIGHT_OF_GGUF = "{dtype: q4_0, scale: mse}"
 
 
 def forward(model, batch):
@@ -73,10 +74,60 @@ def test_other_formats_are_written_as_the_whole_model_would_be(format, folder, t
     assert torchqat.verify(tmp_path / "out", prepared, engine="reader").ok
 
 
-def test_a_format_that_is_no_folder_is_refused(folder, tmp_path):
-    settings = recipe("{method: gptq}", WEIGHT)
+def gguf_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
+
+
+FAMILIES = {
+    "Llama": {},
+    "Llama, tied": {"tie_word_embeddings": True},
+    "Gemma3Text": {"query_pre_attn_scalar": 16},
+    "Qwen3Moe": {"norm_topk_prob": True, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_gguf_file_is_byte_by_byte_that_of_the_whole_model(name, tokenizer, tmp_path):
+    shape = {"vocab_size": len(tokenizer), **FAMILIES[name]}
+    architectures.build(name.split(",")[0], **shape).save_pretrained(tmp_path / "model")
+    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
     settings.exports = ["gguf"]
-    with pytest.raises(torchqat.UserError, match=matches("stream.format", format="gguf")):
+    streamed = quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens(), tokenizer)
+    prepared, _ = whole(tmp_path / "model", settings)
+    expected = torchqat.export(prepared, tmp_path / "expected", "gguf", tokenizer)
+    assert gguf_bytes(tmp_path / "out") == gguf_bytes(expected)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in expected.iterdir()}
+    assert torchqat.verify(tmp_path / "out", prepared, engine="reader").ok
+    assert streamed.bytes < sum(map(len, gguf_bytes(expected).values()))
+
+
+def test_a_gguf_file_that_cannot_be_ended_is_not_there(folder, tmp_path, monkeypatch):
+    from torchqat.runs.stream_gguf import GgufStreamWriter
+
+    def fails(writer, blocks):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(GgufStreamWriter, "add_rest", fails)
+    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
+    settings.exports = ["gguf"]
+    with pytest.raises(torchqat.UserError):
+        quantize_folder(folder, tmp_path / "out", settings, tokens())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_llama_cpp_does_not_know_is_refused_before_any_is_rounded(tmp_path, monkeypatch):
+    architectures.build("StableLm").save_pretrained(tmp_path / "model")
+    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
+    settings.exports = ["gguf"]
+    monkeypatch.setattr("torchqat.runs.stream.initialize", lambda *_: pytest.fail("it began"))
+    with pytest.raises(torchqat.UserError, match=matches("export.gguf-architecture", architecture="stablelm")):
+        quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
+
+
+def test_a_format_that_needs_the_whole_model_is_refused(folder, tmp_path):
+    settings = recipe("{method: gptq}", WEIGHT)
+    settings.exports = ["onnx"]
+    with pytest.raises(torchqat.UserError, match=matches("stream.format", format="onnx")):
         quantize_folder(folder, tmp_path / "out", settings, tokens())
 
 
@@ -111,18 +162,22 @@ def test_transformers_loads_the_shards(folder, tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == set(index["weight_map"].values())
 
 
-def test_weights_are_held_only_while_their_block_is_at_work(folder, tmp_path, monkeypatch):
-    from torchqat.ptq import stream
+@pytest.mark.parametrize("format", ("compressed-tensors", "gguf"))
+def test_weights_are_held_only_while_their_block_is_at_work(format, folder, tmp_path, monkeypatch):
+    from torchqat.runs.stream_gguf import GgufStreamWriter
+    from torchqat.runs.stream_writer import StreamWriter
 
-    held = []
-    add_block = stream.StreamWriter.add_block
+    held, writer_class = [], GgufStreamWriter if format == "gguf" else StreamWriter
+    add_block = writer_class.add_block
 
     def count(writer, block):
         held.append([n for n, p in writer.model.named_parameters() if not p.is_meta])
         add_block(writer, block)
 
-    monkeypatch.setattr(stream.StreamWriter, "add_block", count)
-    quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+    monkeypatch.setattr(writer_class, "add_block", count)
+    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF if format == "gguf" else WEIGHT)
+    settings.exports = [format]
+    quantize_folder(folder, tmp_path / "out", settings, tokens())
     for index, names in enumerate(held):
         assert names and all(name.startswith(f"model.layers.{index}.") for name in names)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from command import call
@@ -53,6 +54,23 @@ def test_damage_to_a_streamed_checkpoint_is_found(leaf, arguments, recipe_file, 
     assert code == 1 and said(out, "verify.one-missing", count=1, name=f"{layer}.weight")
 
 
+def test_a_streamed_gguf_is_a_run_and_damage_is_found(arguments, recipe_file, tmp_path, capsys):
+    weight = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
+    assert weight in PTQ
+    recipe_file.write_text(PTQ.replace(weight, "{dtype: q4_0}") + "export: [gguf]\n")
+    code, _, err = call(capsys, "ptq", *arguments, "--stream")
+    assert code == 0, err
+    export = tmp_path / "run" / "exports" / "gguf"
+    code, out, _ = call(capsys, "verify", export)
+    assert code == 0 and said(out, "verify.equal", layers=14)
+    for name, layer in (("blk.1.ffn_up.weight", "mlp.up_proj"), ("blk.1.attn_norm.weight", "input_layernorm")):
+        data = next(t for t in gguf.GGUFReader(export / "model.gguf", "r+").tensors if t.name == name).data
+        data.view("uint8").reshape(-1)[3] ^= 1
+        code, out, _ = call(capsys, "verify", export)
+        assert code == 1 and said(out, "verify.one-differing", count=1, name=f"model.layers.1.{layer}")
+        data.view("uint8").reshape(-1)[3] ^= 1
+
+
 def test_streamed_and_whole_runs_do_not_mix(begin, arguments, recipe_file, tmp_path, capsys):
     recipe_file.write_text(PTQ)
     assert call(capsys, "ptq", *arguments, "--stream")[0] == 0
@@ -65,7 +83,7 @@ def test_streamed_and_whole_runs_do_not_mix(begin, arguments, recipe_file, tmp_p
     assert code == 2 and said(err, "runs.made-of-others", what=sentence("runs.streamed-or-not"))
 
 
-@pytest.mark.parametrize("rest", ["export: [gguf]\n", "initialize: {method: hadamard+gptq}\n"])
+@pytest.mark.parametrize("rest", ["export: [mlx]\n", "initialize: {method: hadamard+gptq}\n"])
 def test_what_cannot_be_streamed_is_said_before_there_is_a_run(
     rest, arguments, recipe_file, tmp_path, capsys, monkeypatch
 ):

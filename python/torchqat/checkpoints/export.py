@@ -40,6 +40,8 @@ def export(
     embeddings: str = "f16",
     example: Any = None,
     files: dict[str, Path] | None = None,
+    pooling: str = "",
+    ternary: str = "tq2_0",
 ) -> Path:
     """Write ``model`` to the folder ``output``, whole or not at all, and return it; a ``README.md`` of yours there stays.
 
@@ -60,6 +62,8 @@ def export(
         example: For onnx, the inputs of the model: a tensor or a tuple of them. Their first dimension is free in the graph,
             and the second, too, where they are token ids.
         files: Others to copy into a folder, by their names there.
+        pooling: For gguf of an encoder of texts, how its hidden states become a vector: ``mean``, ``cls`` or ``last``.
+        ternary: For gguf, ``tq2_0`` or ``tq1_0``: the type of layers of -1, 0 and 1 in groups of a multiple of 256.
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
@@ -80,7 +84,8 @@ def export(
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf import write_gguf
 
-            write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size)
+            file, options = folder / "model.gguf", (embeddings, max_shard_size, pooling, ternary)
+            write_gguf(model, layers, plan, file, tokenizer, *options)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx
 
@@ -133,7 +138,12 @@ def format_for(model: nn.Module, plan: CheckpointPlan, name: str) -> Format:
 
 
 def check_exports(
-    model: nn.Module, plan: Plan, names: list[str], writes_text: bool, dtype: torch.dtype | None = None
+    model: nn.Module,
+    plan: Plan,
+    names: list[str],
+    writes_text: bool,
+    dtype: torch.dtype | None = None,
+    pooling: str = "",
 ) -> None:
     """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
 
@@ -143,6 +153,7 @@ def check_exports(
         names: Of formats.
         writes_text: Whether it is a language model.
         dtype: What the checkpoints are asked to be in.
+        pooling: How an encoder makes vectors, as of ``export``.
 
     Raises:
         UserError: One cannot hold a layer, its scales in that dtype, or the model, or its configuration cannot be written.
@@ -162,10 +173,10 @@ def check_exports(
             check_reads_dense_widths()
         if name == "gguf":
             with needs("hf", "A GGUF file"):
-                from torchqat.checkpoints.formats.gguf_architectures import architecture_of, check_types
+                from torchqat.checkpoints.formats.gguf_architectures import check_pooling, check_types
 
-            architecture_of(model)
             check_types(model, plan.layers)
+            check_pooling(model, pooling)
         if name == "onnx" and _writes_from_encoder(model):
             raise UserError(
                 "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "

@@ -27,6 +27,7 @@ def export(
     output: str = typer.Option("", "--output", help="Where to write; RUN/exports/<format> when not given."),
     max_shard_size: str = typer.Option("5GB", "--max-shard-size", help="Larger checkpoints become several files."),
     embeddings: str = typer.Option("f16", "--embeddings", help="gguf: f16 or q8_0, of embedding and output head."),
+    ternary: str = typer.Option("tq2_0", "--ternary", help="gguf: tq2_0 or tq1_0 (smaller), of layers of -1, 0 and 1."),
     dtype: str = DTYPE,
     device: str = DEVICE,
     push_to_hub: str = PUSH,
@@ -46,10 +47,10 @@ def export(
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
     asked = dtype_named(dtype)
-    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked)
+    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked, opened.kind.pooling)
     model = trained_model(opened)
     target = Path(output or Path(run) / "exports" / format)
-    options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "dtype": asked}
+    options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "ternary": ternary, "dtype": asked}
     folder = write_export(opened, model, target, format, **options)
     for sentence in coverage(opened.plan):
         say(sentence)

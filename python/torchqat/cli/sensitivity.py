@@ -25,7 +25,15 @@ def sensitivity(
     budget: float = typer.Option(
         0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."
     ),
-    write: str = typer.Option("", "--write", help="With --budget: write the recipe with that mix to this file."),
+    gguf_size: float = typer.Option(
+        0.0,
+        "--gguf-size",
+        help="Bits a weight of a whole GGUF file, as llama.cpp prints them, such as 4.83: choose llama.cpp's type for each "
+        "layer so that the file is no larger. --bits are the types to try, by default q2_k to q6_k.",
+    ),
+    write: str = typer.Option(
+        "", "--write", help="With --budget or --gguf-size: write the recipe with that mix to this file."
+    ),
     plot: str = typer.Option("", "--plot", help="Draw the figures to this PNG or SVG."),
     settings: list[str] = SET,
     device: str = DEVICE,
@@ -41,12 +49,14 @@ def sensitivity(
     from torchqat.runs.flow import run_of
 
     asked = _widths(bits) if bits else []
-    if write and not budget:
-        raise UserError("--write needs --budget, the bits per weight of the recipe to write.")
+    if write and not budget and not gguf_size:
+        raise UserError("--write needs --budget or --gguf-size, the bits per weight of the recipe to write.")
+    if budget and gguf_size:
+        raise UserError("--budget is of the quantized layers and --gguf-size of a whole file: give one of them.")
     if plot and Path(plot).suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {plot}.")
     run = run_of(recipe, model, data, "", device=device, settings=settings)
-    widths = asked or usual_widths(run.plan)
+    widths = asked or (_types_of_gguf(run) if gguf_size else usual_widths(run.plan))
 
     def written(layers: list, mix: dict) -> str:
         return mixed_recipe(run.recipe.text, layers, mix, scales_of_integers(run.recipe.exports))
@@ -54,14 +64,19 @@ def sensitivity(
     # Before data are read: whether anything can be measured, mixed and written.
     planned = unmeasured(run.plan, widths)
     possible = mixed_widths(planned, budget) if budget else {}
-    if write:
+    if write and budget:
         written(planned, possible)
     found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
     chosen = mixed_widths(found, budget) if budget else {}
+    if gguf_size:
+        chosen, sentences = _for_gguf(run, found, gguf_size)
     if not is_json():
         _print(found, widths, chosen)
     result({layer.name: {"kl": layer.kl, "chosen": chosen.get(layer.name)} for layer in found})
-    if chosen:
+    if gguf_size:
+        for sentence in sentences:
+            say(sentence)
+    elif chosen:
         size = sum(layer.size(chosen[layer.name]) for layer in found) / sum(layer.elements for layer in found)
         say(f"{size:.3f} bits per weight, within {budget}.")
     if write:
@@ -70,6 +85,26 @@ def sensitivity(
     if plot:
         _plot(found, widths, Path(plot))
         say(f"The figures are drawn in {plot}.")
+
+
+def _types_of_gguf(run) -> list:
+    from torchqat.checkpoints.export import check_exports
+    from torchqat.evaluation.gguf_mix import types_of_gguf
+
+    check_exports(run.float_model.outline, run.plan, ["gguf"], run.kind.writes_text, pooling=run.kind.pooling)
+    return types_of_gguf(run.plan)
+
+
+def _for_gguf(run, found, size: float) -> tuple[dict, list[str]]:
+    """Types for a GGUF file of ``size`` bits a weight, and what there is to say of them."""
+    from torchqat.evaluation.gguf_mix import GgufSize
+
+    sizes = GgufSize(run.original, run.plan, found)
+    mix, own = sizes.chosen(size), sizes.of_plan()
+    said = [f"{mix.size:.4f} bits a weight of the GGUF file, within {size}; the layers' KLs come to {mix.kl:.6f}."]
+    if own is not None:
+        said.append(f"With the recipe's own types they come to {own.kl:.6f}, at {own.size:.4f} bits a weight.")
+    return mix.types, said
 
 
 def _widths(text: str) -> list:

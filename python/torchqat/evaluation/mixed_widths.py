@@ -20,7 +20,7 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     groups: dict[str, list[LayerSensitivity]] = {}
     for layer in layers:
         groups.setdefault(_fused_name(layer.name), []).append(layer)
-    widths = [_common_widths(group) for group in groups.values()]
+    widths = [common_widths(group) for group in groups.values()]
     options = [
         [(i, sum(layer.kl[w] for layer in group), sum(layer.size(w) for layer in group)) for i, w in enumerate(shared)]
         for group, shared in zip(groups.values(), widths, strict=True)
@@ -35,8 +35,12 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     return {layer.name: shared[index] for group, shared, index in found for layer in group}
 
 
-def _common_widths(group: list[LayerSensitivity]) -> list[Width]:
-    """Those that each layer of ``group`` was measured at, the smallest first."""
+def common_widths(group: list[LayerSensitivity]) -> list[Width]:
+    """Those that each layer of ``group`` was measured at, the smallest first.
+
+    Raises:
+        UserError: There is none.
+    """
     widths = [width for width in group[0].kl if all(width in layer.kl for layer in group)]
     if not widths:
         names = " and ".join(layer.name for layer in group)

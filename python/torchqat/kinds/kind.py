@@ -101,6 +101,8 @@ class Kind(ABC):
     name: ClassVar[str]
     writes_text: ClassVar[bool] = False
     outlines: ClassVar[bool] = False
+    # How encoders make vectors of hidden states, in the words of gguf: mean, cls, last, or what it does not know.
+    pooling: str = ""
 
     @abstractmethod
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:

@@ -57,6 +57,7 @@ _WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # As later versions call them.
 _SHORT = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "mean_sqrt_len": "mean_sqrt_len_tokens"}
 _SHORT |= {"weightedmean": "weightedmean_tokens"}
+_WORDS = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Vectors:
         for module in self.rest:
             found = module.to(found.device)(found)
         return F.normalize(found, dim=-1)
+
+    def in_words(self) -> str:
+        """``mean``, ``cls`` or ``last`` where that is all, up to normalization; else what is done."""
+        after = [type(module).__name__ for module in self.rest if not isinstance(module, _Normalize)]
+        return " and ".join([_WORDS.get(name, name) for name in self.pooling] + [f"then {name}" for name in after])
 
 
 class _Normalize(nn.Module):

@@ -51,6 +51,10 @@ class SentenceEncoder(Kind):
         self.vectors = said or Vectors()
         return model
 
+    @property
+    def pooling(self) -> str:
+        return self.vectors.in_words()
+
     def load_tokenizer(self, path: str) -> Any:
         return load_tokenizer(path)
 

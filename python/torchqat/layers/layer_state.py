@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import FLOAT
 from torchqat.errors import UserError
+from torchqat.layers.tied_scales import check_learned_together
 
 # What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
@@ -35,6 +36,7 @@ class LayerState(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
+        check_learned_together(self, state_dict, prefix, errors)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)

@@ -15,6 +15,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.stand_ins import is_layer, stand_in_of
 from torchqat.layers.step import count_steps
+from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.weights import count_parameters, plannable_layers
@@ -92,7 +93,7 @@ def replace_layers(
 ) -> None:
     """Put a quantized layer in the place of each planned one, under all of its names.
 
-    Layers that share their weight, and their bias, become one.
+    Layers that share their weight, and their bias, become one; an embedding and a head learn the scales of theirs together.
 
     Raises:
         UserError: A weight is not finite (the layer is named); nothing is replaced then.
@@ -105,6 +106,7 @@ def replace_layers(
     derived_together = {name for names in groups for name in names}
     quantized: dict[str, QuantLayer] = {}
     by_weight: dict[tuple, QuantLayer] = {}
+    tables: dict[int, QuantLayer] = {}
     for layer in counted(layers, "Rounding layers"):
         found = places[layer.name]
         # Those are searched when all of them are there.
@@ -113,7 +115,12 @@ def replace_layers(
         stand_in = QuantExperts if is_experts else stand_in_of(found)
         same = (type(found), id(found.weight), id(getattr(found, "bias", None)))
         if same not in by_weight:
-            by_weight[same] = stand_in(found, layer.weight, layer.input, begin, weight_cache, settings.keeps_scales)
+            made = stand_in(found, layer.weight, layer.input, begin, weight_cache, settings.keeps_scales)
+            by_weight[same] = made
+            if not is_experts and "weight" in found._parameters:  # one of its own, not made of others
+                first = tables.setdefault(id(found.weight), made)
+                if first is not made:
+                    share_learned_scales(made, first)
         quantized[layer.name] = by_weight[same]
     _put_in(model, {places[n]: layer for n, layer in quantized.items() if not isinstance(layer, QuantExperts)})
     _put_into_experts([layer for layer in quantized.values() if isinstance(layer, QuantExperts)])

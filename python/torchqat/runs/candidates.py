@@ -124,7 +124,7 @@ class Candidates:
         run, plan = self.run, self._all(width)()
         for format in formats:
             try:
-                check_exports(run.float_model.outline, plan, [format], run.kind.writes_text)
+                check_exports(run.float_model.outline, plan, [format], run.kind.writes_text, pooling=run.kind.pooling)
                 return True
             except UserError:
                 continue

@@ -132,6 +132,7 @@ def remember_export(run: Run, folder: Path, variant: str) -> str:
 def write_export(run: Run, model: nn.Module, folder: Path, format: str, **options: Any) -> Path:
     """``export`` with what the run knows of its model: tokenizer, inputs, dtype, and files that go with it."""
     known = {"example": run.kind.examples(run.example), "files": run.kind.companions(run.model_path)}
+    known["pooling"] = run.kind.pooling
     dtype = options.pop("dtype", None)
     notes = [] if dtype else [dtype_note(run, model, format, dtype := export_dtype(run, model, format))]
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)

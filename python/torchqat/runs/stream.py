@@ -15,6 +15,7 @@ from torch import nn
 
 from torchqat._library import LayerPlan, Plan, Recipe
 from torchqat.checkpoints.card import keep_card
+from torchqat.checkpoints.export import check_exports, export_notes
 from torchqat.data.batch import Batch, to_device
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
@@ -33,8 +34,17 @@ from torchqat.ptq.unpadded import unpadded
 from torchqat.ptq.walk import initialize
 from torchqat.runs.stream_writer import Streamed, StreamWriter
 
-# Those that can be written block by block: a GGUF file begins with what all of its tensors will be.
-_FORMATS = ("compressed-tensors", "compressed-tensors-0.18", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")
+# Those that can be written block by block.
+_FORMATS = (
+    "compressed-tensors",
+    "compressed-tensors-0.18",
+    "gptq",
+    "gptq_v2",
+    "awq",
+    "gguf",
+    "modelopt",
+    "safetensors",
+)
 
 
 def quantize_folder(
@@ -56,9 +66,9 @@ def quantize_folder(
         source: A Hugging Face folder of a causal language model, in safetensors.
         output: A folder; replaced if it exists.
         recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` needs the
-            whole model and is refused, and so are formats that are no folders.
+            whole model and is refused, and so are formats that need it.
         batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and ``attention_mask``.
-        tokenizer: Saved beside the model when given.
+        tokenizer: Saved beside the model, or in the GGUF file, when given.
         on_block: Called with the number of finished blocks and of all.
         files: Others to copy beside them, such as a processor's, by their names there.
         device: Where to compute; what the recipe says when ``None``. Between two blocks, tokens lie on the host.
@@ -76,20 +86,36 @@ def quantize_folder(
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with pending_folder(Path(output)) as folder:
-        writer = StreamWriter(model, plan, folder, recipe.exports[0], reader)
+        writer = _writer(model, plan, folder, recipe.exports[0], reader, tokenizer)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
             calibration = initialize(model, list(unpadded(batches)), placed.forward, recipe.initialize, placed, at_work)
         writer.add_rest(at_work.names)
-        result = writer.finish(tokenizer)
-        copy_into(folder, files or {})
+        result = writer.finish()
+        if recipe.exports[0] != "gguf":  # which has all in it
+            copy_into(folder, files or {})
         keep_card(Path(output), folder)
         result.calibration, result.folder = calibration, Path(output)
-    passed_over = reader.passed_over()
+    calibration.warnings += _notes(model, reader, recipe.exports[0])
+    return result
+
+
+def _writer(model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader, tokenizer):
+    if format != "gguf":
+        return StreamWriter(model, plan, folder, format, reader, tokenizer)
+    from torchqat.runs.stream_gguf import GgufStreamWriter
+
+    return GgufStreamWriter(model, plan, folder, reader, tokenizer)
+
+
+def _notes(model: nn.Module, reader: CheckpointReader, format: str) -> list[str]:
+    """What users should know of the checkpoint, a sentence each."""
+    passed_over, notes = reader.passed_over(), export_notes(model, format)
     if passed_over:
         more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
-        calibration.warnings.append(f"What transformers passes over was copied as it is: {passed_over[0]}{more}.")
-    return result
+        done = "is not in the GGUF file" if format == "gguf" else "was copied as it is"
+        notes.append(f"What transformers passes over {done}: {passed_over[0]}{more}.")
+    return notes
 
 
 def opened_to_stream(
@@ -113,7 +139,7 @@ def opened_to_stream(
     reader.passed_over()
     plan = make_plan(model, recipe)
     lists = block_lists(model, nn.Linear)
-    _check(plan, recipe, [name for blocks in lists for name, _ in blocks])
+    _check(model, plan, recipe, [name for blocks in lists for name, _ in blocks])
     planned = tuple(layer.name for layer in plan.layers)
     held = [
         blocks for blocks in lists if any(name.startswith(blocks[0][0].rpartition(".")[0] + ".") for name in planned)
@@ -121,7 +147,7 @@ def opened_to_stream(
     return reader, model, plan, held
 
 
-def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
+def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
     if recipe.exports[0] not in _FORMATS:
         raise UserError(
             f"To be streamed, export must begin with {' or '.join(_FORMATS)}, but begins with {recipe.exports[0]}."
@@ -137,6 +163,8 @@ def _check(plan: Plan, recipe: Recipe, blocks: list[str]) -> None:
     weightless = next((layer.name for layer in plan.layers if layer.weight is None), None)
     if weightless is not None:
         raise UserError(f"To be written, every planned layer must have a quantized weight, but {weightless} has not.")
+    if recipe.exports[0] == "gguf":
+        check_exports(model, plan, ["gguf"], writes_text=True)
 
 
 class _Placed(Placed):

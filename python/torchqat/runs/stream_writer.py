@@ -54,8 +54,10 @@ class Streamed:
 class StreamWriter:
     """Shards of a checkpoint, one a block, and what ties them together."""
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader):
-        self.model, self.folder, self.reader = model, folder, reader
+    def __init__(
+        self, model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader, tokenizer=None
+    ):
+        self.model, self.folder, self.reader, self.tokenizer = model, folder, reader, tokenizer
         self.names = DiskNames(model)
         self.shards = ShardWriter(folder, _SHARD_BYTES)
         self.elements, self.bits = 0, 0.0
@@ -106,10 +108,10 @@ class StreamWriter:
             self.shards.add({name: tensor})
             self.digests[name] = digest(tensor).hex()
 
-    def finish(self, tokenizer) -> Streamed:
+    def finish(self) -> Streamed:
         self.shards.finish()
         write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(self.folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(self.folder)
         bits = self.bits / self.elements
         return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)

@@ -1,15 +1,18 @@
 """A run that never holds its model: streamed into a checkpoint, and held against what was rounded when it was."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchqat.checkpoints.readers import format_of, read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.errors import UserError
+from torchqat.extras import needs
 from torchqat.files import read_json, size_of, write_json
 from torchqat.model.source import tensors_of
 from torchqat.reports.report import Variant
@@ -88,16 +91,28 @@ def verify_streamed(run: Path, folder: Path) -> Verification:
         UserError: A file is damaged.
     """
     expected = read_json(run / _DIGESTS, "What a streamed run keeps of its tensors")
-    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
-    format, layers, differing, seen = format_of(folder), 0, {}, set()
-    for file in sorted(folder.glob("*.safetensors")):
-        reading = read_layers_of(format, read_file(file), config)
-        layers += len(reading.weights)
-        tensors = {**{f"{name}.weight": weight for name, weight in reading.weights.items()}, **reading.others}
-        seen |= tensors.keys()
-        for name, tensor in tensors.items():
-            if name in expected and digest(tensor).hex() != expected[name]:
-                differing[name.removesuffix(".weight")] = tensor.numel()
+    layers, differing, seen = 0, {}, set()
+    for name, tensor, is_layer in _tensors_in(folder, list(expected)):
+        layers += is_layer
+        seen.add(name)
+        if name in expected and digest(tensor).hex() != expected[name]:
+            differing[name.removesuffix(".weight")] = tensor.numel()
     missing, unexpected = sorted(expected.keys() - seen), sorted(seen - expected.keys())
     notes = ["a tensor that differs counts as a whole, since a streamed run keeps no more than a sum of each"]
     return Verification(layers, differing, missing, unexpected, notes=notes if differing else [])
+
+
+def _tensors_in(folder: Path, names: list[str]) -> Iterator[tuple[str, Tensor, bool]]:
+    """Of a checkpoint, file by file: the name of each tensor, its numbers, and whether it is a quantized weight."""
+    format = format_of(folder)
+    if format == "gguf":
+        with needs("hf", "A GGUF file"):
+            from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files, tensors_of_model
+
+        yield from tensors_of_model(GgufFile(gguf_files(folder)), names)
+        return
+    config = read_json(folder / "config.json", "The configuration of a checkpoint")["quantization_config"]
+    for file in sorted(folder.glob("*.safetensors")):
+        reading = read_layers_of(format, read_file(file), config)
+        yield from ((f"{name}.weight", weight, True) for name, weight in reading.weights.items())
+        yield from ((name, tensor, False) for name, tensor in reading.others.items())

@@ -16,6 +16,7 @@ from torchqat.verification.unquantized import unquantized
 
 _Types = gguf.GGMLQuantizationType
 # What llama.cpp multiplies a norm's input by; transformers adds 1 to the weight when it runs.
+_PASSED_OVER = {"bert": ("pooler.",)}  # vectors are made of hidden states
 _NORM_OFFSETS = {"gemma": 1.0, "gemma2": 1.0, "gemma3": 1.0}
 
 
@@ -27,6 +28,7 @@ def unquantized_in_gguf(folder: Path, model: nn.Module, names: Collection[str] |
     """
     whole, beside = GgufFile(gguf_files(folder)), beside_language_model(model)
     outside = tuple(f"{name}." for name, module in model.named_modules() if id(module) in beside)
+    outside += _PASSED_OVER.get(whole.architecture, ())
     expected = {
         name: tensor
         for name, tensor in unquantized(model).items()

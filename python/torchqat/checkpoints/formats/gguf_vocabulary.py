@@ -6,6 +6,7 @@ import re
 import gguf
 
 from torchqat.checkpoints.formats.llama_cpp.pre_tokenizers import pre_tokenizer
+from torchqat.checkpoints.formats.llama_cpp.word_pieces import add_word_pieces
 from torchqat.errors import UserError
 
 
@@ -26,8 +27,11 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer, rows: int) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     description = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     model = description["model"]
+    if model["type"] == "WordPiece":
+        add_word_pieces(writer, tokenizer, description, *_tokens(description, rows))
+        return
     if model["type"] != "BPE":
-        raise UserError(f"gguf takes BPE tokenizers, but this one is {model['type']}.")
+        raise UserError(f"gguf takes BPE and WordPiece tokenizers, but this one is {model['type']}.")
     tokens, types = _tokens(description, rows)
     if model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")

@@ -61,15 +61,19 @@ def cache_scales(model: nn.Module, format: str = "compressed-tensors") -> dict[s
 def float_tensors(
     model: nn.Module, plan: CheckpointPlan | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """What stays unquantized: every other parameter and buffer once, tied ones under their first name."""
+    """What stays unquantized: every other parameter and buffer once, tied ones under their first name.
+
+    Of an outline, without weights, those that are one parameter are tied.
+    """
     planned = plan.layers if plan is not None else []
     left_out = {layer.name if layer.type == QuantExperts.kind else f"{layer.name}.weight" for layer in planned}
     left_out |= other_names(model, left_out) | _training_state(model)
     seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
+    for name, kept in model.state_dict(keep_vars=True).items():
         if name in left_out or name.rpartition(".")[2] == "qat_step":
             continue
-        identity = (local(tensor).data_ptr(), tensor.shape)
+        tensor = kept.detach()
+        identity = (id(kept) if tensor.is_meta else local(tensor).data_ptr(), tensor.shape)
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)

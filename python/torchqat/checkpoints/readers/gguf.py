@@ -5,12 +5,14 @@ has nothing else.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from torchqat.checkpoints.readers.gguf_layout import INTERLEAVED, Layout, Pieces
 from torchqat.checkpoints.readers.gguf_types import Reader, dequantized
 from torchqat.checkpoints.readers.reading import Reading
 from torchqat.errors import UserError, first_line
-from torchqat.layers.prepared import quant_layers
+from torchqat.layers.prepared import quant_layers, weight_name
 from torchqat.model.gguf_header import check_gguf_header
 
 # What frequencies of the rotary embedding are divided by, which no tensor of a model of transformers is called.
@@ -93,6 +95,11 @@ class GgufFile:
         return {**found, **{name: name for name in (ROPE_FACTORS, *LONG_ROPE_FACTORS)}}
 
     @cached_property
+    def has_head(self) -> bool:
+        """Whether the head has a tensor of its own; llama.cpp multiplies with the token embedding where not."""
+        return any(tensor.name == "output.weight" for _, tensor in self.tensors)
+
+    @cached_property
     def scales(self) -> dict[str, Tensor]:
         """What llama.cpp multiplies products with a weight of NVFP4 by, one number or one for each expert: by the weight."""
         by_name = {tensor.name: tensor for _, tensor in self.tensors}
@@ -131,38 +138,64 @@ def read_gguf(folder: Path, model: nn.Module) -> Reading:
         UserError: A file is damaged, or has a tensor that the model does not have.
     """
     whole = GgufFile(gguf_files(folder))
-    known = whole.names(list(model.state_dict()))
-    quantized = {
-        name if layer.kind == "Experts" else f"{name}.weight"
-        for name, layer in quant_layers(model)
-        if layer.weight_spec is not None
-    }
+    quantized = {weight_name(*layer): layer[0] for layer in quant_layers(model) if layer[1].weight_spec is not None}
     prepared = next(iter(quant_layers(model)), None) is not None
-    reading, pieces = Reading(), Pieces(whole.layout)
+    reading = Reading()
+    for name, values, in_blocks in tensors_of_model(whole, list(model.state_dict())):
+        if in_blocks and (name in quantized or not prepared):
+            reading.weights[name.removesuffix(".weight")] = values
+        else:
+            reading.others[name] = values
+    head, table = (quantized.get(name) for name in _ends(model))
+    if not whole.has_head and head is not None and table in reading.weights:
+        reading.weights[head] = reading.weights[table]  # llama.cpp multiplies with the embedding then
+    return reading
+
+
+def tensors_of_model(whole: GgufFile, names: list[str], inside: str = "") -> Iterator[tuple[str, Tensor, bool]]:
+    """Each tensor of a model of ``names`` that the file has: its name, float32, and whether it comes of quantized blocks.
+
+    Only those whose names begin with ``inside``.
+
+    Raises:
+        UserError: A file is damaged, or has a tensor that is none of ``names``.
+    """
+    known, pieces = whole.names(names), Pieces(whole.layout)
     for file, found in whole.tensors:
         if found.name.endswith(".scale") and found.name.removesuffix("scale") + "weight" in whole.scales:
             continue
         name = known.get(found.name)
         if name is None:
             raise UserError(f"{file} must hold tensors of the model alone, but has {found.name}.")
+        if not name.startswith(inside):
+            continue
         values = whole.layout.in_model_order(found.name, _dense(file, found))
         if found.name in whole.scales:
             values = values * whole.scales[found.name].reshape(-1, *[1] * (values.dim() - 1))
-        is_layer = (name in quantized or not prepared) and found.tensor_type not in _FLOATS
-        whole_tensor = pieces.add(name, found.name, values)
-        if whole_tensor is not None and is_layer:
-            is_stack = whole_tensor.dim() == 3
-            reading.weights[name.removesuffix(".weight")] = (
-                whole.layout.as_parameter(name, whole_tensor) if is_stack else whole_tensor
-            )
-        elif whole_tensor is not None:
-            reading.others[name] = whole.layout.as_parameter(name, whole_tensor)
-    return reading
+        tensor = pieces.add(name, found.name, values)
+        if tensor is not None:
+            in_blocks = found.tensor_type not in _FLOATS
+            reshaped = not in_blocks or tensor.dim() == 3
+            yield name, whole.layout.as_parameter(name, tensor) if reshaped else tensor, in_blocks
+
+
+def _ends(model: nn.Module) -> tuple[str, str]:
+    """What a model calls the weights of its head and of its embedding, where the head has no weight of its own."""
+    if not hasattr(model, "get_output_embeddings"):
+        return "", ""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or getattr(head, "weight", None) is not getattr(table, "weight", None):
+        return "", ""
+    places = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    return places[id(head)], places[id(table)]
 
 
 def _dense(file: Path, found: Any) -> Tensor:
+    """Read, not mapped: pages of a mapped file stay in memory."""
     try:
-        return torch.from_numpy(dequantized(found.data, found.tensor_type).copy()).float()
+        data = np.fromfile(file, np.uint8, int(found.n_bytes), offset=int(found.data_offset))
+        data = data.reshape(*found.data.shape[:-1], -1)
+        return torch.from_numpy(dequantized(data, found.tensor_type).copy()).float()
     except Exception as error:
         raise UserError(f"{file} must hold tensors that can be read, but {found.name}: {first_line(error)}.") from error
 

@@ -35,6 +35,8 @@ class Architecture:
         divides_frequencies: llama.cpp divides each frequency of its rotary embedding by a number that the file has.
         rotates_part: llama.cpp takes heads of which only the first channels are rotated.
         interleaved_experts: Rows of gates and of ups alternate in a parameter of experts.
+        encoder: The class of transformers that it is, where it writes no text but makes vectors; else empty.
+        passes_over: What names of tensors begin with that llama.cpp has no use for.
         keys: What else goes into the file, by a function of the writer and the configuration.
         fixed: What it has of its own that no file changes.
     """
@@ -47,5 +49,7 @@ class Architecture:
     divides_frequencies: bool = False
     rotates_part: bool = False
     interleaved_experts: bool = False
+    encoder: str = ""
+    passes_over: tuple[str, ...] = ()
     keys: tuple[Callable[[gguf.GGUFWriter, Any], None], ...] = ()
     fixed: tuple[Fixed, ...] = ()

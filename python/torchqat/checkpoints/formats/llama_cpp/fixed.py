@@ -122,3 +122,9 @@ FALCON = (
     is_value("bias", False, None),
     Fixed("parallel_attn", "true", lambda config: bool(config.parallel_attn or config.new_decoder_architecture)),
 )
+BERT = (
+    is_value("hidden_act", *_GELU),
+    is_value("position_embedding_type", "absolute"),
+    is_value("is_decoder", False),
+    is_value("add_cross_attention", False),
+)

@@ -34,3 +34,9 @@ def width_of_experts(writer: gguf.GGUFWriter, config: Any) -> None:
 def falcon_layout(writer: gguf.GGUFWriter, config: Any) -> None:
     """That rows of queries, keys and values lie one kind after the other."""
     writer.add_tensor_data_layout("jploski")
+
+
+def reads_both_ways(writer: gguf.GGUFWriter, config: Any) -> None:
+    """That of an encoder: each token attends to all; and how many kinds of tokens there are."""
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(config.type_vocab_size)

@@ -31,5 +31,8 @@ ARCHITECTURES = {
     ),
     "starcoder2": Architecture("starcoder2", fixed=fixed.STARCODER2),
     "falcon": Architecture("falcon", keys=(keys.falcon_layout,), fixed=fixed.FALCON),
+    "bert": Architecture(
+        "bert", encoder="BertModel", passes_over=("pooler.",), keys=(keys.reads_both_ways,), fixed=fixed.BERT
+    ),
     "gpt2": Architecture("gpt2", fixed=fixed.GPT2),
 }

@@ -48,10 +48,12 @@ class NameMap:
         return found
 
 
-def outside(model: nn.Module) -> tuple[str, ...]:
-    """What names of tensors begin with that are no part of the language model, which alone a file has."""
+def outside(model: nn.Module, architecture: Architecture) -> tuple[str, ...]:
+    """What names of tensors begin with that a file lacks: it has the language model alone, as far as llama.cpp runs it."""
     beside = beside_language_model(model)
-    return tuple(f"{name}." for name, module in model.named_modules() if id(module) in beside)
+    return (
+        tuple(f"{name}." for name, module in model.named_modules() if id(module) in beside) + architecture.passes_over
+    )
 
 
 def is_precise(name: str) -> bool:
