@@ -60,8 +60,8 @@ def plan_of(recipe):
 
 
 def test_settings_hold_in_place_of_the_recipe():
-    settings = {"train.steps": 300, "layers.0.weight.dtype": "int3", "schedule": None, "evaluate.accept": {"kl": 5e-5}}
-    words = ["train.steps=300", "layers[0].weight.dtype=int3", "schedule=", "evaluate.accept={kl: 0.00005}"]
+    settings = {"train.steps": 300, "layers.0.weight.dtype": "int3", "initialize": None, "evaluate.accept": {"kl": 5e-5}}
+    words = ["train.steps=300", "layers[0].weight.dtype=int3", "initialize=", "evaluate.accept={kl: 0.00005}"]
     for given in (settings, words):
         recipe = torchqat.load_recipe("int4", given)
         assert recipe.train.steps == 300 and recipe.evaluate.accept_kl == 5e-5 and "int3" in plan_of(recipe)
@@ -93,7 +93,7 @@ def test_steps_are_in_place_of_epochs(tmp_path):
 
 def test_a_run_by_name_keeps_what_was_set(capsys, tmp_path, model_folder, data_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = ["train.batch_size=2", "train.sequence_length=32", "layers.0.weight.group_size=32", "schedule="]
+    small = ["train.batch_size=2", "train.sequence_length=32", "layers.0.weight.group_size=32", "initialize="]
     small += [
         "data={evaluation: {samples: 4, sequence_length: 32}}",
         "evaluate={compare: [int4]}",

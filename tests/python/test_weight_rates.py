@@ -64,6 +64,16 @@ def test_weights_of_one_shape_share_a_group():
     assert together["lr"] == pytest.approx(2e-3 * sum(distances) / 2)
 
 
+def test_a_weight_that_two_layers_share_moves_once():
+    rules = ", ".join(f"{{match: '{name}', weight: {{dtype: int8}}}}" for name in (0, 1))
+    recipe = torchqat.parse_recipe(f"version: 1\nlayers: [{rules}]\n")
+    tied = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 16, bias=False))
+    tied[1].weight = tied[0].weight
+    model = torchqat.prepare(tied, recipe)
+    groups = torchqat.parameter_groups(model, recipe)
+    assert [[p is model[0].weight for p in group["params"]] for group in groups] == [[True]]
+
+
 def test_a_rate_that_a_recipe_gives_is_that_of_all():
     recipe = recipe_of(more=", learning_rate: 1.0e-3")
     model = torchqat.prepare(net(), recipe)

@@ -21,8 +21,10 @@ def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[l
     if settings.learning_rate is not None:
         return [], settings.learning_rate
     alike: dict[tuple[str, tuple[int, ...]], list[tuple[Tensor, float]]] = defaultdict(list)
+    known: set[int] = set()  # a head may have the weight of an embedding
     for _, layer in quant_layers(model):
-        if layer.weight_spec is not None and layer.weight.requires_grad:
+        if layer.weight_spec is not None and layer.weight.requires_grad and id(layer.weight) not in known:
+            known.add(id(layer.weight))
             key = layer.weight_spec.type_name, layer.weight_shape
             alike[key].append((layer.weight, layer.level_distance()))
     found = [
