@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -53,10 +54,26 @@ class CMakeBuild(build_ext):
 
 
 class ManylinuxWheel(bdist_wheel):
-    """Says which systems the wheel runs on: those whose C library is as new as that of the machine it is built on.
+    """Says which systems and which torch the wheel is for.
 
-    Kernels are chosen at run time, so any x86-64 or aarch64 processor will do.
+    Systems are those whose C library is as new as that of the machine it is built on (make wheels asks auditwheel for the
+    least). Kernels are chosen at run time, so any x86-64 or aarch64 processor will do. Of torch it is the minor version that
+    the libraries are compiled against, which torch keeps no longer than that.
     """
+
+    def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
+        super().egg2dist(egginfo_path, distinfo_path)
+        try:
+            import torch
+        except ImportError:
+            return  # there is nothing to build against either, which build_extension says
+        metadata, minor = Path(distinfo_path) / "METADATA", ".".join(torch.__version__.split(".")[:2])
+        text, found = re.subn(
+            r"(?m)^Requires-Dist: torch>=.*$", f"Requires-Dist: torch=={minor}.*", metadata.read_text("utf-8")
+        )
+        if found != 1:
+            sys.exit(f"{metadata} must require torch once, but does so {found} times.")
+        metadata.write_text(text, "utf-8")
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, system = super().get_tag()

@@ -1,5 +1,8 @@
 """Loads the native libraries, once, and says in one sentence why they do not load."""
 
+import re
+from importlib import metadata
+
 import torch
 
 REBUILD = "run pip install --no-build-isolation --force-reinstall --no-deps on torchqat again"
@@ -9,17 +12,35 @@ def _minor(version: str) -> tuple[str, ...]:
     return tuple(version.split("+")[0].split(".")[:2])
 
 
+def _required_torch() -> str | None:
+    """The minor version of torch that the wheel says it was built for (setup.py)."""
+    try:
+        required = metadata.requires("torchqat") or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((found[1] for one in required if (found := re.match(r"torch==(\d+\.\d+)\.\*", one))), None)
+
+
+def _another_torch(built: str) -> ImportError:
+    minor = ".".join(_minor(built))
+    return ImportError(
+        f"torchqat was built for torch {built}, but torch {torch.__version__} is installed: run pip install "
+        f"'torch=={minor}.*', or, to build torchqat for this one, {REBUILD}."
+    )
+
+
 try:
     import torchqat._C as _C
 except ImportError as error:
+    built = _required_torch()
+    if built is not None and _minor(built) != _minor(torch.__version__):
+        raise _another_torch(built) from error
     raise ImportError(
         f"The native library of torchqat does not load beside torch {torch.__version__}: {REBUILD}. ({error})"
     ) from error
 
 if _minor(_C.built_for_torch) != _minor(torch.__version__):
-    raise ImportError(
-        f"torchqat was built for torch {_C.built_for_torch}, but torch {torch.__version__} is installed: {REBUILD}."
-    )
+    raise _another_torch(_C.built_for_torch)
 
 BUILT_WITH_CUDA = _C.built_with_cuda
 

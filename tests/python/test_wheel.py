@@ -1,11 +1,14 @@
 """``pip wheel .``: all that it needs is in it, and it says which systems it is for."""
 
 import platform
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 
 import pytest
+import torch
 import wheels
 from sentences import said
 
@@ -26,6 +29,22 @@ def test_its_name_says_where_it_runs(wheel):
     version = "_".join(platform.libc_ver()[1].split("."))
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert wheel.name == f"torchqat-0.1.0-{python}-{python}-manylinux_{version}_{platform.machine()}.whl"
+
+
+def test_it_requires_the_torch_it_was_built_for(wheel):
+    """Whatever is installed with it: pip refuses another, or brings this one."""
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
+    required = re.findall(r"(?m)^Requires-Dist: (torch[^a-z].*)$", zipfile.ZipFile(wheel).read(name).decode())
+    assert required == [f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*"]
+
+
+def test_auditwheel_names_older_systems_than_the_one_it_was_built_on(wheel):
+    """What ``make wheels`` does with it; nothing but torch's libraries is missing in the wheel."""
+    if find_spec("auditwheel") is None:
+        pytest.skip("auditwheel is not installed: pip install auditwheel")
+    done = subprocess.run([sys.executable, "-m", "auditwheel", "show", wheel], capture_output=True, text=True)
+    (least,) = re.findall(r'"manylinux_2_(\d+)_', done.stdout.split("constrains")[1])
+    assert int(least) <= int(platform.libc_ver()[1].split(".")[1])
 
 
 def test_it_has_every_module_and_what_they_read(wheel):
@@ -78,3 +97,14 @@ def test_another_torch_is_a_sentence(site):
     program = "import torch; torch.__version__ = '2.99.0'\ntry:\n    import torchqat\nexcept ImportError as e: print(e)"
     printed = wheels.run(site, program=program)[0]
     assert said(printed, "build.another-torch", installed="2.99.0")
+
+
+def test_libraries_that_another_torch_does_not_load_are_the_same_sentence(site, tmp_path):
+    """Symbols that it lacks: what the loader says is no sentence, so what was built for is asked of the metadata."""
+    program = (
+        "import sys, torch; torch.__version__ = '2.99.0'; sys.modules['torchqat._C'] = None\n"
+        "try:\n    import torchqat\nexcept ImportError as e: print(e)"
+    )
+    printed = wheels.run(site, program=program)[0]
+    built = ".".join(torch.__version__.split(".")[:2])
+    assert said(printed, "build.another-torch", installed="2.99.0", built=built, minor=built)
