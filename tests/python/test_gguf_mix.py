@@ -122,7 +122,9 @@ def test_measured_kls_of_k_quants_fall_with_their_size():
     assert all(layer.kl["q2_k"] > layer.kl["q4_k"] > layer.kl["q6_k"] > 0 for layer in found)
 
 
-def test_the_command_writes_a_recipe_and_says_what_the_preset_comes_to(data_folder, tokenizer, tmp_path, capsys):
+def test_the_command_writes_a_recipe_and_says_what_the_preset_comes_to(
+    data_folder, tokenizer, tmp_path, capsys, monkeypatch
+):
     model = build("Llama", **{**SHAPE, "vocab_size": len(tokenizer)})
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -134,5 +136,9 @@ def test_the_command_writes_a_recipe_and_says_what_the_preset_comes_to(data_fold
     assert said(out, "evaluate.gguf-size", asked=4.8) and said(out, "evaluate.gguf-size-of-the-recipe")
     prepared = torchqat.prepare(model, torchqat.load_recipe(str(mixed)), method="rtn")
     assert in_file(torchqat.export(prepared, tmp_path / "out", "gguf")) <= 4.8
+    monkeypatch.setattr("torchqat.evaluation.sensitivity.sensitivity", lambda *_: pytest.fail("it measured"))
+    for types, size in (("q2_k,q4_k", "2"), ("q4_k,q6_k", "4.2")):
+        code, _, err = call(capsys, "sensitivity", *given, "--bits", types, "--gguf-size", size)
+        assert code == 2 and said(err, "evaluate.gguf-size-too-small", asked=float(size))
     code, _, err = call(capsys, "sensitivity", *given, "--gguf-size", "4.8", "--budget", "4")
     assert code == 2 and said(err, "evaluate.two-budgets")

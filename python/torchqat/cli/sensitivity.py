@@ -56,7 +56,7 @@ def sensitivity(
     if plot and Path(plot).suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {plot}.")
     run = run_of(recipe, model, data, "", device=device, settings=settings)
-    widths = asked or (_types_of_gguf(run) if gguf_size else usual_widths(run.plan))
+    widths = _types_of_gguf(run, asked, gguf_size) if gguf_size else asked or usual_widths(run.plan)
 
     def written(layers: list, mix: dict) -> str:
         return mixed_recipe(run.recipe.text, layers, mix, scales_of_integers(run.recipe.exports))
@@ -87,12 +87,15 @@ def sensitivity(
         say(f"The figures are drawn in {plot}.")
 
 
-def _types_of_gguf(run) -> list:
+def _types_of_gguf(run, asked: list, size: float) -> list:
+    """The types to try, which give a file of that size."""
     from torchqat.checkpoints.export import check_exports
-    from torchqat.evaluation.gguf_mix import types_of_gguf
+    from torchqat.evaluation.gguf_mix import check_gguf_size, types_of_gguf
 
-    check_exports(run.float_model.outline, run.plan, ["gguf"], run.kind.writes_text, pooling=run.kind.pooling)
-    return types_of_gguf(run.plan)
+    check_exports(run.original, run.plan, ["gguf"], run.kind.writes_text, pooling=run.kind.pooling)
+    types = asked or types_of_gguf(run.plan)
+    check_gguf_size(run.original, run.plan, types, size)
+    return types
 
 
 def _for_gguf(run, found, size: float) -> tuple[dict, list[str]]:

@@ -11,7 +11,7 @@ from torchqat.checkpoints.formats.gguf_types import bits_of_layer
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import common_widths
 from torchqat.evaluation.number_types import IN_FLOAT, Width, own_width, word_of
-from torchqat.evaluation.sensitivity import LayerSensitivity
+from torchqat.evaluation.sensitivity import LayerSensitivity, check_sensitivity
 
 _K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 # What llama.cpp has in their place where 256 does not divide a layer, and the next smaller one.
@@ -38,6 +38,27 @@ def types_of_gguf(plan: Plan) -> list[Width]:
     specs = [layer.weight for layer in plan.layers if layer.weight]
     whole = all(layer.in_features % 256 == 0 for layer in plan.layers if layer.weight)
     return list(dict.fromkeys([*_K_QUANTS, *(() if whole else _IN_PLACE), *map(own_width, specs)]))
+
+
+def check_gguf_size(model: nn.Module, plan: Plan, types: Sequence[Width], bits_per_weight: float) -> None:
+    """Whether ``types`` give a file of ``model`` that is no larger, before anything is measured.
+
+    Raises:
+        UserError: They do not, or no layer can have one of them, or llama.cpp knows no such model.
+    """
+    possible: dict[str, dict[Width, float]] = {}
+    for measured in check_sensitivity(plan, types):
+        for name, bits in measured.bits.items():
+            possible.setdefault(name, {}).update(dict.fromkeys(bits, 0.0))
+    if IN_FLOAT in types:
+        for found in possible.values():
+            found[IN_FLOAT] = 0.0
+    layers = [
+        LayerSensitivity(one.name, one.weight, possible[one.name], (one.matrices * one.out_features, one.in_features))
+        for one in plan.layers
+        if one.name in possible
+    ]
+    GgufSize(model, plan, layers).chosen(bits_per_weight)
 
 
 class GgufSize:
