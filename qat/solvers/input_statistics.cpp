@@ -20,6 +20,20 @@ at::Tensor as_tokens(const at::Tensor& x, int64_t features) {
   return x.detach().reshape({-1, features}).to(at::kFloat);
 }
 
+// Of a sum of products on the CPU only what is on and right of the diagonal is added up, in strips
+// of so many rows; GPUs take one product.
+constexpr int64_t kStrip = 128;
+
+void add_products(const at::Tensor& sum, const at::Tensor& tokens) {
+  const int64_t features = sum.size(0), strip = sum.is_cpu() ? kStrip : features;
+  for (int64_t from = 0; from < features; from += strip) {
+    const int64_t to = std::min(from + strip, features);
+    sum.slice(0, from, to)
+        .slice(1, from)
+        .addmm_(tokens.slice(1, from, to).t(), tokens.slice(1, from));
+  }
+}
+
 }  // namespace
 
 InputStatistics::InputStatistics(int64_t features, bool drift) : features_(features) {
@@ -50,7 +64,7 @@ void InputStatistics::add(const at::Tensor& x, const std::optional<at::Tensor>& 
     if (wanted.defined()) wanted = wanted.index({finite});
   }
   tokens_ += kept;
-  products_.addmm_(tokens.t(), tokens);
+  add_products(products_, tokens);
   if (wanted.defined()) drift_.addmm_((wanted - tokens).t(), tokens);
   const at::Tensor magnitudes = tokens.abs();
   magnitude_.add_(magnitudes.sum(0, /*keepdim=*/false, at::kDouble));
@@ -59,8 +73,9 @@ void InputStatistics::add(const at::Tensor& x, const std::optional<at::Tensor>& 
 
 at::Tensor InputStatistics::hessian() const {
   const double count = static_cast<double>(std::max<int64_t>(1, tokens_));
-  // A product need not come out symmetric to the last bit; the solvers want it so.
-  return (products_ + products_.t()).mul_(0.5 / count);
+  // A product need not come out symmetric to the last bit, and of some sums there is only the upper
+  // half; the solvers want it whole.
+  return (products_.triu() + products_.triu(1).t()).div_(count);
 }
 
 std::optional<at::Tensor> InputStatistics::drift() const {

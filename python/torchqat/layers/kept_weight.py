@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +63,19 @@ class Maker:
             for tensor in kept:
                 tensor.record_stream(stream)
         return kept
+
+
+@contextmanager
+def keeping_weights(layers: Iterable[QuantLayer]) -> Iterator[None]:
+    """``layers`` keep their rounded weights for a while, whatever they are to keep in training."""
+    own = [(layer, layer._cache) for layer in layers]
+    try:
+        for layer, _ in own:
+            layer._cache, layer._maker = WeightCache("weights"), Maker()
+        yield
+    finally:
+        for layer, cache in own:
+            layer._cache, layer._maker = cache, Maker()
 
 
 def capturing(weight: Tensor) -> bool:

@@ -118,16 +118,23 @@ def shortcut(blocks: list[Block], given: Any) -> Iterator[None]:
 @contextmanager
 def forwards(blocks: list[Block], others: list[Callable]) -> Iterator[None]:
     """``others`` in place of the forwards of ``blocks``."""
-    own = [vars(block.module).get("forward") for block in blocks]  # what others have put there already
+    with forwards_of([block.module for block in blocks], others):
+        yield
+
+
+@contextmanager
+def forwards_of(modules: list[nn.Module], others: list[Callable]) -> Iterator[None]:
+    """``others`` in place of the forwards of ``modules``."""
+    own = [vars(module).get("forward") for module in modules]  # what others have put there already
     try:
-        for block, forward in zip(blocks, others, strict=True):
-            block.module.forward = forward
+        for module, forward in zip(modules, others, strict=True):
+            module.forward = forward
         yield
     finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.module.forward
+        for module, forward in zip(modules, own, strict=True):
+            del module.forward
             if forward is not None:
-                block.module.forward = forward
+                module.forward = forward
 
 
 def without_elements(given: Any) -> Any:

@@ -20,6 +20,7 @@ from torchqat.model.placement import Placed, on_device
 from torchqat.progress import counted
 from torchqat.ptq.block import Forward, keeping_no_caches
 from torchqat.ptq.calls import moved
+from torchqat.ptq.freed_memory import keeping_freed_memory
 from torchqat.ptq.ranges import calibrate_ranges, forget_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.unpadded import Unpadded, unpadded
@@ -82,6 +83,7 @@ def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: 
             with (
                 explained(model, "calibration", "lower data.calibration.samples or sequence_length"),
                 keeping_no_caches(model),
+                keeping_freed_memory(),
             ):
                 result = initialize(model, batches, run, settings, placed=placed)
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)

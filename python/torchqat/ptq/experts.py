@@ -16,7 +16,7 @@ from torchqat.ptq.rounding import round_layer
 
 
 @torch.no_grad()
-def round_experts(block: Block, hidden: list, settings: Initialize, result: Calibration) -> None:
+def round_experts(block: Block, hidden: list, settings: Initialize, result: Calibration) -> bool:
     """Round the experts in ``block``, after its other layers: what takes tokens first, then what takes what that gives.
 
     An expert that fewer tokens reach than it has features also learns from tokens that went elsewhere, evenly spread over
@@ -27,6 +27,9 @@ def round_experts(block: Block, hidden: list, settings: Initialize, result: Cali
         hidden: What enters it, per batch.
         settings: The recipe's ``initialize``.
         result: Where losses and notes go.
+
+    Returns:
+        Whether there are some.
     """
     held: dict[nn.Module, list[tuple[str, QuantExperts]]] = {}
     for name, layer in block.layers():
@@ -39,6 +42,7 @@ def round_experts(block: Block, hidden: list, settings: Initialize, result: Cali
             continue
         for name, layer in layers:
             _round(name, layer, tokens, settings, result)
+    return bool(held)
 
 
 def _round(name: str, layer: QuantExperts, tokens: "RoutedTokens", settings: Initialize, result: Calibration) -> None:

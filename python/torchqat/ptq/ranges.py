@@ -19,7 +19,7 @@ def forget_ranges(model: nn.Module) -> None:
         layer.forget_input_range()
 
 
-def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], result: Calibration) -> None:
+def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], result: Calibration) -> bool:
     """Calibrate what in ``module`` is not calibrated yet: caches first, since they change what layers are given.
 
     Args:
@@ -27,6 +27,9 @@ def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], re
         prefix: Its name in the model.
         run: Runs it on all calibration data.
         result: Where ranges, scales and warnings go.
+
+    Returns:
+        Whether there was something.
     """
     dot = f"{prefix}." if prefix else ""
     open_caches = [(dot + name, cache) for name, cache in caches(module) if not cache.calibrated]
@@ -42,6 +45,7 @@ def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], re
             result.ranges[name] = (layer.input_low.item(), layer.input_high.item())
             _note_ignored(result, f"{name}: inputs", count)
         _lend_ranges(module, prefix, layers, result)
+    return bool(open_caches or layers)
 
 
 def _lend_ranges(module: nn.Module, prefix: str, layers: list[tuple[str, QuantLayer]], result: Calibration) -> None:

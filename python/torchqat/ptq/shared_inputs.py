@@ -1,7 +1,8 @@
 """The layers of a block in the order in which they run, those that share an input together, and its statistics."""
 
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import hooks
 from torchqat.model.calls import same_place
 from torchqat.ptq.block import Block, Stop
+from torchqat.ptq.skipped import form_of
 
 _VIEWS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -24,12 +26,14 @@ class Stage:
         producer: The module whose result is that input, where it is one's; a norm as a rule.
         consumers: Every linear layer that takes it, quantized or not.
         routed: Whether its tokens are some of many that a router chose, so that the float model may send it others.
+        forms: What each layer gave, without elements; fewer where one gave something else, or several times.
     """
 
     layers: list[tuple[str, QuantLayer]]
     producer: nn.Module | None
     consumers: list[nn.Linear]
     routed: bool = False
+    forms: list[Tensor] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -41,6 +45,7 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
     taken: list[tuple[nn.Linear, Tensor]] = []
     names = {id(layer): name for name, layer in layers.items()}
     rows: list[dict[str, int]] = []
+    forms: dict[str, list[Tensor]] = {}
 
     def watch(module: nn.Module, inputs: tuple, output) -> None:
         made.append((module, output))
@@ -50,10 +55,12 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
             seen.append((names[id(module)], inputs[0]))
         if id(module) in names:
             rows[-1][names[id(module)]] = inputs[0].shape[:-1].numel()
+            forms.setdefault(names[id(module)], []).append(form_of(output) if isinstance(output, Tensor) else None)
 
     with hooks([m.register_forward_hook(watch) for m in block.module.modules() if m is not block.module]):
         for index, batch in enumerate(hidden):
             rows.append({})
+            forms.clear()
             block.run(index, batch)
             if len(seen) == len(layers):
                 break
@@ -70,6 +77,7 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
             )
             stages.append((tensor, stage))
         stage.layers.append((name, layers[name]))
+        stage.forms += forms[name] if len(forms.get(name, [])) == 1 and forms[name][0] is not None else []
     reached = {name for name, _ in seen}
     return [stage for _, stage in stages], [name for name in layers if name not in reached]
 
@@ -103,17 +111,42 @@ def gather(
         original: The float block, to gather the drift of the quantized one; runs on ``original_hidden``.
         original_hidden: What enters it.
     """
-    drift = original is not None
-    gathered = [InputStatistics(stage.layers[0][1].matrix_shape[1], drift) for stage in stages]
     layers = [stage.layers[0][1] for stage in stages]
-    twins = _twins(block.module, original, layers) if drift else []
-    for index, batch in enumerate(hidden):
-        wanted = _inputs(twins, lambda i=index: block.run(i, original_hidden[i], original)) if drift else None
-        given = _inputs(layers, lambda i=index, b=batch: block.run(i, b))
-        for place, (statistics, layer) in enumerate(zip(gathered, layers, strict=True)):
-            if given[place] is not None:
-                beside = layer.input_rows(_beside(stages[place], given[place], wanted[place])) if drift else None
-                statistics.add(layer.input_rows(_as_seen(layer, given[place])), beside)
+    twins = [] if original is None else twins_of(block.module, original, layers)
+
+    def given(index: int) -> list[Tensor | None]:
+        return _inputs(layers, lambda: block.run(index, hidden[index]))
+
+    def wanted(index: int) -> list[Tensor | None]:
+        return _inputs(twins, lambda: block.run(index, original_hidden[index], original))
+
+    return collect(stages, len(hidden), given, None if original is None else wanted)
+
+
+@torch.no_grad()
+def collect(
+    stages: list[Stage],
+    calls: int,
+    given: Callable[[int], list[Tensor | None]],
+    wanted: Callable[[int], list[Tensor | None]] | None = None,
+) -> list[InputStatistics]:
+    """Statistics of the input of each stage, of all calls.
+
+    Args:
+        stages: Some stages of a block.
+        calls: How many.
+        given: The input of each stage in a call, by its number; ``None`` where none of its layers was reached.
+        wanted: The same of the float model, to gather the drift.
+    """
+    drift = wanted is not None
+    gathered = [InputStatistics(stage.layers[0][1].matrix_shape[1], drift) for stage in stages]
+    for index in range(calls):
+        beside, own = wanted(index) if drift else [None] * len(stages), given(index)
+        for stage, statistics, x, other in zip(stages, gathered, own, beside, strict=True):
+            if x is not None:
+                layer = stage.layers[0][1]
+                rows = layer.input_rows(_beside(stage, x, other)) if drift else None
+                statistics.add(layer.input_rows(_as_seen(layer, x)), rows)
     return gathered
 
 
@@ -144,7 +177,8 @@ def _inputs(layers: list[nn.Module], run) -> list[Tensor | None]:
     return found
 
 
-def _twins(module: nn.Module, copy: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+def twins_of(module: nn.Module, copy: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """Those of ``layers`` of ``module`` in its ``copy``."""
     names = {id(child): name for name, child in module.named_modules()}
     twins = dict(copy.named_modules())
     return [twins[names[id(layer)]] for layer in layers]

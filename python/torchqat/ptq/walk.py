@@ -12,6 +12,7 @@ from torch import nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.errors import UserError
+from torchqat.layers.kept_weight import keeping_weights
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
@@ -29,6 +30,7 @@ from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
 from torchqat.ptq.shared_inputs import Stage, find_stages, gather
+from torchqat.ptq.streams import Streams
 
 
 class AtWork(Protocol):
@@ -122,17 +124,18 @@ def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibra
     need_original = _uses_drift(settings) or settings.block_training.steps > 0
     original_hidden = list(hidden) if need_original else None
     for block in counted(row.blocks, "Calibrating blocks"):
-        with begun(block):
+        last = block is row.blocks[-1]
+        with begun(block), keeping_weights(layer for _, layer in block.layers()):
             original = _float_copy(block) if need_original else None
-            original = _quantize(block, hidden, original, original_hidden, settings, result)
-            calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result)
-            if block is not row.blocks[-1]:
-                hidden = [begun.keep(block.run(index, tokens)) for index, tokens in enumerate(hidden)]
-                if need_original:
-                    original_hidden = [
-                        begun.keep(block.run(i, tokens, original)) for i, tokens in enumerate(original_hidden)
-                    ]
-            original = None  # it is not held while the next block comes
+            original, streams = _quantize(block, hidden, original, original_hidden, settings, result, begun, last)
+            if calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result):
+                streams.forget()
+            if not last:
+                streams.go_on()
+                if need_original and not streams.float_went_on:
+                    for index, tokens in enumerate(original_hidden):
+                        original_hidden[index] = begun.keep(block.run(index, tokens, original))
+            original = streams = None  # they are not held while the next block comes
         block.forget_calls()
 
 
@@ -175,8 +178,10 @@ def _quantize(
     original_hidden: list | None,
     settings: Initialize,
     result: Calibration,
-) -> nn.Module | None:
-    """Returns the float block beside it, where there is one: with the same scales folded into it."""
+    begun: _Work,
+    last: bool,
+) -> tuple[nn.Module | None, Streams]:
+    """Returns the float block beside it, where there is one, with the same scales folded into it; and how far both ran."""
     _round_without_inputs(block.layers(), settings, result)
     stages, unreached = find_stages(block, hidden)
     for transform in settings.transforms:
@@ -185,22 +190,25 @@ def _quantize(
         result.unfolded.setdefault(transform, []).extend(equalize(block, stages, hidden, transform, settings))
         if original is not None:  # else the fold itself would be taken for drift
             original = _float_copy(block)
+    trains = settings.block_training.steps > 0
     drift = (original, original_hidden) if _uses_drift(settings) else (None, None)
+    streams = Streams(block, stages, hidden, begun.placed.kept, *drift, keeps_on=not (last or trains))
     # Together: the statistics of all stages in one go, each seeing the others in floating point.
-    parts = [[stage] for stage in stages] if settings.sequential else [stages]
+    whole = range(len(stages))
+    parts = [range(stage, stage + 1) for stage in whole] if settings.sequential else [whole] if stages else []
     for part in counted(parts, f"Rounding {block.name or 'the model'}"):
-        if not part:
-            continue
-        for stage, statistics in zip(part, gather(block, part, hidden, *drift), strict=True):
-            _round(stage, statistics, settings, result)
-    round_experts(block, hidden, settings, result)
+        for place, statistics in zip(part, streams.gather(part), strict=True):
+            _round(stages[place], statistics, settings, result)
+    if round_experts(block, hidden, settings, result):
+        streams.forget()
     for name in unreached:
         result.warnings.append(f"{name} was never reached by the calibration data, so it was rounded to nearest.")
         round_layer(dict(block.layers())[name], None, settings)
-    if settings.block_training.steps > 0:
+    if trains:
         with torch.enable_grad():
             result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
-    return original
+        streams.forget()
+    return original, streams
 
 
 def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize, result: Calibration) -> None:
@@ -215,6 +223,7 @@ def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initia
 def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration) -> None:
     for name, layer in stage.layers:
         loss, warning = round_layer(layer, statistics, settings)
+        layer.forget_weight()
         result.losses[name], result.tokens[name] = loss, statistics.tokens
         if warning:
             result.warnings.append(f"{name}: {warning}.")
