@@ -73,6 +73,14 @@ def bare(tmp_path_factory):
     return run
 
 
+def test_what_takes_long_to_import_waits_until_it_is_asked_for():
+    """The compiler of torch alone takes as long as the rest of torch."""
+    long = {"torch._dynamo", "sympy", "transformers", "scipy", "matplotlib", "torch.distributed.fsdp"}
+    program = f"import sys, torchqat; print({long} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_from_prepare_to_export_torch_and_numpy_are_enough(bare, tmp_path):
     code, out, err = bare(PROGRAM, tmp_path / "out")
     assert code == 0, err

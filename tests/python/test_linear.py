@@ -186,6 +186,18 @@ def test_save_and_load_with_transformers(tiny_llama, tmp_path):
     assert torch.equal(loaded.model.layers[0].mlp.up_proj.weight, weight)
 
 
+def test_a_compiled_layer_takes_note_of_its_inputs():
+    of = recipe_for("{dtype: int4, group_size: 16}", "{dtype: int8, granularity: tensor}")
+    model = torchqat.prepare(nn.Sequential(nn.Linear(32, 8)), of)
+    torchqat.calibrate(model, [torch.randn(4, 32)])
+    torchqat.Schedule(model, of, 4)
+    compiled, x = copy.deepcopy(model), 100 * torch.randn(4, 32)
+    compiled.compile(backend="eager")
+    before = model[0].input_high.clone()
+    torch.testing.assert_close(compiled.train()(x), model.train()(x))
+    assert compiled[0].input_high == model[0].input_high > before
+
+
 def test_compile_and_deepcopy(tiny_llama):
     model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, group_size: 32, scale: learned}", "{dtype: int8}"))
     tokens = torch.randint(0, 400, (2, 16))

@@ -172,12 +172,20 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         if not torch.compiler.is_compiling():
             self.called = True
             self.check_copy()
-        if self.calibrating or self.following:
-            self._see(x)
+        if not self.calibrating and not self.following:
+            return
+        if torch.compiler.is_compiling():
+            from torchqat.layers.uncompiled import see  # which imports the compiler
 
-    @torch.compiler.disable
-    def _see(self, x: Tensor) -> None:
-        """A forward that a backward runs again has seen its input and rounds by the range that followed from it."""
+            see(self, x)
+        else:
+            self.see(x)
+
+    def see(self, x: Tensor) -> None:
+        """Take note of an input.
+
+        A forward that a backward runs again has seen its input and rounds by the range that followed from it.
+        """
         if self.calibrating or torch._C._current_graph_task_id() == -1:
             self.observe(x)
 
