@@ -120,65 +120,117 @@ def evaluate(
     sequence_length: int = typer.Option(
         0, "--sequence-length", min=0, help="Tokens of a window; 2048 or the model's limit when not given."
     ),
+    kind: str = typer.Option(
+        "causal_lm", "--kind", help="causal_lm, classifier, sentence_encoder or seq2seq: what the model is for."
+    ),
     loss_on: str = typer.Option("answers", "--loss-on", help="Of conversations: answers, or all tokens."),
     task: str = typer.Option("", "--task", help="Your own task: a jsonl file, or module:function."),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N: where to compute."),
 ) -> None:
     """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data.measured import load_measured
-    from torchqat.data.sources import Source
     from torchqat.data.tasks import load_task
     from torchqat.errors import UserError
-    from torchqat.model.loading import load_tokenizer
     from torchqat.model.placement import device_for
     from torchqat.precision import emulated
-    from torchqat.runs.restore import load_any
 
     if sequence_length == 1:
         raise UserError("--sequence-length must be at least 2, or 0 for 2048 or the model's limit, but is 1.")
     if loss_on not in ("answers", "all"):
         raise UserError(f"--loss-on must be answers or all, but is {loss_on}.")
-    notes: list[str] = []
-    loaded, tokenizer = load_any(model, notes.append), load_tokenizer(model)
+    asked, notes = _checked_kind(kind, loss_on, bool(reference or task)), []
+    load = _loader(asked, notes.append)
+    loaded, tokenizer = load(model), asked.load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
-    measured = load_measured(tokenizer, Source(data), length, samples, loss_on, say)
-    notes += measured.notes
-    other = load_any(reference, notes.append) if reference else None
+    batches, counted = _measured(asked, model, tokenizer, data, length, samples, loss_on, notes)
+    other = load(reference) if reference else None
     place = device_for(device, [one for one in (loaded, other) if one is not None], say)
-    notes += [said] if (said := emulated(place, loaded.dtype, f"The dtype of {model}")) else []
+    dtype = getattr(loaded, "dtype", None) or next(loaded.parameters()).dtype  # of a function's
+    notes += [said] if (said := emulated(place, dtype, f"The dtype of {model}")) else []
     for note in notes:
         say(f"Note: {note}")
-    figures = measure(loaded, measured.batches, other, device=place)
+    figures = measure(loaded, batches, other, asked, place)
     found = {"perplexity": figures.perplexity, "tokens": figures.tokens, "sequence_length": length, "notes": notes}
-    which = f" {measured.counted}" if measured.counted else ""
-    say(f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens{which}, in sequences of at most {length}")
+    say(_of_data(asked, figures, counted, length))
     if other is not None:
         found |= {"kl": figures.kl, "top1_agreement": figures.top1_agreement}
-        say(f"KL to the reference {figures.kl:.6f} nats a token, top-1 agreement {figures.top1_agreement:.2%}")
+        unit = "a token" if asked.writes_text else "a prediction"
+        say(f"KL to the reference {figures.kl:.6f} nats {unit}, top-1 agreement {figures.top1_agreement:.2%}")
+        if figures.cosine is not None:
+            found["cosine"] = figures.cosine
+            say(f"cosine between the vectors {figures.cosine:.6f}")
     if task:
-        found |= _on_task(load_task(task), loaded, other, tokenizer, place)
+        found |= _on_task(load_task(task), asked, loaded, other, tokenizer, place)
     result(found)
+
+
+def _checked_kind(name: str, loss_on: str, compares: bool):
+    """The kind called ``name``, where it can be measured so."""
+    from torchqat.errors import UserError
+    from torchqat.kinds import KINDS
+
+    if name not in KINDS:
+        *some, last = KINDS
+        raise UserError(f"--kind must be {', '.join(some)} or {last}, but is {name}.")
+    kind = KINDS[name]()
+    if loss_on != "answers" and not kind.writes_text:
+        raise UserError(f"--loss-on is of conversations, which a {name} does not answer.")
+    if name == "sentence_encoder" and not compares:
+        raise UserError(
+            "A sentence_encoder is measured by --reference, a float model, or by --task, but neither is given."
+        )
+    return kind
+
+
+def _loader(kind, note):
+    """Loads models of ``kind``; of those that write text, as engines' folders have them, too."""
+    from torchqat.runs.restore import load_any
+
+    return (lambda path: load_any(path, note)) if kind.writes_text else (lambda path: kind.load(path, "float32", note))
+
+
+def _measured(kind, model: str, tokenizer, data: str, length: int, samples: int, loss_on: str, notes: list) -> tuple:
+    """What is measured on, and which predictions count, in words."""
+    from torchqat.data.measured import load_measured
+    from torchqat.data.sources import Source
+
+    if not kind.writes_text:
+        return kind.measured(data, model, length, tokenizer, samples), ""
+    found = load_measured(tokenizer, Source(data), length, samples, loss_on, say)
+    notes += found.notes
+    return found.batches, found.counted
+
+
+def _of_data(kind, figures, counted: str, length: int) -> str:
+    if figures.perplexity is None:
+        return f"{figures.tokens} examples, of at most {length} tokens"
+    if kind.writes_text:
+        which = f" {counted}" if counted else ""
+        return (
+            f"perplexity {figures.perplexity:.4f} over {figures.tokens} tokens{which}, in sequences of at most {length}"
+        )
+    return f"perplexity {figures.perplexity:.4f} over {figures.tokens} predictions"
 
 
 def _length_of(model) -> int:
     """2048 tokens, or as many as the model takes."""
-    return min(2048, getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
+    config = getattr(model, "config", None)
+    return min(2048, getattr(config.get_text_config(), "max_position_embeddings", 2048)) if config else 2048
 
 
-def _on_task(task, model, reference, tokenizer, device) -> dict:
+def _on_task(task, kind, model, reference, tokenizer, device) -> dict:
     """The score on the user's task and, beside a reference, the difference with its interval."""
     from torchqat.evaluation.bootstrap import bootstrap
     from torchqat.model.placement import on_device
 
     with on_device(model, device):
-        scores = task.scores(model, tokenizer)
+        scores = task.scores(model, tokenizer, kind.rank)
     found = {"task": sum(scores) / len(scores), "examples": len(scores)}
     say(f"{task.name}: {found['task']:.2%} of {len(scores)} examples")
     if reference is None:
         return found
     with on_device(reference, device):
-        before = task.scores(reference, tokenizer)
+        before = task.scores(reference, tokenizer, kind.rank)
     change = bootstrap([a - b for a, b in zip(scores, before, strict=True)])
     noise = ", within the noise" if change.contains(0.0) else ""
     say(f"{change.value:+.2%} from the reference ({change.low:+.2%} to {change.high:+.2%}){noise}")

@@ -107,6 +107,11 @@ class Data:
         )
 
 
+def spread_batches(examples: Examples, samples: int = 0, at_once: int = EXAMPLES_AT_ONCE) -> list[Batch]:
+    """Batches of ``examples``, or of ``samples`` that are spread evenly over them; all where 0."""
+    return examples.batches(spread(torch.arange(len(examples)), samples or len(examples)), at_once)
+
+
 def spread(places: Tensor, count: int) -> Tensor:
     """``count`` of ``places``, evenly spread; all if there are no more."""
     if len(places) <= count:

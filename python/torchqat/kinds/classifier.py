@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, size_of, to_device
-from torchqat.data.batches import Data
+from torchqat.data.batches import Data, spread_batches
 from torchqat.data.corpus import held_out
 from torchqat.data.examples import NO_LABEL, Examples, check_examples, tokenized
 from torchqat.data.functions import find_function, names_function
@@ -67,6 +67,9 @@ class Classifier(Kind):
         else:
             train, others = held_out(everything)
         return Data.of_examples(recipe, train, others)
+
+    def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
+        return spread_batches(self._examples(source, path, length, tokenizer), samples)
 
     def _examples(self, source: str, path: str, length: int, tokenizer: Any) -> Examples:
         if names_function(source):

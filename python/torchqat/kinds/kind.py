@@ -133,6 +133,21 @@ class Kind(ABC):
             UserError: There are no such data.
         """
 
+    def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
+        """Batches of all of ``source``, or of ``samples`` examples spread evenly over it; nothing is held out.
+
+        Args:
+            source: What data are read from, as recipes name them.
+            path: Where the model came from.
+            length: Tokens of an example, after which it is cut off.
+            tokenizer: The model's, where it has one.
+            samples: At most so many; all where 0.
+
+        Raises:
+            UserError: There are no such data, or models of this kind are not measured example by example.
+        """
+        raise UserError(f"A {self.name} is not measured example by example.")
+
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model gives for ``batch``, differentiable: logits or embeddings."""

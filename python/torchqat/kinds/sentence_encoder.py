@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, to_device
-from torchqat.data.batches import Data
+from torchqat.data.batches import Data, spread_batches
 from torchqat.data.corpus import load_corpus
 from torchqat.data.examples import paragraphs, tokenized
 from torchqat.device import device_of
@@ -66,6 +66,10 @@ class SentenceEncoder(Kind):
         if len(others) < 4:
             raise UserError(f"data must have at least 4 sentences to hold out, but has {len(others)}.")
         return Data.of_examples(recipe, train, others)
+
+    def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
+        sentences = paragraphs(load_corpus(source, source).held_out)  # all of it
+        return spread_batches(tokenized(tokenizer, sentences, length), samples)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.vectors(model(**batch).last_hidden_state, batch["attention_mask"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, to_device
-from torchqat.data.batches import Data
+from torchqat.data.batches import Data, spread_batches
 from torchqat.data.corpus import held_out
 from torchqat.data.examples import NO_LABEL, Examples
 from torchqat.data.tasks import Task
@@ -53,6 +53,9 @@ class Seq2Seq(Kind):
         else:
             train, others = held_out(everything)
         return Data.of_examples(recipe, train, others, _EXAMPLES_AT_ONCE)
+
+    def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
+        return spread_batches(_examples(source, path, length, tokenizer), samples, _EXAMPLES_AT_ONCE)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(**self.examples(batch), use_cache=False).logits

@@ -1,5 +1,6 @@
 """Models that are quantized already: made dense on the way in, with their scales, where transformers can do that."""
 
+import inspect
 import re
 from typing import Any
 
@@ -141,8 +142,10 @@ class Quantized:
             {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
         )
         config._attn_implementation = model.config._attn_implementation
+        poolable = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+        without = {"add_pooling_layer": False} if poolable and getattr(model, "pooler", self) is None else {}
         with init_empty_weights(include_buffers=False):
-            return type(model)._from_config(config, dtype=dtype)
+            return type(model)._from_config(config, dtype=dtype, **without)
 
 
 def quantization_of(config: Any, path: str) -> Quantized | None:

@@ -13,21 +13,24 @@ from torchqat.errors import UserError
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
-from torchqat.training.spread import check_gathered
+from torchqat.training.spread import check_gathered, share_ranges
 from torchqat.training.trainable import check_trainable
 
 
 class Schedule:
     """Bit-widths over a run, as a pure function of the step.
 
-    Call ``step()`` after each ``optimizer.step()``. When a width drops, scales are re-derived from the master weights and
-    what the optimizer keeps of learned ones begins anew, since it belongs to the old grid. The step lives in the model's
-    ``state_dict`` as ``qat_step``, beside the scales and the widths that these belong to: a schedule begins at the step
-    that is there, whether the state was loaded before or after. A model has one schedule, the last that was made for it.
+    Call ``step()`` after each ``optimizer.step()``, on every process. When a width drops, scales are re-derived from the
+    master weights and what the optimizer keeps of learned ones begins anew, since it belongs to the old grid. The step lives
+    in the model's ``state_dict`` as ``qat_step``, beside the scales and the widths that these belong to: a schedule begins
+    at the step that is there, whether the state was loaded before or after. A model has one schedule, the last that was
+    made for it. Processes that hold parts of a model (FSDP2) share in each step what they have seen of inputs whose ranges
+    follow.
 
     Args:
         model: A prepared model.
@@ -121,6 +124,8 @@ class Schedule:
             check_gathered(self.model)
             if note := calls_note(self.model):
                 self._say(note)
+        if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
+            share_ranges(self.model)  # before the last of them stands still
         self._go_to(self._step + 1)
         self._apply(method="mse")
         layers = [layer for _, layer in quant_layers(self.model)]
