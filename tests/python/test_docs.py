@@ -65,7 +65,7 @@ def test_the_page_of_commands_is_what_the_command_line_says():
 
 def test_the_readme_is_one_that_is_read():
     assert len(README.splitlines()) <= 120
-    assert max(map(len, (line for line in README.splitlines() if not line.startswith("|")))) <= 160
+    assert max(map(len, (line for line in README.splitlines() if not line.startswith("|")))) <= 140
 
 
 def test_the_recipe_for_each_engine():
