@@ -64,7 +64,8 @@ def _target(link: str, source: str) -> str:
 
 def _directives(markdown: str) -> str:
     """The page with each entry that is Python given to mkdocstrings, which cannot read the compiled ones."""
-    native = re.findall(r"(?m)^(\w+) = _C\.\1$", (ROOT / "python/torchqat/_library.py").read_text(encoding="utf-8"))
+    face = (ROOT / "python" / "torchqat" / "__init__.py").read_text(encoding="utf-8")
+    native = re.search(r"(?m)^from torchqat\._library import (.+)$", face)[1].split(", ")
     parts = re.split(r"(?m)^(?=##)", markdown)
     for i, part in enumerate(parts):
         entry = re.match(r"### `(torchqat\.(.+))`\n", part)

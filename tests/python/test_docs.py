@@ -38,7 +38,9 @@ def test_the_site_builds_and_all_its_links_lead_somewhere(tmp_path):
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "torchqat.prepare" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    assert 'id="torchqat.load_recipe"' in api  # by mkdocstrings
+    assert "The same for a text" in api  # parse_recipe, which is compiled, by docs/api.md
     assert (tmp_path / "site" / "repository" / "benchmarks" / "results" / "ptq-cpu.html").is_file()
 
 
@@ -65,7 +67,7 @@ def test_the_page_of_commands_is_what_the_command_line_says():
 
 def test_the_readme_is_one_that_is_read():
     assert len(README.splitlines()) <= 120
-    assert max(map(len, (line for line in README.splitlines() if not line.startswith("|")))) <= 160
+    assert max(map(len, (line for line in README.splitlines() if not line.startswith("|")))) <= 140
 
 
 def test_the_recipe_for_each_engine():
