@@ -23,6 +23,21 @@ def rounded_by(
 
     ``folder`` is where it works, and what it leaves is removed again.
     """
+    found = measured_by(python, name, model, calibration, bits, group, method, folder)
+    return None if found is None else (found[0], found[1]["seconds"])
+
+
+def measured_by(
+    python: str,
+    name: str,
+    model: str | Path,
+    calibration: list[Tensor],
+    bits: int,
+    group: int,
+    method: str,
+    folder: Path,
+) -> tuple[dict[str, Tensor], dict[str, float]] | None:
+    """The same with all figures that ``workers/common.py`` names."""
     tokens, state = folder / "tokens.pt", folder / f"{name}.pt"
     torch.save({"calibration": calibration}, tokens)
     command = [python, Path(__file__).parent / "workers" / f"{name}.py", model, tokens, bits, group, method, state]
@@ -33,4 +48,4 @@ def rounded_by(
         return None
     weights = torch.load(state)
     state.unlink()
-    return weights, json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+    return weights, json.loads(done.stdout.strip().splitlines()[-1])

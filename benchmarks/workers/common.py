@@ -5,11 +5,13 @@
 MODEL is the folder of a causal language model or of an encoder. TOKENS holds ``calibration``, a list of int64
 ``[batch, sequence]``, as ``torch.save`` writes it. OUTPUT becomes the state of the float model with the rounded weights in
 it, dense and in float32; the last line that is printed is JSON with the ``seconds`` that calibration took, loading and
-writing apart.
+writing apart; those of the processor in all, ``processor`` by the program and ``system`` by the kernel for it, and the most
+memory, ``megabytes``, both before anything was written.
 """
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -36,5 +38,7 @@ def main(quantize) -> None:
     torch.manual_seed(0)
     rows = [row.tolist() for batch in torch.load(tokens)["calibration"] for row in batch]
     state, seconds = quantize(folder, rows, int(bits), int(group), method)
+    used = resource.getrusage(resource.RUSAGE_SELF)
     torch.save({name: tensor.detach().float().cpu() for name, tensor in state.items()}, output)
-    print(json.dumps({"seconds": seconds}))
+    figures = {"processor": used.ru_utime, "system": used.ru_stime, "megabytes": used.ru_maxrss / 1024}
+    print(json.dumps({"seconds": seconds, **figures}))

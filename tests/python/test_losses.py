@@ -85,6 +85,37 @@ def test_pieces_do_not_show_in_gradients(dtype, monkeypatch):
         assert torch.equal(torch.autograd.grad(loss, student)[0], expected)
 
 
+class Softmaxes(TorchDispatchMode):
+    """How many log-softmaxes are computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._log_softmax.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype, again", [(torch.float32, 0), (torch.bfloat16, 0), (torch.float16, 2)])
+def test_a_backward_computes_again_only_what_a_loss_is_scaled_for(dtype, again):
+    student, teacher = logits(dtype)
+    loss = forward_kl(student, teacher)
+    with Softmaxes() as seen:
+        (first,) = torch.autograd.grad(loss, student, retain_graph=True)
+    assert seen.count == again
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, student)
+    assert torch.equal(second, kept) and torch.equal(first, kept)
+
+
+def test_the_scale_of_a_loss_keeps_gradients_in_the_range_of_float16():
+    student, teacher = (torch.randn(1, 4096, 64, dtype=torch.float16) * 0.01 for _ in range(2))
+    student.requires_grad_()
+    (scaled,) = torch.autograd.grad(forward_kl(student, teacher) * 2.0**16, student)
+    (exact,) = torch.autograd.grad(plain_kl(student, teacher, 1.0).mean(), student)
+    assert (exact == 0).float().mean() > 0.4  # which is what is lost without a scale
+    assert (scaled == 0).float().mean() < 0.1
+
+
 class Largest(TorchDispatchMode):
     """The most elements of a float32 tensor that an operator gives."""
 

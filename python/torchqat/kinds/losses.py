@@ -4,13 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchqat.data.examples import NO_LABEL
-from torchqat.kinds.pieces import Piece, sum_over
+from torchqat.kinds.pieces import Piece, mean_over
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
     """Mean over tokens of KL(teacher || student), times the squared temperature.
 
-    Float32 log-probabilities are there for some tokens at a time and computed again in the backward.
+    Float32 log-probabilities are there for some tokens at a time, and the gradient is found with the value.
 
     Args:
         student: Logits ``[..., vocabulary]``, any floating dtype.
@@ -33,7 +33,7 @@ def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, count
         return each.where(valid[piece], 0.0).sum()
 
     tokens = student.shape[0] * student.shape[1] if valid is None else valid.sum().clamp(min=1)
-    return sum_over(student, of_piece) / tokens * temperature**2
+    return mean_over(student, of_piece, tokens, temperature**2)
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
         tokens: int64 ``[batch, sequence]``; position ``t`` of the logits predicts token ``t + 1``.
     """
     predicted = tokens[:, 1:]
-    return _negative_log_likelihood(logits, F.pad(predicted, (0, 1), value=NO_LABEL)) / predicted.numel()
+    return _negative_log_likelihood(logits, F.pad(predicted, (0, 1), value=NO_LABEL), predicted.numel())
 
 
 def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def cross_entropy_of(logits: Tensor, targets: Tensor) -> Tensor:
         logits: ``[..., choices]``.
         targets: int64 ``[...]``, -100 where there is none; the mean of none is 0.
     """
-    return _negative_log_likelihood(logits, targets) / (targets != NO_LABEL).sum().clamp(min=1)
+    return _negative_log_likelihood(logits, targets, (targets != NO_LABEL).sum().clamp(min=1))
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+def _negative_log_likelihood(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
     logits = _by_rows(logits)
     targets = targets.reshape(logits.shape[:2])
 
@@ -65,7 +65,7 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
         flat = part.float().flatten(0, 1)
         return F.cross_entropy(flat, targets[piece].flatten(), reduction="sum", ignore_index=NO_LABEL)
 
-    return sum_over(logits, of_piece)
+    return mean_over(logits, of_piece, count)
 
 
 def _by_rows(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchqat.kinds.pieces import Piece, pieces, sum_over
+from torchqat.kinds.pieces import Piece, mean_over, pieces
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def kl_to_top(student: Tensor, teacher: TopChoices, temperature: float = 1.0, co
         return each.sum() if counted is None else each.where(counted[piece], 0.0).sum()
 
     tokens = student.shape[0] * student.shape[1] if counted is None else counted.sum().clamp(min=1)
-    return sum_over(student, of_piece) / tokens * temperature**2
+    return mean_over(student, of_piece, tokens, temperature**2)
 
 
 def _of_the_rest(log_probabilities: Tensor, places: Tensor) -> Tensor:
