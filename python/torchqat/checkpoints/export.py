@@ -46,7 +46,8 @@ def export(
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
     time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
     folder also holds its configuration, ``generation_config.json``, the tokenizer's files, and what transformers left out of
-    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it.
+    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it, and
+    beside it, where it is one file with a vocabulary, lies a Modelfile for Ollama.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -78,9 +79,10 @@ def export(
     with pending_folder(output) as folder:
         if format == "gguf":
             with needs("hf", "A GGUF file"):
-                from torchqat.checkpoints.formats.gguf import write_gguf
+                from torchqat.checkpoints.formats.gguf import write_gguf, write_modelfile
 
             write_gguf(model, layers, plan, folder / "model.gguf", tokenizer, embeddings, max_shard_size)
+            write_modelfile(model, folder / "model.gguf", tokenizer)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx
 
