@@ -23,6 +23,10 @@ engine_environment llama.cpp numpy llama-cpp-python # compiles for about 6 minut
 touch build/engines/llama.cpp/.ready
 engine_environment mlx "mlx[cpu]" mlx-lm
 touch build/engines/mlx/.ready
+engine_environment openvino openvino openvino-genai openvino-tokenizers
+touch build/engines/openvino/.ready
+engine_environment onnxruntime-genai "$torch" onnxruntime-genai onnx-ir transformers
+touch build/engines/onnxruntime-genai/.ready
 [ -e build/engines/gptqmodel/.ready ] || engine_environment gptqmodel "$torch"
 [ -e build/engines/gptqmodel/.ready ] ||
   build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
@@ -39,6 +43,8 @@ fi
 export TORCHQAT_VLLM="$PWD/build/engines/vllm/bin/python"
 export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
 export TORCHQAT_MLX="$PWD/build/engines/mlx/bin/python"
+export TORCHQAT_OPENVINO="$PWD/build/engines/openvino/bin/python"
+export TORCHQAT_ONNXRUNTIME_GENAI="$PWD/build/engines/onnxruntime-genai/bin/python"
 export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"
 export TORCHQAT_ENGINE_RESULTS="$PWD/build/engines/results.jsonl" # for benchmarks/engines.py
 rm -f "$TORCHQAT_ENGINE_RESULTS"

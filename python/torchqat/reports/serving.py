@@ -20,7 +20,10 @@ def how_to_load(folder: Path, format: str, place: str, writes_text: bool) -> str
     """
     if format == "gguf":
         file = sorted(file.name for file in folder.glob("*.gguf"))[0]
-        return f"In [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n{_SHELL.format(f'llama-server -m {file}')}"
+        found = f"In [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n{_SHELL.format(f'llama-server -m {file}')}"
+        if (folder / "Modelfile").is_file():
+            found += f"\nIn Ollama:\n\n{_SHELL.format('ollama create NAME -f Modelfile')}"
+        return found
     if format == "onnx":
         code = 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")'
         return f"In onnxruntime:\n\n{_PYTHON.format(code)}"

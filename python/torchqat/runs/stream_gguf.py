@@ -8,7 +8,7 @@ from torch import nn
 from torchqat._library import CheckpointPlan, Plan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
-from torchqat.checkpoints.formats.gguf import GgufWriter
+from torchqat.checkpoints.formats.gguf import GgufWriter, write_modelfile
 from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files, tensors_of_model
@@ -27,7 +27,7 @@ class GgufStreamWriter:
     """The file, or its parts where it is large, which become those that ``export`` writes of the whole model."""
 
     def __init__(self, model: nn.Module, plan: Plan, folder: Path, reader: CheckpointReader, tokenizer):
-        self.model, self.folder, self.reader = model, folder, reader
+        self.model, self.folder, self.reader, self.tokenizer = model, folder, reader, tokenizer
         self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
         self.format = checked_format("gguf", self.plan)
         if hasattr(model, "tie_weights"):
@@ -75,6 +75,7 @@ class GgufStreamWriter:
 
     def finish(self) -> Streamed:
         self.writer.finish()
+        write_modelfile(self.model, self.folder / "model.gguf", self.tokenizer)
         bits = self.bits / self.elements
         return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.writer.bytes, self.digests)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DTYPES
 from torchqat.checkpoints.formats.known import find_format
+from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.checkpoints.readers import format_of
 from torchqat.device import device_of, find_device
 from torchqat.errors import UserError
@@ -56,7 +57,8 @@ def verify(
         folder: What ``export`` wrote.
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
-        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``mlx``, ``onnxruntime``, or ``reader`` for the tensors alone.
+        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``mlx``, ``openvino``, ``onnxruntime-genai``, ``onnxruntime``, or
+            ``reader`` for the tensors alone.
             When not given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else
             ``reader``. Of models that write no text, outputs are compared.
         bench: Also time the engine.
@@ -70,7 +72,8 @@ def verify(
             say it; where the model is when ``None``.
 
     Raises:
-        UserError: The folder cannot be read, the engine is not there or cannot load it, or there is no such device.
+        UserError: The folder cannot be read, the engine is not there, cannot load it or would compute something else, or
+            there is no such device.
     """
     folder, model = Path(folder), unwrapped(model)
     place = device_of(model) if device is None else find_device(device)
@@ -93,6 +96,7 @@ def verify(
         return _of_outputs(compared, engine, folder, model, example, tokens, bench, place)
     chosen = find_engine(engine)
     chosen.python(format)  # says what is missing, if it is
+    chosen.check(model, checkpoint_plan(model).layers)
     if not compared.ok:
         return compared  # an engine that answers differently would only be the consequence
     found = _ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline, place)
@@ -217,7 +221,7 @@ def _baseline_speed(engine: Engine, format: str, folder: str, question: Question
 
     if format != "gguf":
         plain = Question(folder, [], bench=question.bench, device=question.device)
-        return engine.serve("compressed-tensors", plain).speed
+        return engine.serve(format, plain).speed
     from torchqat.checkpoints.formats.gguf import write_gguf
 
     scratch = Path(tempfile.mkdtemp())

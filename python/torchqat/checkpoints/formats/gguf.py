@@ -16,7 +16,7 @@ from torchqat.checkpoints.formats.gguf_architectures import POOLING, architectur
 from torchqat.checkpoints.formats.gguf_types import check_ternary, file_type, layer_type, shape_in_bytes
 from torchqat.checkpoints.formats.gguf_vocabulary import add_vocabulary
 from torchqat.checkpoints.formats.llama_cpp.architecture import Architecture
-from torchqat.checkpoints.formats.llama_cpp.hyperparameters import add_hyperparameters
+from torchqat.checkpoints.formats.llama_cpp.hyperparameters import add_hyperparameters, context_of
 from torchqat.checkpoints.formats.llama_cpp.rope import rope_tensors
 from torchqat.checkpoints.formats.llama_cpp.tensor_files import TensorFiles
 from torchqat.checkpoints.formats.llama_cpp.tensors import (
@@ -29,10 +29,13 @@ from torchqat.checkpoints.formats.llama_cpp.tensors import (
     outside,
 )
 from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
+from torchqat.checkpoints.formats.ollama import FILE as MODELFILE
+from torchqat.checkpoints.formats.ollama import modelfile
 from torchqat.checkpoints.formats.repeated_head import repeated_head
 from torchqat.checkpoints.formats.shards import shard_bytes
 from torchqat.checkpoints.formats.tensors import float_tensors
 from torchqat.errors import UserError
+from torchqat.files import write_text
 
 _EMBEDDING_TYPES = ("f16", "q8_0")
 _Types = gguf.GGMLQuantizationType
@@ -174,6 +177,16 @@ class GgufWriter:
     def finish(self) -> None:
         """End the file, which has all of its tensors."""
         self._files.close()
+
+
+def write_modelfile(model: nn.Module, path: Path, tokenizer=None) -> None:
+    """Ollama's Modelfile beside the file at ``path``, where that has a vocabulary and is not in parts."""
+    if tokenizer is None or not path.is_file():
+        return
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    context = context_of(model.config.get_text_config(), architecture_of(model))
+    text = modelfile(path.name, context, tokenizer, ends if isinstance(ends, list) else [ends])
+    write_text(path.with_name(MODELFILE), text)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
+from torchqat.verification.engines.limits import onnxruntime_genai_refusal, openvino_refusal
 from torchqat.verification.engines.question import Bench, Question, Served, Speed
 
 TRANSFORMERS = Engine(
@@ -47,7 +48,28 @@ MLX = Engine(
     margin=0.25,
     why="the weights are the same, so that only the order in which a matrix product adds, and the dtype it adds in, differ",
 )
-ENGINES = {engine.name: engine for engine in (TRANSFORMERS, VLLM, LLAMA_CPP, MLX)}
+OPENVINO = Engine(
+    name="openvino",
+    modules={"gguf": "openvino_genai"},
+    install="pip install torchqat[openvino]",
+    kl_bound=1e-3,
+    margin=0.1,
+    why="the weights are the same, so that only what the file rounds to float16 and the order in which products add differ",
+    float4_devices=(),
+    refusal=openvino_refusal,
+)
+ONNXRUNTIME_GENAI = Engine(
+    name="onnxruntime-genai",
+    modules=dict.fromkeys(("gptq", "awq"), "onnxruntime_genai"),
+    install="pip install torchqat[onnxruntime-genai]",
+    kl_bound=1e-3,
+    margin=0.1,
+    why="the weights are the same, so that only what the file rounds to float16 and the order in which products add differ",
+    float4_devices=(),
+    refusal=onnxruntime_genai_refusal,
+)
+_ALL = (TRANSFORMERS, VLLM, LLAMA_CPP, MLX, OPENVINO, ONNXRUNTIME_GENAI)
+ENGINES = {engine.name: engine for engine in _ALL}
 
 # Those that run something else than language models, or nothing.
 OTHERS = ("onnxruntime", "reader")
@@ -75,6 +97,8 @@ __all__ = [
     "ENGINES",
     "LLAMA_CPP",
     "MLX",
+    "ONNXRUNTIME_GENAI",
+    "OPENVINO",
     "OTHERS",
     "TRANSFORMERS",
     "VLLM",

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
+from torchqat._library import LayerPlan
 from torchqat.device import release_memory
 from torchqat.errors import UserError, first_line
 from torchqat.verification.engines.question import Question, Served
@@ -34,6 +37,8 @@ class Engine:
         margin: Where the training forward prefers a token by less than this, in nats, the engine may choose another.
         why: Where that difference comes from.
         float4_devices: Where it runs weights in NVFP4 and MXFP4, by the types of devices.
+        refusal: Why it would not compute what a model with such layers does, though a format that it loads holds them, in
+            words that follow "because", and empty when it would; all that its formats hold where there is none.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Engine:
     why: str
     float32_kl_bound: float | None = None
     float4_devices: tuple[str, ...] = ("cpu", "cuda")
+    refusal: Callable[[nn.Module, Iterable[LayerPlan]], str] | None = None
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -60,13 +66,26 @@ class Engine:
         bound = self.kl_bound if half or self.float32_kl_bound is None else self.float32_kl_bound
         return _ROUNDED_FACTOR * bound if rounded else bound
 
+    def check(self, model: nn.Module, layers: Iterable[LayerPlan]) -> None:
+        """Whether it computes what ``model`` does with ``layers``, which may be planned or there.
+
+        Raises:
+            UserError: It does not.
+        """
+        if why := self.refusal(model, layers) if self.refusal else "":
+            raise UserError(f"engine {self.name} cannot run this model, because {why}.")
+
+    @property
+    def _word(self) -> str:
+        return self.name.replace(".", "_").replace("-", "_")
+
     @property
     def worker(self) -> str:
-        return self.name.replace(".", "_") + "_worker"
+        return f"{self._word}_worker"
 
     def variable(self) -> str:
         """The environment variable that names the Python of an environment that has the engine."""
-        return "TORCHQAT_" + self.name.replace(".", "_").upper()
+        return f"TORCHQAT_{self._word.upper()}"
 
     def python(self, format: str) -> str:
         """The interpreter to run it with.
