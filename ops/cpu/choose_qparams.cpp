@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "qat/ops/candidates.h"
+#include "qat/ops/cpu/span.h"
 #include "qat/ops/cpu/squared_error.h"
 #include "qat/ops/cpu/sum_rows.h"
 #include "qat/ops/cpu/tile_params.h"

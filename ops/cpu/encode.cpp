@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "qat/ops/cpu/span.h"
 #include "qat/ops/cpu/tile_params.h"
 #include "qat/ops/kernels.h"
 

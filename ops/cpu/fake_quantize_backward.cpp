@@ -20,7 +20,7 @@ void backward_tiles(const Blocks& blocks, const Kind& levels, const TileSource& 
   const Store store = out == g ? Store::staged : store_for(gradients.x);
   for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
     TileParams params;
-    source(tile, in, params);
+    source.read(tile.first_block, tile.count, params);
     LaneSum<float> scales, zeros;
     alignas(64) float scale_terms[kStage], zero_terms[kStage];
     write_tile(tile, store, out, [&](int k, int64_t offset, auto length, scalar_t* to) QAT_BODY {

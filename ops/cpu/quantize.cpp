@@ -15,7 +15,7 @@ void quantize_tiles(const Blocks& blocks, const StoredTensors& stored, out_t* ou
   const auto* in = blocks.x.const_data_ptr<scalar_t>();
   for_each_tile(blocks.layout, [&](const Tile& tile) QAT_BODY {
     TileParams params;
-    source(tile, in, params);
+    source.read(tile.first_block, tile.count, params);
     with_kind(quantizer.levels(), [&](const auto& kind) QAT_BODY {
       for_each_segment(tile, [&](int k, auto length) QAT_BODY {
         const float inverse = params.inverse[k], shift = params.zero_point[k];

@@ -15,6 +15,7 @@ from torchqat.data.corpus import Corpus
 from torchqat.device import find_device
 from torchqat.runs.progress import Progress
 from torchqat.runs.scratch import new_model, train_tokenizer
+from undrawn import leave_undrawn
 
 
 def pytest_addoption(parser):
@@ -68,6 +69,12 @@ def nightly(request):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    if request.node.get_closest_marker("drawn") is None:
+        leave_undrawn(monkeypatch.setattr)
 
 
 class Tiny:

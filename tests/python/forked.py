@@ -18,6 +18,7 @@ import torch
 import torchqat.cli  # noqa: F401 (what programs of tests use)
 from torch.distributed import TCPStore, fsdp  # noqa: F401
 from transformers import LlamaForCausalLM  # noqa: F401
+from undrawn import leave_undrawn
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
@@ -38,6 +39,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, name: s
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    leave_undrawn()
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -110,7 +110,7 @@ def test_what_is_kept_of_sources_opens_the_run_elsewhere(chat_folder, chats, dat
 
     monkeypatch.chdir(tmp_path)
     sources = "train: [{path: chats.jsonl, weight: 2}, {path: data}], loss_on: all"
-    text = recipe(sources, PTQ)
+    text = recipe(sources, PTQ + "train: {steps: 0}\n")
     torchqat.run(text, model=chat_folder, output=tmp_path / "run")
     monkeypatch.chdir(chat_folder)
     opened = open_run(tmp_path / "run")

@@ -57,7 +57,7 @@ def test_runs_killed_at_random_moments_end_with_the_same_bits(places, tmp_path, 
     assert len(whole) > 20
     began = time.monotonic()
     assert start("timed").wait() == 0  # imports are not in it, as they are in the first
-    seconds, generator, kills = time.monotonic() - began, random.Random(0), 50 if nightly else 8
+    seconds, generator, kills = time.monotonic() - began, random.Random(0), 50 if nightly else 4
     while kills:
         run = start("killed")
         time.sleep(generator.uniform(0.0, seconds))

@@ -18,6 +18,8 @@ from torchqat.reports.report import Limit, Report, Variant
 from torchqat.runs.progress import Progress
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.drawn
+
 
 class Page(HTMLParser):
     """The text of a page, its attributes, and whether its elements close."""
@@ -203,18 +205,18 @@ def test_labels_of_the_heat_map_stand_clear(blocks):
 
     boxes = {}
 
-    def measured(drawn):
+    def measured(drawn, form):
         axes, renderer = drawn.axes[0], drawn.canvas.get_renderer()
         drawn.draw_without_rendering()
         for name, labels in (("x", axes.get_xticklabels()), ("y", axes.get_yticklabels())):
             boxes[name] = [label.get_window_extent(renderer) for label in labels]
-        return "", b""
+        return b""
 
     kinds = [f"mlp.experts.{i}.down_proj" for i in range(60)]
     values = {f"model.layers.{block}.{kind}": 1.0 for block in range(blocks) for kind in kinds}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heat_map, "rendered", measured)
-        heat_map.layers_picture(Report(sensitivity={name: {"4": value} for name, value in values.items()}))
+        heat_map.layers_picture(Report(sensitivity={name: {"4": value} for name, value in values.items()}), "svg")
     across, down = boxes["x"], sorted(boxes["y"], key=lambda box: box.y0)
     assert len(across) > 7 and all(a.x1 + 2 < b.x0 for a, b in zip(across, across[1:], strict=False))
     assert len(down) > 7 and all(a.y1 < b.y0 for a, b in zip(down, down[1:], strict=False))

@@ -12,6 +12,7 @@ from forked import Program
 from launcher import said_by
 from sentences import matches
 from torchqat.files import load_state
+from torchqat.training import processes as module
 
 ENCODER = """version: 1
 model: {kind: sentence_encoder}
@@ -113,6 +114,18 @@ with processes():
         inside = torch.get_num_threads()
     sys.stdout.write(f"threads {inside} and {torch.get_num_threads()}\\n")
 """
+
+
+@pytest.mark.parametrize(
+    "quota, cores", [("max 100000", 8), ("250000 100000", 3), ("900000 100000", 8), ("5000 100000", 1), ("", 8)]
+)
+def test_a_container_has_the_cores_of_its_quota(quota, cores, tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(module, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    assert module._cores() == cores
+    monkeypatch.setattr(module, "_QUOTA", tmp_path / "none")
+    assert module._cores() == 8
 
 
 def test_experts_that_no_token_reaches_do_not_wait(tmp_path):

@@ -6,7 +6,6 @@ import pty
 import re
 import threading
 import time
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -203,11 +202,10 @@ class Listening(Progress, Heard):
         Heard.end(self, work)
 
 
-def test_calibration_reports_block_by_block(begin, monkeypatch):
-    monkeypatch.setattr("torchqat.runs.run.all_cores", nullcontext)  # which wait for those of other tests
+def test_calibration_reports_block_by_block(begin):
     heard = Listening()
     training = "initialize: {method: gptq, block_training: {steps: 3}}"
-    begin(PTQ.replace("initialize: {method: gptq}", training), progress=heard)
+    begin(PTQ.replace("initialize: {method: gptq}", training) + "train: {steps: 0}\n", progress=heard)
     assert heard.of("Calibrating blocks") == [("Calibrating blocks", 2, 2, [])]
     rounding = [entry[1:] for entry in heard.of("Rounding model.layers.")]
     assert rounding == [(4, 4, ["Calibrating blocks"])] * 2  # queries, keys and values; output; gate and up; down

@@ -13,7 +13,7 @@ _MOST_BLOCKS, _MOST_KINDS = 16, 40
 _ROW, _HIGHEST = 0.3, 12.0
 
 
-def layers_picture(report: Report) -> tuple[str, bytes] | None:
+def layers_picture(report: Report, form: str) -> bytes | None:
     """Each layer, kinds of layers down and blocks across; the dark ones lose most.
 
     KL with the layer alone quantized, where that was measured; else the signal to quantization noise of its weight.
@@ -22,7 +22,7 @@ def layers_picture(report: Report) -> tuple[str, bytes] | None:
     if found is None:
         return None
     values, title, label = found
-    return _drawn(values, "Blues" if report.sensitivity else "Blues_r", title, label)
+    return _drawn(values, "Blues" if report.sensitivity else "Blues_r", title, label, form)
 
 
 def layer_values(report: Report) -> tuple[dict[str, float], str, str] | None:
@@ -58,7 +58,7 @@ def stride(count: int, most: int) -> int:
     return next(step for step in steps if -(-count // step) <= most)
 
 
-def _drawn(values: dict[str, float], colours: str, title: str, label: str) -> tuple[str, bytes]:
+def _drawn(values: dict[str, float], colours: str, title: str, label: str, form: str) -> bytes:
     grid = layer_grid(values)
     kinds, blocks = sorted({kind for kind, _ in grid}), sorted({block for _, block in grid})
     cells = [[grid.get((kind, block), float("nan")) for block in blocks] for kind in kinds]
@@ -72,4 +72,4 @@ def _drawn(values: dict[str, float], colours: str, title: str, label: str) -> tu
         axes.set_xlabel("block")
         axes.set_title(title, fontsize=10)
         drawn.colorbar(image, ax=axes, label=label)
-        return rendered(drawn)
+        return rendered(drawn, form)

@@ -24,12 +24,13 @@ def write_html(folder: Path) -> Path:
 def write_pictures(folder: Path, output: Path) -> list[Path]:
     """Each picture of the run as SVG and PNG in ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, (svg, png) in pictures(load_report(folder), folder).items():
-        # Alone, an SVG has no page to take its ink from.
-        (output / f"{name}.svg").write_text(svg.replace("currentColor", "#0b0b0b"), encoding="utf-8")
-        (output / f"{name}.png").write_bytes(png)
-        written += [output / f"{name}.svg", output / f"{name}.png"]
+    written, report = [], load_report(folder)
+    for form in ("svg", "png"):
+        for name, picture in pictures(report, folder, form).items():
+            # Alone, an SVG has no page to take its ink from.
+            alone = picture.replace(b"currentColor", b"#0b0b0b") if form == "svg" else picture
+            written.append(output / f"{name}.{form}")
+            written[-1].write_bytes(alone)
     return written
 
 

@@ -90,9 +90,9 @@ def _cell(value: str, ends: list[float] | None = None, form: str = "") -> dict[s
 def _pictures(folder: Path, report: Report) -> list[dict[str, Any]]:
     lines = metrics_of(folder, report)
     found = []
-    for name, (svg, _) in pictures(report, folder).items():
+    for name, svg in pictures(report, folder, "svg").items():
         caption = caption_of(name, report, lines)
-        found.append({"caption": caption, "svg": _standing(svg, name), "name": name})
+        found.append({"caption": caption, "svg": _standing(svg.decode(), name), "name": name})
     return found
 
 

@@ -13,14 +13,14 @@ from torchqat.reports.report import Report
 _MOST_LINES = 4
 
 
-def pictures(report: Report, folder: Path) -> dict[str, tuple[str, bytes]]:
-    """The pictures that there is something to draw for: by name, SVG text and PNG bytes."""
+def pictures(report: Report, folder: Path, form: str) -> dict[str, bytes]:
+    """The pictures that there is something to draw for: by name, as ``svg`` or ``png``."""
     drawn = {
-        "quality_and_size": _quality(report),
-        "training": _training(metrics_of(folder, report)),
-        "layers": layers_picture(report),
-        "weights": _weights(report),
-        "token_kl": _token_kl(report),
+        "quality_and_size": _quality(report, form),
+        "training": _training(metrics_of(folder, report), form),
+        "layers": layers_picture(report, form),
+        "weights": _weights(report, form),
+        "token_kl": _token_kl(report, form),
     }
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
@@ -44,7 +44,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _quality(report: Report) -> tuple[str, bytes] | None:
+def _quality(report: Report, form: str) -> bytes | None:
     """KL against bits a weight; what lies on the front is not beaten in both."""
     variants = [v for v in report.variants if v.kl and v.export]
     if not variants:
@@ -69,10 +69,10 @@ def _quality(report: Report) -> tuple[str, bytes] | None:
         axes.margins(x=0.25, y=0.15)
         axes.set_xlabel("bits a weight, scales included")
         axes.set_ylabel("KL to full precision, nats a prediction")
-        return rendered(drawn)
+        return rendered(drawn, form)
 
 
-def _training(found: list[dict]) -> tuple[str, bytes] | None:
+def _training(found: list[dict], form: str) -> bytes | None:
     """Loss over steps, the bit-widths in force behind it, and the KL on held-out text where it was measured."""
     if not found:
         return None
@@ -101,10 +101,10 @@ def _training(found: list[dict]) -> tuple[str, bytes] | None:
         widths.set_ylabel("bits of the weights")
         widths.set_ylim(0, 9)
         axes.legend(frameon=False, loc="upper right")
-        return rendered(drawn)
+        return rendered(drawn, form)
 
 
-def _weights(report: Report) -> tuple[str, bytes] | None:
+def _weights(report: Report, form: str) -> bytes | None:
     """Weights of the float model and as they are deployed; below, the scales over those that the float range gives."""
     variant = shown(report, "histograms")
     if variant is None:
@@ -126,14 +126,14 @@ def _weights(report: Report) -> tuple[str, bytes] | None:
             axes.set_ylabel("share")
         above.legend(frameon=False)
         below.axvline(0, color=MUTED, linewidth=1)
-        return rendered(drawn)
+        return rendered(drawn, form)
 
 
 def _bins(histogram: dict[str, list[float]]) -> int:
     return len(histogram["after"])
 
 
-def _token_kl(report: Report) -> tuple[str, bytes] | None:
+def _token_kl(report: Report, form: str) -> bytes | None:
     """How the KLs of single predictions are spread; and, of sequences, the mean at each position."""
     compared = [v for v in report.variants if v.kl_shares and v.kl][-_MOST_LINES:]
     if not compared:
@@ -155,4 +155,4 @@ def _token_kl(report: Report) -> tuple[str, bytes] | None:
             below.set_yscale("log")
             below.set_xlabel("position in the sequence")
             below.set_ylabel("mean KL, nats")
-        return rendered(drawn)
+        return rendered(drawn, form)

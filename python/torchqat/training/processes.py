@@ -4,11 +4,13 @@ A recipe means the same whatever the number of processes: a step's batch has ``b
 which each process takes an equal part, and gradients are averaged.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,6 +26,7 @@ _PATIENCE = timedelta(days=7)
 # Threads of gloo hold what a collective was given for some instructions after it has returned, and PyTorch keeps them alive,
 # whatever becomes of their group, once there have been DTensors. Python before 3.14 that ends in that moment aborts.
 _LETTING_GO = timedelta(seconds=0.2)
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, as it is seen inside
 
 
 @contextmanager
@@ -139,12 +142,22 @@ def first_said(words: list[str]) -> str:
     return next((word for each in gathered(words[:1]) for word in each), "")
 
 
+def _cores() -> int:
+    """Those that this process is bound to, but no more than its container has time for: more threads stall each other."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return bound
+    return bound if quota == "max" else max(1, min(bound, math.ceil(int(quota) / int(period))))
+
+
 @contextmanager
 def all_cores() -> Iterator[None]:
     """For what one process does while the others wait: all cores, where torchrun has left each process one thread."""
     before = torch.get_num_threads()
     if count() > 1 and before == 1:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(_cores())
     try:
         yield
     finally:

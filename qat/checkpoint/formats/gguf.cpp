@@ -15,8 +15,6 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kBlock = 32;
-
 // What enters a product with blocks of so many columns anyhow.
 bool is_llama_cpps(const QuantSpec& input, int64_t columns) {
   return !input.is_float8() && input.bits == 8 && input.symmetric() && input.dynamic &&
@@ -41,11 +39,11 @@ at::Tensor block_floats(const QuantizedWeights& layer) {
 
 std::string refusal_of_block_floats(const LayerPlan& layer) {
   const std::string name = weight_float_name(layer);
-  const int64_t columns = name == "nvfp4" ? 64 : kBlock;
+  const int64_t columns = name == "nvfp4" ? 64 : kGgufBlock;
   if (layer.in_features % columns != 0)
     return "its blocks of " + name + " have " + std::to_string(columns) +
            " columns, but there are " + std::to_string(layer.in_features);
-  return refusal_of_input(layer, kBlock);
+  return refusal_of_input(layer, kGgufBlock);
 }
 
 // Columns that share a scale in a row of so many.
@@ -71,12 +69,12 @@ std::string refusal_of_simple(const LayerPlan& layer) {
     return "its blocks are integer, but the weights are " + dtype_name(weight);
   if (weight.bits > 4 && !weight.symmetric() && !weight.has_offset())
     return "Q8_0 is symmetric, but the weights are asymmetric " + dtype_name(weight);
-  if (layer.in_features % kBlock != 0)
+  if (layer.in_features % kGgufBlock != 0)
     return "its blocks have 32 columns, but there are " + std::to_string(layer.in_features);
   const int64_t group = group_of(weight, layer.in_features);
-  if (group % kBlock != 0)
+  if (group % kGgufBlock != 0)
     return "groups must be multiples of 32 columns, but have " + std::to_string(group);
-  return refusal_of_input(layer, gguf_type(weight, layer.in_features) == "TQ2_0" ? 256 : kBlock);
+  return refusal_of_input(layer, gguf_type(weight, layer.in_features) == "TQ2_0" ? 256 : kGgufBlock);
 }
 
 }  // namespace

@@ -6,6 +6,9 @@
 
 namespace qat {
 
+// Columns of a block that has no blocks inside it.
+constexpr int64_t kGgufBlock = 32;
+
 // Bytes as llama.cpp's blocks have them: tensors uint8 [out, blocks, bytes].
 
 // Two-byte numbers [out, blocks] as bytes [out, blocks, 2].

@@ -9,12 +9,10 @@
 namespace qat {
 namespace {
 
-constexpr int64_t kBlock = 32;
-
 // What a block's lowest level stands for, [out, blocks] in float16.
 at::Tensor least_level(const QuantizedWeights& layer, const at::Tensor& scale) {
-  if (layer.offset) return per_group(*layer.offset, layer, kBlock);
-  const at::Tensor zero = per_group(*layer.zero_point, layer, kBlock);
+  if (layer.offset) return per_group(*layer.offset, layer, kGgufBlock);
+  const at::Tensor zero = per_group(*layer.zero_point, layer, kGgufBlock);
   const at::Tensor exact = scale.to(at::kFloat).mul(zero.to(at::kFloat).add(8).neg());
   const at::Tensor stored = exact.to(at::kHalf);
   const int64_t bad = stored.to(at::kFloat).ne(exact).sum().item<int64_t>();
@@ -33,15 +31,15 @@ at::Tensor nibbles(const QuantizedWeights& layer, const at::Tensor& scale, int b
   if (shifts) parts.push_back(bytes_of_halves(least_level(layer, scale)));
   const int64_t lowest = layer.offset ? 0 : 1 << (bits - 1);
   const at::Tensor codes = layer.codes.add(lowest).to(at::kByte);
-  if (bits == 5) parts.push_back(fields(codes.bitwise_right_shift(4), kBlock, 8, 1));
-  parts.push_back(fields(codes.bitwise_and(15), kBlock, kBlock, 4));
+  if (bits == 5) parts.push_back(fields(codes.bitwise_right_shift(4), kGgufBlock, 8, 1));
+  parts.push_back(fields(codes.bitwise_and(15), kGgufBlock, kGgufBlock, 4));
   return rows_of_blocks(parts);
 }
 
 }  // namespace
 
 int64_t simple_block(const std::string& type) {
-  return type == "TQ2_0" ? 256 : type == "Q2_0" ? 64 : kBlock;
+  return type == "TQ2_0" ? 256 : type == "Q2_0" ? 64 : kGgufBlock;
 }
 
 at::Tensor simple_blocks(const QuantizedWeights& layer, const std::string& type) {
