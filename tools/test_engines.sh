@@ -27,6 +27,8 @@ engine_environment openvino openvino openvino-genai openvino-tokenizers
 touch build/engines/openvino/.ready
 engine_environment onnxruntime-genai "$torch" onnxruntime-genai onnx-ir transformers
 touch build/engines/onnxruntime-genai/.ready
+engine_environment executorch "$torch" executorch torchao transformers
+touch build/engines/executorch/.ready
 [ -e build/engines/gptqmodel/.ready ] || engine_environment gptqmodel "$torch"
 [ -e build/engines/gptqmodel/.ready ] ||
   build/engines/gptqmodel/bin/pip install -q --no-build-isolation gptqmodel optimum # reads torch's version while it builds
@@ -45,6 +47,7 @@ export TORCHQAT_LLAMA_CPP="$PWD/build/engines/llama.cpp/bin/python"
 export TORCHQAT_MLX="$PWD/build/engines/mlx/bin/python"
 export TORCHQAT_OPENVINO="$PWD/build/engines/openvino/bin/python"
 export TORCHQAT_ONNXRUNTIME_GENAI="$PWD/build/engines/onnxruntime-genai/bin/python"
+export TORCHQAT_EXECUTORCH="$PWD/build/engines/executorch/bin/python"
 export TORCHQAT_TRANSFORMERS="$PWD/build/engines/gptqmodel/bin/python"
 export TORCHQAT_ENGINE_RESULTS="$PWD/build/engines/results.jsonl" # for benchmarks/engines.py
 rm -f "$TORCHQAT_ENGINE_RESULTS"

@@ -6,7 +6,7 @@ from architectures import build
 from sentences import matches, sentence
 from test_linear import recipe_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
-from torchqat.verification.engines import ONNXRUNTIME_GENAI, OPENVINO
+from torchqat.verification.engines import EXECUTORCH, ONNXRUNTIME_GENAI, OPENVINO
 
 HALF = "{dtype: int4, group_size: 32, scale_dtype: float16}"
 SIGNED = "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}"
@@ -48,3 +48,30 @@ def test_onnxruntime_genai_takes_codes_of_4_and_8_bits_in_groups():
     }.items():
         with refused(ONNXRUNTIME_GENAI, sentence("engine.because-groups", name=name, found=found)):
             checked(ONNXRUNTIME_GENAI, weight)
+
+
+def test_executorch_takes_int4_in_groups_with_a_range_for_each_token():
+    def planned(weight, input):
+        text = f"version: 1\nlayers:\n  - {{match: blocks, weight: {weight}, input: {input}}}\n"
+        model = torchqat.prepare(build("Llama", hidden_size=64, intermediate_size=128), torchqat.parse_recipe(text))
+        layers = checkpoint_plan(model).layers
+        return model, layers, layers[0].name
+
+    whole, asymmetric = "{dtype: int4, group_size: 32}", "{dtype: int8, symmetric: false}"
+    model, layers, name = planned(whole, asymmetric)
+    EXECUTORCH.check(model, layers)
+    for weight in (
+        "{dtype: int3, group_size: 32}",
+        "{dtype: int4}",
+        HALF,
+        "{dtype: int4, group_size: 32, symmetric: false}",
+    ):
+        model, layers, name = planned(weight, asymmetric)
+        found = str(layers[0].weight)
+        with refused(EXECUTORCH, sentence("engine.because-executorch-weights", name=name, found=found)):
+            EXECUTORCH.check(model, layers)
+    for input in ("{dtype: int8}", "float", "{dtype: int8, symmetric: false, granularity: tensor}"):
+        model, layers, name = planned(whole, input)
+        found = str(layers[0].input)
+        with refused(EXECUTORCH, sentence("engine.because-executorch-inputs", name=name, found=found)):
+            EXECUTORCH.check(model, layers)

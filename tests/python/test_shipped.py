@@ -60,7 +60,12 @@ def plan_of(recipe):
 
 
 def test_settings_hold_in_place_of_the_recipe():
-    settings = {"train.steps": 300, "layers.0.weight.dtype": "int3", "initialize": None, "evaluate.accept": {"kl": 5e-5}}
+    settings = {
+        "train.steps": 300,
+        "layers.0.weight.dtype": "int3",
+        "initialize": None,
+        "evaluate.accept": {"kl": 5e-5},
+    }
     words = ["train.steps=300", "layers[0].weight.dtype=int3", "initialize=", "evaluate.accept={kl: 0.00005}"]
     for given in (settings, words):
         recipe = torchqat.load_recipe("int4", given)

@@ -68,8 +68,8 @@ def verify(
     engine: str = typer.Option(
         "",
         "--engine",
-        help="transformers, vllm, llama.cpp, mlx, openvino, onnxruntime-genai, onnxruntime, or reader for the tensors "
-        "alone; by default what fits.",
+        help="transformers, vllm, llama.cpp, mlx, openvino, onnxruntime-genai, executorch, onnxruntime, or reader for "
+        "the tensors alone; by default what fits.",
     ),
     bench: bool = typer.Option(False, "--bench", help="Time and memory in the engine, beside the float model's."),
     reference: str = typer.Option("", "--reference", help="Compare with this float model, in place of a training."),

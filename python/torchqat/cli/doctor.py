@@ -17,6 +17,7 @@ _EXTRAS = {
     "mlx-lm": ("MLX, for mlx folders", "pip install torchqat[mlx]"),
     "openvino-genai": ("OpenVINO, for GGUF files", "pip install torchqat[openvino]"),
     "onnxruntime-genai": ("ONNX Runtime GenAI, for GPTQ and AWQ folders", "pip install torchqat[onnxruntime-genai]"),
+    "executorch": ("ExecuTorch, for folders of INT4 with INT8 inputs", "pip install torchqat[executorch]"),
     "gptqmodel": ("GPTQ and AWQ checkpoints in transformers", "pip install torchqat[gptqmodel]"),
     "onnxruntime": ("ONNX graphs", "pip install torchqat[onnx]"),
     "lm-eval": ("evaluation on public tasks", "pip install torchqat[lm-eval]"),

@@ -57,8 +57,8 @@ def verify(
         folder: What ``export`` wrote.
         model: The prepared model.
         tokens: Prompts, int64 ``[batch, sequence]``; by default 4 fixed ones of 32 tokens.
-        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``mlx``, ``openvino``, ``onnxruntime-genai``, ``onnxruntime``, or
-            ``reader`` for the tensors alone.
+        engine: ``transformers``, ``vllm``, ``llama.cpp``, ``mlx``, ``openvino``, ``onnxruntime-genai``, ``executorch``,
+            ``onnxruntime``, or ``reader`` for the tensors alone.
             When not given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else
             ``reader``. Of models that write no text, outputs are compared.
         bench: Also time the engine.

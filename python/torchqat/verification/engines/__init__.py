@@ -2,7 +2,7 @@
 
 from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
-from torchqat.verification.engines.limits import onnxruntime_genai_refusal, openvino_refusal
+from torchqat.verification.engines.limits import executorch_refusal, onnxruntime_genai_refusal, openvino_refusal
 from torchqat.verification.engines.question import Bench, Question, Served, Speed
 
 TRANSFORMERS = Engine(
@@ -68,7 +68,17 @@ ONNXRUNTIME_GENAI = Engine(
     float4_devices=(),
     refusal=onnxruntime_genai_refusal,
 )
-_ALL = (TRANSFORMERS, VLLM, LLAMA_CPP, MLX, OPENVINO, ONNXRUNTIME_GENAI)
+EXECUTORCH = Engine(
+    name="executorch",
+    modules={"safetensors": "executorch"},
+    install="pip install torchqat[executorch]",
+    kl_bound=1e-3,
+    margin=0.1,
+    why="weights and the rule that rounds inputs are the same, so that only the order in which products add differs",
+    float4_devices=(),
+    refusal=executorch_refusal,
+)
+_ALL = (TRANSFORMERS, VLLM, LLAMA_CPP, MLX, OPENVINO, ONNXRUNTIME_GENAI, EXECUTORCH)
 ENGINES = {engine.name: engine for engine in _ALL}
 
 # Those that run something else than language models, or nothing.
@@ -95,6 +105,7 @@ def engine_formats(name: str) -> tuple[str, ...]:
 
 __all__ = [
     "ENGINES",
+    "EXECUTORCH",
     "LLAMA_CPP",
     "MLX",
     "ONNXRUNTIME_GENAI",

@@ -44,3 +44,19 @@ def onnxruntime_genai_refusal(model: nn.Module, layers: Iterable[LayerPlan]) -> 
             found = f"groups of {spec.group_size}" if spec.granularity == "group" else f"a scale per {spec.granularity}"
             return f"onnxruntime multiplies by groups of 16, 32, 64, 128 or 256 columns, but {layer.name} has {found}"
     return ""
+
+
+def executorch_refusal(model: nn.Module, layers: Iterable[LayerPlan]) -> str:
+    """Of our own folders in ExecuTorch, as XNNPACK multiplies what torchao calls 8da4w."""
+    for layer in layers:
+        weight, input = layer.weight, layer.input
+        in_groups = weight.granularity == "group" and weight.group_size % 32 == 0
+        if weight.dtype != "int4" or not weight.symmetric or not in_groups or weight.scale_dtype != "bfloat16":
+            return (
+                "its kernel takes symmetric int4 weights in groups of a multiple of 32 columns, of scales in bfloat16, but "
+                f"{layer.name} has {weight}"
+            )
+        per_token = input is not None and input.dtype == "int8" and input.granularity == "token"
+        if not per_token or input.symmetric:
+            return f"its kernel takes asymmetric int8 inputs, a scale per token, but those of {layer.name} are {input}"
+    return ""
