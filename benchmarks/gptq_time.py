@@ -4,7 +4,7 @@
 
 SmolLM2-135M-Instruct as ``real_model.py`` loads it, or a Llama of your own, as far as its first --blocks blocks; windows of
 512 tokens. Both work on the same model and tokens, each in a process and environment of its own (``workers/``), in turn. The
-same work: no drift of the float model is made good, columns in plain order, scales by range, as llm-compressor does it.
+least of our ways: no drift of the float model is made good, columns in plain order, scales by range, none of them searched.
 Seconds are those of the blocks after the first: what it takes to import, to load, to run the head and to calibrate the first
 block is measured by processes that are given that alone, and taken off. KL is over 4 x 512 held-out tokens.
 """
@@ -25,7 +25,7 @@ from worker import measured_by
 LENGTH = 512
 WAYS = {
     "peer": ("llm_compressor", "gptq", "llm-compressor"),
-    "same": ("torchqat_gptq", "same", "torchqat, the same work"),
+    "least": ("torchqat_gptq", "least", "torchqat, the least"),
     "default": ("torchqat_gptq", "default", "torchqat"),
 }
 

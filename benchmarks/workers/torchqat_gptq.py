@@ -1,7 +1,6 @@
 """torchqat's own GPTQ on a model, in a process of its own. See ``common.py`` beside this file for how it is called.
 
-METHOD is ``default``, or ``same`` for what llm-compressor does: no drift is made good, columns in plain order, scales by
-range.
+METHOD is ``default`` or ``least``: no drift is made good, columns in plain order, scales by range.
 """
 
 import time
@@ -11,7 +10,7 @@ import torchqat
 from common import load, main
 from torchqat.layers.prepared import quant_layers
 
-SETTINGS = {"default": "", "same": ", correction: 0.0, order: plain, scale_search: minmax"}
+SETTINGS = {"default": "", "least": ", correction: 0.0, order: plain, scale_search: minmax"}
 
 
 def quantize(folder: str, rows: list[list[int]], bits: int, group: int, method: str):
