@@ -67,6 +67,13 @@ def test_a_model_that_is_too_large_is_not_taken(decide):
     assert said(printed, "decide.too-large", method="INT8", bits=f"{over_all(9.0):.2f}", budget=over_all(5.2))
 
 
+def test_where_none_is_small_enough_the_smallest_is_taken_and_no_limit_is_said_to_hold(decide):
+    report, printed = decide("evaluate: {accept: {kl: 100.0}}\nsize: {bits_per_weight: 2.0}\n")
+    smallest = min(report["variants"], key=lambda variant: (variant["bits_over_all"], variant["kl"]))
+    assert report["chosen"] == smallest["name"]
+    assert said(printed, "decide.chosen-smallest", budget="2")
+
+
 def test_where_none_is_good_enough_the_nearest_small_one_is_taken(decide):
     report, printed = decide("evaluate: {accept: {kl: 0.0}}\n" + size(6.0))
     tried = names(report)

@@ -78,9 +78,12 @@ def _meets(run: Run, variant: Variant) -> bool:
 
 
 def _nearest(run: Run, tried: list[Variant]) -> Variant:
-    """Where none meets the limits: of those that are small enough, the one that is nearest to the float model."""
-    fitting = [variant for variant in tried if _fits(run, variant)] or tried
-    return min(fitting, key=lambda variant: variant.kl)
+    """Where none meets the limits: of those that are small enough, the one that is nearest to the float model; of none, the
+    smallest."""
+    fitting = [variant for variant in tried if _fits(run, variant)]
+    if fitting:
+        return min(fitting, key=lambda variant: variant.kl)
+    return min(tried, key=lambda variant: (size_of_variant(variant), variant.kl))
 
 
 def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candidates) -> list[str]:
@@ -97,9 +100,12 @@ def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candid
     left = [candidate.method for candidate in candidates.all() if candidate.name not in names]
     if left:
         found.append(f"Not tried, because they cost more: {'; '.join(left)}.")
-    verdict = (
-        "" if _meets(run, chosen) else ", the nearest to full precision of those small enough; none meets all limits"
-    )
+    if _meets(run, chosen):
+        verdict = ""
+    elif _fits(run, chosen):
+        verdict = ", the nearest to full precision of those small enough; none meets all limits"
+    else:
+        verdict = f", the smallest; none takes at most {budget:g} bits a weight"
     return [*found, f"Chosen: {chosen.method}{verdict}."]
 
 
