@@ -67,6 +67,7 @@ class PretendGpu(TorchDispatchMode):
         super().__init__()
         self.device, self.memory, self.bytes, self.most = torch.device(device), memory, 0, 0
         self._held: set[int] = set()
+        self._stream = mock.NonCallableMagicMock(spec=torch.cuda.Stream)  # the only one: nothing waits
         self._modes = ExitStack()
         _let_autograd_ask_for_streams()
 
@@ -122,6 +123,7 @@ class PretendGpu(TorchDispatchMode):
             "empty_cache": lambda: None,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
+            "current_stream": lambda device=None: self._stream,
             "get_device_name": lambda device=None: "Pretended",
             "get_device_capability": lambda device=None: (9, 0),
             "mem_get_info": lambda device=None: (self.memory - self.bytes, self.memory),

@@ -114,6 +114,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_llama):
 
 
 def test_scratch_optimizers_cover_every_parameter_once(tiny_llama):
-    optimizers = scratch_optimizers(tiny_llama, settings())
+    optimizers = scratch_optimizers(tiny_llama, settings(learning_rate=2e-2))
     covered = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(covered) == sorted({id(p) for p in tiny_llama.parameters()})

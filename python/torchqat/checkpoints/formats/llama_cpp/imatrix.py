@@ -34,7 +34,7 @@ def write_imatrix(
         UserError: GGUF files are not written for the architecture.
     """
     architecture = architecture_of(model)
-    names, beside = NameMap(model, architecture), outside(model)
+    names, beside = NameMap(model, architecture), outside(model, architecture)
     head = model.get_output_embeddings()
     skipped = {f"{name}.weight" for name, module in model.named_modules() if module is head}  # as llama-imatrix does
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
