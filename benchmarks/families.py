@@ -140,7 +140,8 @@ def main() -> None:
     text = f"{options.steps} steps of 4 x {WINDOW} tokens.\n\n{table(header, rows)}\n\n{where}\n"
     print(text)
     if options.write:
-        command = " ".join(["python benchmarks/families.py", *(f"--set {entry}" for entry in options.set)])
+        asked = ["--families", *options.families, "--recipes", *options.recipes]
+        command = " ".join(["python benchmarks/families.py", *asked, *(f"--set {entry}" for entry in options.set)])
         options.write.write_text(f"# Families\n\n`{command}`\n\n{text}")
 
 
