@@ -20,7 +20,7 @@ from common import publish, table
 from real_model import CACHE, original
 from texts import windows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from worker import measured_by
+from worker import rounded_by
 
 LENGTH = 512
 WAYS = {
@@ -66,7 +66,7 @@ def measure(pythons: dict[str, str], model, tokenizer, tokens, held, formats: li
     for text in formats:
         bits, group = map(int, text.split(":"))
         for way, (worker, method, _) in WAYS.items():
-            found = measured_by(pythons[way], worker, work / "model", [tokens], bits, group, method, work)
+            found = rounded_by(pythons[way], worker, work / "model", [tokens], bits, group, method, work)
             if found is None:
                 raise SystemExit(1)
             rounded = copy.deepcopy(model)

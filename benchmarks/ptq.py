@@ -121,7 +121,7 @@ train: {{steps: {steps}, learning_rate: {rate}, validate_every: 30, checkpoint_e
             return None
         model = self.first.fresh_model().eval()
         model.load_state_dict(found[0], strict=False)  # a tied head is not repeated
-        figures = {**vars(self.first.measure(model)), "seconds": found[1]}
+        figures = {**vars(self.first.measure(model)), "seconds": found[1]["seconds"]}
         write_json(path, figures)
         return figures
 

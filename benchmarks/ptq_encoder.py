@@ -145,10 +145,10 @@ class Bench:
         found = rounded_by(python, name, self.folder, self.calibration, bits, group, "gptq", self.output)
         if found is None:
             return None
-        weights, seconds = found
+        weights, figures = found
         model = copy.deepcopy(self.original)
         model.load_state_dict(weights, strict=False)
-        return self.figures(model, {name: weights[f"{name}.weight"] for name in self.inputs}, seconds)
+        return self.figures(model, {name: weights[f"{name}.weight"] for name in self.inputs}, figures["seconds"])
 
 
 def main() -> None:

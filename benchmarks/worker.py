@@ -18,26 +18,11 @@ def rounded_by(
     group: int,
     method: str,
     folder: Path,
-) -> tuple[dict[str, Tensor], float] | None:
-    """The state of ``model`` with weights that the peer ``name`` rounded, and the seconds it took; ``None`` if it failed.
-
-    ``folder`` is where it works, and what it leaves is removed again.
-    """
-    found = measured_by(python, name, model, calibration, bits, group, method, folder)
-    return None if found is None else (found[0], found[1]["seconds"])
-
-
-def measured_by(
-    python: str,
-    name: str,
-    model: str | Path,
-    calibration: list[Tensor],
-    bits: int,
-    group: int,
-    method: str,
-    folder: Path,
 ) -> tuple[dict[str, Tensor], dict[str, float]] | None:
-    """The same with all figures that ``workers/common.py`` names."""
+    """The state of ``model`` with weights that the peer ``name`` rounded, and the figures that ``workers/common.py`` names.
+
+    ``None`` if it failed. ``folder`` is where it works, and what it leaves is removed again.
+    """
     tokens, state = folder / "tokens.pt", folder / f"{name}.pt"
     torch.save({"calibration": calibration}, tokens)
     command = [python, Path(__file__).parent / "workers" / f"{name}.py", model, tokens, bits, group, method, state]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchqat
 import transformers
+from test_engines import needs
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.kinds.pooling import Vectors
 from word_pieces import TEXTS, word_pieces
@@ -26,8 +27,7 @@ WAYS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 @pytest.fixture(autouse=True)
 def engine():
-    if "TORCHQAT_LLAMA_CPP" not in os.environ:
-        pytest.skip("TORCHQAT_LLAMA_CPP must name the Python of llama.cpp; make test-engines sets it")
+    needs("llama.cpp")
 
 
 def bert():

@@ -1,11 +1,10 @@
 """Types and mixes against llama-quantize: it reads our blocks as the forward's weights, and gives layers the same types."""
 
-import os
-
 import numpy as np
 import pytest
 import torchqat
 from llama_quantize import llama_quantize
+from test_engines import needs
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader
@@ -69,8 +68,7 @@ def types_by_torchqat(model, mix, folder):
 
 @pytest.fixture(autouse=True)
 def engine():
-    if "TORCHQAT_LLAMA_CPP" not in os.environ:
-        pytest.skip("TORCHQAT_LLAMA_CPP must name the Python of llama.cpp; make test-engines sets it")
+    needs("llama.cpp")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -25,7 +25,7 @@ from torchqat.runs.samples import samples_of
 from torchqat.runs.steps import export_others, judge, make_variant, measure_baseline, measure_sensitivity
 from torchqat.runs.variants import initialized_name, naive_model, naive_name, trained_name
 from torchqat.training.loop import TrainingLoop
-from torchqat.training.weight_rates import mean_rate, weight_rates
+from torchqat.training.weight_rates import weight_rates
 
 
 def run(
@@ -196,7 +196,7 @@ def _control(run: Run) -> None:
     plain.loss = "cross_entropy"
     train = copy(run.recipe.train)
     if train.learning_rate is None:  # as what it is compared with
-        train.learning_rate = mean_rate(weight_rates(run.prepared(run.plan), train)[0])
+        _, train.learning_rate = weight_rates(run.prepared(run.plan), train)
 
     def loss(batch: Batch) -> Tensor:
         with products_in_precision(run):

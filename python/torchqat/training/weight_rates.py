@@ -13,7 +13,7 @@ UNRELATED = 2e-4
 
 
 def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[list[Tensor], float]], float]:
-    """Parameters that have a rate of their own, with it, and the rate of all others.
+    """Parameters that have a rate of their own, with it, and the rate of all others: the mean of these over weights.
 
     Weights of one shape, such as those of one projection in all blocks, share a rate, so that which groups there are depends
     on the model alone, and a training that is resumed finds them again.
@@ -31,10 +31,5 @@ def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[l
         ([weight for weight, _ in layers], settings.relative_learning_rate * fmean(distance for _, distance in layers))
         for layers in alike.values()
     ]
-    return found, mean_rate(found)
-
-
-def mean_rate(found: list[tuple[list[Tensor], float]]) -> float:
-    """Over weights; ``UNRELATED`` where there are none."""
     rates = [rate for weights, rate in found for _ in weights]
-    return fmean(rates) if rates else UNRELATED
+    return found, fmean(rates) if rates else UNRELATED
