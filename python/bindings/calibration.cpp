@@ -17,10 +17,13 @@ using Released = py::call_guard<py::gil_scoped_release>;
 RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
                         int bits, double damping, int64_t block_size, const std::string& order,
                         const std::string& scale_search, double correction, const Optional& drift,
-                        const Optional& outer_scale, const Optional& outer_offset) {
-  const GptqOptions options{damping, block_size, parse_column_order(order),
-                            parse_scale_search(scale_search), correction};
-  return gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset});
+                        const Optional& outer_scale, const Optional& outer_offset,
+                        const Optional& output_hessian, double output_damping) {
+  const GptqOptions options{
+      damping,    block_size,    parse_column_order(order), parse_scale_search(scale_search),
+      correction, output_damping};
+  return gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset},
+              output_hessian);
 }
 
 std::tuple<at::Tensor, at::Tensor> call_clipped_qparams(const at::Tensor& weight,
@@ -109,7 +112,9 @@ void def_calibration(py::module_& m) {
         py::arg("order") = name_of(defaults.order),
         py::arg("scale_search") = name_of(defaults.scale_search),
         py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt,
-        py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt, Released());
+        py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt,
+        py::arg("output_hessian") = std::nullopt,
+        py::arg("output_damping") = defaults.output_damping, Released());
   py::class_<ChannelScale>(m, "ChannelScale")
       .def_readonly("scale", &ChannelScale::scale)
       .def_readonly("loss", &ChannelScale::loss)

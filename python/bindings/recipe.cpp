@@ -32,7 +32,8 @@ py::tuple state_of(const Initialize& self) {
   return py::make_tuple(self.method, self.damping, self.block_size, name_of(self.order),
                         name_of(self.scale_search), self.correction, self.smoothing,
                         self.sequential, blocks.steps, blocks.batch_size, blocks.learning_rate,
-                        blocks.scale_learning_rate, name_of(blocks.rounding), self.rotation_size);
+                        blocks.scale_learning_rate, name_of(blocks.rounding), self.rotation_size,
+                        name_of(self.objective));
 }
 
 Initialize initialize_from(const py::tuple& state) {
@@ -51,6 +52,9 @@ Initialize initialize_from(const py::tuple& state) {
   blocks.scale_learning_rate = state[11].cast<double>();
   blocks.rounding = parse_block_rounding(state[12].cast<std::string>());
   if (state.size() > 13) self.rotation_size = state[13].cast<int64_t>();
+  // Of before it was known, GPTQ saw each layer alone.
+  self.objective =
+      state.size() > 14 ? parse_objective(state[14].cast<std::string>()) : Objective::layer;
   return self;
 }
 
@@ -85,8 +89,10 @@ void def_recipe(py::module_& m) {
       .def_readwrite("block_training", &Initialize::block_training)
       .def_property_readonly("keeps_scales", &Initialize::keeps_scales)
       .def_property_readonly("needs_data", &Initialize::needs_data)
+      .def_property_readonly("weighs_outputs", &Initialize::weighs_outputs)
       .def(py::pickle(&state_of, &initialize_from));
   def_name(initialize, "order", &Initialize::order, &parse_column_order);
+  def_name(initialize, "objective", &Initialize::objective, &parse_objective);
   def_name(initialize, "scale_search", &Initialize::scale_search, &parse_scale_search);
 }
 

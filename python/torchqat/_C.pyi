@@ -364,11 +364,13 @@ class Initialize:
     order: str
     scale_search: str
     correction: float
+    objective: str
     smoothing: float
     rotation_size: int
     sequential: bool
     block_training: BlockTraining
     keeps_scales: bool
+    weighs_outputs: bool
     needs_data: bool
 
 class Observer:
@@ -423,6 +425,8 @@ def gptq(
     drift: Tensor | None = None,
     outer_scale: Tensor | None = None,
     outer_offset: Tensor | None = None,
+    output_hessian: Tensor | None = None,
+    output_damping: float = 0.1,
 ) -> RoundedWeight: ...
 
 class ChannelScale:

@@ -131,6 +131,11 @@ void transform(torch::nn::Module& module, const std::vector<Pass>& passes,
   }
   if (settings.block_training.steps > 0)
     found.warnings.push_back("block_training was left out: a LibTorch program has no blocks.");
+  if (settings.objective == Objective::model)
+    found.warnings.push_back(
+        "objective model was left out: a LibTorch program tells no loss, so each layer is rounded "
+        "for "
+        "its own output.");
 }
 
 void round_weights(const std::vector<ModuleLayer>& layers, const std::vector<Pass>& passes,

@@ -45,7 +45,8 @@ struct QAT_API Fold {
 //
 // Nothing tells where in a LibTorch program scales of AWQ and SmoothQuant may go but `folds`;
 // without them awq clips alone, and each transform that is left out has its warning. Blocks are the
-// user's own modules: block_training is left out likewise.
+// user's own modules: block_training is left out likewise, as is objective model, since nothing
+// tells the loss whose gradients it would need.
 //
 // The module runs in evaluation mode, without gradients, as often as that takes, and is then in the
 // mode in which it was, each of its modules in its own. Throws std::invalid_argument without a

@@ -19,6 +19,10 @@ const NameTable<Rounding> kRoundings("rounding", {{Rounding::rtn, "rtn"},
 const NameTable<BlockRounding> kBlockRoundings("rounding", {{BlockRounding::free, "weights"},
                                                             {BlockRounding::half_step, "signed"}});
 
+const NameTable<Objective> kObjectives("objective", {{Objective::automatic, "auto"},
+                                                     {Objective::layer, "layer"},
+                                                     {Objective::model, "model"}});
+
 bool contains(const std::vector<Transform>& transforms, Transform transform) {
   return std::find(transforms.begin(), transforms.end(), transform) != transforms.end();
 }
@@ -39,6 +43,8 @@ BlockTraining read_block_training(YamlSection section) {
 
 const char* name_of(Transform transform) { return kTransforms.name_of(transform); }
 const char* name_of(Rounding rounding) { return kRoundings.name_of(rounding); }
+const char* name_of(Objective objective) { return kObjectives.name_of(objective); }
+Objective parse_objective(const std::string& name) { return kObjectives.parse(name); }
 const char* name_of(BlockRounding rounding) { return kBlockRoundings.name_of(rounding); }
 BlockRounding parse_block_rounding(const std::string& name) { return kBlockRoundings.parse(name); }
 
@@ -48,6 +54,12 @@ ScaleSearch Initialize::search() const {
 
 bool Initialize::keeps_scales() const {
   return rounding == Rounding::gptq || rounding == Rounding::clip || block_training.steps > 0;
+}
+
+bool Initialize::weighs_outputs() const {
+  if (objective == Objective::automatic && block_training.steps > 0) return false;
+  return objective != Objective::layer && rounding == Rounding::gptq &&
+         !contains(transforms, Transform::smoothquant) && !contains(transforms, Transform::awq);
 }
 
 bool Initialize::needs_data() const {
@@ -90,6 +102,9 @@ Initialize read_initialize(YamlSection section) {
   initialize.scale_search =
       section.one_of("scale_search", initialize.scale_search, scale_searches());
   initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
+  initialize.objective = section.one_of("objective", initialize.objective, kObjectives);
+  if (initialize.objective == Objective::model && !initialize.weighs_outputs())
+    section.reject("objective", "must be auto or layer unless method is gptq or hadamard+gptq");
   initialize.smoothing = section.number("smoothing", initialize.smoothing, 0.0, 1.0);
   initialize.rotation_size = section.integer("rotation_size", initialize.rotation_size, 0, 1 << 20);
   if (section.has("rotation_size") && !contains(initialize.transforms, Transform::hadamard))

@@ -24,6 +24,13 @@ enum class Transform { hadamard, smoothquant, awq };
 //   gptq    searched for as scale_search says        column by column (gptq.h)
 enum class Rounding { rtn, mse, clip, gptq };
 
+// What GPTQ makes least.
+enum class Objective {
+  automatic,  // "auto": model where its gradients can be had, else layer
+  layer,      // the error of each layer's output
+  model       // what that error does to the model's output; gptq.h, output_hessian
+};
+
 // How training a block may change the codes of its weights.
 enum class BlockRounding {
   free,      // "weights": weights move anywhere, by Adam
@@ -49,6 +56,7 @@ struct QAT_API Initialize {
   ColumnOrder order = ColumnOrder::group;
   ScaleSearch scale_search = ScaleSearch::mse;
   double correction = 0.5;
+  Objective objective = Objective::automatic;
   double smoothing = 0.5;  // the power alpha of SmoothQuant
   bool sequential = true;  // each group of layers sees those before it in their block quantized
   BlockTraining block_training;
@@ -58,6 +66,10 @@ struct QAT_API Initialize {
   ScaleSearch search() const;
   // Whether codes are chosen together with scales, which must then stay as they are.
   bool keeps_scales() const;
+  // Whether GPTQ is asked, or allowed, to weigh errors by the model's output. Scales of AWQ and
+  // SmoothQuant change what layers give, and so what their gradients are; training blocks, unless
+  // asked otherwise, begins where their own outputs are nearest.
+  bool weighs_outputs() const;
   // Whether calibration data is needed.
   bool needs_data() const;
 };
@@ -65,6 +77,8 @@ struct QAT_API Initialize {
 // Names as recipes spell them; the parsers throw InvalidArgument with the allowed ones.
 QAT_API const char* name_of(Transform transform);
 QAT_API const char* name_of(Rounding rounding);
+QAT_API const char* name_of(Objective objective);
+QAT_API Objective parse_objective(const std::string& name);
 QAT_API const char* name_of(BlockRounding rounding);
 QAT_API BlockRounding parse_block_rounding(const std::string& name);
 

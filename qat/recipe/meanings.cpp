@@ -149,6 +149,11 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"initialize.scale_search", "gptq: how scales of groups are found."},
       {"initialize.correction",
        "gptq: share of the quantized model's drift from the float one that is made good."},
+      {"initialize.objective",
+       "gptq: what is made least, the error of each layer's output (layer) or what it does to the "
+       "model's (model); auto is model where gradients can be had, so not when streamed, after "
+       "awq+ "
+       "or smoothquant+, or before block_training."},
       {"initialize.smoothing",
        "smoothquant: 0 leaves outliers in the inputs, 1 moves all of them into the weights."},
       {"initialize.rotation_size",

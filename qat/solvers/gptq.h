@@ -33,7 +33,8 @@ struct QAT_API GptqOptions {
       128;  // columns between two updates of the rest; changes no result but in rounding
   ColumnOrder order = ColumnOrder::group;
   ScaleSearch scale_search = ScaleSearch::mse;
-  double correction = 0.0;  // share of the float model's drift that is made good, 0 to 1; (18)
+  double correction = 0.0;      // share of the float model's drift that is made good, 0 to 1; (18)
+  double output_damping = 0.1;  // as `damping`, of the Hessian of the output; (39)
 };
 
 // A weight on its grid: weight = (codes - zero_point) * scale, float32 [out, in].
@@ -54,6 +55,9 @@ struct QAT_API RoundedWeight {
 //   drift    float32 [in, in], for options.correction > 0
 //   outer    what scales are multiples of, which all blocks share and so is known before any is
 //            rounded; what is not given is found by the ranges of `weight`
+//   output_hessian  float32 [out, out], the mean of g gᵀ over tokens, g being the gradient of the
+//            model's loss at this layer's output; rows are then rounded block after block, each time
+//            moving those that are left, so that what reaches the model's output is least: (39)
 //
 // `target` has the codes of `weight`, but lies anywhere in their cells: nearest to the border where
 // the choice was closest. It is what training should start from. A column that is clipped counts as
@@ -66,6 +70,7 @@ struct QAT_API RoundedWeight {
 QAT_API RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian,
                            const QuantSpec& spec, int bits, const GptqOptions& options = {},
                            const std::optional<at::Tensor>& drift = std::nullopt,
-                           const OuterParameters& outer = {});
+                           const OuterParameters& outer = {},
+                           const std::optional<at::Tensor>& output_hessian = std::nullopt);
 
 }  // namespace qat

@@ -51,7 +51,9 @@ def test_gptq_of_an_expert_is_that_of_a_linear_layer_on_its_tokens():
 
     linear = nn.Sequential(nn.Linear(64, 64, bias=False))
     linear[0].weight.data.copy_(experts.gate_up_proj[1])
-    torchqat.calibrate(torchqat.prepare(linear, recipe_of(spec, "initialize: {method: gptq}\n", "*")), [x])
+    torchqat.calibrate(
+        torchqat.prepare(linear, recipe_of(spec, "initialize: {method: gptq, objective: layer}\n", "*")), [x]
+    )
     layer = prepared.experts.quantized["gate_up_proj"]
     begin, end = layer.rows_of(1)
     assert torch.equal(layer.quantized_weight()[begin:end], linear[0].quantized_weight())

@@ -207,7 +207,7 @@ def test_no_samples_have_their_sentence(llama):
 @pytest.mark.parametrize("rounding", ["weights", "signed"])
 def test_block_training_brings_the_blocks_nearer(llama, scale, rounding):
     weight = f"{{dtype: int2, group_size: 32, grid: full, scale: {scale}}}"
-    plain, _ = calibrated(llama, "{method: gptq}", tokens(64), weight=weight)
+    plain, _ = calibrated(llama, "{method: gptq, objective: layer}", tokens(64), weight=weight)
     # At twice the rate, signed steps beside learned scales find nothing better within 40 steps on some processors.
     training = f"{{steps: 40, batch_size: 8, learning_rate: 5.0e-3, rounding: {rounding}}}"
     trained, found = calibrated(llama, f"{{method: gptq, block_training: {training}}}", tokens(64), weight=weight)
@@ -218,7 +218,7 @@ def test_block_training_brings_the_blocks_nearer(llama, scale, rounding):
 
 def test_block_training_that_does_not_help_is_undone(llama):
     weight = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
-    plain, _ = calibrated(llama, "{method: gptq}", weight=weight)
+    plain, _ = calibrated(llama, "{method: gptq, objective: layer}", weight=weight)
     training = "{steps: 3, learning_rate: 0.9}"
     trained, found = calibrated(llama, f"{{method: gptq, block_training: {training}}}", weight=weight)
     assert [w for w in found.warnings if re.match(matches("ptq.training-did-not-help", block="model.layers.0"), w)]

@@ -13,7 +13,11 @@ from torchqat.device import CPU
 from torchqat.runs.restore import open_run, trained_model
 
 # Post-training quantization, with all that compares.
-ROUNDED = PTQ + "train: {steps: 0}\nevaluate: {compare: [int8], sensitivity: true}\n"
+# Gradients do not go back over tensors of cuda without it.
+ROUNDED = (
+    PTQ.replace("method: gptq", "method: gptq, objective: layer")
+    + "train: {steps: 0}\nevaluate: {compare: [int8], sensitivity: true}\n"
+)
 # What runs backwards is on another device than cuda: a torch without CUDA does not walk back over tensors of that.
 TRAINED = RECIPE.replace("steps: 8", "steps: 4, control: true, validate_every: 2").replace(
     "compare: [int8, int4]", "compare: [], sensitivity: true"

@@ -17,6 +17,8 @@ from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.runs.stream import quantize_folder
 from torchqat.verification.engines.transformers import load_in_transformers
 
+# What a streamed model is rounded for, to be compared with the whole one.
+GPTQ = "{method: gptq, objective: layer}"
 WEIGHT = "{dtype: int4, group_size: 32, grid: full, scale: mse}"
 WEIGHT_OF_GGUF = "{dtype: q4_0, scale: mse}"
 
@@ -44,7 +46,7 @@ def whole(folder, settings):
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3", "Gemma", "Gemma3Text"])
 @pytest.mark.parametrize(
     "initialize",
-    ["{method: gptq}", "{method: awq+gptq, correction: 0}", "{method: gptq, block_training: {steps: 4}}"],
+    [GPTQ, "{method: awq+gptq, correction: 0}", "{method: gptq, objective: layer, block_training: {steps: 4}}"],
 )
 def test_it_writes_what_the_whole_model_would_be(name, initialize, tmp_path):
     architectures.build(name).save_pretrained(tmp_path / "model")
@@ -63,7 +65,7 @@ def test_it_writes_what_the_whole_model_would_be(name, initialize, tmp_path):
 
 @pytest.mark.parametrize("format", ("gptq", "gptq_v2", "awq", "modelopt", "safetensors"))
 def test_other_formats_are_written_as_the_whole_model_would_be(format, folder, tmp_path):
-    settings = recipe("{method: gptq}", WEIGHT)
+    settings = recipe(GPTQ, WEIGHT)
     settings.exports = [format]
     quantize_folder(folder, tmp_path / "out", settings, tokens())
     prepared, _ = whole(folder, settings)
@@ -90,7 +92,7 @@ FAMILIES = {
 def test_a_gguf_file_is_byte_by_byte_that_of_the_whole_model(name, tokenizer, tmp_path):
     shape = {"vocab_size": len(tokenizer), **FAMILIES[name]}
     architectures.build(name.split(",")[0], **shape).save_pretrained(tmp_path / "model")
-    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
+    settings = recipe(GPTQ, WEIGHT_OF_GGUF)
     settings.exports = ["gguf"]
     streamed = quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens(), tokenizer)
     prepared, _ = whole(tmp_path / "model", settings)
@@ -108,7 +110,7 @@ def test_a_gguf_file_that_cannot_be_ended_is_not_there(folder, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(GgufStreamWriter, "add_rest", fails)
-    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
+    settings = recipe(GPTQ, WEIGHT_OF_GGUF)
     settings.exports = ["gguf"]
     with pytest.raises(torchqat.UserError):
         quantize_folder(folder, tmp_path / "out", settings, tokens())
@@ -117,7 +119,7 @@ def test_a_gguf_file_that_cannot_be_ended_is_not_there(folder, tmp_path, monkeyp
 
 def test_what_llama_cpp_does_not_know_is_refused_before_any_is_rounded(tmp_path, monkeypatch):
     architectures.build("StableLm").save_pretrained(tmp_path / "model")
-    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF)
+    settings = recipe(GPTQ, WEIGHT_OF_GGUF)
     settings.exports = ["gguf"]
     monkeypatch.setattr("torchqat.runs.stream.initialize", lambda *_: pytest.fail("it began"))
     with pytest.raises(torchqat.UserError, match=matches("export.gguf-architecture", architecture="stablelm")):
@@ -125,7 +127,7 @@ def test_what_llama_cpp_does_not_know_is_refused_before_any_is_rounded(tmp_path,
 
 
 def test_a_format_that_needs_the_whole_model_is_refused(folder, tmp_path):
-    settings = recipe("{method: gptq}", WEIGHT)
+    settings = recipe(GPTQ, WEIGHT)
     settings.exports = ["onnx"]
     with pytest.raises(torchqat.UserError, match=matches("stream.format", format="onnx")):
         quantize_folder(folder, tmp_path / "out", settings, tokens())
@@ -150,7 +152,7 @@ def test_inputs_and_caches_are_calibrated_on_the_way(folder, tmp_path):
 
 
 def test_transformers_loads_the_shards(folder, tmp_path):
-    settings = recipe("{method: gptq}", WEIGHT)
+    settings = recipe(GPTQ, WEIGHT)
     quantize_folder(folder, tmp_path / "out", settings, tokens())
     prepared, _ = whole(folder, settings)
     served = load_in_transformers(tmp_path / "out")
@@ -175,7 +177,7 @@ def test_weights_are_held_only_while_their_block_is_at_work(format, folder, tmp_
         add_block(writer, block)
 
     monkeypatch.setattr(writer_class, "add_block", count)
-    settings = recipe("{method: gptq}", WEIGHT_OF_GGUF if format == "gguf" else WEIGHT)
+    settings = recipe(GPTQ, WEIGHT_OF_GGUF if format == "gguf" else WEIGHT)
     settings.exports = [format]
     quantize_folder(folder, tmp_path / "out", settings, tokens())
     for index, names in enumerate(held):
@@ -213,7 +215,7 @@ def test_what_needs_the_whole_model_is_refused(folder, tmp_path):
 def test_blocks_that_are_no_row_are_refused(tmp_path):
     config = transformers.XLMConfig(emb_dim=64, n_layers=2, n_heads=4, n_words=100, vocab_size=100)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    settings = recipe("{method: gptq}", WEIGHT)
+    settings = recipe(GPTQ, WEIGHT)
     settings = torchqat.parse_recipe(settings.text.replace("model.layers.*", "transformer.*"), "recipe")
     with pytest.raises(torchqat.UserError, match=matches("stream.no-row", block="transformer.attentions.1")):
         quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
@@ -224,7 +226,7 @@ def test_blocks_that_give_more_than_hidden_states_are_streamed(tmp_path):
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "attention_hidden_size": 64}
     torch.manual_seed(0)
     transformers.RwkvForCausalLM(transformers.RwkvConfig(**shape)).save_pretrained(tmp_path / "model")
-    text = recipe("{method: gptq}", WEIGHT).text.replace("model.layers.*", "rwkv.blocks.*.key")
+    text = recipe(GPTQ, WEIGHT).text.replace("model.layers.*", "rwkv.blocks.*.key")
     settings = torchqat.parse_recipe(text, "recipe")
     quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
     prepared, _ = whole(tmp_path / "model", settings)
@@ -234,9 +236,7 @@ def test_blocks_that_give_more_than_hidden_states_are_streamed(tmp_path):
 
 
 def test_a_head_is_refused(folder, tmp_path):
-    text = recipe("{method: gptq}", WEIGHT).text.replace(
-        "initialize:", f"  - match: lm_head\n    weight: {WEIGHT}\ninitialize:"
-    )
+    text = recipe(GPTQ, WEIGHT).text.replace("initialize:", f"  - match: lm_head\n    weight: {WEIGHT}\ninitialize:")
     with pytest.raises(torchqat.UserError, match=matches("stream.layer-outside-blocks", layer="lm_head")):
         quantize_folder(folder, tmp_path / "out", torchqat.parse_recipe(text, "recipe"), tokens())
 
@@ -250,7 +250,7 @@ def test_a_missing_tensor_is_named_and_nothing_is_left(folder, tmp_path):
     (broken / "config.json").write_text((folder / "config.json").read_text())
     lacking = matches("checkpoints.lacks-tensor", folder=broken, name="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(torchqat.UserError, match=lacking):
-        quantize_folder(broken, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+        quantize_folder(broken, tmp_path / "out", recipe(GPTQ, WEIGHT), tokens())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     with pytest.raises(torchqat.UserError, match=matches("checkpoints.no-safetensors-in-folder", folder=tmp_path)):
         CheckpointReader(tmp_path)
@@ -266,7 +266,7 @@ def test_a_wrong_shape_is_named(folder, tmp_path):
 
 def test_no_batches_have_their_sentence(folder, tmp_path):
     with pytest.raises(torchqat.UserError, match=matches("ptq.no-batches-for-method", method="gptq")):
-        quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), [])
+        quantize_folder(folder, tmp_path / "out", recipe(GPTQ, WEIGHT), [])
 
 
 def test_the_command_streams(arguments, recipe_file, tmp_path, capsys):
@@ -282,7 +282,7 @@ def test_a_weight_that_a_block_reads_past_its_layer_is_refused_before_any_is_rou
     transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "model")
     monkeypatch.setattr("torchqat.runs.stream.replace_layers", None)
     blocks = "layers:\n  - {match: blocks, weight: {dtype: int4, granularity: channel}}\n"
-    text = f"version: 1\n{blocks}  - {{match: '*.conv1d', weight: float}}\ninitialize: {{method: gptq}}\n"
+    text = f"version: 1\n{blocks}  - {{match: '*.conv1d', weight: float}}\ninitialize: {GPTQ}\n"
     parent = "MambaMixer (backbone.layers.0.mixer)"
     with pytest.raises(torchqat.UserError, match=matches("calls.read", parent=parent, mode="evaluation")):
         quantize_folder(tmp_path / "model", tmp_path / "out", torchqat.parse_recipe(text), tokens())
@@ -297,11 +297,11 @@ def test_a_layer_that_a_block_never_calls_is_refused_before_any_is_rounded(folde
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP", Passes)
     monkeypatch.setattr("torchqat.runs.stream.replace_layers", None)
     with pytest.raises(torchqat.UserError, match=matches("calls.never", layer="model.layers.0.mlp.up_proj")):
-        quantize_folder(folder, tmp_path / "out", recipe("{method: gptq}", WEIGHT), tokens())
+        quantize_folder(folder, tmp_path / "out", recipe(GPTQ, WEIGHT), tokens())
 
 
 def test_only_language_models_are_streamed(folder, tmp_path):
-    settings = recipe("{method: gptq}", WEIGHT)
+    settings = recipe(GPTQ, WEIGHT)
     settings.model.kind = "seq2seq"
     with pytest.raises(torchqat.UserError, match=matches("stream.of-kind", kind="seq2seq")):
         quantize_folder(folder, tmp_path / "out", settings, tokens())

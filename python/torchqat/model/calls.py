@@ -178,7 +178,9 @@ class _Reads(TorchFunctionMode):
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
         self.found: set[int] = set()
-        self._layers, self._watched, self._inside = layers, {id(layer.weight) for layer in layers}, 0
+        self._layers, self._inside = layers, 0
+        self._weights = [layer.weight for layer in layers]  # held, or another tensor could come to have its id
+        self._watched = {id(weight) for weight in self._weights}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if not self._inside and not is_moving() and not _is_about(function):

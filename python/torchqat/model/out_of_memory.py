@@ -26,11 +26,16 @@ def explained(model: nn.Module, what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(s in str(error) for s in _SIGNS):
+        if not is_out_of_memory(error):
             raise
         layer = _layer_of(error, model)
         place = f" in {layer}" if layer else ""
         raise UserError(f"Memory must suffice for {what}, but ran out{place}; {advice}.") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory of the host or of a device had run out; torch has a class of its own only for the latter."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in _SIGNS)
 
 
 def _layer_of(error: BaseException, model: nn.Module) -> str:

@@ -9,13 +9,17 @@ from torchqat.ops import dequantize
 
 
 @torch.no_grad()
-def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings: Initialize) -> tuple[float, str]:
+def round_layer(
+    layer: QuantLayer, statistics: InputStatistics | None, settings: Initialize, output_hessian: Tensor | None = None
+) -> tuple[float, str]:
     """Choose codes and scales of ``layer`` at the width in force.
 
     Args:
         layer: Under GPTQ its master weight moves into the cells of the chosen codes; otherwise it stays as it is.
         statistics: Of its input; without them GPTQ and clipping fall back to the nearest level.
         settings: The recipe's ``initialize``.
+        output_hessian: Float32 ``[out, out]``, how much the model's output depends on this layer's, where GPTQ
+            is to see that (``output_gradients``).
 
     Returns:
         The squared error of its output per token (0 where nothing was chosen or measured), and a warning or ``""``.
@@ -27,7 +31,7 @@ def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings:
     if spec.scale == "minmax":
         return _loss(layer, hessian), ""
     if settings.rounding == "gptq" and hessian is not None:
-        return _gptq(layer, statistics, hessian, settings)
+        return _gptq(layer, statistics, hessian, settings, output_hessian)
     if settings.rounding == "clip" and hessian is not None:
         layer.set_qparams(
             *clipped_qparams(layer.master, hessian, spec, layer.weight_bits, *layer.settle_outer_scales())
@@ -39,7 +43,9 @@ def round_layer(layer: QuantLayer, statistics: InputStatistics | None, settings:
     return _loss(layer, hessian), ""
 
 
-def _gptq(layer: QuantLayer, statistics: InputStatistics, hessian, settings: Initialize) -> tuple[float, str]:
+def _gptq(
+    layer: QuantLayer, statistics: InputStatistics, hessian: Tensor, settings: Initialize, output_hessian: Tensor | None
+) -> tuple[float, str]:
     drift, (outer_scale, outer_offset) = statistics.drift, layer.settle_outer_scales()
     rounded = gptq(
         layer.master,
@@ -54,6 +60,7 @@ def _gptq(layer: QuantLayer, statistics: InputStatistics, hessian, settings: Ini
         drift=drift,
         outer_scale=outer_scale,
         outer_offset=outer_offset,
+        output_hessian=output_hessian,
     )
     loss = output_error(layer.master.float() - rounded.weight, hessian)
     layer.set_master(rounded.target)

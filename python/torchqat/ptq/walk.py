@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat._library import FLOAT, Initialize, InputStatistics
 from torchqat.errors import UserError
@@ -17,6 +17,7 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import NamedModules
+from torchqat.model.out_of_memory import is_out_of_memory
 from torchqat.model.placement import Placed
 from torchqat.progress import counted
 from torchqat.ptq.block import Block, Forward, WholeModel
@@ -25,6 +26,7 @@ from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
 from torchqat.ptq.calls import moved
 from torchqat.ptq.equalize import equalize
 from torchqat.ptq.experts import round_experts
+from torchqat.ptq.output_gradients import output_hessians
 from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
@@ -69,14 +71,18 @@ def initialize(
         at_work: Holds the blocks of a model that is not in memory.
 
     Raises:
-        UserError: A model that is not in memory is no single row of blocks.
+        UserError: A model that is not in memory is no single row of blocks, or no gradient goes back through one
+            that is to be rounded by them.
     """
     result = Calibration()
     for _, layer in quant_layers(model):
         layer.unsettle_outer_scales()
     if "hadamard" in settings.transforms:
         rotate(model, batches[0], forward, placed, settings.rotation_size)
+    weighs: dict[str, Tensor] = {}
     if at_work is None:
+        if settings.weighs_outputs:
+            weighs = _weighed(model, batches, forward, settings, placed, result)
         found = cut_into_rows(model, batches, forward)
     else:
         found = cut_into_rows(model, batches, forward, at_work.lists, at_work.reads)
@@ -87,7 +93,7 @@ def initialize(
                 f"theirs, but {other} is not; run the recipe without streaming."
             )
     result.warnings += found.warnings
-    begun = _Work(placed, at_work)
+    begun = _Work(placed, at_work, weighs)
     for row in found.rows:
         _calibrate_row(row, row.open(model, batches, forward, placed), settings, result, begun)
     _round_idle(found.idle, settings, result, begun)
@@ -99,16 +105,43 @@ def initialize(
             forward,
             settings,
             result,
+            weighs,
         )
     result.note_what_was_left()
     return result
 
 
-class _Work:
-    """A block that is calibrated: in memory, and on the device."""
+def _weighed(
+    model: nn.Module, batches: list, forward: Forward, settings: Initialize, placed: Placed, result: Calibration
+) -> dict[str, Tensor]:
+    """``output_hessians``, or none, which is said, for a model through which no gradient goes back."""
+    try:
+        return output_hessians(model, batches, forward, placed)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        why = str(error).splitlines()[0].rstrip(".")
+        if settings.objective == "model":
+            raise UserError(
+                "initialize.objective must be auto or layer for a model through which no gradient goes back, but is model: "
+                f"{why}."
+            ) from error
+        result.warnings.append(
+            f"No gradient goes back through the model, so GPTQ rounds each layer for its own output: {why}."
+        )
+        return {}
 
-    def __init__(self, placed: Placed, at_work: AtWork | None):
-        self.placed, self._at_work = placed, at_work
+
+class _Work:
+    """A block that is calibrated: in memory, and on the device.
+
+    Attributes:
+        placed: Where.
+        weighs: How much the model's output depends on that of each layer, by name, until the layer is rounded.
+    """
+
+    def __init__(self, placed: Placed, at_work: AtWork | None, weighs: dict[str, Tensor]):
+        self.placed, self._at_work, self.weighs = placed, at_work, weighs
 
     @contextmanager
     def __call__(self, block: Block) -> Iterator[None]:
@@ -198,7 +231,7 @@ def _quantize(
     parts = [range(stage, stage + 1) for stage in whole] if settings.sequential else [whole] if stages else []
     for part in counted(parts, f"Rounding {block.name or 'the model'}"):
         for place, statistics in zip(part, streams.gather(part), strict=True):
-            _round(stages[place], statistics, settings, result)
+            _round(stages[place], statistics, settings, result, begun.weighs)
     if round_experts(block, hidden, settings, result):
         streams.forget()
     for name in unreached:
@@ -220,9 +253,11 @@ def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initia
                 result.rowless.append(name)
 
 
-def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration) -> None:
+def _round(
+    stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration, weighs: dict[str, Tensor]
+) -> None:
     for name, layer in stage.layers:
-        loss, warning = round_layer(layer, statistics, settings)
+        loss, warning = round_layer(layer, statistics, settings, weighs.pop(name, None))
         layer.forget_weight()
         result.losses[name], result.tokens[name] = loss, statistics.tokens
         if warning:
@@ -240,7 +275,13 @@ def _round(stage: Stage, statistics: InputStatistics, settings: Initialize, resu
 
 
 def _round_rest(
-    model: nn.Module, blocks: list[Block], batches: list, forward: Forward, settings: Initialize, result: Calibration
+    model: nn.Module,
+    blocks: list[Block],
+    batches: list,
+    forward: Forward,
+    settings: Initialize,
+    result: Calibration,
+    weighs: dict[str, Tensor],
 ) -> None:
     """Layers outside the blocks, such as a head that a rule names: as one more block, on the finished ones."""
     inside = {id(layer) for block in blocks for _, layer in block.layers()}
@@ -254,4 +295,4 @@ def _round_rest(
     for stage in counted(stages, "Rounding layers outside the blocks"):
         stage.layers = [(name, layer) for name, layer in stage.layers if name in names]
         if stage.layers:
-            _round(stage, gather(whole, [stage], batches)[0], settings, result)
+            _round(stage, gather(whole, [stage], batches)[0], settings, result, weighs)

@@ -65,8 +65,8 @@ def quantize_folder(
     Args:
         source: A Hugging Face folder of a causal language model, in safetensors.
         output: A folder; replaced if it exists.
-        recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` needs the
-            whole model and is refused, and so are formats that need it.
+        recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` and
+            ``objective: model`` need the whole model and are refused, and so are formats that need it.
         batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and ``attention_mask``.
         tokenizer: Saved beside the model, or in the GGUF file, when given.
         on_block: Called with the number of finished blocks and of all.
@@ -154,6 +154,8 @@ def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[str]) -> N
         )
     if "hadamard" in recipe.initialize.transforms:
         raise UserError("hadamard rotates the whole model, so it cannot be streamed; run the recipe without streaming.")
+    if recipe.initialize.objective == "model":
+        raise UserError("initialize.objective must be auto or layer for a model that is streamed, but is model.")
     if not blocks:
         raise UserError("To be streamed, a model must be a row of blocks, such as model.layers, but this one is not.")
     inside = tuple(name + "." for name in blocks)
