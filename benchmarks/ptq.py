@@ -5,8 +5,9 @@
 
 On the small Llama of small_llama.py (trained and cached if it is not) or a folder of your own: KL to the float model
 on held-out text for each method, with the seconds that calibration took. Training starts from the default, with the
-scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the same model
-on the same tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished rows are kept, so an interrupted benchmark goes on.
+scales that GPTQ chose. Each --peer names the Python of an environment that has it; it rounds the same model on the same
+tokens to the same format (``workers/``), and what it gives is measured here as our own is. Finished rows are kept, so an
+interrupted benchmark goes on.
 """
 
 import argparse
