@@ -192,7 +192,8 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
        "relative_learning_rate holds."},
       {"train.relative_learning_rate",
        "Of quantized weights, in units of the distance between two levels, so that it suits every "
-       "model and width; what is not quantized moves by the mean of these rates."},
+       "model and width; less where a step has few tokens for each weight (docs/numerics.md, 38). "
+       "What is not quantized moves by the mean of these rates."},
       {"train.scale_learning_rate", "Relative to the size of a layer's scales."},
       {"train.weight_decay", "Of matrices; scales never decay."},
       {"train.gradient_clip", "Norm that gradients are cut to; 0 is off."},

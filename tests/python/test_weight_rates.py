@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchqat
 from torch import nn
+from torchqat.training.weight_rates import share_of_rate
 
 ROUNDED = "version: 1\nlayers: [{{match: '[02]', weight: {{{weight}}}}}]\ntrain: {{steps: 10{more}}}\n"
 
@@ -39,6 +40,25 @@ def test_a_weight_moves_by_a_share_of_the_distance_between_its_levels(scale):
         distance = layer.stored_qparams()[0].mean()  # of the levels of an integer: the scale
         moved = (layer.weight.detach() - old).abs()[layer.weight.grad != 0]
         assert torch.allclose(moved, (2e-3 * distance).expand_as(moved), rtol=1e-2)
+
+
+def test_many_weights_for_few_tokens_move_less():
+    settings = recipe_of(more=", batch_size: 2, sequence_length: 512").train
+    assert share_of_rate(1_000, settings) == share_of_rate(5_000_000, settings) == 1.0
+    assert share_of_rate(80_000_000, settings) == pytest.approx(0.25)
+    settings = recipe_of(more=", batch_size: 2, sequence_length: 512, gradient_accumulation: 4").train
+    assert share_of_rate(80_000_000, settings) == pytest.approx(0.5)
+    assert share_of_rate(20_000_000, settings) == 1.0
+
+
+def test_a_smaller_share_is_in_the_rates(monkeypatch):
+    recipe = recipe_of()
+    model = torchqat.prepare(net(), recipe)
+    whole = rate_of(torchqat.parameter_groups(model, recipe), model[0].weight)
+    monkeypatch.setattr("torchqat.training.weight_rates.WEIGHTS", (32 * 16 + 16 * 16) / 2 / 9)
+    monkeypatch.setattr("torchqat.training.weight_rates.TOKENS", 1024)
+    recipe = recipe_of(more=", batch_size: 2, sequence_length: 256")
+    assert rate_of(torchqat.parameter_groups(model, recipe), model[0].weight) == pytest.approx(whole / 6)
 
 
 def test_what_is_not_rounded_moves_by_the_mean_of_these_rates():

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from torchqat._library import TrainSection
 from torchqat.layers.prepared import quant_layers
+from torchqat.training import processes
 
 # Of AdamW, where nothing is rounded: float models, adapters, and models of which scales alone train.
 UNRELATED = 2e-4
+# Up to so many quantized weights for every so many tokens of a step, the rate of the recipe holds as it is.
+WEIGHTS, TOKENS = 5_000_000, 1024
 
 
 def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[list[Tensor], float]], float]:
@@ -27,9 +30,18 @@ def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[l
             known.add(id(layer.weight))
             key = layer.weight_spec.type_name, layer.weight_shape
             alike[key].append((layer.weight, layer.level_distance()))
+    rate = settings.relative_learning_rate * share_of_rate(
+        sum(weight.numel() for layers in alike.values() for weight, _ in layers), settings
+    )
     found = [
-        ([weight for weight, _ in layers], settings.relative_learning_rate * fmean(distance for _, distance in layers))
+        ([weight for weight, _ in layers], rate * fmean(distance for _, distance in layers))
         for layers in alike.values()
     ]
     rates = [rate for weights, rate in found for _ in weights]
     return found, fmean(rates) if rates else UNRELATED
+
+
+def share_of_rate(weights: int, settings: TrainSection) -> float:
+    """How much of the relative rate is taken where so many weights learn from the tokens of a step (numerics.md 38)."""
+    tokens = settings.batch_size * settings.sequence_length * settings.gradient_accumulation * processes.count()
+    return min(1.0, (tokens / TOKENS * WEIGHTS / max(weights, 1)) ** 0.5)
