@@ -211,9 +211,9 @@ def test_an_input_after_a_skip_is_what_the_quantized_blocks_give():
     """The statistics of GPTQ, seen by what it makes of the last block: as if that alone were quantized after the others."""
     torch.manual_seed(0)
     model = Skips()
-    ready = prepared(model, initialize="{method: gptq, correction: 0}")
+    ready = prepared(model, initialize="{method: gptq, objective: layer, correction: 0}")
     torchqat.calibrate(ready, VECTORS)
-    alone = prepared(model, "layers.2.linear", "{method: gptq, correction: 0}")
+    alone = prepared(model, "layers.2.linear", "{method: gptq, objective: layer, correction: 0}")
     with torch.no_grad():
         inputs = [first + ready.layers[1](first) for first in map(ready.layers[0], VECTORS)]
     torchqat.calibrate(alone, inputs, lambda net, batch: net.layers[2](batch))
