@@ -1,4 +1,4 @@
-"""What training of quantized experts holds beyond plain training: the rounded experts of one layer, however many there are."""
+"""What training of quantized experts holds beyond plain training: the rounded experts of one layer at a time."""
 
 import copy
 
