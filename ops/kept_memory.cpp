@@ -67,6 +67,11 @@ class KeptMemory final : public c10::Allocator {
     most_bytes_ = bytes_;
   }
 
+  void release_all_but_the_largest() {
+    const std::lock_guard lock(mutex_);
+    while (free_.size() > 1) drop(free_.begin());
+  }
+
  private:
   using FreeList = std::multimap<size_t, void*>;
 
@@ -164,7 +169,10 @@ void release_kept_memory() {
 #endif
 }
 
+void release_all_but_the_largest() { brief().release_all_but_the_largest(); }
+
 TORCH_LIBRARY_FRAGMENT(qat, m) {
+  m.def("release_all_but_the_largest() -> ()", &release_all_but_the_largest);
   m.def("kept_bytes() -> int", &kept_bytes);
   m.def("most_kept_bytes() -> int", &most_kept_bytes);
   m.def("release_kept_memory() -> ()", &release_kept_memory);

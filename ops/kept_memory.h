@@ -35,4 +35,8 @@ QAT_API int64_t most_kept_bytes();
 // keeps of memory that was freed.
 QAT_API void release_kept_memory();
 
+// Gives back the buffers that nothing uses but the largest: after a part of a model that needs
+// several at once, where what follows takes turns on one.
+QAT_API void release_all_but_the_largest();
+
 }  // namespace qat

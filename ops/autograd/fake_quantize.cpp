@@ -31,8 +31,9 @@ bool is_alone(const at::Tensor& grad) {
   return (!views || grad._base().use_count() == 1) && grad.storage().use_count() == (views ? 2 : 1);
 }
 
-// Gradients (4) to (6), found in one pass over x. Keeps its inputs, which live anyway, and the
-// parameters that it found; nothing at all where the gradient is the identity.
+// Gradients (4) to (6), found in one pass over x. Keeps its inputs, which live anyway; nothing at
+// all where the gradient is the identity. Parameters that it found are found again: kept from a
+// forward to its backward, those of all layers would take memory that grows with the model.
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::string& text,
@@ -47,11 +48,10 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const Quantizer quantizer = Quantizer::parse(text);
     if (!quantizer.never_clips()) {
       ctx->saved_data["quantizer"] = text;
-      const at::Tensor outer = outer_scale.value_or(at::Tensor());
-      if (quantizer.mode == Quantizer::Mode::minmax)
-        ctx->save_for_backward({x, found, quantizer.shifts() ? zero : at::Tensor(), outer});
-      else
-        ctx->save_for_backward({x, *scale, zero_point.value_or(at::Tensor()), outer});
+      const auto kept = [&](const OptionalTensor& given) { return given.value_or(at::Tensor()); };
+      const bool finds = quantizer.mode == Quantizer::Mode::minmax;
+      ctx->save_for_backward({x, finds ? at::Tensor() : kept(scale),
+                              finds ? at::Tensor() : kept(zero_point), kept(outer_scale)});
     }
     return {y, found, zero};
   }

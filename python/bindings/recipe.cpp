@@ -61,7 +61,8 @@ Initialize initialize_from(const py::tuple& state) {
 }  // namespace
 
 void def_recipe(py::module_& m) {
-  py::register_exception<RecipeError>(m, "RecipeError", PyExc_ValueError);
+  py::register_exception<RecipeError>(m, "RecipeError",
+                                      py::module_::import("torchqat.errors").attr("UserError"));
   py::class_<Bound>(m, "Bound")
       .def(py::init([](double value, bool is_percent) { return Bound{is_percent, value}; }),
            py::arg("value"), py::arg("is_percent") = true)

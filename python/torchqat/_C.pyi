@@ -4,11 +4,13 @@ from os import PathLike
 
 from torch import Tensor, dtype
 
+from torchqat.errors import UserError
+
 FLOAT: int
 built_for_torch: str
 built_with_cuda: bool
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """Every problem of a recipe, one ``file:line:column: sentence`` a line."""
 
 class FileError(OSError):

@@ -1,4 +1,4 @@
-"""The one exception for bad input, whose text is a sentence for the user."""
+"""The exception for bad input, whose text is a sentence for the user; what is wrong with recipes is one of it."""
 
 
 class UserError(ValueError):

@@ -33,6 +33,17 @@ TEST_F(KeptMemory, LayersTakeTurnsOnTheLargestBuffer) {
   EXPECT_EQ(most_kept_bytes() - before, 10 * kMegabyte);
 }
 
+TEST_F(KeptMemory, OneOfSeveralBuffersIsKept) {
+  const int64_t before = kept_bytes();
+  {
+    const at::Tensor one = bytes(4 * kMegabyte), other = bytes(6 * kMegabyte);
+    release_all_but_the_largest();
+    EXPECT_EQ(kept_bytes() - before, 10 * kMegabyte) << "both are in use";
+  }
+  release_all_but_the_largest();
+  EXPECT_EQ(kept_bytes() - before, 6 * kMegabyte);
+}
+
 TEST_F(KeptMemory, ASmallResultDoesNotHoldALargeBuffer) {
   bytes(64 * kMegabyte);
   const at::Tensor small = bytes(kMegabyte);

@@ -1,5 +1,6 @@
 """``export``: a prepared model as a checkpoint that other programs load."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.configuration import check_configuration
 from torchqat.checkpoints.formats.folder import write_folder
 from torchqat.checkpoints.formats.known import find_format, formats
+from torchqat.checkpoints.formats.loads import loading_note
 from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
-from torchqat.checkpoints.formats.naming import documents_on_disk
+from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
@@ -146,8 +148,10 @@ def check_exports(
     writes_text: bool,
     dtype: torch.dtype | None = None,
     pooling: str = "",
-) -> None:
+) -> list[str]:
     """Whether ``model`` can be exported, once trained as ``plan`` says, in each format of ``names``.
+
+    Returns what is to be known of how the exports load, a sentence each.
 
     Args:
         model: Before it is prepared; its parameters may be on the meta device.
@@ -162,11 +166,13 @@ def check_exports(
     """
     check_configuration(model)
     checked = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
-    on_disk = DiskNames(model)
+    on_disk, notes = DiskNames(model), []
     for name in names:
         format = format_for(model, checked, name)
         if name in FOLDERS:
-            documents_on_disk(model, checked, format, on_disk)
+            documents = documents_on_disk(model, checked, format, on_disk)
+            if is_compressed_tensors(name):
+                notes.append(loading_note(model, json.loads(documents["config.json"])))
         stored = stored_dtype(format, dtype) or next(model.parameters()).dtype
         check_precision(plan.layers, stored)
         if name == "mlx":
@@ -189,10 +195,18 @@ def check_exports(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
                 "for a language model, gguf runs on any machine."
             )
+    return [note for note in notes if note]
 
 
-def export_notes(model: nn.Module, format: str) -> list[str]:
-    """What users should know of an export of ``model`` in that format, a sentence each: what it has not of the model."""
+def export_notes(model: nn.Module, format: str, folder: Path | None = None) -> list[str]:
+    """What users should know of an export of ``model`` in that format, a sentence each.
+
+    What it has not of the model and, where it is the ``folder``, what transformers needs to be told to load it.
+    """
+    if folder is not None and is_compressed_tensors(format) and (folder / "config.json").is_file():
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        note = loading_note(model, settings.get("quantization_config", settings))
+        return [note] if note else []
     if format != "gguf":
         return []
     from torchqat.checkpoints.formats.gguf_architectures import gguf_notes

@@ -43,7 +43,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
         found = None
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
-        check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
+        notes += check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
         try_own_optimizer(loaded, plan, found)
         say(str(plan).rstrip("\n"))
     for note in notes:

@@ -1,7 +1,7 @@
 """``QuantExperts``: the matrices of a mixture's experts, which lie in one parameter, rounded where their module reads it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +13,7 @@ from torchqat._library import LayerPlan
 from torchqat.layers.made_class import reduce_made
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import whole
+from torchqat.ops.runtime import release_all_but_the_largest
 
 # The child of an experts module that holds what quantization adds to it.
 STATE = "quantized"
@@ -118,7 +119,8 @@ class QuantExperts(QuantLayer):
         self._observe(self.weight)
         if reached is not None and self.weight_spec.scales_by_row:
             return self._rounded_alone(reached)
-        return self.shaped(self.quantized_weight())
+        with _saving(self._pack_copy) if self.transposed else nullcontext():
+            return self.shaped(self.quantized_weight())
 
     def shaped(self, matrix: Tensor) -> Tensor:
         """All matrices, one below the other, in the shape of the parameter."""
@@ -156,20 +158,41 @@ class QuantExperts(QuantLayer):
         """How to get ``saved``, a view of what the forward gave, again: by rounding."""
         size, stride, offset = saved.shape, saved.stride(), saved.storage_offset()
         rows, cols = self.matrix_shape
-        first, end, version = 0, rows, self.weight._version
+        first, end, check = 0, rows, self._unchanged()
         if self.weight_spec.scales_by_row:
             extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
             first, end = offset // cols, -(-(offset + extent) // cols)
 
         def again() -> Tensor:
-            if self.weight._version != version:
-                raise RuntimeError(
-                    f"The weights of experts ({self.leaf}) were changed between a forward and its backward."
-                )
+            check()
             part = self.rounded_rows(first, end) if (first, end) != (0, rows) else self.quantized_weight()
             return part.detach().as_strided(size, stride, part.storage_offset() + offset - first * cols)
 
         return again
+
+    def _pack_copy(self, saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        """What rounding saves: the copy of the weights in the order that it needs is made again."""
+        if saved.dtype != self.weight.dtype or saved.shape != self.matrix_shape:
+            return saved
+        check = self._unchanged()
+
+        def again() -> Tensor:
+            check()
+            return self.master.detach()
+
+        return again
+
+    def _unchanged(self) -> Callable[[], None]:
+        """Raises where the weights are no longer what they are now."""
+        version = self.weight._version
+
+        def check() -> None:
+            if self.weight._version != version:
+                raise RuntimeError(
+                    f"The weights of experts ({self.leaf}) were changed between a forward and its backward."
+                )
+
+        return check
 
 
 def quantize_experts(layers: list[QuantExperts]) -> None:
@@ -223,16 +246,29 @@ def _in_place_of_parameters(holder: nn.Module, reached: Tensor | None) -> Iterat
     places = {tensor.untyped_storage()._cdata: layers[leaf] for leaf, tensor in rounded.items()}
     vars(holder).update(rounded)
     try:
-        with _rounded_again(places):
+        with _saving(_rounded_again(places)):
             yield
     finally:
         for leaf in rounded:
             del vars(holder)[leaf]
+        rounded.clear()
+        if torch.is_grad_enabled():  # the backward needs one after the other
+            release_all_but_the_largest()
+
+
+def _rounded_again(places: dict[int, QuantExperts]) -> Callable[[Tensor], Tensor | Callable[[], Tensor]]:
+    """What autograd would keep of the rounded weights is rounded again when it is asked for."""
+
+    def pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+        layer = places.get(tensor.untyped_storage()._cdata)
+        return tensor if layer is None else layer.pack(tensor)
+
+    return pack
 
 
 @contextmanager
-def _rounded_again(places: dict[int, QuantExperts]) -> Iterator[None]:
-    """What autograd would keep of the rounded weights is rounded again when it is asked for.
+def _saving(pack: Callable[[Tensor], Tensor | Callable[[], Tensor]]) -> Iterator[None]:
+    """Autograd keeps what ``pack`` makes of a tensor: the tensor, or a function that gives it again.
 
     Inside of gradient checkpointing nothing is kept anyway, and its own hooks must see all tensors.
     """
@@ -240,11 +276,7 @@ def _rounded_again(places: dict[int, QuantExperts]) -> Iterator[None]:
         yield
         return
 
-    def pack(tensor: Tensor):
-        layer = places.get(tensor.untyped_storage()._cdata)
-        return tensor if layer is None else layer.pack(tensor)
-
-    def unpack(kept):
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
         return kept if isinstance(kept, Tensor) else kept()
 
     with saved_tensors_hooks(pack, unpack):

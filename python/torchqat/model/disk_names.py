@@ -67,8 +67,10 @@ class DiskNames:
     def __init__(self, model: nn.Module):
         self._model = model
         self._groups: dict[str, _Group] = {}
+        self._targets: list[str] = []
         if converts(model):
             self._try(_shapes(model))
+            self._targets = _targets_of_converters(model)
 
     def parts(self, name: str) -> list[Part]:
         """What the model's tensor ``name`` is on disk: one part, or several; none where it is not cut from it alone."""
@@ -79,7 +81,14 @@ class DiskNames:
 
     def put_together(self) -> set[str]:
         """Those of the model's tensors that a loader makes from others on disk, rather than take one as it is."""
-        return {name for name in self._groups if [part.whole for part in self.parts(name)] != [True]}
+        return {
+            name for name in self._groups if [part.whole for part in self.parts(name)] != [True] or self._made(name)
+        }
+
+    def _made(self, name: str) -> bool:
+        """Whether a loader makes it from all that it finds by a pattern, which is one tensor here."""
+        parts = self.parts(name)
+        return len(parts) == 1 and parts[0].name != name and any(target in name for target in self._targets)
 
     def layer(self, name: str) -> str:
         """The name on disk of the quantized layer ``name``, whose tensors beside the weight are called after it.
@@ -150,6 +159,16 @@ def reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, dict(state))
+
+
+def _targets_of_converters(model: nn.Module) -> list[str]:
+    """Parts of the names of tensors that transformers computes from others while it loads."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    found = get_model_conversion_mapping(model)
+    targets = [target for one in found if isinstance(one, WeightConverter) for target in one.target_patterns]
+    return [target.partition("\\")[0] for target in targets]  # up to what is filled in
 
 
 def _shapes(model: nn.Module) -> dict[str, Tensor]:

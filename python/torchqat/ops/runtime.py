@@ -24,3 +24,8 @@ def most_kept_bytes() -> int:
 def release_kept_memory() -> None:
     """Give the kept memory that is not in use back to the system, and what the allocator keeps of memory that was freed."""
     torch.ops.qat.release_kept_memory()
+
+
+def release_all_but_the_largest() -> None:
+    """Give back the kept buffers that are not in use but the largest."""
+    torch.ops.qat.release_all_but_the_largest()

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from torchqat.checkpoints.formats.loads import loads_made_dense_alone
+from torchqat.checkpoints.formats.naming import is_compressed_tensors
+
 _SHELL, _PYTHON = "```sh\n{}\n```\n", "```python\n{}\n```\n"
 # What transformers needs beside itself.
 _BESIDE = {"compressed-tensors": "compressed-tensors", "gptq": "gptqmodel optimum", "gptq_v2": "gptqmodel optimum"}
@@ -48,5 +51,9 @@ def _in_transformers(folder: Path, format: str, place: str) -> str:
         name = known[0]
     beside = _BESIDE[format]
     needs = f", with `pip install {beside}`" if beside else ""
-    code = f'from transformers import {name}\n\nmodel = {name}.from_pretrained("{place}", dtype="auto")'
+    imports, options = name, 'dtype="auto"'
+    if is_compressed_tensors(format) and loads_made_dense_alone(folder):
+        imports, options = f"CompressedTensorsConfig, {name}", 'dtype="auto", quantization_config=dense'
+    dense = "dense = CompressedTensorsConfig(dequantize=True)\n" if imports != name else ""
+    code = f'from transformers import {imports}\n\n{dense}model = {name}.from_pretrained("{place}", {options})'
     return f"In transformers{needs}:\n\n{_PYTHON.format(code)}"

@@ -265,7 +265,9 @@ class Run:
         if resume:
             self.dtype = same_dtype(self.folder, self.dtype)
         outline, asked = self.float_model.outline, dtype_named(self.dtype)
-        check_exports(outline, self.plan, self.recipe.exports, self.kind.writes_text, asked, self.kind.pooling)
+        exports, kind = self.recipe.exports, self.kind
+        for sentence in check_exports(outline, self.plan, exports, kind.writes_text, asked, kind.pooling):
+            self.float_model.note(sentence)
         try_own_optimizer(self.recipe, self.plan, outline)
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
             check_recomputes(outline)

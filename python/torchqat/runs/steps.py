@@ -137,7 +137,7 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     notes = [] if dtype else [dtype_note(run, model, format, dtype := export_dtype(run, model, format))]
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
     put_terms(run, written)
-    notes += export_notes(model, format)
+    notes += export_notes(model, format, written)
     for note in filter(None, notes):
         run.float_model.note(note)
         with run.changed_report() as report:

@@ -96,7 +96,7 @@ def quantize_folder(
             copy_into(folder, files or {})
         keep_card(Path(output), folder)
         result.calibration, result.folder = calibration, Path(output)
-    calibration.warnings += _notes(model, reader, recipe.exports[0])
+    calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
     return result
 
 
@@ -108,9 +108,9 @@ def _writer(model: nn.Module, plan: Plan, folder: Path, format: str, reader: Che
     return GgufStreamWriter(model, plan, folder, reader, tokenizer)
 
 
-def _notes(model: nn.Module, reader: CheckpointReader, format: str) -> list[str]:
+def _notes(model: nn.Module, reader: CheckpointReader, format: str, folder: Path) -> list[str]:
     """What users should know of the checkpoint, a sentence each."""
-    passed_over, notes = reader.passed_over(), export_notes(model, format)
+    passed_over, notes = reader.passed_over(), export_notes(model, format, folder)
     if passed_over:
         more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
         done = "is not in the GGUF file" if format == "gguf" else "was copied as it is"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torchqat
 from torch import nn
+from torchqat.checkpoints.export import export_notes
 
 from model_zoo import reload
 from model_zoo.recipes import ATTEMPTS, said, without
@@ -48,7 +49,8 @@ def read_by_transformers(subject: Subject) -> Cell | None:
     try:
         loaded = reload.by_transformers(subject.folder / "compressed-tensors", subject.plain, batch)
     except Exception as error:
-        return _unless_transformers(subject, described(error))
+        told = export_notes(model, "compressed-tensors", subject.folder / "compressed-tensors")
+        return Cell(NO, told[0]) if told else _unless_transformers(subject, described(error))
     wrong = reload.differences(loaded, reload.expected_weights(subject, model))
     if wrong:
         return _unless_transformers(subject, f"loaded by transformers, these differ: {listed(wrong)}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, LayerPlan, QuantizedWeights
 from torchqat.checkpoints.formats.experts import check_experts_found, cut, expert_parts, planned
+from torchqat.checkpoints.formats.loads import check_converts
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.model.disk_names import DiskNames
@@ -100,6 +101,8 @@ def documents_on_disk(
     elif compressed and any(experts.values()):
         _check_alike(plan, experts, together)
         documents["config.json"] = _with_experts(documents["config.json"])
+    if compressed:
+        check_converts(model, documents["config.json"])
     return documents
 
 

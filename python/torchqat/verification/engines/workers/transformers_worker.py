@@ -3,6 +3,7 @@
 import inspect
 import json
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,34 @@ def _loaded(folder: Path, settings: dict, options: dict, failed: Exception | Non
 
     named = (settings.get("architectures") or [""])[0]
     architecture = getattr(transformers, named, transformers.AutoModelForCausalLM)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_weight_looked_for():
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # it is what we mean to do
         try:
             return _whole(architecture, folder, options).eval()
         except Exception as error:
             raise failed or error from error
+
+
+@contextmanager
+def _no_weight_looked_for():
+    """transformers initializes what a checkpoint lacks, and architectures look for weights of layers that have packed ones.
+
+    Those could not be looked into at all; that users cannot load such a checkpoint in this way is said where it is written
+    (``checkpoints/formats/loads.py``). Nothing that lacks a weight stays unseen: ``_whole`` asks for missing keys.
+    """
+    import transformers
+
+    own = transformers.PreTrainedModel._initialize_weights
+
+    def initialize(self, module, *rest, **options):
+        with suppress(AttributeError):
+            own(self, module, *rest, **options)
+
+    transformers.PreTrainedModel._initialize_weights = initialize
+    try:
+        yield
+    finally:
+        transformers.PreTrainedModel._initialize_weights = own
 
 
 def _made_dense(model):
