@@ -18,8 +18,9 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"size.bits_per_weight",
        "Bits that a weight may take, scales included, on average over all that are multiplied."},
       {"engine",
-       "Mode auto: where what is exported is measured. Language models: transformers, vllm or "
-       "llama.cpp; other kinds: transformers or onnxruntime."},
+       "What serves the export: it is measured there in the end, and what it would not compute is "
+       "refused before training. Language models: transformers, vllm, llama.cpp, mlx, openvino, "
+       "onnxruntime-genai or executorch; other kinds: transformers or onnxruntime."},
       {"device",
        "auto (a GPU where there is one that torchqat was built for), cpu, cuda or cuda:N; --device "
        "sets it."},

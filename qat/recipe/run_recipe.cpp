@@ -168,11 +168,52 @@ std::string read_device(YamlSection& section) {
   return device;
 }
 
-// What mode auto decides by, and the formats that are written.
+struct Engine {
+  std::string name;
+  bool writes_text;  // it serves language models, or other kinds
+  std::vector<std::string>
+      formats;  // that it loads; the first is written where a recipe lists none
+};
+
+// Transformers reads most formats, and says of others that it does not.
+const std::vector<Engine>& known_engines() {
+  static const std::vector<Engine> kEngines{{"transformers", true, {}},
+                                            {"vllm", true, {"compressed-tensors", "gptq", "awq"}},
+                                            {"llama.cpp", true, {"gguf"}},
+                                            {"mlx", true, {"mlx"}},
+                                            {"openvino", true, {"gguf"}},
+                                            {"onnxruntime-genai", true, {"gptq", "awq"}},
+                                            {"executorch", true, {"safetensors"}},
+                                            {"transformers", false, {}},
+                                            {"onnxruntime", false, {"onnx"}}};
+  return kEngines;
+}
+
+// The engine that the export is for, and the formats that are written.
+void read_exports(YamlSection& section, RunRecipe& recipe) {
+  const bool writes_text = recipe.model.kind == "causal_lm";
+  std::vector<std::string> names;
+  for (const Engine& engine : known_engines())
+    if (engine.writes_text == writes_text) names.push_back(engine.name);
+  if (section.has("engine")) recipe.engine = section.one_of("engine", "transformers", names);
+  std::vector<std::string> loaded;
+  for (const Engine& engine : known_engines())
+    if (engine.writes_text == writes_text && engine.name == recipe.engine) loaded = engine.formats;
+  const std::string fitting = loaded.empty() ? "compressed-tensors" : loaded.front();
+  recipe.exports = section.words("export", {fitting}, kFormats);
+  const auto is_loaded = [&](const std::string& format) {
+    return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
+  };
+  if (!loaded.empty() && std::none_of(recipe.exports.begin(), recipe.exports.end(), is_loaded))
+    section.reject("export", "must list " + join(loaded, " or ") +
+                                 ", which is what engine: " + recipe.engine + " loads");
+}
+
+// What mode auto decides by.
 void read_decision(YamlSection& section, RunRecipe& recipe) {
   const bool decides = recipe.mode == "auto";
-  for (const auto* key : {"size", "engine"})
-    if (section.has(key) && !decides) section.reject(key, "must not be given unless mode is auto");
+  if (section.has("size") && !decides)
+    section.reject("size", "must not be given unless mode is auto");
   YamlSection size = section.section("size");
   recipe.size_bits_per_weight =
       size.number("bits_per_weight", recipe.size_bits_per_weight, 2.0, 32.0);
@@ -181,29 +222,6 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
   if (decides && !limits.accept_kl && !limits.accept_perplexity_ratio && !limits.accept_task_drop &&
       !limits.accept_cosine)
     section.reject("mode", "must be recipe unless evaluate.accept has limits");
-  const bool writes = recipe.model.kind == "causal_lm";
-  if (section.has("engine"))
-    recipe.engine =
-        section.one_of("engine", "transformers",
-                       writes ? std::vector<std::string>{"transformers", "vllm", "llama.cpp", "mlx"}
-                              : std::vector<std::string>{"transformers", "onnxruntime"});
-  const char* fitting = recipe.engine == "llama.cpp"     ? "gguf"
-                        : recipe.engine == "mlx"         ? "mlx"
-                        : recipe.engine == "onnxruntime" ? "onnx"
-                                                         : "compressed-tensors";
-  recipe.exports = section.words("export", {fitting}, kFormats);
-  // What each engine loads; transformers reads most formats, and says of others that it does not.
-  std::vector<std::string> loaded;
-  if (recipe.engine == "vllm")
-    loaded = {"compressed-tensors", "gptq", "awq"};
-  else if (!recipe.engine.empty() && recipe.engine != "transformers")
-    loaded = {fitting};
-  const auto is_loaded = [&](const std::string& format) {
-    return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
-  };
-  if (!loaded.empty() && std::none_of(recipe.exports.begin(), recipe.exports.end(), is_loaded))
-    section.reject("export", "must list " + join(loaded, " or ") +
-                                 ", which is what engine: " + recipe.engine + " loads");
 }
 
 RunRecipe read_recipe(YamlSection& section) {
@@ -231,6 +249,7 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.distill = read_distill(section.section("distill"), recipe.model.kind);
   recipe.evaluate = read_evaluate(section.section("evaluate"), recipe.model.kind);
   read_decision(section, recipe);
+  read_exports(section, recipe);
   section.finish();
   return recipe;
 }

@@ -152,7 +152,11 @@ def test_the_engine_is_measured(decide):
         ),
         (
             "evaluate: {accept: {kl: 1}}\nengine: ollama\n",
-            matches("recipe.unknown-word", key="engine", known="transformers, vllm, llama.cpp or mlx"),
+            matches(
+                "recipe.unknown-word",
+                key="engine",
+                known="transformers, vllm, llama.cpp, mlx, openvino, onnxruntime-genai or executorch",
+            ),
         ),
     ],
 )

@@ -13,7 +13,7 @@ from torchqat.ptq.skipped import NotSkippable, Skipped, form_of, is_whole
 
 SETTINGS = """version: 1
 layers: [{{match: "*", weight: {{dtype: int4, group_size: 16, scale: mse}}{rest}}}]
-initialize: {{method: gptq, correction: {correction}}}
+initialize: {{method: gptq, objective: layer, correction: {correction}}}
 """
 
 

@@ -33,28 +33,29 @@ def export(
     push_to_hub: str = PUSH,
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
-    import torchqat
     from torchqat.checkpoints.dtype import dtype_named
     from torchqat.checkpoints.export import check_exports
     from torchqat.runs.cards import put_card
     from torchqat.runs.coverage import coverage
+    from torchqat.runs.exported import export_run
     from torchqat.runs.hub import check_hub, push
-    from torchqat.runs.restore import open_run, trained_model
-    from torchqat.runs.steps import remember_export, write_export
+    from torchqat.runs.restore import open_run
+    from torchqat.runs.steps import remember_export
     from torchqat.runs.variants import last_name
 
     if push_to_hub:
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
     asked = dtype_named(dtype)
-    check_exports(opened.original, opened.plan, [format], opened.kind.writes_text, asked, opened.kind.pooling)
-    model = trained_model(opened)
-    target = Path(output or Path(run) / "exports" / format)
+    check_exports(
+        opened.float_model.outline, opened.plan, [format], opened.kind.writes_text, asked, opened.kind.pooling
+    )
+    folder = Path(output or Path(run) / "exports" / format)
     options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "ternary": ternary, "dtype": asked}
-    folder = write_export(opened, model, target, format, **options)
+    checked = export_run(opened, folder, format, **options)
     for sentence in coverage(opened.plan):
         say(sentence)
-    _print_verification(folder, torchqat.verify(folder, model, device=opened.device))
+    _print_verification(folder, checked)
     say(f"sha256 {remember_export(opened, folder, last_name(opened))}")
     put_card(opened, folder, opened.report().variant(last_name(opened)), push_to_hub)
     if push_to_hub:

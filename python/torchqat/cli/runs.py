@@ -27,6 +27,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     from torchqat.precision import emulated_choices
     from torchqat.runs.own_optimizer import try_own_optimizer
     from torchqat.training.checks import check_training
+    from torchqat.verification.engines import check_engine
 
     loaded, notes = torchqat.load_recipe(recipe, settings), []
     check_training(loaded)
@@ -44,6 +45,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
         notes += check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
+        check_engine(loaded.engine, found, plan.layers)
         try_own_optimizer(loaded, plan, found)
         say(str(plan).rstrip("\n"))
     for note in notes:

@@ -6,10 +6,6 @@ back at 8 bits. The first that meets ``evaluate.accept`` and ``size`` is exporte
 resumed, or whose limits changed, goes on from there.
 """
 
-from pathlib import Path
-
-from torch import nn
-
 from torchqat.checkpoints.export import format_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.errors import UserError
@@ -17,6 +13,7 @@ from torchqat.reports.report import Limit, Report, Variant
 from torchqat.runs.candidates import Candidate, Candidates
 from torchqat.runs.cards import put_card
 from torchqat.runs.coverage import size_of_variant
+from torchqat.runs.in_engine import measured_in_engine
 from torchqat.runs.run import Run
 from torchqat.runs.samples import samples_of
 from torchqat.runs.steps import (
@@ -26,9 +23,7 @@ from torchqat.runs.steps import (
     make_variant,
     measure_baseline,
     measure_sensitivity,
-    verify_in_engine,
 )
-from torchqat.verification.engines import engine_formats
 
 
 def decide(run: Run) -> Report:
@@ -120,24 +115,10 @@ def _finish(run: Run, candidates: Candidates, chosen: Variant) -> None:
             notes.append(str(error))
     formats = held or ["compressed-tensors"]
     folders = {f: run.folder / export_and_verify(run, model, f, chosen.name, "") for f in formats}
-    loaded = engine_formats(run.recipe.engine)
-    served = next((folder for format, folder in folders.items() if format in loaded), None)
-    engine = _in_engine(run, model, served or next(iter(folders.values()))) if run.recipe.engine else {}
+    engine = measured_in_engine(run, model, folders)
     for folder in folders.values():
         put_card(run, folder, chosen)
     samples = samples_of(run, model, chosen)
     with run.changed_report() as report:
         report.notes += [note for note in notes if note not in report.notes]  # said by an earlier, resumed run
         report.engine, report.samples = engine, samples
-
-
-def _in_engine(run: Run, model: nn.Module, folder: Path) -> dict:
-    try:
-        timed = run.kind.writes_text or run.recipe.engine == "onnxruntime"  # transformers answers others alone
-        checked = verify_in_engine(run, folder, model, run.recipe.engine, timed)
-    except UserError as error:
-        run.progress.say(f"Note: {error}")
-        return {"name": run.recipe.engine, "note": str(error)}
-    run.progress.say(f"{folder}: {checked}")
-    speeds = {"export": checked.speed, "float": checked.baseline}
-    return {"name": run.recipe.engine, "ok": checked.ok, **{n: vars(s) for n, s in speeds.items() if s is not None}}

@@ -23,7 +23,7 @@ from torchqat.runs.run import Run
 from torchqat.runs.steps import measure_sensitivity
 from torchqat.runs.trained import trained_state
 from torchqat.training.state import load_training
-from torchqat.verification.engines import ENGINES
+from torchqat.verification.engines import ENGINES, check_engine
 
 # Layers that are backed off go to one of these: where inputs are in blocks, to a type that has them, too.
 _WIDE, _WIDE_IN_BLOCKS = 8, "mxfp8_e4m3"
@@ -91,7 +91,7 @@ class Candidates:
         """Those that the limits, the hardware and the engine of today ask for."""
         own, title = self.own, self.own.upper()
         found = [Candidate("int8", "INT8", "mse", self._all(_WIDE))] if self._takes(_WIDE) else []
-        if runs_float8(self.run.device):
+        if runs_float8(self.run.device) and self._served(float8_plan(self.run.plan)):
             found.append(Candidate("fp8", "FP8", "rtn", lambda: float8_plan(self.run.plan)))
         if self.are_integers and self.bits >= _WIDE:
             return found
@@ -131,10 +131,17 @@ class Candidates:
         return False
 
     def _takes(self, width: Width) -> bool:
-        """Whether every layer can be of that width."""
+        """Whether every layer can be of that width, and the engine that is named runs it."""
         try:
-            self._all(width)()
+            plan = self._all(width)()
         except ValueError:
+            return False
+        return self._served(plan)
+
+    def _served(self, plan: Plan) -> bool:
+        try:
+            check_engine(self.run.recipe.engine, self.run.float_model.outline, plan.layers)
+        except UserError:
             return False
         return True
 
@@ -202,7 +209,9 @@ class Candidates:
         return fine_tune(child)
 
     def _budgets(self) -> list[float]:
-        """Half of the room up to the size that is allowed, and all of it."""
+        """Half of the room up to the size that is allowed, and all of it; none where no layer can be backed off."""
+        if not self._takes(self.wide):
+            return []
         least = bits_of(self.run.plan, self._scale_bits)
         most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, self._scale_bits)
         return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []

@@ -1,11 +1,11 @@
 """``torchqat run``: the whole flow, stage by stage, each kept so that an interrupted run goes on where it was."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch
@@ -17,12 +17,14 @@ from torchqat.runs.auto import decide
 from torchqat.runs.fine_tune import fine_tune, products_in_precision
 from torchqat.runs.folder import default_folder
 from torchqat.runs.hub import check_hub
+from torchqat.runs.in_engine import measured_in_engine
 from torchqat.runs.page import write_page
 from torchqat.runs.progress import Progress
 from torchqat.runs.pushed import push_last
 from torchqat.runs.run import Run
 from torchqat.runs.samples import samples_of
 from torchqat.runs.steps import export_others, judge, make_variant, measure_baseline, measure_sensitivity
+from torchqat.runs.trained import trained_state
 from torchqat.runs.variants import initialized_name, naive_model, naive_name, trained_name
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.weight_rates import weight_rates
@@ -170,7 +172,9 @@ def _initialized(run: Run) -> None:
     name, trains = initialized_name(run), run.recipe.train.steps > 0
     done = run.report().variant(name)
     if done and not trains:
+        engine = _in_engine(run, lambda: run.prepared(run.plan), f"-{name}")
         with run.changed_report() as report:  # limits may have changed since
+            report.engine = engine
             judge(run, report, done)
     if done or (trains and not run.recipe.initialize.needs_data):
         return
@@ -180,10 +184,11 @@ def _initialized(run: Run) -> None:
     if not trains:
         export_others(run, model, variant, f"-{name}")
     samples = {} if trains else samples_of(run, model, variant)
+    engine = {} if trains else _in_engine(run, lambda: model, f"-{name}")
     with run.changed_report() as report:
         report.put(variant)
         if not trains:
-            report.samples = samples
+            report.samples, report.engine = samples, engine
             judge(run, report, variant)
 
 
@@ -229,10 +234,21 @@ def _trained(run: Run) -> None:
         variant = make_variant(run, name, f"{run.width_title} QAT", model, "")
         export_others(run, model, variant, "")
         samples = samples_of(run, model, variant)
+        engine = _in_engine(run, lambda: model, "")
+    else:
+        engine = _in_engine(run, lambda: trained_state(run), "")
     with run.changed_report() as report:  # where it was measured before, limits may have changed since
         naive = report.variant(naive_name(bits[0])) if len(bits) == 1 else None
         if naive and variant.recovered is None:
             variant.recovered = recovered(report.baseline["perplexity"], naive, variant)
         judge(run, report, variant)
-        report.samples = samples
+        report.samples, report.engine = samples, engine
         report.put(variant)
+
+
+def _in_engine(run: Run, model: Callable[[], nn.Module], suffix: str) -> dict[str, Any]:
+    """What the model that the run ends with costs in the recipe's engine; asked again where it was another or not there."""
+    kept = run.report().engine
+    if kept.get("name", "") == run.recipe.engine and "note" not in kept:
+        return kept
+    return measured_in_engine(run, model(), {f: run.folder / f"exports/{f}{suffix}" for f in run.recipe.exports})

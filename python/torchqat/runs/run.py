@@ -43,6 +43,7 @@ from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
 from torchqat.training.processes import all_cores, check_together, is_first, wait
 from torchqat.training.recomputation import check_recomputes
+from torchqat.verification.engines import check_engine
 
 # In the folder of a run.
 _EXAMPLE = Path("checkpoints") / "example.pt"
@@ -268,6 +269,7 @@ class Run:
         exports, kind = self.recipe.exports, self.kind
         for sentence in check_exports(outline, self.plan, exports, kind.writes_text, asked, kind.pooling):
             self.float_model.note(sentence)
+        check_engine(self.recipe.engine, outline, self.plan.layers)
         try_own_optimizer(self.recipe, self.plan, outline)
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
             check_recomputes(outline)

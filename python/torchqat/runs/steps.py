@@ -137,12 +137,16 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     notes = [] if dtype else [dtype_note(run, model, format, dtype := export_dtype(run, model, format))]
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
     put_terms(run, written)
-    notes += export_notes(model, format, written)
+    keep_notes(run, [*notes, *export_notes(model, format, written)])
+    return written
+
+
+def keep_notes(run: Run, notes: list[str]) -> None:
+    """Say each that is not empty, once, and put it into the report."""
     for note in filter(None, notes):
         run.float_model.note(note)
         with run.changed_report() as report:
             report.notes += [] if note in report.notes else [note]
-    return written
 
 
 def verify_in_engine(run: Run, folder: Path, model: nn.Module, engine: str, bench: bool) -> Verification:

@@ -1,12 +1,14 @@
 """A GGUF file of a model that is never whole: its header first, by the plan, then block by block, each read back."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Plan, QuantizedWeights
-from torchqat.checkpoints.convert import convert_layers
+from torchqat.checkpoints.convert import convert_layer, convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.gguf import GgufWriter, write_modelfile
 from torchqat.checkpoints.formats.known import bits_per_weight
@@ -17,22 +19,38 @@ from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import weight_name
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.model.outline import CheckpointReader
 from torchqat.ptq.block import Block
 from torchqat.ptq.walk import Calibration
 from torchqat.runs.stream_writer import Streamed
+from torchqat.verification.rope_gguf import rope_factors
+from torchqat.verification.unquantized_gguf import as_stored
+
+
+class Reader(Protocol):
+    """Tensors by their names in the model."""
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
 
 
 class GgufStreamWriter:
-    """The file, or its parts where it is large, which become those that ``export`` writes of the whole model."""
+    """The file, or its parts where it is large, which become those that ``export`` writes of the whole model.
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: Path, reader: CheckpointReader, tokenizer):
+    Args:
+        model: Without weights, but for those of layers outside the blocks that are quantized.
+        plan: What becomes of its layers.
+        folder: Where the file goes.
+        reader: Gives what lies outside the blocks and stays unquantized, by its name in the model.
+        tokenizer: As ``export`` takes it.
+        options: ``embeddings``, ``max_shard_size``, ``pooling`` and ``ternary``, as ``export`` takes them.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path, reader: Reader, tokenizer, **options: Any):
         self.model, self.folder, self.reader, self.tokenizer = model, folder, reader, tokenizer
         self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
         self.format = checked_format("gguf", self.plan)
         if hasattr(model, "tie_weights"):
             model.tie_weights()  # which an outline is made without
-        self.writer = GgufWriter(model, self.plan, folder / "model.gguf", tokenizer)
+        self.writer = GgufWriter(model, self.plan, folder / "model.gguf", tokenizer, **options)
         self.writer.flush()
         self.read_back = GgufFile(gguf_files(folder))
         self.elements, self.bits = 0, 0.0
@@ -44,20 +62,42 @@ class GgufStreamWriter:
     @torch.no_grad()
     def add_block(self, block: Block) -> None:
         prefix = block.name + "."
-        for name, tensor in float_tensors(block.module, checkpoint_plan(block.module)):
-            self.writer.add_float(prefix + name, tensor)
-        expected = {}
+        floats = {prefix + name: t for name, t in float_tensors(block.module, checkpoint_plan(block.module))}
+        for name, tensor in floats.items():
+            self.writer.add_float(name, tensor)
         layers = {name: layer for name, layer in block.layers() if layer.weight_spec is not None}
-        for layer in convert_layers(block.module, self.format.dtype, prefix):
+        self._add_layers(layers, convert_layers(block.module, self.format.dtype, prefix), prefix, floats)
+
+    @torch.no_grad()
+    def add_layer_alone(self, name: str, layer: QuantLayer) -> None:
+        """One outside the blocks."""
+        if name != self.writer.left_out:
+            self._add_layers({name: layer}, [convert_layer(name, layer, self.format.dtype)], f"{name}.", {})
+
+    def _add_layers(
+        self,
+        layers: dict[str, QuantLayer],
+        converted: Iterable[QuantizedWeights],
+        prefix: str,
+        floats: dict[str, torch.Tensor],
+    ) -> None:
+        """Those ``converted``, and read back what the file now has under ``prefix``, with ``floats`` that are there."""
+        expected = {}
+        for layer in converted:
             self.writer.add_layer(layer)
             self.elements += layer.codes.numel()
             self.bits += bits_per_weight("gguf", layer) * layer.codes.numel()
             expected[weight_name(layer.name, layers[layer.name])] = layer
         self.writer.flush()
+        stored = as_stored(self.read_back, floats)
         for name, values, _ in tensors_of_model(self.read_back, self.names, inside=prefix):
             if name in expected:
                 _compare(layers[expected[name].name], expected[name], values)
                 del expected[name]
+            elif name in stored:
+                _compare_float(name, stored[name], values)
+            else:
+                continue  # of a layer outside the blocks, a bias, which is not there yet
             self.digests[name] = digest(values).hex()
         if expected:
             raise UserError(f"{min(expected)} is not in the file that it was written to.")
@@ -69,9 +109,16 @@ class GgufStreamWriter:
         for name in rest:
             self.writer.add_float(name, self.reader[name].to(self.floats[name]))
         self.writer.flush()
+        ropes = rope_factors(self.read_back, self.model)
         for name, values, _ in tensors_of_model(self.read_back, self.names):
-            if not name.startswith(inside):
-                self.digests[name] = digest(values).hex()
+            if name.startswith(inside) or name in self.digests:
+                continue
+            if name in ropes:
+                _compare_float(name, ropes[name], values)
+            elif name in self.floats:
+                tensor = self.reader[name].to(self.floats[name])
+                _compare_float(name, as_stored(self.read_back, {name: tensor})[name], values)
+            self.digests[name] = digest(values).hex()
 
     def finish(self) -> Streamed:
         self.writer.finish()
@@ -87,3 +134,8 @@ def _compare(layer: QuantLayer, stored: QuantizedWeights, found: torch.Tensor) -
         exact = layer.shaped(exact)
     if not torch.equal(stored.dequantize(expected.dtype), expected) or not torch.equal(found, exact):
         raise UserError(f"{stored.name} does not read back as it was rounded.")
+
+
+def _compare_float(name: str, stored: torch.Tensor, found: torch.Tensor) -> None:
+    if found.numel() != stored.numel() or not torch.equal(found.reshape(stored.shape), stored):
+        raise UserError(f"{name} does not read back as it was written.")

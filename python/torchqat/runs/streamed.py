@@ -54,6 +54,10 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
         found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, **known)
         short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
         warnings = [*([short] if short else []), *found.calibration.warnings]
+        if run.recipe.engine:
+            warnings.append(
+                f"{run.recipe.engine} was not asked, since a streamed run keeps no model to compare it with."
+            )
         for warning in warnings:
             run.progress.say(f"Note: {warning}")
         write_json(run.folder / _DIGESTS, found.digests)

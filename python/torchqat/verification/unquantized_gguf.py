@@ -34,10 +34,15 @@ def unquantized_in_gguf(folder: Path, model: nn.Module, names: Collection[str] |
         for name, tensor in unquantized(model).items()
         if not name.startswith(outside) and (names is None or name in names)
     }
+    return {**rope_factors(whole, model), **as_stored(whole, expected)}
+
+
+def as_stored(whole: GgufFile, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, which stay unquantized, by their names in the model, in the types that the file gives them; float32."""
     types = {tensor.name: tensor.tensor_type for _, tensor in whole.tensors}
-    kinds = {of_model: types[name] for name, of_model in whole.names(list(expected)).items() if name in types}
-    found = rope_factors(whole, model)
-    for name, tensor in expected.items():
+    kinds = {of_model: types[name] for name, of_model in whole.names(list(tensors)).items() if name in types}
+    found = {}
+    for name, tensor in tensors.items():
         offset = _NORM_OFFSETS.get(whole.architecture, 0.0) if name.endswith("norm.weight") else 0.0
         found[name] = _stored(tensor.float().cpu() + offset, kinds.get(name, _Types.F32))
     return found

@@ -103,6 +103,7 @@ class GgufWriter:
     Attributes:
         bytes: Of all tensors.
         floats: Names of what stays unquantized and is in the file.
+        left_out: The head, where it is the token embedding once more and has no place of its own.
 
     Raises:
         UserError: As ``write_gguf``.
@@ -127,7 +128,7 @@ class GgufWriter:
         check_ternary(plan, ternary)
         self._entries = _Entries(model, architecture, embeddings, ternary)
         self._order = RowOrder(model, architecture)
-        self._left_out = repeated_head(model)
+        self.left_out = repeated_head(model)
         ropes = rope_tensors(model, architecture)
         entries = [_Entry(name, name, _Types.F32, tuple(factors.shape), factors) for name, factors in ropes.items()]
         self.floats: list[str] = []
@@ -137,7 +138,7 @@ class GgufWriter:
                 entries += found
         self._of_layer: dict[str, list[_Entry]] = {}
         for layer in plan.layers if plan is not None else []:
-            if layer.name != self._left_out:
+            if layer.name != self.left_out:
                 self._of_layer[layer.name] = list(self._entries.of_layer(layer))
                 entries += self._of_layer[layer.name]
         self.bytes = sum(entry.nbytes for entry in entries)
@@ -165,7 +166,7 @@ class GgufWriter:
 
     def add_layer(self, layer: QuantizedWeights) -> None:
         """A layer of the plan."""
-        for entry in self._of_layer[layer.name] if layer.name != self._left_out else ():
+        for entry in self._of_layer[layer.name] if layer.name != self.left_out else ():
             blocks = entry.blocks(layer)
             rows = self._order.to_file(entry.name, blocks) if entry.kind != _Types.F32 else blocks
             self._files.put(entry.file_name, rows.numpy())

@@ -1,5 +1,10 @@
 """The engines that serve our checkpoints and that ``verify`` asks for their opinion."""
 
+from collections.abc import Iterable
+
+from torch import nn
+
+from torchqat._library import LayerPlan
 from torchqat.errors import UserError
 from torchqat.verification.engines.engine import Engine
 from torchqat.verification.engines.limits import executorch_refusal, onnxruntime_genai_refusal, openvino_refusal
@@ -96,6 +101,16 @@ def find_engine(name: str) -> Engine:
     return ENGINES[name]
 
 
+def check_engine(name: str, model: nn.Module, layers: Iterable[LayerPlan]) -> None:
+    """Whether the engine called ``name``, if it is one, computes what ``model`` does with ``layers``, which are planned.
+
+    Raises:
+        UserError: It does not.
+    """
+    if name in ENGINES:
+        ENGINES[name].check(model, layers)
+
+
 def engine_formats(name: str) -> tuple[str, ...]:
     """The formats that the engine called ``name`` loads; none where there is no such engine."""
     if name == "onnxruntime":
@@ -118,6 +133,7 @@ __all__ = [
     "Question",
     "Served",
     "Speed",
+    "check_engine",
     "engine_formats",
     "find_engine",
 ]

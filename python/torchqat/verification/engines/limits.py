@@ -50,6 +50,8 @@ def executorch_refusal(model: nn.Module, layers: Iterable[LayerPlan]) -> str:
     """Of our own folders in ExecuTorch, as XNNPACK multiplies what torchao calls 8da4w."""
     for layer in layers:
         weight, input = layer.weight, layer.input
+        if weight is None:
+            return f"its kernel takes int4 weights, but those of {layer.name} are in floating point"
         in_groups = weight.granularity == "group" and weight.group_size % 32 == 0
         if weight.dtype != "int4" or not weight.symmetric or not in_groups or weight.scale_dtype != "bfloat16":
             return (
@@ -58,5 +60,6 @@ def executorch_refusal(model: nn.Module, layers: Iterable[LayerPlan]) -> str:
             )
         per_token = input is not None and input.dtype == "int8" and input.granularity == "token"
         if not per_token or input.symmetric:
-            return f"its kernel takes asymmetric int8 inputs, a scale per token, but those of {layer.name} are {input}"
+            found = "in floating point" if input is None else input
+            return f"its kernel takes asymmetric int8 inputs, a scale per token, but those of {layer.name} are {found}"
     return ""
