@@ -24,7 +24,7 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
     throw InvalidArgument(
         "GPTQ needs a Hessian, and a drift where one is given, of [in, in] for a weight [out, in], "
         "but their shapes do not agree.");
-  if (!all_finite(weight))
+  if (!solvers::all_finite(weight))
     throw InvalidArgument("GPTQ needs a finite weight, but it has NaN or infinite elements.");
   if (options.damping < 0.0 || options.block_size < 1)
     throw InvalidArgument("GPTQ needs a damping of at least 0 and a block_size of at least 1.");
@@ -207,11 +207,11 @@ class Solver {
                             .sum(at::kDouble)
                             .item<double>();
     const bool moved = options_.order != ColumnOrder::plain;
-    const at::Tensor codes = moved ? columns_in_order(codes_, back) : codes_;
+    const at::Tensor codes = moved ? solvers::columns_in_order(codes_, back) : codes_;
     const at::Tensor rounded =
         dequantize(codes, scale_, zero_point_, block_shape(spec_), at::kFloat);
     const at::Tensor target =
-        within_cell(codes, rounded, moved ? columns_in_order(residual_, back) : residual_);
+        within_cell(codes, rounded, moved ? solvers::columns_in_order(residual_, back) : residual_);
     return {rounded, codes, scale_, zero_point_, target, loss, ""};
   }
 
@@ -272,21 +272,23 @@ const char* name_of(ColumnOrder order) { return column_orders().name_of(order); 
 
 ColumnOrder parse_column_order(const std::string& name) { return column_orders().parse(name); }
 
-RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
-                   int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift,
-                   const OuterParameters& outer) {
+RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
+                            const QuantSpec& spec, int bits, const GptqOptions& options,
+                            const std::optional<at::Tensor>& drift, const OuterParameters& outer) {
   const at::NoGradGuard no_grad;
-  const FullPrecision full;
+  const solvers::FullPrecision full;
   check(weight, hessian, drift, options);
   const at::Tensor master = weight.detach().to(at::kFloat);
   const auto block = block_shape(spec);
   const int64_t group = make_layout(master.size(0), master.size(1), block[0], block[1]).block_cols;
   const at::Tensor order = column_order(hessian, options.order, group).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
-  const Factor factor = damped_factor(hessian.to(at::kFloat), order, options.damping);
-  at::Tensor wanted = moved ? columns_in_order(master, order) : master;
+  const solvers::Factor factor =
+      solvers::damped_factor(hessian.to(at::kFloat), order, options.damping);
+  at::Tensor wanted = moved ? solvers::columns_in_order(master, order) : master;
   if (options.correction != 0.0)
-    wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
+    wanted = corrected(wanted, factor.upper, solvers::square_in_order(*drift, order),
+                       options.correction);
   RoundedWeight result = Solver(wanted, factor.upper, spec, bits, options, order,
                                 outer_parameters(master, spec, bits, outer))
                              .solve(master, hessian.diagonal().to(at::kFloat).contiguous());
