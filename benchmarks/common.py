@@ -1,6 +1,7 @@
 """What the benchmarks share: paired timing, the machine in words, tables and JSON."""
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -100,7 +101,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def suffix() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Of a result's file: the device, and its instructions where TORCHQAT_CPU_CAPABILITY asks for less than there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "-".join(["cpu", *filter(None, [os.environ.get("TORCHQAT_CPU_CAPABILITY")])])
 
 
 def publish(name: str, title: str, body: str, figures: object, command: str) -> None:

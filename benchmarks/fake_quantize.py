@@ -29,6 +29,8 @@ LIMITS = {
     "narrow": 1.5, "full": 3.0, "signed": 3.0, "asymmetric": 3.0, "learned": 4.0, "learned, zero point": 4.0,
     "FP8 per channel": 3.0, "FP8 per tensor": 3.0, "FP8 128 x 128": 3.0, "MXFP4": 4.0, "NVFP4": 4.0,
 }  # fmt: skip
+# With AVX2 (TORCHQAT_CPU_CAPABILITY and ATEN_CPU_CAPABILITY).
+AVX2_LIMITS = {"FP8 per channel": 6.0, "FP8 per tensor": 6.0, "FP8 128 x 128": 6.0, "MXFP4": 8.0, "NVFP4": 8.0}
 
 # Types whose blocks are their own, whatever the group of the others.
 TYPES = {
@@ -165,10 +167,11 @@ def main() -> None:
         name = f"{size}² {str(dtype).removeprefix('torch.')} g{group}"
         figures[name] = measure(size, dtype, group, options.rounds, options.compiled, options.earlier)
         print(name, {k: v["text"] for k, v in figures[name].items()}, flush=True)
+    limits = LIMITS | (AVX2_LIMITS if ops.cpu_capability() == "avx2" else {})
     rows, short = [], set()
     for candidate in dict.fromkeys(name for case in figures.values() for name in case):
         cells = [case[candidate]["text"] if candidate in case else "–" for case in figures.values()]
-        limit = LIMITS.get(candidate.removeprefix("ours, "))
+        limit = limits.get(candidate.removeprefix("ours, "))
         worst = max(
             case[candidate]["ratio"] for name, case in figures.items() if candidate in case and name[:4] != "1024"
         )

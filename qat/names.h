@@ -11,8 +11,10 @@
 
 namespace qat {
 
+namespace detail {
 // "minmax, mse or learned".
 QAT_API std::string join(const std::vector<std::string>& words, const char* last = " or ");
+}  // namespace detail
 
 // How recipes spell the values of an enumeration, in the order in which errors list them.
 template <typename Enum>
@@ -37,8 +39,8 @@ class NameTable {
   // Throws InvalidArgument with the allowed names.
   Enum parse(const std::string& word) const {
     if (const auto value = find(word)) return *value;
-    throw InvalidArgument(std::string(what_) + " must be " + join(names()) + ", but is " + word +
-                          ".");
+    throw InvalidArgument(std::string(what_) + " must be " + detail::join(names()) + ", but is " +
+                          word + ".");
   }
 
   std::vector<std::string> names() const {

@@ -10,6 +10,9 @@ if [ ! -d "$peers/torchao" ]; then
 fi
 export PYTHONPATH=$peers
 python benchmarks/fake_quantize.py --compiled
+if grep -q avx512f /proc/cpuinfo; then  # what a processor without would take, by the same switches for torch and for us
+  ATEN_CPU_CAPABILITY=avx2 TORCHQAT_CPU_CAPABILITY=avx2 python benchmarks/fake_quantize.py
+fi
 python benchmarks/packed_linear.py
 python benchmarks/training_step.py
 python benchmarks/growth.py

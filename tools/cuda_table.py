@@ -195,7 +195,8 @@ def compiled(architectures: list[int], build: Path) -> list[Path]:
     import torch
 
     output_of(
-        "cmake", "-S", ROOT, "-B", build, f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", "-DQAT_BUILD_PYTHON=OFF",
+        "cmake", "-S", ROOT, "-B", build, f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+        "-DQAT_BUILD_PYTHON=OFF", "-DQAT_TOGETHER=OFF",
         "-DQAT_CHECK_CUDA=ON", f"-DQAT_CUDA_ARCHITECTURES={';'.join(f'{arch}-real' for arch in architectures)}",
     )  # fmt: skip
     output_of("cmake", "--build", build, "--target", "qat_cuda", "--parallel")

@@ -112,33 +112,77 @@ def mutants_of(file: str) -> Iterator[Mutant]:
             yield Mutant(file, place, put, text[: found.start()] + put + text[found.end() :])
 
 
-def compiled(sources: list[str], target: str, folder: Path) -> list[str]:
-    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-w"]
-    flags += [f"-I{root}" for root in (folder / "mutated", folder / "whole", ROOT)]
+@dataclass(frozen=True)
+class Suite:
+    """What is the same for every mutant of a file, made once.
+
+    Attributes:
+        sources: What is compiled anew for each: the file itself or, of a header, its tests.
+        objects: The rest.
+        headers: What the sources include of other libraries, precompiled.
+    """
+
+    sources: list[str]
+    objects: list[str]
+    headers: str
+
+
+def compiled(arguments: list[str], includes: list[Path]) -> bool:
+    flags = ["-std=c++20", "-O0", "-ffp-contract=off", "-w", *(f"-I{folder}" for folder in [*includes, ROOT])]
     flags += [f"-isystem{path}" for path in include_paths()]
-    libraries = [f"-L{path}" for path in library_paths()] + [f"-Wl,-rpath,{path}" for path in library_paths()]
-    libraries += ["-lgtest", "-lgtest_main", "-lpthread", "-lc10", "-ltorch_cpu"]
-    return ["g++", *flags, *sources, "-o", target, *libraries]
+    return not subprocess.run(["g++", *flags, *arguments], capture_output=True, check=False).returncode
 
 
-def survives(mutant: Mutant) -> bool:
+def suite_of(file: str, folder: Path) -> Suite:
+    """The suite of ``file``, with what it leaves in ``folder``."""
+    (folder / "qat").mkdir(parents=True)
+    (folder / "qat" / "ops").symlink_to(ROOT / "ops")  # as CMakeLists.txt has it
+    tests = [str(ROOT / source) for source in SUITES[file]]
+    is_source = file.endswith(".cpp")
+    sources = [str(ROOT / file)] if is_source else tests
+    included = [re.findall(r"^#include <.*", Path(source).read_text(), flags=re.MULTILINE) for source in sources]
+    headers = folder / "headers.h"
+    headers.write_text("\n".join(dict.fromkeys(line for lines in included for line in lines)) + "\n")
+    objects = [str(folder / f"{number}.o") for number in range(len(tests))] if is_source else []
+    steps = [["-x", "c++-header", str(headers), "-o", f"{headers}.gch"]]
+    steps += [["-c", test, "-o", target] for test, target in zip(tests, objects, strict=False)]
+    if not all(compiled(step, [folder]) for step in steps):
+        sys.exit(f"{' and '.join(SUITES[file])} must build with {file} alone, but do not.")
+    return Suite([] if is_source else tests, objects, str(headers))
+
+
+def survives(mutant: Mutant, suite: Suite) -> bool:
     """Whether every test passes with ``mutant`` in place of its file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        changed = folder / "mutated" / ("qat" if mutant.file.startswith("ops/") else "") / mutant.file
+        changed = folder / ("qat" if mutant.file.startswith("ops/") else "") / mutant.file
         changed.parent.mkdir(parents=True)
-        (folder / "whole" / "qat").mkdir(parents=True)
-        (folder / "whole" / "qat" / "ops").symlink_to(ROOT / "ops")  # as CMakeLists.txt has it
         changed.write_text(mutant.text)
-        sources = [str(ROOT / source) for source in SUITES[mutant.file]]
-        sources += [str(changed)] if mutant.file.endswith(".cpp") else []
+        sources = suite.sources or [str(changed)]
+        libraries = [f"-L{path}" for path in library_paths()] + [f"-Wl,-rpath,{path}" for path in library_paths()]
+        libraries += ["-Wl,--as-needed", "-lgtest", "-lgtest_main", "-lpthread", "-lc10", "-ltorch_cpu"]
         target = str(folder / "tests")
-        if subprocess.run(compiled(sources, target, folder), capture_output=True, check=False).returncode:
+        arguments = ["-include", suite.headers, *sources, *suite.objects, "-o", target, *libraries]
+        if not compiled(arguments, [folder, Path(suite.headers).parent]):
             return False
         try:
-            return subprocess.run([target], capture_output=True, timeout=120, check=False).returncode == 0
+            # The first failure says enough; a loop over every number would write millions.
+            tested = subprocess.run([target, "--gtest_break_on_failure"], capture_output=True, timeout=120, check=False)
+            return tested.returncode == 0
         except subprocess.TimeoutExpired:
             return False
+
+
+def survivors(file: str, jobs: int) -> tuple[int, set[str]]:
+    """How many mutants ``file`` has, and those that no test kills."""
+    mutants = list(mutants_of(file))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
+        suite = suite_of(file, Path(name))
+        # Else every mutant would be killed, whatever it is.
+        if not survives(Mutant(file, "as it is", "", (ROOT / file).read_text()), suite):
+            sys.exit(f"{' and '.join(SUITES[file])} must pass with {file} alone, but do not.")
+        lives = pool.map(lambda mutant: survives(mutant, suite), mutants)
+        return len(mutants), {str(mutant) for mutant, alive in zip(mutants, lives, strict=True) if alive}
 
 
 def excused() -> set[str]:
@@ -154,18 +198,17 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     files = [arguments.only] if arguments.only else list(SUITES)
-    for file in files:  # else every mutant would be killed, whatever it is
-        if not survives(Mutant(file, "as it is", "", (ROOT / file).read_text())):
-            sys.exit(f"{' and '.join(SUITES[file])} must build with {file} alone and pass, but do not.")
-    mutants = [mutant for file in files for mutant in mutants_of(file)]
     expected = {name for name in excused() if name.partition(":")[0] in files}
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        alive = {str(mutant) for mutant, lives in zip(mutants, pool.map(survives, mutants), strict=True) if lives}
+    number, alive = 0, set()
+    for file in files:
+        of_file, left = survivors(file, arguments.jobs)
+        print(f"{file}: {of_file} mutants, {of_file - len(left)} killed", flush=True)
+        number, alive = number + of_file, alive | left
     for name in sorted(alive - expected):
         print(f"survives: {name}")
     for name in sorted(expected - alive):
         print(f"listed in {EQUIVALENT.name}, but is killed or gone: {name}")
-    print(f"{len(mutants)} mutants, {len(mutants) - len(alive)} killed, {len(alive & expected)} equal to the original")
+    print(f"{number} mutants, {number - len(alive)} killed, {len(alive & expected)} equal to the original")
     return int(alive != expected)
 
 

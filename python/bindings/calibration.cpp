@@ -22,8 +22,8 @@ RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, con
   const GptqOptions options{
       damping,    block_size,    parse_column_order(order), parse_scale_search(scale_search),
       correction, output_damping};
-  return gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset},
-              output_hessian);
+  return solvers::gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset},
+                       output_hessian);
 }
 
 std::tuple<at::Tensor, at::Tensor> call_clipped_qparams(const at::Tensor& weight,
@@ -31,34 +31,34 @@ std::tuple<at::Tensor, at::Tensor> call_clipped_qparams(const at::Tensor& weight
                                                         const QuantSpec& spec, int bits,
                                                         const Optional& outer_scale,
                                                         const Optional& outer_offset) {
-  return clipped_qparams(weight, hessian, spec, bits, {outer_scale, outer_offset});
+  return solvers::clipped_qparams(weight, hessian, spec, bits, {outer_scale, outer_offset});
 }
 
-ChannelScale call_awq_scale(const std::vector<std::tuple<at::Tensor, QuantSpec, int>>& layers,
-                            const InputStatistics& inputs, int points,
-                            const std::vector<int>& shares) {
-  std::vector<Consumer> consumers;
+solvers::ChannelScale call_awq_scale(
+    const std::vector<std::tuple<at::Tensor, QuantSpec, int>>& layers,
+    const InputStatistics& inputs, int points, const std::vector<int>& shares) {
+  std::vector<solvers::Consumer> consumers;
   consumers.reserve(layers.size());
-  std::transform(layers.begin(), layers.end(), std::back_inserter(consumers),
-                 [](const auto& layer) {
-                   return Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
-                 });
+  std::transform(
+      layers.begin(), layers.end(), std::back_inserter(consumers), [](const auto& layer) {
+        return solvers::Consumer{std::get<0>(layer), std::get<1>(layer), std::get<2>(layer)};
+      });
   for (size_t place = 0; place < std::min(shares.size(), consumers.size()); ++place)
     consumers[place].shares = shares[place];
-  return awq_scale(consumers, inputs, points);
+  return solvers::awq_scale(consumers, inputs, points);
 }
 
 std::vector<size_t> call_allocate(
     const std::vector<std::vector<std::tuple<int, double, int64_t>>>& layers, int64_t budget) {
-  std::vector<std::vector<WidthOption>> options(layers.size());
+  std::vector<std::vector<solvers::WidthOption>> options(layers.size());
   std::transform(layers.begin(), layers.end(), options.begin(), [](const auto& layer) {
-    std::vector<WidthOption> widths(layer.size());
+    std::vector<solvers::WidthOption> widths(layer.size());
     std::transform(layer.begin(), layer.end(), widths.begin(), [](const auto& width) {
-      return WidthOption{std::get<0>(width), std::get<1>(width), std::get<2>(width)};
+      return solvers::WidthOption{std::get<0>(width), std::get<1>(width), std::get<2>(width)};
     });
     return widths;
   });
-  return allocate_widths(options, budget);
+  return solvers::allocate_widths(options, budget);
 }
 
 }  // namespace
@@ -115,21 +115,21 @@ void def_calibration(py::module_& m) {
         py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt,
         py::arg("output_hessian") = std::nullopt,
         py::arg("output_damping") = defaults.output_damping, Released());
-  py::class_<ChannelScale>(m, "ChannelScale")
-      .def_readonly("scale", &ChannelScale::scale)
-      .def_readonly("loss", &ChannelScale::loss)
-      .def_readonly("plain", &ChannelScale::plain);
+  py::class_<solvers::ChannelScale>(m, "ChannelScale")
+      .def_readonly("scale", &solvers::ChannelScale::scale)
+      .def_readonly("loss", &solvers::ChannelScale::loss)
+      .def_readonly("plain", &solvers::ChannelScale::plain);
   m.def("awq_scale", &call_awq_scale, py::arg("layers"), py::arg("inputs"), py::arg("points") = 20,
         py::arg("shares") = std::vector<int>(), Released());
-  m.def("smoothing_scale", &smoothing_scale, py::arg("weights"), py::arg("max_magnitude"),
+  m.def("smoothing_scale", &solvers::smoothing_scale, py::arg("weights"), py::arg("max_magnitude"),
         py::arg("alpha"), Released());
   m.def("clipped_qparams", &call_clipped_qparams, py::arg("weight"), py::arg("hessian"),
         py::arg("spec"), py::arg("bits"), py::arg("outer_scale") = std::nullopt,
         py::arg("outer_offset") = std::nullopt, Released());
-  m.def("output_error", &output_error, py::arg("error"), py::arg("hessian"), Released());
+  m.def("output_error", &solvers::output_error, py::arg("error"), py::arg("hessian"), Released());
   m.def("allocate_widths", &call_allocate, py::arg("layers"), py::arg("budget"));
-  m.def("random_rotation", &random_rotation, py::arg("size"), py::arg("seed"));
-  m.def("has_hadamard", &has_hadamard, py::arg("size"));
+  m.def("random_rotation", &solvers::random_rotation, py::arg("size"), py::arg("seed"));
+  m.def("has_hadamard", &solvers::has_hadamard, py::arg("size"));
 }
 
 }  // namespace qat::bindings

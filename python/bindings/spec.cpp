@@ -143,7 +143,8 @@ void def_spec(py::module_& m) {
         if (const Preset* found = find_preset(name)) return found->spec;
         std::vector<std::string> names;
         for (const Preset& preset : presets()) names.emplace_back(preset.name);
-        throw std::invalid_argument("preset must be " + join(names) + ", but is " + name + ".");
+        throw std::invalid_argument("preset must be " + detail::join(names) + ", but is " + name +
+                                    ".");
       },
       py::arg("name"));
 }

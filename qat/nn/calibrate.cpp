@@ -78,11 +78,12 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
       const GptqOptions options{settings.damping, settings.block_size, settings.order,
                                 settings.scale_search, 0.0};
       const RoundedWeight rounded =
-          gptq(layer.master(), *hessian, spec, bits, options, std::nullopt, outer);
+          solvers::gptq(layer.master(), *hessian, spec, bits, options, std::nullopt, outer);
       layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
       warning = rounded.warning;
     } else if (settings.rounding == Rounding::clip && hessian) {
-      const auto [scale, zero_point] = clipped_qparams(layer.master(), *hessian, spec, bits, outer);
+      const auto [scale, zero_point] =
+          solvers::clipped_qparams(layer.master(), *hessian, spec, bits, outer);
       layer.set_rounded(layer.master(), scale, zero_point);
     } else {
       const ScaleSearch search = settings.search();
@@ -92,7 +93,7 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
       layer.choose_scale(search, importance);
     }
   }
-  if (hessian && bits != 0) *loss = output_error(before - layer.rounded(), *hessian);
+  if (hessian && bits != 0) *loss = solvers::output_error(before - layer.rounded(), *hessian);
   return warning;
 }
 

@@ -22,6 +22,18 @@ std::string joined(const std::string& prefix, const std::string& leaf) {
   return prefix.empty() ? leaf : prefix + "." + leaf;
 }
 
+// Lets a drop-in round its input as a checkpoint says; its weight is used as it is.
+void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights) {
+  LayerPlan plan;
+  plan.name = layer.name;
+  plan.input = weights.input;
+  const auto quantizer = std::make_shared<LayerQuantizer>(layer, plan, ScaleSearch::mse, false);
+  layer.module->register_module(kQuantizerName, quantizer);
+  quantizer->attach(*layer.module);
+  if (!weights.input->dynamic)
+    quantizer->input_quantizer()->set_qparams(*weights.input_scale, weights.input_zero_point);
+}
+
 // Everything in a module that a checkpoint can hold, by the names of the model.
 struct Contents {
   std::map<std::string, ModuleLayer> layers;  // of torch::nn and drop-ins

@@ -111,9 +111,9 @@ at::Tensor choose(Transform transform, const std::vector<ModuleLayer>& consumers
   if (transform == Transform::smoothquant) {
     std::vector<at::Tensor> weights;
     for (const ModuleLayer& one : consumers) weights.push_back(one.quantizer()->master());
-    return smoothing_scale(weights, statistics.max_magnitude(), settings.smoothing);
+    return solvers::smoothing_scale(weights, statistics.max_magnitude(), settings.smoothing);
   }
-  std::vector<Consumer> weights;
+  std::vector<solvers::Consumer> weights;
   std::vector<const SharedOuterScale*> groups;
   for (const ModuleLayer& one : consumers) {
     const auto quantizer = one.quantizer();
@@ -121,7 +121,7 @@ at::Tensor choose(Transform transform, const std::vector<ModuleLayer>& consumers
     weights.push_back(
         {quantizer->master(), spec, spec.bits, number_of(quantizer->shared_outer_scale(), groups)});
   }
-  return awq_scale(weights, statistics).scale;
+  return solvers::awq_scale(weights, statistics).scale;
 }
 
 // Dividing and multiplying rounds each number twice; what does not commute is off by far more.

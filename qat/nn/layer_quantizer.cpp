@@ -295,15 +295,4 @@ std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer) {
              : nullptr;
 }
 
-void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights) {
-  LayerPlan plan;
-  plan.name = layer.name;
-  plan.input = weights.input;
-  const auto quantizer = std::make_shared<LayerQuantizer>(layer, plan, ScaleSearch::mse, false);
-  layer.module->register_module(kQuantizerName, quantizer);
-  quantizer->attach(*layer.module);
-  if (!weights.input->dynamic)
-    quantizer->input_quantizer()->set_qparams(*weights.input_scale, weights.input_zero_point);
-}
-
 }  // namespace qat

@@ -120,7 +120,4 @@ class QAT_API LayerQuantizer : public torch::nn::Module {
 // The quantizer that prepare() put into a layer, or none.
 QAT_API std::shared_ptr<LayerQuantizer> quantizer_of(const torch::nn::Module& layer);
 
-// Lets a drop-in round its input as a checkpoint says; its weight is used as it is.
-QAT_API void attach_input(const ModuleLayer& layer, const QuantizedWeights& weights);
-
 }  // namespace qat

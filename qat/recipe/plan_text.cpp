@@ -19,7 +19,8 @@ std::string to_text(const Plan& plan) {
             "]  weight " + (layer.weight ? describe(*layer.weight) : "float");
     if (!layer.note.empty()) text += " (" + layer.note + ")";
     if (layer.input) text += "; input " + describe(*layer.input);
-    if (!layer.shares.empty()) text += "; one outer scale for " + join(layer.shares, " and ");
+    if (!layer.shares.empty())
+      text += "; one outer scale for " + detail::join(layer.shares, " and ");
     text += "\n";
   }
   text += std::to_string(plan.layers.size()) + " layers quantized, " +

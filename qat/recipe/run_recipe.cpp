@@ -205,7 +205,7 @@ void read_exports(YamlSection& section, RunRecipe& recipe) {
     return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
   };
   if (!loaded.empty() && std::none_of(recipe.exports.begin(), recipe.exports.end(), is_loaded))
-    section.reject("export", "must list " + join(loaded, " or ") +
+    section.reject("export", "must list " + detail::join(loaded, " or ") +
                                  ", which is what engine: " + recipe.engine + " loads");
 }
 

@@ -215,44 +215,16 @@ bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& 
            std::find(mixes.begin(), mixes.end(), name) != mixes.end() && !presets.empty())
     section.reject("dtype", "must be one type; a mix of types is given by mix: " + name);
   else
-    section.reject("dtype", "must be " + join(allowed));
+    section.reject("dtype", "must be " + detail::join(allowed));
   return false;
-}
-
-// A range that is searched once is Range::fixed, whatever the search minimises, or the start of a
-// learned one.
-void read_observer(YamlSection& section, QuantSpec& spec) {
-  ObserverSpec& observer = spec.observer;
-  if (spec.dynamic) {
-    for (const auto* key : {"observer", "percentile", "averaging_constant"})
-      if (section.has(key)) section.reject(key, "must not be given for a dynamic input");
-    return;
-  }
-  std::vector<std::string> allowed{"minmax", "moving_average", "percentile"};
-  if (!spec.is_float()) allowed.insert(allowed.end(), {"mse", "entropy"});
-  const bool searched = spec.range != Range::minmax;
-  observer.kind = parse_observer(section.one_of("observer", searched ? "mse" : "minmax", allowed));
-  observer.percentile = section.number("percentile", observer.percentile, 50.0, 100.0);
-  observer.averaging_constant =
-      section.number("averaging_constant", observer.averaging_constant, 1e-6, 1.0);
-  for (const auto& [key, kind] : {std::pair("percentile", ObserverKind::percentile),
-                                  std::pair("averaging_constant", ObserverKind::moving_average)})
-    if (section.has(key) && observer.kind != kind)
-      section.reject(key, std::string("must not be given for observer ") + name_of(observer.kind));
-  if (observer.kind == ObserverKind::entropy && (!spec.symmetric() || spec.bits != 8))
-    section.reject("observer", "must not be entropy unless the input is a symmetric int8");
-  if (section.has("scale") && spec.range == (follows(observer.kind) ? Range::fixed : Range::minmax))
-    section.reject("scale", std::string("must not be ") + name_of(spec.range) + " for observer " +
-                                name_of(observer.kind));
-  if (!follows(observer.kind) && spec.range == Range::minmax) spec.range = Range::fixed;
 }
 
 const std::vector<std::string>& integer_dtypes() { return kDtypes; }
 
 int parse_bits(YamlSection& section, const YAML::Node& node, const std::string& key) {
   if (const auto bits = bits_of(text_of(node))) return *bits;
-  section.file(node,
-               section.path_of(key) + " must be " + join(kDtypes) + ", but is " + text_of(node));
+  section.file(node, section.path_of(key) + " must be " + detail::join(kDtypes) + ", but is " +
+                         text_of(node));
   return 8;
 }
 
@@ -302,7 +274,7 @@ std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key) {
   if (!node.IsDefined()) return std::nullopt;
   if (node.IsScalar() && node.Scalar() == "float") return kFloat;
   const auto bits = bits_of(text_of(node));
-  if (!bits) stage.reject(key, "must be " + join(allowed));
+  if (!bits) stage.reject(key, "must be " + detail::join(allowed));
   return bits;
 }
 

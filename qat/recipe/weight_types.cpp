@@ -32,7 +32,8 @@ std::optional<int> width_of(const std::string& type) {
   std::vector<std::string> names{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
   for (const Preset& preset : presets()) names.emplace_back(preset.name);
   names.push_back(kFloatWord);
-  throw InvalidArgument("The type of a weight must be " + join(names) + ", but is " + type + ".");
+  throw InvalidArgument("The type of a weight must be " + detail::join(names) + ", but is " + type +
+                        ".");
 }
 
 // Engines find the scales of inputs in blocks by these rules (compressed_tensors.cpp).

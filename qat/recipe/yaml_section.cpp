@@ -113,7 +113,7 @@ std::vector<std::string> YamlSection::words(const std::string& key,
   for (const YAML::Node& entry : list(key)) {
     const std::string word = text_of(entry);
     if (std::find(allowed.begin(), allowed.end(), word) == allowed.end())
-      file(entry, path_of(key) + " must list only " + join(allowed) + ", but has " + word);
+      file(entry, path_of(key) + " must list only " + detail::join(allowed) + ", but has " + word);
     found.push_back(word);
   }
   return found;
@@ -197,7 +197,7 @@ std::string YamlSection::one_of(const std::string& key, const std::string& fallb
   if (!node.IsDefined()) return fallback;
   const std::string value = text_of(node);
   if (std::find(allowed.begin(), allowed.end(), value) != allowed.end()) return value;
-  reject(key, "must be " + join(allowed));
+  reject(key, "must be " + detail::join(allowed));
   return fallback;
 }
 
@@ -255,9 +255,10 @@ void YamlSection::finish() {
       file(entry.first, path_of(key) + " is given twice");
     } else if (!known_.count(key)) {
       const std::string near = nearest(key, {known_.begin(), known_.end()});
-      file(entry.first, path_of(key) + " is not a known key" +
-                            (near.empty() ? ", which are " + join({known_.begin(), known_.end()})
-                                          : "; did you mean " + near + "?"));
+      file(entry.first,
+           path_of(key) + " is not a known key" +
+               (near.empty() ? ", which are " + detail::join({known_.begin(), known_.end()})
+                             : "; did you mean " + near + "?"));
     }
   }
 }

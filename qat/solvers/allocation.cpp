@@ -8,7 +8,7 @@
 
 #include "qat/error.h"
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 constexpr int64_t kMostSteps = 65536;
@@ -95,4 +95,4 @@ std::vector<std::size_t> allocate_widths(const std::vector<std::vector<WidthOpti
   return result;
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

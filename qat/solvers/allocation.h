@@ -6,7 +6,7 @@
 
 #include "qat/ops/api.h"
 
-namespace qat {
+namespace qat::solvers {
 
 // One width that a layer (or a group of layers that must share it) could have.
 struct QAT_API WidthOption {
@@ -24,4 +24,4 @@ struct QAT_API WidthOption {
 QAT_API std::vector<std::size_t> allocate_widths(
     const std::vector<std::vector<WidthOption>>& layers, int64_t budget, int64_t steps = 4096);
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 template <typename scalar_t>
@@ -76,4 +76,4 @@ Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double 
           "its Hessian is not positive definite, so it was rounded to nearest"};
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -4,7 +4,7 @@
 
 #include <string>
 
-namespace qat {
+namespace qat::solvers {
 
 // R, upper triangular, of H + λI = R Rᵀ; numerics.md (15).
 struct Factor {
@@ -26,4 +26,4 @@ at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order);
 // A square float32 matrix with rows and columns in `order`.
 at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order);
 
-}  // namespace qat
+}  // namespace qat::solvers

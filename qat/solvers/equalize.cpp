@@ -14,7 +14,7 @@
 #include "qat/ops/fake_quantize.h"
 #include "qat/solvers/full_precision.h"
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 constexpr int kClipSteps = 11;
@@ -155,4 +155,4 @@ std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& weight,
   return {best_scale, best_zero};
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

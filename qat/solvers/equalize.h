@@ -9,7 +9,7 @@
 #include "qat/solvers/input_statistics.h"
 #include "qat/spec.h"
 
-namespace qat {
+namespace qat::solvers {
 
 // A linear layer among those that share an input.
 struct QAT_API Consumer {
@@ -53,4 +53,4 @@ QAT_API std::tuple<at::Tensor, at::Tensor> clipped_qparams(const at::Tensor& wei
                                                            const QuantSpec& spec, int bits,
                                                            const OuterParameters& outer = {});
 
-}  // namespace qat
+}  // namespace qat::solvers

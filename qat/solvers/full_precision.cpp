@@ -4,7 +4,7 @@
 
 #include <mutex>
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 using at::Float32Backend;
@@ -76,4 +76,4 @@ FullPrecision::~FullPrecision() {
   set_precision(Float32Backend::MKLDNN, saved.mkldnn);
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -2,7 +2,7 @@
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-namespace qat {
+namespace qat::solvers {
 
 // While it lives, products of float32 matrices are those of float32: autocast is off on this
 // thread, and TF32 and bfloat16 products are off in the process, as they were before once the last
@@ -18,4 +18,4 @@ class FullPrecision {
   c10::impl::ExcludeDispatchKeyGuard no_autocast_;
 };
 
-}  // namespace qat
+}  // namespace qat::solvers

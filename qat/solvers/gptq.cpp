@@ -27,9 +27,9 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
     throw InvalidArgument(
         "GPTQ needs a Hessian of the output, where one is given, of [out, out] for a weight "
         "[out, in], but their shapes do not agree.");
-  if (!all_finite(weight))
+  if (!solvers::all_finite(weight))
     throw InvalidArgument("GPTQ needs a finite weight, but it has NaN or infinite elements.");
-  if (output_hessian && !all_finite(*output_hessian))
+  if (output_hessian && !solvers::all_finite(*output_hessian))
     throw InvalidArgument(
         "GPTQ needs a finite Hessian of the output, but it has NaN or infinite elements.");
   if (options.damping < 0.0 || options.output_damping < 0.0 || options.block_size < 1)
@@ -88,11 +88,12 @@ const char* name_of(ColumnOrder order) { return column_orders().name_of(order); 
 
 ColumnOrder parse_column_order(const std::string& name) { return column_orders().parse(name); }
 
-RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const QuantSpec& spec,
-                   int bits, const GptqOptions& options, const std::optional<at::Tensor>& drift,
-                   const OuterParameters& outer, const std::optional<at::Tensor>& output_hessian) {
+RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
+                            const QuantSpec& spec, int bits, const GptqOptions& options,
+                            const std::optional<at::Tensor>& drift, const OuterParameters& outer,
+                            const std::optional<at::Tensor>& output_hessian) {
   const at::NoGradGuard no_grad;
-  const FullPrecision full;
+  const solvers::FullPrecision full;
   check(weight, hessian, drift, output_hessian, options);
   const at::Tensor master = weight.detach().to(at::kFloat);
   const auto block = block_shape(spec);
@@ -100,13 +101,15 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
   const at::Tensor order =
       column_order(hessian, options.order, layout.block_cols).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
-  const Factor factor = damped_factor(hessian.to(at::kFloat), order, options.damping);
-  at::Tensor wanted = moved ? columns_in_order(master, order) : master;
+  const solvers::Factor factor =
+      solvers::damped_factor(hessian.to(at::kFloat), order, options.damping);
+  at::Tensor wanted = moved ? solvers::columns_in_order(master, order) : master;
   if (options.correction != 0.0)
-    wanted = corrected(wanted, factor.upper, square_in_order(*drift, order), options.correction);
+    wanted = corrected(wanted, factor.upper, solvers::square_in_order(*drift, order),
+                       options.correction);
   OuterParameters settled = outer_parameters(master, spec, bits, outer);
   const at::Tensor importance = hessian.diagonal().to(at::kFloat).contiguous();
-  std::optional<RowFeedback> between_rows;
+  std::optional<solvers::RowFeedback> between_rows;
   at::Tensor original = master;
   if (output_hessian) {
     between_rows.emplace(output_hessian->to(master.device(), at::kFloat), options.output_damping,
@@ -118,7 +121,7 @@ RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian, const Qu
       if (*parameters) *parameters = rows_in_order(**parameters, rows);
   }
   RoundedWeight result =
-      GptqSolver(wanted, factor.upper, spec, bits, options, order, settled, between_rows)
+      solvers::GptqSolver(wanted, factor.upper, spec, bits, options, order, settled, between_rows)
           .solve(original, importance);
   if (between_rows) {
     const at::Tensor back = at::argsort(between_rows->order());

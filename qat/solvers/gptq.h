@@ -48,6 +48,8 @@ struct QAT_API RoundedWeight {
   std::string warning;    // what the solver had to do differently, a sentence; empty as a rule
 };
 
+namespace solvers {
+
 // Rounds `weight` [out, in] column by column, each time moving the columns that are left so as to
 // make good the error of the output. GPTQ, arXiv 2210.17323; numerics.md (15) to (18).
 //
@@ -72,5 +74,7 @@ QAT_API RoundedWeight gptq(const at::Tensor& weight, const at::Tensor& hessian,
                            const std::optional<at::Tensor>& drift = std::nullopt,
                            const OuterParameters& outer = {},
                            const std::optional<at::Tensor>& output_hessian = std::nullopt);
+
+}  // namespace solvers
 
 }  // namespace qat

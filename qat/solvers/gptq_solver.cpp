@@ -10,7 +10,7 @@
 #include "qat/ops/quantize_with_feedback.h"
 #include "qat/solvers/damped_factor.h"
 
-namespace qat {
+namespace qat::solvers {
 
 GptqSolver::GptqSolver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec,
                        int bits, const GptqOptions& options, const at::Tensor& order,
@@ -225,4 +225,4 @@ at::Tensor GptqSolver::by_column(const at::Tensor& groups) const {
   return groups.expand({-1, -1, layout_.block_cols}).flatten(1).slice(1, 0, layout_.cols);
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -12,7 +12,7 @@
 #include "qat/solvers/row_feedback.h"
 #include "qat/spec.h"
 
-namespace qat {
+namespace qat::solvers {
 
 // The state of one solve by GPTQ. Columns stand in the order in which they are rounded; rows are
 // rounded together, or block after block where they owe something to each other.
@@ -70,4 +70,4 @@ class GptqSolver {
   at::Tensor residual_;  // what was rounded less what it was rounded to
 };
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -9,7 +9,7 @@
 
 #include "qat/error.h"
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 bool is_prime(int64_t n) {
@@ -84,4 +84,4 @@ at::Tensor random_rotation(int64_t size, uint64_t seed) {
   return matrix * signs / std::sqrt(static_cast<double>(size));
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

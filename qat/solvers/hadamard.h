@@ -6,7 +6,7 @@
 
 #include "qat/ops/api.h"
 
-namespace qat {
+namespace qat::solvers {
 
 // An orthogonal matrix float64 [size, size] whose entries are all ±1/√size, its rows given random
 // signs by `seed`: a randomised Hadamard matrix (QuaRot, arXiv 2404.00456; numerics.md (22)). Made
@@ -18,4 +18,4 @@ QAT_API at::Tensor random_rotation(int64_t size, uint64_t seed);
 // Whether random_rotation(size) is a Hadamard matrix.
 QAT_API bool has_hadamard(int64_t size);
 
-}  // namespace qat
+}  // namespace qat::solvers

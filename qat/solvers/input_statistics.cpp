@@ -45,7 +45,7 @@ InputStatistics::InputStatistics(int64_t features, bool drift) : features_(featu
 
 void InputStatistics::add(const at::Tensor& x, const std::optional<at::Tensor>& original) {
   const at::NoGradGuard no_grad;
-  const FullPrecision full;
+  const solvers::FullPrecision full;
   if (original.has_value() != drift_.defined())
     throw InvalidArgument(
         "The tokens of the float model must be given exactly when the drift is gathered.");

@@ -67,7 +67,7 @@ double clipped_divergence(const std::vector<double>& bins, size_t kept, size_t l
 
 }  // namespace
 
-double entropy_threshold(const Histogram& histogram, int bits) {
+double solvers::entropy_threshold(const Histogram& histogram, int bits) {
   double width = 0.0;
   std::vector<double> bins = histogram.magnitudes(kEntropyBins, &width);
   if (bins.size() > 1) bins[0] = bins[1];  // a spike at zero, as after a ReLU, would outweigh all
@@ -197,7 +197,7 @@ Observer::Range Observer::State::kept_range(const QuantSpec& kept, int bits) con
     const double magnitude = histogram.magnitude_quantile(rank);
     return {std::max(low, -magnitude), std::min(high, magnitude)};
   }
-  const double magnitude = entropy_threshold(histogram, bits);
+  const double magnitude = solvers::entropy_threshold(histogram, bits);
   return {std::max(low, -magnitude), std::min(high, magnitude)};
 }
 

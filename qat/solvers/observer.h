@@ -79,8 +79,10 @@ class QAT_API Observer {
   mutable State state_;
 };
 
+namespace solvers {
 // The magnitude at which to clip for which the clipped distribution, rounded to 2^(bits - 1)
 // levels, is nearest to the histogram's: least KL, the last on a tie. numerics.md (27).
 QAT_API double entropy_threshold(const Histogram& histogram, int bits);
+}  // namespace solvers
 
 }  // namespace qat

@@ -4,7 +4,7 @@
 
 #include "qat/solvers/damped_factor.h"
 
-namespace qat {
+namespace qat::solvers {
 namespace {
 
 // The fewer, the nearer to rows one after the other, and the more passes over the columns.
@@ -25,4 +25,4 @@ at::Tensor RowFeedback::asked(const at::Tensor& missed, int64_t from, int64_t to
                                      /*upper=*/false);
 }
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace qat {
+namespace qat::solvers {
 
 // What the rows of a weight that were rounded ask of those that were not, since a model does not
 // tell their errors apart: numerics.md (39). Rows are rounded block after block, those that matter
@@ -31,4 +31,4 @@ class RowFeedback {
   at::Tensor upper_;
 };
 
-}  // namespace qat
+}  // namespace qat::solvers

@@ -31,7 +31,9 @@ FORMATS = [(format, SEARCHED) for format in ("compressed-tensors", "gptq", "gptq
 FORMATS += [
     ("compressed-tensors", FIXED),
     ("safetensors", FIXED),
-    ("modelopt", "weight: {dtype: fp8_e4m3}, input: {dtype: fp8_e4m3}"),
+    ("modelopt", FP8),
+    *((format, "weight: {dtype: nvfp4, scale: mse}") for format in ("compressed-tensors", "modelopt")),
+    *((format, "weight: {dtype: mxfp4}") for format in ("compressed-tensors", "gguf", "mlx", "dense")),
 ]
 
 

@@ -52,7 +52,7 @@ int width_up_to_four(const QuantSpec& spec) {
   for (const Format& other : formats())
     if (refusal(other, layer).empty()) others.push_back(other.name);
   throw InvalidArgument(std::string(format.name) + " cannot hold " + layer.name + ", because " +
-                        why + "; " + join(others, " and ") + " can.");
+                        why + "; " + detail::join(others, " and ") + " can.");
 }
 
 }  // namespace
@@ -154,11 +154,12 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
   const std::vector<std::string>& types = format.layer_types;
   if (std::find(types.begin(), types.end(), layer.type) == types.end())
     return "the layer is of the type " + layer.type + ", and there is a place for " +
-           join(types, " and ");
+           detail::join(types, " and ");
   for (const auto& spec : {layer.weight, layer.input})
     if (spec && !holds(format, *spec))
       return "it takes integers and FP8 under scales in float32, bfloat16 or float16" +
-             (format.number_types.empty() ? "" : ", " + join(format.number_types, " and ")) +
+             (format.number_types.empty() ? ""
+                                          : ", " + detail::join(format.number_types, " and ")) +
              ", but there is " + describe(*spec);
   return format.scheme_refusal(layer);
 }
@@ -183,8 +184,8 @@ std::vector<std::string> format_names() {
 const Format& find_format(const std::string& name) {
   for (const Format& format : formats())
     if (name == format.name) return format;
-  throw InvalidArgument("format must be " + join(format_names(), " or ") + ", but is " + name +
-                        ".");
+  throw InvalidArgument("format must be " + detail::join(format_names(), " or ") + ", but is " +
+                        name + ".");
 }
 
 void check_format(const Format& format, const CheckpointPlan& plan) {

@@ -8,7 +8,7 @@
 namespace qat {
 namespace {
 
-using Layers = std::vector<std::vector<WidthOption>>;
+using Layers = std::vector<std::vector<solvers::WidthOption>>;
 
 struct Total {
   double loss = 0.0;
@@ -45,7 +45,7 @@ TEST(AllocateWidths, FindsTheBestOfAllCombinations) {
     for (auto& options : layers)
       for (const int bits : {2, 3, 4, 8}) options.push_back({bits, loss(random) / bits, bits * 10});
     for (const int64_t budget : {120, 200, 300, 480}) {
-      const auto choice = allocate_widths(layers, budget);
+      const auto choice = solvers::allocate_widths(layers, budget);
       const Total total = total_of(layers, choice);
       EXPECT_LE(total.size, budget);
       EXPECT_NEAR(total.loss, best_by_trying(layers, budget), 1e-12);
@@ -65,22 +65,23 @@ TEST(AllocateWidths, NeverExceedsTheBudgetHoweverCoarse) {
   for (const auto& options : layers) least += options[0].size;
   for (const double share : {1.0, 1.1, 1.7, 3.0, 5.0}) {
     const auto budget = static_cast<int64_t>(static_cast<double>(least) * share);
-    EXPECT_LE(total_of(layers, allocate_widths(layers, budget, 100)).size, budget);
+    EXPECT_LE(total_of(layers, solvers::allocate_widths(layers, budget, 100)).size, budget);
   }
 }
 
 TEST(AllocateWidths, SaysWhatCannotBe) {
-  EXPECT_THROW(allocate_widths({{}}, 10), std::invalid_argument);
-  EXPECT_THROW(allocate_widths({{{2, 1.0, 11}}}, 10), std::invalid_argument);
-  EXPECT_TRUE(allocate_widths({}, 0).empty());
+  EXPECT_THROW(solvers::allocate_widths({{}}, 10), std::invalid_argument);
+  EXPECT_THROW(solvers::allocate_widths({{{2, 1.0, 11}}}, 10), std::invalid_argument);
+  EXPECT_TRUE(solvers::allocate_widths({}, 0).empty());
 }
 
 TEST(AllocateWidths, ALayerMayHave256Widths) {
-  std::vector<WidthOption> options;
+  std::vector<solvers::WidthOption> options;
   for (int index = 0; index < 256; ++index) options.push_back({8, 256.0 - index, index});
-  EXPECT_EQ(allocate_widths({options, options}, 255 + 100), (std::vector<size_t>{255, 100}));
+  EXPECT_EQ(solvers::allocate_widths({options, options}, 255 + 100),
+            (std::vector<size_t>{255, 100}));
   options.push_back({8, 0.0, 1});
-  EXPECT_EQ(message_of([&] { allocate_widths({options}, 10); }),
+  EXPECT_EQ(message_of([&] { solvers::allocate_widths({options}, 10); }),
             "Every layer must have at most 256 widths to choose from, but one has 257.");
 }
 

@@ -37,9 +37,10 @@ std::vector<at::Tensor> solved() {
   GptqOptions options;
   options.correction = 0.5;
   const QuantSpec spec = group_spec(4, 16);
-  const RoundedWeight rounded = gptq(weight, inputs.hessian(), spec, 4, options, inputs.drift());
-  const ChannelScale scale = awq_scale({{weight, spec, 4}}, inputs);
-  const auto [clipped, zero] = clipped_qparams(weight, inputs.hessian(), spec, 4);
+  const RoundedWeight rounded =
+      solvers::gptq(weight, inputs.hessian(), spec, 4, options, inputs.drift());
+  const solvers::ChannelScale scale = solvers::awq_scale({{weight, spec, 4}}, inputs);
+  const auto [clipped, zero] = solvers::clipped_qparams(weight, inputs.hessian(), spec, 4);
   return {inputs.hessian(),
           *inputs.drift(),
           rounded.codes,
@@ -47,7 +48,7 @@ std::vector<at::Tensor> solved() {
           rounded.target,
           scale.scale,
           clipped,
-          at::tensor({scale.loss, scale.plain, output_error(weight, inputs.hessian())})};
+          at::tensor({scale.loss, scale.plain, solvers::output_error(weight, inputs.hessian())})};
 }
 
 TEST(FullPrecision, SolversGiveTheSameUnderAutocast) {
@@ -88,9 +89,9 @@ TEST(FullPrecision, TheLastOfSeveralPutsBackWhatTheFirstFound) {
   auto& context = at::globalContext();
   context.setFloat32MatmulPrecision("high");
   {
-    const FullPrecision outer;
+    const solvers::FullPrecision outer;
     {
-      const FullPrecision inner;
+      const solvers::FullPrecision inner;
     }
     EXPECT_EQ(on_cuda(), Float32Precision::IEEE);
   }
@@ -105,7 +106,7 @@ TEST(FullPrecision, PutsBackWhatTheNewerInterfaceSet) {
   const Float32Precision before = on_cuda();
   context.setFloat32Precision(Float32Backend::CUDA, Float32Op::MATMUL, Float32Precision::TF32);
   {
-    const FullPrecision full;
+    const solvers::FullPrecision full;
     EXPECT_EQ(on_cuda(), Float32Precision::IEEE);
     EXPECT_FALSE(context.allowTF32CuBLAS());
   }

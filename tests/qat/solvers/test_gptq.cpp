@@ -31,11 +31,11 @@ TEST(Gptq, WorksWithoutPythonAndBeatsRoundingToNearest) {
   const at::Tensor hessian = statistics.hessian();
   GptqOptions off;
   off.order = ColumnOrder::plain;
-  const RoundedWeight nearest = gptq(weight, at::eye(96), group_spec(4, 32), 4, off);
+  const RoundedWeight nearest = solvers::gptq(weight, at::eye(96), group_spec(4, 32), 4, off);
   for (const auto order : {ColumnOrder::plain, ColumnOrder::group, ColumnOrder::column}) {
     GptqOptions options;
     options.order = order;
-    const RoundedWeight found = gptq(weight, hessian, group_spec(4, 32), 4, options);
+    const RoundedWeight found = solvers::gptq(weight, hessian, group_spec(4, 32), 4, options);
     EXPECT_LT(objective(weight - found.weight, hessian),
               0.8 * objective(weight - nearest.weight, hessian));
     EXPECT_TRUE(at::equal(rounded(found.weight, text("fixed", 4, "asymmetric", {1, 32}),
@@ -51,7 +51,7 @@ TEST(Gptq, TheSumOfSquaredErrorsIsTheErrorOfTheOutput) {
   statistics.add(tokens());
   at::Tensor damped = statistics.hessian();
   damped.diagonal().add_(0.01 * damped.diagonal().mean());
-  const RoundedWeight found = gptq(weight, statistics.hessian(), group_spec(4, 32), 4);
+  const RoundedWeight found = solvers::gptq(weight, statistics.hessian(), group_spec(4, 32), 4);
   EXPECT_NEAR(found.loss / objective(weight - found.weight, damped), 1.0, 1e-5);
 }
 
@@ -76,7 +76,7 @@ TEST(Gptq, RefusesWhatDoesNotFitTogether) {
   const at::Tensor weight = at::randn({4, 8}), hessian = at::eye(8);
   const QuantSpec spec = group_spec(4, 8);
   const auto solve = [&](const at::Tensor& w, const at::Tensor& h, GptqOptions options) {
-    return gptq(w, h, spec, 4, options);
+    return solvers::gptq(w, h, spec, 4, options);
   };
   EXPECT_THROW(solve(weight, at::eye(7), {}), std::invalid_argument);
   EXPECT_THROW(solve(weight / 0.0, hessian, {}), std::invalid_argument);
@@ -115,7 +115,7 @@ TEST(Gptq, EveryOrderRoundsOntoTheGrid) {
       GptqOptions options;
       options.order = order;
       options.scale_search = ScaleSearch::minmax;
-      const RoundedWeight found = gptq(weight, inputs.hessian(), spec, 4, options);
+      const RoundedWeight found = solvers::gptq(weight, inputs.hessian(), spec, 4, options);
       const auto block = block_shape(spec);
       const at::Tensor again =
           dequantize(found.codes, found.scale, found.zero_point, block, at::kFloat);

@@ -19,7 +19,7 @@ at::Tensor output_hessian(int64_t rows) {
 TEST(RowFeedback, MovesRowsToWhereTheErrorsOfTheOthersCostLeast) {
   at::manual_seed(0);
   const at::Tensor hessian = output_hessian(24), missed = at::randn({24, 5});
-  const RowFeedback feedback(hessian, 0.1, 1);
+  const solvers::RowFeedback feedback(hessian, 0.1, 1);
   at::Tensor damped = hessian.to(at::kDouble);
   damped.diagonal().add_(0.1 * damped.diagonal().mean());
   damped = damped.index_select(0, feedback.order()).index_select(1, feedback.order());
@@ -33,10 +33,12 @@ TEST(RowFeedback, MovesRowsToWhereTheErrorsOfTheOthersCostLeast) {
 
 TEST(RowFeedback, TakesWhatMattersMostFirstUnlessRowsShareAScale) {
   const at::Tensor hessian = at::tensor({1.0f, 3.0f, 2.0f}).diag();
-  EXPECT_TRUE(at::equal(RowFeedback(hessian, 0.1, 1).order(), at::tensor({1, 2, 0}, at::kLong)));
-  EXPECT_TRUE(at::equal(RowFeedback(hessian, 0.1, 3).order(), at::tensor({0, 1, 2}, at::kLong)));
-  EXPECT_EQ(RowFeedback(hessian, 0.1, 1).step(), 8);
-  EXPECT_EQ(RowFeedback(hessian, 0.1, 3).step(), 9);
+  EXPECT_TRUE(
+      at::equal(solvers::RowFeedback(hessian, 0.1, 1).order(), at::tensor({1, 2, 0}, at::kLong)));
+  EXPECT_TRUE(
+      at::equal(solvers::RowFeedback(hessian, 0.1, 3).order(), at::tensor({0, 1, 2}, at::kLong)));
+  EXPECT_EQ(solvers::RowFeedback(hessian, 0.1, 1).step(), 8);
+  EXPECT_EQ(solvers::RowFeedback(hessian, 0.1, 3).step(), 9);
 }
 
 TEST(Gptq, RowsThatHangTogetherMakeEachOthersErrorsGood) {
@@ -48,9 +50,9 @@ TEST(Gptq, RowsThatHangTogetherMakeEachOthersErrorsGood) {
     const at::Tensor error = weight - found.weight;
     return (at::mm(outputs, at::mm(error, hessian)) * error).sum().item<double>();
   };
-  const RoundedWeight alone = gptq(weight, hessian, group_spec(4, 32), 4);
+  const RoundedWeight alone = solvers::gptq(weight, hessian, group_spec(4, 32), 4);
   const RoundedWeight found =
-      gptq(weight, hessian, group_spec(4, 32), 4, {}, std::nullopt, {}, outputs);
+      solvers::gptq(weight, hessian, group_spec(4, 32), 4, {}, std::nullopt, {}, outputs);
   EXPECT_LT(reaches(found), 0.75 * reaches(alone));
   EXPECT_GT(found.loss, alone.loss);
 }
@@ -58,7 +60,7 @@ TEST(Gptq, RowsThatHangTogetherMakeEachOthersErrorsGood) {
 TEST(Gptq, RefusesAHessianOfTheOutputThatDoesNotFit) {
   const at::Tensor weight = at::randn({4, 8});
   const auto solve = [&](const at::Tensor& outputs) {
-    return gptq(weight, at::eye(8), group_spec(4, 8), 4, {}, std::nullopt, {}, outputs);
+    return solvers::gptq(weight, at::eye(8), group_spec(4, 8), 4, {}, std::nullopt, {}, outputs);
   };
   EXPECT_EQ(message_of([&] { solve(at::eye(5)); }),
             "GPTQ needs a Hessian of the output, where one is given, of [out, out] for a weight "
