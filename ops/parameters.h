@@ -61,8 +61,8 @@ QAT_API StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& qu
                                         Learned learned = Learned::rounded);
 
 // The outer scales that `scale`, one per block and not yet stored, needs: the least of which every
-// code reaches the largest scale (with room for half as much again where (9a) may take it); [outer_rows, outer_cols], rounded to the quantizer's outer dtype,
-// over E4M3 up to a power of two.
+// code reaches the largest scale (with room for half as much again where (9a) may take it);
+// [outer_rows, outer_cols], rounded to the quantizer's outer dtype, over E4M3 up to a power of two.
 QAT_API at::Tensor outer_scales(const at::Tensor& scale, const Quantizer& quantizer);
 
 // The one outer scale, or one entry per block from one per outer block.
