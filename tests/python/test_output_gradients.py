@@ -244,6 +244,15 @@ def test_a_model_without_gradients_is_rounded_layer_by_layer_and_says_so():
         torchqat.calibrate(prepared(model, "{method: gptq, objective: model}"), batches)
 
 
+def test_a_forward_of_inference_alone_is_said():
+    @torch.no_grad()
+    def forward(model, batch):
+        return model(batch)
+
+    warnings = torchqat.calibrate(prepared(Choices()), [torch.randn(64, 16)], forward).warnings
+    assert said("\n".join(warnings), "ptq.no-gradient-said", why="what it gave has no gradient")
+
+
 def test_a_streamed_model_has_none(tmp_path):
     architectures.build("Llama").save_pretrained(tmp_path / "float")
     text = "version: 1\nlayers: {weight: {dtype: int4, group_size: 8, scale: mse}}\n"

@@ -37,6 +37,9 @@ def output_hessians(model: nn.Module, batches: list[Any], forward: Forward, plac
         batches: Calibration batches, of which as many are read as give 16,384 tokens.
         forward: How to run one.
         placed: Where.
+
+    Raises:
+        RuntimeError: No gradient goes back.
     """
     gathered: dict[str, _Moments] = {}
     named = {id(layer): name for name, layer in quant_layers(model) if _is_weighed(layer)}
@@ -66,8 +69,9 @@ def output_hessians(model: nn.Module, batches: list[Any], forward: Forward, plac
                 with torch.enable_grad(), _fast(placed):
                     given = forward(model, batch)
                     output, gradient = _drawn(given, generator)
-                if output.requires_grad:  # else none of the layers was reached
-                    output.backward(gradient)
+                if not output.requires_grad:
+                    raise RuntimeError("what it gave has no gradient")
+                output.backward(gradient)
     finally:
         for parameter, wanted in asked:
             parameter.requires_grad_(wanted)
