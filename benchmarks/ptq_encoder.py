@@ -35,8 +35,9 @@ METHODS = (
     ("round to nearest", "rtn", {}),
     ("least squared error", "mse", {}),
     ("AWQ", "awq", {}),
-    ("GPTQ", "gptq", {"correction": 0.0}),
-    ("GPTQ, half the drift made good (default)", "gptq", {}),
+    ("GPTQ", "gptq", {"objective": "layer", "correction": 0.0}),
+    ("GPTQ, half the drift made good", "gptq", {"objective": "layer"}),
+    ("GPTQ for the model's output, half the drift made good (default)", "gptq", {}),
 )
 PEERS = {"llm_compressor": "llm-compressor, GPTQ", "gptqmodel": "gptqmodel, GPTQ (its solver, walked by us)"}
 
