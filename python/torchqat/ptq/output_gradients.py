@@ -121,6 +121,8 @@ def _drawn(given: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if isinstance(logits, Tensor) and logits.shape[-1] > 1:
         return logits, _of_choices(logits.detach(), generator)
     output = logits if isinstance(logits, Tensor) else main_tensor(_in_dict(given))
+    if output is None:
+        raise RuntimeError("what it gave has no tensor of floating point")
     return output, torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
 
 

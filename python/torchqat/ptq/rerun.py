@@ -73,5 +73,6 @@ class _Rerun(torch.autograd.Function):
         with ctx.once.held(), torch.enable_grad():
             leaving = ctx.once.run(again).values()
             pairs = [(out, g) for out, g in zip(leaving, gradients, strict=True) if g is not None and out.requires_grad]
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            if pairs:
+                torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
         return None, None, *(tensor.grad for tensor in again)

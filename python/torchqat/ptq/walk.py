@@ -117,10 +117,10 @@ def _weighed(
     """``output_hessians``, or none, which is said, for a model through which no gradient goes back."""
     try:
         return output_hessians(model, batches, forward, placed)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # whatever a model's code does not do backwards, or a second time
+        if is_out_of_memory(error) or isinstance(error, UserError):
             raise
-        why = str(error).splitlines()[0].rstrip(".")
+        why = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         if settings.objective == "model":
             raise UserError(
                 "initialize.objective must be auto or layer for a model through which no gradient goes back, but is model: "
