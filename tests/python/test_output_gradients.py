@@ -187,7 +187,7 @@ def test_of_wide_layers_there_are_none(monkeypatch):
 
 def calibrated(model, initialize):
     found = prepared(model, initialize, "dtype: int3, group_size: 8, grid: full, scale: learned")
-    torchqat.calibrate(found, tokens())
+    assert torchqat.calibrate(found, tokens()).objective == ("layer" if "layer" in initialize else "model")
     return found.eval()
 
 
@@ -237,7 +237,9 @@ def test_a_model_without_gradients_is_rounded_layer_by_layer_and_says_so():
     alone = prepared(model, "{method: gptq, objective: layer}")
     torchqat.calibrate(alone, batches)
     auto = prepared(model)
-    warnings = torchqat.calibrate(auto, batches).warnings
+    found = torchqat.calibrate(auto, batches)
+    warnings = found.warnings
+    assert found.objective == "layer"
     assert said("\n".join(warnings), "ptq.no-gradient-said", why="relu of inference has no backward")
     assert torch.equal(auto.first.quantized_weight(), alone.first.quantized_weight())
     with pytest.raises(torchqat.UserError, match=matches("ptq.no-gradient", why="relu of inference has no backward")):

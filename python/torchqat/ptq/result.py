@@ -17,6 +17,7 @@ class Calibration:
         unfolded: Layers that a transform's scales had nowhere to be folded into, by transform.
         unrouted: Experts that are rounded to nearest, since their module does not tell which tokens reach which.
         rowless: Convolutions in groups or transposed, which methods that need rows of the input round to nearest.
+        objective: What GPTQ made least, ``"model"`` or ``"layer"``; ``""`` where it was not asked for.
         warnings: What had to be done differently, one sentence each.
     """
 
@@ -27,6 +28,7 @@ class Calibration:
     unfolded: dict[str, list[str]] = field(default_factory=dict)
     unrouted: list[str] = field(default_factory=list)
     rowless: list[str] = field(default_factory=list)
+    objective: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def note_what_was_left(self) -> None:

@@ -93,6 +93,8 @@ def initialize(
                 f"theirs, but {other} is not; run the recipe without streaming."
             )
     result.warnings += found.warnings
+    if settings.rounding == "gptq":
+        result.objective = "model" if weighs else "layer"
     begun = _Work(placed, at_work, weighs)
     for row in found.rows:
         _calibrate_row(row, row.open(model, batches, forward, placed), settings, result, begun)
