@@ -158,9 +158,10 @@ INSTANTIATE_TEST_SUITE_P(
               "r.yaml:5:18: train.control must be true or false, but is maybe"},
         Fault{"version: 1\n" + kRule + "mode: auto\n",
               "r.yaml:5:7: mode must be recipe unless evaluate.accept has limits, but is auto"},
-        Fault{"version: 1\n" + kRule + "engine: vllm\nexport: gguf\n",
-              "r.yaml:6:9: export must list compressed-tensors or gptq or awq, which is what engine: "
-              "vllm loads, but is gguf"},
+        Fault{"version: 1\n" + kRule + "engine: vllm\nexport: [gguf]\n",
+              "r.yaml:6:9: export must list compressed-tensors, gptq or awq, which is what engine: "
+              "vllm "
+              "loads, but is [gguf]"},
         Fault{"version: 1\n" + kRule + "evaluate: {accept: {task_drop: 0.1}}\n",
               "r.yaml:5:32: evaluate.accept.task_drop must not be given without evaluate.task, but "
               "is 0.1"},
