@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,7 +14,12 @@ namespace qat {
 
 namespace detail {
 // "minmax, mse or learned".
-QAT_API std::string join(const std::vector<std::string>& words, const char* last = " or ");
+inline std::string join(const std::vector<std::string>& words, const char* last = " or ") {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? last : ", ") + words[i];
+  return text;
+}
 }  // namespace detail
 
 // How recipes spell the values of an enumeration, in the order in which errors list them.

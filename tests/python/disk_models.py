@@ -27,7 +27,7 @@ RECIPE = """version: 1
 layers:
   - match: "{blocks}.*"
     weight: {{dtype: int4, group_size: 16, grid: full, scale: mse}}
-initialize: {{method: {method}}}
+initialize: {{method: {method}, objective: layer}}
 """
 
 

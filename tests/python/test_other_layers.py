@@ -38,7 +38,8 @@ def test_gptq_of_a_layer_of_gpt2_is_that_of_a_linear_layer():
     ours.bias.data.copy_(theirs.bias)
     found = []
     for layer in (theirs, ours):
-        text = recipe_of("0", "{dtype: int4, group_size: 8, grid: full, scale: mse}", "initialize: {method: gptq}\n")
+        method = "initialize: {method: gptq, objective: layer}\n"  # which a Conv1D has no gradients for
+        text = recipe_of("0", "{dtype: int4, group_size: 8, grid: full, scale: mse}", method)
         model = torchqat.prepare(nn.Sequential(layer), text)
         torchqat.calibrate(model, [x])
         found.append((model[0].quantized_weight(), model(x)))
