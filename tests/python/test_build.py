@@ -108,7 +108,8 @@ add_library(torch_cuda INTERFACE IMPORTED)
 def cuda_build(tmp_path, *options):
     """What nvcc is called with for each source, and what qat_ops is linked from."""
     build = tmp_path / "build"
-    command = [CMAKE, "-S", ROOT, "-B", build, "-G", "Unix Makefiles", "-DQAT_BUILD_PYTHON=OFF", *options]
+    alone = "-DQAT_TOGETHER=OFF"  # or sources stand in groups of other names
+    command = [CMAKE, "-S", ROOT, "-B", build, "-G", "Unix Makefiles", "-DQAT_BUILD_PYTHON=OFF", alone, *options]
     environment = {**os.environ, "CUDACXX": NVCC}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
