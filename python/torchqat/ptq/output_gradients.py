@@ -42,7 +42,10 @@ def output_hessians(model: nn.Module, batches: list[Any], forward: Forward, plac
         RuntimeError: No gradient goes back.
     """
     gathered: dict[str, _Moments] = {}
-    named = {id(layer): name for name, layer in quant_layers(model) if _is_weighed(layer)}
+    weighed = [(name, layer) for name, layer in quant_layers(model) if _is_weighed(layer)]
+    if not weighed:
+        return {}
+    named = {id(layer): name for name, layer in weighed}
 
     def watch(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -52,9 +55,6 @@ def output_hessians(model: nn.Module, batches: list[Any], forward: Forward, plac
         moments = gathered.setdefault(named[id(layer)], _Moments(output.shape[-1]))
         output.register_hook(lambda gradient: moments.add(gradient.detach()))
 
-    layers = [layer for _, layer in quant_layers(model) if id(layer) in named]
-    if not layers:
-        return {}
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     blocks = blocks_of(model)
     generator = torch.Generator().manual_seed(0)  # of the host, so that every device draws alike
@@ -62,7 +62,7 @@ def output_hessians(model: nn.Module, batches: list[Any], forward: Forward, plac
         model.requires_grad_(False)
         with (
             in_floating_point(model),
-            hooks([layer.register_forward_hook(watch) for layer in layers]),
+            hooks([layer.register_forward_hook(watch) for _, layer in weighed]),
             forwards_of(blocks, [rerun(block, placed, _fast(placed)) for block in blocks]),
         ):
             for batch in counted(_first(batches, gathered), "Gradients of the output"):

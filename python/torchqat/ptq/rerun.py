@@ -14,10 +14,9 @@ from torchqat.ptq.calls import Call, replaced, tensors
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of ``model``, none inside another one."""
-    found = {id(block): block for blocks in block_lists(model, (nn.Linear, QuantLayer)) for _, block in blocks}
-    inside = {id(module) for block in found.values() for module in block.modules() if module is not block}
-    return [block for place, block in found.items() if place not in inside]
+    """The repeated blocks of ``model``, each once."""
+    lists = block_lists(model, (nn.Linear, QuantLayer))
+    return list({id(block): block for blocks in lists for _, block in blocks}.values())
 
 
 def rerun(block: nn.Module, placed: Placed, autocast: AbstractContextManager) -> Callable:
