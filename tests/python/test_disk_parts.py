@@ -92,9 +92,11 @@ def test_layers_that_are_one_on_disk_keep_their_names_where_they_are_quantized(t
     text = RECIPE.format(blocks="model.H_module.layers.0.self_attn", method="mse").replace("attn.*", "attn.?_proj")
     torchqat.prepare(model, torchqat.parse_recipe(text, "recipe"))
     torchqat.calibrate(model, [])
-    out = torchqat.export(model, tmp_path / "out")
+    with pytest.raises(torchqat.UserError, match=matches("export.unreadable-by-transformers")):
+        torchqat.export(model, tmp_path / "refused")
+    out = torchqat.export(model, tmp_path / "out", format="safetensors")
     stored = read_tensors(out).keys()
     first = "model.H_module.layers.0"
-    assert {f"{first}.self_attn.q_proj.weight_packed", f"{first}.self_attn.gate_proj.weight"} <= stored
+    assert {f"{first}.self_attn.q_proj.codes", f"{first}.self_attn.gate_proj.weight"} <= stored
     assert f"{first}.mlp.gate_up_proj.weight" in stored and f"{first}.mlp.up_proj.weight" not in stored
     assert torchqat.verify(out, model, engine="reader").ok

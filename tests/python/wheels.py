@@ -6,14 +6,15 @@ import sys
 
 from build_folder import ROOT, alone
 
-# Prints where torchqat is from, the instructions that it uses, and the codes that GPTQ gives.
+# Prints where torchqat is from, the instructions that it uses, and the codes that GPTQ gives: for the layer's output, since
+# gradients of the model's are taken in bfloat16 where the processor multiplies it.
 PROGRAM = """
 import hashlib, torch, torchqat
 from torch import nn
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
 weight = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
-text = f'version: 1\\nlayers: [{{match: "*", weight: {weight}}}]\\ninitialize: {{method: gptq}}\\n'
+text = f'version: 1\\nlayers: [{{match: "*", weight: {weight}}}]\\ninitialize: {{method: gptq, objective: layer}}\\n'
 model = torchqat.prepare(model, torchqat.parse_recipe(text, "recipe"))
 torchqat.calibrate(model, [torch.randn(64, 64)])
 model(torch.randn(3, 64)).sum().backward()
