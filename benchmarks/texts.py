@@ -67,12 +67,21 @@ def part_of(module: Path) -> str:
     return {0: "validation", 1: "held-out"}.get(digit, "train")
 
 
+def prose(part: str, cache: Path) -> list[str]:
+    """Pages of ``part`` that are more than a heading."""
+    texts = [prose_of(page) for page in package_files(*PACKAGES[part], cache)]
+    return [text for text in texts if len(text) > 2000]
+
+
+def code(part: str) -> list[str]:
+    """Modules of ``part``."""
+    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    return [module.read_text(errors="replace") for module in modules if part_of(module) == part]
+
+
 def documents(part: str, cache: Path) -> list[str]:
     """Prose and code of ``part``, one document after the other of each."""
-    prose = [prose_of(page) for page in package_files(*PACKAGES[part], cache)]
-    modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    code = [module.read_text(errors="replace") for module in modules if part_of(module) == part]
-    return [text for text in prose if len(text) > 2000] + code
+    return prose(part, cache) + code(part)
 
 
 def windows(tokenizer, part: str, count: int, length: int, cache: Path, seed: int = 0):
