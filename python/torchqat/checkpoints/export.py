@@ -87,8 +87,14 @@ def export(
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf import write_gguf, write_modelfile
 
-            file, options = folder / "model.gguf", (embeddings, max_shard_size, pooling, ternary)
-            write_gguf(model, layers, plan, file, tokenizer, *options)
+            options = {
+                "embeddings": embeddings,
+                "max_shard_size": max_shard_size,
+                "pooling": pooling,
+                "ternary": ternary,
+            }
+            file = folder / "model.gguf"
+            write_gguf(model, layers, plan, file, tokenizer, **options)
             write_modelfile(model, file, tokenizer)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx
