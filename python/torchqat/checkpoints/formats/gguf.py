@@ -72,14 +72,14 @@ def write_gguf(
     writer.finish()
 
 
-def size_beside_layers(model: nn.Module, plan: CheckpointPlan, embeddings: str = "f16") -> tuple[int, int]:
+def size_beside_layers(model: nn.Module, plan: CheckpointPlan) -> tuple[int, int]:
     """The elements and the bits of what a file of ``model`` has beside the layers of ``plan``.
 
     Raises:
         UserError: As ``GgufWriter``.
     """
     architecture = architecture_of(model)
-    made = _Entries(model, architecture, embeddings)
+    made = _Entries(model, architecture)
     entries = [entry for name, tensor in float_tensors(model, plan) for entry in made.of_float(name, tensor)]
     ropes = [tuple(factors.shape) for factors in rope_tensors(model, architecture).values()]
     entries += [_Entry("", "", _Types.F32, shape) for shape in ropes]
@@ -227,7 +227,7 @@ def _ternary_tensors(layer: QuantizedWeights) -> dict[str, Tensor]:
 class _Entries:
     """The tensors of a file that those of ``model`` become."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str, ternary: str = "tq2_0"):
+    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str = "f16", ternary: str = "tq2_0"):
         self._model, self._architecture = model, architecture
         self._embeddings, self._ternary = embeddings, ternary
         self._names, self._beside = NameMap(model, architecture), outside(model, architecture)
