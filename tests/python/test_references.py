@@ -1,5 +1,6 @@
-"""What pages and comments point to is there: tests by their names, files by their paths, equations by their numbers."""
+"""What pages and comments point to is there: tests and names by their names, files by their paths, equations by numbers."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -70,3 +71,23 @@ def test_equations_that_texts_name_are_numbered_in_numerics():
                     named |= {(file, number) for number in re.findall(r"\d+[a-z]?", numbers)}
     assert len(named) > 80
     assert not {(file.name, number) for file, number in named if number not in numbered}
+
+
+def _resolves(name):
+    """Whether a dotted name leads to a module or to what one has."""
+    found, path = importlib.import_module("torchqat"), "torchqat"
+    for part in name.split(".")[1:]:
+        path += f".{part}"
+        try:
+            found = getattr(found, part) if hasattr(found, part) else importlib.import_module(path)
+        except ImportError:
+            return False
+    return True
+
+
+def test_names_of_the_package_that_its_texts_use_are_there():
+    """In docstrings, sentences and comments, as users would type them."""
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "python" / "torchqat").rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r"\btorchqat(?:\.[A-Za-z_]\w*)+", text)}
+    assert len(names) > 100
+    assert not sorted(name for name in names if not _resolves(name))
