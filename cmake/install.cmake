@@ -23,12 +23,15 @@ install(EXPORT torchqatTargets NAMESPACE qat:: DESTINATION ${QAT_CMAKE_DIR})
 install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING PATTERN "*.h"
   PATTERN yaml_section.h EXCLUDE PATTERN "*_reader.h" EXCLUDE PATTERN numbers.h EXCLUDE PATTERN key_log.h EXCLUDE
   PATTERN settings.h EXCLUDE
-  PATTERN damped_factor.h EXCLUDE PATTERN full_precision.h EXCLUDE
+  PATTERN matcher.h EXCLUDE PATTERN width_name.h EXCLUDE
+  PATTERN damped_factor.h EXCLUDE PATTERN in_order.h EXCLUDE PATTERN full_precision.h EXCLUDE
+  PATTERN gptq_solver.h EXCLUDE PATTERN row_feedback.h EXCLUDE
   PATTERN fold.h EXCLUDE PATTERN input_tap.h EXCLUDE PATTERN pending.h EXCLUDE PATTERN spec_json.h EXCLUDE
   PATTERN minifloat.h EXCLUDE PATTERN shared_outer_scale.h EXCLUDE
-  REGEX "formats/(awq|gptq|modelopt|onnx|plain).h" EXCLUDE)
+  REGEX "formats/(awq|block_floats|gguf_.*|gptq|mlx|modelopt|onnx|plain).h" EXCLUDE)
 install(DIRECTORY ops/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat/ops FILES_MATCHING
   PATTERN "*.h" PATTERN arguments.h EXCLUDE PATTERN call.h EXCLUDE PATTERN kernels.h EXCLUDE
+  PATTERN candidates.h EXCLUDE
   PATTERN cpu EXCLUDE PATTERN cuda EXCLUDE PATTERN autograd EXCLUDE PATTERN autocast EXCLUDE)
 install(FILES ${QAT_GENERATED}/qat/built_with.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat/qat)
 

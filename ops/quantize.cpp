@@ -71,7 +71,7 @@ at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
 
 namespace {
 
-// Made of other operators, so one kernel serves every backend.
+// Made of other operators, for devices that have no kernel of their own as the CPU has.
 at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& codes,
                                       const at::Tensor& scale,
                                       const std::optional<at::Tensor>& zero_point,

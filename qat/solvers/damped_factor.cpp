@@ -1,29 +1,14 @@
 #include "qat/solvers/damped_factor.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "qat/solvers/in_order.h"
+
 namespace qat::solvers {
 namespace {
-
-template <typename scalar_t>
-at::Tensor gathered(const at::Tensor& matrix, const at::Tensor& order) {
-  const at::Tensor from = matrix.contiguous(), places = order.contiguous();
-  const at::Tensor moved = at::empty({from.size(0), places.numel()}, from.options());
-  const scalar_t* in = from.const_data_ptr<scalar_t>();
-  const int64_t* place = places.const_data_ptr<int64_t>();
-  scalar_t* out = moved.mutable_data_ptr<scalar_t>();
-  const int64_t width = from.size(1), count = places.numel();
-  at::parallel_for(0, from.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t col = 0; col < count; ++col)
-        out[row * count + col] = in[row * width + place[col]];
-  });
-  return moved;
-}
 
 // R, upper triangular, of H = R Rᵀ: a Cholesky factor taken from the far corner. `reversed` is H
 // with rows and columns back to front, and is overwritten. Undefined when H is not positive
@@ -41,18 +26,6 @@ at::Tensor factor_of(const at::Tensor& reversed) {
 bool all_finite(const at::Tensor& x) {
   // One pass as a rule: a sum is not finite where one of its terms is not.
   return std::isfinite(x.sum().item<double>()) || at::isfinite(x).all().item<bool>();
-}
-
-at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order) {
-  if (!matrix.is_cpu()) return matrix.index_select(1, order);
-  // Codes of integers and of floats alike are bytes.
-  if (matrix.element_size() == 1)
-    return gathered<int8_t>(matrix.view(at::kChar), order).view(matrix.scalar_type());
-  return gathered<float>(matrix, order);
-}
-
-at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order) {
-  return columns_in_order(square.index_select(0, order), order);
 }
 
 Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping) {

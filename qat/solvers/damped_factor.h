@@ -20,10 +20,4 @@ Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double 
 // Whether all elements are finite.
 bool all_finite(const at::Tensor& x);
 
-// The columns of a float32 or int8 matrix in `order`. torch's index_select takes them one element
-// at a time.
-at::Tensor columns_in_order(const at::Tensor& matrix, const at::Tensor& order);
-// A square float32 matrix with rows and columns in `order`.
-at::Tensor square_in_order(const at::Tensor& square, const at::Tensor& order);
-
 }  // namespace qat::solvers

@@ -9,6 +9,7 @@
 #include "qat/solvers/damped_factor.h"
 #include "qat/solvers/full_precision.h"
 #include "qat/solvers/gptq_solver.h"
+#include "qat/solvers/in_order.h"
 #include "qat/solvers/row_feedback.h"
 
 namespace qat {
@@ -67,14 +68,6 @@ at::Tensor column_order(const at::Tensor& hessian, ColumnOrder order, int64_t gr
   return at::cat({places, tail});
 }
 
-// Of what has an entry a row; what rows share stays as it is.
-at::Tensor rows_in_order(const at::Tensor& matrix, const at::Tensor& order) {
-  if (matrix.size(0) != order.numel()) return matrix;
-  // Codes of integers and of floats alike are bytes.
-  if (matrix.element_size() > 1) return matrix.index_select(0, order);
-  return matrix.view(at::kChar).index_select(0, order).view(matrix.scalar_type());
-}
-
 }  // namespace
 
 const NameTable<ColumnOrder>& column_orders() {
@@ -115,10 +108,10 @@ RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
     between_rows.emplace(output_hessian->to(master.device(), at::kFloat), options.output_damping,
                          layout.block_rows);
     const at::Tensor& rows = between_rows->order();
-    wanted = rows_in_order(wanted, rows);
-    original = rows_in_order(original, rows);
+    wanted = solvers::rows_in_order(wanted, rows);
+    original = solvers::rows_in_order(original, rows);
     for (std::optional<at::Tensor>* parameters : {&settled.scale, &settled.offset})
-      if (*parameters) *parameters = rows_in_order(**parameters, rows);
+      if (*parameters) *parameters = solvers::rows_in_order(**parameters, rows);
   }
   RoundedWeight result =
       solvers::GptqSolver(wanted, factor.upper, spec, bits, options, order, settled, between_rows)
@@ -127,7 +120,7 @@ RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
     const at::Tensor back = at::argsort(between_rows->order());
     for (at::Tensor* part :
          {&result.weight, &result.codes, &result.scale, &result.zero_point, &result.target})
-      *part = rows_in_order(*part, back);
+      *part = solvers::rows_in_order(*part, back);
   }
   result.warning = factor.warning;
   return result;

@@ -8,7 +8,7 @@
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/quantize.h"
 #include "qat/ops/quantize_with_feedback.h"
-#include "qat/solvers/damped_factor.h"
+#include "qat/solvers/in_order.h"
 
 namespace qat::solvers {
 

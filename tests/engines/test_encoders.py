@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchqat
 import transformers
-from test_engines import needs
+from engine_models import needs
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.kinds.pooling import Vectors
 from word_pieces import TEXTS, word_pieces

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torchqat
+from engine_models import needs
 from gguf_models import build as build_architecture
-from test_engines import needs
 
 LAYERS = "{dtype: int4, group_size: 32}, input: {dtype: int8, symmetric: SIGN}"
 RULE = f'version: 1\nlayers:\n  - {{match: "model.layers.*", weight: {LAYERS}}}\n'

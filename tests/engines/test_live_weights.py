@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchqat
-from test_engines import GROUPS, HALF, OFFSET, needs
+from engine_models import GROUPS, HALF, OFFSET, needs
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "python"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torchqat
+from engine_models import needs
 from llama_quantize import llama_quantize
-from test_engines import needs
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader

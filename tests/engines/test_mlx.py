@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchqat
+from engine_models import needs
 from safetensors.torch import load_file
-from test_engines import needs
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import preset

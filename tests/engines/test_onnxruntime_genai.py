@@ -9,9 +9,9 @@ import onnx
 import pytest
 import torch
 import torchqat
+from engine_models import HALF, OFFSET, needs
 from gguf_models import build as build_architecture
 from onnx.numpy_helper import to_array
-from test_engines import HALF, OFFSET, needs
 from test_openvino import byte_level
 from torchqat.layers.prepared import quant_layers
 from torchqat.verification.engines import ONNXRUNTIME_GENAI

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchqat
+from engine_models import IN_EIGHT_BITS, OFFSET, SIGNED, needs
 from gguf_models import build as build_architecture
-from test_engines import IN_EIGHT_BITS, OFFSET, SIGNED, needs
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.layers.prepared import quant_layers
 from torchqat.verification.engines import OPENVINO, Question

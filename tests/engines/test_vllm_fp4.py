@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchqat
-from test_engines import prepared
+from engine_models import prepared
 from torchqat.verification.engines import TRANSFORMERS, VLLM, Question
 
 # weight, format

@@ -55,13 +55,14 @@ TEST(FoundParameters, FullGridMasksWhatItClips) {
 
 TEST(FoundParameters, GivesTheSameBitsWithAnyNumberOfThreads) {
   const at::Tensor x = at::randn({513, 257});
+  const auto on = [&](int threads) {
+    at::set_num_threads(threads);
+    return std::get<0>(fake_quantize(x, text("minmax", 4, "asymmetric", {1, 32}, at::kBFloat16)));
+  };
   const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor one =
-      std::get<0>(fake_quantize(x, text("minmax", 4, "asymmetric", {1, 32}, at::kBFloat16)));
+  const at::Tensor one = on(1), several = on(3);
   at::set_num_threads(threads);
-  EXPECT_TRUE(at::equal(
-      one, std::get<0>(fake_quantize(x, text("minmax", 4, "asymmetric", {1, 32}, at::kBFloat16)))));
+  EXPECT_TRUE(at::equal(one, several));
 }
 
 TEST(FoundParameters, RefusesBadBitsAndGrids) {

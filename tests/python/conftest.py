@@ -214,3 +214,13 @@ def classifier_folder(tmp_path, tokenizer):
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """A Llama of architectures.py; not to be written to."""
+    import architectures
+
+    path = tmp_path_factory.mktemp("model") / "llama"
+    architectures.build("Llama").save_pretrained(path)
+    return path

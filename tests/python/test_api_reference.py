@@ -1,7 +1,10 @@
 """docs/api.md: made from the docstrings, and of everything that users import."""
 
 import importlib.util
+import inspect
+import re
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,20 @@ def test_all_of_it_is_documented(tool):
         for name in names:
             lines = [line for line in tool._entry(module, name) if line and not line.startswith(("#", "`"))]
             assert lines, f"{name} has no docstring"
+
+
+def test_every_argument_and_method_is_explained(tool):
+    """Of functions each argument, by its name; of classes each method of their own. Layers say so of themselves."""
+    for _, module, names in tool.PARTS:
+        for name in names:
+            found = attrgetter(name)(module)
+            if inspect.isclass(found):
+                methods = {n: m for n, m in vars(found).items() if n[0] != "_" and inspect.isfunction(m)}
+                unsaid = [n for n in methods if not inspect.getdoc(getattr(found, n))]
+            else:
+                try:
+                    arguments = inspect.signature(found).parameters
+                except ValueError:  # of C++, whose docstring begins with it
+                    continue
+                unsaid = [a for a in arguments if not re.search(rf"\b{a}\b", inspect.getdoc(found) or "")]
+            assert not unsaid, f"{name} says nothing of {', '.join(unsaid)}"

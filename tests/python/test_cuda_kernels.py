@@ -1,18 +1,11 @@
 """The CUDA kernels give the CPU kernels' bits: on a GPU where there is one, else on a simulator of its threads.
 
-The simulator (tests/cuda/simulator.h, which says what it can show) runs the device code of the .cu files as it stands, in
-orders that TORCHQAT_SIMULATOR_SEED draws, with now all blocks, now fewer. A GPU shows the rest with the same tests.
+A GPU shows with the same tests what the simulator cannot (device_kernels.py).
 """
-
-import os
 
 import pytest
 import torch
-from build_folder import BUILD
-from torchqat import ops  # noqa: F401  registers torch.ops.qat
-
-SIMULATED = BUILD / "tests" / "libqat_cuda_simulated.so"
-BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+from device_kernels import BF16, FP16, FP32, check, check_inplace, device_operator, draw_alike
 
 # Groups in a warp, groups wider than one, rows by a warp and by a thread block, short last segments, odd widths, blocks of
 # several rows in vectors and not, long segments in pieces.
@@ -63,57 +56,12 @@ NESTED = [
 
 @pytest.fixture(scope="module")
 def device_op():
-    """Calls an operator's CUDA kernel with CPU tensors and brings its results back."""
-    if torch.cuda.is_available():
-
-        def on_gpu(name, *args, **options):
-            moved = [a.cuda() if torch.is_tensor(a) else a for a in args]
-            results = getattr(torch.ops.qat, name)(*moved, **options)
-            if name.endswith("_"):
-                args[0].copy_(moved[0])
-            return results.cpu() if torch.is_tensor(results) else results and tuple(r.cpu() for r in results)
-
-        return on_gpu
-    if not SIMULATED.is_file():
-        pytest.skip("neither a GPU nor the simulator, which make test-cpp builds")
-    torch.ops.load_library(SIMULATED)
-    return lambda name, *args, **options: getattr(torch.ops.qat_simulated, name)(*args, **options)
+    return device_operator()
 
 
 @pytest.fixture(autouse=True)
 def _drawn_alike(device_op):
-    """A test meets the same tensors and orders, whichever ran before."""
-    torch.manual_seed(0)
-    if not torch.cuda.is_available():
-        torch.ops.qat_simulated.reseed(int(os.environ.get("TORCHQAT_SIMULATOR_SEED", "0")))
-
-
-def listed(results):
-    return [results] if torch.is_tensor(results) else list(results)
-
-
-def same(results, expected):
-    for result, reference in zip(listed(results), listed(expected), strict=True):
-        assert result.dtype == reference.dtype and result.shape == reference.shape
-        result, reference = (t.float() if t.dtype.itemsize == 1 else t for t in (result, reference))
-        assert torch.equal(result.isnan(), reference.isnan())
-        result, reference = (t.nan_to_num(7.0, posinf=8.0, neginf=9.0) for t in (result, reference))
-        whole = {2: torch.int16, 4: torch.int32}[result.dtype.itemsize]
-        assert torch.equal(result.contiguous().view(whole), reference.contiguous().view(whole))
-
-
-def check(device_op, name, *args, **options):
-    """The kernel on the device against that on the CPU, whose results it returns."""
-    expected = getattr(torch.ops.qat, name)(*args, **options)
-    same(device_op(name, *args, **options), expected)
-    return expected
-
-
-def check_inplace(device_op, expected, grad, *args):
-    grad_x, *sums = expected
-    inplace = grad.clone()
-    same(device_op("_fake_quantize_backward_", inplace, *args), sums)
-    same(inplace, grad_x)
+    draw_alike()
 
 
 def tensors(rows, cols, dtype, broken=True):

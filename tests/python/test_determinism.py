@@ -83,3 +83,29 @@ def test_operators_are_the_same_bits_on_any_number_of_threads(grid, dtype):
         torch.set_num_threads(before)
     for a, b, c in zip(one, two, three, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("block", [(-1, -1), (1, -1), (-1, 1), (100, 100)])
+def test_scales_that_train_alone_get_the_same_gradients_on_any_number_of_threads(block):
+    """A tensor's only scale has its terms summed by all of them; ATen's own sum depends on how many there are."""
+    torch.manual_seed(0)
+    codes, upstream = torch.randint(-8, 8, (1024, 1000), dtype=torch.int8), torch.randn(1024, 1000)
+    sides = [size if side == -1 else side for size, side in zip(codes.shape, block, strict=True)]
+    rows, cols = [torch.arange(size) // side for size, side in zip(codes.shape, sides, strict=True)]
+    grid = int(rows[-1]) + 1, int(cols[-1]) + 1
+    before = torch.get_num_threads()
+
+    def gradient(threads):
+        torch.set_num_threads(threads)
+        scale = torch.ones(grid, requires_grad=True)
+        (torchqat.ops.dequantize(codes, scale, None, block, torch.float32) * upstream).sum().backward()
+        return scale.grad
+
+    try:
+        one, two, three = gradient(1), gradient(2), gradient(3)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two) and torch.equal(one, three)
+    sums = torch.zeros(grid, dtype=torch.float64)
+    sums.index_put_((rows[:, None], cols), (codes * upstream).double(), accumulate=True)
+    assert torch.allclose(one.double(), sums, rtol=1e-5, atol=1e-2)

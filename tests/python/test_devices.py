@@ -102,11 +102,21 @@ def test_operators_run_where_their_tensors_are(name, gpu):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, a in _cases().items() if sum(map(torch.is_tensor, a)) > 1])
-def test_operators_refuse_tensors_of_two_devices(name, gpu):
+# The bias of quant_linear is added by torch, which looks at its device by itself.
+SECOND_TENSORS = [
+    (name, place)
+    for name, arguments in _cases().items()
+    for place in [place for place, argument in enumerate(arguments) if torch.is_tensor(argument)][1:]
+    if (name, place) != ("quant_linear", 2)
+]
+
+
+@pytest.mark.parametrize(("name", "place"), SECOND_TENSORS)
+def test_operators_refuse_tensors_of_two_devices(name, place):
+    """The kernel of a device would read the memory of the host. The checks are the same where tensors have no numbers."""
     arguments = list(_cases()[name])
-    arguments[0] = gpu.tensor(arguments[0])
-    with pytest.raises(Exception, match="device|non-fake|Fake"):
+    arguments[place] = arguments[place].detach().to("meta")
+    with pytest.raises(ValueError, match=r"must be on (cpu|meta) like x, but is on (cpu|meta)"):
         getattr(Q, name)(*arguments)
 
 

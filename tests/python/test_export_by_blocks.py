@@ -6,7 +6,7 @@ import torchqat
 from command import call
 from conftest import PTQ, RECIPE
 from sentences import said
-from test_stream import gguf_bytes
+from streaming import gguf_bytes
 from torchqat.runs.kept_state import kept_state
 from torchqat.runs.restore import open_run, trained_model
 

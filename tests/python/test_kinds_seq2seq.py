@@ -1,7 +1,6 @@
-"""Encoders with a decoder as a kind: data, losses and figures against transformers' own, and runs from data to report."""
+"""Encoders with a decoder as a kind: losses and figures against transformers' own, and runs from data to report."""
 
 import json
-import wave
 
 import numpy as np
 import pytest
@@ -11,11 +10,12 @@ import torchqat
 import transformers
 from command import call
 from sentences import matches, said
-from test_encoder_decoders import BART, T5, WHISPER
+from seq2seq_models import MODELS, build, some_batch, write_lines, write_speech
+from test_encoder_decoders import WHISPER
 from torchqat._library import DistillSection
 from torchqat.data.examples import NO_LABEL
 from torchqat.data.tasks import load_task
-from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_with_targets
+from torchqat.data.written import decoder_inputs_of
 from torchqat.kinds import find_kind
 
 LAYERS = """version: 1
@@ -27,40 +27,6 @@ initialize: {method: gptq}
 data: {calibration: {samples: 8, sequence_length: 32}, evaluation: {samples: 8, sequence_length: 32}}
 """
 TRAIN = "train: {steps: 4, batch_size: 4, sequence_length: 32, checkpoint_every: 2, validate_every: 2}\n"
-M2M = {key: value for key, value in BART.items() if key != "pad_token_id"} | {"pad_token_id": 1}
-MODELS = {
-    "T5ForConditionalGeneration": {**T5, "vocab_size": 400, "decoder_start_token_id": 0},
-    "BartForConditionalGeneration": {**BART, "vocab_size": 400},
-    "MBartForConditionalGeneration": {**BART, "vocab_size": 400},
-    "M2M100ForConditionalGeneration": {**M2M, "vocab_size": 400},
-    "PegasusForConditionalGeneration": {**BART, "vocab_size": 400},
-    "MarianMTModel": {**BART, "vocab_size": 400, "decoder_start_token_id": 1},
-    "WhisperForConditionalGeneration": {**WHISPER, "vocab_size": 400},
-}
-
-
-def build(name, folder, tokenizer):
-    torch.manual_seed(0)
-    kind = getattr(transformers, name)
-    model = kind(kind.config_class(**MODELS[name])).eval()
-    with torch.no_grad():  # so that logits differ from each other
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if name.startswith("Whisper"):
-        extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
-        extractor.save_pretrained(folder)
-    return folder
-
-
-def write_sound(path, samples=4000, rate=16000, channels=1, width=2):
-    found = (np.sin(np.arange(samples * channels) * 0.07) * 20000).astype("<i2").tobytes()
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        file.writeframes(found if width == 2 else found[: samples * channels])
 
 
 @pytest.fixture
@@ -71,26 +37,7 @@ def texts(tmp_path):
 
 @pytest.fixture
 def speech(tmp_path):
-    (tmp_path / "sounds").mkdir()
-    lines = [{"audio": f"sounds/{i}.wav", "text": f"number {i}"} for i in range(40)]
-    for i, line in enumerate(lines):
-        write_sound(tmp_path / line["audio"], 4000 + 300 * (i % 5))
-    return write_lines(tmp_path / "speech.jsonl", lines)
-
-
-def write_lines(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def some_batch(name):
-    """Rows of unlike lengths."""
-    rows = [torch.randint(5, 400, (n,)) for n in (7, 4, 9)]
-    labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_LABEL)
-    if name.startswith("Whisper"):
-        return {"input_features": torch.randn(3, 16, 40)}, labels
-    ids = torch.randint(5, 400, (3, 6))
-    return {"input_ids": ids, "attention_mask": (torch.arange(6) < torch.tensor([[6], [3], [5]])).long()}, labels
+    return write_speech(tmp_path)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -133,69 +80,6 @@ def test_padding_counts_in_no_loss_and_no_figure(tmp_path, tokenizer):
     assert len(found.kl_by_position) == 9
     loss = kind.loss(DistillSection(), kind.outputs(model, batch), kind.outputs(other, batch), batch)
     assert loss.item() == pytest.approx(np.mean(every), rel=1e-3)
-
-
-def test_texts_become_tokens_of_both_sides(tmp_path, tokenizer):
-    lines = [{"source": "def f", "target": "return 1"}, {"prompt": "argument", "completion": "def g and more of it"}]
-    path = write_lines(tmp_path / "two.jsonl", lines)
-    found = texts_with_targets(path, tokenizer, 6, None, lambda labels: labels + 1)
-    assert [row.tolist() for row in found.inputs] == [tokenizer(text).input_ids[:6] for text in ("def f", "argument")]
-    assert [row.tolist() for row in found.labels] == [
-        tokenizer(text).input_ids[:6] for text in ("return 1", "def g and more of it")
-    ]
-    batch = found.batch(torch.arange(2))
-    assert list(batch) == ["input_ids", "attention_mask", "decoder_input_ids", "labels"]
-    assert torch.equal(batch["decoder_input_ids"], batch["labels"] + 1)
-    first = tokenizer("return 1").input_ids[0]
-    stripped = texts_with_targets(path, tokenizer, 6, first, lambda labels: labels)
-    assert stripped.labels[0].tolist() == tokenizer("return 1").input_ids[1:6]  # the decoder is given it anyway
-    for group in found.unpadded(torch.arange(2), 8):
-        assert (group["labels"] != NO_LABEL).all() and group["attention_mask"].all()
-
-
-def test_sounds_are_heard_as_transformers_hears_them(tmp_path, tokenizer, speech):
-    from scipy.io import wavfile
-
-    extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
-    found = sounds_with_texts(speech, tokenizer, extractor, 32, None, lambda labels: labels)
-    batch = found.batch(torch.tensor([0, 3]))
-    waves = [wavfile.read(tmp_path / f"sounds/{i}.wav")[1].astype(np.float32) / 32768 for i in (0, 3)]
-    wanted = extractor(waves, sampling_rate=16000, return_tensors="pt").input_features
-    assert torch.equal(batch["input_features"], wanted)
-    before = found.everything()["audio"]
-    write_sound(tmp_path / "sounds/7.wav", 4001)
-    after = found.everything()["audio"]
-    assert [row for row in range(40) if not torch.equal(before[row], after[row])] == [7]
-
-
-def test_data_of_another_form_are_refused(tmp_path, tokenizer):
-    def texts(*lines):
-        texts_with_targets(write_lines(tmp_path / "bad.jsonl", lines), tokenizer, 8, None, torch.clone)
-
-    def sounds(**made):
-        write_sound(tmp_path / "a.wav", **made)
-        line = {"audio": "a.wav", "text": "one"}
-        extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
-        sounds_with_texts(write_lines(tmp_path / "s.jsonl", [line]), tokenizer, extractor, 8, None, torch.clone)
-
-    good = {"source": "a", "target": "b"}
-    for bad in ({"source": "a"}, {"source": "a", "target": " "}, {"prompt": "a", "target": "b"}, {"text": "a"}):
-        with pytest.raises(torchqat.UserError, match=matches("data.line-without-target", line=2)):
-            texts(good, bad)
-    with pytest.raises(torchqat.UserError, match=matches("data.no-example", path=tmp_path / "bad.jsonl")):
-        texts()
-    sounds()
-    for made in ({"rate": 8000}, {"channels": 2}, {"width": 1}):
-        with pytest.raises(torchqat.UserError, match=matches("data.sound-of-another-form", rate=16000)):
-            sounds(**made)
-    with pytest.raises(torchqat.UserError, match=matches("data.sound-too-long", most=16000, count=16001)):
-        sounds(samples=16001)
-    with pytest.raises(torchqat.UserError, match=matches("data.sound-empty", path=tmp_path / "a.wav")):
-        sounds(samples=0)
-    (tmp_path / "a.wav").write_bytes(b"RIFF")
-    with pytest.raises(torchqat.UserError, match=matches("data.no-sound", path=tmp_path / "a.wav")):
-        extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1, hop_length=400)
-        sounds_with_texts(tmp_path / "s.jsonl", tokenizer, extractor, 8, None, torch.clone)
 
 
 def follow(capsys, tmp_path, text, model, data, command="run"):

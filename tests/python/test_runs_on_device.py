@@ -40,7 +40,7 @@ def other(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
     with PretendGpu("xla:0") as gpu:
         monkeypatch.setattr("torchqat.runs.float_model.find_device", lambda asked, say: gpu.device)
-        monkeypatch.setattr("torchqat.runs.run.name_of", lambda device: str(device))
+        monkeypatch.setattr("torchqat.runs.opened.name_of", lambda device: str(device))
         yield gpu
 
 

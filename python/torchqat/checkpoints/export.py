@@ -56,7 +56,7 @@ def export(
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
         output: A folder; replaced if it exists.
-        format: One of ``FORMATS``; ``docs/formats.md`` says what each can hold and who loads it.
+        format: Its name; ``docs/formats.md`` lists them, what each can hold and who loads it.
         tokenizer: Saved beside the model, or in the GGUF file, when given.
         dtype: dtype of scales and of everything that is not quantized; by default the model's own, and float16 in the
             formats that are defined in it (gptq, gptq_v2, awq, gguf).
@@ -87,8 +87,14 @@ def export(
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf import write_gguf, write_modelfile
 
-            file, options = folder / "model.gguf", (embeddings, max_shard_size, pooling, ternary)
-            write_gguf(model, layers, plan, file, tokenizer, *options)
+            options = {
+                "embeddings": embeddings,
+                "max_shard_size": max_shard_size,
+                "pooling": pooling,
+                "ternary": ternary,
+            }
+            file = folder / "model.gguf"
+            write_gguf(model, layers, plan, file, tokenizer, **options)
             write_modelfile(model, file, tokenizer)
         elif format == "onnx":
             from torchqat.checkpoints.formats.onnx import write_onnx

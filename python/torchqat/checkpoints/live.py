@@ -35,7 +35,7 @@ def live_weights(
 
     Args:
         model: A prepared model at its exported widths; ``train`` or ``eval`` makes no difference.
-        format: One of a folder: any of ``FORMATS`` but gguf and onnx, which are one file.
+        format: As of ``export``, but for gguf and onnx, which are one file.
         dtype: As of ``export``.
         device: Where the tensors come; by default where the model is.
 

@@ -87,6 +87,9 @@ def load_task(source: str) -> Task:
     ``answer`` counts to from 0 is ranked first: by an encoder, whose vector of it is the nearest to the query's, or by a
     classifier of one output, a reranker.
 
+    Args:
+        source: One of these.
+
     Raises:
         UserError: There is no such file or function, or a line is of no such form (the line is named).
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_RESAMPLES = 4000
+_RESAMPLES, _CONFIDENCE = 4000, 0.95  # the share of them within the interval
 _MOST_AT_ONCE = 1 << 24  # elements
 
 
@@ -29,10 +29,8 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def bootstrap(
-    values: Sequence[float], transform: Callable[[Tensor], Tensor] = lambda mean: mean, confidence: float = 0.95
-) -> Interval:
-    """The mean of ``values`` and its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+def bootstrap(values: Sequence[float], transform: Callable[[Tensor], Tensor] = lambda mean: mean) -> Interval:
+    """The mean of ``values`` and its 95 % percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
 
     For two models measured on the same examples, ``values`` are the differences, example by example: what both find hard
     then cancels, which intervals of either alone would not show.
@@ -40,7 +38,6 @@ def bootstrap(
     Args:
         values: One an example.
         transform: Applied to the mean, such as ``torch.exp``; it must be monotonic.
-        confidence: Share of resamples within the interval.
     """
     sample = torch.tensor(values, dtype=torch.float64)
     if sample.numel() == 0:
@@ -52,6 +49,6 @@ def bootstrap(
         count = min(rows, _RESAMPLES - begin)
         drawn = torch.randint(sample.numel(), (count, sample.numel()), generator=generator)
         means.append(sample[drawn].mean(-1))
-    tail = (1 - confidence) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return Interval(*(transform(torch.as_tensor(x)).item() for x in (sample.mean(), low, high)))

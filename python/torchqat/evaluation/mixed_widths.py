@@ -14,6 +14,13 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
 
     Layers that engines fuse (q, k and v; gate and up) share theirs. Scales and zero points count.
 
+    Args:
+        layers: As ``sensitivity`` measured them.
+        bits_per_weight: The most that is allowed, over the weights of ``layers``.
+
+    Returns:
+        Widths by the names of layers.
+
     Raises:
         UserError: Even the smallest widths need more.
     """

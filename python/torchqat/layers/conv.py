@@ -48,7 +48,11 @@ class QuantConv1d(QuantConv, nn.Conv1d):
 
 
 class QuantConv2d(QuantConv, nn.Conv2d):
-    """``nn.Conv2d``, its weight ``[out, in / groups, height, width]``."""
+    """``nn.Conv2d``, its weight ``[out, in / groups, height, width]`` and input quantized.
+
+    ``prepare`` puts it in the place of a layer, whose parameters it shares. Inputs are ``[batch, in, height, width]`` in
+    float32, float16 or bfloat16, results in the same dtype.
+    """
 
     kind = "Conv2d"
 

@@ -9,6 +9,7 @@ from torchqat.layers.quant_layer import QuantLayer
 class QuantEmbedding(QuantLayer, nn.Embedding):
     """``nn.Embedding`` with fake quantization of its weight ``[entries, dim]``; each entry is a row.
 
+    ``prepare`` puts it in the place of a layer, whose parameters it shares. Ids of any shape give ``[..., dim]``.
     Where scales, inner and outer, are those of rows or groups in rows, only the entries that a batch asks for are quantized.
     """
 

@@ -10,7 +10,11 @@ from torchqat.layers.quant_layer import QuantLayer
 
 
 class QuantLinear(QuantLayer, nn.Linear):
-    """``nn.Linear`` with fake quantization of its weight ``[out, in]`` and input, as one operator."""
+    """``nn.Linear`` with fake quantization of its weight ``[out, in]`` and input, as one operator.
+
+    ``prepare`` puts it in the place of a layer, whose parameters it shares. Inputs are ``[..., in]`` in float32, float16 or
+    bfloat16, results ``[..., out]`` in the same dtype.
+    """
 
     kind = "Linear"
     _settings = ("in_features", "out_features", "bias")

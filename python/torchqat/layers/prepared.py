@@ -12,6 +12,7 @@ def quant_layers(model: nn.Module) -> list[tuple[str, QuantLayer]]:
 
 
 def require_prepared(model: nn.Module) -> None:
+    """Raises UserError if no layer of ``model`` is quantized."""
     if not quant_layers(model):
         raise UserError("The model must be prepared first, with torchqat.prepare(model, recipe).")
 

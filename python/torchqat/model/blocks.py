@@ -48,6 +48,7 @@ def _is_list_of_blocks(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 @contextmanager
 def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Remove ``handles`` when the block ends."""
     try:
         yield
     finally:

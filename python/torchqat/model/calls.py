@@ -16,45 +16,12 @@ from torchqat.model.blocks import hooks
 from torchqat.model.placement import is_moving
 
 # What code asks a weight, or makes like it, without using its numbers, as in x.to(self.proj.weight.dtype).
-_ABOUT = frozenset(
-    [
-        *(
-            "dtype",
-            "device",
-            "shape",
-            "ndim",
-            "requires_grad",
-            "is_cuda",
-            "is_cpu",
-            "is_meta",
-            "layout",
-            "grad",
-            "is_leaf",
-        ),
-        *(
-            "is_quantized",
-            "size",
-            "dim",
-            "numel",
-            "nelement",
-            "stride",
-            "is_floating_point",
-            "is_contiguous",
-            "data_ptr",
-        ),
-        *(
-            "element_size",
-            "storage_offset",
-            "get_device",
-            "is_complex",
-            "__len__",
-            "new_empty",
-            "new_zeros",
-            "new_ones",
-        ),
-        *("new_full", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
-    ]
-)
+_ABOUT = frozenset((
+    "dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_cpu", "is_meta", "layout", "grad", "is_leaf",
+    "is_quantized", "size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_contiguous", "data_ptr",
+    "element_size", "storage_offset", "get_device", "is_complex", "__len__", "new_empty", "new_zeros", "new_ones",
+    "new_full", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
+))  # fmt: skip
 # Of these the weight may be an argument after the first: what another tensor is made like.
 _LIKE = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 

@@ -188,14 +188,7 @@ def _differs_by_layer(found: dict[str, Any]) -> bool:
     """
     groups = [group for group in (found.get("config_groups") or {}).values() if isinstance(group, dict)]
     of_experts = [any(str(t).startswith("re:") and "experts" in str(t) for t in g.get("targets", [])) for g in groups]
-    return any(
-        len(
-            {
-                repr((g.get("weights"), g.get("format")))
-                for g, mine in zip(groups, of_experts, strict=True)
-                if mine == one
-            }
-        )
-        > 1
-        for one in (True, False)
-    )
+    schemes: dict[bool, set[str]] = {True: set(), False: set()}
+    for group, is_of_experts in zip(groups, of_experts, strict=True):
+        schemes[is_of_experts].add(repr((group.get("weights"), group.get("format"))))
+    return any(len(one) > 1 for one in schemes.values())

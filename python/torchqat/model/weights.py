@@ -36,15 +36,11 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
             found.columns,
             found.rows,
             by_name_only=id(found.module) in apart,
-            why="; ".join(
-                word
-                for word in (
-                    apart.get(id(found.module)),
-                    found.why,
-                    _DEPTHWISE if found.is_depthwise else "",
-                    beside.get(id(found.module)),
-                )
-                if word
+            why=_joined(
+                apart.get(id(found.module)),
+                found.why,
+                _DEPTHWISE if found.is_depthwise else "",
+                beside.get(id(found.module)),
             ),
             plannable=not found.why,
             multiplied=id(found.weight) in multiplied and not _is_tied(found, multiplied),
@@ -55,6 +51,10 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
         )
         for found in weights
     ]
+
+
+def _joined(*reasons: str | None) -> str:
+    return "; ".join(reason for reason in reasons if reason)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -104,7 +104,19 @@ def fake_quantize_dynamic(
     scale_dtype: torch.dtype = torch.float32,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Deprecated: ``fake_quantize`` with a ``minmax`` quantizer. Returns scale and zero point as well."""
+    """Deprecated: ``fake_quantize`` with a ``minmax`` quantizer, whose parts come one by one.
+
+    Args:
+        x: As of ``fake_quantize``, and so is ``dtype``.
+        block: As of ``quantizer_text``, and so are ``bits`` and ``grid``.
+        bits: 2 to 8.
+        grid: ``narrow``, ``full``, ``signed`` or ``asymmetric``.
+        scale_dtype: What scales are stored in.
+        dtype: Of the result.
+
+    Returns:
+        The rounded tensor; scale, float32, and zero point, int8, both ``[grid_rows, grid_cols]``.
+    """
     _warn("torchqat.ops.fake_quantize_dynamic", "fake_quantize with a minmax quantizer")
     return _old_dynamic(x, block, bits, grid, scale_dtype, dtype)
 
@@ -120,7 +132,22 @@ def fake_quantize_learned(
     gradient_scale: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Deprecated: ``fake_quantize`` with a ``learned`` quantizer."""
+    """Deprecated: ``fake_quantize`` with a ``learned`` quantizer, whose parts come one by one.
+
+    Args:
+        x: As of ``fake_quantize``, and so are ``scale``, ``zero_point`` and ``dtype``.
+        scale: float32 ``[grid_rows, grid_cols]``.
+        zero_point: float32, shaped like ``scale``, or ``None``.
+        block: As of ``quantizer_text``, and so is ``gradient_scale``.
+        quant_min: The lowest level of a grid of 2 to 8 bits, such as -8.
+        quant_max: The highest, such as 7.
+        scale_dtype: What scales are stored in.
+        gradient_scale: Factor on the gradients of scale and zero point.
+        dtype: Of the result.
+
+    Raises:
+        ValueError: ``quant_min`` and ``quant_max`` are not the ends of a grid.
+    """
     _warn("torchqat.ops.fake_quantize_learned", "fake_quantize with a learned quantizer")
     return _old_learned(x, scale, zero_point, block, quant_min, quant_max, scale_dtype, gradient_scale, dtype)
 

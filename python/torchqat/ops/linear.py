@@ -90,5 +90,16 @@ def pack_panels(codes: Tensor, bits: int, group_size: int) -> Tensor:
 
 
 def unpack_panels(panels: Tensor, bits: int, group_size: int, rows: int, cols: int) -> Tensor:
-    """The inverse of ``pack_panels``: int8 ``[rows, cols]``."""
+    """The inverse of ``pack_panels``.
+
+    Args:
+        panels: int32 ``[panels, words, 16]``.
+        bits: 4 or 8.
+        group_size: Columns that share a scale.
+        rows: Of the weight.
+        cols: Of the weight.
+
+    Returns:
+        int8 ``[rows, cols]``.
+    """
     return torch.ops.qat.unpack_panels(panels, bits, group_size, rows, cols)

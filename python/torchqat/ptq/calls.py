@@ -30,6 +30,7 @@ def main_tensor(tree: Any) -> Tensor | None:
 
 
 def at(tree: Any, path: Path) -> Any:
+    """What lies in nested containers at ``path``, from the outside in."""
     for key in path:
         tree = tree[key]
     return tree

@@ -156,6 +156,7 @@ def knows_structure(holder: nn.Module) -> bool:
 
 
 def routes(given: object, sent: object) -> bool:
+    """Whether ``sent`` says where each token of ``given`` goes: whole numbers, some a token."""
     is_tensor = isinstance(given, Tensor) and isinstance(sent, Tensor)
     return is_tensor and not sent.is_floating_point() and given.shape[:-1] == sent.shape[:-1]
 

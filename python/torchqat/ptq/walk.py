@@ -100,15 +100,8 @@ def initialize(
         _calibrate_row(row, row.open(model, batches, forward, placed), settings, result, begun)
     _round_idle(found.idle, settings, result, begun)
     if at_work is None:
-        _round_rest(
-            model,
-            [block for row in found.rows for block in row.blocks] + found.idle,
-            batches,
-            forward,
-            settings,
-            result,
-            weighs,
-        )
+        blocks = [block for row in found.rows for block in row.blocks] + found.idle
+        _round_rest(model, blocks, batches, forward, settings, result, weighs)
     result.note_what_was_left()
     return result
 

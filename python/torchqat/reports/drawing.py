@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torchqat.extras import needs
 from torchqat.reports.report import Report, Variant
 
+_WIDTH = 7.0  # inches
 # Stands for the page's own ink: a colour that nothing else has, exchanged in the SVG.
 _INK = "#010203"
 ACCENT, SECOND, MUTED = "#2a78d6", "#eb6834", "#898781"
@@ -39,10 +40,11 @@ def pyplot():
 
 
 @contextmanager
-def figure(width: float = 7.0, height: float = 3.4, rows: int = 1) -> Iterator:
+def figure(height: float = 3.4, rows: int = 1) -> Iterator:
+    """A figure, and its axes one above the other, as wide as the page; ``height`` in inches. Closed when the block ends."""
     plt = pyplot()
     with plt.rc_context(_STYLE):
-        drawn, axes = plt.subplots(rows, figsize=(width, height), layout="constrained")
+        drawn, axes = plt.subplots(rows, figsize=(_WIDTH, height), layout="constrained")
         drawn.patch.set_alpha(0)
         for one in drawn.axes:
             one.patch.set_alpha(0)

@@ -134,16 +134,20 @@ class Report:
     samples: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant | None:
+        """The variant called ``name``, where it was measured."""
         return next((variant for variant in self.variants if variant.name == name), None)
 
     def put(self, variant: Variant) -> None:
+        """Take ``variant`` in, in place of one of its name."""
         self.variants = [v for v in self.variants if v.name != variant.name] + [variant]
 
     def to_json(self) -> dict[str, Any]:
+        """As ``report.json`` holds it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Report":
+        """Of what ``to_json`` gave, in this version or an earlier one."""
         variants = [Variant(**variant) for variant in value.get("variants", [])]
         limits = [Limit(**limit) for limit in value.get("limits", [])]
         return cls(**{**value, "variants": variants, "limits": limits})

@@ -22,7 +22,7 @@ def export_run(run: Run, output: Path, format: str, **options: Any) -> Verificat
     Args:
         run: Which has come to its end.
         output: A folder; replaced if it exists.
-        format: One of ``torchqat.FORMATS`` that can hold it.
+        format: The name of one that can hold it, as of ``export``.
         options: As ``export`` takes them.
 
     Raises:

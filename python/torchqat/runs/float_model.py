@@ -138,5 +138,6 @@ class FloatModel:
 
 
 def check_data_given(recipe: Recipe) -> None:
+    """Raises UserError if ``recipe`` names no data."""
     if not (recipe.data.train or recipe.data.sources):
         raise UserError("data must be given, by data.train in the recipe or by --data, but is not.")

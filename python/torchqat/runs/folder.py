@@ -29,6 +29,7 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run."""
     return (folder / _SETTINGS).is_file()
 
 

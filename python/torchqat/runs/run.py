@@ -2,9 +2,7 @@
 
 import copy
 import math
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,40 +11,26 @@ import torch
 from torch import nn
 
 from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
-from torchqat.checkpoints.dtype import dtype_named
-from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch, to_device
 from torchqat.data.batches import Data, shortfall
 from torchqat.data.corpus import Corpus
 from torchqat.data.tasks import Task, load_task
-from torchqat.device import name_of
 from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
 from torchqat.model.calls import check_called
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
-from torchqat.precision import emulated_choices
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
-from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
-from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
+from torchqat.runs.folder import changed_report
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
-from torchqat.runs.own_optimizer import try_own_optimizer
+from torchqat.runs.opened import EXAMPLE, opened
 from torchqat.runs.progress import Progress
-from torchqat.runs.shared_folder import check_shared
-from torchqat.runs.sources import absolute, kept_source
-from torchqat.runs.teacher import stored_teacher
-from torchqat.training.checks import check_training
 from torchqat.training.lora import without_adapter
-from torchqat.training.processes import all_cores, check_together, is_first, wait
-from torchqat.training.recomputation import check_recomputes
-from torchqat.verification.engines import check_engine
-
-# In the folder of a run.
-_EXAMPLE = Path("checkpoints") / "example.pt"
+from torchqat.training.processes import all_cores, is_first
 
 
 class Run:
@@ -237,9 +221,8 @@ class Run:
 
     # -- what it keeps -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def opened(self, resume: bool = False, restart: bool = False) -> Iterator[None]:
-        """The folder, ready for work and held.
+    def opened(self, resume: bool = False, restart: bool = False) -> AbstractContextManager[None]:
+        """The folder, ready for work and held while the ``with`` lasts.
 
         Whatever the input may be wrong in shows here, before anything is written; a folder that is not a run's, that another
         process works in, or that has a run which was not meant, is not touched.
@@ -251,64 +234,12 @@ class Run:
         Raises:
             UserError: One of these.
         """
-        check_together()
-        check_training(self.recipe)
-        if is_first():
-            check_asked(self.folder, resume, restart)
-        self.settle_steps()
-        for sentence in emulated_choices(self.recipe, self.device):
-            self.float_model.note(sentence)
-        if not self.streamed:
-            _ = self.original
-            if self.float_model.reads_weights:
-                self.kind.check(self.recipe, self.original)
-        plan = str(self.plan)
-        if resume:
-            self.dtype = same_dtype(self.folder, self.dtype)
-        outline, asked = self.float_model.outline, dtype_named(self.dtype)
-        exports, kind = self.recipe.exports, self.kind
-        for sentence in check_exports(outline, self.plan, exports, kind.writes_text, asked, kind.pooling):
-            self.float_model.note(sentence)
-        check_engine(self.recipe.engine, outline, self.plan.layers)
-        try_own_optimizer(self.recipe, self.plan, outline)
-        if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
-            check_recomputes(outline)
-        _ = self.task
-        stored_teacher(self)
-        settings = {
-            "version": VERSION,
-            "steps": self.recipe.train.steps,
-            "model": absolute(self.model_path),
-            "data": absolute(self.recipe.data.train),
-            "sources": [kept_source(source) for source in self.recipe.data.sources],
-            "evaluation": absolute(self.recipe.data.evaluation_path),
-            "task": absolute(self.recipe.evaluate.task),
-            "directory": os.getcwd(),  # where functions of the user's are looked for
-            "made_of": self.made_of,
-            "dtype": self.dtype,
-        }
-        if not is_first():
-            wait()  # until the folder is ready
-            check_shared(self.folder)
-            yield
-            return
-        if resume:
-            check_same(self.folder, self.made_of)
-            if note := version_note(self.folder, name_of(self.device)):
-                self.progress.say(f"Note: {note}")
-        texts = {"recipe.yaml": self.recipe.text, "plan.txt": plan}
-        with held(self.folder, settings, texts, name_of(self.device), resume, restart):
-            with self.changed_report() as report:
-                report.coverage = coverage(self.plan)
-            save_state(self.folder / _EXAMPLE, {"batch": self.data.evaluation[0]})
-            wait()
-            check_shared(self.folder)
-            yield
+        return opened(self, resume, restart)
 
     @cached_property
     def example(self) -> Batch:
         """A batch of held-out data, which the folder keeps: what is exported can be tried without the data."""
-        path = self.folder / _EXAMPLE
+        path = self.folder / EXAMPLE
         return load_state(path)["batch"] if path.is_file() else self.data.evaluation[0]
 
     def report(self) -> Report:

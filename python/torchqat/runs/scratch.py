@@ -69,6 +69,7 @@ def cache_key(settings: ScratchModel, seed: int, corpus: list[str], mixed: bool)
 
 
 def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` has a model that was written to its end."""
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 

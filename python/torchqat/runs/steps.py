@@ -29,6 +29,11 @@ from torchqat.verification.verify import verify
 
 
 def measure_baseline(run: Run) -> None:
+    """Measure the float model, once, and put it into the report.
+
+    Raises:
+        UserError: A limit is on its perplexity, and it has none.
+    """
     if run.report().baseline:
         return
     run.progress.say("Measuring the full-precision baseline")
@@ -70,17 +75,15 @@ def make_variant(run: Run, name: str, method: str, model: nn.Module, suffix: str
     variant.bits_over_all = bits_over_all(run.plan, widths, stored_bits(run))
     if not model.qat_initialize.transforms:  # scaled or rotated channels have nothing to be compared with
         variant.histograms = histograms(model, run.original)
-    variant.sqnr = _signal_to_noise(run, model, weights)
+        variant.sqnr = _signal_to_noise(run, weights)
     _compare(run, model, figures, variant)
     variant.types = types_of(model)
     put_card(run, folder, variant)
     return variant
 
 
-def _signal_to_noise(run: Run, model: nn.Module, weights: list[QuantizedWeights]) -> dict[str, float]:
-    """10 log10 of the energy of each float weight over that of its error."""
-    if model.qat_initialize.transforms:
-        return {}
+def _signal_to_noise(run: Run, weights: list[QuantizedWeights]) -> dict[str, float]:
+    """10 log10 of the energy of each float weight over that of its error, in dB."""
     found = {}
     for layer in weights:
         before = matrix_of(run.original, layer.name).detach().double()
@@ -133,8 +136,10 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     """``export`` with what the run knows of its model: tokenizer, inputs, dtype, and files that go with it."""
     known = {"example": run.kind.examples(run.example), "files": run.kind.companions(run.model_path)}
     known["pooling"] = run.kind.pooling
-    dtype = options.pop("dtype", None)
-    notes = [] if dtype else [dtype_note(run, model, format, dtype := export_dtype(run, model, format))]
+    dtype, notes = options.pop("dtype", None), []
+    if dtype is None:
+        dtype = export_dtype(run, model, format)
+        notes.append(dtype_note(run, model, format, dtype))
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
     put_terms(run, written)
     keep_notes(run, [*notes, *export_notes(model, format, written)])
@@ -168,6 +173,7 @@ def _example(run: Run) -> Batch | None:
 
 
 def export_others(run: Run, model: nn.Module, variant: Variant, suffix: str) -> None:
+    """Write ``model`` in the recipe's formats after the first, and read each back."""
     for format in run.recipe.exports[1:]:
         target = export_and_verify(run, model, format, variant.name, suffix)
         put_card(run, run.folder / target, variant)

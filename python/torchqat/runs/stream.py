@@ -36,15 +36,8 @@ from torchqat.runs.stream_writer import Streamed, StreamWriter
 
 # Those that can be written block by block.
 _FORMATS = (
-    "compressed-tensors",
-    "compressed-tensors-0.18",
-    "gptq",
-    "gptq_v2",
-    "awq",
-    "gguf",
-    "modelopt",
-    "safetensors",
-)
+    "compressed-tensors", "compressed-tensors-0.18", "gptq", "gptq_v2", "awq", "gguf", "modelopt", "safetensors",
+)  # fmt: skip
 
 
 def quantize_folder(

@@ -84,6 +84,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave of a monitor of the same model."""
         self._samples, layers = {}, dict(quant_layers(self.model))
         for name, found in state.items():
             kept = on_device_of_layer(found, layers[name].weight.device)

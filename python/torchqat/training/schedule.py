@@ -140,6 +140,7 @@ class Schedule:
         return self.stage != before
 
     def state_dict(self) -> dict[str, Any]:
+        """Where it stands, for checkpoints."""
         return {"step": self.current_step, "total_steps": self.bits.total_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -26,6 +26,13 @@ _SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification:
+    """Read the checkpoint in ``folder`` and compare each tensor with what ``model`` has for it, bit for bit.
+
+    Layers are compared as dequantized matrices, and with the weight that the forward of training multiplies by.
+
+    Raises:
+        UserError: The checkpoint cannot be read.
+    """
     reading = read_checkpoint(folder, model)
     plan = checkpoint_plan(model)
     expected = _expected_others(folder, format, model, reading)

@@ -153,6 +153,7 @@ def _example(model: nn.Module, tokens: Tensor | None) -> Any:
 
 
 def rounds_activations(model: nn.Module) -> bool:
+    """Whether inputs of a layer, or keys and values of a cache, are quantized."""
     return bool(caches(model)) or any(layer.input_spec is not None for _, layer in quant_layers(model))
 
 

@@ -12,86 +12,13 @@
 #include "qat/nn/schedule.h"
 #include "qat/ops/fake_quantize.h"
 #include "tests/qat/message_of.h"
+#include "tests/qat/nn/sample_nets.h"
 #include "tests/qat/recipe_of.h"
 
 namespace qat {
 namespace {
 
 namespace nn = torch::nn;
-
-// Layers in every way that LibTorch holds them.
-struct Net : nn::Module {
-  nn::Embedding words{register_module("words", nn::Embedding(32, 16))};
-  nn::Sequential body{
-      register_module("body", nn::Sequential(nn::Linear(16, 32), nn::ReLU(), nn::Linear(32, 16)))};
-  nn::ModuleList list{register_module("list", nn::ModuleList(nn::Linear(16, 16)))};
-  nn::Linear shared{register_module("shared", nn::Linear(16, 16))};
-  nn::Linear again{register_module("again", shared)};
-  at::Tensor forward(const at::Tensor& ids) {
-    at::Tensor x = body->forward(words->forward(ids));
-    x = list->ptr<nn::LinearImpl>(0)->forward(x);
-    return again->forward(at::tanh(shared->forward(x)));
-  }
-};
-
-struct Image : nn::Module {
-  nn::Conv2d conv{register_module("conv", nn::Conv2d(nn::Conv2dOptions(3, 8, 3).padding(1)))};
-  nn::Linear head{register_module("head", nn::Linear(8 * 16, 4))};
-  at::Tensor forward(const at::Tensor& x) { return head->forward(conv->forward(x).flatten(1)); }
-};
-
-std::vector<std::string> names_of(const nn::Module& net) {
-  std::vector<std::string> names;
-  for (const LayerInfo& layer : plannable_layers(net)) names.push_back(layer.name);
-  return names;
-}
-
-TEST(ModuleLayers, AreFoundHoweverTheyAreHeldAndEachOnce) {
-  EXPECT_EQ(names_of(Net()),
-            (std::vector<std::string>{"words", "body.0", "body.2", "list.0", "shared"}));
-  const auto conv = plannable_layers(Image())[0];
-  EXPECT_EQ(conv.type, "Conv2d");
-  EXPECT_EQ(conv.in_features, 27);
-  EXPECT_EQ(conv.out_features, 8);
-}
-
-TEST(ModuleLayers, EmbeddingsAndTiedHeadsAreReachedByNameAlone) {
-  Net net;
-  net.shared->weight = net.words->weight;
-  for (const LayerInfo& layer : plannable_layers(net))
-    EXPECT_EQ(layer.by_name_only, layer.name == "words" || layer.name == "shared") << layer.name;
-}
-
-TEST(ModuleLayers, ATiedEmbeddingCountsWhereItIsMultiplied) {
-  Net net;
-  net.shared->weight = net.words->weight;
-  for (const LayerInfo& layer : plannable_layers(net)) {
-    EXPECT_EQ(layer.counted, layer.name != "words") << layer.name;
-    EXPECT_EQ(layer.multiplied, layer.name != "words") << layer.name;
-  }
-}
-
-struct Mixing : nn::Module {
-  nn::Linear linear{register_module("linear", nn::Linear(8, 8))};
-  at::Tensor mix = register_parameter("mix", torch::randn({8, 8}));
-};
-
-TEST(ModuleLayers, MatricesOfNoLayerAreNamedAndNotPlanned) {
-  const auto layers = plannable_layers(Mixing());
-  ASSERT_EQ(layers.size(), 2u);
-  EXPECT_EQ(layers[1].name, "mix");
-  EXPECT_FALSE(layers[1].plannable);
-  EXPECT_EQ(
-      message_of([] {
-        Mixing net;
-        prepare(net, parse_recipe("version: 1\nlayers: [{match: \"*\", weight: {dtype: "
-                                  "int8}}]\n",
-                                  "r.yaml"));
-      }),
-      "r.yaml:2:10: match must reach what torchqat can quantize, but * also reaches mix, 50.0 "
-      "% of its weights (parameters that are no layer's weight); leave them by a rule with "
-      "weight: float, or by allow_float: true");
-}
 
 TEST(Prepare, TheForwardUsesTheConvertedWeightsBitForBit) {
   for (const std::string weight :

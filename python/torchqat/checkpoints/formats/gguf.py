@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import gguf.quants
@@ -47,10 +48,7 @@ def write_gguf(
     plan: CheckpointPlan | None,
     path: Path,
     tokenizer=None,
-    embeddings: str = "f16",
-    max_shard_size: int | str = "5GB",
-    pooling: str = "",
-    ternary: str = "tq2_0",
+    **options: Any,
 ) -> None:
     """Write ``model`` to ``path``, tensor by tensor; past ``max_shard_size`` in files ``<stem>-00001-of-0000N.gguf``.
 
@@ -60,18 +58,13 @@ def write_gguf(
     Args:
         model: A causal language model of transformers, or an encoder of texts.
         layers: Its quantized layers, in the order of ``plan``; none for a float model.
-        plan: Names and shapes of those; ``None`` for a float model.
-        path: The file.
-        tokenizer: A fast tokenizer; without one the file has no vocabulary.
-        embeddings: ``f16`` or ``q8_0``, of the token embedding and the output head.
-        max_shard_size: A size such as ``5GB``.
-        pooling: How an encoder's hidden states become a vector: ``mean``, ``cls`` or ``last``.
-        ternary: ``tq2_0`` or ``tq1_0``, of layers of -1, 0 and 1 in groups of a multiple of 256.
+        plan, path, tokenizer: As of ``GgufWriter``.
+        options: ``embeddings``, ``max_shard_size``, ``pooling`` and ``ternary``, as of ``GgufWriter``.
 
     Raises:
-        UserError: llama.cpp knows no such architecture, rotary embedding or tokenizer.
+        UserError: As ``GgufWriter``.
     """
-    writer = GgufWriter(model, plan, path, tokenizer, embeddings, max_shard_size, pooling, ternary)
+    writer = GgufWriter(model, plan, path, tokenizer, **options)
     for name, tensor in float_tensors(model, plan):
         writer.add_float(name, tensor)
     for layer in layers:
@@ -79,14 +72,14 @@ def write_gguf(
     writer.finish()
 
 
-def size_beside_layers(model: nn.Module, plan: CheckpointPlan, embeddings: str = "f16") -> tuple[int, int]:
+def size_beside_layers(model: nn.Module, plan: CheckpointPlan) -> tuple[int, int]:
     """The elements and the bits of what a file of ``model`` has beside the layers of ``plan``.
 
     Raises:
-        UserError: As ``write_gguf``.
+        UserError: As ``GgufWriter``.
     """
     architecture = architecture_of(model)
-    made = _Entries(model, architecture, embeddings)
+    made = _Entries(model, architecture)
     entries = [entry for name, tensor in float_tensors(model, plan) for entry in made.of_float(name, tensor)]
     ropes = [tuple(factors.shape) for factors in rope_tensors(model, architecture).values()]
     entries += [_Entry("", "", _Types.F32, shape) for shape in ropes]
@@ -97,8 +90,14 @@ class GgufWriter:
     """A GGUF file of which the plan is enough to begin it; its tensors come in any order.
 
     Args:
-        model: As of ``write_gguf``; it may be an outline, without weights.
-        plan, path, tokenizer, embeddings, max_shard_size, pooling, ternary: As of ``write_gguf``.
+        model: A causal language model of transformers, or an encoder of texts; it may be an outline, without weights.
+        plan: Names and shapes of its quantized layers; ``None`` for a float model.
+        path: The file.
+        tokenizer: A fast tokenizer; without one the file has no vocabulary.
+        embeddings: ``f16`` or ``q8_0``, of the token embedding and the output head.
+        max_shard_size: A size such as ``5GB``; files that would be larger come in parts.
+        pooling: How an encoder's hidden states become a vector: ``mean``, ``cls`` or ``last``.
+        ternary: ``tq2_0`` or ``tq1_0``, of layers of -1, 0 and 1 in groups of a multiple of 256.
 
     Attributes:
         bytes: Of all tensors.
@@ -106,7 +105,7 @@ class GgufWriter:
         left_out: The head, where it is the token embedding once more and has no place of its own.
 
     Raises:
-        UserError: As ``write_gguf``.
+        UserError: llama.cpp knows no such architecture, rotary embedding or tokenizer.
     """
 
     def __init__(
@@ -228,7 +227,7 @@ def _ternary_tensors(layer: QuantizedWeights) -> dict[str, Tensor]:
 class _Entries:
     """The tensors of a file that those of ``model`` become."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str, ternary: str = "tq2_0"):
+    def __init__(self, model: nn.Module, architecture: Architecture, embeddings: str = "f16", ternary: str = "tq2_0"):
         self._model, self._architecture = model, architecture
         self._embeddings, self._ternary = embeddings, ternary
         self._names, self._beside = NameMap(model, architecture), outside(model, architecture)

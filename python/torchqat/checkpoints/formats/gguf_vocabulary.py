@@ -6,6 +6,7 @@ import re
 import gguf
 
 from torchqat.checkpoints.formats.llama_cpp.pre_tokenizers import pre_tokenizer
+from torchqat.checkpoints.formats.llama_cpp.special_tokens import add_special_tokens
 from torchqat.checkpoints.formats.llama_cpp.word_pieces import add_word_pieces
 from torchqat.errors import UserError
 
@@ -43,7 +44,15 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer, rows: int) -> None:
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special_tokens(writer, tokenizer)
+    add_special_tokens(
+        writer,
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        unk=tokenizer.unk_token_id,
+        pad=tokenizer.pad_token_id,
+    )
+    _add_ends(writer, tokenizer)
+    _add_chat_template(writer, tokenizer)
 
 
 def _tokens(description: dict, rows: int) -> tuple[list[str], list[int]]:
@@ -84,23 +93,15 @@ def _adds_space(description: dict) -> bool:
     return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, tokenizer) -> None:
-    ids = {
-        writer.add_bos_token_id: tokenizer.bos_token_id,
-        writer.add_eos_token_id: tokenizer.eos_token_id,
-        writer.add_unk_token_id: tokenizer.unk_token_id,
-        writer.add_pad_token_id: tokenizer.pad_token_id,
-    }
-    for add, index in ids.items():
-        if index is not None:
-            add(index)
+def _add_ends(writer: gguf.GGUFWriter, tokenizer) -> None:
+    """Whether a text begins and ends with a special token."""
     sample = tokenizer("a").input_ids
-    writer.add_add_bos_token(
-        bool(sample) and tokenizer.bos_token_id is not None and sample[0] == tokenizer.bos_token_id
-    )
-    writer.add_add_eos_token(
-        bool(sample) and tokenizer.eos_token_id is not None and sample[-1] == tokenizer.eos_token_id
-    )
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    writer.add_add_bos_token(bool(sample) and begin is not None and sample[0] == begin)
+    writer.add_add_eos_token(bool(sample) and end is not None and sample[-1] == end)
+
+
+def _add_chat_template(writer: gguf.GGUFWriter, tokenizer) -> None:
     if template := getattr(tokenizer, "chat_template", None):
         named = isinstance(template, dict)  # several, of which llama.cpp takes one by its name
         writer.add_chat_template([{"name": n, "template": t} for n, t in template.items()] if named else template)

@@ -4,6 +4,7 @@ from typing import Any
 
 import gguf
 
+from torchqat.checkpoints.formats.llama_cpp.special_tokens import add_special_tokens
 from torchqat.errors import UserError
 
 _BEGINS_WORD, _GOES_ON = "\u2581", "##"
@@ -34,16 +35,14 @@ def add_word_pieces(
     lowercase, strips = normalizer["lowercase"], normalizer.get("strip_accents")
     writer.add_bool("tokenizer.ggml.normalizer.lowercase", lowercase)
     writer.add_bool("tokenizer.ggml.normalizer.strip_accents", lowercase if strips is None else strips)
-    ids = {
-        writer.add_bos_token_id: tokenizer.cls_token_id,  # llama.cpp begins with it
-        writer.add_sep_token_id: tokenizer.sep_token_id,
-        writer.add_unk_token_id: tokenizer.unk_token_id,
-        writer.add_pad_token_id: tokenizer.pad_token_id,
-        writer.add_mask_token_id: tokenizer.mask_token_id,
-    }
-    for add, index in ids.items():
-        if index is not None:
-            add(index)
+    add_special_tokens(
+        writer,
+        bos=tokenizer.cls_token_id,  # llama.cpp begins with it
+        sep=tokenizer.sep_token_id,
+        unk=tokenizer.unk_token_id,
+        pad=tokenizer.pad_token_id,
+        mask=tokenizer.mask_token_id,
+    )
     writer.add_add_bos_token(True)
     writer.add_add_sep_token(True)
 
