@@ -16,6 +16,7 @@ from gguf_models import MODELS as ARCHITECTURES
 from gguf_models import build as build_architecture
 from sentencepiece_like import sentencepiece_like
 from torchqat.verification.engines import ENGINES, Bench, Question
+from torchqat.verification.engines.agreement import agreement_of
 
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
 HALF = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
@@ -23,6 +24,8 @@ OFFSET = "{dtype: int4, group_size: 32, symmetric: false, scale_dtype: float16}"
 # llama.cpp's Q4_0 and Q8_0
 SIGNED = "{dtype: int4, group_size: 32, grid: signed, scale_dtype: float16}"
 IN_EIGHT_BITS = "{dtype: int8, group_size: 32, scale_dtype: float16}"
+# llama.cpp's q8_0 and q4_1 of caches
+BLOCKS_OF_CACHE = "keys: group, values: group, group_size: 32"
 
 CASES = [
     # engine, format, weight, input, other sections
@@ -43,6 +46,8 @@ CASES = [
     ("llama.cpp", "gguf", SIGNED, "", ""),
     ("llama.cpp", "gguf", OFFSET, "", ""),
     ("llama.cpp", "gguf", IN_EIGHT_BITS, "", ""),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int8, symmetric: true, {BLOCKS_OF_CACHE}}}\n"),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int4, {BLOCKS_OF_CACHE}}}\n"),
     ("llama.cpp", "gguf", "{mix: q4_k_m, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{mix: q2_k, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{dtype: q2_0, scale: learned}", "", ""),
@@ -112,6 +117,21 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
     assert checked.agreement.same_text >= 3
 
 
+@pytest.mark.parametrize("architecture", MODELS)
+def test_llama_cpp_keeps_the_cache_of_the_training(architecture, trained, prompts, tmp_path):
+    """In its usual cache of float16 its answers are further from the training forward, which had 4 bits."""
+    needs("llama.cpp")
+    model, tokenizer = trained(architecture)
+    model = prepared(model, IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int4, {BLOCKS_OF_CACHE}}}\n", prompts)
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    engine, asked = ENGINES["llama.cpp"], {}
+    for cache in ((), ("q4_1", "q4_1")):
+        served = engine.serve("gguf", Question(str(folder), prompts.tolist(), cache=cache))
+        asked[cache] = agreement_of(engine, served, model, prompts, half=True, rounded=True).kl
+    print(f"\n| {architecture} | cache | {asked} |")
+    assert asked["q4_1", "q4_1"] < 0.5 * asked[()]
+
+
 # engine, format, weight
 MIXTURES = [
     ("llama.cpp", "gguf", SIGNED),
@@ -145,7 +165,6 @@ def test_llama_cpp_computes_each_architecture(name, weight, tmp_path):
     that tokens reach other experts, unless blocks add little to what they are given.
     """
     from torchqat.checkpoints.formats.gguf import write_gguf
-    from torchqat.verification.engines.agreement import agreement_of
 
     needs("llama.cpp")
     model = build_architecture(name, gain=1.3 if weight == "float16" else 0.6)
@@ -237,7 +256,6 @@ def test_llama_cpp_quantizes_by_an_importance_matrix(name, tmp_path):
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
     from torchqat.checkpoints.formats.llama_cpp.tensors import RowOrder
-    from torchqat.verification.engines.agreement import agreement_of
 
     needs("llama.cpp")
     model, tokenizer = trained("llama")

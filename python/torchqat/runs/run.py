@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat._library import Initialize, Plan, Recipe, fusion_warning
 from torchqat.checkpoints.dtype import dtype_named
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
@@ -30,6 +30,7 @@ from torchqat.model.prepare import make_plan, prepare
 from torchqat.precision import emulated_choices
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
+from torchqat.runs.cache_note import cache_note
 from torchqat.runs.coverage import coverage
 from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import VERSION, changed_report, check_asked, check_same, held, same_dtype, version_note
@@ -202,11 +203,10 @@ class Run:
 
     def _notes(self, model: nn.Module) -> list[str]:
         """What the user should know of the model that is about to be trained or exported."""
-        notes, cache, asked = [], cache_spec(model), self.recipe.data.calibration
+        asked, cache = self.recipe.data.calibration, cache_spec(model)
+        notes = [cache_note(cache, format, self.recipe.engine) for format in self.recipe.exports]
         if self.recipe.initialize.needs_data:
             notes.append(shortfall(self.data.calibration, asked.samples, asked.sequence_length))
-        if cache is not None and not holds_kv_cache(cache):
-            notes.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         notes.append(fusion_warning(checkpoint_plan(model)))
         if self.recipe.train.steps and self.recipe.train.parameters == "lora":
             notes.append(without_adapter(model))
@@ -269,7 +269,7 @@ class Run:
         exports, kind = self.recipe.exports, self.kind
         for sentence in check_exports(outline, self.plan, exports, kind.writes_text, asked, kind.pooling):
             self.float_model.note(sentence)
-        check_engine(self.recipe.engine, outline, self.plan.layers)
+        check_engine(self.recipe.engine, outline, self.plan.layers, self.plan.kv_cache)
         try_own_optimizer(self.recipe, self.plan, outline)
         if self.recipe.train.steps and self.recipe.train.gradient_checkpointing:
             check_recomputes(outline)
