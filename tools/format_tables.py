@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, preset
+from torchqat._library import CheckpointPlan, LayerPlan, QuantSpec, parse_recipe, preset
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.known import formats
 from torchqat.errors import UserError
@@ -121,8 +121,33 @@ def bounds_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+# As a recipe's kv_cache has them.
+CACHES = [
+    "{dtype: fp8_e4m3}",
+    "{dtype: fp8_e4m3, keys: token, values: token}",
+    "{dtype: int8, symmetric: true, keys: token}",
+    "{dtype: int8, symmetric: true, keys: group, values: group}",
+    "{dtype: int8, keys: group, values: group}",
+    "{dtype: int4, keys: group, values: group}",
+    "{dtype: int4, recent: 32}",
+    "{dtype: nvfp4}",
+    "{dtype: mxfp4}",
+]
+
+
+def caches_table() -> str:
+    """Rows: caches of keys and values. Columns: engines."""
+    lines = ["| `kv_cache` | " + " | ".join(f"`{name}`" for name in ENGINES) + " |", "|---" * (len(ENGINES) + 1) + "|"]
+    for cache in CACHES:
+        spec = parse_recipe(f"version: 1\nlayers: {{weight: {{dtype: int4}}}}\nkv_cache: {cache}\n").kv_cache
+        found = [engine.caches.setting(spec) for engine in ENGINES.values()]
+        marks = ["–" if setting is None else "told" if setting.words else "yes" for setting in found]
+        lines.append(f"| `{cache}` | " + " | ".join(marks) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> str:
-    return f"{holding_table()}\n{loading_table()}\n{bounds_table()}"
+    return f"{holding_table()}\n{loading_table()}\n{caches_table()}\n{bounds_table()}"
 
 
 def updated(text: str) -> str:

@@ -12,6 +12,10 @@ import torchqat
 from conftest import MODELS
 from engine_models import GROUPS, HALF, IN_EIGHT_BITS, OFFSET, SIGNED, needs, prepared
 from torchqat.verification.engines import ENGINES, Question
+from torchqat.verification.engines.agreement import agreement_of
+
+# llama.cpp's q8_0 and q4_1 of caches
+BLOCKS_OF_CACHE = "keys: group, values: group, group_size: 32"
 
 CASES = [
     # engine, format, weight, input, other sections
@@ -32,6 +36,8 @@ CASES = [
     ("llama.cpp", "gguf", SIGNED, "", ""),
     ("llama.cpp", "gguf", OFFSET, "", ""),
     ("llama.cpp", "gguf", IN_EIGHT_BITS, "", ""),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int8, symmetric: true, {BLOCKS_OF_CACHE}}}\n"),
+    ("llama.cpp", "gguf", IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int4, {BLOCKS_OF_CACHE}}}\n"),
     ("llama.cpp", "gguf", "{mix: q4_k_m, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{mix: q2_k, scale: learned}", "", ""),
     ("llama.cpp", "gguf", "{dtype: q2_0, scale: learned}", "", ""),
@@ -88,6 +94,21 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
     assert checked.agreement.same_text >= 3
 
 
+@pytest.mark.parametrize("architecture", MODELS)
+def test_llama_cpp_keeps_the_cache_of_the_training(architecture, trained, prompts, tmp_path):
+    """In its usual cache of float16 its answers are further from the training forward, which had 4 bits."""
+    needs("llama.cpp")
+    model, tokenizer = trained(architecture)
+    model = prepared(model, IN_EIGHT_BITS, "", f"kv_cache: {{dtype: int4, {BLOCKS_OF_CACHE}}}\n", prompts)
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    engine, asked = ENGINES["llama.cpp"], {}
+    for cache in ((), ("q4_1", "q4_1")):
+        served = engine.serve("gguf", Question(str(folder), prompts.tolist(), cache=cache))
+        asked[cache] = agreement_of(engine, served, model, prompts, half=True, rounded=True).kl
+    print(f"\n| {architecture} | cache | {asked} |")
+    assert asked["q4_1", "q4_1"] < 0.5 * asked[()]
+
+
 # engine, format, weight
 MIXTURES = [
     ("llama.cpp", "gguf", SIGNED),
@@ -115,7 +136,6 @@ def test_an_engine_agrees_on_experts(architecture, case, trained, prompts, tmp_p
 def test_the_bound_tells_a_wrong_permutation(trained, prompts, tmp_path, monkeypatch):
     """That the order of rows is llama.cpp's is what llama.cpp must show itself."""
     from torchqat.checkpoints.formats.llama_cpp.tensors import RowOrder
-    from torchqat.verification.engines.agreement import agreement_of
 
     needs("llama.cpp")
     model, tokenizer = trained("llama")

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import torchqat
 from command import call
 from conftest import RECIPE
 from sentences import matches, said, sentence
@@ -252,3 +253,10 @@ def test_check_of_a_model_of_70_billion_weights_takes_seconds(tmp_path, recipe_f
     code, out, err = call(capsys, "check", recipe_file, "--model", tmp_path / "large")
     assert code == 0 and said(out, "plan.layers", quantized=560), err
     assert time.process_time() - begun < 30  # minutes and 280 GB, if it made them
+
+
+def test_the_version_is_printed(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0 and out == f"torchqat {torchqat.__version__}\n"
+    code, out, _ = call(capsys, "--version", "--json")
+    assert code == 0 and json.loads(out) == {"version": torchqat.__version__}

@@ -24,8 +24,19 @@ for _command in app.registered_commands:
     )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from torchqat._version import __version__
+
+        print(json.dumps({"version": __version__}) if is_json() else f"torchqat {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and end."
+    ),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object, at any place of a command."),
 ) -> None:

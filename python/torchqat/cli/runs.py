@@ -45,7 +45,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
         notes += check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
-        check_engine(loaded.engine, found, plan.layers)
+        check_engine(loaded.engine, found, plan.layers, plan.kv_cache)
         try_own_optimizer(loaded, plan, found)
         say(str(plan).rstrip("\n"))
     for note in notes:

@@ -140,7 +140,7 @@ class Candidates:
 
     def _served(self, plan: Plan) -> bool:
         try:
-            check_engine(self.run.recipe.engine, self.run.float_model.outline, plan.layers)
+            check_engine(self.run.recipe.engine, self.run.float_model.outline, plan.layers, plan.kv_cache)
         except UserError:
             return False
         return True

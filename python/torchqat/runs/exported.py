@@ -9,7 +9,7 @@ from torchqat.runs.cards import put_terms
 from torchqat.runs.kept_state import kept_state
 from torchqat.runs.restore import trained_model
 from torchqat.runs.run import Run
-from torchqat.runs.steps import keep_notes, write_export
+from torchqat.runs.steps import keep_notes, later_cache_note, write_export
 from torchqat.verification.result import Verification
 from torchqat.verification.verify import verify
 
@@ -35,7 +35,7 @@ def export_run(run: Run, output: Path, format: str, **options: Any) -> Verificat
         if goes_by_blocks(run):
             checked = export_by_blocks(run, state, output, **options)
             put_terms(run, output)
-            keep_notes(run, export_notes(run.float_model.outline, format, output))
+            keep_notes(run, [later_cache_note(run, format), *export_notes(run.float_model.outline, format, output)])
             return checked
     model = trained_model(run)
     return verify(write_export(run, model, output, format, **options), model, device=run.device)

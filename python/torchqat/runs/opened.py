@@ -76,7 +76,7 @@ def _try_input(run: Run, resume: bool) -> None:
     outline, dtype = float_model.outline, dtype_named(run.dtype)
     for sentence in check_exports(outline, run.plan, recipe.exports, kind.writes_text, dtype, kind.pooling):
         float_model.note(sentence)
-    check_engine(recipe.engine, outline, layers)
+    check_engine(recipe.engine, outline, layers, run.plan.kv_cache)
     try_own_optimizer(recipe, run.plan, outline)
     if recipe.train.steps and recipe.train.gradient_checkpointing:
         check_recomputes(outline)

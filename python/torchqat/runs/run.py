@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import Initialize, Plan, Recipe, fusion_warning, holds_kv_cache
+from torchqat._library import Initialize, Plan, Recipe, fusion_warning
 from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.data.batch import Batch, to_device
 from torchqat.data.batches import Data, shortfall
@@ -24,6 +24,7 @@ from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
+from torchqat.runs.cache_note import cache_note
 from torchqat.runs.float_model import FloatModel, check_data_given
 from torchqat.runs.folder import changed_report
 from torchqat.runs.identity import key_of, made_of, plan_content, settings_content
@@ -186,11 +187,10 @@ class Run:
 
     def _notes(self, model: nn.Module) -> list[str]:
         """What the user should know of the model that is about to be trained or exported."""
-        notes, cache, asked = [], cache_spec(model), self.recipe.data.calibration
+        asked, cache = self.recipe.data.calibration, cache_spec(model)
+        notes = [cache_note(cache, format, self.recipe.engine) for format in self.recipe.exports]
         if self.recipe.initialize.needs_data:
             notes.append(shortfall(self.data.calibration, asked.samples, asked.sequence_length))
-        if cache is not None and not holds_kv_cache(cache):
-            notes.append(f"The cache ({cache}) is a setting of the engine; the checkpoint does not hold it.")
         notes.append(fusion_warning(checkpoint_plan(model)))
         if self.recipe.train.steps and self.recipe.train.parameters == "lora":
             notes.append(without_adapter(model))

@@ -20,6 +20,7 @@ from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.files import digest_of, size_of
 from torchqat.model.experts import matrix_of
 from torchqat.reports.report import Limit, Report, Variant
+from torchqat.runs.cache_note import cache_note
 from torchqat.runs.cards import put_card, put_terms, types_of
 from torchqat.runs.coverage import bits_over_all
 from torchqat.runs.export_dtype import dtype_note, export_dtype, stored_bits
@@ -142,8 +143,13 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
         notes.append(dtype_note(run, model, format, dtype))
     written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
     put_terms(run, written)
-    keep_notes(run, [*notes, *export_notes(model, format, written)])
+    keep_notes(run, [*notes, later_cache_note(run, format), *export_notes(model, format, written)])
     return written
+
+
+def later_cache_note(run: Run, format: str) -> str:
+    """Of formats that the run did not speak of when it began."""
+    return "" if format in run.recipe.exports else cache_note(run.plan.kv_cache, format, run.recipe.engine)
 
 
 def keep_notes(run: Run, notes: list[str]) -> None:

@@ -32,6 +32,7 @@ from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
 from torchqat.ptq.unpadded import unpadded
 from torchqat.ptq.walk import initialize
+from torchqat.runs.cache_note import cache_note
 from torchqat.runs.stream_writer import Streamed, StreamWriter
 
 # Those that can be written block by block.
@@ -90,6 +91,8 @@ def quantize_folder(
         keep_card(Path(output), folder)
         result.calibration, result.folder = calibration, Path(output)
     calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
+    if note := cache_note(plan.kv_cache, recipe.exports[0], recipe.engine):
+        calibration.warnings.append(note)
     return result
 
 

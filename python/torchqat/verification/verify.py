@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchqat._library import DTYPES
 from torchqat.checkpoints.formats.known import find_format
-from torchqat.checkpoints.formats.tensors import checkpoint_plan
+from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.checkpoints.readers import format_of
 from torchqat.device import device_of, find_device
 from torchqat.errors import UserError
@@ -96,7 +96,8 @@ def verify(
         return _of_outputs(compared, engine, folder, model, example, tokens, bench, place)
     chosen = find_engine(engine)
     chosen.python(format)  # says what is missing, if it is
-    chosen.check(model, checkpoint_plan(model).layers)
+    plan = checkpoint_plan(model)
+    chosen.check(model, plan.layers, plan.kv_cache)
     if not compared.ok:
         return compared  # an engine that answers differently would only be the consequence
     found = _ask(chosen, folder, format, model, tokens, bench, tokenizer, baseline, place)
@@ -174,7 +175,9 @@ def _ask(
     prompts = _prompts(model, tokens)
     timed = Bench([int(t) for t in _prompts(model, None, 1, 256)[0]]) if bench else None
     texts = _TEXTS if tokenizer is not None else []
-    question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed, device=str(device))
+    cache = cache_spec(model)
+    types = engine.caches.setting(cache).types if cache is not None else ()
+    question = Question(str(folder), prompts.tolist(), texts=texts, bench=timed, device=str(device), cache=types)
     here = engine is TRANSFORMERS and format in _IN_TRANSFORMERS and not bench
     slow = ", in a dtype that the processor emulates" if _is_emulated(folder, device) else ""
     with working(f"Asking {engine.name}{slow}"):

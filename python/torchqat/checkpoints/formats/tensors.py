@@ -13,6 +13,9 @@ from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 from torchqat.layers.sharded import local, whole
 from torchqat.model.weights import other_names
 
+# Formats whose configuration says that keys and values are quantized.
+_TELL_OF_CACHES = ("compressed-tensors", "compressed-tensors-0.18", "modelopt")
+
 
 def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
     """The quantized layers of a prepared model, its linear layers that stay in floating point, and its cache."""
@@ -40,6 +43,11 @@ def _is_linear(module: nn.Module) -> bool:
 def cache_spec(model: nn.Module) -> KvCacheSpec | None:
     """How the model's cache of keys and values is quantized."""
     return next((cache.spec for _, cache in caches(model)), None)
+
+
+def holds_cache(format: str, spec: KvCacheSpec) -> bool:
+    """Whether checkpoints of ``format`` tell engines of such a cache, with the scales that it has."""
+    return format in _TELL_OF_CACHES and holds_kv_cache(spec)
 
 
 def cache_scales(model: nn.Module, format: str = "compressed-tensors") -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from torchqat._library import LayerPlan
+from torchqat._library import KvCacheSpec, LayerPlan
 from torchqat.device import release_memory
 from torchqat.errors import UserError, first_line
+from torchqat.verification.engines.caches import Caches
 from torchqat.verification.engines.question import Question, Served
 
 # FP8 has a step of 1/8 and bfloat16 an error of 1/256 of a value: 3 % of a cache's elements land on the other level, which
@@ -32,6 +33,7 @@ class Engine:
         name: As ``--engine`` has it.
         modules: What Python imports it by, for each format it loads.
         install: The command that installs it.
+        caches: Which caches of keys and values it keeps.
         kl_bound: Mean KL from the training forward to it, in nats a token, that is still called equal in half precision.
         float32_kl_bound: The same where everything is float32.
         margin: Where the training forward prefers a token by less than this, in nats, the engine may choose another.
@@ -44,6 +46,7 @@ class Engine:
     name: str
     modules: dict[str, str]
     install: str
+    caches: Caches
     kl_bound: float
     margin: float
     why: str
@@ -66,13 +69,15 @@ class Engine:
         bound = self.kl_bound if half or self.float32_kl_bound is None else self.float32_kl_bound
         return _ROUNDED_FACTOR * bound if rounded else bound
 
-    def check(self, model: nn.Module, layers: Iterable[LayerPlan]) -> None:
-        """Whether it computes what ``model`` does with ``layers``, which may be planned or there.
+    def check(self, model: nn.Module, layers: Iterable[LayerPlan], cache: KvCacheSpec | None = None) -> None:
+        """Whether it computes what ``model`` does with ``layers`` and ``cache``, which may be planned or there.
 
         Raises:
             UserError: It does not.
         """
-        if why := self.refusal(model, layers) if self.refusal else "":
+        why = self.refusal(model, layers) if self.refusal else ""
+        why = why or (self.caches.refusal(cache) if cache is not None else "")
+        if why:
             raise UserError(f"engine {self.name} cannot run this model, because {why}.")
 
     @property

@@ -28,6 +28,7 @@ class Question:
         context: Most tokens of a prompt with its continuation.
         threads: Of the engine.
         device: ``cpu`` or ``cuda:N``, where an engine that runs on either computes.
+        cache: The engine's types of keys and of values, where it is told them; its own choice when empty.
     """
 
     checkpoint: str
@@ -38,6 +39,7 @@ class Question:
     context: int = 512
     threads: int = field(default_factory=torch.get_num_threads)
     device: str = "cpu"
+    cache: tuple[str, ...] = ()
 
     def as_dict(self) -> dict:
         return asdict(self)
