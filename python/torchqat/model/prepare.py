@@ -144,8 +144,8 @@ def _put_into_experts(layers: list[QuantExperts]) -> None:
 
 
 def _put_in(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Each of ``replaced`` under every name that it has."""
-    for parent in list(model.modules()):
+    """Each of ``replaced`` under every name that it has, in what has taken the place of a layer as well."""
+    for parent in [*model.modules(), *replaced.values()]:
         for leaf, child in parent._modules.items():
             if child in replaced:
                 setattr(parent, leaf, replaced[child])
