@@ -141,6 +141,28 @@ def test_buffers_and_random_numbers_are_as_they_were():
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
 
 
+class Average(nn.Module):
+    """Keeps a running mean by putting a new tensor in the buffer's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        y = self.proj(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+        return y - self.mean
+
+
+def test_a_buffer_that_a_forward_replaces_is_as_it_was():
+    model = prepared(Average())
+    mean = model.mean
+    called(model, [torch.randn(4, 8)])
+    assert model.mean is mean and not mean.any()
+
+
 def test_attention_of_torch_reads_its_output_projection():
     """``nn.MultiheadAttention`` hands the weight to a function: such a layer is no layer that can be quantized."""
     with pytest.raises(torchqat.RecipeError, match=matches("plan.uncovered", match="*")) as told:

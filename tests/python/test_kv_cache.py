@@ -87,6 +87,25 @@ def test_a_sequence_gives_what_a_growing_cache_gives(form, attention):
     torch.testing.assert_close(torch.cat(steps, 1), at_once, rtol=1e-3, atol=1e-3 * at_once.abs().max().item())
 
 
+@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+@torch.no_grad()
+def test_another_attention_that_is_chosen_later_reads_the_quantized_cache(attention, llama):
+    quantized = prepared(llama, FORMS["fp8"])
+    before = forward(quantized, tokens()[0]).logits
+    quantized.set_attn_implementation(attention)
+    torch.testing.assert_close(forward(quantized, tokens()[0]).logits, before)
+    torchqat.calibrate(quantized, tokens(), forward)
+    assert_rounded_a_little(quantized)
+
+
+def test_attention_in_pages_is_refused(llama):
+    quantized = prepared(llama, FORMS["fp8"])
+    quantized.set_attn_implementation("paged|eager")
+    with pytest.raises(torchqat.UserError, match=matches("kv-cache.in-pages", attention="paged|eager")):
+        forward(quantized, tokens()[0])
+
+
 def test_scales_are_those_of_the_keys_after_the_rotary_embedding(llama):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -1,6 +1,7 @@
 """``export``: a prepared model as a checkpoint that other programs load."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.noted import check_still_quantized, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -69,12 +71,16 @@ def export(
         ternary: For gguf, ``tq2_0`` or ``tq1_0``: the type of layers of -1, 0 and 1 in groups of a multiple of 256.
 
     Raises:
-        UserError: The format is unknown or cannot hold a layer (the formats that can are named), layers that engines fuse
+        UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
+            more, layers that engines fuse
             differ in scheme, a weight is not finite, the model is inside of peft, a layer is in a wrapper, or the folder
             cannot be written.
     """
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
+    check_still_quantized(model)
+    if note := uncalibrated_note(model):
+        logging.getLogger("torchqat").warning(note)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)

@@ -16,6 +16,7 @@ from torchqat.errors import UserError
 from torchqat.layers.prepared import require_prepared
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.noted import check_still_quantized
 
 
 def live_weights(
@@ -50,6 +51,7 @@ def live_weights(
         )
     model = named_as_on_disk(model)
     require_prepared(model)
+    check_still_quantized(model)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)

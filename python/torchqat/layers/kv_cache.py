@@ -113,6 +113,7 @@ def attach(model: nn.Module, spec: KvCacheSpec) -> None:
         if not weight.is_meta:  # weights that will be loaded later
             layer.kv_cache.to(weight.device)
         _redirect(layer.config)
+        layer.register_forward_pre_hook(_redirect_again)
 
 
 def check_attention(model: nn.Module, spec: KvCacheSpec) -> list[tuple[str, nn.Module, CacheShape]]:
@@ -165,9 +166,12 @@ def _redirect(config: Any) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    own = config._attn_implementation or "eager"
-    if own.startswith(_PREFIX):
-        return
+    own = (config._attn_implementation or "eager").removeprefix(_PREFIX)
+    if own.startswith("paged|"):
+        raise UserError(
+            f"kv_cache rounds keys and values of one row of tokens, but attention of {own} reads pages of several: generate "
+            "without them, or in an engine."
+        )
     name = _PREFIX + own
     if name not in ALL_ATTENTION_FUNCTIONS:
         # By the class: the registries of all architectures are one.
@@ -175,6 +179,11 @@ def _redirect(config: Any) -> None:
         if own in ALL_MASK_ATTENTION_FUNCTIONS:
             type(ALL_MASK_ATTENTION_FUNCTIONS).register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
     config._attn_implementation = name
+
+
+def _redirect_again(layer: nn.Module, _args: tuple) -> None:
+    """Another attention may have been chosen since, by ``set_attn_implementation``, or another program have loaded this."""
+    _redirect(layer.config)
 
 
 def _attention(own: str):

@@ -18,6 +18,7 @@ from torchqat.layers.quant_input import QuantInput
 from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
+from torchqat.layers.taken import take_hooks, take_more
 from torchqat.layers.weight_scales import WeightScales
 
 
@@ -63,7 +64,9 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     ):
         nn.Module.__init__(self)
         self._take(layer)
-        self._take_hooks(layer)
+        take_hooks(self, layer)
+        if isinstance(layer, nn.Module) and not isinstance(layer, QuantLayer):
+            take_more(self, layer)
         self.training = layer.training
         self.called = False
         self.adapter: Callable[[], Tensor | None] | None = None
@@ -85,12 +88,6 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         for name in self._settings:
             setattr(self, name, getattr(layer, name))
         self.weight = layer.weight
-
-    def _take_hooks(self, layer: nn.Module) -> None:
-        """Those of the layer go on here; what registered them can still remove them."""
-        for name in vars(layer):
-            if name.startswith(("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")):
-                setattr(self, name, getattr(layer, name))
 
     def name_of(self, place: str) -> str:
         """What plans and checkpoints call the layer that is the module ``place``."""

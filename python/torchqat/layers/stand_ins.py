@@ -11,7 +11,8 @@ from torchqat.layers.conv1d_of_transformers import QuantConv1D, conv1d_class
 from torchqat.layers.conv_transpose import QuantConvTranspose1d, QuantConvTranspose2d
 from torchqat.layers.embedding import QuantEmbedding
 from torchqat.layers.linear import QuantLinear
-from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
+from torchqat.layers.taken import more_attributes
 
 # By the class whose forward they stand in for.
 _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
@@ -23,6 +24,8 @@ _QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
     nn.Embedding: QuantEmbedding,
 }
 QUANTIZABLE = tuple(_QUANTIZED)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the operators take
+_OWN_NAMES = frozenset(vars(QuantLinear(nn.Linear(1, 1, device="cpu"), None, None)))  # of any quantized layer
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -44,16 +47,34 @@ def why_not(module: nn.Module) -> str:
     if module._parameters.get("weight") is None:
         computed = parametrize.is_parametrized(module, "weight") or hasattr(module, "weight")
         return "its weight is computed anew in every call" if computed else "it has no weight"
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}, quantized already"
+    if why := why_not_of(module.weight):
+        return why
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight without calling it"
     if "forward" in vars(module):
         return "its forward has been replaced by another"
+    if taken := _names_taken(module):
+        return f"its attribute {taken} has the name of one that a quantized layer has of its own"
     kind = _kind_of(module)
     if _has_forward_of(module, kind) or _computes_the_same(module, kind):
         return ""
     return f"{type(module).__name__} has a forward of its own"
+
+
+def why_not_of(weight: Tensor) -> str:
+    """The same for a weight, whatever multiplies with it."""
+    if weight.dtype in _DTYPES:
+        return "" if weight.numel() else "its weight has no elements"
+    integers = "" if weight.is_floating_point() or weight.is_complex() else ", quantized already"
+    return f"its weight is {weight.dtype}{integers or ', not float32, float16 or bfloat16'}"
+
+
+def _names_taken(module: nn.Module) -> str:
+    """Of what a model has put beside a layer's own, a name that the quantized layer needs; empty where there is none."""
+    stand_in = stand_in_of(module)
+    more = [*more_attributes(module, stand_in._settings), *module._parameters, *module._buffers, *module._modules]
+    own = {*dir(stand_in), *STATE_NAMES, *_OWN_NAMES} - {*dir(type(module)), *stand_in._settings, "weight", "bias"}
+    return next((name for name in more if name in own), "")
 
 
 def _kind_of(module: nn.Module) -> type[nn.Module] | None:
@@ -81,8 +102,15 @@ def _computes_the_same(module: nn.Module, kind: type[nn.Module]) -> bool:
     for name, size in zip(names, reversed(shape), strict=True):
         setattr(twin, name, size)
     given = _randn(numbers, 2, 3, 8) if kind is nn.Linear else torch.arange(6, device="cpu").view(2, 3)
+    with torch.random.fork_rng(devices=[]):
+        return all(_gives_the_same(twin, kind, given, training) for training in (False, True))
+
+
+def _gives_the_same(twin: nn.Module, kind: type[nn.Module], given: Tensor, training: bool) -> bool:
+    """In training a layer may drop weights, or add noise to them."""
+    twin.training = training
     try:
-        found = type(module).forward(twin, given)
+        found = type(twin).forward(twin, given)
         return isinstance(found, Tensor) and torch.allclose(found, kind.forward(twin, given), rtol=1e-5, atol=1e-6)
     except Exception:
         return False  # it wants other arguments, or makes of them what its parent cannot

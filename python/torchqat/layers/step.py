@@ -58,7 +58,10 @@ class Loaded:
         self._follower, self._replaced = follower, replaced
 
     def __call__(self, module: nn.Module, incompatible: Any) -> None:
-        for name in [name for name in incompatible.missing_keys if name.rpartition(".")[2] == STEP]:
+        missing = [name for name in incompatible.missing_keys if name.rpartition(".")[2] == STEP]
+        for name in missing:
             incompatible.missing_keys.remove(name)  # of a float model, or of a state from before prepare counted
+        if not missing:
+            module.qat_awaits_calibration = False  # it is in what was loaded
         if (follower := self._follower and self._follower()) is not None:
             follower()

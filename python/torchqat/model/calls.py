@@ -150,6 +150,8 @@ class _Reads(TorchFunctionMode):
         self._watched = {id(weight) for weight in self._weights}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if torch.compiler.is_compiling():  # a part of the model that compiles itself: its graph is of what it was given
+            return function(*args, **(kwargs or {}))
         if not self._inside and not is_moving() and not _is_about(function):
             own = args[:1] if getattr(function, "__name__", "") in _LIKE else (args, kwargs or {})
             self.found |= {id(leaf) for leaf in tree_leaves(own)} & self._watched
@@ -188,12 +190,18 @@ def _eagerly(model: nn.Module) -> AbstractContextManager:
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Modes, buffers and random states are put back."""
     modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    buffers = [
+        (module, name, buffer, None if buffer is None or buffer.is_meta else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             for module, training in modes.items():
                 module.training = training
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # in whose place a forward may have put another
+                if before is not None:
+                    buffer.copy_(before)

@@ -18,6 +18,7 @@ from torchqat.layers.step import count_steps
 from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
+from torchqat.model.noted import note_preparation
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
 
@@ -83,7 +84,7 @@ def prepare(
     inputs = [layer.input_spec for _, layer in quant_layers(model) if layer.input_spec is not None]
     if any(spec.follows and not spec.dynamic for spec in inputs):
         watch_masks(model)
-    model.qat_initialize = settings  # for calibrate
+    note_preparation(model, settings)
     count_steps(model)
     return given
 
@@ -144,8 +145,8 @@ def _put_into_experts(layers: list[QuantExperts]) -> None:
 
 
 def _put_in(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    """Each of ``replaced`` under every name that it has."""
-    for parent in list(model.modules()):
+    """Each of ``replaced`` under every name that it has, in what has taken the place of a layer as well."""
+    for parent in [*model.modules(), *replaced.values()]:
         for leaf, child in parent._modules.items():
             if child in replaced:
                 setattr(parent, leaf, replaced[child])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from torchqat._library import LayerInfo
+from torchqat.errors import UserError
 from torchqat.layers.conv1d_of_transformers import QuantConv1D
 from torchqat.layers.experts import QuantExperts
-from torchqat.layers.stand_ins import is_layer, stand_in_of, why_not
+from torchqat.layers.stand_ins import is_layer, stand_in_of, why_not, why_not_of
 from torchqat.model.blocks import find_blocks
 from torchqat.model.experts import expert_weights
 from torchqat.model.multiplied import multiplied_parameters
@@ -23,7 +24,11 @@ def plannable_layers(model: nn.Module) -> list[LayerInfo]:
     adds to a model, routers, embeddings and layers whose weight is tied to one are marked so that only a rule with their
     full name reaches them. Blocks are those of the language model, where others read images or sounds, without their
     depthwise convolutions: a few weights a channel, which no group divides and no engine holds in codes.
+
+    Raises:
+        UserError: A layer makes its weight in its first forward, which has not been.
     """
+    _check_there(model)
     weights, apart, names = list(_weights(model)), named_only(model), _names(model)
     beside = {place: f"in {part}, beside the language model" for place, part in beside_language_model(model).items()}
     layers = tuple({type(found.module) for found in weights if found.is_layer})
@@ -117,13 +122,24 @@ def _weights(model: nn.Module) -> Iterator[_Weight]:
             kind = type(module).__name__ if why else stand_in_of(module).kind
             rows = _outputs(module, kind)
             yield _Weight(name, module, weight, kind, why, True, weight.numel() // max(1, rows), rows)
-        elif not isinstance(module, nn.utils.parametrize.ParametrizationList):  # its layer is named already
+        if not isinstance(module, nn.utils.parametrize.ParametrizationList):  # its layer is named already
             for leaf, weight in module._parameters.items():
                 if weight is None or id(weight) in seen or sum(size > 1 for size in weight.shape) < 2:
+                    continue
+                if leaf == "weight" and is_layer(module):
                     continue
                 seen.add(id(weight))
                 full = f"{name}.{leaf}" if name else leaf
                 yield _parameter(full, module, leaf, weight)
+
+
+def _check_there(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UserError(
+                f"{name} must be there to be planned, but is made by the model's first forward: run the model on a batch "
+                "before."
+            )
 
 
 def _outputs(layer: nn.Module, kind: str) -> int:
@@ -135,11 +151,13 @@ def _outputs(layer: nn.Module, kind: str) -> int:
 def _parameter(name: str, module: nn.Module, leaf: str, weight: Tensor) -> _Weight:
     rows, columns = weight.shape[-2:]
     experts = expert_weights(module, leaf)
-    if experts is not None:
+    if experts is not None and not why_not_of(weight):
         rows, columns = (columns, rows) if experts.transposed else (rows, columns)
         return _Weight(name, module, weight, QuantExperts.kind, "", False, columns, rows)
     kind = type(module).__name__
     why = f"a parameter of {kind}, which is no layer that torchqat knows"
+    if is_layer(module):
+        why = f"a parameter of a {kind} beside its weight"
     return _Weight(name, module, weight, kind, why, False, columns, rows)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat._library import Initialize
 from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
+from torchqat.model.noted import initialization_of, note_calibration, solves
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
 from torchqat.progress import counted
@@ -42,7 +42,7 @@ def calibrate(
     rows of a batch with an ``attention_mask`` are run without it, those of one length together.
 
     Args:
-        model: A prepared model.
+        model: A prepared model, or one that holds it.
         batches: Token tensors ``[batch, sequence]``, tuples or dicts of arguments; each is moved to where the model runs.
         forward: How to run one batch; by default ``model(batch)``, ``model(*batch)`` or ``model(**batch)``.
         device: Where to compute, as recipes say it, while the model stays where it is: its blocks go there one at a time,
@@ -52,9 +52,9 @@ def calibrate(
         Ranges, errors per layer, and warnings.
 
     Raises:
-        UserError: The model is not prepared, does not call a planned layer or reads its weight past it, or there is no batch
-            although a method or a layer needs one, or a row of one has text on both sides of padding, or there is no such
-            device.
+        UserError: The model is not prepared, is a part of one that was, or holds several of them, does not call a planned
+            layer or reads its weight past it, or there is no batch although a method or a layer needs one, or a row of one
+            has text on both sides of padding, or there is no such device.
     """
     require_prepared(model)
     model = unwrapped(model)
@@ -64,7 +64,7 @@ def calibrate(
 
 
 def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: Placed) -> Calibration:
-    settings = getattr(model, "qat_initialize", None)
+    settings = initialization_of(model)
     result = Calibration()
     training = model.training
     batches, first = _with_first(unpadded(batches) if iter(batches) is batches else Unpadded(batches))
@@ -74,7 +74,7 @@ def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: 
     if any(cache.spec.calibrated for _, cache in caches(model)):
         batches = list(batches)  # they are gone through more than once
     try:
-        if _solves(settings):
+        if solves(settings):
             batches = list(batches)
             if not batches:
                 raise UserError(
@@ -89,17 +89,14 @@ def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: 
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:
         model.train(training)
+    note_calibration(model)
     return result
 
 
 def needs_data(model: nn.Module) -> bool:
     """Whether data decide what ``calibrate`` makes of ``model``, which was just prepared: by its method or by ranges."""
     ranges = any(not layer.input_ready for _, layer in quant_layers(model))
-    return _solves(model.qat_initialize) or ranges or any(not cache.calibrated for _, cache in caches(model))
-
-
-def _solves(settings: Initialize | None) -> bool:
-    return settings is not None and (settings.needs_data or bool(settings.transforms))
+    return solves(model.qat_initialize) or ranges or any(not cache.calibrated for _, cache in caches(model))
 
 
 def _with_first(batches: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:

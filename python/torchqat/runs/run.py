@@ -20,6 +20,7 @@ from torchqat.evaluation.evaluate import Evaluation, evaluate
 from torchqat.files import load_state, save_state
 from torchqat.kinds import Kind
 from torchqat.model.calls import check_called
+from torchqat.model.noted import note_calibration
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
 from torchqat.ptq.calibrate import calibrate, needs_data
@@ -157,7 +158,8 @@ class Run:
         settings = Initialize(method) if isinstance(method, str) else method or self.recipe.initialize
         model = prepare(self.fresh_model(), plan, settings, self.recipe.train.weight_cache)
         if not is_first():
-            return model  # the first process deals out its numbers
+            note_calibration(model)  # the first process does it, and deals out its numbers
+            return model
         on_data = needs_data(model)
         kept = kept or self.folder / "checkpoints" / ("initialized.pt" if own else f"{settings.method}.pt")
         identity = f"{self.identity} {plan_content(plan)} {settings_content(settings)}"

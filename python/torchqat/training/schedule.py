@@ -16,6 +16,7 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
+from torchqat.model.noted import check_still_quantized, uncalibrated_note
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
 from torchqat.training.spread import check_gathered, share_ranges
@@ -46,9 +47,9 @@ class Schedule:
             decides.
 
     Raises:
-        UserError: The model is not prepared, ``total_steps`` is negative, adapters of peft act beside the rounded weights,
-            parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in
-            another dtype.
+        UserError: The model is not prepared, or no more in one of its layers, ``total_steps`` is negative, adapters of peft
+            act beside the rounded weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1),
+            or FSDP2 gathers weights in another dtype.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Schedule:
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
+        check_still_quantized(model)
         check_trainable(model)
         check_gathered(model)
         self._say = say or logging.getLogger("torchqat").warning
@@ -116,13 +118,14 @@ class Schedule:
 
     def step(self) -> bool:
         """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
-        step says which layer the forward before it did not call, though it called that layer's neighbours.
+        step says which layer the forward before it did not call, though it called that layer's neighbours, and whether
+        ``calibrate`` was left out where the recipe's ``initialize`` needs it.
         """
         before = self.stage
         if not self._saw_calls:
             self._saw_calls = True
             check_gathered(self.model)
-            if note := calls_note(self.model):
+            for note in filter(None, (calls_note(self.model), uncalibrated_note(self.model))):
                 self._say(note)
         if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
             share_ranges(self.model)  # before the last of them stands still

@@ -1,0 +1,87 @@
+"""What ``prepare`` notes beside a model for the steps after it, which may be given a model that holds that one."""
+
+from torch import nn
+
+from torchqat._library import Initialize
+from torchqat.errors import UserError
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.stand_ins import is_layer
+
+
+def note_preparation(model: nn.Module, settings: Initialize) -> None:
+    """Note what ``calibrate`` is to do, that it has not, and which layers are quantized."""
+    model.qat_initialize = settings
+    model.qat_awaits_calibration = solves(settings)
+    model.qat_layers = tuple(name for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
+
+
+def solves(settings: Initialize) -> bool:
+    """Whether ``calibrate`` changes weights, be it that it rounds them by data or that it transforms them."""
+    return settings.needs_data or bool(settings.transforms)
+
+
+def initialization_of(model: nn.Module) -> Initialize:
+    """What ``prepare`` was told of ``model``, or of the module in it that was prepared.
+
+    Raises:
+        UserError: Several modules in it were, each by itself, and are to be calibrated; or it is a part of one that was.
+    """
+    found = _prepared(model)
+    if not found:
+        raise UserError(
+            "calibrate must be given the model that was given to prepare, or one that holds it, but "
+            f"{type(model).__name__} is a part of it."
+        )
+    if len(found) > 1 and any(solves(module.qat_initialize) for _, module in found):
+        names = " and ".join(name for name, _ in found)
+        raise UserError(
+            f"{names} were prepared one by one, so that each must be calibrated by itself: give calibrate one of them, and "
+            "by forward how all of the model is run."
+        )
+    return found[0][1].qat_initialize
+
+
+def note_calibration(model: nn.Module) -> None:
+    """``calibrate`` has run."""
+    for _, module in _prepared(model):
+        module.qat_awaits_calibration = False
+
+
+def uncalibrated_note(model: nn.Module) -> str:
+    """A sentence where the recipe's method was to round weights in ``calibrate``, which was not called; else empty."""
+    for _, module in _prepared(model):
+        if getattr(module, "qat_awaits_calibration", False):  # one of an earlier version has no such note
+            return (
+                f"initialize.method {module.qat_initialize.method} has done nothing, since torchqat.calibrate was not "
+                "called: weights are rounded to nearest."
+            )
+    return ""
+
+
+def check_still_quantized(model: nn.Module) -> None:
+    """Whether each layer that ``prepare`` put into ``model`` is there.
+
+    Raises:
+        UserError: There is one in floating point in its place by now, such as an embedding that was resized.
+    """
+    for place, module in _prepared(model):
+        for name in getattr(module, "qat_layers", ()):
+            found = _at(module, name)
+            if found is not None and is_layer(found) and not isinstance(found, QuantLayer):
+                full = ".".join(part for part in (place, name) if part)
+                raise UserError(
+                    f"{full} was quantized by prepare, but a {type(found).__name__} in floating point has taken its place: "
+                    "resize or replace layers before prepare."
+                )
+
+
+def _prepared(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if "qat_initialize" in vars(module)]
+
+
+def _at(module: nn.Module, name: str) -> nn.Module | None:
+    for part in name.split("."):
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module

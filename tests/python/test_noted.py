@@ -1,0 +1,157 @@
+"""What ``prepare`` promised is kept, or told, by the steps after it, given the model or one around it."""
+
+import copy
+
+import pytest
+import torch
+import torchqat
+from sentences import matches, said, sentence
+from torch import nn
+from torchqat.layers.linear import QuantLinear
+
+WEIGHT = "{dtype: int4, group_size: 8, scale: mse}"
+
+
+def recipe(method="gptq", match="*"):
+    return torchqat.parse_recipe(
+        f'version: 1\nlayers:\n  - match: "{match}"\n    weight: {WEIGHT}\ninitialize: {{method: {method}}}\n'
+    )
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+class Around(nn.Module):
+    """As a trainer's module: it holds the model, and calls it with what it makes of a batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return self.model(2.0 * batch["x"])
+
+
+BATCH = {"batch": {"x": torch.randn(64, 16, generator=torch.Generator().manual_seed(0))}}
+
+
+# -- calibrate -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_in_another_is_rounded_by_its_recipe():
+    alone, around = torchqat.prepare(net(), recipe()), Around(torchqat.prepare(net(), recipe()))
+    torchqat.calibrate(alone, [2.0 * BATCH["batch"]["x"]])
+    losses = torchqat.calibrate(around, [BATCH]).losses
+    assert set(losses) == {"model.0", "model.2"}
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), around.parameters(), strict=True))
+
+
+def test_models_that_were_prepared_one_by_one_are_calibrated_one_by_one():
+    both = nn.Sequential(net(), nn.Linear(8, 16), net())
+    torchqat.prepare(both[0], recipe())
+    torchqat.prepare(both[2], recipe("awq+gptq"))
+    with pytest.raises(torchqat.UserError, match=matches("noted.several", names="0 and 2")):
+        torchqat.calibrate(both, [BATCH["batch"]["x"]])
+    found = torchqat.calibrate(both[2], [BATCH["batch"]["x"]], forward=lambda _, batch: both(batch))
+    assert set(found.losses) == {"0", "2"}
+
+
+def test_models_that_were_prepared_one_by_one_share_a_search_for_ranges():
+    both = nn.Sequential(net(), nn.Linear(8, 16), net())
+    rule = "match: '*', weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}"
+    for part in (both[0], both[2]):
+        torchqat.prepare(part, torchqat.parse_recipe(f"version: 1\nlayers: [{{{rule}}}]\n"))
+    assert set(torchqat.calibrate(both, [BATCH["batch"]["x"]]).ranges) == {"0.0", "0.2", "2.0", "2.2"}
+
+
+def test_a_part_of_a_model_is_refused():
+    model = Around(net())
+    torchqat.prepare(model, recipe())
+    with pytest.raises(torchqat.UserError, match=matches("noted.part", type="Sequential")):
+        torchqat.calibrate(model.model, [BATCH["batch"]["x"]])
+
+
+# -- calibrate was left out ------------------------------------------------------------------------------------------
+
+
+def first_step(model, caplog):
+    schedule = torchqat.Schedule(model, recipe(), total_steps=4)
+    model(BATCH["batch"]["x"])
+    schedule.step()
+    schedule.step()
+    return [record.getMessage() for record in caplog.records if said(record.getMessage(), "noted.uncalibrated")]
+
+
+def test_a_method_that_was_left_out_is_told_with_the_first_step(caplog):
+    assert first_step(torchqat.prepare(net(), recipe()), caplog) == [sentence("noted.uncalibrated", method="gptq")]
+
+
+def test_a_method_that_was_left_out_is_told_by_export(caplog, tmp_path):
+    torchqat.export(torchqat.prepare(net(), recipe("awq+mse")), tmp_path / "out", format="safetensors")
+    assert said(caplog.text, "noted.uncalibrated", method="awq+mse")
+
+
+def calibrated():
+    model = torchqat.prepare(net(), recipe())
+    torchqat.calibrate(model, [BATCH["batch"]["x"]])
+    return model
+
+
+def loaded():
+    model = torchqat.prepare(net(), recipe())
+    model.load_state_dict(calibrated().state_dict())
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [calibrated, lambda: copy.deepcopy(calibrated()), loaded, lambda: torchqat.prepare(net(), recipe("mse"))]
+)
+def test_nothing_is_told_where_nothing_was_left_out(make, caplog, tmp_path):
+    model = make()
+    assert first_step(model, caplog) == []
+    torchqat.export(model, tmp_path / "out", format="safetensors")
+    assert caplog.text == ""
+
+
+def test_weights_in_floating_point_are_no_calibration(caplog):
+    model = torchqat.prepare(net(), recipe())
+    model.load_state_dict(net().state_dict())
+    assert len(first_step(model, caplog)) == 1
+
+
+# -- layers that are there no more -----------------------------------------------------------------------------------
+
+
+def replaced():
+    model = Around(torchqat.prepare(net(), recipe("mse")))
+    model.model[2] = nn.Linear(16, 8)
+    return model
+
+
+def test_a_layer_that_was_replaced_is_told_before_training_and_before_export(tmp_path):
+    told = matches("noted.replaced", layer="model.2", type="Linear")
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.Schedule(replaced(), recipe("mse"), total_steps=4)
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.export(replaced(), tmp_path / "out", format="safetensors")
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.live_weights(replaced(), "safetensors")
+
+
+def test_a_head_that_transformers_resized_is_told(tiny_llama, tmp_path):
+    model = copy.deepcopy(tiny_llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    torchqat.prepare(model, recipe("mse", "lm_head"))
+    model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    with pytest.raises(torchqat.UserError, match=matches("noted.replaced", layer="lm_head", type="Linear")):
+        torchqat.export(model, tmp_path / "out")
+
+
+def test_layers_that_were_taken_out_or_packed_are_no_matter(tmp_path):
+    model = torchqat.prepare(net(), recipe("mse"))
+    del model[2]
+    torchqat.export(model, tmp_path / "out", format="safetensors")
+    assert isinstance(model[0], QuantLinear)
