@@ -1,6 +1,6 @@
 """A real language model at 8, 4, 3 and 2 bits: post-training methods, training that starts from them, and peers.
 
-    python benchmarks/real_lm.py [--formats w4g64 w3g64 w2g32] [--methods rtn gptq default trained] [--seeds 1]
+    python benchmarks/real_lm.py [--formats w4g64 w3g64 w2g32] [--methods rtn layer model trained] [--seeds 1]
         [--peer llm_compressor=PYTHON] [--peer gptqmodel=PYTHON] [--peer auto_round=PYTHON] [--write FILE]
 
 The model is SmolLM2-135M-Instruct off its lattice (``real_model.py``, made if it is not there). Calibration and training
@@ -57,8 +57,8 @@ METHODS = {
     "rtn": ("round to nearest", {"method": "rtn"}),
     "mse": ("least squared error", {"method": "mse"}),
     "awq": ("AWQ", {"method": "awq"}),
-    "gptq": ("GPTQ of each layer's output", {"method": "gptq", "objective": "layer"}),
-    "default": ("GPTQ of the model's output (default)", {"method": "gptq"}),
+    "layer": ("GPTQ of each layer's output (the default at 2 bits)", {"method": "gptq", "objective": "layer"}),
+    "model": ("GPTQ of the model's output (the default from 3 bits)", {"method": "gptq", "objective": "model"}),
     "trained": ("trained from the default", {"method": "gptq"}),
 }
 # What each peer does on a processor, and how its row is called.

@@ -154,7 +154,7 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
        "gptq: what is made least, the error of each layer's output (layer) or what it does to the "
        "model's (model); auto is model where gradients can be had, so not when streamed, after "
        "awq+ "
-       "or smoothquant+, or before block_training."},
+       "or smoothquant+, or before block_training, and not for weights of 2 bits."},
       {"initialize.smoothing",
        "smoothquant: 0 leaves outliers in the inputs, 1 moves all of them into the weights."},
       {"initialize.rotation_size",

@@ -210,6 +210,19 @@ def test_the_models_output_is_nearer():
     assert auto == whole
 
 
+def test_weights_of_two_bits_are_rounded_for_their_own_output_unless_it_is_asked_for():
+    model = architectures.build("Llama")
+    weight = WEIGHT.replace("int4", "int2")
+    rounded = {}
+    for objective in ("auto", "layer", "model"):
+        text = f"version: 1\nlayers: {{weight: {{{weight}}}}}\ninitialize: {{method: gptq, objective: {objective}}}\n"
+        found = torchqat.prepare(copy.deepcopy(model), torchqat.parse_recipe(text, "recipe"))
+        assert torchqat.calibrate(found, tokens()).objective == ("model" if objective == "model" else "layer")
+        rounded[objective] = [layer.codes() for _, layer in quant_layers(found)]
+    assert all(map(torch.equal, rounded["auto"], rounded["layer"]))
+    assert not all(map(torch.equal, rounded["auto"], rounded["model"]))
+
+
 class OneWay(nn.Module):
     """What is not differentiable, as a kernel for inference alone."""
 

@@ -26,7 +26,7 @@ from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
 from torchqat.ptq.calls import moved
 from torchqat.ptq.equalize import equalize
 from torchqat.ptq.experts import round_experts
-from torchqat.ptq.output_gradients import output_hessians
+from torchqat.ptq.output_gradients import NARROWEST, output_hessians
 from torchqat.ptq.ranges import calibrate_ranges
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
@@ -111,7 +111,7 @@ def _weighed(
 ) -> dict[str, Tensor]:
     """``output_hessians``, or none, which is said, for a model through which no gradient goes back."""
     try:
-        return output_hessians(model, batches, forward, placed)
+        return output_hessians(model, batches, forward, placed, 0 if settings.objective == "model" else NARROWEST)
     except Exception as error:  # whatever a model's code does not do backwards, or a second time
         if is_out_of_memory(error) or isinstance(error, UserError):
             raise
