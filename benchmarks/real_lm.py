@@ -225,9 +225,7 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
     parser.add_argument("--write", action="store_true", help="also write benchmarks/results/real_lm-cpu.md")
     options = parser.parse_args()
-    command = (
-        f"python benchmarks/real_lm.py --seeds {options.seeds} --samples {options.samples} --steps {options.steps}"
-    )
+    command = " ".join(["python benchmarks/real_lm.py", *said(options)])
     options.peer = dict(peer.split("=", 1) for peer in options.peer)
     benches = [Bench(options, seed) for seed in range(options.seeds)]
     of_float, parts, figures = [bench.float_figures for bench in benches], [], {}
@@ -247,15 +245,24 @@ def main() -> None:
         publish("real_lm", "A real language model", body, figures, command)
 
 
+def said(options: argparse.Namespace) -> list[str]:
+    """The command line again, but for where peers are."""
+    numbers = ("seeds", "samples", "held_out", "questions", "steps")
+    words = ["--formats", *options.formats, "--methods", *options.methods]
+    words += [word for name in numbers for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return words + [word for peer in options.peer for word in ("--peer", f"{peer.split('=')[0]}=PYTHON")]
+
+
 def drop_lists(figures: dict) -> dict:
     return {key: value for key, value in figures.items() if not isinstance(value, dict | list)}
 
 
 def what_was_measured(options: argparse.Namespace) -> str:
     windows = f"{options.held_out} of 512 and {long_windows(options)} of 2048 tokens"
+    training = f"Training takes {options.steps} steps of 1,024 tokens.\n" if "trained" in options.methods else ""
     return f"""SmolLM2-135M-Instruct off its lattice. {options.samples} windows of {options.length} tokens calibrate.
 {windows}, of other documents, judge, and {options.questions} questions of each task.
-Training takes {options.steps} steps of 1,024 tokens. KL is in nats, with its 95 % interval over windows, then as a share of
+{training}KL is in nats, with its 95 % interval over windows, then as a share of
 the best peer's. Of tasks: right answers, and the 95 % interval of their change from the float model's. Flips: questions
 that change between right and wrong. Seconds are of rounding or training. Seeds: {options.seeds}."""
 
