@@ -264,7 +264,8 @@ def what_was_measured(options: argparse.Namespace) -> str:
 {windows}, of other documents, judge, and {options.questions} questions of each task.
 {training}KL is in nats, with its 95 % interval over windows, then as a share of
 the best peer's. Of tasks: right answers, and the 95 % interval of their change from the float model's. Flips: questions
-that change between right and wrong. Seconds are of rounding or training, comparable only where nothing else ran. Seeds: {options.seeds}."""
+that change between right and wrong. Seconds are of rounding or training, comparable only where
+nothing else ran. Seeds: {options.seeds}."""
 
 
 HEADER = [
