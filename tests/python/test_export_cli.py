@@ -109,12 +109,14 @@ def test_the_table_says_what_export_does(tmp_path):
     """Each yes is a checkpoint that reads back, each dash a sentence."""
     import torch
     from torch import nn
+    from torchqat.model.noted import note_preparation
     from torchqat.model.prepare import replace_layers
 
     for title, weight, input in format_tables.SCHEMES:
         model = nn.Sequential(nn.Linear(256, 256))
         plan = [torchqat._library.LayerPlan("0", 256, 256, weight, input)]
         replace_layers(model, plan, torchqat._library.Initialize("mse"))
+        note_preparation(model, torchqat._library.Initialize("mse"))
         torchqat.calibrate(model, [torch.randn(8, 256)])
         for format in torchqat._library.formats():
             arguments = {"example": torch.randn(2, 256)} if format.name == "onnx" else {}
