@@ -11,6 +11,7 @@ from sentences import matches, said
 from test_linear import recipe_for
 from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Question, Served, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
+from torchqat.verification.engines.caches import NO_CACHES
 from torchqat.verification.engines.workers import serving
 from torchqat.verification.result import Verification
 
@@ -137,7 +138,7 @@ def test_tokens_that_an_engine_does_not_list_count_as_one(model):
 
 def test_a_clear_choice_that_is_overruled_is_counted(model):
     prompts = torch.randint(0, 400, (1, 9))
-    engine = Engine("other", {}, "", kl_bound=1e9, margin=0.01, why="")
+    engine = Engine("other", {}, "", kl_bound=1e9, margin=0.01, why="", caches=NO_CACHES)
 
     def prefer_the_least_likely(table):
         changed = table.copy()
