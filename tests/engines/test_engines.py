@@ -84,6 +84,10 @@ def test_an_engine_agrees(architecture, case, trained, prompts, tmp_path):
         other,
         prompts,
     )
+    if architecture == "qwen2" and format == "gguf" and "nvfp4" in weight:
+        with pytest.raises(torchqat.UserError, match="gguf takes nvfp4 for models of the architectures llama"):
+            torchqat.export(model, tmp_path / "out", format, tokenizer)
+        return
     folder = torchqat.export(model, tmp_path / "out", format, tokenizer)
     checked = torchqat.verify(folder, model, prompts, engine, tokenizer=tokenizer)
     print(f"\n| {architecture} | {name_of(case)} | {checked} |")
