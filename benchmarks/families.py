@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torchqat
 from common import table
-from texts import documents
+from texts import documents, written
 from torchqat._library import TrainSection
 from torchqat.data.batches import Batches
 from torchqat.data.tokenized import tokenize
@@ -34,7 +34,7 @@ from torchqat.training.loop import TrainingLoop
 from torchqat.training.optimizers import scratch_optimizers
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / "build" / "cache"
+TEXTS = ROOT / "build" / "cache" / "texts"
 VOCABULARY, WINDOW = 2048, 256
 # Of each: the class of its configuration, what that is given, and which documents are its own (every so manyth, from where).
 FAMILIES = {
@@ -56,7 +56,7 @@ def float_model(family: str, folder: Path, steps: int) -> Path:
     import transformers
 
     config, own, (every, first) = FAMILIES[family]
-    texts = documents("train", CACHE / "texts")[first::every]
+    texts = documents("train", TEXTS)[first::every]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**SHARED, **own))
     tokenizer = train_tokenizer(texts, VOCABULARY)
@@ -78,22 +78,15 @@ def float_model(family: str, folder: Path, steps: int) -> Path:
     return folder
 
 
-def written(part: str, folder: Path, every: int = 1, first: int = 0) -> Path:
-    """The documents of a part as files of a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(documents(part, CACHE / "texts")[first::every]):
-        (folder / f"{number:04}.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
 def figures_of(family: str, recipe: str, options: argparse.Namespace) -> dict[str, float]:
     """KL and perplexity before training and after it; of a finished run as they were."""
     work = options.output / family
     _, _, (every, first) = FAMILIES[family]
+    held_out = written(documents("held-out", TEXTS), work / "held-out")
     settings = {
         "model.path": str(float_model(family, options.output / "models" / family, options.scratch_steps)),
-        "data.train": str(written("train", work / "train", every, first)),
-        "data.evaluation": {"path": str(written("held-out", work / "held-out")), "sequence_length": WINDOW},
+        "data.train": str(written(documents("train", TEXTS)[first::every], work / "train")),
+        "data.evaluation": {"path": str(held_out), "sequence_length": WINDOW},
         "train.steps": options.steps, "train.batch_size": 4, "train.checkpoint_every": 10**6,
     }  # fmt: skip
     if recipe.startswith("int"):

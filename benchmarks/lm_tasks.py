@@ -216,11 +216,3 @@ def chosen(model, asked: list[Choice]) -> list[float]:
         likely = logits.gather(-1, torch.tensor([question.choices for question in some]))
         right += (likely.argmax(-1) == 0).float().tolist()
     return right
-
-
-def interval(values: list[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The middle 95 % of the means of ``draws`` samples with replacement (Efron 1979)."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    drawn = torch.randint(len(numbers), (draws, len(numbers)), generator=torch.Generator().manual_seed(seed))
-    low, high = numbers[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 import torchqat
 from common import publish, table
-from lm_tasks import Tasks, interval
+from lm_tasks import Tasks
 from real_model import CACHE, float_model
-from texts import documents
+from texts import documents, written
 from torch import nn
 from torchqat._library import parse_recipe
+from torchqat.evaluation.bootstrap import bootstrap
 from torchqat.files import write_json
 from torchqat.precision import products
 from torchqat.runs.fine_tune import fine_tune
@@ -80,7 +81,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, seed: int):
         self.options, self.seed = options, seed
         self.folder = OUTPUT / f"{options.samples}x{options.length}-{seed}"
-        self.texts = {"train": written("train", self.folder, seed), "held-out": written("held-out", OUTPUT, 0)}
+        self.texts = {part: written(shuffled(part, seed), self.folder / part) for part in ("train", "held-out")}
         self.model, self.shared = float_model(), None
         self.first = self.run("w4g64", {"method": "rtn"})
         self.shared = self.first.float_model
@@ -169,15 +170,11 @@ def mixed_precision() -> str:
     return "bfloat16" if products(torch.device("cpu"), torch.bfloat16).multiplied else "none"
 
 
-def written(part: str, folder: Path, seed: int) -> Path:
-    """The documents of a part as files of a folder, in an order of ``seed``."""
-    into = folder / part
-    into.mkdir(parents=True, exist_ok=True)
+def shuffled(part: str, seed: int) -> list[str]:
+    """The documents of a part, those that train in an order of ``seed``."""
     found = documents(part, CACHE / "texts")
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-    for number, index in enumerate(order):
-        (into / f"{number:04}.txt").write_text(found[index], encoding="utf-8")
-    return into
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed if part == "train" else 0))
+    return [found[index] for index in order.tolist()]
 
 
 def flips(answers: dict[str, list[float]], of_float: dict[str, list[float]]) -> float:
@@ -195,8 +192,8 @@ def median(values: list[float], form: str) -> str:
 def row(name: str, found: list[dict], of_float: list[dict], beside: float | None) -> list[str]:
     """A method's figures: medians over seeds, tasks by the questions of all seeds."""
     kl = statistics.median(figures["kl"] for figures in found)
-    low, high = interval([value for figures in found for value in figures["kls"]])
-    cells = [name, f"{median([figures['kl'] for figures in found], '.4f')} [{low:.4f}, {high:.4f}]"]
+    among = bootstrap([value for figures in found for value in figures["kls"]])
+    cells = [name, f"{median([figures['kl'] for figures in found], '.4f')} [{among.low:.4f}, {among.high:.4f}]"]
     cells.append(f"{kl / beside:.2f}" if beside else "")
     for key, form in (("perplexity", ".2f"), ("perplexity of 2048", ".2f"), ("top-1", ".1%")):
         cells.append(median([figures[key] for figures in found], form))
@@ -204,8 +201,8 @@ def row(name: str, found: list[dict], of_float: list[dict], beside: float | None
         pairs = list(zip(found, of_float, strict=True))
         given = [value for figures, _ in pairs for value in figures["answers"][task]]
         changes = [a - b for f, g in pairs for a, b in zip(f["answers"][task], g["answers"][task], strict=True)]
-        low, high = interval(changes)
-        cells.append(f"{statistics.mean(given):.1%} [{low:+.1%}, {high:+.1%}]")
+        change = bootstrap(changes)
+        cells.append(f"{statistics.mean(given):.1%} [{change.low:+.1%}, {change.high:+.1%}]")
     cells.append(
         f"{statistics.mean(flips(f['answers'], g['answers']) for f, g in zip(found, of_float, strict=True)):.1%}"
     )

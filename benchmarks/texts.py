@@ -84,6 +84,14 @@ def documents(part: str, cache: Path) -> list[str]:
     return prose(part, cache) + code(part)
 
 
+def written(texts: list[str], folder: Path) -> Path:
+    """``folder``, with each of ``texts`` as a file, in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts):
+        (folder / f"{number:04}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
 def windows(tokenizer, part: str, count: int, length: int, cache: Path, seed: int = 0):
     """``int64 [count, length]``: tokens of ``part``, each after BOS where there is one, drawn without overlap."""
     import torch
