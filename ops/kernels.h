@@ -114,4 +114,13 @@ struct Feedback {
 QAT_API void implement_quantize_with_feedback(torch::Library& m,
                                               void (*solve)(const Feedback& feedback));
 
+// Contiguous tensors of kl_divergence.h; `gradient` is read where there is a `share`.
+struct Divergence {
+  at::Tensor student, teacher;
+  float inverse_temperature;
+  OptionalTensor counted, share;
+  at::Tensor kl, gradient;
+};
+QAT_API void implement_kl_divergence(torch::Library& m, void (*find)(const Divergence& of));
+
 }  // namespace qat

@@ -9,6 +9,7 @@ TORCH_LIBRARY_IMPL(qat, Autograd, m) {
   m.impl("round_qparams", torch::CppFunction::makeFallthrough());
   m.impl("encode", torch::CppFunction::makeFallthrough());
   m.impl("decode", torch::CppFunction::makeFallthrough());
+  m.impl("kl_divergence", torch::CppFunction::makeFallthrough());
   m.impl("quantize_with_feedback", torch::CppFunction::makeFallthrough());
   m.impl("quantize", torch::CppFunction::makeFallthrough());
   m.impl("pack", torch::CppFunction::makeFallthrough());

@@ -4,6 +4,7 @@
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/encode.h"
 #include "qat/ops/fake_quantize.h"
+#include "qat/ops/kl_divergence.h"
 #include "qat/ops/kv_cache.h"
 #include "qat/ops/quant_linear.h"
 #include "qat/ops/quantize.h"
@@ -144,6 +145,18 @@ TEST_P(Meta, LinearLayers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, Meta, testing::Values(at::kFloat, at::kBFloat16, at::kHalf));
+
+TEST(MetaKlDivergence, ValueAndGradient) {
+  const at::Tensor student = at::randn({2, 3, 50}).to(at::kBFloat16),
+                   teacher = at::randn({2, 3, 50});
+  const at::Tensor counted = at::ones({2, 3}, at::kBool);
+  expect_alike({student, teacher, counted, at::ones({})}, [](const Tensors& t) {
+    Tensors found = list_of(kl_divergence(t[0], t[1], 2.0, t[2], t[3]));
+    found.push_back(std::get<1>(kl_divergence(t[0], t[1])));
+    found.push_back(forward_kl(t[0], t[1], 1.0, t[2]));
+    return found;
+  });
+}
 
 TEST(MetaFeedback, GptqColumns) {
   const at::Tensor weight = at::randn({4, 8}), offset = at::zeros({4, 8});

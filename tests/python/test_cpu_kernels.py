@@ -51,6 +51,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 one = torch.full((rows, 1), 0.3), torch.ones(rows, 1, dtype=torch.int8)
                 add(*ops.quantize_with_feedback(part, f"fixed {levels} 1x-1 float32", part, transfer, *one))
                 add(ops.fake_quantize(x, found, dtype=torch.bfloat16).nan_to_num(7.0))
+    logits = torch.randn(3, 4099).to(dtype)
+    add(*torch.ops.qat.kl_divergence(logits, logits.flip(0), 0.7, None, torch.ones(())))
 print(ops.cpu_capability(), digest.hexdigest())
 """
 

@@ -232,6 +232,18 @@ def test_feedback(rows, cols, per_column, grid, device_op):
     check(device_op, "quantize_with_feedback", *args, zero if shifts(grid) else None)
 
 
+@pytest.mark.parametrize("choices", [1, 40, 1024, 9001])
+@pytest.mark.parametrize("dtypes", [(FP32, FP32), (BF16, BF16), (FP16, FP32), (FP32, BF16)])
+def test_kl_divergence(choices, dtypes, device_op):
+    """Tokens by a thread block each, of fewer pieces than it has warps and of more."""
+    student, teacher = (torch.randn(5, choices).mul(3).to(dtype) for dtype in dtypes)
+    counted, share = torch.tensor([True, False, True, True, True]), torch.tensor(0.3)
+    student[2, 0] = float("nan")
+    teacher[4, choices // 2] = float("-inf")
+    for found in ((student, teacher), (student, teacher, 2.0, counted, share)):
+        check(device_op, "kl_divergence", *found)
+
+
 @pytest.mark.parametrize("shape", [(0, 32), (4, 0)])
 def test_nothing(shape, device_op):
     """No kernel is launched in no blocks."""

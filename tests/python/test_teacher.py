@@ -96,7 +96,7 @@ def test_a_training_from_stored_answers_is_that_from_the_float_model(new_run, tm
     monkeypatch.setattr(own.kind, "outputs", lambda model, batch: asked.append(model) or outputs(model, batch))
     stored = losses(own)
     assert asked and not any(model is own.original for model in asked)
-    assert stored == pytest.approx(whole, rel=1e-3)
+    assert stored == pytest.approx(whole, rel=1e-3, abs=2e-8)  # what sums of float32 probabilities are off by
 
 
 def test_an_interrupted_writing_goes_on(new_run, tmp_path, monkeypatch):

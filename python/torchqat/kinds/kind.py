@@ -15,7 +15,7 @@ from torchqat.data.batch import Batch
 from torchqat.data.batches import Data
 from torchqat.data.tasks import Task
 from torchqat.errors import UserError
-from torchqat.kinds.losses import forward_kl, half_square
+from torchqat.kinds.losses import forward_kl, half_square, kl_per_token
 from torchqat.kinds.pieces import Piece, pieces
 from torchqat.kinds.top_choices import TopChoices, kl_to_top
 from torchqat.model.loading import no_note
@@ -67,12 +67,7 @@ class Answers:
 
     def kl_to(self, wanted: "Answers") -> Tensor:
         """KL(wanted || self) of each position, float32 ``[rows, positions]``."""
-
-        def kl(piece: Piece) -> Tensor:
-            ours, theirs = (F.log_softmax(answers.logits[piece].float(), dim=-1) for answers in (self, wanted))
-            return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-
-        return self._each(kl)
+        return kl_per_token(self.logits, wanted.logits)
 
     def likeliest(self) -> Tensor:
         """The likeliest choice of each position, int64 ``[rows, positions]``."""

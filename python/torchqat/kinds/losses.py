@@ -1,5 +1,6 @@
 """The losses of the training loop, per valid token and in float32 (docs/numerics.md 12, 13)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,32 +9,38 @@ from torchqat.kinds.pieces import Piece, mean_over
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, counted: Tensor | None = None) -> Tensor:
-    """Mean over tokens of KL(teacher || student), times the squared temperature.
+    """Mean over tokens of KL(teacher || student), times the squared temperature (docs/numerics.md 12).
 
-    Float32 log-probabilities are there for some tokens at a time, and the gradient is found with the value.
+    One pass over the logits of a token finds it and, where one is asked for, the gradient; no float32 copy of them is made.
 
     Args:
         student: Logits ``[..., vocabulary]``, any floating dtype.
         teacher: Logits of the same shape; no gradient flows into them.
-        temperature: Divides both logits.
+        temperature: Divides both logits, above 0.
         counted: bool ``[...]``, the tokens that the mean is over, 0 where there is none; all where ``None``.
 
     Returns:
         A scalar, in nats.
+
+    Raises:
+        ValueError: Of shapes that differ, or a temperature that is not above 0.
     """
-    student, teacher = _by_rows(student), _by_rows(teacher.detach())
-    valid = None if counted is None else counted.reshape(student.shape[:2])
+    return torch.ops.qat.forward_kl(_narrow(student), _narrow(teacher), temperature, counted)
 
-    def of_piece(part: Tensor, piece: Piece) -> Tensor:
-        ours = F.log_softmax(part.float() / temperature, dim=-1)
-        theirs = F.log_softmax(teacher[piece].float() / temperature, dim=-1)
-        if valid is None:
-            return F.kl_div(ours, theirs, reduction="sum", log_target=True)
-        each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-        return each.where(valid[piece], 0.0).sum()
 
-    tokens = student.shape[0] * student.shape[1] if valid is None else valid.sum().clamp(min=1)
-    return mean_over(student, of_piece, tokens, temperature**2)
+def kl_per_token(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each token, float32 ``[...]``, in nats.
+
+    Args:
+        student: Logits ``[..., vocabulary]``, any floating dtype.
+        teacher: Logits of the same shape.
+    """
+    return torch.ops.qat.kl_divergence(_narrow(student), _narrow(teacher))[0]
+
+
+def _narrow(logits: Tensor) -> Tensor:
+    """Of at most 32 bits."""
+    return logits.float() if logits.dtype == torch.float64 else logits
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
