@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -76,20 +77,28 @@ class Bench:
     Args:
         options: Of the command line.
         seed: Of the order of the documents, and of training.
+        layers: Of each format, what a recipe says of its layers.
     """
 
-    def __init__(self, options: argparse.Namespace, seed: int):
-        self.options, self.seed = options, seed
+    def __init__(self, options: argparse.Namespace, seed: int, layers: dict[str, dict | list]):
+        self.options, self.seed, self.layers = options, seed, layers
         self.folder = OUTPUT / f"{options.samples}x{options.length}-{seed}"
         self.texts = {part: written(shuffled(part, seed), self.folder / part) for part in ("train", "held-out")}
         self.model, self.shared = float_model(), None
-        self.first = self.run("w4g64", {"method": "rtn"})
+        form = next(iter(layers))
+        self.first = self.run(form, {"method": "rtn"})
         self.shared = self.first.float_model
         self.long = self.run(
-            "w4g64", {"method": "rtn"}, held_out={"samples": long_windows(options), "sequence_length": 2048}
+            form, {"method": "rtn"}, held_out={"samples": long_windows(options), "sequence_length": 2048}
         ).data.evaluation
-        self.tasks = Tasks(self.first.tokenizer, CACHE / "texts", options.questions)
-        self.float_figures = self.kept("float", lambda: self.first.original)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        return Tasks(self.first.tokenizer, CACHE / "texts", self.options.questions)
+
+    @cached_property
+    def float_figures(self) -> dict:
+        return self.kept("float", lambda: self.first.original)
 
     def run(self, form: str, initialize: dict, steps: int = 0, held_out: dict | None = None) -> Run:
         windows = {"samples": self.options.held_out, "sequence_length": 512}
@@ -101,7 +110,7 @@ class Bench:
                 "calibration": {"samples": self.options.samples, "sequence_length": self.options.length},
                 "evaluation": {"path": str(self.texts["held-out"]), **(held_out or windows)},
             },
-            "layers": FORMATS[form][0],
+            "layers": self.layers[form],
             "initialize": initialize,
             "train": {
                 "steps": steps, "batch_size": 2, "sequence_length": 512, "mixed_precision": mixed_precision(),
@@ -224,7 +233,8 @@ def main() -> None:
     options = parser.parse_args()
     command = " ".join(["python benchmarks/real_lm.py", *said(options)])
     options.peer = dict(peer.split("=", 1) for peer in options.peer)
-    benches = [Bench(options, seed) for seed in range(options.seeds)]
+    layers = {name: layers for name, (layers, _) in FORMATS.items()}
+    benches = [Bench(options, seed, layers) for seed in range(options.seeds)]
     of_float, parts, figures = [bench.float_figures for bench in benches], [], {}
     for form in options.formats:
         ours = {name: [bench.ours(form, name) for bench in benches] for name in options.methods}

@@ -91,8 +91,9 @@ def check_agreement() -> str:
     values = [loss(logits[0], logits[1].detach()) for loss in (forward_kl, kl_whole)]
     found = [torch.autograd.grad(value, logits[0])[0] for value in values]
     torch.testing.assert_close(*values, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(*found, rtol=2**-7, atol=0.0)  # a step of bfloat16
-    return "by torchqat and by the plain formula KL is equal within 1e-6 of itself, its gradients within a step of bfloat16"
+    largest = found[1].abs().max().item()
+    torch.testing.assert_close(*found, rtol=2**-7, atol=2e-6 * largest)  # a step of bfloat16, and what float32 rounds
+    return "by torchqat and by the plain formula KL is equal within 1e-6 of itself, gradients within a step of bfloat16"
 
 
 def figures_of(way: str, tokens: int, steps: int) -> dict[str, float]:
