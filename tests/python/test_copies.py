@@ -12,7 +12,7 @@ from test_experts import build, recipe_of
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchqat.layers.layer_state import STATE_NAMES
 from torchqat.layers.prepared import quant_layers
-from trainers import STEPS, adamw, batch, llama, loss_of, prepared, recipe
+from trainers import LADDER, STEPS, adamw, batch, llama, loss_of, prepared, recipe
 
 
 def with_adapters():
@@ -149,6 +149,39 @@ def test_buffers_are_not_averaged(tmp_path):
     _, ema = average("mse", 4, use_buffers=True)
     with pytest.raises(torchqat.UserError, match=matches("training.averaged-buffers")):
         torchqat.export(ema, tmp_path / "out", "safetensors")
+
+
+def average_of_all(decay, ladder):
+    """As timm's ModelEmaV2: the mean of everything in the state, whole numbers cut off."""
+    rule = "{dtype: int4, group_size: 16, symmetric: false, scale: mse}"
+    of = recipe("mse", ladder=ladder, rules=f'  - match: "model.layers.*"\n    weight: {rule}\n')
+    model = prepared(of)
+    schedule, ema = torchqat.Schedule(model, of, STEPS), copy.deepcopy(model)
+    for _ in range(STEPS):
+        schedule.step()
+        with torch.no_grad():
+            for mean, own in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+                mean.copy_(decay * mean + (1.0 - decay) * own)
+    return model, ema
+
+
+@pytest.mark.shows(trainer="copies", feature="averages of all of state_dict() (timm's ModelEmaV2)", refused=True)
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+@pytest.mark.parametrize("ladder", ["", LADDER])
+def test_whole_numbers_are_not_averaged(decay, ladder, tmp_path):
+    model, ema = average_of_all(decay, ladder)
+    refusal = matches("training.averaged-in-a-layer", layer="QuantLinear")
+    with pytest.raises(torchqat.UserError, match=refusal):
+        ema(input_ids=batch(0))
+    with pytest.raises(torchqat.UserError, match=refusal):
+        torchqat.export(ema, tmp_path / "out", "safetensors")
+    with pytest.raises(RuntimeError, match=refusal):
+        model.load_state_dict(ema.state_dict())
+
+
+def test_a_mean_of_whole_numbers_that_is_the_same_numbers_is_fine():
+    model, ema = average_of_all(0.5, "")
+    assert torch.equal(ema(input_ids=batch(0)).logits, model(input_ids=batch(0)).logits)
 
 
 @pytest.mark.shows(trainer="casts", feature="half(), bfloat16(), to(dtype) after prepare")

@@ -42,7 +42,7 @@ def test_gptq_of_an_expert_is_that_of_a_linear_layer_on_its_tokens():
         def run(self, index, given):
             prepared.experts(given, sent, shares)
 
-        def layers(self):
+        def own_layers(self):
             return quant_layers(prepared)
 
     result = Calibration()
@@ -59,6 +59,15 @@ def test_gptq_of_an_expert_is_that_of_a_linear_layer_on_its_tokens():
     assert torch.equal(layer.quantized_weight()[begin:end], linear[0].quantized_weight())
     few = [warning for warning in result.warnings if said(warning, "calibration.few-tokens", few=2, count=4)]
     assert len(few) == 2  # experts 0 and 3, in both parameters
+
+
+def test_experts_of_two_blocks_are_solved_once_on_the_tokens_of_both():
+    model = build("qwen3_moe")
+    model.model.layers[1].mlp.experts = model.model.layers[0].mlp.experts
+    prepared = torchqat.prepare(model, recipe_of("{dtype: int4, group_size: 16, scale: mse}", GPTQ))
+    found = torchqat.calibrate(prepared, [TOKENS], logits)
+    assert found.tokens["model.layers.0.mlp.experts.gate_up_proj"] == 2 * TOKENS.numel()
+    assert not any(name.startswith("model.layers.1.mlp.experts") for name in found.losses)
 
 
 def test_modules_that_do_not_tell_their_tokens_are_told_of():

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 import torchqat
+import transformers
 from sentences import matches, said, sentence
 from torch import nn
+from torch.nn.utils import prune
 from torchqat.layers.linear import QuantLinear
 
 WEIGHT = "{dtype: int4, group_size: 8, scale: mse}"
@@ -138,6 +140,66 @@ def test_a_layer_that_was_replaced_is_told_before_training_and_before_export(tmp
         torchqat.export(replaced(), tmp_path / "out", format="safetensors")
     with pytest.raises(torchqat.UserError, match=told):
         torchqat.live_weights(replaced(), "safetensors")
+
+
+def used(model, tmp_path):
+    """What follows ``prepare``, each by itself."""
+    x = torch.zeros(1, 2, dtype=torch.long) if hasattr(model, "config") else torch.randn(2, 16)
+    return [
+        lambda: torchqat.calibrate(model, [x]),
+        lambda: torchqat.Schedule(model, recipe("mse"), 4),
+        lambda: torchqat.export(model, tmp_path / "out", format="safetensors"),
+        lambda: torchqat.live_weights(model, "safetensors"),
+    ]
+
+
+@pytest.mark.parametrize("scale", ["mse", "learned", "minmax"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_that_transformers_resized_is_told(tied, scale, tmp_path):
+    """Its scales are those of the tokens that it had."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **sizes, tie_word_embeddings=tied))
+    names = ["model.embed_tokens", "lm_head"] if tied else ["model.embed_tokens"]
+    rules = [f"  - {{match: {name}, weight: {{dtype: int8, granularity: channel, scale: {scale}}}}}" for name in names]
+    torchqat.prepare(model, torchqat.parse_recipe("\n".join(["version: 1", "layers:", *rules]), "recipe"))
+    model.resize_token_embeddings(72, mean_resizing=False)
+    told = matches("noted.reshaped", layer="model.embed_tokens", before=[64, 32], now=[72, 32])
+    for use in used(model, tmp_path):
+        with pytest.raises(torchqat.UserError, match=told):
+            use()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2.0 * weight
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Doubled()),
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_a_weight_that_is_computed_after_prepare_is_told(add, tmp_path):
+    """What it is computed from would be written beside it."""
+    model = torchqat.prepare(net(), recipe("mse"))
+    add(model[0])
+    for use in used(model, tmp_path):
+        with pytest.raises(torchqat.UserError, match=matches("noted.computed", layer="0")):
+            use()
+
+
+def test_what_was_computed_stays_where_it_is_removed(tmp_path):
+    model = torchqat.prepare(net(), recipe("mse"))
+    before = model[0].weight.detach().clone()
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert torch.equal(model[0].weight, 2.0 * before)
+    folder = torchqat.export(model, tmp_path / "out", format="safetensors")
+    assert torchqat.verify(folder, model, engine="reader").ok
 
 
 def test_a_head_that_transformers_resized_is_told(tiny_llama, tmp_path):

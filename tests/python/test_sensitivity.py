@@ -29,27 +29,41 @@ def measured(llama):
     return sensitivity(llama, plan, tokens(), (2, 4, 8))
 
 
+def direct_kl(llama, name):
+    """With that layer alone at 2 bits, its scale searched by hand for all that it is given."""
+    prepared = torchqat.prepare(copy.deepcopy(llama), recipe("{method: mse}", WEIGHT))
+    with in_floating_point(prepared), torch.no_grad():
+        layer = dict(quant_layers(prepared))[name]
+        inputs = []
+        handle = layer.register_forward_pre_hook(lambda _, x, seen=inputs: seen.append(x[0].flatten(0, 1)))
+        expected = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
+        handle.remove()
+        x = torch.cat(inputs).double()
+        scale, zero = torchqat.ops.choose_qparams(
+            layer.weight, (1, 32), 2, "full", "mse", torch.bfloat16, x.square().mean(0).float()
+        )
+        layer.weight.copy_(torchqat.ops.fake_quantize(layer.weight.clone(), scale, zero, (1, 32), -2, 1))
+        rounded = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
+        kl = sum((p.exp() * (p - q)).sum().item() for p, q in zip(expected, rounded, strict=True))
+    return kl / sum(b.numel() for b in tokens())
+
+
 def test_it_is_the_kl_with_one_layer_quantized(llama, measured):
     prepared = torchqat.prepare(copy.deepcopy(llama), recipe("{method: mse}", WEIGHT))
-    layers = dict(quant_layers(prepared))
-    assert [layer.name for layer in measured] and {layer.name for layer in measured} == set(layers)
+    assert [layer.name for layer in measured] and {layer.name for layer in measured} == set(
+        dict(quant_layers(prepared))
+    )
     for found in (measured[0], measured[-1]):
-        with in_floating_point(prepared), torch.no_grad():
-            layer = layers[found.name]
-            inputs = []
-            handle = layer.register_forward_pre_hook(lambda _, x, seen=inputs: seen.append(x[0].flatten(0, 1)))
-            expected = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
-            handle.remove()
-            x = torch.cat(inputs).double()
-            scale, zero = torchqat.ops.choose_qparams(
-                layer.weight, (1, 32), 2, "full", "mse", torch.bfloat16, x.square().mean(0).float()
-            )
-            kept = layer.weight.clone()
-            layer.weight.copy_(torchqat.ops.fake_quantize(kept, scale, zero, (1, 32), -2, 1))
-            rounded = [prepared(input_ids=b).logits.double().log_softmax(-1) for b in tokens()]
-            layer.weight.copy_(kept)
-            kl = sum((p.exp() * (p - q)).sum().item() for p, q in zip(expected, rounded, strict=True))
-        assert found.kl[2] == pytest.approx(kl / sum(b.numel() for b in tokens()), rel=0.02)
+        assert found.kl[2] == pytest.approx(direct_kl(llama, found.name), rel=0.02)
+
+
+def test_a_layer_that_two_blocks_hold_is_quantized_in_both(llama):
+    model = copy.deepcopy(llama)
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    plan = torchqat.make_plan(model, recipe("{method: mse}", WEIGHT))
+    name = "model.layers.0.mlp.up_proj"
+    found = {layer.name: layer.kl[2] for layer in sensitivity(model, plan, tokens(), (2,))}
+    assert found[name] == pytest.approx(direct_kl(model, name), rel=0.02)
 
 
 def test_more_bits_are_nearer_and_the_model_stays(llama, measured):

@@ -1,5 +1,6 @@
 """Where data come from, and what is held out of them."""
 
+import gzip
 import sys
 
 import pytest
@@ -165,6 +166,45 @@ def test_a_file_that_is_no_text_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=matches("data.another-kind", file=tmp_path / name)):
         texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["text".encode("utf-16"), "caf\xe9".encode("latin-1"), gzip.compress(b"text")])
+@pytest.mark.parametrize("name", ["notes.txt", "notes.md", "rows.jsonl"])
+def test_bytes_that_are_no_text_are_not_taken_for_some(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=matches("data.no-utf8", file=tmp_path / name)):
+            texts(path)
+
+
+def test_zeros_are_no_text(tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"a\0b")
+    with pytest.raises(UserError, match=matches("data.no-utf8", file=tmp_path / "notes.txt")):
+        texts(tmp_path)
+
+
+def test_the_standard_library_is_in_utf8():
+    assert sum(len(piece) for text in documents(Source("python-stdlib")) for piece in text) > 1_000_000
+
+
+def test_half_a_surrogate_pair_is_told_by_its_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "\\ud83d\\ude00 fine"}\n{"text": "\\ud83d cut off"}\n')
+    with pytest.raises(UserError, match=matches("data.no-unicode", file=tmp_path / "rows.jsonl", line=2)):
+        texts(tmp_path / "rows.jsonl")
+
+
+def test_lines_too_deep_to_read_are_told(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=matches("data.line-without-text", file=tmp_path / "rows.jsonl", line=1)):
+        texts(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("content", [5, {"a": "b"}, True])
+def test_messages_say_text(content, tmp_path):
+    """A template would print what else there is as Python does."""
+    path = write_lines(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": content}]}])
+    with pytest.raises(UserError, match=matches("data.line-without-text", file=path, line=1)):
+        texts(path)
 
 
 def test_text_of_an_unknown_suffix_is_text(tmp_path):

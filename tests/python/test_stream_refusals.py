@@ -36,6 +36,19 @@ def test_blocks_that_are_no_row_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_layer_of_two_blocks_is_refused(llama_folder, tmp_path, monkeypatch):
+    def sharing(*args):
+        model = skeleton(*args)
+        model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+        return model
+
+    monkeypatch.setattr("torchqat.runs.stream.skeleton", sharing)
+    shared = matches("stream.in-several-blocks", layer="model.layers.0.mlp.up_proj")
+    with pytest.raises(torchqat.UserError, match=shared):
+        quantize_folder(llama_folder, tmp_path / "out", recipe(GPTQ, WEIGHT), tokens())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_is_refused(llama_folder, tmp_path):
     text = recipe(GPTQ, WEIGHT).text.replace("initialize:", f"  - match: lm_head\n    weight: {WEIGHT}\ninitialize:")
     with pytest.raises(torchqat.UserError, match=matches("stream.layer-outside-blocks", layer="lm_head")):

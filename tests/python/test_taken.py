@@ -9,6 +9,7 @@ import torchqat
 from sentences import matches
 from test_weights import reasons, recipe_of
 from torch import nn
+from torchqat.checkpoints.export import check_exports
 from torchqat.layers.linear import QuantLinear
 
 
@@ -104,3 +105,78 @@ def test_a_layer_that_does_not_know_its_size_yet_is_refused():
     model = nn.Sequential(nn.LazyLinear(4))
     model(torch.randn(2, 8))
     assert isinstance(torchqat.prepare(model, recipe_of("*"))[0], QuantLinear)
+
+
+def test_hooks_of_the_state_go_on():
+    model = nn.Sequential(nn.Linear(8, 8))
+    seen = []
+
+    def note(what):
+        return lambda module, *_: seen.append((what, type(module).__name__))
+
+    handles = [
+        model[0].register_state_dict_pre_hook(note("before saving")),
+        model[0].register_state_dict_post_hook(note("after saving")),
+        model[0]._register_state_dict_hook(note("saving")),
+        model[0].register_load_state_dict_pre_hook(note("before loading")),
+        model[0]._register_load_state_dict_pre_hook(lambda *_: seen.append(("loading", ""))),
+        model[0].register_load_state_dict_post_hook(note("after loading")),
+    ]
+    prepared = torchqat.prepare(model, recipe_of("*"))
+    prepared.load_state_dict(prepared.state_dict())
+    names = ["before saving", "after saving", "saving", "before loading", "loading", "after loading"]
+    assert seen == [(name, "" if name == "loading" else "QuantLinear") for name in names]
+    for handle in handles:
+        handle.remove()
+    prepared.load_state_dict(copy.deepcopy(prepared).state_dict())
+    assert len(seen) == len(names)
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+class Beside(nn.Module):
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+    def forward(self, x):
+        return x
+
+
+def test_a_layer_with_state_of_another_kind_stays():
+    model = nn.Sequential(nn.Linear(8, 8), Counting(8, 8))
+    why = reasons(torchqat.make_plan(model, recipe_of("0")))["1"]
+    assert why == "Counting keeps state of its own (get_extra_state)"
+
+
+def test_state_that_is_no_tensor_is_refused_before_it_is_paid_for(tmp_path):
+    model = torchqat.prepare(nn.Sequential(nn.Linear(8, 8), Beside({"calls": 3})), recipe_of("0"))
+    told = matches("export.no-tensor", name="1._extra_state", type="dict")
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.live_weights(model, "safetensors")
+    plan = torchqat.make_plan(nn.Sequential(nn.Linear(8, 8), Beside("x")), recipe_of("0"))
+    with pytest.raises(torchqat.UserError, match=matches("export.no-tensor", name="1._extra_state", type="str")):
+        check_exports(nn.Sequential(nn.Linear(8, 8), Beside("x")), plan, ["safetensors"], False)
+
+
+def test_state_that_is_a_tensor_is_written(tmp_path):
+    state = torch.arange(3, dtype=torch.uint8)
+    model = torchqat.prepare(nn.Sequential(nn.Linear(8, 8), Beside(state)), recipe_of("0"))
+    folder = torchqat.export(model, tmp_path / "out", "safetensors")
+    assert torchqat.verify(folder, model, engine="reader").ok
+    loaded = torchqat.load(nn.Sequential(nn.Linear(8, 8), Beside(torch.zeros(3, dtype=torch.uint8))), folder)
+    assert torch.equal(loaded[1].state, state)

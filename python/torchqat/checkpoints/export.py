@@ -20,7 +20,7 @@ from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
-from torchqat.checkpoints.formats.tensors import checkpoint_plan, floating_layers
+from torchqat.checkpoints.formats.tensors import check_state, checkpoint_plan, floating_layers
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
@@ -143,8 +143,10 @@ def format_for(model: nn.Module, plan: CheckpointPlan, name: str) -> Format:
     """The format called ``name``, after a look at whether it can hold ``model``, quantized as ``plan`` says.
 
     Raises:
-        UserError: As ``checked_format``, or the format is of other models, or has no place for the rest of this one.
+        UserError: As ``checked_format``, or the format is of other models, or has no place for the rest of this one, such as
+            what is no tensor.
     """
+    check_state(model)
     format = checked_format(name, plan)
     if name == "mxfp4":
         check_whole(model, plan)

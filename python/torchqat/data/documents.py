@@ -62,7 +62,10 @@ def form_rule(column: str) -> str:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
+    """Its content is a text, parts of several kinds, or ``None``, as beside a call of a tool; templates print all else."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    return "content" in value and (value["content"] is None or isinstance(value["content"], (str, list)))
 
 
 def _without_none(message: dict[str, Any]) -> dict[str, Any]:
@@ -85,17 +88,26 @@ def pieces_of_file(file: Path) -> Iterator[str]:
     """The text of ``file``, of which little is held at once.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or is not in UTF-8.
     """
     rest = ""
     try:
-        with open(file, encoding="utf-8-sig", errors="replace") as content:
+        with open(file, encoding="utf-8-sig") as content:
             while read := content.read(_READ):
+                if "\0" in read:
+                    raise UserError(no_utf8(file))
                 *pieces, rest = cut(rest + read)
                 yield from pieces
     except OSError as error:
         raise UserError(f"data must be readable, but {file} is not: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(no_utf8(file)) from error
     yield rest
+
+
+def no_utf8(file: Path) -> str:
+    """What is said of a file of bytes that are no text, or text of another encoding."""
+    return f"data must be text in UTF-8, but {file} is not: convert it, or leave it out."
 
 
 @dataclass(frozen=True)

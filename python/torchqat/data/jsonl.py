@@ -1,11 +1,15 @@
 """Lines of JSON, each an object of a form that whoever reads them expects."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torchqat.errors import UserError
+
+# How JSON writes a half of what UTF-16 needs two units for.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_objects(
@@ -41,8 +45,20 @@ def objects_in(lines: Iterable[str], path: Path, is_good: Callable[[Any], bool],
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
+        if _HALF.search(line) and not _is_unicode(value):
+            raise UserError(
+                f"{path}:{number}: a line of jsonl must be Unicode, but has half of a surrogate pair (\\ud800)."
+            )
         if not is_good(value):
             raise UserError(f"{path}:{number}: {rule}, but is {line.rstrip()[:80]}")
         yield value
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

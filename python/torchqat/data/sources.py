@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from torchqat.data.documents import Document, document_of, form_rule, pieces_of_file
+from torchqat.data.documents import Document, document_of, form_rule, no_utf8, pieces_of_file
 from torchqat.data.jsonl import objects_in
 from torchqat.data.tables import hub_digest, hub_rows, parquet_rows
 from torchqat.errors import UserError
@@ -102,10 +102,13 @@ def no_text(source: Source) -> str:
 
 
 def _of_lines(file: Path, source: Source) -> Iterator[Document]:
-    with _opened(file, encoding="utf-8-sig", errors="replace") as lines:
+    with _opened(file, encoding="utf-8-sig") as lines:
         rule = f"a line of jsonl must be an object with {form_rule(source.column)}"
-        for value in objects_in(lines, file, lambda value: document_of(value, source.column) is not None, rule):
-            yield document_of(value, source.column)
+        try:
+            for value in objects_in(lines, file, lambda value: document_of(value, source.column) is not None, rule):
+                yield document_of(value, source.column)
+        except UnicodeDecodeError as error:
+            raise UserError(no_utf8(file)) from error
 
 
 def _of_row(row: dict, source: Source) -> Document:

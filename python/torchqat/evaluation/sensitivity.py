@@ -29,11 +29,13 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import prepare
 from torchqat.progress import working
-from torchqat.ptq.block import Block, Forward, WholeModel, in_floating_point, keeping_no_caches, shortcut
+from torchqat.ptq.block import Block, in_floating_point, keeping_no_caches, shortcut
 from torchqat.ptq.blocks import open_blocks
 from torchqat.ptq.calls import moved
+from torchqat.ptq.rest import Rest
 from torchqat.ptq.rounding import round_layer
-from torchqat.ptq.shared_inputs import find_stages, gather
+from torchqat.ptq.shared_inputs import find_stages, gather, gather_repeated
+from torchqat.ptq.shared_layers import note_shared
 
 _SEARCH = Initialize("mse")
 
@@ -179,7 +181,8 @@ def _measured(model: nn.Module, wanted: Pass, batches, kind: Kind, device) -> di
             blocks, hidden = open_blocks(prepared, given, kind.outputs, placed)
         count = sum(len(bits) for bits in wanted.bits.values())
         with in_floating_point(prepared), working("Measuring one layer at a time", count) as part:
-            rest = _Rest(prepared, kind, given, part)
+            note_shared(prepared, blocks)
+            rest = _FromBlock(prepared, kind, given, part)
             for place, block in enumerate(blocks):
                 rest.begin_at(blocks[:place], hidden)
                 with placed.hold(block.module):
@@ -187,21 +190,23 @@ def _measured(model: nn.Module, wanted: Pass, batches, kind: Kind, device) -> di
                 if block.name:
                     hidden = [moved(block.run(index, tokens), placed.kept) for index, tokens in enumerate(hidden)]
             rest.begin_at([], hidden)
-            whole = _Outside(prepared, kind.outputs, {name for block in blocks for name, _ in block.layers()})
-            found.update(_of_block(whole, given, wanted.bits, rest))
+            found.update(_of_block(Rest(prepared, blocks, kind.outputs), given, wanted.bits, rest))
     return found
 
 
 def _of_block(
-    block: Block, hidden: list, wanted: dict[str, dict[Width, int]], rest: "_Rest"
+    block: Block, hidden: list, wanted: dict[str, dict[Width, int]], rest: "_FromBlock"
 ) -> dict[str, dict[Width, float]]:
     """The layers of ``block``, one at a time, the rest of the model being run for each."""
-    if not block.layers():
+    if not block.own_layers():
         return {}
     stages, _ = find_stages(block, hidden)
     seen = zip(stages, gather(block, stages, hidden), strict=True)
     layers = [(*layer, statistics) for stage, statistics in seen for layer in stage.layers]
-    layers += [(name, layer, None) for name, layer in block.layers() if not layer.multiplies_rows]
+    for several in block.repeated:
+        gathered = gather_repeated(block, [layer for _, layer in several], hidden)
+        layers += [(*layer, statistics) for layer, statistics in zip(several, gathered, strict=True)]
+    layers += [(name, layer, None) for name, layer in block.own_layers() if not layer.multiplies_rows]
     found = {}
     for name, layer, statistics in layers:
         if name in wanted:
@@ -209,18 +214,7 @@ def _of_block(
     return found
 
 
-class _Outside(WholeModel):
-    """The layers of a model that are in none of its blocks."""
-
-    def __init__(self, model: nn.Module, forward: Forward, inside: set[str]):
-        super().__init__(model, forward)
-        self._inside = inside
-
-    def layers(self) -> list[tuple[str, QuantLayer]]:
-        return [(name, layer) for name, layer in super().layers() if name not in self._inside]
-
-
-class _Rest:
+class _FromBlock:
     """The model from one block on, beside what it says in floating point; ``part`` is called for what was measured."""
 
     def __init__(self, model: nn.Module, kind: Kind, batches: list[Batch], part: Callable[[], None]):
@@ -249,7 +243,7 @@ class _Rest:
         return max(0.0, total / count)
 
 
-def _at_width(layer: QuantLayer, bits: int, statistics, rest: _Rest) -> float:
+def _at_width(layer: QuantLayer, bits: int, statistics, rest: _FromBlock) -> float:
     layer.set_bits(bits, FLOAT, derive=False)
     round_layer(layer, statistics, _SEARCH)
     kl = rest.kl()

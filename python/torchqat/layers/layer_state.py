@@ -11,24 +11,36 @@ from torchqat.layers.tied_scales import check_learned_together
 SCALE_NAMES = ("weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
 OUTER_NAMES = ("weight_outer_scale", "weight_outer_offset")
 LATTICE_NAMES = ("lattice_scale", "lattice_zero_point", "lattice_outer_scale", "lattice_outer_offset")
-STATE_NAMES = (*SCALE_NAMES, *OUTER_NAMES, "input_low", "input_high", *LATTICE_NAMES, "frozen_codes", "widths")
+STATE_NAMES = (
+    *SCALE_NAMES,
+    *OUTER_NAMES,
+    "input_low",
+    "input_high",
+    *LATTICE_NAMES,
+    "frozen_codes",
+    "widths",
+    "witness",
+)
 
 
 class LayerState(nn.Module):
     """The state of a quantized layer; to be mixed into it.
 
     ``widths``, an int8 buffer of the bits of the weight and of the input, says which widths the scales beside it were
-    chosen for. A layer that loads a state goes to its widths.
+    chosen for. A layer that loads a state goes to its widths. ``witness``, int8, holds whole numbers that tell whether what
+    keeps an average of the layer has averaged its buffers, too, which cuts off what zero points and codes have beyond one.
     """
 
     def _init_state(self) -> None:
         self.register_buffer("widths", torch.zeros(2, dtype=torch.int8, device=self.weight.device))
+        self.register_buffer("witness", _witness(0, 0).to(self.weight.device))
         self._of_unknown_width = False  # of a state from before there were widths in it
         self._is_copy = False
 
     def _note_widths(self, weight_bits: int, input_bits: int) -> None:
         if not self.widths.is_meta:
             self.widths.copy_(torch.tensor([weight_bits, input_bits], dtype=torch.int8))
+            self.witness.copy_(_witness(weight_bits, input_bits))
         self._is_copy = False
 
     # -- loading -----------------------------------------------------------------------------------------------------
@@ -44,6 +56,10 @@ class LayerState(nn.Module):
         self.forget_gathered()
         self._is_copy = False
         if prefix + "widths" not in own and not self.widths.is_meta:
+            if prefix + "witness" in own:  # of a state from before there was one
+                self.witness.copy_(_witness(*self.widths.tolist()))
+            elif averaged := self._was_averaged():
+                errors.append(averaged)
             self._go_to_widths()
         self._of_unknown_width = prefix + "widths" in own and prefix + "weight_scale" in state_dict
         self._load_input_range()
@@ -73,10 +89,12 @@ class LayerState(nn.Module):
         """Follow the buffers of a copy, such as a moving average of a model, where something has written over them.
 
         Raises:
-            UserError: The widths are others by now, and the scales a mean of those of several widths.
+            UserError: The widths are others by now, and the scales a mean of those of several widths; or buffers were
+                averaged.
         """
         if not self._is_copy or self.widths._version == self._widths_version:
             return
+        self.check_not_averaged()
         self._widths_version = self.widths._version
         bits = self.widths.tolist()
         if bits == [self.weight_bits, self.input_bits]:
@@ -88,6 +106,25 @@ class LayerState(nn.Module):
                 "last change of widths."
             )
         self._go_to_widths()
+
+    def check_not_averaged(self) -> None:
+        """Whether the whole numbers of the state are as they were written.
+
+        Raises:
+            UserError: They were averaged.
+        """
+        if averaged := self._was_averaged():
+            raise UserError(averaged)
+
+    def _was_averaged(self) -> str:
+        """A sentence, or nothing."""
+        if self.witness.is_meta or torch.equal(self.witness.cpu(), _witness(*self.widths.tolist())):
+            return ""
+        return (
+            "An average of a model must leave its buffers as they are, since zero points and widths are whole numbers, but "
+            f"those of this {type(self).__name__} were averaged: average parameters alone and copy buffers, as "
+            "AveragedModel does."
+        )
 
     # -- casts -------------------------------------------------------------------------------------------------------
 
@@ -104,3 +141,8 @@ class LayerState(nn.Module):
             return found if id(tensor) not in kept or found.dtype == tensor.dtype else tensor.to(found.device)
 
         return super()._apply(within_dtype, recurse)
+
+
+def _witness(weight_bits: int, input_bits: int) -> Tensor:
+    """Each whole number that a mean could fall short of, and two that rise where widths fall, at which a mean stays."""
+    return torch.cat([torch.tensor([64 - weight_bits, 64 - input_bits]), torch.arange(1, 128)]).to(torch.int8)

@@ -241,9 +241,11 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         """Whether it can be converted, as far as its numbers do not matter.
 
         Raises:
-            ValueError: A schedule has not ended, an adapter is not merged, or its input has no range.
+            ValueError: A schedule has not ended, an adapter is not merged, its input has no range, or its state was
+                averaged.
         """
         self.check_copy()
+        self.check_not_averaged()
         if self.weight_bits != self.weight_spec.bits:
             raise ValueError(
                 f"{name} must be at its exported width, {self.weight_spec.dtype}, but its schedule has it at "

@@ -53,6 +53,8 @@ def why_not(module: nn.Module) -> str:
         return "nn.MultiheadAttention reads its weight without calling it"
     if "forward" in vars(module):
         return "its forward has been replaced by another"
+    if type(module).get_extra_state is not nn.Module.get_extra_state:
+        return f"{type(module).__name__} keeps state of its own (get_extra_state)"
     if taken := _names_taken(module):
         return f"its attribute {taken} has the name of one that a quantized layer has of its own"
     kind = _kind_of(module)

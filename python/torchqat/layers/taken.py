@@ -5,13 +5,23 @@ from torch import nn
 # What every module has of its own; the last is of one that was compiled, and calls the layer as it was.
 _OF_MODULES = {*vars(nn.Module()), "_is_full_backward_hook", "_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def take_hooks(stand_in: nn.Module, layer: nn.Module) -> None:
     """Those of the layer go on here; what registered them can still remove them."""
     for name in vars(layer):
-        if name.startswith(_HOOKS):
+        if name.startswith((*_HOOKS, *_STATE_HOOKS)):
             setattr(stand_in, name, getattr(layer, name))
+    before_loading = getattr(layer, "_load_state_dict_pre_hooks", {})
+    for key, hook in before_loading.items():
+        if getattr(hook, "with_module", False):  # it is given the module that it was registered with, while that lives
+            before_loading[key] = type(hook)(hook.hook, stand_in)
 
 
 def take_more(stand_in: nn.Module, layer: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """What ``prepare`` notes beside a model for the steps after it, which may be given a model that holds that one."""
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from torchqat._library import Initialize
 from torchqat.errors import UserError
@@ -59,20 +60,41 @@ def uncalibrated_note(model: nn.Module) -> str:
 
 
 def check_still_quantized(model: nn.Module) -> None:
-    """Whether each layer that ``prepare`` put into ``model`` is there.
+    """Whether each layer that ``prepare`` put into ``model`` is there, with a weight of its own, in the shape that it had.
 
     Raises:
-        UserError: There is one in floating point in its place by now, such as an embedding that was resized.
+        UserError: There is one in floating point in its place by now, or another weight, such as that of an embedding that
+            was resized; or its weight is computed in every call, which no checkpoint says.
     """
     for place, module in _prepared(model):
         for name in getattr(module, "qat_layers", ()):
             found = _at(module, name)
-            if found is not None and is_layer(found) and not isinstance(found, QuantLayer):
-                full = ".".join(part for part in (place, name) if part)
+            if found is None:
+                continue
+            full = ".".join(part for part in (place, name) if part)
+            if is_layer(found) and not isinstance(found, QuantLayer):
                 raise UserError(
                     f"{full} was quantized by prepare, but a {type(found).__name__} in floating point has taken its place: "
                     "resize or replace layers before prepare."
                 )
+            if isinstance(found, QuantLayer):
+                _check_weight(full, found)
+
+
+def _check_weight(name: str, layer: QuantLayer) -> None:
+    parameters = layer._parameters
+    if parametrize.is_parametrized(layer, "weight") or "weight_orig" in parameters or "weight_g" in parameters:
+        raise UserError(
+            f"The weight of {name} must be a parameter, but is computed anew in every call by what was added to the layer "
+            "after prepare (a parametrization, a norm of weights, pruning): remove it, so that the weight stays as it makes "
+            "it, or add it before prepare to a layer that is left by a rule with weight: float."
+        )
+    weight = parameters.get("weight")
+    if weight is not None and weight.dim() > 1 and weight.numel() and tuple(weight.shape) != layer.weight_shape:
+        raise UserError(
+            f"{name} was quantized by prepare with a weight of {list(layer.weight_shape)}, but has one of "
+            f"{list(weight.shape)} by now: resize or replace layers before prepare."
+        )
 
 
 def _prepared(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -36,6 +36,9 @@ class Block:
         given: What it gave on the batch that it was tried on, without elements.
         passed: Which of that have the form of an argument, and of which.
         looped: Whether one forward of the model runs it several times.
+        shared: The ``id`` of each of its modules that the model has in another place as well, so that what it is given
+            here is not all that it is given.
+        repeated: Layers that one call runs several times, those together that are given the same the first time.
         device: Where it is run, and what enters it goes; where that is, when ``None``.
     """
 
@@ -48,12 +51,18 @@ class Block:
     given: Any = None
     passed: dict[Path, Path] = field(default_factory=dict)
     looped: bool = False
+    shared: set[int] = field(default_factory=set)
+    repeated: list[list[tuple[str, QuantLayer]]] = field(default_factory=list)
     device: torch.device | None = None
 
     def layers(self) -> list[tuple[str, QuantLayer]]:
         """Its quantized layers with their full names."""
         prefix = f"{self.name}." if self.name else ""
         return [(prefix + name, layer) for name, layer in quant_layers(self.module)]
+
+    def own_layers(self) -> list[tuple[str, QuantLayer]]:
+        """Those of its layers that are nowhere else in the model."""
+        return [(name, layer) for name, layer in self.layers() if id(layer) not in self.shared]
 
     def call(self, index: int, entering: Any, twin: bool = False) -> Call:
         """Its call ``index`` with what enters it; as the float model makes it with ``twin``."""

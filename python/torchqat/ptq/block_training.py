@@ -67,7 +67,7 @@ class _Trainer:
         self._required = [(p, p.requires_grad) for p in block.module.parameters()]
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
-        layers = [layer for _, layer in block.layers() if layer.weight_spec is not None]
+        layers = [layer for _, layer in block.own_layers() if layer.weight_spec is not None]
         weights = [self._group(layer.weight, settings.learning_rate * layer.level_distance()) for layer in layers]
         scales = []
         for layer in layers:

@@ -14,7 +14,7 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
-from torchqat.model.noted import initialization_of, note_calibration, solves
+from torchqat.model.noted import check_still_quantized, initialization_of, note_calibration, solves
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
 from torchqat.progress import counted
@@ -52,12 +52,13 @@ def calibrate(
         Ranges, errors per layer, and warnings.
 
     Raises:
-        UserError: The model is not prepared, is a part of one that was, or holds several of them, does not call a planned
-            layer or reads its weight past it, or there is no batch although a method or a layer needs one, or a row of one
-            has text on both sides of padding, or there is no such device.
+        UserError: The model is not prepared, is a part of one that was, or holds several of them, has other layers or
+            weights by now, does not call a planned layer or reads its weight past it, or there is no batch although a method
+            or a layer needs one, or a row of one has text on both sides of padding, or there is no such device.
     """
     require_prepared(model)
     model = unwrapped(model)
+    check_still_quantized(model)
     with on_device(model, None if device is None else find_device(device), by_blocks=True) as placed:
         given = forward or _forward
         return _calibrated(model, batches, lambda model, batch: given(model, moved(batch, placed.device)), placed)

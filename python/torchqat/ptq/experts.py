@@ -32,7 +32,7 @@ def round_experts(block: Block, hidden: list, settings: Initialize, result: Cali
         Whether there are some.
     """
     held: dict[nn.Module, list[tuple[str, QuantExperts]]] = {}
-    for name, layer in block.layers():
+    for name, layer in block.own_layers():
         if isinstance(layer, QuantExperts) and layer.weight_bits != FLOAT:
             held.setdefault(layer.holder, []).append((name, layer))
     for holder, layers in held.items():

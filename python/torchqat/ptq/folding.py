@@ -50,8 +50,10 @@ class Fold:
 
 
 def find_fold(block: Block, stage: Stage) -> Fold | None:
-    """Where the scales of ``stage`` could go, or ``None``."""
+    """Where the scales of ``stage`` could go, or ``None``: into nothing that is in another place of the model as well."""
     if not all(isinstance(layer, nn.Linear) for _, layer in stage.layers):
+        return None
+    if any(id(module) in block.shared for module in (stage.producer, *stage.consumers)):
         return None
     features = stage.layers[0][1].in_features
     weight = getattr(stage.producer, "weight", None)
@@ -65,6 +67,8 @@ def find_fold(block: Block, stage: Stage) -> Fold | None:
     for producer, consumer in _LINEAR_PAIRS:
         source = modules.get(f"{parent}.{producer}" if parent else producer)
         if leaf != consumer or not isinstance(source, nn.Linear) or features % source.out_features:
+            continue
+        if id(source) in block.shared:
             continue
         head_size = getattr(modules.get(parent), "head_dim", 0) or 0
         repeats = features // source.out_features

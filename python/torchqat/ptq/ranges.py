@@ -1,6 +1,6 @@
 """Scales that are fixed beforehand: of inputs, and of caches of keys and values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import nn
 
@@ -19,7 +19,9 @@ def forget_ranges(model: nn.Module) -> None:
         layer.forget_input_range()
 
 
-def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], result: Calibration) -> bool:
+def calibrate_ranges(
+    module: nn.Module, prefix: str, run: Callable[[], None], result: Calibration, later: Collection[int] = ()
+) -> bool:
     """Calibrate what in ``module`` is not calibrated yet: caches first, since they change what layers are given.
 
     Args:
@@ -27,18 +29,23 @@ def calibrate_ranges(module: nn.Module, prefix: str, run: Callable[[], None], re
         prefix: Its name in the model.
         run: Runs it on all calibration data.
         result: Where ranges, scales and warnings go.
+        later: The ``id`` of each module that is left for another time.
 
     Returns:
         Whether there was something.
     """
     dot = f"{prefix}." if prefix else ""
-    open_caches = [(dot + name, cache) for name, cache in caches(module) if not cache.calibrated]
+    open_caches = [
+        (dot + name, cache) for name, cache in caches(module) if not cache.calibrated and id(cache) not in later
+    ]
     if open_caches:
         ignored = _observed([cache for _, cache in open_caches], run)
         for (name, cache), count in zip(open_caches, ignored, strict=True):
             result.cache_scales[name] = (cache.k_scale, cache.v_scale)
             _note_ignored(result, f"{name}: keys and values", count)
-    layers = [(dot + name, layer) for name, layer in quant_layers(module) if not layer.input_ready]
+    layers = [
+        (dot + name, layer) for name, layer in quant_layers(module) if not layer.input_ready and id(layer) not in later
+    ]
     if layers:
         ignored = _observed([layer for _, layer in layers], run)
         for (name, layer), count in zip(layers, ignored, strict=True):

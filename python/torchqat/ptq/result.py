@@ -17,6 +17,7 @@ class Calibration:
         unfolded: Layers that a transform's scales had nowhere to be folded into, by transform.
         unrouted: Experts that are rounded to nearest, since their module does not tell which tokens reach which.
         rowless: Convolutions in groups or transposed, which methods that need rows of the input round to nearest.
+        shared: Layers that several blocks hold, and that no block could be rounded with.
         objective: What GPTQ made least, ``"model"`` or ``"layer"``; ``""`` where it was not asked for.
         warnings: What had to be done differently, one sentence each.
     """
@@ -28,11 +29,13 @@ class Calibration:
     unfolded: dict[str, list[str]] = field(default_factory=dict)
     unrouted: list[str] = field(default_factory=list)
     rowless: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
     objective: str = ""
     warnings: list[str] = field(default_factory=list)
 
-    def note_what_was_left(self) -> None:
+    def note_what_was_left(self, trained_blocks: bool) -> None:
         """Put what methods had no place or no data for into the warnings."""
+        self.warnings += [_shared(self.shared, trained_blocks)] if self.shared else []
         self.warnings += [_unfolded(transform, names) for transform, names in self.unfolded.items() if names]
         self.warnings += [_unrouted(self.unrouted)] if self.unrouted else []
         self.warnings += [_rowless(self.rowless)] if self.rowless else []
@@ -60,4 +63,13 @@ def _rowless(names: list[str]) -> str:
     return (
         f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
         "are rounded to nearest."
+    )
+
+
+def _shared(names: list[str], trained_blocks: bool) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    untrained = ", and trained with none of them" if trained_blocks else ""
+    return (
+        f"{names[0]}{others} are held by several blocks, so they are rounded after all of these, on what each gives "
+        f"them{untrained}."
     )

@@ -38,8 +38,13 @@ class Stage:
 
 @torch.no_grad()
 def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
-    """The stages of ``block`` in order, and the names of layers that no batch reaches."""
-    layers = {name: layer for name, layer in block.layers() if layer.multiplies_rows}
+    """The stages of ``block`` in order, and the names of layers that no batch reaches.
+
+    In no stage are layers that the model has in another place, too, nor those that one call runs several times, of which
+    ``block`` takes note.
+    """
+    layers = {name: layer for name, layer in block.own_layers() if layer.multiplies_rows}
+    often: set[str] = set()
     seen: list[tuple[str, Tensor]] = []
     made: list[tuple[nn.Module, Tensor]] = []
     taken: list[tuple[nn.Linear, Tensor]] = []
@@ -62,12 +67,16 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
             rows.append({})
             forms.clear()
             block.run(index, batch)
+            often |= {name for name, given in forms.items() if len(given) > 1}
             if len(seen) == len(layers):
                 break
             made.clear()
             taken.clear()
+    block.repeated = _together([(name, tensor) for name, tensor in seen if name in often], layers)
     stages: list[tuple[Tensor, Stage]] = []
     for name, tensor in seen:
+        if name in often:
+            continue
         view = _view(layers[name])
         stage = next((s for given, s in stages if given is tensor and _view(s.layers[0][1]) == view), None)
         if stage is None:
@@ -80,6 +89,14 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
         stage.forms += forms[name] if len(forms.get(name, [])) == 1 and forms[name][0] is not None else []
     reached = {name for name, _ in seen}
     return [stage for _, stage in stages], [name for name in layers if name not in reached]
+
+
+def _together(given: list[tuple[str, Tensor]], layers: dict[str, QuantLayer]) -> list[list[tuple[str, QuantLayer]]]:
+    """``layers`` by the tensor that they were given."""
+    groups: dict[int, list[tuple[str, QuantLayer]]] = {}
+    for name, tensor in given:
+        groups.setdefault(id(tensor), []).append((name, layers[name]))
+    return [*groups.values()]
 
 
 def _is_routed(block: Block, name: str, rows: list[dict[str, int]]) -> bool:
@@ -121,6 +138,22 @@ def gather(
         return _inputs(twins, lambda: block.run(index, original_hidden[index], original))
 
     return collect(stages, len(hidden), given, None if original is None else wanted)
+
+
+@torch.no_grad()
+def gather_repeated(block: Block, layers: list[QuantLayer], hidden: list) -> list[InputStatistics]:
+    """Statistics of all that each of ``layers`` is given in ``block``, however often a call runs it."""
+    gathered = [InputStatistics(layer.matrix_shape[1]) for layer in layers]
+
+    def take(layer: QuantLayer, statistics: InputStatistics):
+        return lambda _module, inputs: statistics.add(layer.input_rows(_as_seen(layer, inputs[0])))
+
+    with hooks(
+        [layer.register_forward_pre_hook(take(layer, found)) for layer, found in zip(layers, gathered, strict=True)]
+    ):
+        for index, entering in enumerate(hidden):
+            block.run(index, entering)
+    return gathered
 
 
 @torch.no_grad()

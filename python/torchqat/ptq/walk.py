@@ -1,7 +1,6 @@
 """Block after block: transform, round, and hand the tokens on."""
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -10,17 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from torchqat._library import FLOAT, Initialize, InputStatistics
+from torchqat._library import FLOAT, Initialize
 from torchqat.errors import UserError
 from torchqat.layers.kept_weight import keeping_weights
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
-from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.blocks import NamedModules
 from torchqat.model.out_of_memory import is_out_of_memory
 from torchqat.model.placement import Placed
 from torchqat.progress import counted
-from torchqat.ptq.block import Block, Forward, WholeModel
+from torchqat.ptq.block import Block, Forward
 from torchqat.ptq.block_training import train_block
 from torchqat.ptq.blocks import Row, cut_into_rows, idle_note
 from torchqat.ptq.calls import moved
@@ -28,10 +26,13 @@ from torchqat.ptq.equalize import equalize
 from torchqat.ptq.experts import round_experts
 from torchqat.ptq.output_gradients import NARROWEST, output_hessians
 from torchqat.ptq.ranges import calibrate_ranges
+from torchqat.ptq.rest import round_rest
 from torchqat.ptq.result import Calibration
 from torchqat.ptq.rotation import rotate
 from torchqat.ptq.rounding import round_layer
-from torchqat.ptq.shared_inputs import Stage, find_stages, gather
+from torchqat.ptq.shared_inputs import find_stages
+from torchqat.ptq.shared_layers import note_shared
+from torchqat.ptq.stages import round_repeated, round_stage, round_unreached, round_without_inputs
 from torchqat.ptq.streams import Streams
 
 
@@ -93,6 +94,14 @@ def initialize(
                 f"theirs, but {other} is not; run the recipe without streaming."
             )
     result.warnings += found.warnings
+    blocks = [block for row in found.rows for block in row.blocks] + found.idle
+    held = note_shared(model, blocks)
+    if held and at_work is not None:
+        raise UserError(
+            f"To be streamed, each weight of a model must be in one block, but {held[0]} is in several; run the recipe "
+            "without streaming."
+        )
+    result.shared = [name for name, _ in quant_layers(model) if name in held]
     if settings.rounding == "gptq":
         result.objective = "model" if weighs else "layer"
     begun = _Work(placed, at_work, weighs)
@@ -100,9 +109,8 @@ def initialize(
         _calibrate_row(row, row.open(model, batches, forward, placed), settings, result, begun)
     _round_idle(found.idle, settings, result, begun)
     if at_work is None:
-        blocks = [block for row in found.rows for block in row.blocks] + found.idle
-        _round_rest(model, blocks, batches, forward, settings, result, weighs)
-    result.note_what_was_left()
+        round_rest(model, blocks, batches, forward, settings, result, weighs)
+    result.note_what_was_left(settings.block_training.steps > 0)
     return result
 
 
@@ -156,7 +164,8 @@ def _calibrate_row(row: Row, hidden: list, settings: Initialize, result: Calibra
         with begun(block), keeping_weights(layer for _, layer in block.layers()):
             original = _float_copy(block) if need_original else None
             original, streams = _quantize(block, hidden, original, original_hidden, settings, result, begun, last)
-            if calibrate_ranges(block.module, block.name, partial(_run_all, block, hidden), result):
+            run = partial(_run_all, block, hidden)
+            if calibrate_ranges(block.module, block.name, run, result, block.shared):
                 streams.forget()
             if not last:
                 streams.go_on()
@@ -172,7 +181,7 @@ def _round_idle(idle: list[Block], settings: Initialize, result: Calibration, be
     names = []
     for block in idle:
         with begun(block):
-            layers = block.layers()
+            layers = block.own_layers()
             for _, layer in layers:
                 round_layer(layer, None, settings)
         names += [block.name] if layers else []
@@ -210,7 +219,7 @@ def _quantize(
     last: bool,
 ) -> tuple[nn.Module | None, Streams]:
     """Returns the float block beside it, where there is one, with the same scales folded into it; and how far both ran."""
-    _round_without_inputs(block.layers(), settings, result)
+    round_without_inputs(block.own_layers(), settings, result)
     stages, unreached = find_stages(block, hidden)
     for transform in settings.transforms:
         if transform == "hadamard":
@@ -226,68 +235,15 @@ def _quantize(
     parts = [range(stage, stage + 1) for stage in whole] if settings.sequential else [whole] if stages else []
     for part in counted(parts, f"Rounding {block.name or 'the model'}"):
         for place, statistics in zip(part, streams.gather(part), strict=True):
-            _round(stages[place], statistics, settings, result, begun.weighs)
+            round_stage(stages[place], statistics, settings, result, begun.weighs)
     if round_experts(block, hidden, settings, result):
         streams.forget()
-    for name in unreached:
-        result.warnings.append(f"{name} was never reached by the calibration data, so it was rounded to nearest.")
-        round_layer(dict(block.layers())[name], None, settings)
+    if round_repeated(block, hidden, settings, result, begun.weighs):
+        streams.forget()
+    layers = dict(block.layers())
+    round_unreached([(name, layers[name]) for name in unreached], settings, result)
     if trains:
         with torch.enable_grad():
             result.warnings += train_block(block, hidden, original, original_hidden, settings.block_training)
         streams.forget()
     return original, streams
-
-
-def _round_without_inputs(layers: list[tuple[str, QuantLayer]], settings: Initialize, result: Calibration) -> None:
-    """Embeddings, whose entries are not multiplied, and convolutions in groups or transposed."""
-    for name, layer in layers:
-        if not layer.multiplies_rows:
-            round_layer(layer, None, settings)
-            if hasattr(layer, "groups") and settings.rounding in ("gptq", "clip"):
-                result.rowless.append(name)
-
-
-def _round(
-    stage: Stage, statistics: InputStatistics, settings: Initialize, result: Calibration, weighs: dict[str, Tensor]
-) -> None:
-    for name, layer in stage.layers:
-        loss, warning = round_layer(layer, statistics, settings, weighs.pop(name, None))
-        layer.forget_weight()
-        result.losses[name], result.tokens[name] = loss, statistics.tokens
-        if warning:
-            result.warnings.append(f"{name}: {warning}.")
-        if not math.isfinite(loss):
-            result.warnings.append(f"{name}: the error of its output is not finite.")
-    first = stage.layers[0][0]
-    if statistics.ignored:
-        result.warnings.append(f"{first}: {statistics.ignored} tokens were ignored, since they are not finite.")
-    if settings.rounding == "gptq" and 0 < statistics.tokens < statistics.features:
-        result.warnings.append(
-            f"{first} has {statistics.features} features, but only {statistics.tokens} calibration tokens reached it; "
-            "raise data.calibration.samples."
-        )
-
-
-def _round_rest(
-    model: nn.Module,
-    blocks: list[Block],
-    batches: list,
-    forward: Forward,
-    settings: Initialize,
-    result: Calibration,
-    weighs: dict[str, Tensor],
-) -> None:
-    """Layers outside the blocks, such as a head that a rule names: as one more block, on the finished ones."""
-    inside = {id(layer) for block in blocks for _, layer in block.layers()}
-    whole = WholeModel(model, forward)
-    rest = [(name, layer) for name, layer in whole.layers() if id(layer) not in inside]
-    _round_without_inputs(rest, settings, result)
-    if not any(layer.multiplies_rows for _, layer in rest):
-        return
-    stages, _ = find_stages(whole, batches)
-    names = {name for name, _ in rest}
-    for stage in counted(stages, "Rounding layers outside the blocks"):
-        stage.layers = [(name, layer) for name, layer in stage.layers if name in names]
-        if stage.layers:
-            _round(stage, gather(whole, [stage], batches)[0], settings, result, weighs)

@@ -221,8 +221,10 @@ def _read_parts(
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             there = reader.read_metadata().state_dict_metadata
-            # States from before widths were in them: those of the step are in force then.
-            tensors = {n: t for n, t in tensors.items() if n in there or n.rpartition(".")[2] != "widths"}
+            # States from before widths, or their witness, were in them: those of the step are in force then.
+            tensors = {
+                n: t for n, t in tensors.items() if n in there or n.rpartition(".")[2] not in ("widths", "witness")
+            }
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
         except (Exception, dcp.api.CheckpointException) as error:
             raise UserError(

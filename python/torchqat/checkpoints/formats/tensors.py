@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
+from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
 from torchqat.layers.prepared import quant_layers
@@ -21,6 +22,20 @@ def checkpoint_plan(model: nn.Module) -> CheckpointPlan:
     """The quantized layers of a prepared model, its linear layers that stay in floating point, and its cache."""
     layers = [layer.plan(name) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     return CheckpointPlan(layers, floating_layers(model, layers), cache_spec(model))
+
+
+def check_state(model: nn.Module) -> None:
+    """Whether all that ``model`` keeps is tensors, as a checkpoint does.
+
+    Raises:
+        UserError: A module keeps something else, by ``get_extra_state``.
+    """
+    for name, kept in model.state_dict(keep_vars=True).items():
+        if not isinstance(kept, Tensor):
+            raise UserError(
+                f"A checkpoint holds tensors alone, but {name} is a {type(kept).__name__}: let get_extra_state of that "
+                "module return a tensor, or keep it in the configuration."
+            )
 
 
 def floating_layers(model: nn.Module, planned: list[LayerPlan]) -> list[str]:
