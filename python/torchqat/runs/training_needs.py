@@ -6,10 +6,9 @@ from torch import nn
 
 from torchqat._library import Plan, Recipe
 from torchqat.data.functions import names_function
-from torchqat.kinds.kind import is_plain
 from torchqat.model.prepare import prepare
 from torchqat.runs.own_optimizer import without_numbers
-from torchqat.runs.teacher import ORIGINAL
+from torchqat.runs.teacher import asks_float_model
 from torchqat.training.memory import TrainingMemory, training_memory
 from torchqat.training.parameters import choose_parameters
 
@@ -47,13 +46,12 @@ def training_needs(recipe: Recipe, plan: Plan, model: nn.Module) -> TrainingNeed
     Raises:
         UserError: What trains cannot be chosen as the recipe says.
     """
-    train, distill = recipe.train, recipe.distill
+    train = recipe.train
     if not train.steps and not train.epochs:
         return None
     prepared = prepare(without_numbers(model), plan, recipe.initialize)
     choose_parameters(train, prepared)
-    asked = not is_plain(distill) and distill.teacher == ORIGINAL
-    teacher = next(model.parameters()).dtype if asked else None
+    teacher = next(model.parameters()).dtype if asks_float_model(recipe.distill) else None
     own = train.optimizer if names_function(train.optimizer) else ""
     memory = training_memory(
         prepared, teacher=teacher, optimizer="adamw" if own else train.optimizer, masters=train.masters
