@@ -22,6 +22,7 @@ namespace fs = std::filesystem;
 
 json read_config(const fs::path& path) {
   std::ifstream in(path);
+  if (!in) throw FileError(path.string() + " must be a readable file, but cannot be opened.");
   const json config = json::parse(in, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object() || !config.contains("quantization_config"))
     throw FileError(path.string() +

@@ -69,7 +69,8 @@ void PendingFile::fail() const { could_not_write(path_, errno); }
 
 PendingFolder::PendingFolder(const fs::path& path) : shown_(path) {
   std::error_code error;
-  path_ = fs::weakly_canonical(path, error);
+  // A relative path of which nothing is there stays relative, and then has no parent.
+  path_ = fs::weakly_canonical(fs::absolute(path), error);
   if (error) fail(error.value());
   if (!path_.has_filename()) path_ = path_.parent_path();  // "out/"
   if (fs::exists(path_, error) && !fs::is_directory(path_, error)) fail(ENOTDIR);

@@ -54,11 +54,12 @@ std::string no_match(const Rule& rule, const std::vector<LayerInfo>& layers) {
   std::vector<std::string> names;
   for (const auto& layer : layers)
     if (layer.plannable) names.push_back(layer.name);
+  const std::string said = "match must name a layer, but " + rule.match + " matches none of " +
+                           std::to_string(names.size()) + " layers";
+  const std::string first = names.empty() ? "" : " (the first is " + names.front() + ")";
+  if (rule.match == "blocks") return said + ": none is in a list of blocks" + first;
   const std::string near = nearest(rule.match, names);
-  return "match must name a layer, but " + rule.match + " matches none of " +
-         std::to_string(names.size()) + " layers" +
-         (near.empty() ? names.empty() ? "" : " (the first is " + names.front() + ")"
-                       : "; did you mean " + near + "?");
+  return said + (near.empty() ? first : "; did you mean " + near + "?");
 }
 
 }  // namespace qat

@@ -103,6 +103,17 @@ def test_how_many_models_were_tried():
     assert f"{built} types of model" in README and f"; {through} go through" in README
 
 
+def test_what_the_readme_shows_was_printed():
+    """Its lines of output are those of the newcomer's transcript; one may end in dots."""
+    transcript = (ROOT / "benchmarks" / "results" / "first_minutes-cpu.md").read_text(encoding="utf-8")
+    printed = " ".join(transcript.split())
+    shown = README.split("## One command")[1].split("```python")[0]
+    lines = [line for block in re.findall(r"(?ms)^```\n(.*?)^```", shown) for line in block.splitlines()]
+    lines = [line.removesuffix("...") for line in lines if not line.startswith(("$", "...", "method"))]
+    assert len(lines) > 12
+    assert [line for line in lines if " ".join(line.split()) not in printed] == []
+
+
 def test_results_are_those_of_the_benchmarks():
     """Each number of 'Three results' stands in the results of the benchmark beside it."""
     for *figures, command in rows(README, "Three results"):

@@ -213,6 +213,7 @@ def test_the_commands(folder, arguments, tmp_path, capsys):
     assert str(page) in err and "INT4 QAT" in page.read_text()
     code, out, _ = call(capsys, "report", tmp_path / "run", folder, "--pictures", tmp_path / "pictures")
     assert code == 0 and "my run" in out and "INT4 <GPTQ> (chosen)" in out and "INT4 QAT" in out
+    assert out.count("full precision") == 2, "by which one sees whether both measured on the same text"
     assert (tmp_path / "pictures" / "run" / "training.png").is_file()
     code, out, _ = call(capsys, "report", folder)
     assert code == 0 and re.search(r"INT8\s+8\.25", out)

@@ -59,6 +59,21 @@ def test_other_caches_are_settings_of_the_engine(llama, tmp_path):
     assert "attn_implementation" not in config
 
 
+@pytest.mark.parametrize(
+    "form, format, held",
+    [("fp8", "compressed-tensors", True), ("fp8", "safetensors", False), ("int4", "compressed-tensors", False)],
+)
+def test_export_says_what_a_format_does_not_hold(form, format, held, llama, tmp_path, caplog):
+    quantized, told = prepared(llama, FORMS[form]), []
+    torchqat.export(quantized, tmp_path / "out", format)
+    assert [said(record.message, "kv-cache.not-in-checkpoint", format=format) for record in caplog.records] == (
+        [] if held else [True]
+    )
+    caplog.clear()
+    torchqat.export(quantized, tmp_path / "out", format, say=told.append)
+    assert told == ([] if held else told[:1]) and not caplog.records
+
+
 def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, recipe_file, tmp_path, capsys):
     import json
 
@@ -87,4 +102,5 @@ def test_a_run_keeps_exports_and_verifies_the_cache(model_folder, data_folder, r
     recipe_file.write_text(recipe_file.read_text().replace("fp8_e4m3", "int4"))
     code, printed = run("ptq", *arguments[:-1], str(tmp_path / "second"))
     assert code == 0, printed.err
-    assert said(printed.out + printed.err, "kv-cache.not-in-checkpoint")
+    printed = printed.out + printed.err
+    assert said(printed, "kv-cache.not-in-checkpoint") and printed.count("is a setting of the engine") == 1

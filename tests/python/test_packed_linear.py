@@ -211,10 +211,13 @@ def test_a_folder_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         with pytest.raises(torchqat.UserError, match=refusal):
             torchqat.load(other, tmp_path / "out")
         assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
-    with pytest.raises(
-        torchqat.UserError, match=matches("checkpoints.no-configuration", file=tmp_path / "nowhere/config.json")
-    ):
-        torchqat.load(net, tmp_path / "nowhere")
+    of_floats = tmp_path / "floats" / "config.json"
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.unreadable", file=of_floats)):
+        torchqat.load(net, of_floats.parent)
+    of_floats.parent.mkdir()
+    of_floats.write_text("{}")
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.no-configuration", file=of_floats)):
+        torchqat.load(net, of_floats.parent)
 
 
 def test_inputs_want_packed_layers(tmp_path):

@@ -84,6 +84,21 @@ def test_training_the_control_and_the_best_state(begin, other, tmp_path):
     assert {tensor.device for tensor in model.state_dict().values()} == {CPU}
 
 
+@pytest.mark.parametrize("loss, place", [("forward_kl", "xla:0"), ("cross_entropy", "cpu")])
+def test_the_float_model_takes_room_where_steps_ask_it(loss, place, begin, other, tmp_path, monkeypatch):
+    """Else it goes there for the while in which held-out text is measured."""
+    seen, spread = [], torchqat.runs.fine_tune.spread
+
+    def watched(run, model):
+        found = spread(run, model)
+        seen.append({str(tensor.device) for tensor in run.original.state_dict().values()})
+        return found
+
+    monkeypatch.setattr("torchqat.runs.fine_tune.spread", watched)
+    found = begin(TRAINED.replace(", control: true", "") + f"distill: {{loss: {loss}}}\n")
+    assert seen == [{place}] and found.variants[-1].kl > 0
+
+
 def test_mode_auto(begin, other, tmp_path, monkeypatch):
     for room in ("ptq.calibrate", "runs.run"):  # here, parameters that are moved are other objects
         monkeypatch.setattr(f"torchqat.{room}.check_called", lambda *_: [])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
-from torchqat.checkpoints.formats.tensors import check_state, checkpoint_plan, floating_layers
+from torchqat.checkpoints.formats.tensors import (
+    cache_note,
+    cache_spec,
+    check_state,
+    checkpoint_plan,
+    floating_layers,
+)
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
@@ -46,6 +53,7 @@ def export(
     files: dict[str, Path] | None = None,
     pooling: str = "",
     ternary: str = "tq2_0",
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Write ``model`` to the folder ``output``, whole or not at all, and return it; a ``README.md`` of yours there stays.
 
@@ -69,6 +77,9 @@ def export(
         files: Others to copy into a folder, by their names there.
         pooling: For gguf of an encoder of texts, how its hidden states become a vector: ``mean``, ``cls`` or ``last``.
         ternary: For gguf, ``tq2_0`` or ``tq1_0``: the type of layers of -1, 0 and 1 in groups of a multiple of 256.
+        say: Called with each sentence that users should see: that nothing was calibrated, what the file does not hold of the
+            model, such as a cache of keys and values, which then is a setting of the engine, and what loading it takes. By
+            default the logger ``torchqat`` warns.
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
@@ -79,10 +90,11 @@ def export(
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
-    if note := uncalibrated_note(model):
-        logging.getLogger("torchqat").warning(note)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
+    say = say or logging.getLogger("torchqat").warning
+    for note in filter(None, (uncalibrated_note(model), cache_note(cache_spec(model), format))):
+        say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
@@ -112,6 +124,8 @@ def export(
                 _save_tokenizer(tokenizer, folder)
             copy_into(folder, files or {})
         keep_card(output, folder)
+    for note in export_notes(model, format, output):
+        say(note)
     return output
 
 

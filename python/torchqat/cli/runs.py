@@ -1,6 +1,7 @@
 """``check``, ``run``, ``ptq`` and ``train``: from a recipe to a run's folder."""
 
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -> None:
-    """Validate a recipe and, where its model is at hand, print the plan."""
+    """Validate a recipe and, where its model is at hand, print the plan and the memory that training takes."""
     import torchqat
     from torchqat.checkpoints.export import check_exports
     from torchqat.device import find_device
@@ -26,6 +27,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     from torchqat.kinds import find_kind
     from torchqat.precision import emulated_choices
     from torchqat.runs.own_optimizer import try_own_optimizer
+    from torchqat.runs.training_needs import training_needs
     from torchqat.training.checks import check_training
     from torchqat.verification.engines import check_engine
 
@@ -42,17 +44,20 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
         found = new_model(loaded.model.scratch, loaded.model.scratch.vocabulary, loaded.train.seed)
     else:
         found = None
+    needs = None
     if found is not None:
         plan = torchqat.make_plan(found, loaded)
         notes += check_exports(found, plan, loaded.exports, kind.writes_text, pooling=kind.pooling)
         check_engine(loaded.engine, found, plan.layers, plan.kv_cache)
         try_own_optimizer(loaded, plan, found)
-        say(str(plan).rstrip("\n"))
+        needs = training_needs(loaded, plan, found)
+        say(str(plan).rstrip("\n") + (f"\n{needs}" if needs else ""))
     for note in notes:
         say(f"Note: {note}")
     say(f"{recipe} is valid{'.' if found is not None else '; --model shows which layers it means.'}")
     layers = [layer.name for layer in plan.layers] if found else []
-    result({"recipe": recipe, "valid": True, "layers": layers, "notes": notes})
+    memory = {"training_bytes": {"total": needs.memory.total, **asdict(needs.memory)}} if needs else {}
+    result({"recipe": recipe, "valid": True, "layers": layers, "notes": notes, **memory})
 
 
 def run(

@@ -1,5 +1,7 @@
 """The tables that are printed from reports."""
 
+from collections.abc import Iterator
+
 from torchqat.reports.report import Report
 from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, limit_sentences, measured, sentences, verdict
 
@@ -14,19 +16,18 @@ def print_report(report: Report) -> None:
 
 
 def print_comparison(reports: dict[str, Report]) -> None:
-    """Several runs in one table, their variants side by side."""
+    """Several runs in one table, their variants side by side; measures that none of them has are left out."""
     from rich.table import Table
 
+    names = [name for name in MEASURES if any(name in measured(report) for report in reports.values())]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run")
-    table.add_column("method")
-    for column in ("bits/weight", "over all", *MEASURES, "size"):
+    for column in ("run", "method"):
+        table.add_column(column)
+    for column in ("bits/weight", "over all", *names, "size"):
         table.add_column(column, justify="right")
-    for name, report in reports.items():
-        for v in report.variants:
-            method = f"{v.method}{' (chosen)' if v.name == report.chosen else ''}"
-            found = [text(v) for text in MEASURES.values()]
-            table.add_row(name, method, *bits_texts(v), *found, _size(v.bytes))
+    for run, report in reports.items():
+        for method, *cells in _rows(report, names, report.chosen):
+            table.add_row(run, method, *cells)
     _console().print(table)
 
 
@@ -46,11 +47,18 @@ def _table(report: Report):
     table.add_column("method")
     for column in ("bits/weight", "over all", *names, "size"):
         table.add_column(column, justify="right")
-    if "bytes" in report.baseline:  # a run that only trained has measured nothing
-        table.add_row("full precision", "-", "-", *baseline_texts(report), _size(report.baseline["bytes"]))
-    for v in report.variants:
-        table.add_row(v.method, *bits_texts(v), *[MEASURES[n](v) for n in names], _size(v.bytes))
+    for row in _rows(report, names):
+        table.add_row(*row)
     return table
+
+
+def _rows(report: Report, names: list[str], chosen: str = "") -> Iterator[list[str]]:
+    """The float model first, by whose figures one sees whether two runs measured on the same text."""
+    if "bytes" in report.baseline:  # a run that only trained has measured nothing
+        yield ["full precision", "-", "-", *baseline_texts(report, names), _size(report.baseline["bytes"])]
+    for v in report.variants:
+        method = f"{v.method}{' (chosen)' if v.name == chosen else ''}"
+        yield [method, *bits_texts(v), *[MEASURES[name](v) for name in names], _size(v.bytes)]
 
 
 def _size(count: float) -> str:

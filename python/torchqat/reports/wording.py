@@ -29,10 +29,11 @@ def measured(report: Report) -> list[str]:
     return [name for name in MEASURES if has.get(name, True)]
 
 
-def baseline_texts(report: Report) -> list[str]:
-    """The baseline's own figures, a dash where it is what others are measured against."""
+def baseline_texts(report: Report, names: list[str] | None = None) -> list[str]:
+    """The baseline's own figures, by default of what is measured, a dash where it is what others are measured against."""
     own = {"perplexity": ("perplexity", "{:.3f}"), "task": ("task", "{:.2%}")}
-    return [_text(report.baseline.get(own[n][0]), own[n][1]) if n in own else "-" for n in measured(report)]
+    names = measured(report) if names is None else names
+    return [_text(report.baseline.get(own[n][0]), own[n][1]) if n in own else "-" for n in names]
 
 
 def bits_texts(variant: Variant) -> list[str]:

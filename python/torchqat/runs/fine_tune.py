@@ -14,7 +14,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.sharded import is_sharded
 from torchqat.runs.metrics import append_metric, tensorboard
 from torchqat.runs.run import Run
-from torchqat.runs.teacher import TaughtBatches, stored_teacher, untaught
+from torchqat.runs.teacher import TaughtBatches, asks_float_model, stored_teacher, untaught
 from torchqat.training.best_state import BestState
 from torchqat.training.loop import TrainingLoop
 from torchqat.training.lora import merge_adapters
@@ -91,7 +91,8 @@ def spread(run: Run, model: nn.Module) -> Loss:
     if count() > 1 and train.strategy == "fsdp":
         shard(run.original, nn.Linear, train.cpu_offload, run.device)
         return distillation(run, shard(model, QuantLayer, train.cpu_offload, run.device))
-    run.original.to(run.device)
+    if asks_float_model(run.recipe.distill):
+        run.original.to(run.device)
     return replicate(model.to(run.device), distillation(run, model))
 
 
@@ -139,7 +140,11 @@ def _best_state(run: Run, model: nn.Module) -> BestState | None:
     if run.recipe.train.validate_every == 0:
         return None
     path = run.folder / "checkpoints" / "best.pt"
-    return BestState(model, lambda: evaluate(model, run.data.validation, run.original, run.kind).kl, path, run.identity)
+
+    def measure() -> float:
+        return evaluate(model, run.data.validation, run.original, run.kind, run.device).kl
+
+    return BestState(model, measure, path, run.identity)
 
 
 def _keep_best(run: Run, best: BestState) -> None:

@@ -28,13 +28,13 @@ def try_own_optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> None:
     if not train.steps or not names_function(train.optimizer):
         return
     if train.control:
-        of_function(train, _small(parameter_groups(_outline(model), train)))
-    prepared = prepare(_outline(model), plan, recipe.initialize)
+        of_function(train, _small(parameter_groups(without_numbers(model), train)))
+    prepared = prepare(without_numbers(model), plan, recipe.initialize)
     choose_parameters(train, prepared)
     of_function(train, _small(parameter_groups(prepared, train)))
 
 
-def _outline(model: nn.Module) -> nn.Module:
+def without_numbers(model: nn.Module) -> nn.Module:
     """A copy without numbers, all of which trains."""
     tensors = [*model.parameters(), *model.buffers()]
     places = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}

@@ -83,7 +83,8 @@ def run_above(folder: Path, run: str = "") -> Path:
     root = Path(run) if run else next((p for p in folder.resolve().parents if is_run(p)), None)
     if root is None:
         raise UserError(
-            f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds."
+            f"{folder} must lie in the folder of the run that wrote it, or --run must name that, but neither holds. "
+            "What others made is compared with its float model by verify DIR --reference MODEL."
         )
     return root
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from torchqat.checkpoints.convert import QuantizedWeights, convert
-from torchqat.checkpoints.export import export, export_notes, format_for
+from torchqat.checkpoints.export import export, format_for
 from torchqat.checkpoints.formats.known import bits_per_weight
+from torchqat.checkpoints.formats.tensors import cache_note as formats_note
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.data.batch import Batch
 from torchqat.errors import UserError
@@ -141,9 +142,11 @@ def write_export(run: Run, model: nn.Module, folder: Path, format: str, **option
     if dtype is None:
         dtype = export_dtype(run, model, format)
         notes.append(dtype_note(run, model, format, dtype))
-    written = export(model, folder, format, run.tokenizer, dtype=dtype, **known, **options)
+    said: list[str] = []
+    written = export(model, folder, format, run.tokenizer, dtype=dtype, say=said.append, **known, **options)
     put_terms(run, written)
-    keep_notes(run, [*notes, later_cache_note(run, format), *export_notes(model, format, written)])
+    notes += [note for note in said if note != formats_note(run.plan.kv_cache, format)]  # a run has its own
+    keep_notes(run, [*notes, later_cache_note(run, format)])
     return written
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchqat._library import DistillSection
 from torchqat.data.batch import Batch, to_device
 from torchqat.errors import UserError
 from torchqat.kinds.kind import is_plain
@@ -64,6 +65,11 @@ def check_learns(run: Run) -> None:
         raise UserError(
             "A stored teacher needs a recipe that distils: train.steps above 0, and distill.loss forward_kl."
         )
+
+
+def asks_float_model(settings: DistillSection) -> bool:
+    """Whether each step of a training asks the float model, which then lies beside the one that trains."""
+    return not is_plain(settings) and settings.teacher == ORIGINAL
 
 
 def stored_teacher(run: Run) -> StoredTeacher | None:

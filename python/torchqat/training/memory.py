@@ -118,8 +118,8 @@ def _rounded(model: nn.Module) -> int:
 
 
 def _teacher(model: nn.Module, processes: int, dtype: torch.dtype) -> int:
-    """The float model has the parameters of the prepared one but for scales."""
-    weights = [p for name, p in model.named_parameters() if not _is_scale(name)]
+    """The float model has the parameters of the prepared one but for scales and peft's adapters."""
+    weights = [p for name, p in model.named_parameters() if not _is_scale(name) and ".lora_" not in name]
     parts = sum(_part(weight, processes) // weight.element_size() for weight in weights) * dtype.itemsize
     size = next(iter(weights)).element_size()
     return parts + (_gathered(model, trains=False) * dtype.itemsize // size if processes > 1 else 0)

@@ -147,5 +147,21 @@ TEST_F(CheckpointFilesTest, AFolderThatCannotBeWrittenIsNamed) {
             folder_ + "/below could not be written: Not a directory.");
 }
 
+// As in a program's first run: nothing of the path is there, so that no part of it can be resolved.
+TEST_F(CheckpointFilesTest, AFolderMayBeRelative) {
+  const fs::path before = fs::current_path();
+  fs::current_path(parent_);
+  save_checkpoint("out", of_width(4));
+  save_checkpoint("runs/first/", of_width(8));
+  fs::current_path(before);
+  EXPECT_EQ(width_in(folder_), 4);
+  EXPECT_EQ(width_in(parent_ / "runs" / "first"), 8);
+}
+
+TEST_F(CheckpointFilesTest, AFolderThatIsNotThereIsNoDamagedCheckpoint) {
+  EXPECT_EQ(message_of([&] { load_checkpoint(folder_); }),
+            folder_ + "/config.json must be a readable file, but cannot be opened.");
+}
+
 }  // namespace
 }  // namespace qat

@@ -167,6 +167,10 @@ TEST(Plan, ARuleThatMatchesNothingIsAnError) {
             "did you mean model.0.q_proj?");
   EXPECT_EQ(problems_of("layers:\n  - {match: \"re:(\", weight: {dtype: int8}}\n"),
             "r.yaml:3:5: match must be a regular expression after re:, but is re:(");
+  EXPECT_EQ(
+      problems_of("layers:\n  - {match: blocks, weight: {dtype: int8}}\n"),
+      "r.yaml:3:5: match must name a layer, but blocks matches none of 3 layers: none is in a "
+      "list of blocks (the first is model.0.q_proj)");
 }
 
 TEST(Plan, AGroupThatDoesNotDivideNamesTheLayer) {

@@ -65,6 +65,13 @@ def holds_cache(format: str, spec: KvCacheSpec) -> bool:
     return format in _TELL_OF_CACHES and holds_kv_cache(spec)
 
 
+def cache_note(spec: KvCacheSpec | None, format: str) -> str:
+    """A sentence where checkpoints of ``format`` do not tell engines of the cache; else empty."""
+    if spec is None or holds_cache(format, spec):
+        return ""
+    return f"The cache ({spec}) is a setting of the engine; a checkpoint in {format} does not hold it."
+
+
 def cache_scales(model: nn.Module, format: str = "compressed-tensors") -> dict[str, Tensor]:
     """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up."""
     tensors = {}
