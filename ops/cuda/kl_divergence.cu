@@ -10,7 +10,7 @@ constexpr int kWarps = kThreads / kWarp;
 static_assert(kWarps == kDivergenceParts, "each warp adds up a part");
 
 template <typename student_t, typename teacher_t>
-struct Problem {
+struct Logits {
   const student_t* student;
   const teacher_t* teacher;
   const bool* counted;
@@ -46,7 +46,7 @@ __device__ DivergenceTops tops_of(const student_t* student, const teacher_t* tea
 // A block goes through a token: its largest logits, its sums, its gradient. A warp takes whole
 // pieces, its lanes the elements of LaneSum's.
 template <typename student_t, typename teacher_t>
-__global__ void kl_divergence_kernel(Problem<student_t, teacher_t> p) {
+__global__ void kl_divergence_kernel(Logits<student_t, teacher_t> p) {
   __shared__ DivergenceTotals parts[kDivergenceParts];
   const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t token = blockIdx.x; token < p.tokens; token += gridDim.x) {
@@ -105,7 +105,7 @@ void find(const Divergence& of) {
     using student_t = scalar_t;
     QAT_DISPATCH_FLOAT(of.teacher.scalar_type(), "kl_divergence", [&] {
       const auto kernel = kl_divergence_kernel<student_t, scalar_t>;
-      const Problem<student_t, scalar_t> problem{
+      const Logits<student_t, scalar_t> problem{
           of.student.const_data_ptr<student_t>(),
           of.teacher.const_data_ptr<scalar_t>(),
           data_or_null<bool>(of.counted),
