@@ -27,6 +27,27 @@ struct Group {
   int64_t elements = 0;
 };
 
+// The one later rule that has decided all of what `rule` says, if there is one. A later rule that
+// names a single layer is an exception to it, even where it has no other layer.
+const Rule* overruling(const Rule& rule, const std::vector<size_t>& matched,
+                       const std::vector<LayerInfo>& layers, const std::vector<Chosen>& weights,
+                       const std::vector<Chosen>& inputs) {
+  const Rule* later = nullptr;
+  for (const size_t i : matched)
+    for (const auto& [given, chosen] :
+         {std::pair{rule.weight.given, weights[i].rule},
+          std::pair{rule.input.given && layers[i].plannable, inputs[i].rule}}) {
+      if (!given) continue;
+      if (chosen == &rule || (later && chosen != later)) return nullptr;
+      later = chosen;
+    }
+  const bool is_exception = later && later->match != rule.match &&
+                            std::any_of(layers.begin(), layers.end(), [&](const LayerInfo& layer) {
+                              return layer.name == later->match;
+                            });
+  return is_exception ? nullptr : later;
+}
+
 }  // namespace
 
 void check_covered(const std::vector<LayerInfo>& layers, const std::vector<Chosen>& weights,
@@ -100,6 +121,16 @@ std::string coverage_text(const Plan& plan) {
                  : "tied") +
             ": " + why + "\n";
   return text;
+}
+
+void check_overruled(const Rule& rule, const std::vector<size_t>& matched,
+                     const std::vector<LayerInfo>& layers, const std::vector<Chosen>& weights,
+                     const std::vector<Chosen>& inputs, std::vector<Problem>* problems) {
+  if (const Rule* later = overruling(rule, matched, layers, weights, inputs))
+    problems->push_back({rule.place, "match must decide on a layer, but " + later->match +
+                                         ", a later rule, decides on all that " + rule.match +
+                                         " matches; put " + rule.match +
+                                         " after it, or leave it out"});
 }
 
 }  // namespace qat

@@ -25,4 +25,10 @@ std::vector<LeftAlone> left_alone(const std::vector<LayerInfo>& layers,
 // Lines for people: the shares that are quantized, and what is left, by reason.
 QAT_API std::string coverage_text(const Plan& plan);
 
+// Appends a problem where one later rule has decided all of what `rule`, which matches the layers
+// `matched`, says: it might as well not be there, and was hardly meant so.
+void check_overruled(const Rule& rule, const std::vector<size_t>& matched,
+                     const std::vector<LayerInfo>& layers, const std::vector<Chosen>& weights,
+                     const std::vector<Chosen>& inputs, std::vector<Problem>* problems);
+
 }  // namespace qat

@@ -196,15 +196,19 @@ void share_outer_scales(Plan& plan) {
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64_t parameters) {
   std::vector<Problem> problems;
   std::vector<Chosen> weights(layers.size()), inputs(layers.size());
+  std::vector<std::pair<const Rule*, std::vector<size_t>>> reached;
   for (const Rule& rule : recipe.layers) {
     const auto matched = matched_by(rule, layers, &problems);
     if (!matched) continue;
+    reached.emplace_back(&rule, *matched);
     if (rule.weight.given) choose_weights(rule, *matched, layers, weights, &problems);
     for (const size_t i : *matched)
       if (rule.input.given && layers[i].plannable) inputs[i] = {&rule, rule.input.spec};
     if (!reaches_layers(rule, *matched, layers))
       problems.push_back({rule.place, no_match(rule, layers)});
   }
+  for (const auto& [rule, matched] : reached)
+    check_overruled(*rule, matched, layers, weights, inputs, &problems);
   check_covered(layers, weights, &problems);
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {

@@ -196,6 +196,11 @@ def test_unknown_layers_and_bad_groups_are_one_sentence(tmp_path, model_folder, 
     recipe.write_text("version: 1\nlayers:\n  - match: model.layers.0.mlp.up_porj\n    weight: {dtype: int4}\n")
     near = matches("recipe.no-layer-matches", near="model.layers.0.mlp.up_proj")
     _sentence(call(capsys, "check", recipe, "--model", model_folder), 2, near)
+    recipe.write_text(
+        "version: 1\nlayers:\n  - {match: '*.down_proj', weight: float}\n  - {match: '*', weight: {dtype: int8}}\n"
+    )
+    overruled = matches("recipe.overruled", match="*.down_proj", later="*")
+    _sentence(call(capsys, "check", recipe, "--model", model_folder), 2, overruled)
     recipe.write_text('version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4, group_size: 64}\n')
     result = call(capsys, "check", recipe, "--model", model_folder)
     values = {"layer": "model.layers.0.mlp.down_proj", "features": "in_features", "size": 96, "block": 64}

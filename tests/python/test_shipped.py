@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torchqat
@@ -50,6 +51,12 @@ def test_a_name_is_a_recipe_that_ships_and_a_file_is_a_file(tmp_path, monkeypatc
     assert code == 2 and said(err, "recipe.no-such-name", **values)
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.not-readable", file="none.yaml")):
         torchqat.load_recipe("none.yaml")
+    Path("latin.yaml").write_bytes("# Gewichte für alle\n".encode("latin-1"))
+    with pytest.raises(torchqat.UserError, match=matches("recipe.not-utf-8", name="latin.yaml")):
+        torchqat.load_recipe("latin.yaml")
+    Path("two.yaml").write_text(f"{RECIPE}\n---\ntrain: {{steps: 3}}\n")
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.second-document", file="two.yaml")):
+        torchqat.load_recipe("two.yaml")
 
 
 def plan_of(recipe):

@@ -55,6 +55,12 @@ def load_recipe(recipe: str | Path, settings: Mapping[str, Any] | Iterable[str] 
             f"RECIPE must be a YAML file or one of {', '.join(shipped())}, but is {name}"
             f"{f'; did you mean {near[0]}?' if near else '.'}"
         )
+    try:
+        Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"RECIPE must be a YAML file in UTF-8, but {name} is not.") from error
+    except OSError:
+        pass  # which the reader says
     return load_file(name, asked)
 
 

@@ -75,6 +75,12 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "r.yaml:6:1: trian is not a known key; did you mean train?");
 }
 
+TEST(Recipe, ASecondDocumentIsAnError) {
+  EXPECT_EQ(
+      problems_of("version: 1\nlayers:\n  - {match: a, weight: float}\n---\ntrain: {steps: 3}\n"),
+      "r.yaml:5:1: a recipe must be one document, but another follows");
+}
+
 TEST(Recipe, InputsMayHaveAScalePerGroup) {
   const Recipe recipe = parse_recipe(
       "version: 1\nlayers:\n  - {match: a, input: {dtype: int8, group_size: 32}}\n", "r.yaml");
