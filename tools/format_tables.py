@@ -111,12 +111,14 @@ def loading_table() -> str:
 
 def bounds_table() -> str:
     """Rows: engines."""
-    lines = ["| engine | KL at most | with rounded inputs or caches | clear choice | because |", "|---" * 5 + "|"]
+    head = "| engine | KL at most | with rounded inputs or caches | clear choice, with these | because |"
+    lines = [head, "|---" * 5 + "|"]
     for engine in ENGINES.values():
         exact = f", {engine.float32_kl_bound:g} in float32" if engine.float32_kl_bound else ""
         rounded = engine.bound(half=True, rounded=True)
         lines.append(
-            f"| `{engine.name}` | {engine.kl_bound:g}{exact} | {rounded:g} | {engine.margin:g} nats | {engine.why} |"
+            f"| `{engine.name}` | {engine.kl_bound:g}{exact} | {rounded:g} | {engine.margin:g} nats, "
+            f"{engine.clear(rounded=True):.2g} | {engine.why} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -149,6 +149,24 @@ def test_a_clear_choice_that_is_overruled_is_counted(model):
     assert found.overruled == 1 and not found.ok and said(str(found), "verify.choices-differ", count=1)
 
 
+def test_a_choice_is_clear_where_rounded_inputs_may_not_reverse_it(model):
+    """They may move KL by 5 times as much, which is quadratic in log-probabilities."""
+    prompts = torch.randint(0, 400, (1, 9))
+    with torch.no_grad():
+        first, second = torch.log_softmax(model(input_ids=prompts).logits[0, 4].double(), -1).topk(2).values.tolist()
+
+    def prefer_the_second(table):
+        changed = table.copy()
+        changed[4, table[4].argsort()[-2]] = 0.0
+        return changed
+
+    for share, overruled in ((2.0, 0), (2.3, 1)):
+        engine = Engine("other", {}, "", kl_bound=1e9, margin=(first - second) / share, why="", caches=NO_CACHES)
+        served = _answers(model, prompts, prefer_the_second)
+        assert agreement_of(engine, served, model, prompts, half=True, rounded=True).overruled == overruled
+        assert agreement_of(engine, served, model, prompts, half=True).overruled == 1
+
+
 def test_other_tokens_are_counted(model, tokenizer):
     prompts = torch.randint(0, 400, (1, 4))
     served = _answers(model, prompts)

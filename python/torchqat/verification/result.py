@@ -47,7 +47,7 @@ class Agreement:
             f"{self.prompts} prompts"
         )
         if self.overruled:
-            text += f"; {self.overruled} choices differ that were clear by more than {self.margin:g} nats"
+            text += f"; {self.overruled} choices differ that were clear by more than {self.margin:.2g} nats"
         if self.mistokenized:
             text += f"; {self.mistokenized} texts become other tokens"
         return text

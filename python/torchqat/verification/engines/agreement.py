@@ -39,15 +39,15 @@ def agreement_of(
         UserError: What the engine computed is no number.
     """
     forward = _Forward(model)
-    sums = _Sums()
+    sums, margin = _Sums(), engine.clear(rounded)
     same_text = 0
     for prompt, theirs, text in zip(prompts, served.logprobs, served.greedy, strict=True):
         if np.isnan(theirs).all(-1).any():
             raise UserError(
                 f"{engine.name} must answer with log probabilities, but those after some token are no numbers."
             )
-        sums.add(forward.logprobs(prompt), _normalised(torch.from_numpy(theirs).double()), engine.margin)
-        same, overruled = _compare_text(forward, prompt, text, engine.margin)
+        sums.add(forward.logprobs(prompt), _normalised(torch.from_numpy(theirs).double()), margin)
+        same, overruled = _compare_text(forward, prompt, text, margin)
         same_text += same
         sums.overruled += overruled
     mistokenized = sum(
@@ -61,7 +61,7 @@ def agreement_of(
         why=engine.why,
         top1=float(np.mean(sums.top1)),
         overruled=sums.overruled,
-        margin=engine.margin,
+        margin=margin,
         logits_difference=sums.difference,
         same_text=same_text,
         prompts=len(prompts),

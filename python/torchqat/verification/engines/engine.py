@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -68,6 +69,15 @@ class Engine:
         """
         bound = self.kl_bound if half or self.float32_kl_bound is None else self.float32_kl_bound
         return _ROUNDED_FACTOR * bound if rounded else bound
+
+    def clear(self, rounded: bool = False) -> float:
+        """From how many nats on a preference of the training forward is one that the engine must share.
+
+        Args:
+            rounded: As of ``bound``. KL is quadratic in differences of log-probabilities, which so may grow by the square
+                root of what it may.
+        """
+        return math.sqrt(_ROUNDED_FACTOR) * self.margin if rounded else self.margin
 
     def check(self, model: nn.Module, layers: Iterable[LayerPlan], cache: KvCacheSpec | None = None) -> None:
         """Whether it computes what ``model`` does with ``layers`` and ``cache``, which may be planned or there.
