@@ -118,7 +118,9 @@ class LayerState(nn.Module):
 
     def _was_averaged(self) -> str:
         """A sentence, or nothing."""
-        if self.witness.is_meta or torch.equal(self.witness.cpu(), _witness(*self.widths.tolist())):
+        if self.witness.is_meta:
+            return ""
+        if torch.equal(self.witness, _witness(*self.widths.tolist()).to(self.witness.device)):
             return ""
         return (
             "An average of a model must leave its buffers as they are, since zero points and widths are whole numbers, but "
