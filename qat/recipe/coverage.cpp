@@ -41,10 +41,9 @@ const Rule* overruling(const Rule& rule, const std::vector<size_t>& matched,
       if (chosen == &rule || (later && chosen != later)) return nullptr;
       later = chosen;
     }
-  const bool is_exception = later && later->match != rule.match &&
-                            std::any_of(layers.begin(), layers.end(), [&](const LayerInfo& layer) {
-                              return layer.name == later->match;
-                            });
+  const bool is_exception =
+      later && std::any_of(layers.begin(), layers.end(),
+                           [&](const LayerInfo& layer) { return layer.name == later->match; });
   return is_exception ? nullptr : later;
 }
 

@@ -141,7 +141,8 @@ def test_a_run_that_is_resumed_counts_on(arguments, begin, tmp_path):
     begin(recipe, resume=True)
     whole = figures(tmp_path / "whole")
     assert figures(tmp_path / "run") == whole
-    assert whole[7]["moved_share"] > 0 and whole[7]["scale_change"] > 0 and whole[7]["oscillating_share"] > 0
+    for name in ("moved_share", "scale_change", "oscillating_share"):
+        assert max(whole[step][name] for step in (7, 8)) > 0, name
 
 
 def test_tensorboard_that_is_missing_is_named(arguments, recipe_file, capsys, monkeypatch):

@@ -91,7 +91,9 @@ def test_codes_take_half_a_byte_and_scales():
 CHANGES = {
     "in place": lambda net: net.first.weight.mul_(1.5),
     "optimizer": lambda net: _sgd(net),
-    "state_dict": lambda net: net.load_state_dict({k: v * 1.5 for k, v in net.state_dict().items()}),
+    "state_dict": lambda net: net.load_state_dict(
+        {k: v * 1.5 if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    ),
     "width": lambda net: net.first.set_bits(6, 0),
     "replaced": lambda net: setattr(net.first, "weight", nn.Parameter(net.first.weight * 1.5)),
     "data": lambda net: (net.first.weight.data.copy_(net.first.weight * 1.5), net.first.forget_weight()),
