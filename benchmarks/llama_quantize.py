@@ -39,27 +39,7 @@ WAYS = {
     "trained": "torchqat, trained from GPTQ",
 }
 
-# What the engine's Python runs: source, target, type of the file, importance matrix or nothing, where gguf is.
-QUANTIZE = """
-import ctypes, sys
-import numpy as np, llama_cpp as C
-source, target, kind, matrix, package = sys.argv[1:6]
-settings = C.llama_model_quantize_default_params()
-settings.ftype, settings.nthread = int(kind), 1
-if matrix:
-    sys.path.insert(0, package)
-    import gguf
-    tensors = {t.name: t for t in gguf.GGUFReader(matrix).tensors}
-    names = [name.removesuffix(".counts") for name in tensors if name.endswith(".counts")]
-    pairs = [(tensors[name + ".in_sum2"].data, tensors[name + ".counts"].data) for name in names]
-    means = [(sums / np.maximum(1, counts)).ravel().astype(np.float32) for sums, counts in pairs]
-    entries = (C.llama_model_imatrix_data * (len(names) + 1))()
-    for entry, name, mean in zip(entries, names, means):
-        entry.name, entry.size = name.encode(), mean.size
-        entry.data = mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    settings.imatrix = entries
-sys.exit(C.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings)))
-"""
+QUANTIZE = Path(__file__).parent / "workers" / "llama_quantize.py"
 
 
 def layers_of(kind: str) -> list[dict]:
@@ -99,9 +79,8 @@ class Files(Bench):
             write_gguf(self.first.original, [], None, source, self.first.tokenizer)
         if way == "imatrix" and not matrix.is_file():
             torchqat.imatrix(self.first.fresh_model().eval(), self.first.data.calibration, matrix)
-        given = str(matrix) if way == "imatrix" else ""
-        package = str(Path(gguf.__file__).parents[1])
-        command = [os.environ["TORCHQAT_LLAMA_CPP"], "-c", QUANTIZE, source, target, TYPES[kind], given, package]
+        given = [matrix, Path(gguf.__file__).parents[1]] if way == "imatrix" else []
+        command = [os.environ["TORCHQAT_LLAMA_CPP"], QUANTIZE, source, target, TYPES[kind], *given]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"llama.cpp could not write {kind}: {done.stderr[-500:]}")

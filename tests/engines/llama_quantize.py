@@ -4,16 +4,21 @@ import os
 import subprocess
 from pathlib import Path
 
-_PROGRAM = """
-import ctypes, sys, llama_cpp
-settings = llama_cpp.llama_model_quantize_default_params()
-settings.ftype, settings.nthread, settings.allow_requantize = int(sys.argv[3]), 1, True
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))
-"""
+import gguf
+
+_PROGRAM = Path(__file__).parents[2] / "benchmarks" / "workers" / "llama_quantize.py"
+
+
+def run_quantizer(
+    source: Path, target: Path, file_type: int, matrix: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Ask for ``source`` once more as ``target``, of a file type of llama.h, by the importance matrix ``matrix``."""
+    given = [] if matrix is None else [matrix, Path(gguf.__file__).parents[1]]
+    command = [os.environ["TORCHQAT_LLAMA_CPP"], _PROGRAM, source, target, file_type, *given]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
 
 
 def llama_quantize(source: Path, target: Path, file_type: int) -> None:
     """Write ``source`` again as ``target``, of a file type of llama.h; 0 is float32."""
-    command = [os.environ["TORCHQAT_LLAMA_CPP"], "-c", _PROGRAM, str(source), str(target), str(file_type)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = run_quantizer(source, target, file_type)
     assert done.returncode == 0, done.stderr[-2000:]
