@@ -266,10 +266,11 @@ RunRecipe parse_run_recipe(const std::string& text, const std::string& file,
                            const std::vector<std::string>& settings) {
   YAML::Node root;
   try {
-    if (const auto all = YAML::LoadAll(text); all.size() > 1)
-      throw RecipeError(
-          file, {{place_of(all[1].Mark()), "a recipe must be one document, but another follows"}});
-    root = YAML::Load(text);
+    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
+    if (documents.size() > 1)
+      throw RecipeError(file, {{place_of(documents[1].Mark()),
+                                "a recipe must be one document, but another follows"}});
+    if (!documents.empty()) root = documents[0];
   } catch (const YAML::ParserException& error) {
     throw RecipeError(file, {{place_of(error.mark), "the file must be YAML, but " + error.msg}});
   }

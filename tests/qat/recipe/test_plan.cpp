@@ -1,24 +1,9 @@
 #include <gtest/gtest.h>
 
-#include "qat/recipe/plan.h"
+#include "tests/qat/recipe/small_plan.h"
 
 namespace qat {
 namespace {
-
-const std::vector<LayerInfo> kLayers{{"model.0.q_proj", "Linear", 64, 64, false},
-                                     {"model.0.down_proj", "Linear", 96, 64, false},
-                                     {"lm_head", "Linear", 64, 100, true}};
-
-Recipe recipe_of(const std::string& rest) { return parse_recipe("version: 1\n" + rest, "r.yaml"); }
-
-std::string problems_of(const std::string& rest) {
-  try {
-    make_plan(recipe_of(rest), kLayers);
-  } catch (const RecipeError& error) {
-    return error.what();
-  }
-  return "";
-}
 
 TEST(Plan, WidthsOfNamedLayersChange) {
   Plan plan;
@@ -171,27 +156,6 @@ TEST(Plan, ARuleThatMatchesNothingIsAnError) {
       problems_of("layers:\n  - {match: blocks, weight: {dtype: int8}}\n"),
       "r.yaml:3:5: match must name a layer, but blocks matches none of 3 layers: none is in a "
       "list of blocks (the first is model.0.q_proj)");
-}
-
-TEST(Plan, ARuleThatALaterOneOverrulesIsAnError) {
-  const std::string all = "  - {match: \"*\", weight: {dtype: int8}}\n";
-  EXPECT_EQ(problems_of("layers:\n  - {match: \"*.q_proj\", weight: float}\n" + all),
-            "r.yaml:3:5: match must decide on a layer, but *, a later rule, decides on all that "
-            "*.q_proj matches; put *.q_proj after it, or leave it out");
-  EXPECT_EQ(problems_of("layers:\n" + all + all),
-            "r.yaml:3:5: match must decide on a layer, but *, a later rule, decides on all that * "
-            "matches; put * after it, or leave it out");
-}
-
-TEST(Plan, RulesThatDecideOnSomethingAreNone) {
-  const std::string all = "  - {match: \"*\", weight: {dtype: int8}}\n";
-  const std::string input = "input: {dtype: int8, granularity: token}";
-  // Its input is still in force; a single layer is an exception, even from itself.
-  make_plan(recipe_of("layers:\n  - {match: \"*.q_proj\", weight: float, " + input + "}\n" + all),
-            kLayers);
-  make_plan(recipe_of("layers:\n  - {match: \"*.q_proj\", weight: float}\n"
-                      "  - {match: model.0.q_proj, weight: {dtype: int8}}\n"),
-            kLayers);
 }
 
 TEST(Plan, AGroupThatDoesNotDivideNamesTheLayer) {
