@@ -168,7 +168,10 @@ def test_a_file_that_is_no_text_is_refused(name, content, tmp_path):
         texts(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", ["text".encode("utf-16"), "caf\xe9".encode("latin-1"), gzip.compress(b"text")])
+NO_TEXT = {"utf-16": "text".encode("utf-16"), "latin-1": "caf\xe9".encode("latin-1"), "gzip": gzip.compress(b"text")}
+
+
+@pytest.mark.parametrize("content", NO_TEXT.values(), ids=NO_TEXT)
 @pytest.mark.parametrize("name", ["notes.txt", "notes.md", "rows.jsonl"])
 def test_bytes_that_are_no_text_are_not_taken_for_some(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
