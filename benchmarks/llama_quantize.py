@@ -47,7 +47,8 @@ def layers_of(kind: str) -> list[dict]:
     weight = {"mix": kind} if kind.endswith(("_k", "_m")) else {"dtype": kind}
     # Of a type alone llama.cpp keeps more bits where text is read and written (Q6_K, here its fallback).
     table_weight = weight if "mix" in weight else {"dtype": "q8_0"}
-    return [{"match": "blocks", "weight": weight}, {"match": "type:Embedding", "weight": table_weight}]
+    of_blocks = {"match": "blocks", "weight": {**weight, "scale": "learned"}}
+    return [of_blocks, *({"match": match, "weight": table_weight} for match in ("type:Embedding", "lm_head"))]
 
 
 class Files(Bench):
