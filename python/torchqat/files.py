@@ -15,6 +15,8 @@ from torchqat.errors import UserError, first_line
 
 # In a folder, what it holds in words; people write there.
 CARD = "README.md"
+# In the folder of an export, which files are its own.
+SEAL = ".torchqat"
 
 
 @contextmanager
@@ -109,9 +111,10 @@ def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256, in hexadecimal, over the names and contents of all files in ``folder`` but its card."""
+    """SHA-256, in hexadecimal, over the names and contents of all files in ``folder`` but its card and its seal."""
     found = sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CARD):
+    beside = {folder / CARD, folder / SEAL}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path not in beside):
         found.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
         with open(file, "rb") as content:
             for part in iter(lambda: content.read(1 << 20), b""):

@@ -125,6 +125,20 @@ void keep_others(const fs::path& from, const fs::path& to) {
   }
 }
 
+// Weights that no config.json says are quantized are not those of an export, which may be replaced.
+void check_no_float_model(const fs::path& folder, const fs::path& shown) {
+  std::ifstream in(folder / "config.json");
+  const json config = json::parse(in, nullptr, /*allow_exceptions=*/false);
+  if (!fs::is_directory(folder) || (config.is_object() && config.contains("quantization_config")))
+    return;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".safetensors")
+      throw FileError(
+          shown.string() +
+          " must not hold a model in floating point, which would be replaced, but holds " +
+          entry.path().filename().string() + ".");
+}
+
 // Messages name the folder that was asked for, not the one that is written to.
 std::string renamed(std::string message, const std::string& from, const std::string& to) {
   if (const size_t at = message.find(from); at != std::string::npos)
@@ -150,6 +164,7 @@ void save_checkpoint(const fs::path& folder, const Checkpoint& checkpoint,
     add_tensors(tensors, format.tensors(layer));
   detail::PendingFolder place(folder);
   try {
+    check_no_float_model(place.path(), folder);
     save_safetensors(place.pending() / "model.safetensors", tensors);
     for (const auto& [file, text] : documents) {
       json content = json::parse(text);

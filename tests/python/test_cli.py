@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,17 @@ def test_a_folder_of_other_files_is_never_touched(arguments, tmp_path, capsys):
     (tmp_path / "run" / "thesis.txt").write_text("precious")
     _sentence(call(capsys, "run", *arguments), 2, matches("runs.other-files", folder=tmp_path / "run"))
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_run_does_not_become_a_part_of_its_data(recipe_file, model_folder, data_folder, tmp_path, capsys):
+    data = tmp_path / "texts"
+    shutil.copytree(data_folder, data)
+    before = sorted(data.rglob("*"))
+    for command in ("run", "ptq"):
+        arguments = [command, recipe_file, "--model", model_folder, "--data", data, "--output", data / "deep" / "run"]
+        said = matches("runs.output-in-data", folder=data / "deep" / "run", data=data)
+        _sentence(call(capsys, *arguments), 2, said)
+    assert sorted(data.rglob("*")) == before
 
 
 def test_a_failure_of_ours_is_one_sentence_with_code_1(recipe_file, model_folder, capsys, monkeypatch):

@@ -155,7 +155,7 @@ def test_safetensors_of_others_read_ours(tmp_path):
 def test_a_plain_module_exports_too(tmp_path):
     net = torchqat.prepare(Net(), recipe_for(RECIPES["symmetric"][0]))
     folder = torchqat.export(net, tmp_path / "net")
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [".torchqat", "config.json", "model.safetensors"]
     assert torchqat.verify(folder, net).ok
 
 
@@ -193,6 +193,13 @@ def test_scales_that_the_dtype_cannot_hold_are_refused(tiny_llama, tmp_path):
     refusal = matches("export.scales-do-not-fit", trained="float32", dtype="bfloat16")
     with pytest.raises(torchqat.UserError, match=refusal):
         torchqat.export(model, tmp_path / "out", dtype=torch.bfloat16)
+
+
+def test_a_model_without_weights_is_told(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_for(RECIPES["symmetric"][0])).to("meta")
+    with pytest.raises(torchqat.UserError, match=matches("export.not-held", name="model.embed_tokens.weight")):
+        torchqat.export(model, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_export_replaces_the_one_before_and_a_failed_one_leaves_it(tiny_llama, tmp_path, monkeypatch):

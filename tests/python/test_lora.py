@@ -231,6 +231,16 @@ def test_an_adapter_that_is_not_merged_is_not_exported(tmp_path):
         torchqat.export(model, tmp_path / "out", "safetensors")
 
 
+def test_an_adapter_beside_the_rounded_weight_is_told_before_it_trains_and_before_it_is_merged(tmp_path):
+    """Merged, it would make a weight that no forward has seen."""
+    model = prepared()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), model)
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-beside", layer="0")):
+        torchqat.parameter_groups(model, torchqat.parse_recipe(RECIPE.replace("SCALE", "learned"), "recipe"))
+    with pytest.raises(torchqat.UserError, match=matches("export.adapter-beside", layer="0")):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+
+
 LORA = """version: 1
 data: {calibration: {samples: 2, sequence_length: 32}, evaluation: {samples: 4, sequence_length: 32}}
 layers:

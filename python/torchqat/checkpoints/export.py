@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from torchqat._library import CheckpointPlan, Format, Plan
-from torchqat.checkpoints.card import keep_card
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import check_precision, stored_dtype
 from torchqat.checkpoints.formats.configuration import check_configuration
@@ -29,9 +28,10 @@ from torchqat.checkpoints.formats.tensors import (
     floating_layers,
 )
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
+from torchqat.checkpoints.replaced import exported_folder
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
-from torchqat.files import copy_into, pending_folder
+from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.noted import check_still_quantized, uncalibrated_note
@@ -65,7 +65,7 @@ def export(
 
     Args:
         model: A prepared model whose schedule, if it has one, has ended.
-        output: A folder; replaced if it exists.
+        output: A folder, new, empty, or of an export as torchqat wrote it, which is replaced.
         format: Its name; ``docs/formats.md`` lists them, what each can hold and who loads it.
         tokenizer: Saved beside the model, or in the GGUF file, when given.
         dtype: dtype of scales and of everything that is not quantized; by default the model's own, and float16 in the
@@ -83,13 +83,14 @@ def export(
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
-            more, layers that engines fuse
-            differ in scheme, a weight is not finite, the model is inside of peft, a layer is in a wrapper, or the folder
-            cannot be written.
+            more, layers that engines fuse differ in scheme, a weight is not finite or on the meta device, the model is
+            inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be written, or holds what no
+            export wrote.
     """
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
+    _check_held(model)
     plan = checkpoint_plan(model)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
@@ -100,7 +101,7 @@ def export(
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
     output = Path(output)
     layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
-    with pending_folder(output) as folder:
+    with exported_folder(output) as folder:
         if format == "gguf":
             with needs("hf", "A GGUF file"):
                 from torchqat.checkpoints.formats.gguf import write_gguf, write_modelfile
@@ -123,10 +124,18 @@ def export(
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, folder)
             copy_into(folder, files or {})
-        keep_card(output, folder)
     for note in export_notes(model, format, output):
         say(note)
     return output
+
+
+def _check_held(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UserError(
+                f"The model must hold its weights to be exported, but {name} is on the meta device: load them first; what "
+                "accelerate offloads it must give back."
+            )
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -35,6 +35,7 @@ def export(
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     from torchqat.checkpoints.dtype import dtype_named
     from torchqat.checkpoints.export import check_exports
+    from torchqat.checkpoints.replaced import check_replaceable
     from torchqat.runs.cards import put_card
     from torchqat.runs.coverage import coverage
     from torchqat.runs.exported import export_run
@@ -46,11 +47,12 @@ def export(
     if push_to_hub:
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
+    folder = Path(output or Path(run) / "exports" / format)
+    check_replaceable(folder)
     asked = dtype_named(dtype)
     check_exports(
         opened.float_model.outline, opened.plan, [format], opened.kind.writes_text, asked, opened.kind.pooling
     )
-    folder = Path(output or Path(run) / "exports" / format)
     options = {"max_shard_size": max_shard_size, "embeddings": embeddings, "ternary": ternary, "dtype": asked}
     checked = export_run(opened, folder, format, **options)
     for sentence in coverage(opened.plan):

@@ -55,6 +55,11 @@ def named_as_on_disk(model: nn.Module) -> nn.Module:
     model = unwrapped(model)
     for name, module in model.named_modules():
         if hasattr(module, "base_layer") and _is_of(module, "peft.tuners."):
+            if getattr(module.base_layer, "adapter", module) is None and not module.merged:
+                raise UserError(
+                    f"The adapter of {name} acts beside the rounded weight, so that merging it would make a weight that was "
+                    "never trained: call torchqat.attach_adapters before training."
+                )
             raise UserError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
         if inside := [leaf for leaf in _INSIDE if leaf in module._modules]:
             raise UserError(

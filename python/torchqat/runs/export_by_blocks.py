@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from torchqat._library import LayerPlan
-from torchqat.checkpoints.card import keep_card
 from torchqat.checkpoints.dtype import stored_dtype
 from torchqat.checkpoints.formats.known import find_format
+from torchqat.checkpoints.replaced import exported_folder
 from torchqat.errors import UserError
-from torchqat.files import pending_folder
 from torchqat.layers.kv_cache import attach
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
@@ -46,7 +45,7 @@ def export_by_blocks(run: Run, state: KeptState, output: Path, **options: Any) -
     Args:
         run: Whose model it is; ``goes_by_blocks``.
         state: What it ends with.
-        output: A folder; replaced if it exists.
+        output: A folder, as of ``export``.
         options: ``dtype``, ``embeddings``, ``max_shard_size`` and ``ternary``, as ``export`` takes them.
 
     Raises:
@@ -61,7 +60,7 @@ def export_by_blocks(run: Run, state: KeptState, output: Path, **options: Any) -
     inside = tuple(f"{name}." for name in names)
     outside = [layer for layer in run.plan.layers if not layer.name.startswith(inside)]
     _fill(run, model, outside, state)
-    with pending_folder(output) as folder:
+    with exported_folder(output) as folder:
         stored_dtype(find_format("gguf"), options.pop("dtype", None))
         writer = GgufStreamWriter(model, run.plan, folder, state, run.tokenizer, pooling=run.kind.pooling, **options)
         for name in counted(names, "Writing gguf", len(names)):
@@ -70,7 +69,6 @@ def export_by_blocks(run: Run, state: KeptState, output: Path, **options: Any) -
             writer.add_layer_alone(layer.name, model.get_submodule(layer.name))
         writer.add_rest(names)
         writer.finish()
-        keep_card(output, folder)
         settings = differing_settings(folder, "gguf", model)
     return Verification(len(run.plan.layers), {}, [], [], settings=settings)
 

@@ -17,7 +17,7 @@ from torchqat.runs.coverage import coverage
 from torchqat.runs.folder import VERSION, check_asked, check_same, held, same_dtype, version_note
 from torchqat.runs.own_optimizer import try_own_optimizer
 from torchqat.runs.shared_folder import check_shared
-from torchqat.runs.sources import absolute, kept_source
+from torchqat.runs.sources import absolute, check_apart, kept_source
 from torchqat.runs.teacher import stored_teacher
 from torchqat.training.checks import check_training
 from torchqat.training.processes import check_together, is_first, wait
@@ -38,6 +38,7 @@ def opened(run: Run, resume: bool, restart: bool) -> Iterator[None]:
     check_training(run.recipe)
     if is_first():
         check_asked(run.folder, resume, restart)
+        check_apart(run.folder, run.recipe.data)
     run.settle_steps()
     _try_input(run, resume)
     settings = _settings(run)

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from torchqat._library import LayerPlan, Plan, Recipe
-from torchqat.checkpoints.card import keep_card
 from torchqat.checkpoints.export import check_exports, export_notes
+from torchqat.checkpoints.replaced import exported_folder
 from torchqat.data.batch import Batch, to_device
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
-from torchqat.files import copy_into, pending_folder
+from torchqat.files import copy_into
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists
@@ -58,7 +58,7 @@ def quantize_folder(
 
     Args:
         source: A Hugging Face folder of a causal language model, in safetensors.
-        output: A folder; replaced if it exists.
+        output: A folder, new, empty, or of an export as torchqat wrote it, which is replaced.
         recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` and
             ``objective: model`` need the whole model and are refused, and so are formats that need it.
         batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and ``attention_mask``.
@@ -79,7 +79,7 @@ def quantize_folder(
     reader, model, plan, lists = opened_to_stream(source, recipe)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
-    with pending_folder(Path(output)) as folder:
+    with exported_folder(Path(output)) as folder:
         writer = _writer(model, plan, folder, recipe.exports[0], reader, tokenizer)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
@@ -88,7 +88,6 @@ def quantize_folder(
         result = writer.finish()
         if recipe.exports[0] != "gguf":  # which has all in it
             copy_into(folder, files or {})
-        keep_card(Path(output), folder)
         result.calibration, result.folder = calibration, Path(output)
     calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
     if note := cache_note(plan.kv_cache, recipe.exports[0], recipe.engine):

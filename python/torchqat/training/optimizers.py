@@ -15,6 +15,7 @@ from torchqat.model.blocks import find_blocks
 from torchqat.training.masters import Masters
 from torchqat.training.muon import Muon
 from torchqat.training.other_optimizers import BETAS, Groups, adamw_8bit, of_function
+from torchqat.training.trainable import check_adapters
 from torchqat.training.weight_rates import weight_rates
 
 
@@ -59,7 +60,11 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Group
 
     Returns:
         Groups with ``params``, ``lr`` and ``weight_decay``; ``relative`` says which rates are multiplied.
+
+    Raises:
+        UserError: An adapter of peft acts beside the rounded weight of its layer.
     """
+    check_adapters(model)
     settings = settings.train if isinstance(settings, Recipe) else settings
     matrices, vectors, scales = [], [], []
     for name, parameter in model.named_parameters():

@@ -16,12 +16,7 @@ def check_trainable(model: nn.Module) -> None:
         UserError: An adapter of peft acts beside the rounded weight of a layer, or parameters are taken apart outside of
             the forward, as DeepSpeed's ZeRO-3 and FSDP1 do.
     """
-    name = adapter_beside(model)
-    if name:
-        raise UserError(
-            f"Adapters must act before weights are rounded, but that of {name} acts beside the rounded weight, and could "
-            "not be merged: call torchqat.attach_adapters."
-        )
+    check_adapters(model)
     for name, layer in quant_layers(model):
         why = _taken_apart(layer)
         if why:
@@ -29,6 +24,20 @@ def check_trainable(model: nn.Module) -> None:
                 f"The weight of {name} must keep its shape outside of the forward, where its scales are derived, but "
                 f"{why}: use DDP, ZeRO-1 or -2, or FSDP2 (fsdp_version: 2)."
             )
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Whether adapters of peft, where a prepared ``model`` has some, act before its weights are rounded.
+
+    Raises:
+        UserError: One acts beside the rounded weight of its layer.
+    """
+    name = adapter_beside(model)
+    if name:
+        raise UserError(
+            f"Adapters must act before weights are rounded, but that of {name} acts beside the rounded weight, and could "
+            "not be merged: call torchqat.attach_adapters."
+        )
 
 
 def _taken_apart(layer: QuantLayer) -> str:

@@ -46,6 +46,24 @@ int width_in(const std::string& folder) {
   return layer.weight.bits;
 }
 
+TEST_F(CheckpointFilesTest, AModelInFloatingPointIsNotReplaced) {
+  Checkpoint checkpoint;
+  checkpoint.layers.push_back(random_layer("a", QuantSpec{}, 1, 1));
+  const fs::path weights = fs::path(folder_) / "model-00001-of-00002.safetensors";
+  fs::create_directories(folder_);
+  save_safetensors(weights.string(), {{"a.weight", at::ones({1, 1})}});
+  const std::string expected =
+      folder_ +
+      " must not hold a model in floating point, which would be replaced, but holds "
+      "model-00001-of-00002.safetensors.";
+  for (const char* config : {"", "{\"model_type\": \"llama\"}", "no json"}) {
+    if (*config) std::ofstream(fs::path(folder_) / "config.json") << config;
+    EXPECT_EQ(message_of([&] { save_checkpoint(folder_, checkpoint); }), expected) << config;
+    EXPECT_TRUE(fs::exists(weights));
+    EXPECT_EQ(entries(), 1);
+  }
+}
+
 TEST_F(CheckpointFilesTest, AFullDiskLeavesWhatWasThere) {
   // Of many layers of one code: more configuration than tensors.
   const auto checkpoint = [](int code) {
