@@ -29,10 +29,6 @@ Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::T
   return quantizer;
 }
 
-bool is_offset(const OptionalTensor& zero_point) {
-  return zero_point && zero_point->scalar_type() == at::kFloat;
-}
-
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype) {
@@ -80,7 +76,8 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
   const at::Tensor levels =
       dequantize(codes, at::ones_like(scale), is_offset(zero_point) ? std::nullopt : zero_point,
                  block, at::kFloat);
-  const at::Tensor products = at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
+  const at::Tensor products =
+      at::mul(grad.to(at::kFloat), levels).reshape({layout.rows, layout.cols});
   const int64_t rows = layout.grid_rows * layout.block_rows,
                 cols = layout.grid_cols * layout.block_cols;
   return at::constant_pad_nd(products, {0, cols - layout.cols, 0, rows - layout.rows})
