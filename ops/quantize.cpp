@@ -47,6 +47,16 @@ void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
 
 }  // namespace
 
+void check_dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
+                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
+                               at::IntArrayRef block) {
+  check_dequantize(codes, scale, zero_point, block, grad.scalar_type());
+  check_device("dequantize", "grad", grad, codes);
+  TORCH_CHECK_VALUE(grad.sym_sizes() == codes.sym_sizes(),
+                    "[dequantize] grad must have the shape of codes, ", codes.sym_sizes(),
+                    ", but has ", grad.sym_sizes(), ".");
+}
+
 at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
                     const OptionalTensor& zero_point) {
   return call<"qat::quantize", decltype(quantize)>(x, quantizer, scale, zero_point);
@@ -72,6 +82,7 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
                                       const at::Tensor& scale,
                                       const std::optional<at::Tensor>& zero_point,
                                       at::IntArrayRef block) {
+  check_dequantize_backward(grad, codes, scale, zero_point, block);
   const BlockLayout layout = layout_of(codes, block);
   const at::Tensor levels =
       dequantize(codes, at::ones_like(scale), is_offset(zero_point) ? std::nullopt : zero_point,
@@ -85,8 +96,11 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
       .sum({1, 3});
 }
 
-at::Tensor dequantize_backward_meta(const at::Tensor&, const at::Tensor&, const at::Tensor& scale,
-                                    const std::optional<at::Tensor>&, at::IntArrayRef) {
+at::Tensor dequantize_backward_meta(const at::Tensor& grad, const at::Tensor& codes,
+                                    const at::Tensor& scale,
+                                    const std::optional<at::Tensor>& zero_point,
+                                    at::IntArrayRef block) {
+  check_dequantize_backward(grad, codes, scale, zero_point, block);
   return at::empty_like(scale);
 }
 

@@ -39,5 +39,9 @@ QAT_API at::Tensor dequantize_backward(const at::Tensor& grad, const at::Tensor&
                                        const at::Tensor& scale,
                                        const std::optional<at::Tensor>& zero_point,
                                        at::IntArrayRef block);
+// For its kernels. Raises TypeError or ValueError.
+void check_dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
+                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
+                               at::IntArrayRef block);
 
 }  // namespace qat

@@ -99,6 +99,13 @@ def test_the_operator_is_registered_properly(device):
     torch.library.opcheck(torch.ops.qat.dequantize.default, (q, scale, None, [1, 8], torch.float32))
 
 
+@pytest.mark.parametrize("shape", [(4, 8), (2, 16)])
+def test_a_gradient_of_another_shape_is_refused(shape, device):
+    q, scale = torch.zeros(4, 16, dtype=torch.int8, device=device), torch.ones(4, 2, device=device)
+    with pytest.raises(ValueError, match=matches("ops.grad-of-codes", codes="[4, 16]", found=str(list(shape)))):
+        torch.ops.qat._dequantize_backward(torch.ones(shape, device=device), q, scale, None, [1, 8])
+
+
 def _penalised(weights, scale, mixing):
     """Gradients of a loss with the squared gradient of its scales, of which either depends on both."""
     loss = (weights(scale) * mixing).pow(3).sum()
