@@ -3,6 +3,9 @@
 namespace qat {
 namespace {
 
+// Longer than any axis, and short enough to be added to one.
+constexpr int64_t kMostSide = int64_t{1} << 48;
+
 c10::SymInt blocks_along(const c10::SymInt& axis, int64_t block) {
   if (block == -1)
     // A count that is not known yet, such as of routed tokens, is taken for one that is not 0.
@@ -47,8 +50,8 @@ void check_block(const char* op, at::IntArrayRef block) {
   TORCH_CHECK_VALUE(block.size() == 2, "[", op, "] block must have two sides, but has ",
                     block.size(), ".");
   for (const int64_t side : block) {
-    TORCH_CHECK_VALUE(side == -1 || side >= 1, "[", op,
-                      "] block sides must be positive, or -1 for the whole axis, but are ", block,
+    TORCH_CHECK_VALUE(side == -1 || (side >= 1 && side <= kMostSide), "[", op,
+                      "] block sides must be 1 to 2^48, or -1 for the whole axis, but are ", block,
                       ".");
   }
 }

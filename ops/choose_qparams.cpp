@@ -4,12 +4,44 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <array>
+
 #include "qat/ops/arguments.h"
 #include "qat/ops/call.h"
 #include "qat/ops/kernels.h"
 
 namespace qat {
 namespace {
+
+// The outer scales of a grid of blocks, whose sizes may be symbols.
+std::array<c10::SymInt, 2> outer_sizes(const Quantizer& quantizer,
+                                       const std::pair<c10::SymInt, c10::SymInt>& grid) {
+  const auto count = [&](const c10::SymInt& entries, size_t axis) -> c10::SymInt {
+    if (quantizer.outer_block[axis] == -1)
+      return TORCH_GUARD_OR_FALSE(entries.sym_eq(0)) ? c10::SymInt(0) : c10::SymInt(1);
+    const int64_t blocks = quantizer.outer_block[axis] / quantizer.block[axis];
+    return (entries + (blocks - 1)) / blocks;
+  };
+  return {count(grid.first, 0), count(grid.second, 1)};
+}
+
+// What is given beside the grid `scale` or x has: one entry for all, or one per outer block.
+void check_outer(const char* op, const char* name, const OptionalTensor& outer,
+                 const Quantizer& quantizer, const at::Tensor& beside,
+                 const std::pair<c10::SymInt, c10::SymInt>& grid) {
+  if (!outer) return;
+  check_device(op, name, *outer, beside);
+  TORCH_CHECK_VALUE(quantizer.has_outer_scale(), "[", op, "] ", name, " must not be given for ",
+                    quantizer.text(), ".");
+  TORCH_CHECK_TYPE(outer->scalar_type() == at::kFloat, "[", op, "] ", name,
+                   " must be float32, but is ", outer->scalar_type(), ".");
+  const auto [rows, cols] = outer_sizes(quantizer, grid);
+  TORCH_CHECK_VALUE(
+      outer->sym_numel() == 1 ||
+          (outer->dim() == 2 && outer->sym_size(0) == rows && outer->sym_size(1) == cols),
+      "[", op, "] ", name, " must have shape [", rows, ", ", cols,
+      "], one entry per outer block, or one entry for all, but has ", outer->sym_sizes(), ".");
+}
 
 // True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
@@ -19,8 +51,9 @@ bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::
   TORCH_CHECK_VALUE(quantizer.active(), "[choose_qparams] quantizer must not be empty.");
   TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
                     "[choose_qparams] method must be minmax or mse, but is ", method, ".");
-  if (outer_scale) check_device("choose_qparams", "outer_scale", *outer_scale, x);
-  if (outer_offset) check_device("choose_qparams", "outer_offset", *outer_offset, x);
+  const auto grid = grid_sizes(x, quantizer.block);
+  check_outer("choose_qparams", "outer_scale", outer_scale, quantizer, x, grid);
+  check_outer("choose_qparams", "outer_offset", outer_offset, quantizer, x, grid);
   if (!importance) return method == "mse";
   check_device("choose_qparams", "importance", *importance, x);
   TORCH_CHECK_TYPE(importance->scalar_type() == at::kFloat,
@@ -40,7 +73,9 @@ void check_round_qparams(const at::Tensor& scale, const Quantizer& quantizer,
   TORCH_CHECK_VALUE(!quantizer.has_outer_scale() || scale.dim() == 2,
                     "[round_qparams] scale must have one row per row of blocks, but is ",
                     scale.sym_sizes(), ".");
-  if (outer_scale) check_device("round_qparams", "outer_scale", *outer_scale, scale);
+  if (outer_scale)
+    check_outer("round_qparams", "outer_scale", outer_scale, quantizer, scale,
+                {scale.sym_size(0), scale.sym_size(1)});
   if (!zero_point) return;
   check_device("round_qparams", "zero_point", *zero_point, scale);
   TORCH_CHECK_TYPE(zero_point->scalar_type() == at::kFloat,
@@ -92,12 +127,8 @@ void check_has_outer_scale(const char* op, const Quantizer& quantizer) {
 
 // Room for the outer scales of `scale`, whose sizes may be symbols.
 at::Tensor empty_outer_scales(const at::Tensor& scale, const Quantizer& quantizer) {
-  const auto count = [&](size_t axis) -> c10::SymInt {
-    if (quantizer.outer_block[axis] == -1) return 1;
-    const int64_t blocks = quantizer.outer_block[axis] / quantizer.block[axis];
-    return (scale.sym_size(static_cast<int64_t>(axis)) + (blocks - 1)) / blocks;
-  };
-  return at::empty_symint({count(0), count(1)}, scale.options());
+  const auto [rows, cols] = outer_sizes(quantizer, {scale.sym_size(0), scale.sym_size(1)});
+  return at::empty_symint({rows, cols}, scale.options());
 }
 
 at::Tensor outer_scales_kernel(const at::Tensor& scale, std::string_view text) {

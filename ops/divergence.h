@@ -64,7 +64,8 @@ struct DivergenceSums {
   }
   QAT_HOST_DEVICE float divergence() const {
     const DivergenceTotals sum = all();
-    return static_cast<float>(sum.difference / sum.teacher + log(sum.student) - log(sum.teacher));
+    return static_cast<float>(sum.difference / sum.teacher + logarithm(sum.student) -
+                              logarithm(sum.teacher));
   }
   QAT_HOST_DEVICE DivergenceFactors factors(float share) const {
     const DivergenceTotals sum = all();

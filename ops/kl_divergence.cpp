@@ -21,8 +21,7 @@ void check_kl_divergence(const at::Tensor& student, const at::Tensor& teacher, d
                     "[kl_divergence] student and teacher must have one shape [..., choices], but "
                     "have ",
                     student.sym_sizes(), " and ", teacher.sym_sizes(), ".");
-  TORCH_CHECK_VALUE(temperature > 0, "[kl_divergence] temperature must be above 0, but is ",
-                    temperature, ".");
+  check_temperature(temperature);
   const auto beside_student = [&](const char* name, const at::Tensor& tensor) {
     TORCH_CHECK_VALUE(tensor.device() == student.device(), "[kl_divergence] ", name, " must be on ",
                       student.device(), " like student, but is on ", tensor.device(), ".");
@@ -40,6 +39,13 @@ void check_kl_divergence(const at::Tensor& student, const at::Tensor& teacher, d
 }
 
 }  // namespace
+
+void check_temperature(double temperature) {
+  TORCH_CHECK_VALUE(temperature >= 1e-18 && temperature <= 1e18,
+                    "[kl_divergence] temperature must be from 1e-18 to 1e18, so that float32 has "
+                    "its square and its reciprocal, but is ",
+                    temperature, ".");
+}
 
 std::tuple<at::Tensor, at::Tensor> kl_divergence(const at::Tensor& student,
                                                  const at::Tensor& teacher, double temperature,

@@ -13,7 +13,7 @@ namespace qat {
 //
 //   student      float32, float16 or bfloat16 [..., choices]: logits
 //   teacher      of the same shape, any of these dtypes
-//   temperature  divides both logits, above 0
+//   temperature  divides both logits, from 1e-18 to 1e18
 //   counted      bool [...], the tokens that count; none: all
 //   share        float32, one element: what the gradient is multiplied with; none: no gradient
 //
@@ -27,8 +27,11 @@ QAT_API std::tuple<at::Tensor, at::Tensor> kl_divergence(
     const at::Tensor& student, const at::Tensor& teacher, double temperature = 1.0,
     const std::optional<at::Tensor>& counted = {}, const std::optional<at::Tensor>& share = {});
 
+// Raises ValueError.
+void check_temperature(double temperature);
+
 // The mean of that over the tokens that count (0 where there is none) times the squared temperature:
-// one element, float32. Differentiable in `student`, whose gradient is found with the value and takes
+// one element, float32. Differentiable in `student`, once, whose gradient is found with the value and takes
 // as much memory; of float16 logits, whose range losses are scaled for, in the backward.
 QAT_API at::Tensor forward_kl(const at::Tensor& student, const at::Tensor& teacher,
                               double temperature = 1.0,

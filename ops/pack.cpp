@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "qat/ops/call.h"
+#include "qat/ops/checks.h"
 
 namespace qat {
 namespace {
@@ -22,14 +23,10 @@ Run run_of(int64_t bits) {
   return bits == 6 ? Run{16, 3} : Run{32, bits};
 }
 
-void check_pack_bits(const char* op, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= 2 && bits <= 8, "[", op, "] bits must be 2 to 8, but is ", bits, ".");
-}
-
 // Codes are taken one place of all runs after another, so that what is made on the way is no larger
 // than the words.
 at::Tensor pack_kernel(const at::Tensor& codes, int64_t bits) {
-  check_pack_bits("pack", bits);
+  check_bits("pack", bits);
   TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "[pack] codes must be int8, but is ",
                    codes.scalar_type(), ".");
   TORCH_CHECK_VALUE(codes.dim() >= 1, "[pack] codes must have a last dimension, but is a scalar.");
@@ -54,7 +51,7 @@ at::Tensor pack_kernel(const at::Tensor& codes, int64_t bits) {
 }
 
 at::Tensor unpack_kernel(const at::Tensor& packed, int64_t bits, int64_t cols) {
-  check_pack_bits("unpack", bits);
+  check_bits("unpack", bits);
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kInt, "[unpack] packed must be int32, but is ",
                    packed.scalar_type(), ".");
   TORCH_CHECK_VALUE(packed.dim() >= 1,

@@ -81,6 +81,10 @@ at::Tensor pack_panel_values_kernel(const at::Tensor& values) {
 }
 
 at::Tensor unpack_panel_values_kernel(const at::Tensor& packed, int64_t rows) {
+  TORCH_CHECK_VALUE(packed.dim() == 3 && packed.size(2) == PanelLayout::kRows && rows >= 0 &&
+                        rows <= packed.size(0) * PanelLayout::kRows,
+                    "[unpack_panel_values] packed must be [panels, groups, ", PanelLayout::kRows,
+                    "] with panels for all of ", rows, " rows, but is ", packed.sizes(), ".");
   return packed.transpose(1, 2).flatten(0, 1).slice(0, 0, rows).contiguous();
 }
 

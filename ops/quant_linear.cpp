@@ -39,9 +39,11 @@ Quantizer::Result rounded_weight(const Quantizer& quantizer, const at::Tensor& w
                     "[quant_linear] kept must be empty, a rounded weight, or one or its codes with "
                     "scale and zero point, but are ",
                     kept.size(), " tensors.");
-  TORCH_CHECK_VALUE(encoded || kept[0].sym_sizes() == weight.sym_sizes(),
+  TORCH_CHECK_VALUE(encoded ? kept[0].dim() == 2 && kept[0].sym_size(0) == weight.sym_size(0)
+                            : kept[0].sym_sizes() == weight.sym_sizes(),
                     "[quant_linear] the weight that is kept must have the shape of weight, ",
-                    weight.sym_sizes(), ", but has ", kept[0].sym_sizes(), ".");
+                    weight.sym_sizes(), ", or its codes the rows, but it has ", kept[0].sym_sizes(),
+                    ".");
   Quantizer::Result result;
   if (kept.size() == 3) result.scale = kept[1], result.zero_point = kept[2];
   result.values = encoded ? quantizer.decoded(kept, weight.sym_size(1), dtype) : kept[0].to(dtype);

@@ -29,10 +29,6 @@ Quantizer check_quantize(const at::Tensor& x, std::string_view text, const at::T
   return quantizer;
 }
 
-bool is_offset(const OptionalTensor& zero_point) {
-  return zero_point && zero_point->scalar_type() == at::kFloat;
-}
-
 void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
                       const std::optional<at::Tensor>& zero_point, at::IntArrayRef block,
                       at::ScalarType dtype) {
@@ -50,6 +46,16 @@ void check_dequantize(const at::Tensor& codes, const at::Tensor& scale,
 }
 
 }  // namespace
+
+void check_dequantize_backward(const at::Tensor& grad, const at::Tensor& codes,
+                               const at::Tensor& scale, const std::optional<at::Tensor>& zero_point,
+                               at::IntArrayRef block) {
+  check_dequantize(codes, scale, zero_point, block, grad.scalar_type());
+  check_device("dequantize", "grad", grad, codes);
+  TORCH_CHECK_VALUE(grad.sym_sizes() == codes.sym_sizes(),
+                    "[dequantize] grad must have the shape of codes, ", codes.sym_sizes(),
+                    ", but has ", grad.sym_sizes(), ".");
+}
 
 at::Tensor quantize(const at::Tensor& x, std::string_view quantizer, const at::Tensor& scale,
                     const OptionalTensor& zero_point) {
@@ -76,11 +82,13 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
                                       const at::Tensor& scale,
                                       const std::optional<at::Tensor>& zero_point,
                                       at::IntArrayRef block) {
+  check_dequantize_backward(grad, codes, scale, zero_point, block);
   const BlockLayout layout = layout_of(codes, block);
   const at::Tensor levels =
       dequantize(codes, at::ones_like(scale), is_offset(zero_point) ? std::nullopt : zero_point,
                  block, at::kFloat);
-  const at::Tensor products = at::mul(grad.to(at::kFloat), levels).view({layout.rows, layout.cols});
+  const at::Tensor products =
+      at::mul(grad.to(at::kFloat), levels).reshape({layout.rows, layout.cols});
   const int64_t rows = layout.grid_rows * layout.block_rows,
                 cols = layout.grid_cols * layout.block_cols;
   return at::constant_pad_nd(products, {0, cols - layout.cols, 0, rows - layout.rows})
@@ -88,8 +96,11 @@ at::Tensor dequantize_backward_kernel(const at::Tensor& grad, const at::Tensor& 
       .sum({1, 3});
 }
 
-at::Tensor dequantize_backward_meta(const at::Tensor&, const at::Tensor&, const at::Tensor& scale,
-                                    const std::optional<at::Tensor>&, at::IntArrayRef) {
+at::Tensor dequantize_backward_meta(const at::Tensor& grad, const at::Tensor& codes,
+                                    const at::Tensor& scale,
+                                    const std::optional<at::Tensor>& zero_point,
+                                    at::IntArrayRef block) {
+  check_dequantize_backward(grad, codes, scale, zero_point, block);
   return at::empty_like(scale);
 }
 

@@ -9,8 +9,8 @@ All of it is static, an estimate and no measurement:
 
 - A loop is what lies between a label and a branch back to it. The main loop of a kernel is, of the innermost loops that
   store to global memory, the one with the widest stores and of these the one with the most; of a kernel that only reads, it
-  is the same of loads. A kernel of two passes has one of each. Where a thread takes one vector of a group, the loop around
-  it counts.
+  is the same of loads. A kernel of several passes has one of each. Where a thread takes one vector of a group, the loop
+  around it counts.
 - Of a loop counts the shortest way round that passes its widest loads and stores and its inner loops of shuffles, these as
   often as a group of 128 needs. So what is skipped by a branch, such as a second look at what is not finite, does not count,
   nor what is called, such as the slow way of a division; an instruction whose predicate is false does.
@@ -69,19 +69,36 @@ def moved_by(loop: list[Instruction], access: str) -> tuple[int, int]:
     return (max(widths), max(widths) * widths[max(widths)]) if widths else (0, 0)
 
 
-def main_loop(code: list[Instruction], access: str) -> list[Instruction]:
-    there = [loop for loop in loops(code) if moved_by(loop, access) != (0, 0)]
-    if access == "load":  # the pass that only reads, where there is another
-        there = [loop for loop in there if moved_by(loop, "store") == (0, 0)]
+# What the passes of hot_kernels.py load and store; None: whether or not.
+PASSES = {"load": (True, False), "store": (None, True), "copy": (True, True)}
+
+
+def main_loops(code: list[Instruction], kind: str) -> list[list[Instruction]]:
+    """The loops of a pass of this kind, the one that moves most first."""
+
+    def fits(loop: list[Instruction]) -> bool:
+        moves = (moved_by(loop, access) != (0, 0) for access in ("load", "store"))
+        return all(wanted in (None, does) for wanted, does in zip(PASSES[kind], moves, strict=True))
+
+    there = [loop for loop in loops(code) if fits(loop)]
     innermost = [loop for loop in there if not any(lies_in(other, loop) for other in there)]
-    return max(innermost, key=lambda loop: (moved_by(loop, access), -len(loop)), default=[])
+    return sorted(innermost, key=lambda loop: (moved_by(loop, access_of(kind)), -len(loop)), reverse=True)
 
 
-def round_of(code: list[Instruction], access: str, kernel: Kernel, turns: int) -> tuple[Counter, int]:
-    """How often each kind of instruction is met in a round, and how many bytes the round moves."""
-    main = loop = main_loop(code, access)
-    if not main:
+def access_of(kind: str) -> str:
+    """What a pass is measured by."""
+    return "load" if kind == "load" else "store"
+
+
+def round_of(code: list[Instruction], kind: str, kernel: Kernel, turns: int, place: int = 0) -> tuple[Counter, int]:
+    """How often each kind of instruction is met in a round, and how many bytes the round moves.
+
+    ``place``: of the pass among those of its kind.
+    """
+    found = main_loops(code, kind)
+    if place >= len(found):
         return Counter(), 0
+    main = loop = found[place]
     everywhere = loops(code)
     if kernel.around:
         loop = min((each for each in everywhere if lies_in(main, each)), key=len, default=main)
@@ -97,7 +114,7 @@ def round_of(code: list[Instruction], access: str, kernel: Kernel, turns: int) -
     counts: Counter = Counter()
     for each in way_round(loop, passed, kernel.around):
         counts[each.kind] += turns if each.address in inner else 1
-    return counts, moved_by(main, access)[1]
+    return counts, moved_by(main, access_of(kind))[1]
 
 
 @dataclass(frozen=True)
@@ -120,11 +137,11 @@ def row_of(kernel: Kernel, found: re.Match, code: list[Instruction], registers: 
 
     counts: Counter = Counter()
     turns = kernel.turns[found["size"]] if kernel.turns else 1
-    for access in kernel.passes:
-        met, moved = round_of(code, access, kernel, turns)
+    for index, kind in enumerate(kernel.passes):
+        met, moved = round_of(code, kind, kernel, turns, kernel.passes[:index].count(kind))
         if not moved:
             return None
-        elements = moved / size(kernel.writes[0] if access == "store" else kernel.reads[0])
+        elements = moved / (size(kernel.reads[0]) * kernel.beside if kind == "load" else size(kernel.writes[0]))
         for kind, count in met.items():
             counts[kind] += count / elements
     spills = sum(each.opcode.partition(".")[0] in ("LDL", "STL") for each in code)

@@ -16,7 +16,8 @@ class Kernel:
     pattern: str
     reads: tuple[str | float, ...]
     writes: tuple[str | float, ...] = ()
-    passes: tuple[str, ...] = ("store",)
+    passes: tuple[str, ...] = ("store",)  # or "load", of a loop that only reads, or "copy", that does both
+    beside: int = 1  # tensors that a pass which only reads has side by side
     around: bool = False  # the loop around the main loop counts: a thread has one vector of a group
     turns: dict[str, int] = field(default_factory=dict)  # of inner loops, by the elements to a vector
 
@@ -85,4 +86,13 @@ KERNELS = [
         around=True,
     ),
     Kernel("decode, groups, int4", rf"walk_kernel<{OURS}Decode<8, true, {OUTPUT}>", (0.5,), ("output",), around=True),
+    # Each pass reads the logits of a token again, which of a large vocabulary no cache holds.
+    Kernel(
+        "kl_divergence with its gradient",
+        rf"kl_divergence_kernel<(?P<input>float|{HALF}), (?P=input)>",
+        ("input",) * 6,
+        ("input",),
+        ("load", "load", "copy"),
+        beside=2,
+    ),
 ]

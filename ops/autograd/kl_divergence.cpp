@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "qat/ops/autograd/no_double_backward.h"
 #include "qat/ops/checks.h"
 
 namespace qat {
@@ -29,12 +28,29 @@ at::Tensor count_of(const at::Tensor& student, const OptionalTensor& counted) {
 std::pair<at::Tensor, at::Tensor> mean_kl(const at::Tensor& student, const at::Tensor& teacher,
                                           double temperature, const OptionalTensor& counted,
                                           const OptionalTensor& factor) {
+  check_temperature(temperature);  // before its square is a float32
   const at::Tensor share = temperature * temperature / count_of(student, counted);
   const auto [kl, gradient] =
       kl_divergence(student, teacher, temperature, counted,
                     factor ? OptionalTensor(share * *factor) : std::nullopt);
   return {kl.sum(at::kDouble).to(at::kFloat) * share, gradient};
 }
+
+// The gradient as it was found, as a constant: whoever differentiates it is told that it is none.
+class GradientOfKl : public torch::autograd::Function<GradientOfKl> {
+ public:
+  static at::Tensor forward(AutogradContext*, const at::Tensor& gradient,
+                            const at::Tensor& /*student*/, const at::Tensor& /*upstream*/) {
+    return gradient;
+  }
+
+  static variable_list backward(AutogradContext*, variable_list) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false,
+        "[forward_kl] double backward is not defined, since the gradient is found with the value; "
+        "write the divergence with torch.log_softmax where its second derivative is needed.");
+  }
+};
 
 class ForwardKl : public torch::autograd::Function<ForwardKl> {
  public:
@@ -53,19 +69,25 @@ class ForwardKl : public torch::autograd::Function<ForwardKl> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    refuse_double_backward("forward_kl", grads[0]);
     variable_list result(5);
+    result[0] = gradient_of(ctx, grads[0]);
+    if (at::GradMode::is_enabled())
+      result[0] = GradientOfKl::apply(result[0], ctx->get_saved_variables()[0], grads[0]);
+    return result;
+  }
+
+ private:
+  static at::Tensor gradient_of(AutogradContext* ctx, const at::Tensor& upstream) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     if (const auto kept = ctx->saved_data.find("gradient"); kept != ctx->saved_data.end()) {
       const at::Tensor gradient = kept->second.toTensor();
       ctx->saved_data.erase(kept);
-      result[0] = gradient.mul_(grads[0]);
-      return result;
+      return gradient.mul_(upstream);
     }
     const auto saved = ctx->get_saved_variables();
     const double temperature = ctx->saved_data["temperature"].toDouble();
     const OptionalTensor counted = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-    result[0] = mean_kl(saved[0], saved[1], temperature, counted, grads[0]).second;
-    return result;
+    return mean_kl(saved[0], saved[1], temperature, counted, upstream).second;
   }
 };
 

@@ -1,3 +1,5 @@
+#include "qat/ops/quantize.h"
+
 #include <ATen/ops/empty_like.h>
 
 #include "qat/ops/cpu/sum_rows.h"
@@ -48,7 +50,7 @@ struct Shifts {
   explicit Shifts(const OptionalTensor& zero_point) {
     if (!zero_point) return;
     values = zero_point->to(at::kFloat).contiguous();
-    (zero_point->scalar_type() == at::kFloat ? offsets : zeros) = values.const_data_ptr<float>();
+    (is_offset(zero_point) ? offsets : zeros) = values.const_data_ptr<float>();
   }
 };
 
@@ -90,6 +92,7 @@ void dequantize_blocks(const at::Tensor& codes, const BlockLayout& layout, const
 at::Tensor dequantize_backward_cpu(const at::Tensor& grad, const at::Tensor& codes,
                                    const at::Tensor& scale, const OptionalTensor& zero_point,
                                    at::IntArrayRef block) {
+  check_dequantize_backward(grad, codes, scale, zero_point, block);
   const BlockLayout layout = layout_of(codes, block);
   const at::Tensor upstream = grad.to(at::kFloat).contiguous();
   const at::Tensor levels = codes.to(at::kFloat).contiguous();

@@ -1,4 +1,5 @@
 #include "qat/ops/cuda/rounding.cuh"
+#include "qat/ops/quantize.h"
 
 namespace qat {
 namespace {
@@ -54,7 +55,7 @@ void dispatch_codes(at::ScalarType type, const Body& body) {
 
 void dequantize_blocks(const at::Tensor& codes, const BlockLayout& layout, const at::Tensor& scale,
                        const OptionalTensor& zero_point, const at::Tensor& y) {
-  const bool offset = zero_point && zero_point->scalar_type() == at::kFloat;
+  const bool offset = is_offset(zero_point);
   const Dequantized params{scale.const_data_ptr<float>(),
                            zero_point && !offset ? zero_point->const_data_ptr<int8_t>() : nullptr,
                            offset ? zero_point->const_data_ptr<float>() : nullptr};

@@ -5,6 +5,7 @@
 #include "qat/error.h"
 #include "qat/recipe/coverage.h"
 #include "qat/recipe/fused_layers.h"
+#include "qat/recipe/layer_problems.h"
 #include "qat/recipe/matcher.h"
 #include "qat/recipe/mixes.h"
 #include "qat/recipe/weight_types.h"
@@ -12,25 +13,6 @@
 
 namespace qat {
 namespace {
-
-void check_divisible(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
-                     std::vector<Problem>* problems) {
-  const auto report = [&](const std::string& side, int64_t block, int64_t size) {
-    if (block <= 0 || size % block == 0) return;
-    problems->push_back({rule.place, side + " must divide the layer, but " + layer.name + " has " +
-                                         (side == "block rows" ? "out_features " : "in_features ") +
-                                         std::to_string(size) + ", which " + std::to_string(block) +
-                                         " does not divide"});
-  };
-  if (spec.granularity == Granularity::group)
-    report("group_size", spec.group_size, layer.in_features);
-  if (spec.granularity == Granularity::block) {
-    report("block rows", spec.block[0], layer.out_features);
-    report("block columns", spec.block[1], layer.in_features);
-  }
-  if (spec.scale.has_outer())
-    report("the columns of an outer scale", spec.scale.outer_block[1], layer.in_features);
-}
 
 bool is_convolution(const std::string& type) {
   return type == "Conv1d" || type == "Conv2d" || type == "ConvTranspose1d" ||
@@ -40,35 +22,35 @@ bool is_convolution(const std::string& type) {
 // Patches of a convolution overlap, so that a pixel is in several rows of its input matrix and only
 // a scale per tensor fits; the input of an embedding is indices.
 void check_input(const Rule& rule, const QuantSpec& spec, const LayerInfo& layer,
-                 std::vector<Problem>* problems) {
+                 LayerProblems& problems) {
   if (layer.type == "Embedding")
-    problems->push_back({rule.place, "input must not be given for an Embedding, but " + rule.match +
-                                         " matches " + layer.name});
+    problems.add(rule.place,
+                 "input must not be given for an Embedding, but " + rule.match + " matches ", layer,
+                 "");
   if (is_convolution(layer.type) && spec.granularity != Granularity::tensor)
-    problems->push_back({rule.place, "input of a " + layer.type +
-                                         " must have granularity tensor, but that of " +
-                                         layer.name + " has " + name_of(spec.granularity)});
+    problems.add(rule.place,
+                 "input of a " + layer.type + " must have granularity tensor, but that of ", layer,
+                 std::string(" has ") + name_of(spec.granularity));
 }
 
 // What is multiplied with an expert's matrix is in no module's hands; its scales must be its own.
 void check_experts(const Chosen& weight, const Chosen& input, const LayerInfo& layer,
-                   std::vector<Problem>* problems) {
+                   LayerProblems& problems) {
   if (layer.type != "Experts") return;
   if (input.spec)
-    problems->push_back({input.rule->place, "input must not be given for Experts, but " +
-                                                input.rule->match + " matches " + layer.name +
-                                                "; leave them by a rule with input: float"});
+    problems.add(input.rule->place,
+                 "input must not be given for Experts, but " + input.rule->match + " matches ",
+                 layer, "; leave them by a rule with input: float");
   if (weight.spec && weight.spec->granularity == Granularity::tensor)
-    problems->push_back({weight.rule->place,
-                         "weight of Experts must have granularity channel, group or block, but "
-                         "that of " +
-                             layer.name + " has tensor"});
+    problems.add(weight.rule->place,
+                 "weight of Experts must have granularity channel, group or block, but that of ",
+                 layer, " has tensor");
 }
 
 // What a rule says of the weights of the layers that it matches: one spec for all, or a mix of types.
 void choose_weights(const Rule& rule, const std::vector<size_t>& matched,
                     const std::vector<LayerInfo>& layers, std::vector<Chosen>& weights,
-                    std::vector<Problem>* problems) {
+                    LayerProblems& problems) {
   const std::string& mix = rule.weight.mix;
   const std::vector<MixedType> types =
       mix.empty() ? std::vector<MixedType>{} : mix_types(mix, layers);
@@ -77,10 +59,11 @@ void choose_weights(const Rule& rule, const std::vector<size_t>& matched,
     if (mix.empty()) continue;
     const auto& [type, note] = types[i];
     if (!type) {
-      problems->push_back({rule.place, "the types of " + mix + " have blocks of 32 columns, but " +
-                                           layers[i].name + " has in_features " +
-                                           std::to_string(layers[i].in_features) +
-                                           "; leave it by a rule with weight: float"});
+      problems.add(rule.place,
+                   "the types of " + mix +
+                       " have blocks of 32 columns, which do not divide in_features " +
+                       std::to_string(layers[i].in_features) + " of ",
+                   layers[i], "; leave them by a rule with weight: float");
       weights[i].spec.reset();  // nothing else is to be said of it
       continue;
     }
@@ -195,13 +178,14 @@ void share_outer_scales(Plan& plan) {
 
 Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64_t parameters) {
   std::vector<Problem> problems;
+  LayerProblems of_layers;
   std::vector<Chosen> weights(layers.size()), inputs(layers.size());
   std::vector<std::pair<const Rule*, std::vector<size_t>>> reached;
   for (const Rule& rule : recipe.layers) {
     const auto matched = matched_by(rule, layers, &problems);
     if (!matched) continue;
     reached.emplace_back(&rule, *matched);
-    if (rule.weight.given) choose_weights(rule, *matched, layers, weights, &problems);
+    if (rule.weight.given) choose_weights(rule, *matched, layers, weights, of_layers);
     for (const size_t i : *matched)
       if (rule.input.given && layers[i].plannable) inputs[i] = {&rule, rule.input.spec};
     if (!reaches_layers(rule, *matched, layers))
@@ -213,10 +197,11 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
   Plan plan;
   for (size_t i = 0; i < layers.size(); ++i) {
     if (!layers[i].plannable) continue;
-    if (inputs[i].spec) check_input(*inputs[i].rule, *inputs[i].spec, layers[i], &problems);
-    check_experts(weights[i], inputs[i], layers[i], &problems);
-    for (const Chosen& chosen : {weights[i], inputs[i]})
-      if (chosen.spec) check_divisible(*chosen.rule, *chosen.spec, layers[i], &problems);
+    const auto &weight = weights[i], &input = inputs[i];
+    if (input.spec) check_input(*input.rule, *input.spec, layers[i], of_layers);
+    check_experts(weight, input, layers[i], of_layers);
+    if (weight.spec) of_layers.check_divisible(weight, weight.rule->weight, layers[i]);
+    if (input.spec) of_layers.check_divisible(input, input.rule->input, layers[i]);
     ++plan.untouched;
     if (!weights[i].spec && !inputs[i].spec) continue;
     --plan.untouched;
@@ -232,6 +217,7 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
                            layers[i].counted,
                            weights[i].note});
   }
+  of_layers.append_to(&problems);
   plan.left = left_alone(layers, weights);
   plan.parameters = parameters;
   if (parameters == 0)

@@ -241,7 +241,7 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   const YAML::Node dtype = section.child("dtype");
   const Preset* preset = dtype.IsDefined() ? find_preset(text_of(dtype)) : nullptr;
   QuantSpec spec;
-  std::string mix;
+  std::string mix, block_key;
   if (is_weight && section.has("mix")) {
     mix = read_mix(section, spec);
     read_range(section, keeps_scales, spec);
@@ -260,10 +260,12 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
       read_weight_granularity(section, spec);
     else
       read_input_granularity(section, spec);
+    if (spec.granularity == Granularity::group) block_key = section.path_of("group_size");
+    if (spec.granularity == Granularity::block) block_key = section.path_of("block");
   }
   check_outer_scale(section, is_weight, spec);
   section.finish();
-  return {true, spec, mix};
+  return {true, spec, mix, block_key};
 }
 
 std::optional<int> read_stage_bits(YamlSection& stage, const std::string& key) {

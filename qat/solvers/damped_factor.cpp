@@ -28,10 +28,10 @@ bool all_finite(const at::Tensor& x) {
   return std::isfinite(x.sum().item<double>()) || at::isfinite(x).all().item<bool>();
 }
 
-Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping) {
+Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double damping,
+                     const std::string& named, const std::string& otherwise) {
   if (!all_finite(hessian))
-    return {at::eye(hessian.size(0), hessian.options()),
-            "its Hessian is not finite, so it was rounded to nearest"};
+    return {at::eye(hessian.size(0), hessian.options()), named + " is not finite, so " + otherwise};
   const at::Tensor reversed = square_in_order(hessian, at::flip(order, {0}));
   const at::Tensor undamped = reversed.diagonal().clone(), dead = undamped <= 0;
   const double mean = undamped.mean().item<double>();
@@ -39,14 +39,13 @@ Factor damped_factor(const at::Tensor& hessian, const at::Tensor& order, double 
     reversed.diagonal().copy_((undamped + damping * mean).masked_fill_(dead, 1.0));
     const at::Tensor upper = factor_of(reversed);
     if (upper.defined())
-      return {upper, attempt == 0
-                         ? ""
-                         : "its Hessian is not positive definite, so damping was raised to " +
-                               std::to_string(damping)};
+      return {upper, attempt == 0 ? ""
+                                  : named + " is not positive definite, so damping was raised to " +
+                                        std::to_string(damping)};
     damping = std::max(damping, 1e-3) * 10.0;
   }
   return {at::flip(undamped, {0}).clamp_min(1e-12).sqrt().diag(),
-          "its Hessian is not positive definite, so it was rounded to nearest"};
+          named + " is not positive definite, so " + otherwise};
 }
 
 }  // namespace qat::solvers

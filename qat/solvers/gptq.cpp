@@ -123,6 +123,8 @@ RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
       *part = solvers::rows_in_order(*part, back);
   }
   result.warning = factor.warning;
+  if (between_rows && !between_rows->warning().empty())
+    result.warning += (result.warning.empty() ? "" : ", and ") + between_rows->warning();
   return result;
 }
 

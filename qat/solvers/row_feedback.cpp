@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "qat/solvers/damped_factor.h"
-
 namespace qat::solvers {
 namespace {
 
@@ -16,11 +14,12 @@ RowFeedback::RowFeedback(const at::Tensor& hessian, double damping, int64_t toge
     : order_(together == 1 ? at::argsort(hessian.diagonal(), /*stable=*/true, 0, true)
                            : at::arange(hessian.size(0), hessian.options().dtype(at::kLong))),
       step_((kRowsTogether + together - 1) / together * together),
-      upper_(damped_factor(hessian, order_, damping).upper) {}
+      factor_(damped_factor(hessian, order_, damping, "its output's Hessian",
+                            "its rows do not answer for each other")) {}
 
 at::Tensor RowFeedback::asked(const at::Tensor& missed, int64_t from, int64_t to) const {
-  const at::Tensor before = upper_.slice(0, 0, from).slice(1, from, to);
-  const at::Tensor own = upper_.slice(0, from, to).slice(1, from, to);
+  const at::Tensor before = factor_.upper.slice(0, 0, from).slice(1, from, to);
+  const at::Tensor own = factor_.upper.slice(0, from, to).slice(1, from, to);
   return at::linalg_solve_triangular(own.t(), at::mm(before.t(), missed.slice(0, 0, from)),
                                      /*upper=*/false);
 }

@@ -3,6 +3,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
+
+#include "qat/solvers/damped_factor.h"
 
 namespace qat::solvers {
 
@@ -21,6 +24,9 @@ class RowFeedback {
   // Rows in a block.
   int64_t step() const { return step_; }
 
+  // What had to be done differently, a sentence's end; empty as a rule.
+  const std::string& warning() const { return factor_.warning; }
+
   // By how much rows [from, to) are moved, float32 [to - from, cols]. `missed`: float32 [rows, cols],
   // the weight less what it was rounded to, of which the rows before `from` are read.
   at::Tensor asked(const at::Tensor& missed, int64_t from, int64_t to) const;
@@ -28,7 +34,7 @@ class RowFeedback {
  private:
   at::Tensor order_;
   int64_t step_;
-  at::Tensor upper_;
+  Factor factor_;
 };
 
 }  // namespace qat::solvers

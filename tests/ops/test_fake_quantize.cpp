@@ -126,8 +126,9 @@ TEST(FakeQuantize, RefusesBadArgumentsWithASentence) {
   EXPECT_EQ(
       message([&] { fake_quantize(x, fixed, at::ones({1, 1})); }),
       "[fake_quantize] scale must have shape [2, 1], one entry per block of x, but has [1, 1].");
-  EXPECT_EQ(message([&] { fake_quantize(x, "fixed int4 full 0x-1 float32", s); }),
-            "[quantizer] block sides must be positive, or -1 for the whole axis, but are [0, -1].");
+  EXPECT_EQ(
+      message([&] { fake_quantize(x, "fixed int4 full 0x-1 float32", s); }),
+      "[quantizer] block sides must be 1 to 2^48, or -1 for the whole axis, but are [0, -1].");
   EXPECT_EQ(message([&] { fake_quantize(x, fixed, s, at::zeros({2, 1})); }),
             "[fake_quantize] zero_point must be Char, but is Float.");
   EXPECT_EQ(message([&] { fake_quantize(x, fixed, s, std::nullopt, at::ones({1, 1})); }),

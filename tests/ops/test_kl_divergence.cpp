@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 #include <random>
@@ -30,6 +31,20 @@ TEST(Exponential, AtItsEnds) {
   EXPECT_EQ(exponential(-88.0f), 0.0f);
   EXPECT_EQ(exponential(-INFINITY), 0.0f);
   EXPECT_TRUE(std::isnan(exponential(NAN)));
+}
+
+// Of sums of exponentials: from 1, the largest, to as many as there are choices.
+TEST(Logarithm, IsWithinThreeStepsOfItself) {
+  std::mt19937_64 random(0);
+  std::uniform_real_distribution<double> draw(0.0, 1.0);
+  for (int i = 0; i < 1000000; ++i) {
+    const double x = i % 2 ? 1.0 + draw(random) : std::exp2(200.0 * draw(random) - 100.0);
+    const long double exact = std::log(static_cast<long double>(x));
+    const double step = std::ldexp(1.0, std::ilogb(static_cast<double>(exact)) - 52);
+    ASSERT_LE(std::fabs(static_cast<double>(logarithm(x) - exact)), 3 * step) << x;
+  }
+  EXPECT_EQ(logarithm(1.0), 0.0);
+  EXPECT_TRUE(std::isnan(logarithm(NAN)));
 }
 
 // The formula in float64.
@@ -141,11 +156,30 @@ TEST(ForwardKl, IsDifferentiableAsOftenAsItsGraphIsKept) {
   }
 }
 
+TEST(ForwardKl, ASecondDerivativeIsRefusedWhereItIsAskedFor) {
+  at::manual_seed(0);
+  for (const auto dtype : {at::kFloat, at::kHalf}) {
+    const at::Tensor student = at::randn({2, 7}).to(dtype).requires_grad_(),
+                     other = at::randn({7}).requires_grad_();
+    const at::Tensor loss = forward_kl(student, at::randn({2, 7})) + other.pow(3).sum();
+    const auto slopes = torch::autograd::grad({loss}, {student, other}, {}, true, true);
+    EXPECT_TRUE(at::equal(slopes[0], torch::autograd::grad({loss}, {student}, {}, true)[0]));
+    const at::Tensor second = torch::autograd::grad({slopes[1].sum()}, {other}, {}, true)[0];
+    EXPECT_TRUE(at::allclose(second, 6 * other));
+    EXPECT_THROW(torch::autograd::grad({slopes[0].sum()}, {student}), c10::NotImplementedError);
+    const auto slope = torch::autograd::grad({loss.square()}, {student}, {}, {}, true)[0];
+    EXPECT_THROW(torch::autograd::grad({slope.sum()}, {student}), c10::NotImplementedError);
+  }
+}
+
 TEST(KlDivergence, WhatItCannotTakeIsRefused) {
   const at::Tensor x = at::zeros({2, 4});
   EXPECT_THROW(kl_divergence(x.to(at::kDouble), x), c10::TypeError);
   EXPECT_THROW(kl_divergence(x, at::zeros({2, 3})), c10::ValueError);
-  EXPECT_THROW(kl_divergence(x, x, 0.0), c10::ValueError);
+  for (const double temperature : {0.0, -1.0, 1e-40, 1e40, static_cast<double>(NAN)}) {
+    EXPECT_THROW(kl_divergence(x, x, temperature), c10::ValueError) << temperature;
+    EXPECT_THROW(forward_kl(x, x, temperature), c10::ValueError) << temperature;
+  }
   EXPECT_THROW(kl_divergence(x, x, 1.0, at::zeros({2})), c10::ValueError);
   EXPECT_THROW(kl_divergence(x, x, 1.0, at::ones({3}, at::kBool)), c10::ValueError);
   EXPECT_THROW(kl_divergence(x, x, 1.0, {}, at::ones({1})), c10::ValueError);

@@ -204,7 +204,8 @@ def test_unknown_layers_and_bad_groups_are_one_sentence(tmp_path, model_folder, 
     _sentence(call(capsys, "check", recipe, "--model", model_folder), 2, overruled)
     recipe.write_text('version: 1\nlayers:\n  - match: "*"\n    weight: {dtype: int4, group_size: 64}\n')
     result = call(capsys, "check", recipe, "--model", model_folder)
-    values = {"layer": "model.layers.0.mlp.down_proj", "features": "in_features", "size": 96, "block": 64}
+    layers = " and ".join(f"model.layers.{i}.mlp.down_proj" for i in range(2))
+    values = {"layers": layers, "features": "in_features", "size": 96, "block": 64, "power": 32}
     assert result[0] == 2 and said(result[2], "recipe.group-does-not-divide", **values)
 
 

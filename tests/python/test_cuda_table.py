@@ -132,6 +132,28 @@ def test_two_passes_each_the_one_in_vectors(rows):
     assert row.bytes == 2 + 2
 
 
+def test_passes_that_only_read_are_told_from_the_one_that_writes(tool):
+    """As kl_divergence: zeros for tokens that do not count, the largest, the sums, the gradient."""
+    load, store = "R8, desc[UR4][R2.64]", "desc[UR4][R2.64], R8"
+    parts = [
+        [("STG.E.U16", store)] * 4 + [("BRA", "0x0")],
+        [("LDG.E.U16", load)] * 4 + [("FMNMX", "R0, R0, R8, !PT")] * 3 + [("BRA", "0x50")],
+        [("LDG.E.U16", load)] * 4 + [("FADD", "R0, R0, R8")] * 9 + [("BRA", "0xd0")],
+        [("LDG.E.U16", load)] * 4 + [("FMUL", "R0, R0, R8")] * 6 + [("STG.E.U16", store)] * 2 + [("BRA", "0x1b0")],
+    ]
+    code = []
+    for opcode, operands in (each for part in parts for each in part):
+        predicate = "@P0" if opcode == "BRA" else ""
+        code.append(tool.Instruction(16 * len(code), predicate, opcode, operands))
+    kernel = next(each for each in tool.KERNELS if each.label.startswith("kl_divergence"))
+    name = "kl_divergence_kernel<c10::BFloat16, c10::BFloat16>"
+    row = tool.row_of(kernel, tool.re.search(kernel.pattern, name), code, 40)
+    assert (row.types, row.bytes) == ("bfloat16", 14)
+    # Two elements a round: of two tensors each pass reads four, and the last writes two.
+    assert row.counts == {"memory": (4 + 4 + 6) / 2, "float": (3 + 9 + 6) / 2, "control": 3 / 2}
+    assert tool.re.search(kernel.pattern, "kl_divergence_kernel<float, c10::BFloat16>") is None
+
+
 def test_what_binds(tool, rows):
     slow, fast = (tool.Gpu(name, 10, 1.0, bandwidth) for name, bandwidth in (("slow", 100.0), ("fast", 4800.0)))
     issue, memory = tool.picoseconds(rows[1][1], fast)  # 1280 instructions of threads a nanosecond

@@ -97,9 +97,42 @@ def test_the_operator_is_registered_properly(device):
     q = torch.randint(-8, 8, (4, 16), dtype=torch.int8, device=device)
     scale = torch.rand(4, 2, device=device, requires_grad=True)
     torch.library.opcheck(torch.ops.qat.dequantize.default, (q, scale, None, [1, 8], torch.float32))
-    with pytest.raises(NotImplementedError, match=matches("ops.double-backward")):
-        (grad,) = torch.autograd.grad(ops.dequantize(q, scale, None, (1, 8)).square().sum(), scale, create_graph=True)
-        grad.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (2, 16)])
+def test_a_gradient_of_another_shape_is_refused(shape, device):
+    q, scale = torch.zeros(4, 16, dtype=torch.int8, device=device), torch.ones(4, 2, device=device)
+    with pytest.raises(ValueError, match=matches("ops.grad-of-codes", codes="[4, 16]", found=str(list(shape)))):
+        torch.ops.qat._dequantize_backward(torch.ones(shape, device=device), q, scale, None, [1, 8])
+
+
+def _penalised(weights, scale, mixing):
+    """Gradients of a loss with the squared gradient of its scales, of which either depends on both."""
+    loss = (weights(scale) * mixing).pow(3).sum()
+    (slope,) = torch.autograd.grad(loss, scale, create_graph=True)
+    return torch.autograd.grad(loss + 1e-3 * slope.square().sum(), (scale, mixing))
+
+
+@pytest.mark.parametrize("shift", [None, torch.int8, torch.float32])
+def test_second_derivatives_are_those_of_the_product(shift, device):
+    q = torch.randint(0, 8, (4, 16), dtype=torch.int8, device=device)
+    scale = torch.rand(4, 2, device=device, requires_grad=True)
+    mixing = torch.randn(4, 16, device=device, requires_grad=True)
+    zero = None if shift is None else torch.randint(-3, 3, (4, 2), device=device).to(shift)
+
+    def product(s):
+        of_codes = added = torch.zeros_like(s)
+        if shift == torch.float32:
+            added = zero.double()
+        elif shift:
+            of_codes = zero.double()
+        spread = ((q.double().view(4, 2, 8) - of_codes[..., None]) * s[..., None]) + added[..., None]
+        return spread.view(4, 16)
+
+    found = _penalised(lambda s: ops.dequantize(q, s, zero, (1, 8)), scale, mixing)
+    twins = (x.detach().double().requires_grad_() for x in (scale, mixing))
+    for ours, theirs in zip(found, _penalised(product, *twins), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_without_learned_scales_are_refused(llama):

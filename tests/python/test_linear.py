@@ -165,7 +165,7 @@ def test_convert_wants_a_prepared_model():
 
 
 def test_an_indivisible_group_names_the_layer():
-    values = {"layer": "second", "features": "in_features", "size": 32, "block": 64}
+    values = {"layers": "second", "features": "in_features", "size": 32, "block": 64, "power": 32}
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.group-does-not-divide", **values)):
         torchqat.prepare(Net(), recipe_for("{dtype: int4, group_size: 64}"))
 

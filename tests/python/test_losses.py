@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchqat
+from sentences import matches
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchqat.evaluation.evaluate import _Sums
@@ -111,6 +112,26 @@ def test_a_backward_computes_again_only_what_a_loss_is_scaled_for(dtype, again):
     kept = first.clone()
     (second,) = torch.autograd.grad(loss, student)
     assert torch.equal(second, kept) and torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_second_derivative_is_refused_where_it_is_asked_for(dtype):
+    student, teacher = logits(dtype)
+    other = torch.randn(4, requires_grad=True)
+    loss = forward_kl(student, teacher) + other.pow(3).sum()
+    slope, of_other = torch.autograd.grad(loss, (student, other), create_graph=True)
+    assert torch.equal(slope, torch.autograd.grad(loss, student, retain_graph=True)[0])
+    torch.testing.assert_close(torch.autograd.grad(of_other.sum(), other, retain_graph=True)[0], 6 * other)
+    (of_square,) = torch.autograd.grad(loss.square(), student, create_graph=True)
+    for grad in (slope, of_square):
+        with pytest.raises(NotImplementedError, match=matches("ops.double-backward-of-kl")):
+            grad.sum().backward()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-40, 1e40, float("nan")])
+def test_a_temperature_that_float32_does_not_have_is_refused(temperature):
+    with pytest.raises(ValueError, match=matches("ops.temperature")):
+        forward_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
 
 
 def test_the_scale_of_a_loss_keeps_gradients_in_the_range_of_float16():

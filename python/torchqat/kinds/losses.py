@@ -16,14 +16,15 @@ def forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, count
     Args:
         student: Logits ``[..., vocabulary]``, any floating dtype.
         teacher: Logits of the same shape; no gradient flows into them.
-        temperature: Divides both logits, above 0.
+        temperature: Divides both logits, from 1e-18 to 1e18.
         counted: bool ``[...]``, the tokens that the mean is over, 0 where there is none; all where ``None``.
 
     Returns:
         A scalar, in nats.
 
     Raises:
-        ValueError: Of shapes that differ, or a temperature that is not above 0.
+        ValueError: Of shapes that differ, or another temperature.
+        NotImplementedError: A second derivative is asked for.
     """
     return torch.ops.qat.forward_kl(_narrow(student), _narrow(teacher), temperature, counted)
 

@@ -12,13 +12,15 @@ WEIGHT = "dtype: int4, grid: full, scale: mse, scale_dtype: float16"
 GROUP = 32
 ATTEMPTS = 400
 FLOAT = "float"
+GROUPS = f"{{{WEIGHT}, group_size: {GROUP}}}"
+CHANNELS = f"{{{WEIGHT}, granularity: channel}}"
 
 
-def recipe(rules: dict[str, str], method: str = "gptq", allow_float: bool = False):
-    """``*`` in groups, and ``rules``: what the weight of a layer is instead, by its name."""
+def recipe(rules: dict[str, str], method: str = "gptq", allow_float: bool = False, weight: str = GROUPS):
+    """``weight`` for ``*``, and ``rules``: what the weight of a layer is instead, by its name."""
     allowed = ", allow_float: true" if allow_float else ""
-    lines = [f'  - {{match: "*", weight: {{{WEIGHT}, group_size: {GROUP}}}{allowed}}}']
-    lines += [f'  - {{match: "{name}", weight: {weight}}}' for name, weight in rules.items()]
+    lines = [f'  - {{match: "*", weight: {weight}{allowed}}}']
+    lines += [f'  - {{match: "{name}", weight: {own}}}' for name, own in rules.items()]
     text = "\n".join(["version: 1", "layers:", *lines, f"initialize: {{method: {method}}}"])
     return torchqat.parse_recipe(text, "recipe")
 
@@ -54,13 +56,24 @@ def planned(model: nn.Module) -> Planned:
         try:
             return Planned(torchqat.make_plan(model, recipe(rules, allow_float=bool(refusal))), rules, refusal)
         except torchqat.RecipeError as error:
-            found = re.findall(rf"but (\S+) has in_features \d+, which {GROUP} does not divide", str(error))
             asked = "allow_float: true" in str(error) and not refusal
-            if not asked and not set(found) - rules.keys():
+            found = set() if asked or "group_size must divide" not in str(error) else _indivisible(model, refusal)
+            if not asked and not found - rules.keys():
                 raise
-            rules |= dict.fromkeys(found, f"{{{WEIGHT}, granularity: channel}}")
-            refusal = refusal or (str(error) if asked else "")
+            rules |= dict.fromkeys(sorted(found), CHANNELS)
+            refusal = refusal or (_with("allow_float: true", error) if asked else "")
     raise AssertionError(f"{ATTEMPTS} recipes in a row were refused.")
+
+
+def _with(words: str, error: torchqat.RecipeError) -> str:
+    """The sentences that have these words."""
+    return "\n".join(line for line in str(error).splitlines() if words in line)
+
+
+def _indivisible(model: nn.Module, refusal: str) -> set[str]:
+    """The layers that groups do not divide."""
+    plan = torchqat.make_plan(model, recipe({}, allow_float=bool(refusal), weight=CHANNELS))
+    return {layer.name for layer in plan.layers if layer.in_features % GROUP}
 
 
 def without(plan, rules: dict[str, str], sentence: str) -> dict[str, str] | None:

@@ -16,9 +16,10 @@ inline Recipe recipe_of(const std::string& rest) {
   return parse_recipe("version: 1\n" + rest, "r.yaml");
 }
 
-inline std::string problems_of(const std::string& rest) {
+inline std::string problems_of(const std::string& rest,
+                               const std::vector<LayerInfo>& layers = kLayers) {
   try {
-    make_plan(recipe_of(rest), kLayers);
+    make_plan(recipe_of(rest), layers);
   } catch (const RecipeError& error) {
     return error.what();
   }

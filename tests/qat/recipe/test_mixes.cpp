@@ -120,8 +120,8 @@ TEST(Mixes, SayWhatTheyCannotBe) {
     });
   };
   EXPECT_EQ(problem("mix: q4_k_m"),
-            "r.yaml:2:10: the types of q4_k_m have blocks of 32 columns, but a has in_features 40; "
-            "leave it by a rule with weight: float");
+            "r.yaml:2:10: the types of q4_k_m have blocks of 32 columns, which do not divide "
+            "in_features 40 of a; leave them by a rule with weight: float");
   EXPECT_NE(
       problem("mix: q4_k_m, group_size: 32")
           .find("layers[0].weight.group_size must not be given beside mix, which has types of "

@@ -158,13 +158,6 @@ TEST(Plan, ARuleThatMatchesNothingIsAnError) {
       "list of blocks (the first is model.0.q_proj)");
 }
 
-TEST(Plan, AGroupThatDoesNotDivideNamesTheLayer) {
-  EXPECT_EQ(
-      problems_of("layers:\n  - {match: \"*\", weight: {dtype: int4, group_size: 64}}\n"),
-      "r.yaml:3:5: group_size must divide the layer, but model.0.down_proj has in_features 96, "
-      "which 64 does not divide");
-}
-
 TEST(Plan, TheScheduleMustEndAtTheExportedWidth) {
   const std::string rule = "layers:\n  - {match: \"*\", weight: {dtype: int4}}\n";
   EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 100%, weight: int6}\n"),

@@ -176,8 +176,9 @@ TEST(Plan, ASuperBlockDividesTheLayer) {
   EXPECT_EQ(message_of([] {
               plan_of("{match: \"*\", weight: {dtype: q6_k}}", {{"a", "Linear", 576, 64}});
             }),
-            "r.yaml:2:10: the columns of an outer scale must divide the layer, but a has "
-            "in_features 576, which 256 does not divide");
+            "r.yaml:2:10: the columns of an outer scale must divide the layer, but 256 does not "
+            "divide in_features 576 of a; give them a rule of their own, with another dtype or "
+            "granularity, or float");
 }
 
 TEST(Plan, StagesOfOtherWidthsTrainOnIntegers) {

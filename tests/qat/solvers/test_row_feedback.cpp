@@ -41,6 +41,21 @@ TEST(RowFeedback, TakesWhatMattersMostFirstUnlessRowsShareAScale) {
   EXPECT_EQ(solvers::RowFeedback(hessian, 0.1, 3).step(), 9);
 }
 
+TEST(Gptq, SaysWhatItDidAboutAHessianOfTheOutputThatIsNone) {
+  at::manual_seed(0);
+  const auto warning = [weight = at::randn({2, 8})](float apart) {
+    const at::Tensor outputs = at::tensor({1.0f, apart, apart, 1.0f}).view({2, 2});
+    return solvers::gptq(weight, at::eye(8), group_spec(4, 8), 4, {}, std::nullopt, {}, outputs)
+        .warning;
+  };
+  EXPECT_EQ(warning(0.5f), "");
+  EXPECT_EQ(warning(5.0f),
+            "its output's Hessian is not positive definite, so damping was raised to 10.000000");
+  EXPECT_EQ(warning(1e9f),
+            "its output's Hessian is not positive definite, so its rows do not answer for each "
+            "other");
+}
+
 TEST(Gptq, RowsThatHangTogetherMakeEachOthersErrorsGood) {
   at::manual_seed(1);
   const at::Tensor weight = at::randn({48, 96}), outputs = output_hessian(48);
