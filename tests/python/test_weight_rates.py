@@ -61,6 +61,20 @@ def test_a_smaller_share_is_in_the_rates(monkeypatch):
     assert rate_of(torchqat.parameter_groups(model, recipe), model[0].weight) == pytest.approx(whole / 6)
 
 
+@pytest.mark.parametrize("dtype, share", (("int2", 1.0), ("tq2_0", 1.0), ("int3", 1 / 3), ("mxfp4", 1 / 3)))
+def test_at_2_bits_many_weights_move_as_few_do(dtype, share, monkeypatch):
+    monkeypatch.setattr("torchqat.training.weight_rates.TOKENS", 1024)
+    rates = []
+    for weights in (10**9, 2 * 256 * 256 / 9):
+        monkeypatch.setattr("torchqat.training.weight_rates.WEIGHTS", weights)
+        recipe = recipe_of(f"dtype: {dtype}", more=", batch_size: 1, sequence_length: 1024")
+        torch.manual_seed(0)
+        wide = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+        model = torchqat.prepare(wide, recipe)
+        rates.append(rate_of(torchqat.parameter_groups(model, recipe), model[0].weight))
+    assert rates[1] == pytest.approx(rates[0] * share)
+
+
 def test_what_is_not_rounded_moves_by_the_mean_of_these_rates():
     recipe = recipe_of()
     model = torchqat.prepare(net(), recipe)

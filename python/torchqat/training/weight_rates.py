@@ -13,6 +13,8 @@ from torchqat.training import processes
 UNRELATED = 2e-4
 # Up to so many quantized weights for every so many tokens of a step, the rate of the recipe holds as it is.
 WEIGHTS, TOKENS = 5_000_000, 1024
+# Bits below which it holds for any number: what rounding takes from the model then outweighs the noise of a step.
+NARROW = 3
 
 
 def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[list[Tensor], float]], float]:
@@ -23,20 +25,18 @@ def weight_rates(model: nn.Module, settings: TrainSection) -> tuple[list[tuple[l
     """
     if settings.learning_rate is not None:
         return [], settings.learning_rate
-    alike: dict[tuple[str, tuple[int, ...]], list[tuple[Tensor, float]]] = defaultdict(list)
+    alike: dict[tuple[str, tuple[int, ...]], list[tuple[Tensor, float, int]]] = defaultdict(list)
     known: set[int] = set()  # a head may have the weight of an embedding
     for _, layer in quant_layers(model):
         if layer.weight_spec is not None and layer.weight.requires_grad and id(layer.weight) not in known:
             known.add(id(layer.weight))
             key = layer.weight_spec.type_name, layer.weight_shape
-            alike[key].append((layer.weight, layer.level_distance()))
-    rate = settings.relative_learning_rate * share_of_rate(
-        sum(weight.numel() for layers in alike.values() for weight, _ in layers), settings
-    )
-    found = [
-        ([weight for weight, _ in layers], rate * fmean(distance for _, distance in layers))
-        for layers in alike.values()
-    ]
+            alike[key].append((layer.weight, layer.level_distance(), layer.weight_spec.bits))
+    share = share_of_rate(sum(weight.numel() for layers in alike.values() for weight, _, _ in layers), settings)
+    found = []
+    for layers in alike.values():
+        rate = settings.relative_learning_rate * (1.0 if layers[0][2] < NARROW else share)
+        found.append(([weight for weight, _, _ in layers], rate * fmean(distance for _, distance, _ in layers)))
     rates = [rate for weights, rate in found for _ in weights]
     return found, fmean(rates) if rates else UNRELATED
 
