@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from torchqat.errors import UserError, first_line
 
 # In a folder, what it holds in words; people write there.
 CARD = "README.md"
+# Bytes of a disk below which it is full.
+_LEAST_FREE = 1 << 16
 # In the folder of an export, which files are its own.
 SEAL = ".torchqat"
 
@@ -98,8 +101,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     with pending_file(path) as pending:
         try:
             torch.save(state, pending)
-        except RuntimeError as error:  # what torch raises for a disk that is full
-            raise OSError(first_line(error)) from error
+        except RuntimeError as error:  # what torch raises for a disk that is full, in words of its own
+            is_full = shutil.disk_usage(path.parent).free < _LEAST_FREE
+            raise OSError(os.strerror(errno.ENOSPC) if is_full else first_line(error)) from error
 
 
 def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:

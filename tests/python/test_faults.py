@@ -20,7 +20,7 @@ from digests import digests
 from forked import Program
 from sentences import matches, said, sentence
 from test_training import loop_for, settings
-from torchqat.files import load_state, save_state
+from torchqat.files import SEAL, load_state, save_state
 from torchqat.layers.prepared import quant_layers
 from torchqat.runs.locking import locked
 
@@ -74,8 +74,12 @@ def assert_whole(run, folder, whole):
     _, err = run.communicate()
     assert run.returncode == 0, err
     assert digests(folder) == whole
-    left = [str(path) for path in folder.rglob(".*") if not path.name.endswith(".lock")]
+    left = half_written(folder)
     assert not left, f"half written: {left}"
+
+
+def half_written(folder):
+    return [str(path) for path in folder.rglob(".*") if not path.name.endswith(".lock") and path.name != SEAL]
 
 
 def test_two_runs_in_one_folder(places, tmp_path, capsys):
@@ -110,8 +114,7 @@ def test_a_full_disk(places, tmp_path, capsys, size):
     with files_of_at_most(size):
         code, _, err = call(capsys, "run", *places)
     assert code == 2 and said(err, "checkpoints.not-written") and "Traceback" not in err
-    left = [p for p in (tmp_path / "run").rglob(".*") if not p.name.endswith(".lock")]
-    assert not left, "nothing half written stays"
+    assert not half_written(tmp_path / "run"), "nothing half written stays"
     begun = (tmp_path / "run" / "run.json").is_file()
     code, _, err = call(capsys, "run", *places, *(["--resume"] if begun else []))
     assert code == 0, err
@@ -126,6 +129,20 @@ def test_a_checkpoint_that_is_cut_off(sixteenths, tmp_path):
     with pytest.raises(torchqat.UserError, match=matches("training.checkpoint-does-not-load", file=path)):
         load_state(path)
     assert path.read_bytes() == whole[: len(whole) * sixteenths // 16]
+
+
+def test_a_state_for_which_a_disk_has_no_room(tmp_path):
+    """In the system's words, not in those of torch's archives."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root; run the tests as root to include this one")
+    try:
+        path = tmp_path / "train.pt"
+        with pytest.raises(torchqat.UserError, match=matches("checkpoints.not-written", why="No space left on device")):
+            save_state(path, {"weight": torch.randn(256, 256)})
+        assert not any(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("sixteenths", range(16))
