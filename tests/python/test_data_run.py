@@ -49,6 +49,39 @@ def recipe(data="", text=RECIPE, epochs=None, sequence_length=32):
     )
 
 
+@pytest.fixture
+def larger_tokenizer(model_folder, tokenizer):
+    """The model, beside a tokenizer with a token that it has no row for."""
+    found = copy.deepcopy(tokenizer)
+    found.add_tokens([f"added{i}" for i in range(64)])
+    found.save_pretrained(model_folder)
+    return model_folder, found
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_tokens_that_the_model_has_no_row_for_are_a_sentence(larger_tokenizer, tmp_path, capsys, held_out):
+    """As a tokenizer leaves them that was enlarged alone; a token that no text has does no harm."""
+    folder, tokenizer = larger_tokenizer
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    text = "added63"
+    number = tokenizer.convert_tokens_to_ids(text)
+    assert number >= rows
+    data = tmp_path / "data"
+    data.mkdir()
+    for place in range(20):
+        (data / f"{place:02}.txt").write_text(f"def function{place}(argument): return argument + {place}\n" * 20)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe(f"train: {data}").text)
+    options = ("--model", folder, "--output", tmp_path / "run")
+    code, _, err = call(capsys, "ptq", path, *options)
+    assert code == 0, err
+    file = data / f"{5 if held_out else 6:02}.txt"  # every tenth is held out, from the sixth on
+    file.write_text(f"def {text}(argument)\n" * 20)
+    for command in (("ptq", path, *options, "--restart"), ("evaluate", folder, "--data", file)):
+        code, _, err = call(capsys, *command)
+        assert code == 2 and said(err, "data.token-beyond", token=number, text=text, model=folder, last=rows - 1), err
+
+
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_a_run_on_conversations(chat_folder, chats, tmp_path, capsys, packing):
     path = tmp_path / "recipe.yaml"

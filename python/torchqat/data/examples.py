@@ -72,6 +72,13 @@ class Examples:
         rows = {name: _at(getattr(self, name), places) for name in ("inputs", "labels", "token_types")}
         return replace(self, **rows)
 
+    @property
+    def largest_token(self) -> int | None:
+        """The largest that models are given; ``None`` where inputs are no tokens."""
+        if isinstance(self.inputs, Tensor):
+            return None
+        return max((int(row.max()) for row in self.inputs if len(row)), default=0)
+
     def everything(self) -> Batch:
         """All of them in one batch, or what changes with any element of it."""
         return self.batch(torch.arange(len(self)))
@@ -103,6 +110,11 @@ class ExampleBatches:
     def steps_of_epoch(self) -> float:
         """Steps that take as many examples as there are."""
         return len(self.examples) / min(self.batch_size, len(self.examples))
+
+    @property
+    def largest_token(self) -> int | None:
+        """The largest of all examples; ``None`` where these are no tokens."""
+        return self.examples.largest_token
 
     @property
     def content(self) -> str:

@@ -25,18 +25,21 @@ class Tokens:
         starts: Where each row begins and the last one ends, int64 ``[rows + 1]``.
         counted: bool ``[n]``, which of them are learned and measured; ``None`` where all are.
         digest: Changes with any of these.
+        largest: The largest token; 0 where there is none.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     counted: np.ndarray | None
     digest: str
+    largest: int
 
     @classmethod
     def of(cls, tokens: Tensor) -> "Tokens":
         """Those of one row in memory, int64 ``[n]``."""
         ids = tokens.numpy()
-        return cls(ids, np.array([0, len(ids)]), None, sha256(np.ascontiguousarray(ids)).hexdigest())
+        content = sha256(np.ascontiguousarray(ids)).hexdigest()
+        return cls(ids, np.array([0, len(ids)]), None, content, int(ids.max(initial=0)))
 
     def __len__(self) -> int:
         """How many tokens there are."""
@@ -76,14 +79,16 @@ class TokenWriter(ExitStack):
         self._folder, self._dtype = folder, np.uint16 if vocabulary <= _SMALL else np.uint32
         self._ids = self.enter_context(open(folder / "ids.bin", "wb"))  # noqa: SIM115
         self._counted = self.enter_context(open(folder / "counted.bin", "wb")) if masks else None  # noqa: SIM115
-        self._starts, self._count, self._digest = array("q", [0]), 0, sha256()
+        self._starts, self._count, self._digest, self._largest = array("q", [0]), 0, sha256(), 0
 
     def add(self, ids: list[int], counted: list[bool] | None = None) -> None:
         """Go on with the row by these tokens."""
-        found = np.asarray(ids, dtype=self._dtype).tobytes()
+        typed = np.asarray(ids, dtype=self._dtype)
+        found = typed.tobytes()
         self._ids.write(found)
         self._digest.update(found)
         self._count += len(ids)
+        self._largest = max(self._largest, int(typed.max(initial=0)))
         if self._counted is not None:
             mask = np.asarray(counted, dtype=np.bool_).tobytes()
             self._counted.write(mask)
@@ -99,7 +104,7 @@ class TokenWriter(ExitStack):
         starts = np.frombuffer(self._starts, dtype=np.int64)
         self._digest.update(starts.tobytes())
         np.save(self._folder / "starts.npy", starts)
-        meta = {"dtype": np.dtype(self._dtype).name, "digest": self._digest.hexdigest()}
+        meta = {"dtype": np.dtype(self._dtype).name, "digest": self._digest.hexdigest(), "largest": self._largest}
         (self._folder / _META).write_text(json.dumps(meta))
 
 
@@ -109,7 +114,8 @@ def read_tokens(folder: Path) -> Tokens:
     starts = np.load(folder / "starts.npy", mmap_mode="r")
     mask = folder / "counted.bin"
     counted = _mapped(mask, np.bool_) if mask.is_file() else None
-    return Tokens(_mapped(folder / "ids.bin", np.dtype(meta["dtype"])), starts, counted, meta["digest"])
+    ids = _mapped(folder / "ids.bin", np.dtype(meta["dtype"]))
+    return Tokens(ids, starts, counted, meta["digest"], meta["largest"])
 
 
 def _mapped(file: Path, dtype) -> np.ndarray:
