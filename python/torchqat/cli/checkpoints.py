@@ -149,6 +149,7 @@ def evaluate(
     batches, counted = _measured(asked, model, tokenizer, data, length, samples, loss_on, notes)
     if tokenizer is not None:
         check_tokens(loaded, tokenizer, max(map(largest_of, batches)), model)
+    asked.check_given(loaded, batches, data)
     other = load(reference) if reference else None
     place = device_for(device, [one for one in (loaded, other) if one is not None], say)
     dtype = getattr(loaded, "dtype", None) or next(loaded.parameters()).dtype  # of a function's

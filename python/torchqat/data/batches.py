@@ -102,6 +102,13 @@ class Data:
             return None
         return max([self.train.largest_token, *map(largest_of, self.calibration + self.evaluation + self.validation)])
 
+    @property
+    def given(self) -> list[Batch]:
+        """All inputs and labels, of data that are such; else what is measured on."""
+        examples = self.train.examples if isinstance(self.train, ExampleBatches) else None
+        all_given = examples is not None and isinstance(examples.inputs, Tensor)
+        return [*self.evaluation, *self.validation, *([(examples.inputs, examples.labels)] if all_given else [])]
+
     @classmethod
     def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = EXAMPLES_AT_ONCE) -> "Data":
         """Batches of ``train``; of ``others``, every second example is reported, and the rest choose the best state.

@@ -104,6 +104,7 @@ class Run:
         check_data_given(self.recipe)
         data = self.kind.load_data(self.recipe, self.tokenizer, self.progress.say)
         check_tokens(self.float_model.outline, self.tokenizer, data.largest_token, self.model_path)
+        self.kind.check_given(self.float_model.outline, data.given, self.recipe.data.train)
         for note in data.notes:
             self.float_model.note(note)
         return data
