@@ -256,3 +256,40 @@ def test_all_of_a_file_is_measured(model_folder, tokenizer, tmp_path, capsys):
     assert code == 2 and said(err, "cli.loss-on", word="some")
     code, _, err = call(capsys, *given, "--sequence-length", 1)
     assert code == 2 and said(err, "cli.one-token")
+
+
+def documents_in(folder, numbers):
+    folder.mkdir()
+    for i in numbers:
+        (folder / f"{i:02}.txt").write_text(f"def function_{i}(argument): return argument + {i}\n" * 20)
+    return folder
+
+
+def notes_on(tokenizer, data):
+    return list(load_data(recipe(data), tokenizer).notes)
+
+
+def test_what_is_measured_on_and_trained_on_is_noted(tmp_path, tokenizer):
+    one, other = documents_in(tmp_path / "one", range(20)), documents_in(tmp_path / "other", range(15, 35))
+    new = documents_in(tmp_path / "new", range(40, 50))
+    own = "evaluation: {samples: 4, sequence_length: 32"
+
+    def with_evaluation(path):
+        text = recipe(f"train: {one}").text.replace(own, f"{own}, path: {path}")
+        return list(load_data(torchqat.parse_recipe(text, "recipe.yaml"), tokenizer).notes)
+
+    assert with_evaluation(new) == []
+    assert with_evaluation(one) == [sentence("data.seen", count=20, all=20, source=one, other=one)]
+    assert with_evaluation(other) == [sentence("data.seen", count=5, all=20, source=other, other=one)]
+    file = one / "03.txt"
+    assert with_evaluation(file) == [sentence("data.seen", count=1, all=1, source=file, other=one)]
+
+
+def test_what_one_source_holds_out_another_does_not(tmp_path, tokenizer):
+    one, other = documents_in(tmp_path / "one", range(20)), documents_in(tmp_path / "other", range(15, 35))
+    apart = documents_in(tmp_path / "apart", range(40, 60))
+    # Each holds out its sixth and its sixteenth: 5 and 15 of one, 20 and 30 of the other.
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {apart}}}]") == []
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {one}, weight: 2}}]") == []
+    noted = [sentence("data.seen", count=1, all=2, source=one, other=other)]
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {other}}}]") == noted

@@ -2,8 +2,9 @@
 
 import json
 from array import array
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 _META = "tokens.json"
+_DOCUMENTS = "documents.npy"
 # A type that holds every token of a smaller vocabulary.
 _SMALL = 1 << 16
 
@@ -26,6 +28,7 @@ class Tokens:
         counted: bool ``[n]``, which of them are learned and measured; ``None`` where all are.
         digest: Changes with any of these.
         largest: The largest token; 0 where there is none.
+        documents: A digest of each document that they are of, uint64 ``[documents]``; none where these are not known.
     """
 
     ids: np.ndarray
@@ -33,6 +36,7 @@ class Tokens:
     counted: np.ndarray | None
     digest: str
     largest: int
+    documents: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
     @classmethod
     def of(cls, tokens: Tensor) -> "Tokens":
@@ -71,11 +75,13 @@ class TokenWriter(ExitStack):
         folder: Of no other files.
         vocabulary: Above every token.
         masks: Whether some tokens do not count.
+        documents: A digest of each document, at least 8 bytes.
     """
 
-    def __init__(self, folder: Path, vocabulary: int, masks: bool):
+    def __init__(self, folder: Path, vocabulary: int, masks: bool, documents: Sequence[bytes] = ()):
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / _DOCUMENTS, np.frombuffer(b"".join(one[:8] for one in documents), np.uint64))
         self._folder, self._dtype = folder, np.uint16 if vocabulary <= _SMALL else np.uint32
         self._ids = self.enter_context(open(folder / "ids.bin", "wb"))  # noqa: SIM115
         self._counted = self.enter_context(open(folder / "counted.bin", "wb")) if masks else None  # noqa: SIM115
@@ -115,7 +121,7 @@ def read_tokens(folder: Path) -> Tokens:
     mask = folder / "counted.bin"
     counted = _mapped(mask, np.bool_) if mask.is_file() else None
     ids = _mapped(folder / "ids.bin", np.dtype(meta["dtype"]))
-    return Tokens(ids, starts, counted, meta["digest"], meta["largest"])
+    return Tokens(ids, starts, counted, meta["digest"], meta["largest"], np.load(folder / _DOCUMENTS, mmap_mode="r"))
 
 
 def _mapped(file: Path, dtype) -> np.ndarray:
