@@ -1,6 +1,7 @@
 #include "qat/recipe/settings.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "qat/recipe/numbers.h"
@@ -160,10 +161,19 @@ Settings::Settings(std::vector<std::string> settings, const std::string& recipe_
 }
 
 void Settings::apply(YAML::Node& root, std::vector<Problem>* problems) const {
+  std::map<std::vector<std::string>, std::string> set_by;
   for (size_t i = 0; i < settings_.size(); ++i) {
     const size_t equals = settings_[i].find('=');
     if (equals == std::string::npos) {
       problems->push_back({{begins_[i] + 1, 1}, "must be KEY=VALUE, such as train.steps=300"});
+      continue;
+    }
+    const auto parts = parts_of(settings_[i].substr(0, equals));
+    if (const auto [before, is_first] = set_by.try_emplace(parts, settings_[i]);
+        !is_first && !parts.empty()) {
+      problems->push_back(
+          {{begins_[i] + 1, 1},
+           "a key must be set once, but --set " + before->second + " sets it, too"});
       continue;
     }
     try {

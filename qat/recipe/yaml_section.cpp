@@ -114,6 +114,8 @@ std::vector<std::string> YamlSection::words(const std::string& key,
     const std::string word = text_of(entry);
     if (std::find(allowed.begin(), allowed.end(), word) == allowed.end())
       file(entry, path_of(key) + " must list only " + detail::join(allowed) + ", but has " + word);
+    else if (std::find(found.begin(), found.end(), word) != found.end())
+      file(entry, path_of(key) + " must list " + word + " once, but has it again");
     found.push_back(word);
   }
   return found;

@@ -82,3 +82,8 @@ def test_rows_are_texts_messages_or_completions():
     assert document_of({"messages": filled}, "text").messages == tuple(found)
     for bad in ({"text": 1}, {"messages": []}, {"messages": [{"from": "a"}]}, {"prompt": "a"}, {"body": "a"}, None):
         assert document_of(bad, "text") is None
+    # An answer that is missing is not an empty one; beside a call of a tool none is due.
+    for missing in ({"content": None}, {}, {"value": "a"}, {"content": None, "tool_calls": []}):
+        assert document_of({"messages": [found[0], {"role": "assistant", **missing}]}, "text") is None
+    called = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    assert document_of({"messages": [found[0], called]}, "text") is not None

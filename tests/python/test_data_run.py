@@ -49,6 +49,39 @@ def recipe(data="", text=RECIPE, epochs=None, sequence_length=32):
     )
 
 
+@pytest.fixture
+def larger_tokenizer(model_folder, tokenizer):
+    """The model, beside a tokenizer with a token that it has no row for."""
+    found = copy.deepcopy(tokenizer)
+    found.add_tokens([f"added{i}" for i in range(64)])
+    found.save_pretrained(model_folder)
+    return model_folder, found
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_tokens_that_the_model_has_no_row_for_are_a_sentence(larger_tokenizer, tmp_path, capsys, held_out):
+    """As a tokenizer leaves them that was enlarged alone; a token that no text has does no harm."""
+    folder, tokenizer = larger_tokenizer
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    text = "added63"
+    number = tokenizer.convert_tokens_to_ids(text)
+    assert number >= rows
+    data = tmp_path / "data"
+    data.mkdir()
+    for place in range(20):
+        (data / f"{place:02}.txt").write_text(f"def function{place}(argument): return argument + {place}\n" * 20)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe(f"train: {data}").text)
+    options = ("--model", folder, "--output", tmp_path / "run")
+    code, _, err = call(capsys, "ptq", path, *options)
+    assert code == 0, err
+    file = data / f"{5 if held_out else 6:02}.txt"  # every tenth is held out, from the sixth on
+    file.write_text(f"def {text}(argument)\n" * 20)
+    for command in (("ptq", path, *options, "--restart"), ("evaluate", folder, "--data", file)):
+        code, _, err = call(capsys, *command)
+        assert code == 2 and said(err, "data.token-beyond", token=number, text=text, model=folder, last=rows - 1), err
+
+
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_a_run_on_conversations(chat_folder, chats, tmp_path, capsys, packing):
     path = tmp_path / "recipe.yaml"
@@ -223,3 +256,40 @@ def test_all_of_a_file_is_measured(model_folder, tokenizer, tmp_path, capsys):
     assert code == 2 and said(err, "cli.loss-on", word="some")
     code, _, err = call(capsys, *given, "--sequence-length", 1)
     assert code == 2 and said(err, "cli.one-token")
+
+
+def documents_in(folder, numbers):
+    folder.mkdir()
+    for i in numbers:
+        (folder / f"{i:02}.txt").write_text(f"def function_{i}(argument): return argument + {i}\n" * 20)
+    return folder
+
+
+def notes_on(tokenizer, data):
+    return list(load_data(recipe(data), tokenizer).notes)
+
+
+def test_what_is_measured_on_and_trained_on_is_noted(tmp_path, tokenizer):
+    one, other = documents_in(tmp_path / "one", range(20)), documents_in(tmp_path / "other", range(15, 35))
+    new = documents_in(tmp_path / "new", range(40, 50))
+    own = "evaluation: {samples: 4, sequence_length: 32"
+
+    def with_evaluation(path):
+        text = recipe(f"train: {one}").text.replace(own, f"{own}, path: {path}")
+        return list(load_data(torchqat.parse_recipe(text, "recipe.yaml"), tokenizer).notes)
+
+    assert with_evaluation(new) == []
+    assert with_evaluation(one) == [sentence("data.seen", count=20, all=20, source=one, other=one)]
+    assert with_evaluation(other) == [sentence("data.seen", count=5, all=20, source=other, other=one)]
+    file = one / "03.txt"
+    assert with_evaluation(file) == [sentence("data.seen", count=1, all=1, source=file, other=one)]
+
+
+def test_what_one_source_holds_out_another_does_not(tmp_path, tokenizer):
+    one, other = documents_in(tmp_path / "one", range(20)), documents_in(tmp_path / "other", range(15, 35))
+    apart = documents_in(tmp_path / "apart", range(40, 60))
+    # Each holds out its sixth and its sixteenth: 5 and 15 of one, 20 and 30 of the other.
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {apart}}}]") == []
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {one}, weight: 2}}]") == []
+    noted = [sentence("data.seen", count=1, all=2, source=one, other=other)]
+    assert notes_on(tokenizer, f"train: [{{path: {one}}}, {{path: {other}}}]") == noted

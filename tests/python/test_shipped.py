@@ -94,6 +94,19 @@ def test_wrong_settings_have_the_sentence_of_a_file(capsys):
     assert said(refused("train.steps"), "recipe.set-no-value", setting="train.steps")
 
 
+def test_what_is_said_twice_is_refused(capsys):
+    """The last of two used to hold, and of the other nothing was said."""
+    twice = ["train.steps=3", "train.seed=1", "train.steps=4"]
+    code, _, err = call(capsys, "check", "int4", *(word for one in twice for word in ("--set", one)))
+    assert code == 2 and said(err, "recipe.set-twice", setting="train.steps=4", before="train.steps=3")
+    others = {"model.path=a": "model", "data.train=a": "data", "device=cuda": "device", "train.epochs=1": "steps"}
+    for setting, option in others.items():
+        value = 5 if option == "steps" else "cpu"
+        given = matches("runs.set-beside-option", setting=setting, option=option, value=value)
+        with pytest.raises(torchqat.UserError, match=given):
+            run_of("int4", **{option: value}, settings=[setting])
+
+
 def test_steps_are_in_place_of_epochs(tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE.replace("steps: 8", "epochs: 2"))
     run = run_of(tmp_path / "r.yaml", steps=5, settings=["train.seed=3"])

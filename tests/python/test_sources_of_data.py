@@ -39,8 +39,35 @@ def test_a_folder_of_parquet_and_another_column(tmp_path):
     for part in (0, 1):
         parquet(tmp_path / f"part-{part}.parquet", [{"body": text} for text in TEXTS[part * 10 : part * 10 + 10]])
     assert texts(tmp_path, column="body") == TEXTS
-    with pytest.raises(UserError, match=matches("data.row-without-text", source=tmp_path, columns="body")):
+    with pytest.raises(
+        UserError,
+        match=matches("data.row-without-text", row=1, source=tmp_path / "part-0.parquet", columns="body (str)"),
+    ):
         texts(tmp_path)
+
+
+@pytest.mark.parametrize(("cells", "told"), [(["a", None], "null"), ([7], "int")])
+def test_a_cell_without_text_is_named(tmp_path, cells, told):
+    rows = [{"text": cell} for cell in cells]
+    path = parquet(tmp_path / "rows.parquet", rows)
+    wanted = matches("data.row-without-text", row=len(rows), source=path, columns=f"text ({told})")
+    with pytest.raises(UserError, match=wanted):
+        texts(path)
+
+
+def test_what_parquet_fills_columns_with_is_not_there(tmp_path):
+    """Calls of two tools: a table gives each the arguments of both."""
+
+    def call(**arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, call(**found)]} for found in ({"city": "Rome"}, {"year": 1})
+    ]
+    found = documents(Source(str(parquet(tmp_path / "calls.parquet", rows))))
+    calls = [one.messages[1]["tool_calls"][0]["function"]["arguments"] for one in found]
+    assert calls == [{"city": "Rome"}, {"year": 1}]
 
 
 def test_conversations_of_parquet(tmp_path):

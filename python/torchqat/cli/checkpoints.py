@@ -133,9 +133,11 @@ def evaluate(
 ) -> None:
     """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
+    from torchqat.data.batch import largest_of
     from torchqat.data.tasks import load_task
     from torchqat.errors import UserError
     from torchqat.model.placement import device_for
+    from torchqat.model.vocabulary import check_tokens
     from torchqat.precision import emulated
 
     if sequence_length == 1:
@@ -147,6 +149,9 @@ def evaluate(
     loaded, tokenizer = load(model), asked.load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
     batches, counted = _measured(asked, model, tokenizer, data, length, samples, loss_on, notes)
+    if tokenizer is not None:
+        check_tokens(loaded, tokenizer, max(map(largest_of, batches)), model)
+    asked.check_given(loaded, batches, data)
     other = load(reference) if reference else None
     place = device_for(device, [one for one in (loaded, other) if one is not None], say)
     dtype = getattr(loaded, "dtype", None) or next(loaded.parameters()).dtype  # of a function's

@@ -10,7 +10,7 @@ SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
     help="In place of what the recipe says, such as train.steps=300 or layers.0.weight.group_size=64; the value is YAML, "
-    "and without one (schedule=) the key is taken out. May be repeated.",
+    "and without one (schedule=) the key is taken out. May be repeated, each key once.",
 )
 STEPS = typer.Option(None, "--steps", min=0, help="Optimizer steps, in place of the recipe's steps or epochs.")
 MODEL = typer.Option(

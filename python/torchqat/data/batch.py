@@ -27,6 +27,13 @@ def _map(batch: Batch, change) -> Batch:
     return tuple(change(tensor) for tensor in batch)
 
 
+def largest_of(batch: Batch) -> int:
+    """The largest token of a batch of such, as the model's or its decoder's inputs; 0 where there are none."""
+    names = ("input_ids", "decoder_input_ids")
+    ids = [batch[name] for name in names if name in batch] if isinstance(batch, dict) else tensors_of(batch)
+    return max((int(found.max()) for found in ids if found.numel()), default=0)
+
+
 def size_of(batch: Batch) -> int:
     """Its number of rows."""
     return len(tensors_of(batch)[0])

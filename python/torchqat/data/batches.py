@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchqat._library import Recipe
-from torchqat.data.batch import Batch, size_of
+from torchqat.data.batch import Batch, largest_of, size_of
 from torchqat.data.examples import ExampleBatches, Examples
 from torchqat.data.mixed_batches import MixedBatches
 from torchqat.data.token_file import Tokens
@@ -52,6 +52,10 @@ class Batches:
         return len(self.tokens) / (self.batch_size * (self.sequence_length - (self.first is not None)))
 
     @property
+    def largest_token(self) -> int:
+        return max(self.tokens.largest, self.first or 0)
+
+    @property
     def content(self) -> str:
         """Changes with any token."""
         return f"{self.tokens.digest} {self.first}"
@@ -90,6 +94,20 @@ class Data:
     validation: list[Batch]
     notes: tuple[str, ...] = ()
     counted: str = ""
+
+    @property
+    def largest_token(self) -> int | None:
+        """The largest of all that the model is given; ``None`` where data are no tokens."""
+        if self.train.largest_token is None:
+            return None
+        return max([self.train.largest_token, *map(largest_of, self.calibration + self.evaluation + self.validation)])
+
+    @property
+    def given(self) -> list[Batch]:
+        """All inputs and labels, of data that are such; else what is measured on."""
+        examples = self.train.examples if isinstance(self.train, ExampleBatches) else None
+        all_given = examples is not None and isinstance(examples.inputs, Tensor)
+        return [*self.evaluation, *self.validation, *([(examples.inputs, examples.labels)] if all_given else [])]
 
     @classmethod
     def of_examples(cls, recipe: Recipe, train: Examples, others: Examples, at_once: int = EXAMPLES_AT_ONCE) -> "Data":

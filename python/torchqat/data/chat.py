@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torchqat.data.documents import Conversation
+from torchqat.data.message_parts import written_messages
 from torchqat.errors import UserError, first_line
 
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -19,7 +21,8 @@ def tokens_of(tokenizer: Any, conversation: Conversation, loss_on: str) -> tuple
         loss_on: ``answers``, what the assistant says or the completion; or ``all``.
 
     Raises:
-        UserError: The tokenizer has no chat template, or its template does not show which tokens are answers.
+        UserError: The tokenizer has no chat template, or its template does not show which tokens are answers, or does not
+            take a message's parts.
     """
     if not conversation.messages:
         ids, counted = _completed(tokenizer, conversation)
@@ -29,7 +32,10 @@ def tokens_of(tokenizer: Any, conversation: Conversation, loss_on: str) -> tuple
                 "The messages of a conversation need a tokenizer with a chat template, but the model's has none; data may "
                 'also be a "text", or a "prompt" and a "completion".'
             )
-        ids, counted = _templated(tokenizer, conversation, loss_on)
+        messages = written_messages(
+            conversation.messages, lambda found: _apply(tokenizer, conversation, found, tokenize=False)
+        )
+        ids, counted = _templated(tokenizer, replace(conversation, messages=messages), loss_on)
     return ids, counted if loss_on == "answers" else [True] * len(ids)
 
 

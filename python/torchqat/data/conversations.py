@@ -73,6 +73,10 @@ class Conversations:
         """How many rows there are."""
         return len(self._begins) - 1
 
+    @property
+    def largest_token(self) -> int:
+        return self.tokens.largest
+
     def check(self, name: str) -> "Conversations":
         """Itself.
 

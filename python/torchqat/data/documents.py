@@ -15,6 +15,8 @@ _REACH = 1 << 13
 _READ = 1 << 18
 # Where tokenizers, as a rule, have no token over it: a line that ends with a letter or a digit.
 _BORDER = re.compile(r"(?<=[^\W_])\n")
+# What messages say that need no content.
+_WITHOUT_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,28 @@ def form_rule(column: str) -> str:
 
 
 def _is_message(value: Any) -> bool:
-    """Its content is a text, parts of several kinds, or ``None``, as beside a call of a tool; templates print all else."""
+    """Its content is a text or parts, and may be missing beside what is said without one; templates print all else."""
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         return False
-    return "content" in value and (value["content"] is None or isinstance(value["content"], (str, list)))
+    content = value.get("content")
+    if content is None:
+        return any(value.get(key) for key in _WITHOUT_CONTENT)
+    return isinstance(content, str) or (isinstance(content, list) and bool(content))
 
 
 def _without_none(message: dict[str, Any]) -> dict[str, Any]:
-    """Tables fill what other messages have with ``None``, which templates take for something that is there."""
-    return {key: value for key, value in message.items() if value is not None}
+    """Tables fill what other messages and parts have with ``None``, which templates take for something that is there."""
+    found = {key: value for key, value in message.items() if value is not None}
+    if isinstance(found.get("content"), list):
+        found["content"] = unfilled(found["content"])
+    return found
+
+
+def unfilled(value: Any) -> Any:
+    """A cell of a table without what its columns fill with ``None`` at any depth, such as arguments of other tools."""
+    if isinstance(value, dict):
+        return {key: unfilled(one) for key, one in value.items() if one is not None}
+    return list(map(unfilled, value)) if isinstance(value, list) else value
 
 
 def cut(text: str) -> list[str]:

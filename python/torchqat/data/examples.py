@@ -72,6 +72,13 @@ class Examples:
         rows = {name: _at(getattr(self, name), places) for name in ("inputs", "labels", "token_types")}
         return replace(self, **rows)
 
+    @property
+    def largest_token(self) -> int | None:
+        """The largest that models are given; ``None`` where inputs are no tokens."""
+        if isinstance(self.inputs, Tensor):
+            return None
+        return max((int(row.max()) for row in self.inputs if len(row)), default=0)
+
     def everything(self) -> Batch:
         """All of them in one batch, or what changes with any element of it."""
         return self.batch(torch.arange(len(self)))
@@ -105,6 +112,11 @@ class ExampleBatches:
         return len(self.examples) / min(self.batch_size, len(self.examples))
 
     @property
+    def largest_token(self) -> int | None:
+        """The largest of all examples; ``None`` where these are no tokens."""
+        return self.examples.largest_token
+
+    @property
     def content(self) -> str:
         """Changes with any element of an example."""
         return digest(self.examples.everything()).hex()
@@ -115,7 +127,7 @@ def check_examples(source: str, found: Any) -> Examples:
 
     Raises:
         UserError: It is not a tensor of inputs and a tensor of as many labels, int64 or floating, or floating ones for each
-            class.
+            class; or an element of these is NaN or infinite.
     """
     good = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(x, Tensor) for x in found)
     if (
@@ -134,7 +146,18 @@ def check_examples(source: str, found: Any) -> Examples:
             f"data must be a function that returns inputs [n, ...] and int64 or floating labels [n], but {source} gave "
             f"{shape}."
         )
-    return Examples(found[0], found[1])
+    for what, tensor in (("inputs", found[0]), ("labels", found[1])):
+        _check_finite(source, what, tensor)
+    return Examples(found[0].detach(), found[1].detach())
+
+
+def _check_finite(source: str, what: str, tensor: Tensor) -> None:
+    rows = (~torch.isfinite(tensor)).flatten(1).any(1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
+    if bad := rows.nonzero().flatten().tolist():
+        raise UserError(
+            f"data must be finite, but {source} gave {what} that are NaN or infinite in {len(bad)} of {len(rows)} examples, "
+            f"of which the first is {bad[0]}."
+        )
 
 
 def tokenized(

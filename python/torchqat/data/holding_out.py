@@ -21,11 +21,17 @@ class Parts:
         of: ``PASSED_OVER``, ``TRAIN`` or ``HELD`` for each of its documents.
         cut: The character with which the held-out end of a single text begins; 0 where whole documents are held out.
         conversations: Whether the documents are such.
+        digests: One of each document, 16 bytes.
     """
 
     of: bytes
     cut: int
     conversations: bool
+    digests: tuple[bytes, ...]
+
+    def digests_of(self, part: int) -> list[bytes]:
+        """Those of the documents of ``part``; of a single text that is cut, its own in both."""
+        return [digest for digest, one in zip(self.digests, self.of, strict=True) if one == part or (self.cut and one)]
 
     def select(self, found: Iterable[Document], part: int) -> Iterator[Document]:
         """Those of ``found``, all documents of the source, that are of ``part``."""
@@ -64,14 +70,14 @@ def parts_of(source: Source, whole: bool = False) -> Parts:
     for place in there:
         parts[place] = TRAIN
     if whole:
-        return Parts(bytes(parts), 0, True in kinds)
+        return Parts(bytes(parts), 0, True in kinds, tuple(digests))
     if len(there) == 1 and kinds == {False}:
         length = lengths[there[0]]
-        return Parts(bytes(parts), max(1, length - length // HELD_OUT), False)
+        return Parts(bytes(parts), max(1, length - length // HELD_OUT), False, tuple(digests))
     if len(there) == 1:
         raise UserError(f"data must have at least 2 examples to hold some out, but {source.path} has 1.")
     _hold_out(parts, there, digests, source)
-    return Parts(bytes(parts), 0, True in kinds)
+    return Parts(bytes(parts), 0, True in kinds, tuple(digests))
 
 
 def _hold_out(parts: bytearray, there: list[int], digests: list[bytes], source: Source) -> None:

@@ -10,6 +10,7 @@ from torchqat.data.batch import Batch
 from torchqat.data.batches import EXAMPLES_AT_ONCE, Batches, Data, spread
 from torchqat.data.conversations import Conversations
 from torchqat.data.mixed_batches import MixedBatches
+from torchqat.data.seen import seen_notes
 from torchqat.data.sources import Source
 from torchqat.data.tokenized import Tokenized, tokenized_source
 from torchqat.data.tokenizers import beginning
@@ -47,6 +48,7 @@ def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None 
     measured = [(one.held_out, one.conversations) for one in found]
     weights = [source.weight for source in sources]
     names = [source.path for source in sources]
+    other = None
     if whole:
         other = tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say)
         measured, shares, measured_names = [(other.train, other.conversations)], [1.0], [settings.evaluation_path]
@@ -64,6 +66,7 @@ def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None 
     calibration: list[Batch] = []
     for one, samples in zip(found, _shared(settings.calibration.samples, weights), strict=True):
         calibration += _to_calibrate(one, samples, settings.calibration.sequence_length, first)
+    seen = seen_notes(list(zip(names, found, strict=True)), other and (settings.evaluation_path, other))
     evaluation, validation = [], []
     each = zip(measured, measured_names, _shared(settings.evaluation.samples, shares), strict=True)
     for (tokens, conversations), name, samples in each:
@@ -75,7 +78,7 @@ def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None 
         calibration,
         evaluation,
         validation,
-        tuple(note for one, name in zip(made, names, strict=True) for note in notes_of(one, name)),
+        (*(note for one, name in zip(made, names, strict=True) for note in notes_of(one, name)), *seen),
         counted_words(settings.loss_on, [conversations for _, conversations in measured]),
     )
 

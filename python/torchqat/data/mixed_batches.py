@@ -13,6 +13,9 @@ from torchqat.data.conversations import Conversations, Row, collated
 class Drawn(Protocol):
     """Rows that are drawn at random: windows of text, or conversations."""
 
+    @property
+    def largest_token(self) -> int: ...
+
     def draw(self, count: int, generator: torch.Generator) -> Sequence: ...
 
 
@@ -59,6 +62,11 @@ class MixedBatches:
     def steps_of_epoch(self) -> float:
         """Steps that take as many rows as there are in all sources."""
         return sum(map(_rows, self.sources)) / self.batch_size
+
+    @property
+    def largest_token(self) -> int:
+        """What shorter rows are filled up with included."""
+        return max(self._padding, *(source.largest_token for source in self.sources))
 
     @property
     def content(self) -> str:

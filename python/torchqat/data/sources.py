@@ -2,12 +2,13 @@
 
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from torchqat.data.documents import Document, document_of, form_rule, no_utf8, pieces_of_file
+from torchqat.data.documents import Document, document_of, form_rule, no_utf8, pieces_of_file, unfilled
 from torchqat.data.jsonl import objects_in
 from torchqat.data.tables import hub_digest, hub_rows, parquet_rows
 from torchqat.errors import UserError
@@ -51,13 +52,11 @@ def documents(source: Source) -> Iterator[Document]:
         UserError: It is missing or cannot be read, or a line or row has neither text nor a conversation.
     """
     if source.is_on_hub:
-        for row in hub_rows(source.path, source.subset, source.split):
-            yield _of_row(row, source)
+        yield from _of_rows(hub_rows(source.path, source.subset, source.split), source.path, source)
         return
     for file in files_of(source):
         if file.suffix.lower() == ".parquet":
-            for row in parquet_rows(file):
-                yield _of_row(row, source)
+            yield from _of_rows(parquet_rows(file), str(file), source)
         elif file.suffix.lower() == ".jsonl":
             yield from _of_lines(file, source)
         else:
@@ -111,14 +110,20 @@ def _of_lines(file: Path, source: Source) -> Iterator[Document]:
             raise UserError(no_utf8(file)) from error
 
 
-def _of_row(row: dict, source: Source) -> Document:
-    found = document_of(row, source.column)
-    if found is None:
-        raise UserError(
-            f"A row of {source.path} must have {form_rule(source.column)}, but has {', '.join(map(str, row))}; column names "
-            "another."
-        )
-    return found
+def _of_rows(rows: Iterable[dict], name: str, source: Source) -> Iterator[Document]:
+    for number, row in enumerate(rows, 1):
+        found = document_of({key: unfilled(value) for key, value in row.items()}, source.column)
+        if found is None:
+            cells = ", ".join(map(_told, row.items()))
+            raise UserError(
+                f"Row {number} of {name} must have {form_rule(source.column)}, but has {cells}; column names another."
+            )
+        yield found
+
+
+def _told(cell: tuple[str, Any]) -> str:
+    name, value = cell
+    return f"{name} (null)" if value is None else f"{name} ({type(value).__name__})"
 
 
 def _opened(file: Path, mode: str = "r", **options):

@@ -22,8 +22,8 @@ from torchqat.progress import counted
 
 # Characters that are tokenized at once.
 _AT_ONCE = 1 << 18
-# Of what is written there, and of how texts are cut and documents held out.
-_VERSION = 1
+# Of what is written there, and of how texts are cut, messages written and documents held out.
+_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _write(folder: Path, tokenizer: Any, source: Source, loss_on: str, whole: bo
     parts = parts_of(source, whole)
     above = vocabulary(tokenizer)
     for name, part in (("train", TRAIN), ("held_out", HELD)):
-        with TokenWriter(folder / name, above, parts.conversations) as writer:
+        with TokenWriter(folder / name, above, parts.conversations, parts.digests_of(part)) as writer:
             if parts.conversations:
                 for conversation in parts.select(counted(documents(source), f"Tokenizing {source.path}"), part):
                     writer.add(*tokens_of(tokenizer, conversation, loss_on))

@@ -40,6 +40,11 @@ class Written(Examples):
         labels = padded([self.labels[place] for place in places.tolist()], NO_LABEL)
         return {**found, "decoder_input_ids": self.shift(labels), "labels": labels}
 
+    @property
+    def largest_token(self) -> int:
+        """Of what is read and of what is written, which have one vocabulary."""
+        return max(super().largest_token, _largest(self.labels))
+
     def _read(self, places: Tensor) -> dict[str, Tensor]:
         found = super().batch(places)
         return {name: found[name] for name in ("input_ids", "attention_mask")}
@@ -60,6 +65,11 @@ class Spoken(Written):
     """
 
     extractor: Any = None
+
+    @property
+    def largest_token(self) -> int:
+        """Of what is written."""
+        return _largest(self.labels)
 
     def _read(self, places: Tensor) -> dict[str, Tensor]:
         features = [self._features(place) for place in places.tolist()]
@@ -164,6 +174,10 @@ def decoder_inputs_of(model: nn.Module) -> Shift:
             f"model must say what its decoder begins with, but {kind.__name__} does not: {first_line(error)}"
         ) from error
     return shift
+
+
+def _largest(rows: list[Tensor]) -> int:
+    return max(int(row.max()) for row in rows)
 
 
 def _pair_of(value: Any) -> tuple[str, str] | None:

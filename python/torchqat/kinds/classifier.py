@@ -1,6 +1,6 @@
 """Classifiers: one of a number of classes, or one number, for each text, word, image or vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_seve
 from torchqat.data.tasks import Task
 from torchqat.device import device_of
 from torchqat.errors import UserError
+from torchqat.kinds.examples_fit import check_fit
 from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
 from torchqat.kinds.losses import cross_entropy_of
 from torchqat.kinds.pairs import length_of, share_ordered_right
@@ -102,6 +103,9 @@ class Classifier(Kind):
 
     def examples(self, batch: Batch) -> Batch:
         return _without_labels(batch) if isinstance(batch, dict) else batch[0]
+
+    def check_given(self, model: nn.Module, batches: Sequence[Batch], source: str) -> None:
+        check_fit(model, batches, source)
 
     def own_task(self, data: Data) -> Task:
         """The accuracy on the held-out data; of one output, how many others each example is ordered right to."""

@@ -171,6 +171,14 @@ class Kind(ABC):
         """
         return None
 
+    def check_given(self, model: nn.Module, batches: Sequence[Batch], source: str) -> None:
+        """Whether ``model`` takes ``batches``, where these are what a function of the user's gave.
+
+        Raises:
+            UserError: It does not.
+        """
+        return None
+
     def ask(self, model: nn.Module, batch: Batch) -> Answers:
         """What ``model`` says to ``batch``."""
         return self.answers(self.outputs(model, batch), batch)

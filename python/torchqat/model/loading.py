@@ -13,6 +13,7 @@ from torchqat.extras import needs
 from torchqat.model.completeness import CAUSAL_LM, Wanted, check_complete, check_parts, lacks_pooler_alone
 from torchqat.model.gguf_source import check_read_whole
 from torchqat.model.loader import language_model_loader
+from torchqat.model.own_code import check_floating, note_own_code
 from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
 from torchqat.model.source import check_place, is_gguf, place_of, tensors_of
@@ -121,6 +122,9 @@ def _loaded(
     kept: list[str] = []
     if model is not None:
         kept = check_complete(model, found, config, tensors_of(path), path, wanted, note)
+        note_own_code(model, config, path, note)
+        if quantized is None:
+            check_floating(model, tensors_of(path), path)
     if is_gguf(path):
         check_read_whole(path, model)
         note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")

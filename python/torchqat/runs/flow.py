@@ -80,6 +80,16 @@ def run(
     return follow(run, resume, restart, push_to_hub)
 
 
+# Options that are in place of keys of a recipe.
+_OPTIONS = {
+    "model.path": "model",
+    "data.train": "data",
+    "device": "device",
+    "train.steps": "steps",
+    "train.epochs": "steps",
+}
+
+
 def run_of(
     recipe: str | Path | Recipe,
     model: str = "",
@@ -93,6 +103,8 @@ def run_of(
     training: bool = True,
 ) -> Run:
     """The run that these options mean, which has done nothing yet."""
+    settings = as_settings(settings)
+    _check_said_once(settings, {"model": model, "data": data, "device": device, "steps": steps})
     loaded = _loaded(recipe, settings, steps)
     if not training:
         if steps:
@@ -109,17 +121,26 @@ def run_of(
     return run
 
 
-def _loaded(recipe: str | Path | Recipe, settings: Mapping[str, Any] | Iterable[str], steps: int | None) -> Recipe:
+def _loaded(recipe: str | Path | Recipe, settings: list[str], steps: int | None) -> Recipe:
     if isinstance(recipe, Recipe):
         if settings or steps is not None:
             raise UserError("settings and steps must not be given for a recipe that is loaded already, but are.")
         return copy(recipe)
-    asked = as_settings(settings)
-    loaded = load_recipe(recipe, asked)
+    loaded = load_recipe(recipe, settings)
     if steps is None:
         return loaded
     instead = [] if loaded.train.epochs is None else ["train.epochs="]
-    return load_recipe(recipe, [*asked, *instead, f"train.steps={steps}"])
+    return load_recipe(recipe, [*settings, *instead, f"train.steps={steps}"])
+
+
+def _check_said_once(settings: list[str], options: dict[str, Any]) -> None:
+    """Whether a setting says what one of ``options`` says."""
+    for setting in settings:
+        option = _OPTIONS.get(setting.partition("=")[0], "")
+        if options.get(option) not in (None, ""):
+            raise UserError(
+                f"{setting} must not be set where {option} is given, which is in its place, but it is {options[option]}."
+            )
 
 
 def follow(run: Run, resume: bool = False, restart: bool = False, push_to_hub: str = "") -> Report:

@@ -23,6 +23,7 @@ from torchqat.model.calls import check_called
 from torchqat.model.noted import note_calibration
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
+from torchqat.model.vocabulary import check_tokens
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.cache_note import cache_note
@@ -102,6 +103,8 @@ class Run:
             return self._data_of.data
         check_data_given(self.recipe)
         data = self.kind.load_data(self.recipe, self.tokenizer, self.progress.say)
+        check_tokens(self.float_model.outline, self.tokenizer, data.largest_token, self.model_path)
+        self.kind.check_given(self.float_model.outline, data.given, self.recipe.data.train)
         for note in data.notes:
             self.float_model.note(note)
         return data

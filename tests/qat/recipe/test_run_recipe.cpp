@@ -196,6 +196,12 @@ TEST(RunRecipe, EveryFormatMayBeExportedAndNoOther) {
   } catch (const RecipeError& error) {
     EXPECT_EQ(error.what(), "r:4:10: export must list only " + listed + ", but has bin");
   }
+  try {
+    parse_run_recipe(head + "gguf, onnx, gguf]\n", "r");
+    FAIL();
+  } catch (const RecipeError& error) {
+    EXPECT_STREQ(error.what(), "r:4:22: export must list gguf once, but has it again");
+  }
 }
 
 TEST(RunRecipe, ItsCoreIsWhatProgramsRead) {

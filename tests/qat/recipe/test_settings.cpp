@@ -38,8 +38,8 @@ TEST(Settings, HoldInPlaceOfWhatTheRecipeSays) {
   const RunRecipe recipe =
       with({"train.steps=300", "layers.0.weight.group_size=64", "layers[1].weight.dtype=int6",
             "train.lora.rank=4", "train.parameters=lora", "evaluate.accept.kl=0.5",
-            "export=[gguf, awq]", "schedule=", "data.train=./text", "train.steps=7"});
-  EXPECT_EQ(recipe.train.steps, 7);  // the later one
+            "export=[gguf, awq]", "schedule=", "data.train=./text"});
+  EXPECT_EQ(recipe.train.steps, 300);
   EXPECT_EQ(recipe.layers[0].weight.spec->group_size, 64);
   EXPECT_EQ(recipe.layers[1].weight.spec->bits, 6);
   EXPECT_EQ(recipe.train.lora.rank, 4);
@@ -114,6 +114,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{
             {"layers.first.match=a"},
             "--set layers.first.match=a: layers has the entries 0 to 1, but is asked for first"},
+        Refused{{"train.seed=1", "train.batch_size=4", "train.seed=2"},
+                "--set train.seed=2: a key must be set once, but --set train.seed=1 sets it, too"},
+        Refused{{"layers[1].match=a", "layers.1.match=a"},
+                "--set layers.1.match=a: a key must be set once, but --set layers[1].match=a sets "
+                "it, too"},
         Refused{{"layers.1="}, "--set layers.1=: layers[1] must be given a value, but is not"},
         Refused{
             {"train.seed="},

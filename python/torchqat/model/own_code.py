@@ -1,0 +1,44 @@
+"""What transformers passes over in silence in a folder: code of its own, and whole numbers in place of weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from torchqat.errors import UserError
+from torchqat.model.passed_over import in_base
+from torchqat.model.quantized import first_of
+
+# How safetensors call types of whole numbers.
+_WHOLE = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+
+
+def check_floating(model: nn.Module, tensors: dict[str, dict[str, Any]], path: str) -> None:
+    """Whether no weight of ``model`` lies at ``path`` as whole numbers, which are cast as if their scale were 1.
+
+    Args:
+        model: As it was loaded from there, of what is not quantized by what its configuration says.
+        tensors: Those at ``path``, as their headers say.
+        path: For messages.
+
+    Raises:
+        UserError: One does; the first is named.
+    """
+    floating = {in_base(model, name) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    whole = [name for name, one in tensors.items() if one["dtype"] in _WHOLE and in_base(model, name) in floating]
+    if whole:
+        raise UserError(
+            f"model must be in floating point, or say in config.json how it is quantized, but {path} has {first_of(whole)} "
+            f"as {tensors[whole[0]]['dtype']}."
+        )
+
+
+def note_own_code(model: nn.Module, config: Any, path: str, note: Callable[[str], None]) -> None:
+    """Tell where ``path`` has code of its own for its model, which is never run: transformers has a class of that name."""
+    named = (getattr(config, "auto_map", None) or {}).values()
+    own = next((one for one in named if isinstance(one, str) and "odeling" in one), None)
+    if own is not None:
+        note(
+            f"{path} has code of its own for its model ({own}), which is not run: it is loaded as the "
+            f"{type(model).__name__} of transformers."
+        )
