@@ -20,6 +20,7 @@ from torchqat.checkpoints.formats.loads import loading_note
 from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
+from torchqat.checkpoints.formats.numbers import check_numbers
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import (
     cache_note,
@@ -34,7 +35,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
-from torchqat.model.noted import check_still_quantized, uncalibrated_note
+from torchqat.model.noted import added_note, check_still_quantized, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -83,17 +84,17 @@ def export(
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
-            more, layers that engines fuse
-            differ in scheme, a weight is not finite, the model is inside of peft, a layer is in a wrapper, or the folder
-            cannot be written.
+            more, layers that engines fuse differ in scheme, a parameter is not finite, or beyond the dtype of the file, the
+            model is inside of peft, a layer is in a wrapper, or the folder cannot be written.
     """
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
     plan = checkpoint_plan(model)
+    check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    for note in filter(None, (uncalibrated_note(model), cache_note(cache_spec(model), format))):
+    for note in filter(None, (uncalibrated_note(model), added_note(model), cache_note(cache_spec(model), format))):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":

@@ -4,6 +4,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 
 # What a wrapper inside of a model calls what it wraps: torch.compile's, FSDP1's, that of recomputed activations.
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -50,9 +51,11 @@ def named_as_on_disk(model: nn.Module) -> nn.Module:
     """``unwrapped``, for what writes its names where others look for them.
 
     Raises:
-        UserError: peft has put adapters into it, or a layer of it is wrapped, and would be written under another name.
+        UserError: peft has put adapters into it that act beside rounded weights, or are not merged, or a layer of it is
+            wrapped, and would be written under another name.
     """
     model = unwrapped(model)
+    check_adapters(model)
     for name, module in model.named_modules():
         if hasattr(module, "base_layer") and _is_of(module, "peft.tuners."):
             raise UserError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")

@@ -14,6 +14,7 @@ from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
 from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
+from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
 from torchqat.checkpoints.readers import read_layers_of
@@ -99,7 +100,7 @@ class StreamWriter:
         """What lies outside the blocks, and what the model has no place for, as it is."""
         inside = tuple(name + "." for name in blocks)
         outside = (
-            (name, self.reader[name].to(self.format.dtype or tensor.dtype))
+            (name, held_in(name, self.reader[name], self.format.dtype or tensor.dtype))
             for name, tensor in self.model.state_dict().items()
             if not name.startswith(inside) and name in self.reader
         )

@@ -3,10 +3,10 @@
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.training.lora import adapter_beside
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -16,12 +16,7 @@ def check_trainable(model: nn.Module) -> None:
         UserError: An adapter of peft acts beside the rounded weight of a layer, or parameters are taken apart outside of
             the forward, as DeepSpeed's ZeRO-3 and FSDP1 do.
     """
-    name = adapter_beside(model)
-    if name:
-        raise UserError(
-            f"Adapters must act before weights are rounded, but that of {name} acts beside the rounded weight, and could "
-            "not be merged: call torchqat.attach_adapters."
-        )
+    check_adapters(model)
     for name, layer in quant_layers(model):
         why = _taken_apart(layer)
         if why:
