@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from torchqat.errors import UserError, first_line
 
 # In a folder, what it holds in words; people write there.
 CARD = "README.md"
+# Bytes of a disk that took no more of a file.
+_NOTHING_LEFT = 1 << 16
 
 
 @contextmanager
@@ -96,8 +99,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     with pending_file(path) as pending:
         try:
             torch.save(state, pending)
-        except RuntimeError as error:  # what torch raises for a disk that is full
-            raise OSError(first_line(error)) from error
+        except RuntimeError as error:  # what torch raises for a disk that is full, in words of its own
+            full = shutil.disk_usage(pending.parent).free < _NOTHING_LEFT
+            raise OSError(os.strerror(errno.ENOSPC) if full else first_line(error)) from error
 
 
 def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:

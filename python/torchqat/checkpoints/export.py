@@ -29,8 +29,9 @@ from torchqat.checkpoints.formats.tensors import (
     checkpoint_plan,
     floating_layers,
 )
+from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
-from torchqat.errors import UserError, first_line
+from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import copy_into, pending_folder
 from torchqat.layers.wrapped import named_as_on_disk
@@ -122,21 +123,12 @@ def export(
         else:
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, folder)
+                save_tokenizer(tokenizer, folder)
             copy_into(folder, files or {})
         keep_card(output, folder)
     for note in export_notes(model, format, output):
         say(note)
     return output
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError:  # of the disk
-        raise
-    except Exception as error:
-        raise UserError(f"The tokenizer must be one that can be written, but {first_line(error)}") from error
 
 
 def checked_format(name: str, plan: CheckpointPlan) -> Format:

@@ -17,6 +17,7 @@ from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors
 from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
+from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
@@ -113,6 +114,6 @@ class StreamWriter:
         self.shards.finish()
         write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(self.folder)
+            save_tokenizer(self.tokenizer, self.folder)
         bits = self.bits / self.elements
         return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)
