@@ -16,8 +16,8 @@ from torchqat.errors import UserError, first_line
 
 # In a folder, what it holds in words; people write there.
 CARD = "README.md"
-# Bytes of a disk below which it is full.
-_LEAST_FREE = 1 << 16
+# Bytes of a disk that took no more of a file.
+_NOTHING_LEFT = 1 << 16
 # In the folder of an export, which files are its own.
 SEAL = ".torchqat"
 
@@ -102,8 +102,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, pending)
         except RuntimeError as error:  # what torch raises for a disk that is full, in words of its own
-            is_full = shutil.disk_usage(path.parent).free < _LEAST_FREE
-            raise OSError(os.strerror(errno.ENOSPC) if is_full else first_line(error)) from error
+            full = shutil.disk_usage(pending.parent).free < _NOTHING_LEFT
+            raise OSError(os.strerror(errno.ENOSPC) if full else first_line(error)) from error
 
 
 def load_state(path: Path, mmap: bool = False) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def test_names_that_no_loader_knows_are_refused(tiny_llama, tmp_path):
     adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["q_proj"]))
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     unmerged = matches("export.adapter-not-merged", layer=layer)
-    beside = matches("export.adapter-beside", layer=layer)
-    cases = [(adapted, beside), (torchqat.attach_adapters(copy.deepcopy(adapted)), unmerged)]
+    cases = [(adapted, matches("training.adapters-beside", layer=layer))]
+    cases += [(torchqat.attach_adapters(copy.deepcopy(adapted)), unmerged)]
     prompted = peft.get_peft_model(
         copy.deepcopy(model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )

@@ -237,7 +237,7 @@ def test_an_adapter_beside_the_rounded_weight_is_told_before_it_trains_and_befor
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), model)
     with pytest.raises(torchqat.UserError, match=matches("training.adapters-beside", layer="0")):
         torchqat.parameter_groups(model, torchqat.parse_recipe(RECIPE.replace("SCALE", "learned"), "recipe"))
-    with pytest.raises(torchqat.UserError, match=matches("export.adapter-beside", layer="0")):
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-beside", layer="0")):
         torchqat.export(model, tmp_path / "out", "safetensors")
 
 

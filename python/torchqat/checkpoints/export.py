@@ -19,6 +19,7 @@ from torchqat.checkpoints.formats.loads import loading_note
 from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
+from torchqat.checkpoints.formats.numbers import check_numbers
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import (
     cache_note,
@@ -27,14 +28,15 @@ from torchqat.checkpoints.formats.tensors import (
     checkpoint_plan,
     floating_layers,
 )
+from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.checkpoints.replaced import exported_folder
-from torchqat.errors import UserError, first_line
+from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
-from torchqat.model.noted import check_still_quantized, uncalibrated_note
+from torchqat.model.noted import added_note, check_still_quantized, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -83,18 +85,18 @@ def export(
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
-            more, layers that engines fuse differ in scheme, a weight is not finite or on the meta device, the model is
-            inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be written, or holds what no
-            export wrote.
+            more, layers that engines fuse differ in scheme, a parameter is not finite, beyond the dtype of the file or on
+            the meta device, the model is inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be
+            written, or holds what no export wrote.
     """
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
-    _check_held(model)
     plan = checkpoint_plan(model)
+    check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    for note in filter(None, (uncalibrated_note(model), cache_note(cache_spec(model), format))):
+    for note in filter(None, (uncalibrated_note(model), added_note(model), cache_note(cache_spec(model), format))):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":
@@ -122,29 +124,11 @@ def export(
         else:
             write_folder(model, layers, plan, chosen, folder, dtype, max_shard_size)
             if tokenizer is not None:
-                _save_tokenizer(tokenizer, folder)
+                save_tokenizer(tokenizer, folder)
             copy_into(folder, files or {})
     for note in export_notes(model, format, output):
         say(note)
     return output
-
-
-def _check_held(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise UserError(
-                f"The model must hold its weights to be exported, but {name} is on the meta device: load them first; what "
-                "accelerate offloads it must give back."
-            )
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except OSError:  # of the disk
-        raise
-    except Exception as error:
-        raise UserError(f"The tokenizer must be one that can be written, but {first_line(error)}") from error
 
 
 def checked_format(name: str, plan: CheckpointPlan) -> Format:

@@ -10,6 +10,7 @@ from torchqat.checkpoints.dtype import stored_dtype
 from torchqat.checkpoints.export import FOLDERS, FORMATS, format_for
 from torchqat.checkpoints.formats.folder import folder_tensors
 from torchqat.checkpoints.formats.naming import documents_on_disk
+from torchqat.checkpoints.formats.numbers import check_numbers
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.device import device_of
 from torchqat.errors import UserError
@@ -53,6 +54,7 @@ def live_weights(
     require_prepared(model)
     check_still_quantized(model)
     plan = checkpoint_plan(model)
+    check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
     names = DiskNames(model)

@@ -155,7 +155,7 @@ class _Sums:
         mean = _weighted(self.losses, self.weights) if self.losses else None
         return Evaluation(
             None if mean is None else math.exp(mean) if mean < 700 else math.inf,
-            max(0.0, _weighted(self.kls, self.weights)) if self.kls else 0.0,
+            at_least_zero(_weighted(self.kls, self.weights)) if self.kls else 0.0,
             alike if self.kls else 1.0,
             count,
             self.losses,
@@ -180,6 +180,11 @@ def _row_means(values: Tensor, counted: Tensor | None) -> list[float]:
         return values.double().mean(-1).tolist()
     counted = counted.to(values.device)
     return (values.double().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)).tolist()
+
+
+def at_least_zero(distance: float) -> float:
+    """A mean distance, which rounding may bring below 0; infinite where it is no number, or a broken model would be near."""
+    return math.inf if math.isnan(distance) else max(0.0, distance)
 
 
 def _weighted(values: list[float], weights: list[int]) -> float:

@@ -22,6 +22,7 @@ from torchqat._library import (
 from torchqat.data.batch import Batch, to_device
 from torchqat.device import find_device
 from torchqat.errors import UserError
+from torchqat.evaluation.evaluate import at_least_zero
 from torchqat.evaluation.number_types import IN_FLOAT, Width, checked_widths, own_width, usual_widths, word_of
 from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
@@ -240,7 +241,7 @@ class _FromBlock:
         if values[0][0] is not None:
             ours, theirs = (torch.cat(parts) for parts in zip(*values, strict=True))
             return number_distances(ours, theirs).mean().item()
-        return max(0.0, total / count)
+        return at_least_zero(total / count)
 
 
 def _at_width(layer: QuantLayer, bits: int, statistics, rest: _FromBlock) -> float:

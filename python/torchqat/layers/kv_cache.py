@@ -48,7 +48,7 @@ class QuantKvCache(nn.Module):
             raise UserError(str(error)) from error
         for name, side in zip(SCALE_NAMES, (spec.key, spec.value), strict=True):
             size = heads if side.granularity == "head" else 1
-            self.register_buffer(name, None if side.dynamic else torch.zeros(size))
+            self.register_buffer(name, None if side.dynamic else torch.zeros(size, dtype=torch.float32))
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[batch, heads, tokens, head_size]`` as attention reads them back."""

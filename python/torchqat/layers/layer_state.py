@@ -124,8 +124,8 @@ class LayerState(nn.Module):
             return ""
         return (
             "An average of a model must leave its buffers as they are, since zero points and widths are whole numbers, but "
-            f"those of this {type(self).__name__} were averaged: average parameters alone and copy buffers, as "
-            "AveragedModel does."
+            f"those of this {type(self).__name__} were averaged, or emptied by to_empty: average parameters alone and copy "
+            "buffers, as AveragedModel does, and load an emptied model with the state of a prepared one."
         )
 
     # -- casts -------------------------------------------------------------------------------------------------------

@@ -37,13 +37,15 @@ class QuantInput(nn.Module):
         if spec is None or spec.dynamic:
             return
         self._input_scale_bits = spec.bits  # the width that input_scale was chosen for
-        self.register_buffer("input_low", torch.zeros(1, 1, device=device))
-        self.register_buffer("input_high", torch.zeros(1, 1, device=device))
+        self.register_buffer("input_low", torch.zeros(1, 1, dtype=torch.float32, device=device))
+        self.register_buffer("input_high", torch.zeros(1, 1, dtype=torch.float32, device=device))
         if spec.scale == "learned":
-            self.input_scale = nn.Parameter(torch.ones(1, 1, device=device))
-            self.input_zero_point = None if spec.symmetric else nn.Parameter(torch.zeros(1, 1, device=device))
+            self.input_scale = nn.Parameter(torch.ones(1, 1, dtype=torch.float32, device=device))
+            self.input_zero_point = (
+                None if spec.symmetric else nn.Parameter(torch.zeros(1, 1, dtype=torch.float32, device=device))
+            )
         else:
-            self.register_buffer("input_scale", torch.ones(1, 1, device=device))
+            self.register_buffer("input_scale", torch.ones(1, 1, dtype=torch.float32, device=device))
             self.register_buffer("input_zero_point", torch.zeros(1, 1, dtype=torch.int8, device=device))
 
     def quantized_input(self, x: Tensor) -> Tensor:

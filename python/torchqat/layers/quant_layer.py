@@ -259,14 +259,26 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
                 "give torchqat.calibrate such batches, or leave it by a rule with input: float."
             )
 
+    def _check_learned(self, name: str) -> None:
+        """A learned scale that is no number would be read as 1."""
+        for leaf in SCALE_NAMES:
+            learned = getattr(self, leaf, None)
+            bad = int((~whole(learned.detach()).isfinite()).sum()) if isinstance(learned, nn.Parameter) else 0
+            if bad:
+                raise ValueError(
+                    f"The {leaf} of {name} must be finite, but has {bad} elements that are NaN or infinite."
+                )
+
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
 
         Raises:
-            ValueError: What ``check_converts`` says, the weight is not finite, or ``dtype`` cannot hold the scales.
+            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, or ``dtype`` cannot hold
+                the scales.
         """
         self.check_converts(name)
+        self._check_learned(name)
         if self.frozen_codes is not None:
             self.set_master(self._frozen_weight(self.weight.dtype))
         weights = quantize_weights(

@@ -53,6 +53,8 @@ def why_not(module: nn.Module) -> str:
         return "nn.MultiheadAttention reads its weight without calling it"
     if "forward" in vars(module):
         return "its forward has been replaced by another"
+    if type(module).__call__ is not nn.Module.__call__ or type(module)._call_impl is not nn.Module._call_impl:
+        return f"{type(module).__name__} has a __call__ of its own"
     if type(module).get_extra_state is not nn.Module.get_extra_state:
         return f"{type(module).__name__} keeps state of its own (get_extra_state)"
     if taken := _names_taken(module):

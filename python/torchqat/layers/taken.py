@@ -4,7 +4,8 @@ from torch import nn
 
 # What every module has of its own; the last is of one that was compiled, and calls the layer as it was.
 _OF_MODULES = {*vars(nn.Module()), "_is_full_backward_hook", "_compiled_call_impl"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# The last says of which kind the backward hooks are: without it torch calls none.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",

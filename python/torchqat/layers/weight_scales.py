@@ -28,8 +28,8 @@ class WeightScales(nn.Module):
         if spec is None or spec.scale == "minmax":
             return
         rows, cols = _grid(spec.block, *self.matrix_shape)
-        scale = torch.ones(rows, cols, device=self.weight.device)
-        zero_point = torch.zeros(rows, cols, device=self.weight.device)
+        scale = torch.ones(rows, cols, dtype=torch.float32, device=self.weight.device)
+        zero_point = torch.zeros(rows, cols, dtype=torch.float32, device=self.weight.device)
         self._register_outer_scales()
         if self.keeps_scales:
             self.register_buffer("lattice_scale", torch.zeros_like(scale))
@@ -48,7 +48,8 @@ class WeightScales(nn.Module):
         spec = self.weight_spec
         if spec.scale != "mse" or not spec.has_outer_scale:
             return
-        outer = torch.ones(*_grid(spec.outer_block, *self.matrix_shape), device=self.weight.device)
+        grid = _grid(spec.outer_block, *self.matrix_shape)
+        outer = torch.ones(*grid, dtype=torch.float32, device=self.weight.device)
         self.register_buffer("weight_outer_scale", outer)
         self.register_buffer("weight_outer_offset", outer.clone() if spec.has_offset else None)
 

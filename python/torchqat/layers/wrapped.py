@@ -4,6 +4,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 
 # What a wrapper inside of a model calls what it wraps: torch.compile's, FSDP1's, that of recomputed activations.
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -50,16 +51,13 @@ def named_as_on_disk(model: nn.Module) -> nn.Module:
     """``unwrapped``, for what writes its names where others look for them.
 
     Raises:
-        UserError: peft has put adapters into it, or a layer of it is wrapped, and would be written under another name.
+        UserError: peft has put adapters into it that act beside rounded weights, or are not merged, or a layer of it is
+            wrapped, and would be written under another name.
     """
     model = unwrapped(model)
+    check_adapters(model)
     for name, module in model.named_modules():
         if hasattr(module, "base_layer") and _is_of(module, "peft.tuners."):
-            if getattr(module.base_layer, "adapter", module) is None and not module.merged:
-                raise UserError(
-                    f"The adapter of {name} acts beside the rounded weight, so that merging it would make a weight that was "
-                    "never trained: call torchqat.attach_adapters before training."
-                )
             raise UserError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
         if inside := [leaf for leaf in _INSIDE if leaf in module._modules]:
             raise UserError(

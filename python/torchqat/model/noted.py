@@ -13,6 +13,7 @@ def note_preparation(model: nn.Module, settings: Initialize) -> None:
     """Note what ``calibrate`` is to do, that it has not, and which layers are quantized."""
     model.qat_initialize = settings
     model.qat_awaits_calibration = solves(settings)
+    model.qat_floats = frozenset(_floating_layers(model))
     model.qat_layers = tuple(name for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
 
 
@@ -72,13 +73,38 @@ def check_still_quantized(model: nn.Module) -> None:
             if found is None:
                 continue
             full = ".".join(part for part in (place, name) if part)
-            if is_layer(found) and not isinstance(found, QuantLayer):
+            if _is_in_floating_point(found):
                 raise UserError(
                     f"{full} was quantized by prepare, but a {type(found).__name__} in floating point has taken its place: "
                     "resize or replace layers before prepare."
                 )
             if isinstance(found, QuantLayer):
                 _check_weight(full, found)
+
+
+def _is_in_floating_point(module: nn.Module) -> bool:
+    """Whether it has weights of its own and no quantized layer: what wraps one has that inside."""
+    if any(isinstance(inside, QuantLayer) for inside in module.modules()):
+        return False
+    return is_layer(module) or next(module.parameters(), None) is not None
+
+
+def added_note(model: nn.Module) -> str:
+    """A sentence on layers that were put into ``model`` after ``prepare``, which looked for none later; else empty."""
+    names = []
+    for place, module in _prepared(model):
+        if (known := getattr(module, "qat_floats", None)) is None:  # of an earlier version
+            continue
+        inside = dict.fromkeys(_floating_layers(module), True)
+        names += [".".join(part for part in (place, name) if part) for name in inside if name not in known]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more} came into the model after prepare, which quantizes what is there, and stays in floating point."
+
+
+def _floating_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if is_layer(module) and not isinstance(module, QuantLayer)]
 
 
 def _check_weight(name: str, layer: QuantLayer) -> None:

@@ -62,7 +62,7 @@ def prepare(
     Raises:
         RecipeError: The recipe does not fit the model.
         UserError: A weight is not finite (the layer is named), the model is prepared already, has adapters of peft or is in
-            DDP, or a weight that two layers share would be quantized in one of them alone.
+            DDP, is a single layer, or a weight that two layers share would be quantized in one of them alone.
     """
     given, model = model, before_parallel(model)
     plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
@@ -73,6 +73,7 @@ def prepare(
         raise UserError(
             f"The model must not be prepared already, but has {type(quant_layers(model)[0][1]).__name__} layers."
         )
+    _check_holds_layers(model, plan)
     _check_tied(model, plan)
     _check_adapters(model, plan)
     _check_shared_experts(model, plan)
@@ -160,6 +161,15 @@ def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
     for layer in layers:
         if layer.weight_spec.scale != "minmax":
             layer.derive_weight_scale(method)
+
+
+def _check_holds_layers(model: nn.Module, plan: Plan) -> None:
+    """A layer can be replaced in the module that holds it alone."""
+    if any(layer.name == "" for layer in plan.layers):
+        raise UserError(
+            f"The model must be a module that holds its layers, in which they are replaced, but is a "
+            f"{type(model).__name__} itself: put it into another, such as nn.Sequential."
+        )
 
 
 def _check_tied(model: nn.Module, plan: Plan) -> None:

@@ -14,8 +14,10 @@ from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
 from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.naming import documents_on_disk, layer_tensors, layers_on_disk
+from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, checkpoint_plan, float_tensors, floating_layers
+from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.checkpoints.readers import read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
@@ -99,7 +101,7 @@ class StreamWriter:
         """What lies outside the blocks, and what the model has no place for, as it is."""
         inside = tuple(name + "." for name in blocks)
         outside = (
-            (name, self.reader[name].to(self.format.dtype or tensor.dtype))
+            (name, held_in(name, self.reader[name], self.format.dtype or tensor.dtype))
             for name, tensor in self.model.state_dict().items()
             if not name.startswith(inside) and name in self.reader
         )
@@ -112,6 +114,6 @@ class StreamWriter:
         self.shards.finish()
         write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(self.folder)
+            save_tokenizer(self.tokenizer, self.folder)
         bits = self.bits / self.elements
         return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)

@@ -4,7 +4,6 @@ Adapters that are added to the output of a quantized layer cannot be merged into
 again, and would no longer be what training saw. Here the forward rounds the sum, so that merging changes nothing.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 from torchqat._library import LoraSection
 from torchqat.errors import UserError
 from torchqat.extras import needs
-from torchqat.layers.experts import STATE
+from torchqat.layers.adapters import adapter_beside
 from torchqat.layers.layer_state import SCALE_NAMES
 from torchqat.layers.linear import QuantLinear
 from torchqat.layers.made_class import reduce_made
 from torchqat.layers.prepared import quant_layers, require_prepared
-from torchqat.layers.quant_layer import QuantLayer
 from torchqat.training.adapter_state import keep_with_adapters
 
 
@@ -93,19 +91,6 @@ def attach_adapters(model: nn.Module) -> nn.Module:
     if hasattr(model, "get_base_model"):  # peft saves it
         keep_with_adapters(model.get_base_model(), adapted[0][1], list(model.peft_config))
     return model
-
-
-def adapter_beside(model: nn.Module) -> str:
-    """The name of a layer of ``model`` whose adapter acts beside a rounded weight; empty where there is none."""
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    for name, module in model.named_modules() if tuners else ():
-        if not isinstance(module, tuners.BaseTunerLayer):
-            continue
-        base = module.get_base_layer()
-        is_quantized = isinstance(base, QuantLayer) or STATE in base._modules
-        if is_quantized and getattr(getattr(base, "adapter", None), "layer", None) is not module and not module.merged:
-            return name
-    return ""
 
 
 def _beyond_the_weight(module: nn.Module) -> str:

@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 from torchqat._library import Recipe, TrainSection
 from torchqat.data.functions import names_function
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.stand_ins import QUANTIZABLE
 from torchqat.model.blocks import find_blocks
 from torchqat.training.masters import Masters
 from torchqat.training.muon import Muon
 from torchqat.training.other_optimizers import BETAS, Groups, adamw_8bit, of_function
-from torchqat.training.trainable import check_adapters
 from torchqat.training.weight_rates import weight_rates
 
 

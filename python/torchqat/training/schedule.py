@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from torchqat._library import BitSchedule, Recipe
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.cache_choice import CacheChoice, settle
 from torchqat.layers.kept_weight import round_together
 from torchqat.layers.prepared import quant_layers, require_prepared
@@ -125,6 +126,7 @@ class Schedule:
         if not self._saw_calls:
             self._saw_calls = True
             check_gathered(self.model)
+            check_adapters(self.model)  # of peft, which may have added some since
             for note in filter(None, (calls_note(self.model), uncalibrated_note(self.model))):
                 self._say(note)
         if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'

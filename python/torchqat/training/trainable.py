@@ -3,10 +3,10 @@
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.training.lora import adapter_beside
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -24,20 +24,6 @@ def check_trainable(model: nn.Module) -> None:
                 f"The weight of {name} must keep its shape outside of the forward, where its scales are derived, but "
                 f"{why}: use DDP, ZeRO-1 or -2, or FSDP2 (fsdp_version: 2)."
             )
-
-
-def check_adapters(model: nn.Module) -> None:
-    """Whether adapters of peft, where a prepared ``model`` has some, act before its weights are rounded.
-
-    Raises:
-        UserError: One acts beside the rounded weight of its layer.
-    """
-    name = adapter_beside(model)
-    if name:
-        raise UserError(
-            f"Adapters must act before weights are rounded, but that of {name} acts beside the rounded weight, and could "
-            "not be merged: call torchqat.attach_adapters."
-        )
 
 
 def _taken_apart(layer: QuantLayer) -> str:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from torchqat._library import Recipe
 from torchqat.extras import needs
-from torchqat.training.lora import adapter_beside, attach_adapters
+from torchqat.layers.adapters import adapter_beside
+from torchqat.training.lora import attach_adapters
 from torchqat.training.monitor import Monitor
 from torchqat.training.schedule import Schedule
 

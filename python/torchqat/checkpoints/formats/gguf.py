@@ -30,6 +30,7 @@ from torchqat.checkpoints.formats.llama_cpp.tensors import (
     outside,
 )
 from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
+from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.checkpoints.formats.ollama import FILE as MODELFILE
 from torchqat.checkpoints.formats.ollama import modelfile
 from torchqat.checkpoints.formats.repeated_head import repeated_head
@@ -40,6 +41,8 @@ from torchqat.files import write_text
 
 _EMBEDDING_TYPES = ("f16", "q8_0")
 _Types = gguf.GGMLQuantizationType
+# What 127 of the largest scale, a float16, make.
+_LARGEST_Q8_0 = 127 * torch.finfo(torch.float16).max
 
 
 def write_gguf(
@@ -155,13 +158,13 @@ class GgufWriter:
             writer.add_tensor_info(entry.file_name, entry.shape, np.dtype(np.float32), entry.nbytes, entry.kind)
         self._files = TensorFiles(writer)
         for name, factors in ropes.items():
-            self._files.put(name, encoded(factors, _Types.F32))
+            self._files.put(name, encoded(name, factors, _Types.F32))
 
     def add_float(self, name: str, tensor: Tensor) -> None:
         """What stays unquantized, by its name in the model."""
         for entry in self._entries.of_float(name, tensor):
             rows = self._order.to_file(entry.name, entry.tensor.detach())
-            self._files.put(entry.file_name, encoded(rows, entry.kind, entry.offset))
+            self._files.put(entry.file_name, encoded(entry.name, rows, entry.kind, entry.offset))
 
     def add_layer(self, layer: QuantizedWeights) -> None:
         """A layer of the plan."""
@@ -276,11 +279,16 @@ def _float_type(name: str, file_name: str, tensor: Tensor, embeddings: str) -> g
     return _Types.Q8_0 if ends and embeddings == "q8_0" and tensor.shape[-1] % 32 == 0 else _Types.F16
 
 
-def encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0) -> np.ndarray:
-    """A tensor that stays unquantized, as the file has it."""
+def encoded(name: str, tensor: Tensor, kind: gguf.GGMLQuantizationType, offset: float = 0.0) -> np.ndarray:
+    """A tensor that stays unquantized, as the file has it.
+
+    Raises:
+        UserError: One of its numbers is beyond float16.
+    """
     values = tensor.float().cpu() + offset if offset else tensor.float().cpu()
     if kind == _Types.F16:
-        return values.half().numpy()
+        return held_in(name, values, torch.float16).numpy()
     if kind == _Types.F32:
         return np.ascontiguousarray(values.numpy())
+    held_in(name, values, torch.float16, _LARGEST_Q8_0)
     return gguf.quants.quantize(values.numpy(), kind)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, KvCacheSpec, LayerPlan, holds_kv_cache
+from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
@@ -94,6 +95,9 @@ def float_tensors(
     """What stays unquantized: every other parameter and buffer once, tied ones under their first name.
 
     Of an outline, without weights, those that are one parameter are tied.
+
+    Raises:
+        UserError: ``dtype`` cannot hold a parameter.
     """
     planned = plan.layers if plan is not None else []
     left_out = {layer.name if layer.type == QuantExperts.kind else f"{layer.name}.weight" for layer in planned}
@@ -108,7 +112,10 @@ def float_tensors(
             continue
         seen.add(identity)
         full = whole(tensor)
-        yield name, full.to(dtype) if dtype is not None and full.is_floating_point() else full
+        if dtype is not None and full.is_floating_point():
+            # Masks are buffers, and as well off with an infinity.
+            full = held_in(name, full, dtype) if isinstance(kept, nn.Parameter) else full.to(dtype)
+        yield name, full
 
 
 def _training_state(model: nn.Module) -> set[str]:

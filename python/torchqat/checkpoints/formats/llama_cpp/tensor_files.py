@@ -36,7 +36,7 @@ class TensorFiles:
         if data.nbytes != size:
             raise ValueError(f"{name} must have {size} bytes, as the header says, but has {data.nbytes}.")
         file.seek(begin)
-        data.tofile(file)
+        file.write(np.ascontiguousarray(data).data)  # tofile says nothing of a disk that is full
         self._missing.discard(name)
 
     def flush(self) -> None:

@@ -1,0 +1,62 @@
+"""A disk that is full: nothing looks whole that is not, and the sentence says why."""
+
+import errno
+import os
+
+import pytest
+import torch
+import torchqat
+from sentences import matches
+from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
+from torchqat.files import pending_folder, save_state
+
+numpy = pytest.importorskip("numpy")
+pytest.importorskip("gguf")
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.mark.parametrize("size", (64, 1 << 16))
+def test_tensors_of_a_gguf_file_are_not_lost(size):
+    from torchqat.checkpoints.formats.llama_cpp.tensor_files import TensorFiles
+
+    with open("/dev/full", "wb", buffering=0) as file:
+        files = TensorFiles.__new__(TensorFiles)
+        files._places, files._missing = {"a": (file, 0, size)}, {"a"}
+        with pytest.raises(OSError, match=FULL):
+            files.put("a", numpy.zeros(size, numpy.uint8))
+
+
+def test_a_state_says_that_the_disk_is_full(tmp_path, monkeypatch):
+    def save(state, path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 11456 vs 11352")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(torchqat.UserError, match="unexpected pos 11456"):
+        save_state(tmp_path / "state.pt", {})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: _Full)
+    with pytest.raises(
+        torchqat.UserError, match=matches("checkpoints.not-written", path=tmp_path / "state.pt", why=FULL)
+    ):
+        save_state(tmp_path / "state.pt", {})
+    assert not list(tmp_path.iterdir())
+
+
+class _Full:
+    free = 4096
+
+
+class Tokenizer:
+    def __init__(self, says):
+        self.says = says
+
+    def save_pretrained(self, folder):
+        raise Exception(self.says)
+
+
+def test_a_tokenizer_says_what_the_system_says(tmp_path):
+    said = matches("checkpoints.not-written", path=tmp_path / "out", why=FULL)
+    with pytest.raises(torchqat.UserError, match=said), pending_folder(tmp_path / "out") as folder:
+        save_tokenizer(Tokenizer("No space left on device (os error 28)"), folder)
+    with pytest.raises(torchqat.UserError, match=matches("export.tokenizer", why="no vocabulary")):
+        save_tokenizer(Tokenizer("no vocabulary"), tmp_path)
+    assert not list(tmp_path.iterdir())
