@@ -65,6 +65,26 @@ def test_a_template_that_does_not_show_answers_is_a_sentence(chatty):
     assert counted(chatty, Conversation(tuple(messages(1, turns=2))), "all")[0]
 
 
+@pytest.mark.parametrize("loss_on", ["answers", "all"])
+@pytest.mark.parametrize("template", [TEMPLATE, MARKED], ids=["by beginnings", "marked"])
+@pytest.mark.parametrize(("role", "place"), [("assistant", 2), ("user", 1)])
+def test_a_template_that_leaves_messages_out_is_a_sentence(chatty, template, loss_on, role, place):
+    left = f"{{% if message.role != '{role}' %}}{{{{ message.content }}}}{{% endif %}}"
+    chatty.chat_template = template.replace("{{ message.content }}", left)
+    with pytest.raises(UserError, match=matches("data.template-leaves-out", role=role, place=place, count=2)):
+        tokens_of(chatty, Conversation(tuple(messages(1))), loss_on)
+
+
+def test_a_template_may_change_what_messages_say(chatty):
+    found = Conversation(tuple(messages(1)))
+    for change in ("| upper", "| trim", ".split('n')[-1]", ".split('n')[0]", "| replace('a', 'b')"):
+        chatty.chat_template = TEMPLATE.replace("message.content", f"message.content {change}")
+        assert counted(chatty, found)[1]
+    called = {"role": "assistant", "content": "I look it up.", "tool_calls": [{"function": {"name": "f"}}]}
+    chatty.chat_template = TEMPLATE.replace("message.content", "message.tool_calls or message.content")
+    assert counted(chatty, Conversation((*found.messages, called)), "all")[1]
+
+
 def test_what_a_template_refuses_is_a_sentence(chatty):
     chatty.chat_template = "{{ raise_exception('roles must') }}"
     with pytest.raises(UserError, match=matches("data.template-refuses", roles="user, assistant", why="roles must")):

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torchqat.data.documents import Conversation
+from torchqat.data.documents import WITHOUT_CONTENT, Conversation
 from torchqat.data.message_parts import written_messages
 from torchqat.errors import UserError, first_line
 
+# Of what a message says: characters that are looked for, and what could be said in its place.
+_TAIL, _OTHER = 32, "another"
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -49,13 +51,32 @@ def _completed(tokenizer: Any, conversation: Conversation) -> tuple[list[int], l
 
 
 def _templated(tokenizer: Any, conversation: Conversation, loss_on: str) -> tuple[list[int], list[bool]]:
+    whole = _apply(tokenizer, conversation, tokenize=False)
+    _check_said(tokenizer, conversation, whole)
     if loss_on == "answers" and _GENERATION.search(str(tokenizer.chat_template)):
         found = _apply(tokenizer, conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
-    whole = _apply(tokenizer, conversation, tokenize=False)
     ids, places = _with_places(tokenizer, whole, special=False)
     spans = list(_answers(tokenizer, conversation, whole)) if loss_on == "answers" else []
     return ids, [any(_overlaps(place, span) for span in spans) for place in places]
+
+
+def _check_said(tokenizer: Any, conversation: Conversation, whole: str) -> None:
+    """Whether ``whole``, the text of all messages, depends on what each says, however the template changes it.
+
+    Where a message calls a tool or thinks, a template may write that alone.
+    """
+    messages = conversation.messages
+    for place, message in enumerate(messages):
+        content = None if any(message.get(key) for key in WITHOUT_CONTENT) else message.get("content")
+        if not isinstance(content, str) or not content.strip() or content.strip()[-_TAIL:] in whole:
+            continue
+        other = [*messages[:place], {**message, "content": _OTHER}, *messages[place + 1 :]]
+        if _apply(tokenizer, conversation, other, tokenize=False) == whole:
+            raise UserError(
+                f"The tokenizer's chat template leaves out what message {place + 1} of {len(messages)} says, of "
+                f"{message['role']}: give the tokenizer another, or the data without such messages."
+            )
 
 
 def _overlaps(place: tuple[int, int], span: tuple[int, int]) -> bool:

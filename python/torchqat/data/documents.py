@@ -16,7 +16,7 @@ _READ = 1 << 18
 # Where tokenizers, as a rule, have no token over it: a line that ends with a letter or a digit.
 _BORDER = re.compile(r"(?<=[^\W_])\n")
 # What messages say that need no content.
-_WITHOUT_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+WITHOUT_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _is_message(value: Any) -> bool:
         return False
     content = value.get("content")
     if content is None:
-        return any(value.get(key) for key in _WITHOUT_CONTENT)
+        return any(value.get(key) for key in WITHOUT_CONTENT)
     return isinstance(content, str) or (isinstance(content, list) and bool(content))
 
 

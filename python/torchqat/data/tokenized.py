@@ -23,7 +23,7 @@ from torchqat.progress import counted
 # Characters that are tokenized at once.
 _AT_ONCE = 1 << 18
 # Of what is written there, and of how texts are cut, messages written and documents held out.
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True)
