@@ -181,7 +181,7 @@ def test_bad_input_is_one_sentence(recipe_file, model_folder, data_folder, tmp_p
     refused([*base, "--model", model_folder], matches("cli.refused", sentence=sentence("data.not-given")))
     refused(of("./nowhere", data_folder), matches("model.no-folder", path="./nowhere"))
     refused(of("no/such-model", data_folder), matches("model.not-fetched", path="no/such-model"))
-    refused(of(data_folder, data_folder), matches("model.no-configuration", path=data_folder))
+    refused(of(data_folder, data_folder), matches("model.no-configuration", path=data_folder, hint=""))
     refused(of(model_folder, "nowhere"), matches("data.nowhere", source="nowhere"))
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -101,3 +101,19 @@ def test_a_class_that_changes_its_call_is_named():
     net.first = Doubled(64, 32)
     with pytest.raises(torchqat.RecipeError, match="Doubled has a __call__ of its own"):
         torchqat.prepare(net, recipe_for(INT8))
+
+
+def test_an_optimizer_without_the_learned_scales_is_told():
+    net, said = Net(), []
+    recipe = recipe_for("{dtype: int4, group_size: 32, scale: learned}")
+    earlier = torch.optim.AdamW(net.parameters(), 1e-3)
+    torchqat.prepare(net, recipe)
+    torchqat.Schedule(net, recipe, 4, earlier, say=said.append)
+    facts = {"optimizer": "AdamW", "first": "first.weight_scale", "count": 2}
+    assert said == [sentence("training.scales-in-no-group", **facts)]
+    for later in (torchqat.parameter_groups(net, recipe), [nn.Parameter(torch.ones(2))]):
+        torchqat.Schedule(net, recipe, 4, torch.optim.AdamW(later, 1e-3), say=said.append)
+    for scale in (net.first.weight_scale, net.second.weight_scale):
+        scale.requires_grad_(False)
+    torchqat.Schedule(net, recipe, 4, earlier, say=said.append)
+    assert len(said) == 1

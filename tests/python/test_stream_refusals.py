@@ -26,6 +26,20 @@ def test_what_needs_the_whole_model_is_refused(llama_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_around_a_gguf_file_names_the_file(tmp_path):
+    """That is what an export in gguf is; a configuration that transformers does not know is a sentence, too."""
+    file = tmp_path / "model" / "model.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+    said = matches("model.no-configuration", path=file.parent, hint=f"; give the file in it, {file}")
+    with pytest.raises(torchqat.UserError, match=said):
+        quantize_folder(file.parent, tmp_path / "out", recipe(GPTQ, WEIGHT), tokens())
+    (file.parent / "config.json").write_text("{}")
+    with pytest.raises(torchqat.UserError, match=matches("model.does-not-load", path=file.parent)):
+        quantize_folder(file.parent, tmp_path / "out", recipe(GPTQ, WEIGHT), tokens())
+    assert not (tmp_path / "out").exists()
+
+
 def test_blocks_that_are_no_row_are_refused(tmp_path):
     config = transformers.XLMConfig(emb_dim=64, n_layers=2, n_heads=4, n_words=100, vocab_size=100)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")

@@ -74,11 +74,18 @@ def check_streams(path: str) -> None:
     """Whether the tensors of ``path`` are weights, as those who read them one by one take them to be.
 
     Raises:
-        UserError: It is quantized already, or a GGUF file.
+        UserError: It is quantized already, a GGUF file, or no model that transformers knows.
     """
     if is_gguf(path):
         raise UserError(f"To be streamed, model must be a folder, but {path} is a GGUF file.")
-    if quantized := _configuration(path)[1]:
+    check_place(path)
+    try:
+        quantized = _configuration(path)[1]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why(path, "folder with a causal language model", error)) from error
+    if quantized:
         raise UserError(
             f"To be streamed, model must be in floating point, but {path} is quantized by {quantized.method}; run the "
             "recipe without streaming."

@@ -29,7 +29,9 @@ def check_place(path: str) -> None:
             raise UserError(f"model must be a folder that exists or a hub id, but {path} is not a folder.")
         return
     if not (folder / "config.json").is_file():
-        raise UserError(f"model must be a Hugging Face folder with a config.json, but {path} has none.")
+        inside = sorted(folder.glob("*.gguf"))
+        hint = f"; give the file in it, {inside[0]}" if inside else ""
+        raise UserError(f"model must be a Hugging Face folder with a config.json, but {path} has none{hint}.")
     _check_index(folder / "model.safetensors.index.json")
     try:
         for file in sorted(folder.glob("*.safetensors")):

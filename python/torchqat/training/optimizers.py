@@ -90,7 +90,8 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Group
 
 
 def scales_note(model: nn.Module, optimizer: Optimizer) -> str:
-    """A sentence where ``optimizer`` trains learned scales of ``model`` in groups that know nothing of them; else empty."""
+    """A sentence where ``optimizer`` trains learned scales of ``model`` in groups that know nothing of them, or moves its
+    other parameters alone, as one does that was made before ``prepare``; else empty."""
     ordinary = {id(p) for group in optimizer.param_groups if "relative" not in group for p in group["params"]}
     names = [
         name
@@ -98,11 +99,24 @@ def scales_note(model: nn.Module, optimizer: Optimizer) -> str:
         if id(parameter) in ordinary and name.rpartition(".")[2] in ("weight_scale", "input_scale")
     ]
     if not names:
-        return ""
+        return _without_scales(model, optimizer)
     return (
         f"{type(optimizer).__name__} moves learned scales ({names[0]}; {len(names)} in all) by the rate and the decay of "
         "weights, which suit no scale: they may come to lie at zero or below; make it of torchqat.parameter_groups(model, "
         "recipe)."
+    )
+
+
+def _without_scales(model: nn.Module, optimizer: Optimizer) -> str:
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = [(name, id(parameter)) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = [name for name, key in trained if is_scale(name) and key not in moved]
+    # One of masters, or of parts of parameters, has none of the model's own.
+    if not scales or not any(key in moved for _, key in trained):
+        return ""
+    return (
+        f"{type(optimizer).__name__} does not move learned scales ({scales[0]}; {len(scales)} in all), which stay as they "
+        "are unless another optimizer moves them; make it of torchqat.parameter_groups(model, recipe) after prepare."
     )
 
 
