@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from torchqat._library import Initialize, LayerPlan, Plan, Recipe
-from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 from torchqat.layers.experts import ExpertWeights, QuantExperts, quantize_experts
 from torchqat.layers.kv_cache import attach, check_attention
@@ -19,6 +18,7 @@ from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.noted import note_preparation
+from torchqat.model.planned import Planned, note_plan
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
 
@@ -33,11 +33,19 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             ``allow_float``, or a group does not divide a layer.
         UserError: The recipe has a ``kv_cache``, and the model no attention for it, or heads that its groups do not divide.
     """
-    model = unwrapped(model)
-    plan = _make_plan(recipe, plannable_layers(model), count_parameters(model))
+    return _planned(unwrapped(model), recipe)[0]
+
+
+def _planned(model: nn.Module, recipe: Recipe) -> tuple[Plan, Planned]:
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"recipe must be what torchqat.load_recipe or parse_recipe gives, or make_plan, but is {type(recipe).__name__}."
+        )
+    planned = Planned(plannable_layers(model), count_parameters(model))
+    plan = planned.plan(recipe)
     if plan.kv_cache is not None:
         check_attention(model, plan.kv_cache)
-    return plan
+    return plan, planned
 
 
 def prepare(
@@ -65,7 +73,7 @@ def prepare(
             DDP, is a single layer, or a weight that two layers share would be quantized in one of them alone.
     """
     given, model = model, before_parallel(model)
-    plan = recipe if isinstance(recipe, Plan) else make_plan(model, recipe)
+    plan, planned = (recipe, None) if isinstance(recipe, Plan) else _planned(model, recipe)
     weight_cache = weight_cache or (recipe.train.weight_cache if isinstance(recipe, Recipe) else "none")
     settings = method or (recipe.initialize if isinstance(recipe, Recipe) else "mse")
     settings = Initialize(settings) if isinstance(settings, str) else settings
@@ -86,6 +94,8 @@ def prepare(
     if any(spec.follows and not spec.dynamic for spec in inputs):
         watch_masks(model)
     note_preparation(model, settings)
+    if planned is not None:
+        note_plan(model, planned, plan)
     count_steps(model)
     return given
 

@@ -18,6 +18,7 @@ from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
 from torchqat.model.noted import check_still_quantized, uncalibrated_note
+from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
 from torchqat.training.spread import check_gathered, share_ranges
@@ -48,9 +49,9 @@ class Schedule:
             decides.
 
     Raises:
-        UserError: The model is not prepared, or no more in one of its layers, ``total_steps`` is negative, adapters of peft
-            act beside the rounded weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1),
-            or FSDP2 gathers weights in another dtype.
+        UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
+            ``total_steps`` is negative, adapters of peft act beside the rounded weights, parameters have another shape
+            outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Schedule:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
         check_still_quantized(model)
+        check_same_rules(model, recipe)
         check_trainable(model)
         check_gathered(model)
         self._say = say or logging.getLogger("torchqat").warning
