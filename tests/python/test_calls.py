@@ -18,7 +18,7 @@ from torchqat.model.calls import check_called
 def prepared(model, match="*", rest=""):
     weight = "{dtype: int2, granularity: channel, grid: full}"
     text = f'version: 1\nlayers:\n  - match: "{match}"\n    weight: {weight}\n{rest}'
-    return torchqat.prepare(model, torchqat.parse_recipe(text))
+    return torchqat.prepare(model, torchqat.make_plan(model, torchqat.parse_recipe(text)))
 
 
 def called(model, batches):

@@ -38,9 +38,9 @@ def opened(run: Run, resume: bool, restart: bool) -> Iterator[None]:
     check_training(run.recipe)
     if is_first():
         check_asked(run.folder, resume, restart)
-        check_apart(run.folder, run.recipe.data)
     run.settle_steps()
     _try_input(run, resume)
+    check_apart(run.folder, run.recipe.data)
     settings = _settings(run)
     if not is_first():
         wait()  # until the folder is ready
