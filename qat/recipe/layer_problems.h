@@ -35,8 +35,8 @@ class LayerProblems {
     Place place;
     std::string side, of;
     int64_t block;
-    int64_t common =
-        0;  // the greatest that divides all sizes, those that the block does divide too
+    // The greatest that divides all sizes, those that the block does divide too.
+    int64_t common = 0;
     std::vector<std::pair<int64_t, std::vector<std::string>>> indivisible{};
   };
 

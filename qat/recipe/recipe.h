@@ -64,8 +64,8 @@ struct QAT_API Choice {
   bool given = false;
   std::optional<QuantSpec> spec;  // none: leave it in floating point
   std::string mix{};  // of types, one for each layer, where `spec` is that of most (mixes.h)
-  std::string
-      block_key{};  // that gives groups or blocks, "layers[0].weight.group_size", where one does
+  // The key that gives groups or blocks, "layers[0].weight.group_size", where one does.
+  std::string block_key{};
 };
 
 struct QAT_API Rule {

@@ -2,17 +2,43 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 import torch
 import torchqat
 from sentences import matches
+from test_linear import recipe_for
 from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.files import pending_folder, save_state
 
 numpy = pytest.importorskip("numpy")
 pytest.importorskip("gguf")
 FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 64 kB, where root can mount one."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root; run the tests as root to include this one")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_an_export_has_no_room(tiny_llama, small_disk):
+    model = torchqat.prepare(tiny_llama, recipe_for("{dtype: int4, group_size: 32, grid: full, scale: learned}"))
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.not-written", why=FULL)):
+        torchqat.export(model, small_disk / "out")
+    assert not any(small_disk.iterdir())
+
+
+def test_a_state_has_no_room(small_disk):
+    """In the system's words, not in those of torch's archives."""
+    with pytest.raises(torchqat.UserError, match=matches("checkpoints.not-written", why=FULL)):
+        save_state(small_disk / "train.pt", {"weight": torch.randn(256, 256)})
+    assert not any(small_disk.iterdir())
 
 
 @pytest.mark.parametrize("size", (64, 1 << 16))

@@ -82,23 +82,6 @@ def test_a_tensor_that_nothing_takes_is_named(model_folder):
     assert refused(path) == sentence("model.not-taken", what=what, path=path, names=extra, kind="LlamaForCausalLM")
 
 
-def test_codes_without_scales_are_no_weights(model_folder):
-    """transformers casts whole numbers to weights of any size, and says nothing."""
-    path = changed(model_folder, lambda state: state.update({UP: (state[UP] * 100).to(torch.int8)}))
-    assert refused(path) == sentence("model.whole-numbers", folder=path, tensor=UP, dtype="I8")
-
-
-def test_code_that_is_not_run_is_noted(model_folder):
-    """transformers prefers its own class of the same type where remote code is not trusted."""
-    assert loaded(model_folder)[1] == []
-    file = model_folder / "config.json"
-    own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": own}))
-    own = "modeling_own.OwnForCausalLM"
-    wanted = sentence("model.own-code", folder=model_folder, own=own, kind="LlamaForCausalLM")
-    assert loaded(model_folder)[1] == [wanted]
-
-
 def test_commands_say_so_before_anything_is_written(model_folder, arguments, recipe_file, tmp_path, capsys):
     path = changed(model_folder, lambda state: state.pop(UP))
     for command in ("run", "ptq", "train"):

@@ -7,6 +7,7 @@ from torchqat._library import Initialize
 from torchqat.errors import UserError
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import is_layer
+from torchqat.model.quantized import first_of
 
 
 def note_preparation(model: nn.Module, settings: Initialize) -> None:
@@ -95,12 +96,12 @@ def added_note(model: nn.Module) -> str:
     for place, module in _prepared(model):
         if (known := getattr(module, "qat_floats", None)) is None:  # of an earlier version
             continue
-        inside = dict.fromkeys(_floating_layers(module), True)
-        names += [".".join(part for part in (place, name) if part) for name in inside if name not in known]
+        added = [name for name in _floating_layers(module) if name not in known]
+        names += [".".join(part for part in (place, name) if part) for name in added]
     if not names:
         return ""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more} came into the model after prepare, which quantizes what is there, and stays in floating point."
+    first = first_of(names)
+    return f"{first} came into the model after prepare, which quantizes what is there, and stays in floating point."
 
 
 def _floating_layers(model: nn.Module) -> list[str]:

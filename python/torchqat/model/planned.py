@@ -8,6 +8,9 @@ from torchqat._library import LayerInfo, Plan, Recipe
 from torchqat._library import make_plan as _make_plan
 from torchqat.errors import UserError
 
+# Of a layer that no rule quantizes.
+_FLOAT = ("float", "float")
+
 
 class Planned:
     """The layers that a recipe was planned for, before they were replaced.
@@ -56,9 +59,6 @@ def check_same_rules(model: nn.Module, recipe: Recipe) -> None:
                         "A schedule must be given the recipe that prepare was given, or one with the same layers, but the "
                         f"{what} of {name} is {new} by this one, and was prepared as {old}."
                     )
-
-
-_FLOAT = ("float", "float")
 
 
 def _specs(plan: Plan) -> dict[str, tuple[str, str]]:
