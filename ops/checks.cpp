@@ -74,8 +74,8 @@ void check_parameters(const char* op, const Quantizer& quantizer, const at::Tens
                       const Quantizer::Parameters& given) {
   using Mode = Quantizer::Mode;
   const auto& [scale, zero_point, outer_scale] = given;
-  TORCH_CHECK_VALUE(scale || quantizer.mode == Mode::none || quantizer.mode == Mode::minmax, "[",
-                    op, "] scale must be given for ", quantizer.text(), ".");
+  TORCH_CHECK_VALUE(scale || quantizer.mode == Mode::none || quantizer.finds(), "[", op,
+                    "] scale must be given for ", quantizer.text(), ".");
   TORCH_CHECK_VALUE(scale || !zero_point, "[", op, "] zero_point must come with a scale.");
   if (scale) check_entries(op, "scale", *scale, x, at::kFloat, quantizer.block);
   if (zero_point) {

@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "qat/ops/absmean.h"
 #include "qat/ops/arguments.h"
 #include "qat/ops/call.h"
 #include "qat/ops/kernels.h"
@@ -43,14 +44,24 @@ void check_outer(const char* op, const char* name, const OptionalTensor& outer,
       "], one entry per outer block, or one entry for all, but has ", outer->sym_sizes(), ".");
 }
 
+void check_method(const Quantizer& quantizer, std::string_view method) {
+  if (method == "absmean") {
+    Quantizer ternary = quantizer;
+    ternary.mode = Quantizer::Mode::absmean;
+    Quantizer::parse(ternary.text());
+    return;
+  }
+  TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
+                    "[choose_qparams] method must be minmax, mse or absmean, but is ", method, ".");
+}
+
 // True for "mse".
 bool check_choose_qparams(const at::Tensor& x, const Quantizer& quantizer, std::string_view method,
                           const OptionalTensor& importance, const OptionalTensor& outer_scale,
                           const OptionalTensor& outer_offset) {
   check_input("choose_qparams", x);
   TORCH_CHECK_VALUE(quantizer.active(), "[choose_qparams] quantizer must not be empty.");
-  TORCH_CHECK_VALUE(method == "minmax" || method == "mse",
-                    "[choose_qparams] method must be minmax or mse, but is ", method, ".");
+  check_method(quantizer, method);
   const auto grid = grid_sizes(x, quantizer.block);
   check_outer("choose_qparams", "outer_scale", outer_scale, quantizer, x, grid);
   check_outer("choose_qparams", "outer_offset", outer_offset, quantizer, x, grid);
@@ -184,6 +195,10 @@ void implement_choose_qparams(torch::Library& m, ChooseKernel choose) {
            const Quantizer quantizer = Quantizer::parse(text);
            const bool searching =
                check_choose_qparams(x, quantizer, method, importance, outer_scale, outer_offset);
+           if (method == "absmean" && !x.is_meta()) {
+             const c10::DeviceGuard on_device(x.device());
+             return round_qparams(absmean(x, quantizer.block), text);
+           }
            // (9a) counts all columns alike.
            const Choosing how{searching, searching ? contiguous(importance) : std::nullopt};
            const FoundTensors found =

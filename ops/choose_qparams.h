@@ -19,6 +19,7 @@ namespace qat {
 //                "mse": what is stored with the smallest squared rounding error, numerics.md (10): of
 //                that range shrunk to the fractions 1, 0.99, ... 0.2 or, where scales are codes, of
 //                the codes around that of the range
+//                "absmean": the mean magnitude, of int2 narrow alone, numerics.md (9b)
 //   importance   float32 [cols] or none: weights of the columns in the squared error of "mse", such
 //                as their mean squared input; numerics.md (10)
 //   outer_scale  float32, one per outer block, of a quantizer that has them; none: what its scales

@@ -37,7 +37,7 @@ Quantizer check_encode(const at::Tensor& x, std::string_view text,
                        const Quantizer::Parameters& given) {
   check_input("encode", x);
   Quantizer quantizer = checked("encode", text);
-  if (!given.scale) quantizer.mode = Quantizer::Mode::minmax;
+  if (!given.scale && !quantizer.finds()) quantizer.mode = Quantizer::Mode::minmax;
   check_parameters("encode", quantizer, x, given);
   return quantizer;
 }
@@ -96,8 +96,9 @@ void implement_encode(torch::Library& m, const EncodeKernels& kernels) {
            const at::Tensor codes =
                kept_empty_symint({matrix_sizes(x).first, bytes_per_row(x, quantizer)},
                                  x.options().dtype(at::kByte), Fit::tight);
-           const bool finds = !scale && layout.block_rows == 1 && !quantizer.has_outer_scale();
-           if (x.is_meta() || (finds && kernels.find_and_encode)) {
+           const bool by_range = !scale && quantizer.mode == Quantizer::Mode::minmax &&
+                                 layout.block_rows == 1 && !quantizer.has_outer_scale();
+           if (x.is_meta() || (by_range && kernels.find_and_encode)) {
              const FoundTensors found = empty_parameters(x, quantizer);
              if (!x.is_meta()) kernels.find_and_encode(blocks, found, codes);
              return {codes, found.scale, found.zero_point};

@@ -39,8 +39,9 @@ void implement_fake_quantize(torch::Library& m, const FakeQuantizeKernels& kerne
            const Blocks blocks(x, checked(x, text, given, dtype));
            const c10::DeviceGuard on_device(x.device());
            const at::Tensor y = kept_empty_like(blocks.x, dtype.value_or(x.scalar_type()));
-           const bool finds = blocks.quantizer.mode == Quantizer::Mode::minmax;
-           if (finds && (x.is_meta() || kernels.finds(blocks))) {
+           const bool finds = blocks.quantizer.finds();
+           const bool by_range = blocks.quantizer.mode == Quantizer::Mode::minmax;
+           if (x.is_meta() ? finds : by_range && kernels.finds(blocks)) {
              const FoundTensors found = empty_parameters(x, blocks.quantizer);
              if (!x.is_meta()) kernels.find_and_round(blocks, outer_scale, found, y);
              return {y, found.scale, found.zero_point};

@@ -76,9 +76,10 @@ StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
     return zero && !is_float(quantizer.grid) ? OptionalTensor(zero->to(at::kFloat).contiguous())
                                              : std::nullopt;
   };
-  if (quantizer.mode == Quantizer::Mode::minmax && !given.scale) {
+  if (quantizer.finds() && !given.scale) {
+    const char* method = quantizer.mode == Quantizer::Mode::absmean ? "absmean" : "minmax";
     const auto [found, zero] =
-        choose_qparams(x, quantizer.text(), "minmax", std::nullopt, given.outer_scale);
+        choose_qparams(x, quantizer.text(), method, std::nullopt, given.outer_scale);
     return {found, quantizer.shifts() ? shift(zero) : std::nullopt, zero};
   }
   if (quantizer.mode != Quantizer::Mode::learned)

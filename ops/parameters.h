@@ -8,7 +8,7 @@
 
 namespace qat {
 
-// Room for what a minmax quantizer finds: scale float32 and zero point int8, or the offset float32.
+// Room for what a quantizer that finds scales finds: scale float32 and zero point int8, or the offset float32.
 struct QAT_API FoundTensors {
   at::Tensor scale;
   at::Tensor zero_point;
@@ -47,7 +47,7 @@ QAT_API LearnedTensors learned_parameters(const Quantizer& quantizer, const at::
 struct QAT_API StoredTensors {
   at::Tensor scale;
   OptionalTensor zero_point;
-  at::Tensor found_zero_point;  // of a minmax quantizer, in the dtype that it is returned in
+  at::Tensor found_zero_point;  // of one that finds, in the dtype that it is returned in
   bool rounded = true;          // else the kernel rounds them as it reads them
 };
 
@@ -55,7 +55,7 @@ struct QAT_API StoredTensors {
 // shared by them.
 enum class Learned { rounded, as_given };
 
-// Finds those of a minmax quantizer that has none.
+// Finds those of a quantizer that finds scales and is given none.
 QAT_API StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
                                         const Quantizer::Parameters& given,
                                         Learned learned = Learned::rounded);

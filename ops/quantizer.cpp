@@ -21,8 +21,10 @@ struct Name {
   std::string_view text;
 };
 
-constexpr Name<Mode> kModes[] = {
-    {Mode::minmax, "minmax"}, {Mode::fixed, "fixed"}, {Mode::learned, "learned"}};
+constexpr Name<Mode> kModes[] = {{Mode::minmax, "minmax"},
+                                 {Mode::absmean, "absmean"},
+                                 {Mode::fixed, "fixed"},
+                                 {Mode::learned, "learned"}};
 constexpr Name<Grid> kGrids[] = {{Grid::narrow, "narrow"},  {Grid::full, "full"},
                                  {Grid::extreme, "signed"}, {Grid::asymmetric, "asymmetric"},
                                  {Grid::offset, "offset"},  {Grid::e2m1, "fp4_e2m1"},
@@ -143,11 +145,12 @@ bool read_words(const std::vector<std::string_view>& words, Quantizer& to) {
 Quantizer Quantizer::parse(std::string_view text) {
   Quantizer parsed;
   if (text.empty()) return parsed;
-  TORCH_CHECK_VALUE(read_words(words_of(text), parsed),
-                    "[quantizer] must be minmax, fixed or learned, a width and a grid such as int4 "
-                    "narrow, or a float such as fp4_e2m1, a block such as 1x32, what its scale is "
-                    "stored in, and for learned the factor of its gradients, but is \"",
-                    text, "\".");
+  TORCH_CHECK_VALUE(
+      read_words(words_of(text), parsed),
+      "[quantizer] must be minmax, absmean, fixed or learned, a width and a grid such as int4 "
+      "narrow, or a float such as fp4_e2m1, a block such as 1x32, what its scale is "
+      "stored in, and for learned the factor of its gradients, but is \"",
+      text, "\".");
   check_bits("quantizer", parsed.bits);
   check_block("quantizer", parsed.block);
   for (size_t axis = 0; parsed.has_outer_scale() && axis < 2; ++axis) {
@@ -166,6 +169,12 @@ Quantizer Quantizer::parse(std::string_view text) {
           (parsed.grid == Grid::e2m1 && parsed.has_outer_scale()),
       "[quantizer] e4m3_four_over_six takes the levels fp4_e2m1 under an outer scale, "
       "but is in \"",
+      text, "\".");
+  TORCH_CHECK_VALUE(
+      parsed.mode != Mode::absmean || (parsed.grid == Grid::narrow && parsed.bits == 2 &&
+                                       !parsed.has_outer_scale() && dtype_of(parsed.scale_code)),
+      "[quantizer] absmean takes the levels int2 narrow under scales in float32, bfloat16 or "
+      "float16, but is in \"",
       text, "\".");
   TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
                     "[quantizer] scales of the signed grid may be negative, which ",
@@ -195,7 +204,7 @@ Quantizer::Result Quantizer::operator()(const at::Tensor& x, const Parameters& p
   if (!active()) return {x.to(dtype), {}, {}};
   auto [values, scale, zero_point] = fake_quantize(
       x, text(), parameters.scale, parameters.zero_point, parameters.outer_scale, dtype);
-  if (mode != Mode::minmax) return {values, {}, {}};
+  if (!finds()) return {values, {}, {}};
   return {values, scale, zero_point};
 }
 
@@ -220,7 +229,7 @@ std::tuple<at::Tensor, at::Tensor> Quantizer::backward_inplace(at::Tensor& grad,
     return {none(), none()};
   }
   Parameters given = parameters;
-  if (mode == Mode::minmax && found.scale.defined()) {
+  if (finds() && found.scale.defined()) {
     given.scale = found.scale;
     given.zero_point = shifts() ? OptionalTensor(found.zero_point) : std::nullopt;
   }

@@ -18,6 +18,7 @@ namespace qat {
 // How one tensor is quantized: a plain value that operators take as one text, such as
 //
 //   minmax int4 narrow 1x32 bfloat16             the scale of each block is found from its range
+//   absmean int2 narrow 1x256 float16            -1, 0 and 1; the scale is the mean magnitude (9b)
 //   minmax fp4_e2m1 1x32 e8m0_floor              levels of a float, a power of two as scale
 //   minmax fp4_e2m1 1x16 e4m3*float32@-1x-1      scales that are E4M3 codes times an outer float32 one,
 //                                                of which there is one per -1x-1
@@ -35,7 +36,7 @@ struct QAT_API Quantizer {
     std::optional<at::Tensor> outer_scale;
   };
 
-  enum class Mode : int8_t { none, minmax, fixed, learned };
+  enum class Mode : int8_t { none, minmax, absmean, fixed, learned };
 
   Mode mode = Mode::none;
   int bits = 8;  // of whole levels; a float's are those of its name
@@ -53,6 +54,8 @@ struct QAT_API Quantizer {
   bool operator==(const Quantizer& other) const = default;
 
   bool active() const { return mode != Mode::none; }
+  // Whether scales are found from the tensor, in every call.
+  bool finds() const { return mode == Mode::minmax || mode == Mode::absmean; }
   bool has_outer_scale() const { return outer_block[0] != 0; }
   bool has_offset() const { return grid == Grid::offset; }
   // Whether it lays zero points or offsets; those of other grids are 0.
@@ -62,8 +65,10 @@ struct QAT_API Quantizer {
     return has_offset() ? c10::ScalarType::Float : c10::ScalarType::Char;
   }
   Levels levels() const { return levels_of(grid, bits); }
-  // Whether the straight-through gradient is the identity: nothing is ever clipped.
-  bool never_clips() const { return mode == Mode::minmax && qat::never_clips(grid, scale_code); }
+  // Whether the straight-through gradient is the identity: nothing is ever clipped, or as (9b) has it.
+  bool never_clips() const {
+    return mode == Mode::absmean || (mode == Mode::minmax && qat::never_clips(grid, scale_code));
+  }
   // Whether a minmax one takes the better of two scales, (9a).
   bool takes_better() const { return scale_code == ScaleCode::e4m3_four_over_six; }
   // Whether (7b) holds scales to 7 bits.
@@ -73,7 +78,7 @@ struct QAT_API Quantizer {
 
   struct Result {
     at::Tensor values;      // in kept memory (kept_memory.h)
-    at::Tensor scale;       // what a minmax quantizer found; else undefined
+    at::Tensor scale;       // what a quantizer that finds scales found; else undefined
     at::Tensor zero_point;  // likewise
   };
   // fake_quantize.h: the rounded tensor in `dtype`, which is that of x or, for float32 x, a half one.
@@ -85,8 +90,8 @@ struct QAT_API Quantizer {
   at::Tensor decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const;
 
   // Turns the gradient of the rounded tensor into that of x, in place unless autograd records, and
-  // returns those of learned parameters (else empty ones). `found`: the parameters of a minmax
-  // quantizer, as the forward returned them; found anew when undefined.
+  // returns those of learned parameters (else empty ones). `found`: the parameters that the
+  // forward found, as it returned them; found anew when undefined.
   std::tuple<at::Tensor, at::Tensor> backward_inplace(at::Tensor& grad, const at::Tensor& x,
                                                       const Parameters& parameters,
                                                       const Result& found) const;

@@ -92,6 +92,8 @@ const char* name_of(Range range) {
   switch (range) {
     case Range::minmax:
       return "minmax";
+    case Range::absmean:
+      return "absmean";
     case Range::fixed:
       return "mse";
     case Range::learned:
@@ -125,9 +127,9 @@ ObserverKind parse_observer(const std::string& name) {
 }
 
 Range parse_range(const std::string& name) {
-  for (const auto value : {Range::minmax, Range::fixed, Range::learned})
+  for (const auto value : {Range::minmax, Range::absmean, Range::fixed, Range::learned})
     if (name == name_of(value)) return value;
-  throw InvalidArgument("scale must be minmax, mse or learned, but is " + name + ".");
+  throw InvalidArgument("scale must be minmax, absmean, mse or learned, but is " + name + ".");
 }
 
 Granularity parse_granularity(const std::string& name) {
@@ -177,13 +179,31 @@ Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode) {
   return quantizer;
 }
 
-Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
+namespace {
+
+Quantizer::Mode mode_of(const QuantSpec& spec, int bits) {
   using Mode = Quantizer::Mode;
-  const bool found = spec.range == Range::minmax;
-  Quantizer quantizer = quantizer_of(spec, bits,
-                                     found                          ? Mode::minmax
-                                     : spec.range == Range::learned ? Mode::learned
-                                                                    : Mode::fixed);
+  switch (spec.range) {
+    case Range::minmax:
+      return Mode::minmax;
+    case Range::absmean:
+      return bits == 2 ? Mode::absmean : Mode::minmax;
+    case Range::fixed:
+      return Mode::fixed;
+    case Range::learned:
+      return Mode::learned;
+  }
+  return Mode::none;
+}
+
+}  // namespace
+
+const char* finder_of(const QuantSpec& spec, int bits) {
+  return mode_of(spec, bits) == Quantizer::Mode::absmean ? "absmean" : "minmax";
+}
+
+Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
+  Quantizer quantizer = quantizer_of(spec, bits, mode_of(spec, bits));
   if (spec.range == Range::learned)
     quantizer.gradient_scale =
         1.0 / std::sqrt(elements * static_cast<double>(quant_range(spec, bits).max));

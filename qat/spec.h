@@ -20,6 +20,7 @@ enum class Granularity { tensor, channel, token, group, block, head };
 //
 //            `scale`   Quantizer::Mode                    found by
 //   minmax   minmax    minmax; fixed for observed inputs  choose_qparams "minmax", an observer
+//   absmean  absmean   absmean                            choose_qparams "absmean"
 //   fixed    mse       fixed                              the method of `initialize`, an observer
 //   learned  learned   learned                            likewise, to begin with
 //
@@ -27,6 +28,7 @@ enum class Granularity { tensor, channel, token, group, block, head };
 // and gptq choose scales together with codes (recipe/initialize.h).
 enum class Range {
   minmax,   // the block's smallest and largest element, found anew in every forward
+  absmean,  // the block's mean magnitude, found anew likewise: of weights that are -1, 0 and 1
   fixed,    // searched for when bits change, and kept in between; spelled "mse", the usual search
   learned,  // a parameter, trained with the weights (LSQ)
 };
@@ -84,6 +86,10 @@ struct QAT_API QuantSpec {
   // Whether its weight may have any of the widths of integers instead: integer levels under scales
   // of one level.
   bool takes_widths() const { return !is_float() && !has_offset() && scale.is_dtype(); }
+  // Whether a weight's scales are found in every forward, so that there is nothing to keep.
+  bool finds_scale() const { return range == Range::minmax || range == Range::absmean; }
+  // Whether the levels are -1, 0 and 1, under scales that are numbers.
+  bool ternary() const { return grid == Grid::narrow && bits == 2 && scale.is_dtype(); }
   // Whether it has neither zero points nor offsets.
   bool symmetric() const { return grid != Grid::asymmetric && !has_offset(); }
   bool operator==(const QuantSpec& other) const = default;
@@ -114,6 +120,10 @@ QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements)
 
 // The same whatever the range of `spec`: to find parameters, or for parameters that are given.
 QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode);
+
+// How a weight's scales that are found in every forward are found at `bits`, as choose_qparams names
+// it: -1, 0 and 1 alone have a mean magnitude for a scale, a schedule's other widths their range.
+QAT_API const char* finder_of(const QuantSpec& spec, int bits);
 
 // The same for the weight of a layer, and for its input, of which a token's features count.
 QAT_API Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);

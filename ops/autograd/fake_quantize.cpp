@@ -49,7 +49,7 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     if (!quantizer.never_clips()) {
       ctx->saved_data["quantizer"] = text;
       const auto kept = [&](const OptionalTensor& given) { return given.value_or(at::Tensor()); };
-      const bool finds = quantizer.mode == Quantizer::Mode::minmax;
+      const bool finds = quantizer.finds();
       ctx->save_for_backward({x, finds ? at::Tensor() : kept(scale),
                               finds ? at::Tensor() : kept(zero_point), kept(outer_scale)});
     }

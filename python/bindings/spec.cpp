@@ -30,6 +30,8 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
                                 std::to_string(group_size) + ".");
   // For what the operators refuse.
   Quantizer::parse(quantizer_of(spec, spec.bits, Quantizer::Mode::fixed).text());
+  if (spec.range == Range::absmean)
+    Quantizer::parse(quantizer_of(spec, spec.bits, Quantizer::Mode::absmean).text());
   return spec;
 }
 
@@ -100,6 +102,8 @@ void def_spec(py::module_& m) {
       .def_property_readonly("is_float", &QuantSpec::is_float)
       .def_property_readonly("has_offset", &QuantSpec::has_offset)
       .def_property_readonly("takes_widths", &QuantSpec::takes_widths)
+      .def_property_readonly("finds_scale", &QuantSpec::finds_scale)
+      .def("finder", &finder_of, py::arg("bits"))
       .def_property_readonly("dtype", &dtype_name)
       .def_property_readonly("block",
                              [](const QuantSpec& spec) { return sides_of(block_shape(spec)); })

@@ -26,7 +26,7 @@ class QuantSpec:
         granularity: ``tensor``, ``channel``, ``token``, ``group``, ``block`` or, for caches, ``head``.
         group_size: Columns, for ``group``.
         block: Rows and columns, for ``block``.
-        scale: ``minmax``, ``mse`` or ``learned``.
+        scale: ``minmax``, ``absmean`` (weights of -1, 0 and 1), ``mse`` or ``learned``.
         scale_dtype: ``float32``, ``bfloat16`` or ``float16``; the scale is rounded to it before it is used. Or its code:
             ``e8m0_floor``, ``e8m0_even``, ``e8m0_ceil``, ``e4m3``, ``int6``, ``int8``.
         dynamic: For inputs: a scale per call.
@@ -42,6 +42,7 @@ class QuantSpec:
         is_float: Whether its levels are those of a float.
         has_offset: Whether its levels count from an offset.
         takes_widths: Whether it may have any of the widths of integers instead.
+        finds_scale: Of a weight: whether its scales are found in every forward.
         has_outer_scale: Whether its scales are codes times an outer one.
         scales_by_row: Whether the scales of a row come from that row alone.
 
@@ -86,6 +87,8 @@ class QuantSpec:
     is_float: bool
     has_offset: bool
     takes_widths: bool
+    finds_scale: bool
+    def finder(self, bits: int) -> str: ...
     def quant_range(self, bits: int) -> tuple[float, float]: ...
     def weight_quantizer(self, bits: int, rows: int, cols: int) -> str: ...
     def input_quantizer(self, bits: int, features: int) -> str: ...

@@ -75,8 +75,7 @@ void prepare(torch::nn::Module& module, const Plan& plan, const Initialize& init
           ", which must be a Linear, Conv2d or Embedding of the module, but is not.");
     if (found->second.quantizer())
       throw InvalidArgument(layer.name + " must not be prepared already, but is.");
-    const bool keeps =
-        layer.weight && layer.weight->range != Range::minmax && initialize.keeps_scales();
+    const bool keeps = layer.weight && !layer.weight->finds_scale() && initialize.keeps_scales();
     // Those that share an outer scale are searched when all of them are there.
     const ScaleSearch begin = layer.shares.empty() ? search : ScaleSearch::minmax;
     prepared.emplace_back(&found->second,

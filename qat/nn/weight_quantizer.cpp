@@ -12,7 +12,7 @@ namespace qat {
 
 WeightQuantizer::WeightQuantizer(const QuantSpec& spec, const at::Tensor& weight, bool keeps_scales)
     : spec_(spec), rows_(weight.size(0)), cols_(weight.size(1)) {
-  if (spec.range == Range::minmax) return;
+  if (spec.finds_scale()) return;
   const int64_t rows = block_count(spec, rows_, 1), blocks = block_count(spec, rows_, cols_);
   const auto options = weight.options().dtype(at::kFloat).requires_grad(false);
   scale_ = at::ones({rows, blocks / rows}, options);
@@ -138,8 +138,9 @@ OuterParameters WeightQuantizer::outer_scales(const at::Tensor& weight) const {
 
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
-  if (spec_.range == Range::minmax)
-    return choose_qparams(weight, quantizer().text(), "minmax", std::nullopt, shared_outer_scale());
+  if (spec_.finds_scale())
+    return choose_qparams(weight, quantizer().text(), finder_of(spec_, bits_), std::nullopt,
+                          shared_outer_scale());
   if (spec_.range == Range::fixed) return {scale_, zero_point_};
   return round_qparams(scale_.detach(), quantizer().text(), zero_point_argument(),
                        shared_outer_scale());

@@ -11,9 +11,13 @@ namespace {
 
 const std::vector<std::string> kDtypes{"int2", "int3", "int4", "int5", "int6", "int7", "int8"};
 
-const NameTable<Range> kRanges("scale", {{Range::minmax, name_of(Range::minmax)},
-                                         {Range::fixed, name_of(Range::fixed)},
-                                         {Range::learned, name_of(Range::learned)}});
+const NameTable<Range> kInputRanges("scale", {{Range::minmax, name_of(Range::minmax)},
+                                              {Range::fixed, name_of(Range::fixed)},
+                                              {Range::learned, name_of(Range::learned)}});
+const NameTable<Range> kWeightRanges("scale", {{Range::minmax, name_of(Range::minmax)},
+                                               {Range::absmean, name_of(Range::absmean)},
+                                               {Range::fixed, name_of(Range::fixed)},
+                                               {Range::learned, name_of(Range::learned)}});
 const NameTable<Grid> kGrids("grid", {{Grid::narrow, grid_name(Grid::narrow)},
                                       {Grid::full, grid_name(Grid::full)},
                                       {Grid::extreme, grid_name(Grid::extreme)}});
@@ -53,9 +57,10 @@ void read_grid(YamlSection& section, QuantSpec& spec) {
 }
 
 // How the scale of a weight or input is found.
-void read_range(YamlSection& section, bool keeps_scales, QuantSpec& spec) {
-  spec.range = section.one_of("scale", keeps_scales ? Range::fixed : Range::minmax, kRanges);
-  if (keeps_scales && spec.range == Range::minmax)
+void read_range(YamlSection& section, TensorRole role, bool keeps_scales, QuantSpec& spec) {
+  spec.range = section.one_of("scale", keeps_scales ? Range::fixed : Range::minmax,
+                              role == TensorRole::weight ? kWeightRanges : kInputRanges);
+  if (keeps_scales && spec.finds_scale())
     section.reject("scale",
                    "must be mse or learned, since initialize chooses codes for scales that stay");
 }
@@ -244,17 +249,17 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
   std::string mix, block_key;
   if (is_weight && section.has("mix")) {
     mix = read_mix(section, spec);
-    read_range(section, keeps_scales, spec);
+    read_range(section, role, keeps_scales, spec);
   } else if (preset && (is_weight || preset->for_inputs())) {
     read_preset(section, *preset, role, spec);
-    read_range(section, keeps_scales, spec);
+    read_range(section, role, keeps_scales, spec);
     if (!is_weight) read_preset_input(section, *preset, spec);
   } else {
     if (read_dtype(section, spec, kFloats, preset_names(role)))
       reject_keys(section, {"symmetric", "grid"}, "must not be given for a dtype that is a float");
     else
       read_grid(section, spec);
-    read_range(section, keeps_scales, spec);
+    read_range(section, role, keeps_scales, spec);
     read_scale(section, role, spec);
     if (is_weight)
       read_weight_granularity(section, spec);
@@ -264,6 +269,10 @@ Choice read_choice(YamlSection& rule, const std::string& key, TensorRole role, b
     if (spec.granularity == Granularity::block) block_key = section.path_of("block");
   }
   check_outer_scale(section, is_weight, spec);
+  if (spec.range == Range::absmean && !spec.ternary())
+    section.reject("scale",
+                   "must not be absmean unless the weight is -1, 0 and 1, by dtype tq2_0, or int2 "
+                   "on the grid narrow, under scales in float32, bfloat16 or float16");
   section.finish();
   return {true, spec, mix, block_key};
 }

@@ -84,7 +84,8 @@ QuantSpec weight_of_type(const QuantSpec& spec, const std::string& type, ScaleCo
   } else {
     refuse_type(type);
   }
-  result.range = spec.range;
+  const bool means = spec.range == Range::absmean && !result.ternary();
+  result.range = means ? Range::minmax : spec.range;
   return result;
 }
 

@@ -31,5 +31,5 @@ class FakeQuantizer:
     ) -> Tensor:
         if not self.text:
             return x
-        finds = self.text.startswith("minmax")
+        finds = self.text.startswith(("minmax", "absmean"))
         return ops.fake_quantize(x, self.text, None if finds else scale, None if finds else zero_point, outer_scale)

@@ -75,7 +75,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         self._weight_quantizer = FakeQuantizer()
         self._cache, self._maker = WeightCache(weight_cache), Maker()
         self._init_shards()
-        self.keeps_scales = keeps_scales and weight is not None and weight.scale != "minmax"
+        self.keeps_scales = keeps_scales and weight is not None and not weight.finds_scale
         self.register_buffer("frozen_codes", None)
         self.weight_shape = tuple(self.weight.shape)
         self._init_state()
@@ -150,7 +150,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         fixed = self.input_spec is not None and not self.input_spec.dynamic and input_bits != FLOAT
         if fixed and self._change_input_width(input_bits, derive):
             changed += ["input_scale", "input_zero_point"]
-        if not derive or not weight_changed or self.weight_spec is None or self.weight_spec.scale == "minmax":
+        if not derive or not weight_changed or self.weight_spec is None or self.weight_spec.finds_scale:
             return changed
         self.derive_weight_scale(method)
         return [*changed, "weight_scale", "weight_zero_point"]

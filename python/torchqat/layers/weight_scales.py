@@ -25,7 +25,7 @@ class WeightScales(nn.Module):
 
     def _register_weight_parameters(self) -> None:
         spec = self.weight_spec
-        if spec is None or spec.scale == "minmax":
+        if spec is None or spec.finds_scale:
             return
         rows, cols = _grid(spec.block, *self.matrix_shape)
         scale = torch.ones(rows, cols, dtype=torch.float32, device=self.weight.device)
@@ -194,8 +194,9 @@ class WeightScales(nn.Module):
     def stored_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float32, as it is stored) and zero point (int8; an offset float32) of the weight in force."""
         spec, outer = self.weight_spec, self.outer_scale()
-        if spec.scale == "minmax":
-            return ops.choose_qparams(self.master, spec.quantizer(self.weight_bits, "minmax"), outer_scale=outer)
+        if spec.finds_scale:
+            text = spec.quantizer(self.weight_bits, "minmax")
+            return ops.choose_qparams(self.master, text, spec.finder(self.weight_bits), outer_scale=outer)
         if spec.scale == "mse":
             return self.weight_scale, self.weight_zero_point
         zero_point = None if self.weight_zero_point is None else whole(self.weight_zero_point)

@@ -169,7 +169,7 @@ def _share_outer_scale(layers: list[QuantLayer], method: str) -> None:
     """Scales that stay, or are learned from a beginning, are derived under the shared outer scale."""
     SharedOuterScale(layers)
     for layer in layers:
-        if layer.weight_spec.scale != "minmax":
+        if not layer.weight_spec.finds_scale:
             layer.derive_weight_scale(method)
 
 

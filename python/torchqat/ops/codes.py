@@ -22,7 +22,8 @@ def choose_qparams(
     Args:
         x: float32, float16 or bfloat16, any shape.
         quantizer: A quantizer's text (``quantizer_text``); its mode does not matter.
-        method: ``minmax``, by range, or ``mse``, by the least squared error of what is stored.
+        method: ``minmax``, by range; ``mse``, by the least squared error of what is stored; ``absmean``, the mean magnitude,
+            for ``int2 narrow`` alone (9b).
         importance: float32 ``[cols]``, weights of the columns in that error.
         outer_scale: float32, one per outer block, of quantizers that have them; ``None``: found by range.
         outer_offset: The same for offsets.

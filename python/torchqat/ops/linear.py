@@ -31,8 +31,8 @@ def quant_linear(
         input_scale: The same for the input.
         input_zero_point: The same for the input.
         kept: The rounded weight, ``[w]`` or ``[w, scale, zero_point]``, or its codes from ``encode``, where they are known.
-        weight_quantizer: Such as ``minmax int4 narrow 1x32 bfloat16``: minmax, fixed or learned; width; grid; block;
-            dtype of the scale; for learned ones the factor on the gradients. Empty for none.
+        weight_quantizer: Such as ``minmax int4 narrow 1x32 bfloat16``: minmax, absmean, fixed or learned; width; grid;
+            block; dtype of the scale; for learned ones the factor on the gradients. Empty for none.
         input_quantizer: The same for the input.
         weight_outer_scale: float32, one per outer block of the weight, to be shared with other layers; ``None``: found.
         input_outer_scale: The same for the input, from calibration.

@@ -16,7 +16,8 @@ def quantizer_text(
     """The text of a quantizer, such as ``minmax int4 narrow 1x32 bfloat16``.
 
     Args:
-        mode: ``minmax`` (scales found from each block's range), ``fixed`` (given) or ``learned`` (given and trained).
+        mode: ``minmax`` (scales found from each block's range), ``absmean`` (from its mean magnitude; ``int2 narrow``
+            alone), ``fixed`` (given) or ``learned`` (given and trained).
         block: Rows and columns that share a scale; -1 takes a whole axis.
         bits: 2 to 8, of whole levels; not read for floats.
         grid: ``narrow``, ``full``, ``signed``, ``asymmetric`` or ``offset``; or a float: ``fp4_e2m1``, ``fp6_e2m3``,

@@ -107,7 +107,7 @@ def _is_weighed(layer: nn.Module, narrowest: int) -> bool:
         return False
     if layer.weight_bits < narrowest:
         return False
-    return layer.weight_spec.scale != "minmax" and layer.matrix_shape[0] <= WIDEST
+    return not layer.weight_spec.finds_scale and layer.matrix_shape[0] <= WIDEST
 
 
 def _first(batches: list[Any], gathered: dict[str, _Moments]) -> Iterable[Any]:

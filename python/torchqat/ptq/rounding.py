@@ -28,7 +28,7 @@ def round_layer(
     if spec is None or layer.weight_bits == FLOAT:
         return 0.0, ""
     hessian = statistics.hessian if statistics is not None and statistics.tokens else None
-    if spec.scale == "minmax":
+    if spec.finds_scale:
         return _loss(layer, hessian), ""
     if settings.rounding == "gptq" and hessian is not None:
         return _gptq(layer, statistics, hessian, settings, output_hessian)

@@ -112,9 +112,9 @@ class Monitor:
 def _qparams(layer: QuantLayer, rows: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the first rows, without those of the rest where they are found from ranges."""
     spec = layer.weight_spec
-    if spec.scale == "minmax" and spec.scales_by_row:
+    if spec.finds_scale and spec.scales_by_row:
         weight = layer.master.detach()[:rows]
-        return ops.choose_qparams(weight, spec.quantizer(layer.weight_bits, "minmax"))
+        return ops.choose_qparams(weight, spec.quantizer(layer.weight_bits, "minmax"), spec.finder(layer.weight_bits))
     scale, zero_point = layer.stored_qparams()
     kept = 1 if spec.block[0] == -1 else rows // spec.block[0]
     return scale[:kept], zero_point[:kept]

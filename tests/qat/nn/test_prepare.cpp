@@ -24,7 +24,7 @@ TEST(Prepare, TheForwardUsesTheConvertedWeightsBitForBit) {
   for (const std::string weight :
        {"{dtype: int4, group_size: 16}", "{dtype: int4, group_size: 16, scale: mse, grid: full}",
         "{dtype: int3, scale: learned, symmetric: false}",
-        "{dtype: int8, scale: learned, grid: signed}"}) {
+        "{dtype: int8, scale: learned, grid: signed}", "{dtype: int2, scale: absmean}"}) {
     Net net, plain;
     for (const auto& item : net.named_parameters())
       plain.named_parameters()[item.key()].set_data(item.value().detach().clone());

@@ -30,6 +30,13 @@ std::string problem_of(const Plan& plan, const std::map<std::string, std::string
   return "";
 }
 
+TEST(WeightTypes, OtherLevelsThanThreeAreFoundByTheirRange) {
+  const Plan plan = plan_of("weight: {dtype: int2, group_size: 16, scale: absmean}");
+  const Plan mixed = with_types(plan, {{"l.o_proj", "int4"}});
+  EXPECT_EQ(layer(mixed, "o_proj").weight->range, Range::minmax);
+  EXPECT_EQ(layer(mixed, "q_proj").weight->range, Range::absmean);
+}
+
 TEST(WeightTypes, OthersTakeThePlaceOfNvfp4) {
   const Plan plan = plan_of("weight: {dtype: nvfp4, scale: learned}");
   const Plan mixed = with_types(plan, {{"l.o_proj", "int8"}, {"l.q_proj", "mxfp8_e4m3"}});
