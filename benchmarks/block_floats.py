@@ -5,7 +5,8 @@
 
 A format is that of the weights and, after a colon, that of the inputs (W4A4). On the small Llama of recipes/quickstart.yaml,
 trained and cached if it is not, or a folder of your own such as that of ``real_model.py``: KL to the float model, perplexity
-and the share of equal first choices on held-out text. Training starts from GPTQ and learns the scales. Each --peer names the
+and the share of equal first choices on held-out text. Training starts from GPTQ and learns the scales, at the rate that
+recipes have by default. Rotation is of the features of one group among themselves. Each --peer names the
 Python of an environment that has it; it rounds, in its own process and in its own way, the same model after the same tokens
 of calibration, and is judged by the same code (``workers/judge.py``). Finished rows are kept.
 """
@@ -31,7 +32,9 @@ from workers.judge import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {False: 0.25, True: 0.5}  # of the KL of plain rounding, that training may leave: weights alone; inputs too
-METHODS = {"round to nearest": ("rtn", ""), "least squared error": ("mse", ""), "GPTQ": ("gptq", "")}
+METHODS = {"round to nearest": "rtn", "least squared error": "mse", "GPTQ": "gptq"}
+ROTATED = {"rotated, round to nearest": "hadamard+rtn", "rotated, GPTQ": "hadamard+gptq"}
+GROUPS = {"nvfp4": 16, "mxfp4": 32}
 FOUR_OVER_SIX = "scale_dtype: e4m3_four_over_six"
 PEERS = {"model_optimizer": "ModelOpt, as its exporter rounds", "llm_compressor_fp4": "llm-compressor, post-training"}
 
@@ -62,8 +65,7 @@ layers:
   - match: blocks
     weight: {{dtype: {kind}{", " + weight if weight else ""}}}{given}
 initialize: {{method: gptq}}
-train: {{steps: {self.options.steps}, learning_rate: {self.options.rate}, scale_learning_rate: 2.0e-3,
-        sequence_length: {self.options.length}, checkpoint_every: 1000000}}
+train: {{steps: {self.options.steps}, sequence_length: {self.options.length}, checkpoint_every: 1000000}}
 """,
             "benchmarks/block_floats.py",
         )
@@ -78,7 +80,7 @@ train: {{steps: {self.options.steps}, learning_rate: {self.options.rate}, scale_
     def kept(self, name: str, make) -> dict:
         """What was measured of what ``make`` gives, with its seconds, once."""
         path = self.folder / f"{name.replace(':', '-').replace(' ', '_')}.json"
-        signature = {"model": self.first.model_path, "steps": self.options.steps, "rate": self.options.rate}
+        signature = {"model": self.first.model_path, "steps": self.options.steps}
         if path.is_file() and json.loads(path.read_text())["signature"] == signature:
             return json.loads(path.read_text())["figures"]
         begun = time.monotonic()
@@ -94,8 +96,10 @@ train: {{steps: {self.options.steps}, learning_rate: {self.options.rate}, scale_
         return judge(model.eval(), self.first.original, self.rows)
 
     def method(self, format: str, method: str, weight: str = "") -> dict:
-        run = self.run_of(format, weight, "", 0)
-        return self.kept(f"{format} {method} {weight}", lambda: self.judged(run.prepared(run.plan, Initialize(method))))
+        run, initialize = self.run_of(format, weight, "", 0), Initialize(method)
+        if method.startswith("hadamard"):
+            initialize.rotation_size = GROUPS[format.partition(":")[0]]
+        return self.kept(f"{format} {method} {weight}", lambda: self.judged(run.prepared(run.plan, initialize)))
 
     def trained(self, format: str, seed: int) -> dict:
         run = self.run_of(format, "scale: learned", "", seed)
@@ -137,8 +141,8 @@ def table(bench: Bench, format: str) -> list[str]:
         "| method | KL | of plain rounding's | perplexity | first choice equal | seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for name, (method, weight) in METHODS.items():
-        lines.append(row(name, [bench.method(format, method, weight)], plain))
+    for name, method in (METHODS | ROTATED).items():
+        lines.append(row(name, [bench.method(format, method)], plain))
     if kind == "nvfp4":
         for method in ("rtn", "gptq"):
             title = f"four over six, {'round to nearest' if method == 'rtn' else 'GPTQ'}"
@@ -161,7 +165,6 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--rate", default="2.5e-4")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "block_floats")
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     options = parser.parse_args()

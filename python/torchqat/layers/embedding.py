@@ -22,7 +22,7 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         self._observe(ids)
         by_row = self.weight_spec is not None and self.weight_spec.scales_by_row
-        if not by_row or self.frozen_codes is not None or self.max_norm is not None:
+        if not by_row or self.frozen_codes is not None:
             return self._entries(ids, self.quantized_weight())
         entries = self._entries(ids, self.master).flatten(0, -2)
         parameters = [None if p is None else p.index_select(0, ids.flatten()) for p in self._weight_parameters()]

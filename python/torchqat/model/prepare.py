@@ -19,6 +19,7 @@ from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.noted import note_preparation
 from torchqat.model.planned import Planned, note_plan
+from torchqat.model.saving import tell_of_saving
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
 
@@ -97,6 +98,7 @@ def prepare(
     if planned is not None:
         note_plan(model, planned, plan)
     count_steps(model)
+    tell_of_saving(model)
     return given
 
 
@@ -108,12 +110,14 @@ def replace_layers(
     Layers that share their weight, and their bias, become one; an embedding and a head learn the scales of theirs together.
 
     Raises:
-        UserError: A weight is not finite (the layer is named); nothing is replaced then.
+        UserError: A weight is not finite, or an embedding renormalises its own (the layer is named); nothing is replaced
+            then.
     """
     search = "rtn" if settings.rounding == "rtn" else "mse"
     places = {layer.name: _place(model, layer.name) for layer in layers}
     for name, place in places.items():
         _check_finite(name, place)
+        _check_stays(name, place)
     groups = [layer.shares for layer in layers if layer.shares and layer.shares[0] == layer.name]
     derived_together = {name for names in groups for name in names}
     quantized: dict[str, QuantLayer] = {}
@@ -239,6 +243,12 @@ def _check_finite(name: str, module: nn.Module | ExpertWeights) -> None:
     bad = 0 if module.weight.is_meta else int((~module.weight.detach().isfinite()).sum())
     if bad:
         raise UserError(f"The weight of {name} must be finite, but has {bad} elements that are NaN or infinite.")
+
+
+def _check_stays(name: str, layer: nn.Module | ExpertWeights) -> None:
+    """An embedding that renormalises what is looked up would leave the grid that its entries were rounded to."""
+    if getattr(layer, "max_norm", None) is not None:
+        raise UserError(f"The embedding {name} must not renormalise its weight (max_norm) to be quantized.")
 
 
 def _untie_head(model: nn.Module) -> None:
