@@ -196,7 +196,7 @@ def first_step_of(model, *batches):
 
 
 def test_the_first_step_of_a_schedule_names_a_layer_that_was_not_called():
-    note = sentence("calls.not-yet", layer="left", parent="Unused")
+    note = sentence("calls.not-yet", when="before the first step", layer="left", parent="Unused")
     assert first_step_of(prepared(Unused()), torch.randn(2, 8)) == [note]
     assert first_step_of(prepared(nn.Sequential(Asks())), torch.randn(2, 8)) == []
 
@@ -255,3 +255,18 @@ def test_a_run_refuses_what_its_model_reads_before_it_trains(tmp_path, tokenizer
     code, _, err = call(capsys, "train", tmp_path / "recipe.yaml", *places)
     assert code == 2 and said(err, "calls.read", parent="MambaMixer (backbone.layers.0.mixer)"), err
     assert not (tmp_path / "run" / "checkpoints" / "train.pt").exists()
+
+
+def exported(model, folder):
+    """What an export says."""
+    said = []
+    torchqat.export(model, folder, "safetensors", say=said.append)
+    return said
+
+
+def test_an_export_names_a_layer_that_was_never_called(tmp_path):
+    note = sentence("calls.not-yet", when="since prepare", layer="left", parent="Unused")
+    model = prepared(Unused())
+    assert exported(model, tmp_path / "not run") == []
+    model(torch.randn(2, 8))
+    assert exported(copy.deepcopy(model), tmp_path / "run") == [note]

@@ -35,6 +35,7 @@ from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
+from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.noted import added_note, check_still_quantized, uncalibrated_note
 from torchqat.progress import counted
@@ -79,9 +80,9 @@ def export(
         files: Others to copy into a folder, by their names there.
         pooling: For gguf of an encoder of texts, how its hidden states become a vector: ``mean``, ``cls`` or ``last``.
         ternary: For gguf, ``tq2_0`` or ``tq1_0``: the type of layers of -1, 0 and 1 in groups of a multiple of 256.
-        say: Called with each sentence that users should see: that nothing was calibrated, what the file does not hold of the
-            model, such as a cache of keys and values, which then is a setting of the engine, and what loading it takes. By
-            default the logger ``torchqat`` warns.
+        say: Called with each sentence that users should see: that nothing was calibrated, or a layer never called, what
+            the file does not hold of the model, such as a cache of keys and values, which then is a setting of the
+            engine, and what loading it takes. By default the logger ``torchqat`` warns.
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
@@ -96,7 +97,8 @@ def export(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    for note in filter(None, (uncalibrated_note(model), added_note(model), cache_note(cache_spec(model), format))):
+    before = (uncalibrated_note(model), calls_note(model, "since prepare"), added_note(model))
+    for note in filter(None, (*before, cache_note(cache_spec(model), format))):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":

@@ -80,10 +80,11 @@ def checked_calls(model: nn.Module, names: list[str]) -> Iterator[None]:
     _not_reached(model, layers, called)
 
 
-def calls_note(model: nn.Module) -> str:
+def calls_note(model: nn.Module, when: str) -> str:
     """A sentence that names a quantized layer which no forward called so far, though its neighbours were; else empty.
 
     Neighbours are layers of the same module: those of another may be in a compiled graph, which leaves no sign of a call.
+    ``when`` says since when, as in ``before the first step``.
     """
     layers = quant_layers(model)
     called = [name for name, layer in layers if layer.called]
@@ -92,7 +93,7 @@ def calls_note(model: nn.Module) -> str:
         is_missed = not layer.called and name.rpartition(".")[0] in parents
         if is_missed and not any(same_place(model, name, other) for other in called):
             return (
-                f"{name} was not called before the first step, though other layers of {_parent(model, name)} were: what "
+                f"{name} was not called {when}, though other layers of {_parent(model, name)} were: what "
                 "is not called trains in floating point, and is exported rounded."
             )
     return ""

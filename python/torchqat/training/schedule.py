@@ -129,7 +129,7 @@ class Schedule:
             self._saw_calls = True
             check_gathered(self.model)
             check_adapters(self.model)  # of peft, which may have added some since
-            for note in filter(None, (calls_note(self.model), uncalibrated_note(self.model))):
+            for note in filter(None, (calls_note(self.model, "before the first step"), uncalibrated_note(self.model))):
                 self._say(note)
         if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
             share_ranges(self.model)  # before the last of them stands still
