@@ -75,7 +75,8 @@ train: {{steps: {self.options.steps}, sequence_length: {self.options.length}, ch
         recipe.train.seed = seed
         shared = self.first.float_model if self.first else None
         folder = self.folder / f"{format.replace(':', '-')}-{weight.replace(' ', '')}-{seed}"
-        return Run(recipe, folder, Progress(quiet=True), shared, self.first)
+        # The batches of training are drawn by the seed; what is measured is that of the first run.
+        return Run(recipe, folder, Progress(quiet=True), shared, self.first if seed == 0 else None)
 
     def kept(self, name: str, make) -> dict:
         """What was measured of what ``make`` gives, with its seconds, once."""

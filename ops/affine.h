@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifdef __CUDACC__
 #define QAT_HOST_DEVICE __host__ __device__ __forceinline__
@@ -23,22 +24,29 @@
 
 namespace qat {
 
-// What codes stand for, between two ends that are levels themselves: whole numbers, or the numbers
-// of a float of few bits, whose step is 2^-mantissa_bits of the power of two below it, but not less
-// than that of its least exponent.
+// What codes stand for, between two ends that are levels themselves: whole numbers, some of them, as
+// a table has it, or the numbers of a float of few bits, whose step is 2^-mantissa_bits of the power
+// of two below it, but not less than that of its least exponent.
 struct Levels {
   float min;
   float max;
   int32_t mantissa_bits = 0;   // 0: whole numbers
   int32_t least_exponent = 0;  // of the normal numbers of a float
+  bool table = false;          // kTableLevels below
 
-  QAT_HOST_DEVICE bool whole() const { return mantissa_bits == 0; }
+  QAT_HOST_DEVICE bool whole() const { return mantissa_bits == 0 && !table; }
 };
 
 // The same with the kind known to the compiler: with_kind() below makes them, kernels take them.
 struct WholeLevels {
   float min;
   float max;
+};
+struct TableLevels {
+  float min;
+  float max;
+  float lowest;   // the smallest number that goes to the first level
+  float highest;  // and the largest that goes to the last
 };
 struct FloatLevels {
   float min;
@@ -49,6 +57,28 @@ struct FloatLevels {
 };
 
 QAT_HOST_DEVICE WholeLevels whole_levels(const Levels& levels) { return {levels.min, levels.max}; }
+// The levels of llama.cpp's IQ4_NL and IQ4_XS, which lie closer together around 0.
+constexpr int kTableSize = 16;
+QAT_HOST_DEVICE constexpr float table_level(int code) {
+  constexpr float kLevels[kTableSize] = {-127.0f, -104.0f, -83.0f, -65.0f, -49.0f, -35.0f,
+                                         -22.0f,  -10.0f,  1.0f,   13.0f,  25.0f,  38.0f,
+                                         53.0f,   69.0f,   89.0f,  113.0f};
+  return kLevels[code];
+}
+// From a level to the next, and halfway there.
+QAT_HOST_DEVICE constexpr float table_gap(int code) {
+  return table_level(code + 1) - table_level(code);
+}
+QAT_HOST_DEVICE constexpr float table_border(int code) {
+  return table_level(code) + table_gap(code) / 2.0f;
+}
+
+QAT_HOST_DEVICE TableLevels table_levels(const Levels& levels) {
+  constexpr int kLast = kTableSize - 2;
+  return {levels.min, levels.max, levels.min - table_gap(0) / 2.0f,
+          levels.max + table_gap(kLast) / 2.0f};
+}
+
 QAT_HOST_DEVICE bool is_finite(float x) { return fabsf(x) <= FLT_MAX; }
 
 QAT_HOST_DEVICE float round_to_even(float x) { return rintf(x); }
@@ -79,6 +109,13 @@ QAT_HOST_DEVICE float round_float(float u, const FloatLevels& levels) {
   return (u + anchor) - anchor;
 }
 
+// A number to the nearest of the table, halfway to the upper one: as many gaps above the first level
+// as borders are passed. All of it is whole, and exact in any order.
+template <int... kCodes>
+QAT_HOST_DEVICE float round_to_table(float u, std::integer_sequence<int, kCodes...>) {
+  return (table_level(0) + ... + (u >= table_border(kCodes) ? table_gap(kCodes) : 0.0f));
+}
+
 }  // namespace affine
 
 QAT_HOST_DEVICE FloatLevels float_levels(const Levels& levels) {
@@ -92,9 +129,10 @@ QAT_HOST_DEVICE FloatLevels float_levels(const Levels& levels) {
   return kind;
 }
 
-// Calls body with the levels as one of the two.
+// Calls body with the levels as one of the three.
 template <typename Body>
 QAT_HOST_DEVICE decltype(auto) with_kind(const Levels& levels, const Body& body) {
+  if (levels.table) return body(table_levels(levels));
   return levels.whole() ? body(whole_levels(levels)) : body(float_levels(levels));
 }
 
@@ -118,6 +156,11 @@ QAT_HOST_DEVICE float clamp_level(float level, const Kind& levels) {
 QAT_HOST_DEVICE float nearest_unbounded(float u, const WholeLevels&) { return round_to_even(u); }
 QAT_HOST_DEVICE float nearest_unbounded(float u, const FloatLevels& levels) {
   return round_float(clamp(u, 2.0f * levels.min, 2.0f * levels.max), levels);
+}
+// A table has no more levels beyond its ends, where numbers stay what they are, as NaN does.
+QAT_HOST_DEVICE float nearest_unbounded(float u, const TableLevels& levels) {
+  const float level = round_to_table(u, std::make_integer_sequence<int, kTableSize - 1>());
+  return u >= levels.lowest && u <= levels.highest ? level : u;
 }
 
 // (1) Where `x` falls on the grid, before clamping. The zero point joins after the rounding: no

@@ -47,7 +47,7 @@ TwoTensors backward(const BackwardKernels& kernels, const at::Tensor& grad, cons
                     const Quantizer::Parameters& given, const at::Tensor& out) {
   const auto& [x, quantizer, layout] = blocks;
   const bool learned = quantizer.mode == Mode::learned;
-  const bool shifts = given.zero_point && !is_float(quantizer.grid);
+  const bool shifts = given.zero_point && !is_named(quantizer.grid);
   const auto float32 = x.options().dtype(at::kFloat);
   const auto sums = [&](bool wanted, const c10::SymInt& rows, const c10::SymInt& cols) {
     return learned && wanted ? at::empty_symint({rows, cols}, float32) : at::empty({0}, float32);

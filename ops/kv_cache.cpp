@@ -50,7 +50,7 @@ struct RowQuantizer {
     Quantizer quantizer;
     quantizer.mode = mode;
     quantizer.grid = parse_grid("fake_quantize_cache", grid);
-    quantizer.bits = is_float(quantizer.grid) ? float_bits(quantizer.grid) : static_cast<int>(bits);
+    quantizer.bits = is_named(quantizer.grid) ? named_bits(quantizer.grid) : static_cast<int>(bits);
     quantizer.block = {1, -1};
     quantizer.scale_code = code;
     return quantizer;

@@ -73,7 +73,7 @@ StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
                                 const Quantizer::Parameters& given, Learned learned) {
   // In float32; a float's levels have none, whatever is given.
   const auto shift = [&](const OptionalTensor& zero) {
-    return zero && !is_float(quantizer.grid) ? OptionalTensor(zero->to(at::kFloat).contiguous())
+    return zero && !is_named(quantizer.grid) ? OptionalTensor(zero->to(at::kFloat).contiguous())
                                              : std::nullopt;
   };
   if (quantizer.finds() && !given.scale) {

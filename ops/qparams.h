@@ -17,6 +17,7 @@ enum class Grid : int8_t {
   extreme,  // the element of largest magnitude, with its sign, lands on -2^(b-1); scale may be < 0
   asymmetric,  // (max - min) / (2^b - 1) over a range that contains 0, with an integer zero point
   offset,  // (max - min) / (2^b - 1), levels 0 ... 2^b - 1 above an offset that is a real number
+  iq4_nl,  // as extreme, on the sixteen levels of a table: the element of largest magnitude on -127
   // The finite numbers of a float of so many exponent and mantissa bits: a / its largest.
   e2m1,
   e2m3,
@@ -27,6 +28,16 @@ enum class Grid : int8_t {
 
 QAT_HOST_DEVICE bool is_float(Grid grid) { return grid >= Grid::e2m1; }
 QAT_HOST_DEVICE bool is_float8(Grid grid) { return grid == Grid::e4m3 || grid == Grid::e5m2; }
+// Whether the levels have a width of their own, and no zero point.
+QAT_HOST_DEVICE bool is_named(Grid grid) { return grid >= Grid::iq4_nl; }
+// Whether the scale of a block has the sign of its largest element.
+QAT_HOST_DEVICE bool has_signed_scales(Grid grid) {
+  return grid == Grid::extreme || grid == Grid::iq4_nl;
+}
+// Whether parameters depend on both ends of a range, rather than on its largest magnitude.
+QAT_HOST_DEVICE bool needs_ends(Grid grid) {
+  return has_signed_scales(grid) || grid == Grid::asymmetric || grid == Grid::offset;
+}
 
 QAT_HOST_DEVICE Levels levels_of(Grid grid, int bits) {
   switch (grid) {
@@ -40,6 +51,8 @@ QAT_HOST_DEVICE Levels levels_of(Grid grid, int bits) {
       return {-448.0f, 448.0f, 3, -6};
     case Grid::e5m2:
       return {-57344.0f, 57344.0f, 2, -14};
+    case Grid::iq4_nl:
+      return {table_level(0), table_level(kTableSize - 1), 0, 0, true};
     case Grid::offset:
       return {0.0f, static_cast<float>((1 << bits) - 1)};
     default:
@@ -237,7 +250,7 @@ QAT_HOST_DEVICE float scale_of(float low, float high, Grid grid, const Levels& l
     return (high * 0.5f - low * 0.5f) / ((levels.max - levels.min) * 0.5f);
   const float absmax = -low > high ? -low : high;
   if (grid == Grid::full) return absmax / (levels.max + 0.5f);
-  if (grid == Grid::extreme) return (-low >= high ? absmax : -absmax) / -levels.min;
+  if (has_signed_scales(grid)) return (-low >= high ? absmax : -absmax) / -levels.min;
   return absmax / levels.max;
 }
 

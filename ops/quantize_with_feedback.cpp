@@ -81,7 +81,7 @@ void implement_quantize_with_feedback(torch::Library& m, void (*solve)(const Fee
            const auto& [codes, error, residual] = result;
            // A float's levels have no zero point, whatever is given.
            OptionalTensor zeros;
-           if (zero_point && !is_float(quantizer.grid))
+           if (zero_point && !is_named(quantizer.grid))
              zeros = zero_point->to(at::kFloat).contiguous();
            if (!weight.is_meta() && weight.numel() != 0)
              solve({quantizer, weight.contiguous(), offset.contiguous(), transfer.contiguous(),

@@ -25,11 +25,11 @@ constexpr Name<Mode> kModes[] = {{Mode::minmax, "minmax"},
                                  {Mode::absmean, "absmean"},
                                  {Mode::fixed, "fixed"},
                                  {Mode::learned, "learned"}};
-constexpr Name<Grid> kGrids[] = {{Grid::narrow, "narrow"},  {Grid::full, "full"},
-                                 {Grid::extreme, "signed"}, {Grid::asymmetric, "asymmetric"},
-                                 {Grid::offset, "offset"},  {Grid::e2m1, "fp4_e2m1"},
-                                 {Grid::e2m3, "fp6_e2m3"},  {Grid::e3m2, "fp6_e3m2"},
-                                 {Grid::e4m3, "fp8_e4m3"},  {Grid::e5m2, "fp8_e5m2"}};
+constexpr Name<Grid> kGrids[] = {
+    {Grid::narrow, "narrow"},         {Grid::full, "full"},     {Grid::extreme, "signed"},
+    {Grid::asymmetric, "asymmetric"}, {Grid::offset, "offset"}, {Grid::iq4_nl, "iq4_nl"},
+    {Grid::e2m1, "fp4_e2m1"},         {Grid::e2m3, "fp6_e2m3"}, {Grid::e3m2, "fp6_e3m2"},
+    {Grid::e4m3, "fp8_e4m3"},         {Grid::e5m2, "fp8_e5m2"}};
 constexpr Name<ScaleCode> kScaleCodes[] = {{ScaleCode::float32, "float32"},
                                            {ScaleCode::bfloat16, "bfloat16"},
                                            {ScaleCode::float16, "float16"},
@@ -132,8 +132,8 @@ bool read_words(const std::vector<std::string_view>& words, Quantizer& to) {
   const bool whole = next == 3;
   if (!whole && !find(kGrids, levels)) return false;
   to.grid = parse_grid("quantizer", levels);
-  if (is_float(to.grid) == whole) return false;
-  if (!whole) to.bits = float_bits(to.grid);
+  if (is_named(to.grid) == whole) return false;
+  if (!whole) to.bits = named_bits(to.grid);
   if (!read_block(word(), to.block) || !read_scale(word(), to)) return false;
   if (next < words.size() && to.mode == Mode::learned && !read(word(), to.gradient_scale))
     return false;
@@ -176,9 +176,10 @@ Quantizer Quantizer::parse(std::string_view text) {
       "[quantizer] absmean takes the levels int2 narrow under scales in float32, bfloat16 or "
       "float16, but is in \"",
       text, "\".");
-  TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || parsed.grid != Grid::extreme,
-                    "[quantizer] scales of the signed grid may be negative, which ",
-                    scale_code_name(parsed.scale_code), " cannot hold.");
+  TORCH_CHECK_VALUE(has_sign(parsed.scale_code) || !has_signed_scales(parsed.grid),
+                    "[quantizer] scales of the grid ", grid_name(parsed.grid),
+                    " may be negative, which ", scale_code_name(parsed.scale_code),
+                    " cannot hold.");
   TORCH_CHECK_VALUE(
       !is_power_of_two(parsed.scale_code) || parsed.grid == Grid::narrow || is_float(parsed.grid),
       "[quantizer] scales that are powers of two take a float's levels or narrow ones, not ",
@@ -190,7 +191,7 @@ std::string Quantizer::text() const {
   if (!active()) return "";
   std::string out(name_of(kModes, mode));
   out += ' ';
-  if (!is_float(grid)) out += "int" + std::to_string(bits) + ' ';
+  if (!is_named(grid)) out += "int" + std::to_string(bits) + ' ';
   (out += grid_name(grid)) += ' ';
   ((out += written(block)) += ' ') += scale_code_name(scale_code);
   if (has_outer_scale())
@@ -264,8 +265,9 @@ ScaleCode scale_code_of(c10::ScalarType dtype) {
                                 : ScaleCode::float32;
 }
 
-int float_bits(Grid grid) {
-  return !is_float(grid) ? 0 : grid == Grid::e2m1 ? 4 : is_float8(grid) ? 8 : 6;
+int named_bits(Grid grid) {
+  if (!is_named(grid)) return 0;
+  return grid == Grid::e2m1 || grid == Grid::iq4_nl ? 4 : is_float8(grid) ? 8 : 6;
 }
 
 }  // namespace qat

@@ -39,7 +39,7 @@ struct QAT_API Quantizer {
   enum class Mode : int8_t { none, minmax, absmean, fixed, learned };
 
   Mode mode = Mode::none;
-  int bits = 8;  // of whole levels; a float's are those of its name
+  int bits = 8;  // of whole levels; those that are named have their own
   Grid grid = Grid::narrow;
   std::array<int64_t, 2> block{-1, -1};
   ScaleCode scale_code = ScaleCode::float32;
@@ -85,7 +85,7 @@ struct QAT_API Quantizer {
   Result operator()(const at::Tensor& x, const Parameters& parameters, at::ScalarType dtype) const;
 
   // encode.h: codes, scale and zero point of x, and the tensor that they stand for.
-  bool has_codes() const { return !is_float(grid) && !has_offset(); }
+  bool has_codes() const { return !is_named(grid) && !has_offset(); }
   std::vector<at::Tensor> encoded(const at::Tensor& x, const Parameters& parameters) const;
   at::Tensor decoded(at::TensorList encoded, c10::SymInt cols, at::ScalarType dtype) const;
 
@@ -98,7 +98,7 @@ struct QAT_API Quantizer {
 };
 
 // Names as the texts, recipes and checkpoints spell them: "narrow", "full", "signed", "asymmetric",
-// "offset", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
+// "offset", "iq4_nl", "fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2".
 QAT_API const char* grid_name(Grid grid);
 QAT_API Grid parse_grid(const char* op, std::string_view name);
 // "float32", "bfloat16", "float16", "e8m0_floor", "e8m0_even", "e8m0_ceil", "e4m3", "int6", "int8",
@@ -109,7 +109,7 @@ QAT_API ScaleCode parse_scale_code(const char* op, std::string_view name);
 QAT_API ScaleCode scale_code_of(c10::ScalarType dtype);
 // The dtype of scales that are numbers of it; none for codes.
 QAT_API std::optional<c10::ScalarType> dtype_of(ScaleCode code);
-// The width of the codes of a float; 0 for whole levels.
-QAT_API int float_bits(Grid grid);
+// The width of the codes of levels that are named, such as a float's; 0 for others.
+QAT_API int named_bits(Grid grid);
 
 }  // namespace qat

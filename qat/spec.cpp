@@ -45,13 +45,13 @@ int64_t outer_block_count(const QuantSpec& spec, int64_t rows, int64_t cols) {
 }
 
 Grid grid_at(const QuantSpec& spec, int bits) {
-  return spec.is_float() && bits != spec.bits ? Grid::narrow : spec.grid;
+  return spec.is_named() && bits != spec.bits ? Grid::narrow : spec.grid;
 }
 
 Levels quant_range(const QuantSpec& spec, int bits) { return levels_of(grid_at(spec, bits), bits); }
 
 std::string dtype_name(const QuantSpec& spec) {
-  return spec.is_float() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
+  return spec.is_named() ? grid_name(spec.grid) : "int" + std::to_string(spec.bits);
 }
 
 std::string scale_name(const ScaleSpec& scale) {
@@ -64,7 +64,7 @@ std::string describe(const QuantSpec& spec) {
   if (spec.granularity == Granularity::group) text += " " + std::to_string(spec.group_size);
   if (spec.granularity == Granularity::block)
     text += " " + std::to_string(spec.block[0]) + "x" + std::to_string(spec.block[1]);
-  text += spec.is_float() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
+  text += spec.is_named() ? ", " : std::string(" ") + grid_name(spec.grid) + ", ";
   const bool observed = spec.range != Range::learned && spec.observer.kind != ObserverKind::minmax;
   text += spec.dynamic ? "dynamic" : observed ? name_of(spec.observer.kind) : name_of(spec.range);
   return text + " scale in " + scale_name(spec.scale);

@@ -81,11 +81,13 @@ struct QAT_API QuantSpec {
   ObserverSpec observer;  // inputs that are not dynamic
 
   bool is_float() const { return qat::is_float(grid); }
+  // Whether its levels have a width of their own, as a float's have.
+  bool is_named() const { return qat::is_named(grid); }
   bool is_float8() const { return qat::is_float8(grid); }
   bool has_offset() const { return grid == Grid::offset; }
   // Whether its weight may have any of the widths of integers instead: integer levels under scales
   // of one level.
-  bool takes_widths() const { return !is_float() && !has_offset() && scale.is_dtype(); }
+  bool takes_widths() const { return !is_named() && !has_offset() && scale.is_dtype(); }
   // Whether a weight's scales are found in every forward, so that there is nothing to keep.
   bool finds_scale() const { return range == Range::minmax || range == Range::absmean; }
   // Whether the levels are -1, 0 and 1, under scales that are numbers.

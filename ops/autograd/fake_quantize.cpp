@@ -83,7 +83,7 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const Quantizer quantizer = Quantizer::parse(text);
     if (quantizer.mode != Quantizer::Mode::learned) return result;
     result[2] = grad_scale;
-    if (saved[2].defined() && !is_float(quantizer.grid)) result[3] = grad_zero;
+    if (saved[2].defined() && !is_named(quantizer.grid)) result[3] = grad_zero;
     return result;
   }
 };

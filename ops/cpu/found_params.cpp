@@ -33,7 +33,7 @@ QAT_HOST_DEVICE void find_unstored(const TileSpan& spans, Grid grid, const Level
                                    int count, TileParams& params) {
   using enum Grid;
   // Floats share one formula.
-  with_constant<narrow, full, extreme, asymmetric, offset>(
+  with_constant<narrow, full, extreme, asymmetric, offset, iq4_nl>(
       is_float(grid) ? narrow : grid, [&](auto constant) QAT_BODY {
         for_each_lane(count, [&](int k) QAT_BODY {
           const QParams found = unstored_qparams(spans.low[k], spans.high[k], constant(), levels);

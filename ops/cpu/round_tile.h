@@ -52,6 +52,11 @@ struct RoundTile {
         return affine::dequantize(affine::quantize(x, inverse, z, ends), s, z);
       });
     }
+    if (levels.table) {
+      const TableLevels ends = table_levels(levels);
+      return write([=](float x, float s, float inverse, float)
+                       QAT_BODY { return affine::fake_quantize(x, s, inverse, 0.0f, ends); });
+    }
     const FloatLevels ends = float_levels(levels);
     if (!finite)
       return write([=](float x, float s, float inverse, float)

@@ -166,7 +166,7 @@ QAT_HOST_DEVICE TileSpan ends_of(const scalar_t* x, const Tile& tile) {
 // What `grid` needs to know of a tile.
 template <typename scalar_t>
 QAT_HOST_DEVICE TileSpan span_of(Grid grid, const scalar_t* x, const Tile& tile) {
-  const bool ends = grid == Grid::extreme || grid == Grid::asymmetric || grid == Grid::offset;
+  const bool ends = needs_ends(grid);
   return ends ? ends_of(x, tile) : magnitudes_of(x, tile);
 }
 

@@ -88,7 +88,7 @@ template <typename Round, typename Body>
 void with_ends(Grid grid, const Body& body) {
   if constexpr (Round::kShift != Shift::none)
     body(std::true_type());
-  else if constexpr (!std::is_same_v<typename Round::Kind, WholeLevels>)
+  else if constexpr (std::is_same_v<typename Round::Kind, FloatLevels>)
     body(std::false_type());
   else
     needs_ends(grid) ? body(std::true_type()) : body(std::false_type());

@@ -7,11 +7,6 @@
 
 namespace qat {
 
-// Whether a grid is laid over both ends of a range; for others the largest magnitude will do.
-inline bool needs_ends(Grid grid) {
-  return grid == Grid::extreme || grid == Grid::asymmetric || grid == Grid::offset;
-}
-
 // From what range to which parameters, (9).
 struct Finder {
   Grid grid;

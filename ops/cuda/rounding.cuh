@@ -80,7 +80,7 @@ void with_rounding(const Quantizer& quantizer, bool shifts, const Body& body) {
 template <typename Body>
 void with_codes(const Quantizer& quantizer, bool shifts, const Body& body) {
   with_rounding(quantizer, shifts, [&](const auto& rounding) {
-    if constexpr (std::is_same_v<typename std::decay_t<decltype(rounding)>::Kind, WholeLevels>) {
+    if constexpr (!std::is_same_v<typename std::decay_t<decltype(rounding)>::Kind, FloatLevels>) {
       body(rounding, int8_t());
     } else {
       quantizer.grid == Grid::e5m2 ? body(rounding, c10::Float8_e5m2())

@@ -24,7 +24,7 @@ QuantSpec make_spec(int bits, const std::string& grid, const std::string& granul
       {parse_scale_code("QuantSpec", scale_dtype), outer_block, parse_dtype(outer_dtype)},
       dynamic,
       {parse_observer(observer), percentile, averaging_constant}};
-  if (spec.is_float()) spec.bits = float_bits(spec.grid);
+  if (spec.is_named()) spec.bits = named_bits(spec.grid);
   if (spec.granularity == Granularity::group && group_size < 1)
     throw std::invalid_argument("group_size must be positive for granularity group, but is " +
                                 std::to_string(group_size) + ".");
@@ -100,6 +100,7 @@ void def_spec(py::module_& m) {
                              [](const QuantSpec& spec) { return follows(spec.observer.kind); })
       .def_property_readonly("symmetric", &QuantSpec::symmetric)
       .def_property_readonly("is_float", &QuantSpec::is_float)
+      .def_property_readonly("is_named", &QuantSpec::is_named)
       .def_property_readonly("has_offset", &QuantSpec::has_offset)
       .def_property_readonly("takes_widths", &QuantSpec::takes_widths)
       .def_property_readonly("finds_scale", &QuantSpec::finds_scale)

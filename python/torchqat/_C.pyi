@@ -21,8 +21,8 @@ class QuantSpec:
 
     Args:
         bits: 2 to 8; the width that is exported. A float has that of its name.
-        grid: ``narrow``, ``full``, ``signed``, ``asymmetric`` or ``offset``; or a float, ``fp4_e2m1``, ``fp6_e2m3``,
-            ``fp6_e3m2``, ``fp8_e4m3``, ``fp8_e5m2``.
+        grid: ``narrow``, ``full``, ``signed``, ``asymmetric`` or ``offset``; ``iq4_nl``; or a float, ``fp4_e2m1``,
+            ``fp6_e2m3``, ``fp6_e3m2``, ``fp8_e4m3``, ``fp8_e5m2``.
         granularity: ``tensor``, ``channel``, ``token``, ``group``, ``block`` or, for caches, ``head``.
         group_size: Columns, for ``group``.
         block: Rows and columns, for ``block``.
@@ -40,6 +40,7 @@ class QuantSpec:
         dtype: ``int4``, ``fp4_e2m1`` and the like.
         type_name: As recipes name it: ``nvfp4`` and its like, else the dtype.
         is_float: Whether its levels are those of a float.
+        is_named: Whether its levels have a width of their own, as a float's and those of ``iq4_nl`` have.
         has_offset: Whether its levels count from an offset.
         takes_widths: Whether it may have any of the widths of integers instead.
         finds_scale: Of a weight: whether its scales are found in every forward.
@@ -85,6 +86,7 @@ class QuantSpec:
     dtype: str
     type_name: str
     is_float: bool
+    is_named: bool
     has_offset: bool
     takes_widths: bool
     finds_scale: bool

@@ -111,7 +111,7 @@ class LayerReader {
   // Whether numbers are those of a float of fewer bits.
   static bool is_of(const at::Tensor& numbers, Grid grid) {
     const at::Tensor magnitudes = numbers.to(at::kFloat).abs();
-    if (!at::le(magnitudes, levels_of(grid, float_bits(grid)).max).all().item<bool>()) return false;
+    if (!at::le(magnitudes, levels_of(grid, named_bits(grid)).max).all().item<bool>()) return false;
     const at::Tensor same = minifloat_of_bits(minifloat_bits(numbers, grid), grid);
     return at::equal(same.to(at::kFloat), numbers.to(at::kFloat));
   }

@@ -14,7 +14,7 @@ QuantSpec groups(Grid grid, int bits, int64_t group_size, const ScaleSpec& scale
 }
 
 Preset mx(const char* name, Grid grid) {
-  return {name, groups(grid, float_bits(grid), 32, {ScaleCode::e8m0_floor})};
+  return {name, groups(grid, named_bits(grid), 32, {ScaleCode::e8m0_floor})};
 }
 
 // Of llama.cpp: a float16 scale for each group.
@@ -49,6 +49,8 @@ const std::vector<Preset>& presets() {
       plain("q8_0", Grid::narrow, 8, 32),
       plain("q2_0", Grid::extreme, 2, 64),
       plain("tq2_0", Grid::narrow, 2, 256),
+      plain("iq4_nl", Grid::iq4_nl, 4, 32),
+      k("iq4_xs", Grid::iq4_nl, 4, 32, ScaleCode::int6_signed),
   };
   return kPresets;
 }

@@ -211,7 +211,7 @@ bool read_dtype(YamlSection& section, QuantSpec& spec, const std::vector<Grid>& 
   for (const Grid grid : floats) {
     if (name != grid_name(grid)) continue;
     spec.grid = grid;
-    spec.bits = float_bits(grid);
+    spec.bits = named_bits(grid);
     return true;
   }
   if (const auto bits = bits_of(name))

@@ -22,7 +22,23 @@ FILE_TYPES = {
     "q5_k_m": 17,
     "q6_k": 18,
 }
-TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq2_0", "mxfp4")
+TYPES = (
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_0",
+    "tq2_0",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+)
 SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "head_dim": 64}
 MODELS = {
     "sixteen blocks": lambda: LlamaForCausalLM(

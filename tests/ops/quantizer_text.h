@@ -13,7 +13,7 @@ inline std::string text(const char* mode, int64_t bits, std::string_view grid,
                         double gradient_scale = 1.0) {
   Quantizer quantizer = Quantizer::parse(std::string(mode) + " int4 narrow 1x1 float32");
   quantizer.grid = parse_grid("test", grid);
-  quantizer.bits = is_float(quantizer.grid) ? float_bits(quantizer.grid) : static_cast<int>(bits);
+  quantizer.bits = is_named(quantizer.grid) ? named_bits(quantizer.grid) : static_cast<int>(bits);
   quantizer.block = {block[0], block[1]};
   quantizer.scale_code = scale_code_of(scale);
   quantizer.gradient_scale = gradient_scale;

@@ -26,6 +26,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         g = torch.randn(rows, cols).to(dtype)
         for levels, code in [("int4 narrow", "bfloat16"), ("int4 full", "bfloat16"), ("int3 signed", "float16"),
                              ("int8 asymmetric", "bfloat16"), ("int2 narrow", "float32"), ("int4 offset", "float16"),
+                             ("iq4_nl", "float16"), ("iq4_nl", "int6_signed*float16@-1x-1"),
                              ("fp4_e2m1", "e8m0_floor"), ("fp4_e2m1", "e4m3*float32@-1x-1"), ("fp6_e2m3", "e8m0_even"),
                              ("fp4_e2m1", "e4m3_four_over_six*float32@-1x-1"), ("int4 asymmetric", "e4m3*float32@-1x-1"),
                              ("fp6_e3m2", "e8m0_ceil"), ("fp8_e4m3", "float32"), ("fp8_e5m2", "bfloat16")]:
@@ -33,7 +34,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             found, given, trained = (f"{mode} {levels} {shape} {code}" for mode in ("minmax", "fixed", "learned"))
             y, scale, zero = torch.ops.qat.fake_quantize(x, found)
             add(y.nan_to_num(7.0), scale, zero)
-            smaller, point = scale * 0.6, None if levels.startswith("fp") else zero
+            smaller, point = scale * 0.6, None if levels.startswith(("fp", "iq")) else zero
             add(ops.fake_quantize(x, given, smaller, point).nan_to_num(7.0))
             add(ops.quantize(x, given, smaller, point))
             back = torch.ops.qat._fake_quantize_backward
@@ -41,7 +42,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
             add(*back(g, x, trained, smaller, None if point is None else zero.float() + 0.4, None))
             add(*back(g, x, trained, smaller, None, None))
             add(*ops.choose_qparams(x[:8, :256], found, "mse"))
-            if levels.startswith("fp") or "offset" in levels:
+            if levels.startswith(("fp", "iq")) or "offset" in levels:
                 continue
             codes, kept_scale, kept_zero = ops.encode(x.nan_to_num(1.0, 1.0, 1.0), found)
             add(codes, kept_scale, kept_zero, ops.decode(codes, given, kept_scale, kept_zero, cols, dtype))

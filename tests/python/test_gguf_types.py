@@ -20,7 +20,7 @@ from torchqat.checkpoints.readers.gguf_types import Reader
 
 CASES = 1000
 K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
-TYPES = (*K_QUANTS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq2_0")
+TYPES = (*K_QUANTS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_0", "tq2_0", "iq4_nl", "iq4_xs")
 SHAPE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 64, "vocab_size": 400}
 
 

@@ -38,6 +38,7 @@ def _cases(device):
         ),
         "float8": (q.fake_quantize, (leaf, "fixed fp8_e4m3 1x32 float32", scale)),
         "float8 minmax": (q.fake_quantize, (leaf, "minmax fp8_e5m2 1x-1 bfloat16")),
+        "iq4_nl": (q.fake_quantize, (leaf, "minmax iq4_nl 1x32 float16")),
         "absmean": (q.fake_quantize, (leaf, "absmean int2 narrow 1x32 float16")),
         "mxfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x32 e8m0_floor")),
         "nvfp4": (q.fake_quantize, (leaf, "minmax fp4_e2m1 1x16 e4m3*float32@-1x-1", None, None, one.view(1, 1))),

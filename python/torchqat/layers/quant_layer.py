@@ -130,7 +130,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def on_integer_levels(self) -> bool:
         """Whether the weight is rounded now, to integers."""
         spec = self.weight_spec
-        return spec is not None and self.weight_bits != FLOAT and not spec.is_float
+        return spec is not None and self.weight_bits != FLOAT and not spec.is_named
 
     # -- widths ------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,15 @@ from torchqat import ops
 from torchqat._library import FLOAT
 from torchqat.layers.sharded import assign, whole
 
-# Between two levels of a float, in units of its scale, at a quarter of the largest, where most weights of a group lie.
-_LEVEL_DISTANCES = {"fp4_e2m1": 0.5, "fp6_e2m3": 0.125, "fp6_e3m2": 1.0, "fp8_e4m3": 8.0, "fp8_e5m2": 2048.0}
+# Between two levels, in units of its scale, at a quarter of the largest, where most weights of a group lie.
+_LEVEL_DISTANCES = {
+    "iq4_nl": 12.0,
+    "fp4_e2m1": 0.5,
+    "fp6_e2m3": 0.125,
+    "fp6_e3m2": 1.0,
+    "fp8_e4m3": 8.0,
+    "fp8_e5m2": 2048.0,
+}
 
 
 class WeightScales(nn.Module):

@@ -115,7 +115,8 @@ const std::vector<Format>& formats() {
        .tensors = &gguf_tensors,
        .documents = &gguf_documents,
        .dtype = at::kHalf,
-       .number_types = {"nvfp4", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1"}},
+       .number_types = {"nvfp4", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1",
+                        "iq4_nl", "iq4_xs"}},
       {.name = "mlx",
        .used_by = "mlx-lm, LM Studio on Apple silicon",
        .layer_types = {"Linear", "Embedding"},
@@ -172,7 +173,7 @@ double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
 }
 
 bool is_coded(const QuantSpec& spec) {
-  return (spec.is_float() && !spec.is_float8()) || spec.has_offset() || !spec.scale.is_dtype();
+  return (spec.is_named() && !spec.is_float8()) || spec.has_offset() || !spec.scale.is_dtype();
 }
 
 std::vector<std::string> format_names() {

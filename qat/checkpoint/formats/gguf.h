@@ -14,6 +14,8 @@ namespace qat {
 //   Q8_0   symmetric, 6 to 8 bits: float16 scale, 32 int8
 //   Q2_0   symmetric, 2 bits, blocks of 64: float16 scale, 16 bytes, byte j has columns 4j ... 4j + 3
 //   TQ2_0  -1, 0 and 1, blocks of 256: 64 bytes, float16 scale
+//   IQ4_NL as Q4_0, places in a table of sixteen levels
+//   IQ4_XS eight times 32 such places, scales of 6 bits under a float16 number for 256
 //   Q2_K ... Q6_K   super-blocks of 256 (gguf_k.h)
 //   MXFP4  a byte of scale, 2^(byte - 127), and 32 codes of E2M1
 //   NVFP4  blocks of 64: four E4M3 scales and four times 16 codes of E2M1, under one float32 number

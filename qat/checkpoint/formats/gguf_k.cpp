@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "qat/checkpoint/formats/gguf_fields.h"
+#include "qat/checkpoint/formats/table.h"
 
 namespace qat {
 namespace {
@@ -59,7 +60,8 @@ SuperBlocks super_blocks(const QuantizedWeights& layer) {
   const int64_t blocks = layer.codes.size(1) / kSuper;
   SuperBlocks found;
   const int lowest = layer.offset ? 0 : 1 << (layer.weight.bits - 1);
-  found.codes = layer.codes.add(lowest).view(at::kByte);
+  found.codes = layer.weight.grid == Grid::iq4_nl ? table_places(layer.codes)
+                                                  : layer.codes.add(lowest).view(at::kByte);
   found.scale = by_super_block(layer.scale.contiguous().view(at::kByte), blocks);
   found.d = bytes_of_halves(layer.outer_scale->to(at::kHalf));
   if (!layer.offset) return found;
@@ -95,15 +97,25 @@ std::vector<at::Tensor> q6_k(const SuperBlocks& from) {
           from.of_codes(above(from.codes, 4), 128, 2), from.scale, from.d};
 }
 
+std::vector<at::Tensor> iq4_xs(const SuperBlocks& from) {
+  const at::Tensor scale = low_bits(from.scale.add(32), 6);  // -31 ... 31 as 1 ... 63
+  const auto side_by_side = [](const at::Tensor& values, int bits) {
+    return fields(values.flatten(1), 8, 8 / bits, bits);
+  };
+  return {from.d, side_by_side(above(scale, 4), 2), side_by_side(low_bits(scale, 4), 4),
+          from.of_codes(from.codes, 32, 4)};
+}
+
 using Writer = std::vector<at::Tensor> (*)(const SuperBlocks&);
 
 Writer writer_of(const std::string& type) {
-  return type == "Q2_K"   ? &q2_k
-         : type == "Q3_K" ? &q3_k
-         : type == "Q4_K" ? &q4_k
-         : type == "Q5_K" ? &q5_k
-         : type == "Q6_K" ? &q6_k
-                          : nullptr;
+  return type == "Q2_K"     ? &q2_k
+         : type == "Q3_K"   ? &q3_k
+         : type == "Q4_K"   ? &q4_k
+         : type == "Q5_K"   ? &q5_k
+         : type == "Q6_K"   ? &q6_k
+         : type == "IQ4_XS" ? &iq4_xs
+                            : nullptr;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "qat/checkpoint/formats/format.h"
 #include "qat/checkpoint/formats/gguf_fields.h"
+#include "qat/checkpoint/formats/table.h"
 #include "qat/error.h"
 
 namespace qat {
@@ -55,6 +56,9 @@ at::Tensor simple_blocks(const QuantizedWeights& layer, const std::string& type)
   if (type == "Q2_0")
     return rows_of_blocks({bytes_of_halves(scale.neg()),
                            fields(layer.codes.neg().add(1).to(at::kByte), block, 4, 2)});
+  if (type == "IQ4_NL")
+    return rows_of_blocks(
+        {bytes_of_halves(scale), fields(table_places(layer.codes), block, block, 4)});
   const bool five = type == "Q5_0" || type == "Q5_1";
   return nibbles(layer, scale, five ? 5 : 4, type == "Q4_1" || type == "Q5_1");
 }

@@ -8,7 +8,7 @@
 
 namespace qat {
 
-// llama.cpp's blocks with one float16 scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_0 and TQ2_0 (gguf.h).
+// llama.cpp's blocks with one float16 scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_0, TQ2_0 and IQ4_NL (gguf.h).
 
 // Columns of a block of `type`.
 int64_t simple_block(const std::string& type);

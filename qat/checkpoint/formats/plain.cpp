@@ -6,6 +6,7 @@
 
 #include "qat/checkpoint/formats/minifloat.h"
 #include "qat/checkpoint/formats/spec_json.h"
+#include "qat/checkpoint/formats/table.h"
 #include "qat/ops/pack.h"
 
 namespace qat {
@@ -29,12 +30,14 @@ bool plain_is_packed(const QuantSpec& spec) { return spec.bits <= 4; }
 at::Tensor plain_packable(const at::Tensor& codes, const QuantSpec& spec) {
   const int middle = 1 << (spec.bits - 1);
   if (spec.is_float()) return minifloat_bits(codes, spec.grid).to(at::kChar).sub(middle);
+  if (spec.grid == Grid::iq4_nl) return table_places(codes).to(at::kChar).sub(middle);
   return spec.has_offset() ? codes.sub(middle) : codes;
 }
 
 at::Tensor plain_codes(const at::Tensor& packable, const QuantSpec& spec) {
   const int middle = 1 << (spec.bits - 1);
   if (spec.is_float()) return minifloat_of_bits(packable.add(middle).to(at::kByte), spec.grid);
+  if (spec.grid == Grid::iq4_nl) return table_codes(packable.add(middle));
   return spec.has_offset() ? packable.add(middle) : packable;
 }
 

@@ -80,9 +80,9 @@ QuantSpec spec_from_json(const json& object) {
   if (spec.bits < 2 || spec.bits > 8)
     throw InvalidArgument("bits must be 2 to 8, but is " + std::to_string(spec.bits));
   spec.grid = known("grid", text_of(object, "grid"), parse_grid);
-  if (spec.is_float() && spec.bits != float_bits(spec.grid))
+  if (spec.is_named() && spec.bits != named_bits(spec.grid))
     throw InvalidArgument("bits of " + std::string(grid_name(spec.grid)) + " must be " +
-                          std::to_string(float_bits(spec.grid)) + ", but is " +
+                          std::to_string(named_bits(spec.grid)) + ", but is " +
                           std::to_string(spec.bits));
   spec.granularity = parse_granularity(text_of(object, "granularity"));
   spec.scale.code = known("scale_dtype", text_of(object, "scale_dtype"), parse_scale_code);

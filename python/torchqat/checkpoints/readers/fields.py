@@ -6,6 +6,8 @@ from torch import Tensor
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
 
 def bit_fields(words: Tensor, bits: int) -> Tensor:
     """The unsigned fields of int32 ``[rows, words]``, lowest bits first: int64 ``[rows, words * 32 // bits]``."""
@@ -13,6 +15,11 @@ def bit_fields(words: Tensor, bits: int) -> Tensor:
     stream = np.unpackbits(octets, axis=-1, bitorder="little")
     fields = stream.reshape(stream.shape[0], -1, bits).astype(np.int64)
     return torch.from_numpy(fields @ (1 << np.arange(bits)))
+
+
+def iq4_values(places: Tensor) -> Tensor:
+    """The levels of llama.cpp's IQ4_NL at their places 0 to 15, float32."""
+    return torch.tensor(_IQ4, dtype=torch.float32)[places.long()]
 
 
 def fp4_values(fields: Tensor) -> Tensor:

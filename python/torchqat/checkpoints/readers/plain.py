@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torchqat.checkpoints.readers.fields import bit_fields, exponents, fp4_values, spread
+from torchqat.checkpoints.readers.fields import bit_fields, exponents, fp4_values, iq4_values, spread
 from torchqat.checkpoints.readers.reading import LayerTensors
 from torchqat.errors import UserError
 
@@ -33,6 +33,8 @@ def _codes(stored: Tensor, spec: dict, shape: list[int]) -> Tensor:
     fields = bit_fields(stored, spec["bits"])[:, : shape[1]]
     if spec["grid"] == "fp4_e2m1":
         return fp4_values(fields)
+    if spec["grid"] == "iq4_nl":
+        return iq4_values(fields)
     return (fields if spec["grid"] == "offset" else fields - (1 << (spec["bits"] - 1))).float()
 
 

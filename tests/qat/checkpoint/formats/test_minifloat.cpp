@@ -38,7 +38,7 @@ TEST(Minifloat, BitsOfTorchsTypesAreTheirBytes) {
 
 TEST(Minifloat, EveryCodeComesBackWithItsSign) {
   for (const Grid grid : {Grid::e2m1, Grid::e2m3, Grid::e3m2}) {
-    const at::Tensor bits = at::arange(1 << float_bits(grid)).to(at::kByte);
+    const at::Tensor bits = at::arange(1 << named_bits(grid)).to(at::kByte);
     const at::Tensor codes = minifloat_of_bits(bits, grid);
     EXPECT_EQ(codes.scalar_type(), code_dtype(grid));
     EXPECT_TRUE(at::equal(minifloat_bits(codes, grid), bits)) << grid_name(grid);
