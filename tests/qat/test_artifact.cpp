@@ -119,7 +119,9 @@ TEST(QuantizeWeights, CountTheBitsOfBothLevelsOfScales) {
                                                       {"q6_k", 6.5625},
                                                       {"q5_1", 6.0},
                                                       {"q2_0", 2.25},
-                                                      {"tq2_0", 2.0625}};
+                                                      {"tq2_0", 2.0625},
+                                                      {"iq4_nl", 4.5},
+                                                      {"iq4_xs", 4.25}};
   for (const auto& [name, bits] : kExpected)
     EXPECT_DOUBLE_EQ(
         bits_per_weight(preset_weights("layer", find_preset(name)->spec, at::randn({24, 512}))),

@@ -39,6 +39,8 @@ TEST(Presets, NameLevelsGroupsAndScales) {
       {"q8_0", "minmax int8 narrow 1x32 float16"},
       {"q2_0", "minmax int2 signed 1x64 float16"},
       {"tq2_0", "minmax int2 narrow 1x256 float16"},
+      {"iq4_nl", "minmax iq4_nl 1x32 float16"},
+      {"iq4_xs", "minmax iq4_nl 1x32 int6_signed*float16@1x256"},
   };
   ASSERT_EQ(presets().size(), std::size(kExpected));
   for (const auto& [name, text] : kExpected) {

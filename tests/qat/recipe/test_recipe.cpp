@@ -67,8 +67,8 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "r.yaml:1:10: version must be a whole number from 1 to 1, but is 2\n"
       "r.yaml:4:21: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
       "fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, mxfp6_e3m2, "
-      "mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, q4_1, q5_0, q5_1, q8_0, q2_0 or "
-      "tq2_0, but is int9\n"
+      "mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, q4_1, q5_0, q5_1, q8_0, q2_0, "
+      "tq2_0, iq4_nl or iq4_xs, but is int9\n"
       "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
       "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
       "r.yaml:5:22: train.steps is given twice\n"
@@ -121,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
             "r.yaml:4:13: layers[0].weight.dtype must be int2, int3, int4, int5, int6, int7, int8, "
             "fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, "
             "mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, q4_1, q5_0, "
-            "q5_1, q8_0, q2_0 or tq2_0, but is empty"},
+            "q5_1, q8_0, q2_0, tq2_0, iq4_nl or iq4_xs, but is empty"},
         Fault{"version: 1\nlayers:\n  - match: a\n    weight: {dtype: int4, granularity: group}\n",
               "r.yaml:4:13: layers[0].weight.group_size must be given for granularity group, but "
               "is empty"},

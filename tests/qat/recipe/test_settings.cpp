@@ -99,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(
             "--set layers.0.weight.dtype=int9: layers[0].weight.dtype must be int2, int3, int4, "
             "int5, int6, int7, int8, fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, "
             "mxfp4, mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, "
-            "q4_0, q4_1, q5_0, q5_1, q8_0, q2_0 or tq2_0, but is "
+            "q4_0, q4_1, q5_0, q5_1, q8_0, q2_0, tq2_0, iq4_nl or iq4_xs, but is "
             "int9"},
         Refused{{"train.steps"}, "--set train.steps: must be KEY=VALUE, such as train.steps=300"},
         Refused{{"train steps=3"},

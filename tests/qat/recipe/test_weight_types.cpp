@@ -89,7 +89,7 @@ TEST(WeightTypes, WhatDoesNotFitHasItsSentence) {
   EXPECT_EQ(problem_of(plan, {{"odd", "int9"}}),
             "The type of a weight must be int2, int3, int4, int5, int6, int7, int8, nvfp4, mxfp4, "
             "mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, "
-            "q4_1, q5_0, q5_1, q8_0, q2_0, tq2_0 or float, but is int9.");
+            "q4_1, q5_0, q5_1, q8_0, q2_0, tq2_0, iq4_nl, iq4_xs or float, but is int9.");
   EXPECT_EQ(problem_of(plan, {{"even", "int8"}}), "types must name planned layers, but name even.");
 }
 
