@@ -36,6 +36,8 @@ class CausalLM(Kind):
     name = "causal_lm"
     writes_text = True
     outlines = True
+    measured_names = ("input_ids", "labels")
+    measured_places = ("input_ids",)
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         return load_model(path, dtype, note)

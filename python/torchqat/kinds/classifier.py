@@ -43,6 +43,8 @@ class Classifier(Kind):
     """
 
     name = "classifier"
+    measured_names = ("labels",)
+    measured_places = ("inputs", "labels")
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         if not names_function(path):
