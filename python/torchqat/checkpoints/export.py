@@ -36,7 +36,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
-from torchqat.model.noted import added_note, check_still_quantized, uncalibrated_note
+from torchqat.model.noted import added_note, check_still_quantized, misfit_note, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -96,7 +96,8 @@ def export(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    for note in filter(None, (uncalibrated_note(model), added_note(model), cache_note(cache_spec(model), format))):
+    notes = uncalibrated_note(model), misfit_note(model), added_note(model), cache_note(cache_spec(model), format)
+    for note in filter(None, notes):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import FLOAT
 from torchqat.errors import UserError
+from torchqat.layers.scale_fit import lattice_misfit
 from torchqat.layers.tied_scales import check_learned_together
 
 # What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
@@ -36,6 +37,7 @@ class LayerState(nn.Module):
         self.register_buffer("witness", _witness(0, 0).to(self.weight.device))
         self._of_unknown_width = False  # of a state from before there were widths in it
         self._is_copy = False
+        self.lost_lattice = False  # weights were loaded that it is not of
 
     def _note_widths(self, weight_bits: int, input_bits: int) -> None:
         if not self.widths.is_meta:
@@ -65,6 +67,9 @@ class LayerState(nn.Module):
         self._load_input_range()
         has_weight = self.has_weight(state_dict, prefix)
         if has_weight and prefix + "weight_scale" in own and self.weight_bits != FLOAT:
+            if prefix + "lattice_scale" in own and lattice_misfit(self):
+                self.forget_lattice()
+                self.lost_lattice = True
             # Layers that share an outer scale have their weights one after the other, and derive with the last one.
             for layer in self.shared_outer_scale.layers if self.shared_outer_scale else (self,):
                 layer.derive_weight_scale()

@@ -5,8 +5,11 @@ from torch.nn.utils import parametrize
 
 from torchqat._library import Initialize
 from torchqat.errors import UserError
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.scale_fit import misfit
 from torchqat.layers.stand_ins import is_layer
+from torchqat.layers.step import counting
 from torchqat.model.quantized import first_of
 
 
@@ -59,6 +62,30 @@ def uncalibrated_note(model: nn.Module) -> str:
                 "called: weights are rounded to nearest."
             )
     return ""
+
+
+def misfit_note(model: nn.Module) -> str:
+    """A sentence where weights were assigned since their scales were chosen, which round them far worse; else empty."""
+    found = misfits(model)
+    if not found:
+        return ""
+    names = sorted(found, key=found.get, reverse=True)
+    return (
+        f"Scales of {first_of(names)} were chosen for other weights than are there now, which they round with up to "
+        f"{found[names[0]]:.0f} times the squared error of scales of their own: call torchqat.calibrate after weights are "
+        "assigned, which chooses them anew."
+    )
+
+
+def misfits(model: nn.Module) -> dict[str, float]:
+    """Layers whose scales are those of other weights, and how many times the error of their own they round with.
+
+    Of a model that was trained there are none: its weights learned to live with their scales, however far they went.
+    """
+    if any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
+        return {}
+    found = {name: misfit(layer) for name, layer in quant_layers(model)}
+    return {name: ratio for name, ratio in found.items() if ratio}
 
 
 def check_still_quantized(model: nn.Module) -> None:

@@ -15,9 +15,10 @@ from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.calls import check_called
-from torchqat.model.noted import check_still_quantized, initialization_of, note_calibration, solves
+from torchqat.model.noted import check_still_quantized, initialization_of, misfits, note_calibration, solves
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
+from torchqat.model.quantized import first_of
 from torchqat.model.vocabulary import check_ids
 from torchqat.progress import counted
 from torchqat.ptq.block import Forward, keeping_no_caches
@@ -37,6 +38,9 @@ def calibrate(
     device: str | torch.device | None = None,
 ) -> Calibration:
     """Round the weights as the recipe's ``initialize`` says, then fix the scales of inputs and caches that need it.
+
+    Scales that are fixed or learned and were chosen for other weights than are there now, since new ones were assigned after
+    ``prepare``, are chosen anew before.
 
     Weights are calibrated block by block (``torchqat.ptq``), each layer on what the quantized layers before it give. For
     the ranges of inputs, weights are used as they are in force and inputs pass unquantized, so that a layer is calibrated
@@ -72,6 +76,7 @@ def calibrate(
 def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: Placed) -> Calibration:
     settings = initialization_of(model)
     result = Calibration()
+    anew = _settle_misfits(model, "rtn" if settings.rounding == "rtn" else "mse")
     training = model.training
     once = iter(batches) is batches
     batches, first = _with_first(unpadded(known_to_give(batches)) if once else Unpadded(batches))
@@ -93,11 +98,27 @@ def _calibrated(model: nn.Module, batches: Iterable[Any], run: Forward, placed: 
                 keeping_freed_memory(),
             ):
                 result = initialize(model, batches, run, settings, placed=placed)
+        result.warnings += anew
         calibrate_ranges(model, "", partial(_run, model, batches, run), result)
     finally:
         model.train(training)
     note_calibration(model)
     return result
+
+
+def _settle_misfits(model: nn.Module, method: str) -> list[str]:
+    """Choose scales anew where weights were assigned since; a sentence where there are any."""
+    found = misfits(model)
+    layers = [(name, layer) for name, layer in quant_layers(model) if name in found]
+    for _, layer in layers:
+        layer.forget_lattice()
+    for _, layer in layers:
+        layer.unsettle_outer_scales()
+        layer.derive_weight_scale(method)
+        layer.forget_weight()
+    if not layers:
+        return []
+    return [f"Scales of {first_of(list(found))} were those of other weights, and were chosen anew."]
 
 
 def needs_data(model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
-from torchqat.model.noted import check_still_quantized, uncalibrated_note
+from torchqat.model.noted import check_still_quantized, misfit_note, uncalibrated_note
 from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
@@ -41,8 +41,9 @@ class Schedule:
         total_steps: Optimizer steps of the whole run; percentages refer to it.
         optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
             groups are those of ``parameter_groups``.
-        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, or that
-            learned scales train at a rate that is not theirs. By default it goes to the logger ``torchqat``.
+        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, that learned
+            scales train at a rate that is not theirs, or that weights were assigned since scales were chosen for them. By
+            default it goes to the logger ``torchqat``.
 
     Attributes:
         weight_cache: What ``train.weight_cache: auto`` decided, after the first step; ``None`` before, and where the recipe
@@ -81,6 +82,8 @@ class Schedule:
         for counter in self._counters:
             follow(counter, self._restore, self._let_go)
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
+        if note := misfit_note(model):
+            self._say(note)
 
     @property
     def optimizer(self) -> Optimizer | None:
