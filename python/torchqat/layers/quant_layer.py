@@ -81,6 +81,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         self._init_state()
         self._register_weight_parameters()
         self._init_input(input, FLOAT, self.weight.device)
+        self._init_text()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
 
     def _take(self, layer: nn.Module) -> None:
