@@ -46,7 +46,7 @@ class CausalLM(Kind):
         if is_gguf(path):
             return super().outline(path, dtype, note)
         model = skeleton(path, dtype)
-        check_loads(path, CAUSAL_LM, note)
+        check_loads(path, CAUSAL_LM, note, dtype)
         model.tie_weights()
         return model
 
