@@ -36,7 +36,7 @@ from torchqat.extras import needs
 from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.disk_names import DiskNames
-from torchqat.model.noted import added_note, check_still_quantized, misfit_note, uncalibrated_note
+from torchqat.model.noted import added_note, changed_note, check_still_quantized, misfit_note, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -96,8 +96,8 @@ def export(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    notes = uncalibrated_note(model), misfit_note(model), added_note(model), cache_note(cache_spec(model), format)
-    for note in filter(None, notes):
+    notes = [found(model) for found in (uncalibrated_note, misfit_note, changed_note, added_note)]
+    for note in filter(None, [*notes, cache_note(cache_spec(model), format)]):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":

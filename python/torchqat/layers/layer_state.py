@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from torchqat._library import FLOAT
 from torchqat.errors import UserError
+from torchqat.layers.frozen_weight import FrozenWeight
 from torchqat.layers.scale_fit import lattice_misfit
 from torchqat.layers.state_text import TEXT, as_buffer, other_grid, text_of_layer
 from torchqat.layers.tied_scales import check_learned_together
@@ -40,6 +41,7 @@ class LayerState(nn.Module):
         self.register_buffer(TEXT, None)
         self._of_unknown_width = False  # of a state from before there were widths in it
         self._is_copy = False
+        self.frozen_weight = FrozenWeight()
         self.lost_lattice = False  # weights were loaded that it is not of
 
     def _init_text(self) -> None:
@@ -64,6 +66,7 @@ class LayerState(nn.Module):
         missing.extend(key for key in own if key not in scales)
         self.forget_weight()
         self.forget_gathered()
+        self.frozen_weight.forget()
         self._is_copy = False
         if prefix + "widths" not in own and not self.widths.is_meta:
             if prefix + "witness" in own:  # of a state from before there was one

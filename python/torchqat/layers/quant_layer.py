@@ -125,6 +125,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     @torch.no_grad()
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
+        self.frozen_weight.forget()
         assign(self.weight, self.shaped(matrix))
 
     @property
@@ -170,6 +171,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         if not torch.compiler.is_compiling():
             self.called = True
             self.check_copy()
+            self.frozen_weight.see(self)
         if not self.calibrating and not self.following:
             return
         if torch.compiler.is_compiling():

@@ -49,6 +49,8 @@ def initialization_of(model: nn.Module) -> Initialize:
 
 def note_calibration(model: nn.Module) -> None:
     """``calibrate`` has run."""
+    for _, layer in quant_layers(model):
+        layer.frozen_weight.forget()
     for _, module in _prepared(model):
         module.qat_awaits_calibration = False
 
@@ -82,10 +84,25 @@ def misfits(model: nn.Module) -> dict[str, float]:
 
     Of a model that was trained there are none: its weights learned to live with their scales, however far they went.
     """
+    layers = quant_layers(model)
+    if any(layer.frozen_weight.in_training for _, layer in layers):
+        return {}
     if any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
         return {}
-    found = {name: misfit(layer) for name, layer in quant_layers(model)}
+    found = {name: misfit(layer) for name, layer in layers}
     return {name: ratio for name, ratio in found.items() if ratio}
+
+
+def changed_note(model: nn.Module) -> str:
+    """A sentence where weights that were frozen in training are others since, as merged adapters make them; else empty."""
+    names = [name for name, layer in quant_layers(model) if layer.frozen_weight.changed(layer)]
+    if not names:
+        return ""
+    return (
+        f"Weights of {first_of(names)} were frozen while the model trained, and have changed since, as where an adapter "
+        "that trained beside them was merged: training has not seen them rounded as they are now. torchqat.attach_adapters "
+        "lets adapters train through the rounding."
+    )
 
 
 def check_still_quantized(model: nn.Module) -> None:
