@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from torchqat._library import QuantizedWeights
+from torchqat.checkpoints.dtype import check_dtype
 from torchqat.errors import UserError
 from torchqat.layers.adapters import check_adapters
 from torchqat.layers.prepared import quant_layers
@@ -37,6 +38,7 @@ def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: s
 
     What can be refused without a look at the numbers is refused before the first.
     """
+    check_dtype(dtype)
     model = unwrapped(model)
     check_adapters(model)
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]

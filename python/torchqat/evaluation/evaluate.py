@@ -15,6 +15,7 @@ from torchqat.data.given import count_of, given_one_by_one
 from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
+from torchqat.layers.prepared import require_module
 from torchqat.model.placement import device_for, on_device
 from torchqat.model.vocabulary import check_ids
 from torchqat.progress import counted
@@ -85,8 +86,10 @@ def evaluate(
         UserError: There is nothing to predict, or what is given are no batches that a model of ``kind`` is measured on, or
             there is no such device.
     """
-    kind = find_kind(kind) if isinstance(kind, str) else kind
-    models = [one for one in (model, reference) if one is not None]
+    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    models = [model] if reference is None else [model, reference]
+    for one in models:
+        require_module(one)
     asked = None if device is None else device_for(device, models)
     training = model.training
     model.eval()

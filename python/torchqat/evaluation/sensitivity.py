@@ -27,6 +27,7 @@ from torchqat.evaluation.evaluate import at_least_zero
 from torchqat.evaluation.number_types import IN_FLOAT, Width, checked_widths, own_width, usual_widths, word_of
 from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
+from torchqat.layers.prepared import require_module
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import prepare
@@ -108,7 +109,8 @@ def sensitivity(
     batches = listed(batches)
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
-    kind = find_kind(kind) if isinstance(kind, str) else kind
+    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    require_module(model)
     for batch in batches:
         kind.check_measured(batch)
         check_ids(model, batch)

@@ -18,7 +18,7 @@ from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
 from torchqat.model.noted import note_preparation
-from torchqat.model.planned import Planned, note_plan
+from torchqat.model.planned import Planned, note_plan, require_recipe
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
 
@@ -37,10 +37,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def _planned(model: nn.Module, recipe: Recipe) -> tuple[Plan, Planned]:
-    if not isinstance(recipe, Recipe):
-        raise UserError(
-            f"recipe must be what torchqat.load_recipe or parse_recipe gives, or make_plan, but is {type(recipe).__name__}."
-        )
+    require_recipe(recipe, ", or make_plan")
     planned = Planned(plannable_layers(model), count_parameters(model))
     plan = planned.plan(recipe)
     if plan.kv_cache is not None:

@@ -1,6 +1,7 @@
 """``Schedule``: moves the widths of a prepared model along its recipe's stages."""
 
 import logging
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +52,9 @@ class Schedule:
 
     Raises:
         UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
-            ``total_steps`` is negative, adapters of peft act beside the rounded weights, parameters have another shape
-            outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
+            ``total_steps`` is negative or no whole number, ``optimizer`` is none, adapters of peft act beside the rounded
+            weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights
+            in another dtype.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Schedule:
         optimizer: Optimizer | None = None,
         say: Callable[[str], None] | None = None,
     ):
+        if not isinstance(total_steps, numbers.Integral):
+            raise UserError(f"total_steps must be a whole number of optimizer steps, but is {total_steps!r}.")
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
@@ -92,6 +96,9 @@ class Schedule:
     @optimizer.setter
     def optimizer(self, optimizer: Optimizer | None) -> None:
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Lightning's wrap torch's
+        if self._optimizer is not None and not hasattr(self._optimizer, "param_groups"):
+            what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+            raise UserError(f"optimizer must be one that was made of parameters, but is {what}.")
         if self._optimizer is not None:
             multiply_relative_rates(self._optimizer)
             if note := scales_note(self.model, self._optimizer):
