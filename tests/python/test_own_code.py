@@ -1,9 +1,11 @@
 """What transformers passes over in silence in a folder is refused or noted."""
 
+import copy
 import json
 
 import pytest
 import torch
+import torchqat
 from sentences import said, sentence
 from test_sources import UP, changed, loaded, refused
 from torchqat.kinds import find_kind
@@ -69,3 +71,21 @@ def test_another_head_of_the_same_encoder_is_no_other_architecture(encoder_folde
         str(named(encoder_folder, architectures=["RobertaModel"])), "float32", heard.append
     )
     assert len(heard) == 1 and said(heard[0], "model.architecture-of-another", name="RobertaModel", kind="BertModel")
+
+
+def exported(model, folder, format, weight):
+    recipe = f"version: 1\nlayers: [{{match: 'model.layers.*', weight: {{{weight}}}}}]\n"
+    prepared = torchqat.prepare(copy.deepcopy(model), torchqat.parse_recipe(recipe, "recipe"))
+    return str(torchqat.export(prepared, folder, format))
+
+
+@pytest.mark.parametrize("open_it", [CAUSAL_LM.load, CAUSAL_LM.outline])
+def test_an_export_in_floating_point_is_rounded_already(tiny_llama, tmp_path, open_it):
+    path, heard = exported(tiny_llama, tmp_path / "out", "dense", "dtype: int4, group_size: 32"), []
+    open_it(path, "float32", heard.append)
+    assert heard == [sentence("model.exported-dense", path=path)]
+
+
+def test_an_export_for_mlx_is_named(tiny_llama, tmp_path):
+    path = exported(tiny_llama, tmp_path / "out", "mlx", "dtype: int4, group_size: 32, symmetric: false")
+    assert refused(path) == sentence("model.not-made-dense", path=path, method="mlx")

@@ -14,7 +14,7 @@ from torchqat.model.completeness import CAUSAL_LM, Wanted, check_complete, check
 from torchqat.model.finite import check_finite
 from torchqat.model.gguf_source import check_read_whole
 from torchqat.model.loader import language_model_loader
-from torchqat.model.own_code import check_floating, note_other_architecture, note_own_code
+from torchqat.model.own_code import check_floating, note_export, note_other_architecture, note_own_code
 from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
 from torchqat.model.source import check_place, double_note, is_gguf, place_of, tensors_of
@@ -138,6 +138,8 @@ def _loaded(
     if is_gguf(path):
         check_read_whole(path, model)
         note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
+    if quantized is None:
+        note_export(path, note)
     if quantized is None and (doubles := double_note(tensors_of(path), path, dtype)):
         note(doubles)
     if quantized is not None:

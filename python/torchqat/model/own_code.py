@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from torchqat.errors import UserError
+from torchqat.files import SEAL
 from torchqat.model.passed_over import in_base
 from torchqat.model.quantized import first_of
+from torchqat.model.source import folder_of
 
 # How safetensors call types of whole numbers.
 _WHOLE = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
@@ -71,6 +73,16 @@ def note_other_architecture(model: nn.Module, config: Any, path: str, heads: boo
         note(
             f"{path} names {named[0]} as its architecture, but is loaded as the {kind} of its model type, "
             f"{config.model_type}."
+        )
+
+
+def note_export(path: str, note: Callable[[str], None]) -> None:
+    """Tell where ``path`` is an export of ours in floating point, whose configuration says nothing of it."""
+    folder = folder_of(path)
+    if folder is not None and (folder / SEAL).is_file():
+        note(
+            f"{path} is an export of torchqat: its weights are rounded already, and what is called full precision is what "
+            "they then are."
         )
 
 
