@@ -23,6 +23,7 @@ from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
 from torchqat.training.spread import check_gathered, share_ranges
+from torchqat.training.steps_taken import StepsTaken
 from torchqat.training.trainable import check_trainable
 
 
@@ -99,6 +100,7 @@ class Schedule:
         if self._optimizer is not None and not hasattr(self._optimizer, "param_groups"):
             what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
             raise UserError(f"optimizer must be one that was made of parameters, but is {what}.")
+        self._steps_taken = None if self._optimizer is None else StepsTaken(optimizer, self._optimizer)
         if self._optimizer is not None:
             multiply_relative_rates(self._optimizer)
             if note := scales_note(self.model, self._optimizer):
@@ -132,9 +134,14 @@ class Schedule:
     def step(self) -> bool:
         """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
         step says which layer the forward before it did not call, though it called that layer's neighbours, and whether
-        ``calibrate`` was left out where the recipe's ``initialize`` needs it.
+        ``calibrate`` was left out where the recipe's ``initialize`` needs it. A batch after which Accelerate's optimizer
+        takes no step, since gradients are accumulated, does not count.
         """
+        if self._steps_taken is not None and self._steps_taken.accumulating:
+            return False
         before = self.stage
+        if self._steps_taken is not None and (note := self._steps_taken.count()):
+            self._say(note)
         if not self._saw_calls:
             self._saw_calls = True
             check_gathered(self.model)
