@@ -79,6 +79,11 @@ class LayerState(nn.Module):
         if self.quantizer_text is not None and not self.quantizer_text.is_meta:
             self._init_text()  # whatever a state said
         has_weight = self.has_weight(state_dict, prefix)
+        if has_weight and self.frozen_codes is not None and prefix + "frozen_codes" in own:
+            errors.append(
+                f"The codes of {prefix.removesuffix('.') or type(self).__name__} are frozen, so that a weight which is "
+                "loaded without codes would have no part in them: load it before torchqat.freeze_codes."
+            )
         if has_weight and prefix + "weight_scale" in own and self.weight_bits != FLOAT:
             if prefix + "lattice_scale" in own and lattice_misfit(self):
                 self.forget_lattice()
