@@ -5,6 +5,7 @@ from torch.nn.utils import parametrize
 
 from torchqat._library import Initialize
 from torchqat.errors import UserError
+from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.scale_fit import misfit
@@ -64,6 +65,23 @@ def uncalibrated_note(model: nn.Module) -> str:
                 "called: weights are rounded to nearest."
             )
     return ""
+
+
+def rangeless_note(model: nn.Module) -> str:
+    """A sentence where no input or cache whose scale is fixed beforehand has one, as before calibration; else empty."""
+    fixed = [
+        (f"The input of {name}", layer.input_ready)
+        for name, layer in quant_layers(model)
+        if layer.input_spec is not None and not layer.input_spec.dynamic and not layer.input_spec.follows
+    ]
+    fixed += [(f"The cache of {name}", cache.calibrated) for name, cache in caches(model) if cache.spec.calibrated]
+    if not fixed or any(ready for _, ready in fixed):
+        return ""  # what calibrate did not reach it has told of
+    more = f", and {len(fixed) - 1} more have none either" if len(fixed) > 1 else ""
+    return (
+        f"{fixed[0][0]} has no range{more}, since torchqat.calibrate was not called: it is not rounded in training, and has "
+        "none to be exported."
+    )
 
 
 def misfit_note(model: nn.Module) -> str:

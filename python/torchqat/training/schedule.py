@@ -18,7 +18,7 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
-from torchqat.model.noted import check_still_quantized, misfit_note, uncalibrated_note
+from torchqat.model.noted import check_still_quantized, misfit_note, rangeless_note, uncalibrated_note
 from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
@@ -134,8 +134,8 @@ class Schedule:
     def step(self) -> bool:
         """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
         step says which layer the forward before it did not call, though it called that layer's neighbours, and whether
-        ``calibrate`` was left out where the recipe's ``initialize`` needs it. A batch after which Accelerate's optimizer
-        takes no step, since gradients are accumulated, does not count.
+        ``calibrate`` was left out where the recipe's ``initialize``, inputs or caches need it. A batch after which
+        Accelerate's optimizer takes no step, since gradients are accumulated, does not count.
         """
         if self._steps_taken is not None and self._steps_taken.accumulating:
             return False
@@ -146,7 +146,7 @@ class Schedule:
             self._saw_calls = True
             check_gathered(self.model)
             check_adapters(self.model)  # of peft, which may have added some since
-            for note in filter(None, (calls_note(self.model), uncalibrated_note(self.model))):
+            for note in filter(None, (of(self.model) for of in (calls_note, uncalibrated_note, rangeless_note))):
                 self._say(note)
         if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
             share_ranges(self.model)  # before the last of them stands still
