@@ -96,3 +96,20 @@ def test_evaluation_does_not_move_a_range():
     assert net.first.input_high.item() == 1.0
     net.train()(torch.full((1, 64), 100.0))
     assert net.first.input_high.item() == 100.0
+
+
+def test_learned_inputs_have_no_part_while_they_pass_as_they_are():
+    """In a stage that leaves inputs in floating point, and before they are calibrated."""
+    rest = "schedule: [{until: 50%, weight: int8, input: float}, {until: 100%}]\n"
+    of = recipe_for("{dtype: int8}", STATIC % ", scale: learned", rest)
+    for calibrates in (True, False):
+        net = torchqat.prepare(Net(), of)
+        if calibrates:
+            torchqat.calibrate(net, [torch.randn(4, 64)])
+        schedule = torchqat.Schedule(net, of, 4, say=lambda _note: None)
+        for _ in range(4):
+            net.zero_grad()
+            net(torch.randn(4, 64)).square().sum().backward()
+            rounds = calibrates and schedule.current_step >= 2
+            assert (net.first.input_scale.grad is not None) == rounds
+            schedule.step()

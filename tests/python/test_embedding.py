@@ -81,6 +81,31 @@ def test_a_tied_head_goes_with_it():
     assert torch.equal(both.lm_head.quantized_weight(), both.model.embed_tokens.quantized_weight())
 
 
+HEAD = "version: 1\nlayers: [{match: lm_head, weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}]\n"
+
+
+def test_a_head_beside_an_embedding_in_floating_point_is_calibrated():
+    """The embedding looks up the head's weight in its own way, which is no reading past the head."""
+    model = architectures.build("Llama", tie_word_embeddings=True)
+    torchqat.prepare(model, torchqat.parse_recipe(HEAD, "recipe"))
+    assert type(model.model.embed_tokens).__name__ == "Embedding"
+    ranges = torchqat.calibrate(model, [torch.arange(16).view(2, 8)]).ranges
+    assert list(ranges) == ["lm_head"] and ranges["lm_head"][0] < 0 < ranges["lm_head"][1]
+
+
+def test_a_method_that_rounds_a_head_would_round_the_embedding_that_it_is_tied_to():
+    for method in ("gptq", "awq"):
+        model = architectures.build("Llama", tie_word_embeddings=True)
+        of = torchqat.parse_recipe(f"{HEAD}initialize: {{method: {method}}}\n", "recipe")
+        values = {"head": "lm_head", "table": "model.embed_tokens", "method": method}
+        with pytest.raises(torchqat.UserError, match=matches("model.tied-head", **values)):
+            torchqat.prepare(model, of)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        table = model.model.embed_tokens.weight.clone()
+        torchqat.calibrate(torchqat.prepare(model, of), [torch.arange(16).view(2, 8)])
+        assert torch.equal(model.model.embed_tokens.weight, table)
+
+
 def test_calibration_rounds_it_to_the_nearest():
     model = torchqat.prepare(table(), recipe(SPECS["groups"].replace("SCALE", "mse"), "initialize: {method: gptq}\n"))
     before = model[0].weight.clone()

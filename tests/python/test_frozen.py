@@ -168,3 +168,12 @@ def test_a_run_trains_scales_and_resumes(arguments, recipe_file, tmp_path, capsy
     recipe_file.write_text(text)
     assert call(capsys, "run", *arguments)[0] == 0
     assert call(capsys, "verify", tmp_path / "run" / "exports" / "compressed-tensors")[0] == 0
+
+
+def test_weights_without_codes_do_not_vanish_behind_frozen_ones(llama, frozen):
+    frozen.load_state_dict(frozen.state_dict())
+    for state in (llama.state_dict(), {n: t for n, t in frozen.state_dict().items() if not n.endswith("frozen_codes")}):
+        layer = "model.layers.0.self_attn.q_proj"
+        with pytest.raises(RuntimeError, match=matches("load.frozen-codes", layer=layer)):
+            frozen.load_state_dict(state)
+    frozen.load_state_dict({n: t for n, t in frozen.state_dict().items() if n.endswith("scale")}, strict=False)

@@ -40,7 +40,7 @@ def test_state_dict_keeps_the_float_keys(weight):
     prepared = torchqat.prepare(net, recipe_for(weight))
     assert keys <= set(prepared.state_dict())
     added = {key.rpartition(".")[2] for key in set(prepared.state_dict()) - keys}
-    assert added <= {"weight_scale", "weight_zero_point", "widths", "witness", "qat_step"}
+    assert added <= {"weight_scale", "weight_zero_point", "widths", "witness", "quantizer_text", "qat_step"}
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

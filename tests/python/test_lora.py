@@ -270,3 +270,49 @@ def test_what_has_no_adapter_is_said():
     model = torchqat.prepare(build("qwen3_moe"), recipe_of())
     first = {"first": "model.layers.0.mlp.experts.gate_up_proj", "more": " and 3 more"}
     assert said(without_adapter(model), "training.no-adapter", **first)
+
+
+def by_peft(model):
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["0", "2"], init_lora_weights=False))
+
+
+def test_adapters_that_trained_beside_and_were_merged_are_told_by_exports(tmp_path):
+    model, heard = prepared(), []
+    merged = train(by_peft(model)).merge_and_unload()
+    torchqat.export(merged, tmp_path / "out", "safetensors", say=heard.append)
+    assert len(heard) == 1 and said(heard[0], "noted.frozen-changed", layers="0 and 1 more")
+
+
+def test_adapters_that_trained_through_the_rounding_are_not_told(tmp_path):
+    model, heard = prepared(), []
+    adapted = by_peft(model)
+    adapted.train()(torch.randn(2, 64)).sum().backward()  # a look before they are attached
+    merged = train(torchqat.attach_adapters(adapted)).merge_and_unload()
+    torchqat.export(merged, tmp_path / "out", "safetensors", say=heard.append)
+    assert heard == []
+
+
+def test_frozen_weights_that_stay_or_are_given_anew_are_not_told(tmp_path):
+    model, heard = prepared("mse"), []
+    model.requires_grad_(False)
+    model[2].weight.requires_grad_(True)
+    train(model)
+    torchqat.export(model, tmp_path / "out", "safetensors", say=heard.append)
+    model.load_state_dict(prepared("mse").state_dict())
+    torchqat.export(model.half(), tmp_path / "out", "safetensors", say=heard.append)
+    model.float().requires_grad_(True)
+    train(model)  # a second phase
+    torchqat.export(model, tmp_path / "out", "safetensors", say=heard.append)
+    assert heard == []
+    model.requires_grad_(False)
+    model(torch.randn(2, 64))
+    model[0].weight.data[3] *= 1.001
+    torchqat.export(model, tmp_path / "out", "safetensors", say=heard.append)
+    assert said(heard[0], "noted.frozen-changed", layers="0")
+
+
+@pytest.mark.parametrize("take", [torchqat.convert, torchqat.pack])
+def test_adapters_beside_rounded_weights_are_not_left_out_in_silence(take):
+    adapted = by_peft(prepared())
+    with pytest.raises(torchqat.UserError, match=matches("training.adapters-beside", layer="base_model.model.0")):
+        take(adapted)

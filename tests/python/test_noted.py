@@ -217,3 +217,51 @@ def test_layers_that_were_taken_out_or_packed_are_no_matter(tmp_path):
     del model[2]
     torchqat.export(model, tmp_path / "out", format="safetensors")
     assert isinstance(model[0], QuantLinear)
+
+
+# -- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def static(input):
+    layers = f"layers: [{{match: '*', weight: {{dtype: int8}}, input: {{dtype: int8, granularity: tensor{input}}}}}]"
+    return torchqat.parse_recipe(f"version: 1\n{layers}\n", "recipe")
+
+
+def stepped(of, calibrates):
+    model, heard = torchqat.prepare(net(), of), []
+    if calibrates:
+        torchqat.calibrate(model, [torch.randn(4, 16)])
+    schedule = torchqat.Schedule(model, of, 4, say=heard.append)
+    for _ in range(2):
+        model(torch.randn(4, 16)).sum().backward()
+        schedule.step()
+    return model, heard
+
+
+@pytest.mark.parametrize("input", (", scale: mse", ", scale: learned"))
+def test_inputs_that_nothing_calibrated_are_told_in_the_first_step(tmp_path, input):
+    model, heard = stepped(static(input), calibrates=False)
+    more = ", and 1 more have none either"
+    assert heard == [sentence("noted.rangeless", what="The input of 0", more=more)]
+    with pytest.raises(torchqat.UserError, match="must have a range"):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+    assert stepped(static(input), calibrates=True)[1] == []
+
+
+def test_inputs_whose_range_follows_find_it_in_training():
+    for input in ("", ", observer: moving_average"):
+        assert stepped(static(input), calibrates=False)[1] == []
+
+
+def test_caches_that_nothing_calibrated_are_told(tiny_llama):
+    layers = "layers: [{match: 'model.layers.*', weight: {dtype: int8}}]"
+    of = torchqat.parse_recipe(f"version: 1\n{layers}\nkv_cache: {{dtype: fp8_e4m3}}\n", "recipe")
+    for calibrates in (False, True):
+        model, heard = torchqat.prepare(copy.deepcopy(tiny_llama), of), []
+        if calibrates:
+            torchqat.calibrate(model, [torch.arange(8).view(1, 8)])
+        schedule = torchqat.Schedule(model, of, 4, say=heard.append)
+        model(torch.arange(8).view(1, 8)).logits.sum().backward()
+        schedule.step()
+        assert len(heard) == (not calibrates)
+        assert all(said(note, "noted.rangeless", what="The cache of model.layers.0.self_attn") for note in heard)

@@ -1,9 +1,13 @@
 """Pictures of a report: what is marked, sorted and labelled in them."""
 
+import json
+import math
+
 import pytest
+from torchqat.reports.drawing import scale_of
 from torchqat.reports.heat_map import layer_grid, stride
-from torchqat.reports.plots import pareto
-from torchqat.reports.report import Report
+from torchqat.reports.plots import pareto, pictures
+from torchqat.reports.report import Report, Variant
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,33 @@ def test_labels_of_the_heat_map_stand_clear(blocks):
     across, down = boxes["x"], sorted(boxes["y"], key=lambda box: box.y0)
     assert len(across) > 7 and all(a.x1 + 2 < b.x0 for a, b in zip(across, across[1:], strict=False))
     assert len(down) > 7 and all(a.y1 < b.y0 for a, b in zip(down, down[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([1.0, 0.1, None, math.inf], "log"),
+        ([0.0, 1.0], "log"),  # zeros are drawn at the bottom
+        ([0.0, 0.0], "linear"),
+        ([1.0, -1.0], "linear"),  # of which a logarithm would leave one out
+        ([None, math.nan], "linear"),
+        ([], "linear"),
+    ],
+)
+def test_logarithms_are_of_what_has_some(values, scale):
+    assert scale_of(values) == scale
+
+
+@pytest.mark.drawn
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("losses", ([0.0, 0.0], [None, None], [-2.0, -1.0], [0.0], [3.0, 2.0]))
+@pytest.mark.parametrize("kl", (0.0, 0.1, math.inf, None))
+def test_numbers_without_logarithms_are_drawn_without_a_warning(tmp_path, losses, kl):
+    lines = [{"step": step, "loss": loss, "weight_bits": [4]} for step, loss in enumerate(losses)]
+    lines[0]["validation_kl"] = kl
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    interval = {"kl": [kl, 0.0, 0.0]} if kl else {}
+    variant = Variant("int4", "rtn", 4.5, 3.0, kl, 1.0, 100, "exports", intervals=interval)
+    variant.kl_shares, variant.kl_by_position = [1.0] + [0.0] * 35, [kl or 0.0] * 3
+    drawn = pictures(Report(variants=[variant]), tmp_path, "svg")
+    assert "training" in drawn and ("quality_and_size" in drawn) == (kl == 0.1)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from torchqat._library import QuantizedWeights
+from torchqat.checkpoints.dtype import check_dtype
 from torchqat.errors import UserError
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.wrapped import unwrapped
@@ -25,7 +27,8 @@ def convert(model: nn.Module, dtype: torch.dtype | None = None) -> list[Quantize
         dtype: dtype of the checkpoint; by default that of each weight.
 
     Raises:
-        UserError: Nothing is quantized, a weight is not finite, or ``dtype`` cannot hold the scales exactly.
+        UserError: Nothing is quantized, adapters of peft act beside rounded weights, a weight is not finite, or ``dtype``
+            cannot hold the scales exactly.
     """
     return list(convert_layers(model, dtype))
 
@@ -35,7 +38,9 @@ def convert_layers(model: nn.Module, dtype: torch.dtype | None = None, prefix: s
 
     What can be refused without a look at the numbers is refused before the first.
     """
+    check_dtype(dtype)
     model = unwrapped(model)
+    check_adapters(model)
     layers = [(name, layer) for name, layer in quant_layers(model) if layer.weight_spec is not None]
     if not layers:
         raise UserError("The model must have quantized layers, but has none; call torchqat.prepare first.")

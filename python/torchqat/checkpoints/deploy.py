@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchqat._library import Checkpoint, FileError, QuantizedWeights, QuantSpec, load_checkpoint
 from torchqat.checkpoints.convert import convert_layer
 from torchqat.errors import UserError, first_line
+from torchqat.layers.adapters import check_adapters
 from torchqat.layers.experts import ExpertWeights
 from torchqat.layers.packed_linear import PackedLinear
 from torchqat.layers.prepared import quant_layers, require_prepared
@@ -34,9 +35,10 @@ def pack(model: nn.Module) -> nn.Module:
         model: A prepared model whose schedule, if it has one, has ended.
 
     Raises:
-        UserError: The model is not prepared, or a weight is not finite.
+        UserError: The model is not prepared, adapters of peft act beside rounded weights, or a weight is not finite.
     """
     require_prepared(model)
+    check_adapters(model)
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
     for name, layer in quant_layers(model):
         if layer.weight_spec is not None and _packs(layer, layer.weight_spec) and holders[id(layer.weight)] == 1:

@@ -25,11 +25,18 @@ def stored_dtype(format: Format, asked: torch.dtype | None) -> torch.dtype | Non
     """What a checkpoint is in: what was asked for, or that of the format; ``None`` for the model's own.
 
     Raises:
-        UserError: The format is defined in another than what was asked for.
+        UserError: The format is defined in another than what was asked for, or that is no dtype of floating point.
     """
+    check_dtype(asked)
     if asked is not None and format.dtype not in (None, asked):
         raise UserError(f"{format.name} is stored in {format.dtype}, but dtype asks for {asked}.")
     return asked or format.dtype
+
+
+def check_dtype(asked: object) -> None:
+    """Raises UserError if ``asked`` is neither ``None`` nor a dtype of floating point."""
+    if asked is not None and not (isinstance(asked, torch.dtype) and asked.is_floating_point):
+        raise UserError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, but is {asked!r}.")
 
 
 def check_precision(layers: Iterable[LayerPlan], dtype: torch.dtype) -> None:

@@ -37,7 +37,7 @@ from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
-from torchqat.model.noted import added_note, check_still_quantized, uncalibrated_note
+from torchqat.model.noted import added_note, changed_note, check_still_quantized, misfit_note, uncalibrated_note
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -97,8 +97,9 @@ def export(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    before = (uncalibrated_note(model), calls_note(model, "since prepare"), added_note(model))
-    for note in filter(None, (*before, cache_note(cache_spec(model), format))):
+    notes = [found(model) for found in (uncalibrated_note, misfit_note, changed_note, added_note)]
+    notes += [calls_note(model, "since prepare"), cache_note(cache_spec(model), format)]
+    for note in filter(None, notes):
         say(note)
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":

@@ -145,13 +145,14 @@ def _plot(found, widths: list, path: Path) -> None:
     from torchqat.evaluation.number_types import title_of
     from torchqat.files import pending_file
     from torchqat.reports.drawing import pyplot as drawing
+    from torchqat.reports.drawing import scale_of
 
     pyplot = drawing()
     figure, axes = pyplot.subplots(figsize=(8, 0.22 * len(found) + 1.2), layout="constrained")
     for width in widths:
         places = [place for place, layer in enumerate(found) if width in layer.kl]
         axes.plot([max(found[i].kl[width], 1e-9) for i in places], places, "o", label=title_of(width), ms=4)
-    axes.set_xscale("log")
+    axes.set_xscale(scale_of(max(kl, 1e-9) for layer in found for kl in layer.kl.values()))
     axes.set_xlabel("KL to the float model with this layer alone quantized (nats per token)")
     axes.set_yticks(range(len(found)), [layer.name for layer in found], fontsize=7)
     axes.invert_yaxis()

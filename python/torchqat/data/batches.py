@@ -9,6 +9,7 @@ from torchqat._library import Recipe
 from torchqat.data.batch import Batch, largest_of, size_of
 from torchqat.data.examples import ExampleBatches, Examples
 from torchqat.data.mixed_batches import MixedBatches
+from torchqat.data.seen import seen_examples
 from torchqat.data.token_file import Tokens
 from torchqat.data.windows import begun
 from torchqat.errors import UserError
@@ -122,6 +123,7 @@ class Data:
             train.unpadded(spread(torch.arange(len(train)), samples.calibration.samples), at_once),
             others.batches(spread(places[::2], samples.evaluation.samples), at_once),
             others.batches(spread(places[1::2], samples.evaluation.samples), at_once),
+            tuple(seen_examples(train, others, (samples.train, samples.evaluation_path or samples.train))),
         )
 
 

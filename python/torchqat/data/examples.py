@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchqat.data.batch import Batch, digest
+from torchqat.data.batch import Batch, bytes_of, digest
 from torchqat.errors import UserError
 
 # The label of tokens that nothing is to be said of, as torch and transformers have it.
@@ -25,12 +25,14 @@ class Examples:
             int64 for the tokens of each; or ``None``.
         padding: What fills token ids up to the length of the longest of a batch.
         token_types: Of each, which of two texts its tokens are of; ``None`` where there is one, or models are not told.
+        cut: Tokens after which texts were cut off; 0 where inputs are none.
     """
 
     inputs: Tensor | Sequence[Tensor]
     labels: Tensor | Sequence[Tensor] | None = None
     padding: int = 0
     token_types: Sequence[Tensor] | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -72,6 +74,17 @@ class Examples:
         rows = {name: _at(getattr(self, name), places) for name in ("inputs", "labels", "token_types")}
         return replace(self, **rows)
 
+    def identities(self, cut: int = 0) -> list[bytes]:
+        """What is the same of two examples whose inputs are, in order.
+
+        Args:
+            cut: Where those that they are compared with were cut off after so many tokens, and these not: the last two
+                there, which may be added ones, do not count.
+        """
+        if isinstance(self.inputs, Tensor):
+            return [bytes_of(row) for row in self.inputs]
+        return identities_of(self.inputs, cut)
+
     @property
     def largest_token(self) -> int | None:
         """The largest that models are given; ``None`` where inputs are no tokens."""
@@ -88,6 +101,11 @@ def _at(rows: Tensor | Sequence[Tensor] | None, places: Tensor) -> Tensor | list
     if rows is None or isinstance(rows, Tensor):
         return None if rows is None else rows[places]
     return [rows[place] for place in places.tolist()]
+
+
+def identities_of(rows: Sequence[Tensor], cut: int) -> list[bytes]:
+    """As ``Examples.identities``, of token ids."""
+    return [bytes_of(row[: max(1, cut - 2)] if 0 < cut <= len(row) else row) for row in rows]
 
 
 def padded(rows: list[Tensor], value: int) -> Tensor:
@@ -166,7 +184,7 @@ def tokenized(
     """Token ids of ``texts``, each with its pair where there are such, cut off after ``length`` of them."""
     coded = tokenizer(texts, pairs, truncation=True, max_length=length, verbose=False)
     types = coded.get("token_type_ids") if pairs is not None else None
-    return Examples(_rows(coded["input_ids"]), labels, tokenizer.pad_token_id or 0, types and _rows(types))
+    return Examples(_rows(coded["input_ids"]), labels, tokenizer.pad_token_id or 0, types and _rows(types), length)
 
 
 def _rows(lists: list[list[int]]) -> list[Tensor]:

@@ -76,7 +76,8 @@ def labelled_words(path: Path, tokenizer: Any, length: int, classes: int) -> Exa
     words = [example["tokens"] for example in found]
     coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=length, verbose=False)
     labels = [_of_first_tokens(coded.word_ids(row), example["labels"]) for row, example in enumerate(found)]
-    return Examples([torch.tensor(row) for row in coded["input_ids"]], labels, tokenizer.pad_token_id or 0)
+    rows = [torch.tensor(row) for row in coded["input_ids"]]
+    return Examples(rows, labels, tokenizer.pad_token_id or 0, cut=length)
 
 
 def _of_first_tokens(words: list[int | None], labels: list[int]) -> Tensor:

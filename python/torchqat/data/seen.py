@@ -1,9 +1,10 @@
-"""Documents that are measured on and trained on, too: nothing is held out from one source for the sake of another."""
+"""Documents and examples that are measured on and trained on, too: nothing is held out from one for the sake of another."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from torchqat.data.examples import Examples
 from torchqat.data.tokenized import Tokenized
 
 Named = tuple[str, Tokenized]
@@ -26,11 +27,29 @@ def seen_notes(train: Sequence[Named], measured: Named | None) -> list[str]:
     return [note for note in dict.fromkeys(notes) if note]
 
 
+def seen_examples(train: Examples, measured: Examples, names: tuple[str, str]) -> list[str]:
+    """A sentence where some of ``measured`` are trained on.
+
+    Args:
+        train: What is trained on.
+        measured: What is not meant to be.
+        names: Where each of them is from.
+    """
+    cut = 0 if train.cut == measured.cut else min(train.cut, measured.cut)
+    trained = set(train.identities(cut))
+    count = sum(one in trained for one in measured.identities(cut))
+    return [_sentence(count, len(measured), "examples", names[1], names[0])] if count else []
+
+
 def _note(name: str, measured: np.ndarray, other: str, trained: np.ndarray) -> str:
     count = int(np.isin(measured, trained).sum())
     if not count:
         return ""
+    return _sentence(count, len(measured), "documents", name, other)
+
+
+def _sentence(count: int, all_of_them: int, what: str, name: str, other: str) -> str:
     return (
-        f"{count} of the {len(measured)} documents of {name} that are measured on are trained on, too, in {other}: figures "
-        "over them do not tell how the model does on new ones."
+        f"{count} of the {all_of_them} {what} of {name} that are measured on are trained on, too, in {other}: figures over "
+        "them do not tell how the model does on new ones."
     )

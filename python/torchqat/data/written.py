@@ -1,7 +1,7 @@
 """What encoders with a decoder learn from: lines of jsonl with a text or a sound, and the text that is to be written."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.data.batch import Batch
-from torchqat.data.examples import NO_LABEL, Examples, padded, tokenized
+from torchqat.data.examples import NO_LABEL, Examples, identities_of, padded, tokenized
 from torchqat.data.jsonl import read_objects
 from torchqat.data.sound import check_sound, read_sound
 from torchqat.errors import UserError, first_line
@@ -39,6 +39,14 @@ class Written(Examples):
         found = self._read(places)
         labels = padded([self.labels[place] for place in places.tolist()], NO_LABEL)
         return {**found, "decoder_input_ids": self.shift(labels), "labels": labels}
+
+    def identities(self, cut: int = 0) -> list[bytes]:
+        """By what is read and what is written of it, beside which others may be right as well."""
+        written = identities_of(self.labels, cut)
+        return [read + b" " + labels for read, labels in zip(self._identities_read(cut), written, strict=True)]
+
+    def _identities_read(self, cut: int) -> list[bytes]:
+        return super().identities(cut)
 
     @property
     def largest_token(self) -> int:
@@ -75,6 +83,9 @@ class Spoken(Written):
         features = [self._features(place) for place in places.tolist()]
         return dict(self.extractor.pad(features, return_tensors="pt"))
 
+    def _identities_read(self, cut: int) -> list[bytes]:
+        return _digests(self.inputs)
+
     def _features(self, place: int) -> dict[str, Any]:
         sound = read_sound(self.inputs[place])
         found = self.extractor(sound, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
@@ -85,7 +96,7 @@ class Spoken(Written):
 
     def everything(self) -> Batch:
         """The labels, and a digest of each file, whose features are not all held at once."""
-        digests = [list(sha256(path.read_bytes()).digest()) for path in self.inputs]
+        digests = [list(digest) for digest in _digests(self.inputs)]
         return {"audio": torch.tensor(digests), "labels": padded(list(self.labels), NO_LABEL)}
 
 
@@ -106,7 +117,7 @@ def texts_with_targets(path: Path, tokenizer: Any, length: int, start: int | Non
     pairs = [[line[key] for key in _pair_of(line)] for line in found]
     inputs = tokenized(tokenizer, [read for read, _ in pairs], length)
     labels = target_tokens(tokenizer, [written for _, written in pairs], length, start)
-    return Written(inputs.inputs, labels, inputs.padding, shift=shift)
+    return Written(inputs.inputs, labels, inputs.padding, cut=length, shift=shift)
 
 
 def sounds_with_texts(
@@ -131,7 +142,7 @@ def sounds_with_texts(
     for file in files:
         check_sound(file, extractor.sampling_rate, getattr(extractor, "n_samples", 0))
     labels = target_tokens(tokenizer, [line["text"] for line in found], length, start)
-    return Spoken(files, labels, shift=shift, extractor=extractor)
+    return Spoken(files, labels, cut=length, shift=shift, extractor=extractor)
 
 
 def target_tokens(tokenizer: Any, texts: list[str], length: int | None, start: int | None) -> list[Tensor]:
@@ -174,6 +185,10 @@ def decoder_inputs_of(model: nn.Module) -> Shift:
             f"model must say what its decoder begins with, but {kind.__name__} does not: {first_line(error)}"
         ) from error
     return shift
+
+
+def _digests(files: Sequence[Path]) -> list[bytes]:
+    return [sha256(path.read_bytes()).digest() for path in files]
 
 
 def _largest(rows: list[Tensor]) -> int:

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchqat.data.batch import Batch, to_device
+from torchqat.data.given import count_of, given_one_by_one
 from torchqat.errors import UserError
 from torchqat.evaluation.numbers import number_distances, pairs_ordered_alike
 from torchqat.kinds import Answers, Kind, find_kind
+from torchqat.layers.prepared import require_module
 from torchqat.model.placement import device_for, on_device
+from torchqat.model.vocabulary import check_ids
 from torchqat.progress import counted
 
 # Ends of the bins that the KLs of single predictions are counted in: their logarithms to base 10.
@@ -80,10 +83,13 @@ def evaluate(
             When ``None``, each is run where it is, which may be two places.
 
     Raises:
-        UserError: There is nothing to predict, or there is no such device.
+        UserError: There is nothing to predict, or what is given are no batches that a model of ``kind`` is measured on, or
+            there is no such device.
     """
-    kind = find_kind(kind) if isinstance(kind, str) else kind
-    models = [one for one in (model, reference) if one is not None]
+    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    models = [model] if reference is None else [model, reference]
+    for one in models:
+        require_module(one)
     asked = None if device is None else device_for(device, models)
     training = model.training
     model.eval()
@@ -91,7 +97,10 @@ def evaluate(
     try:
         with ExitStack() as stack:
             ask = [partial(_ask, kind, one, stack.enter_context(on_device(one, asked)).device) for one in models]
-            for batch in counted(batches, "Evaluating"):
+            for batch in counted(given_one_by_one(batches), "Evaluating", count_of(batches)):
+                kind.check_measured(batch)
+                for one in models:
+                    check_ids(one, batch)
                 sums.add(*(one(batch) for one in ask))
     finally:
         model.train(training)

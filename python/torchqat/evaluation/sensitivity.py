@@ -1,7 +1,7 @@
 """How the model's output changes when one layer alone is quantized, by width."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +20,18 @@ from torchqat._library import (
     with_types,
 )
 from torchqat.data.batch import Batch, to_device
+from torchqat.data.given import listed
 from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.evaluation.evaluate import at_least_zero
 from torchqat.evaluation.number_types import IN_FLOAT, Width, checked_widths, own_width, usual_widths, word_of
 from torchqat.evaluation.numbers import number_distances
 from torchqat.kinds import Kind, find_kind
+from torchqat.layers.prepared import require_module
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import prepare
+from torchqat.model.vocabulary import check_ids
 from torchqat.progress import working
 from torchqat.ptq.block import Block, in_floating_point, keeping_no_caches, shortcut
 from torchqat.ptq.blocks import open_blocks
@@ -78,7 +81,7 @@ class LayerSensitivity:
 def sensitivity(
     model: nn.Module,
     plan: Plan,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     bits: Sequence[Width] | None = None,
     kind: Kind | str = "causal_lm",
     device: str | torch.device | None = None,
@@ -103,9 +106,14 @@ def sensitivity(
     Raises:
         UserError: There is no batch, no layer that can have one of the widths, no such width, or no such device.
     """
+    batches = listed(batches)
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
-    kind = find_kind(kind) if isinstance(kind, str) else kind
+    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    require_module(model)
+    for batch in batches:
+        kind.check_measured(batch)
+        check_ids(model, batch)
     widths = checked_widths(bits or usual_widths(plan))
     measured: dict[str, dict[Width, float]] = {}
     for one in check_sensitivity(plan, widths):

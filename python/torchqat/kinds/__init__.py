@@ -1,5 +1,6 @@
 """What models are for: how each kind is loaded, given data, asked, taught and measured."""
 
+from torchqat.errors import UserError
 from torchqat.kinds.causal_lm import CausalLM
 from torchqat.kinds.classifier import Classifier
 from torchqat.kinds.kind import Answers, Kind
@@ -13,10 +14,10 @@ def find_kind(name: str) -> Kind:
     """The kind that recipes call ``name``.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     if name not in KINDS:
-        raise ValueError(f"kind must be {', '.join(KINDS)}, but is {name}.")
+        raise UserError(f"kind must be {', '.join(KINDS)}, but is {name}.")
     return KINDS[name]()
 
 

@@ -36,6 +36,8 @@ class CausalLM(Kind):
     name = "causal_lm"
     writes_text = True
     outlines = True
+    measured_names = ("input_ids", "labels")
+    measured_places = ("input_ids",)
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         return load_model(path, dtype, note)
@@ -44,7 +46,7 @@ class CausalLM(Kind):
         if is_gguf(path):
             return super().outline(path, dtype, note)
         model = skeleton(path, dtype)
-        check_loads(path, CAUSAL_LM, note)
+        check_loads(path, CAUSAL_LM, note, dtype)
         model.tie_weights()
         return model
 

@@ -23,8 +23,10 @@ from torchqat.kinds.kind import Answers, Kind, check_one_path, distilled
 from torchqat.kinds.losses import cross_entropy_of
 from torchqat.kinds.pairs import length_of, share_ordered_right
 from torchqat.model.completeness import Wanted
+from torchqat.model.finite import check_finite
 from torchqat.model.loader import CLASSIFIERS, classifier_loader
-from torchqat.model.loading import check_finite, configuration_of, load_pretrained, load_tokenizer, no_note
+from torchqat.model.loading import configuration_of, load_pretrained, load_tokenizer, no_note
+from torchqat.model.source import double_note
 
 
 class Classifier(Kind):
@@ -43,6 +45,8 @@ class Classifier(Kind):
     """
 
     name = "classifier"
+    measured_names = ("labels",)
+    measured_places = ("inputs", "labels")
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         if not names_function(path):
@@ -53,6 +57,9 @@ class Classifier(Kind):
         if not isinstance(model, nn.Module):
             raise UserError(f"model must be a function that returns a torch.nn.Module, but {path} gave {type(model)}.")
         check_finite(model, path)
+        headers = {name: {"dtype": "F64"} for name, p in model.named_parameters() if p.dtype == torch.float64}
+        if doubles := double_note(headers, path, dtype):
+            note(doubles)
         return model.to(getattr(torch, dtype)).eval()
 
     def load_tokenizer(self, path: str) -> Any:

@@ -1,7 +1,7 @@
 """What every kind of model answers: the joint between a recipe's flow and what a model is for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,11 +91,15 @@ class Kind(ABC):
         name: As recipes call it.
         writes_text: Whether models of this kind take tokens, and nothing else, and generate those that follow.
         outlines: Whether ``outline`` reads no weights.
+        measured_names: What batches by name must have for the model to be measured on them.
+        measured_places: What batches by place are, in order, where they are any; one alone is no tuple.
     """
 
     name: ClassVar[str]
     writes_text: ClassVar[bool] = False
     outlines: ClassVar[bool] = False
+    measured_names: ClassVar[tuple[str, ...]] = ()
+    measured_places: ClassVar[tuple[str, ...]] = ()
     # How encoders make vectors of hidden states, in the words of gguf: mean, cls, last, or what it does not know.
     pooling: str = ""
 
@@ -170,6 +174,28 @@ class Kind(ABC):
             UserError: It cannot.
         """
         return None
+
+    def check_measured(self, batch: Batch) -> None:
+        """Whether ``batch`` has what a model of this kind is measured by.
+
+        Raises:
+            UserError: It has not.
+        """
+        if isinstance(batch, Mapping):
+            lacking = [name for name in self.measured_names if name not in batch]
+            found = f"without {lacking[0]}" if lacking else ""
+        elif not self.measured_names:  # a kind of the user's own
+            found = ""
+        else:
+            count = len(batch) if isinstance(batch, tuple | list) else 1
+            fits = count == len(self.measured_places) and isinstance(batch, Tensor) == (count == 1)
+            found = "" if fits else "one tensor" if isinstance(batch, Tensor) else f"{count} by place"
+        if found:
+            places = f"{' and '.join(self.measured_places)}, or " if self.measured_places else ""
+            raise UserError(
+                f"A batch that a {self.name} is measured on must be {places}a dict with {', '.join(self.measured_names)}, "
+                f"but is {found}."
+            )
 
     def check_given(self, model: nn.Module, batches: Sequence[Batch], source: str) -> None:
         """Whether ``model`` takes ``batches``, where these are what a function of the user's gave.

@@ -36,6 +36,7 @@ class SentenceEncoder(Kind):
     """
 
     name = "sentence_encoder"
+    measured_names = ("input_ids", "attention_mask")
 
     def __init__(self):
         self.vectors = Vectors()

@@ -35,6 +35,7 @@ class Seq2Seq(Kind):
     """
 
     name = "seq2seq"
+    measured_names = ("decoder_input_ids", "labels")
 
     def load(self, path: str, dtype: str, note: Callable[[str], None] = no_note) -> nn.Module:
         loader = seq2seq_loader(configuration_of(path, _WHAT), path)

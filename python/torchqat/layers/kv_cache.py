@@ -15,10 +15,13 @@ from torchqat import ops
 from torchqat._library import KvCache, KvCacheSpec
 from torchqat.errors import UserError
 from torchqat.layers.attention import CacheShape, cache_shape, causal_attention
+from torchqat.layers.state_text import TEXT, as_buffer, other_grid, text_of_cache
 
 _PREFIX = "torchqat-"
 # State that a quantized cache adds to an attention layer; engines read the same names.
 SCALE_NAMES = ("k_scale", "v_scale")
+# And what else it keeps: which levels they are for.
+STATE_NAMES = (*SCALE_NAMES, TEXT)
 
 
 class QuantKvCache(nn.Module):
@@ -49,6 +52,7 @@ class QuantKvCache(nn.Module):
         for name, side in zip(SCALE_NAMES, (spec.key, spec.value), strict=True):
             size = heads if side.granularity == "head" else 1
             self.register_buffer(name, None if side.dynamic else torch.zeros(size, dtype=torch.float32))
+        self.register_buffer(TEXT, as_buffer(text_of_cache(spec)) if spec.calibrated else None)
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[batch, heads, tokens, head_size]`` as attention reads them back."""
@@ -92,8 +96,13 @@ class QuantKvCache(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         """A float checkpoint has no scales; it is not incomplete for that."""
         own: list[str] = []
+        place = prefix.removesuffix(".")
+        if wrong := other_grid(text_of_cache(self.spec), state_dict.get(prefix + TEXT), place):
+            errors.append(wrong)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
-        missing.extend(key for key in own if key.removeprefix(prefix) not in SCALE_NAMES)
+        missing.extend(key for key in own if key.removeprefix(prefix) not in STATE_NAMES)
+        if self.quantizer_text is not None and not self.quantizer_text.is_meta:
+            self.quantizer_text.copy_(as_buffer(text_of_cache(self.spec)))  # whatever a state said
         scales = [scale for scale in (self.k_scale, self.v_scale) if scale is not None]
         self.calibrated = all(bool((scale > 0).all()) for scale in scales)
 

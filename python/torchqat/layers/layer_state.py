@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from torchqat._library import FLOAT
 from torchqat.errors import UserError
+from torchqat.layers.frozen_weight import FrozenWeight
+from torchqat.layers.scale_fit import lattice_misfit
+from torchqat.layers.state_text import TEXT, as_buffer, other_grid, text_of_layer
 from torchqat.layers.tied_scales import check_learned_together
 
 # What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
@@ -20,6 +23,7 @@ STATE_NAMES = (
     "frozen_codes",
     "widths",
     "witness",
+    TEXT,
 )
 
 
@@ -34,8 +38,15 @@ class LayerState(nn.Module):
     def _init_state(self) -> None:
         self.register_buffer("widths", torch.zeros(2, dtype=torch.int8, device=self.weight.device))
         self.register_buffer("witness", _witness(0, 0).to(self.weight.device))
+        self.register_buffer(TEXT, None)
         self._of_unknown_width = False  # of a state from before there were widths in it
         self._is_copy = False
+        self.frozen_weight = FrozenWeight()
+        self.lost_lattice = False  # weights were loaded that it is not of
+
+    def _init_text(self) -> None:
+        """Once it is known how weight and input are quantized."""
+        self.quantizer_text = as_buffer(text_of_layer(self.weight_spec, self.input_spec), self.weight.device)
 
     def _note_widths(self, weight_bits: int, input_bits: int) -> None:
         if not self.widths.is_meta:
@@ -49,11 +60,13 @@ class LayerState(nn.Module):
         """A float checkpoint has no scales: derive them from the weights it brings rather than call it incomplete."""
         own: list[str] = []
         check_learned_together(self, state_dict, prefix, errors)
+        self._check_text(state_dict, prefix, errors)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, own, unexpected, errors)
         scales = {prefix + name for name in STATE_NAMES}
         missing.extend(key for key in own if key not in scales)
         self.forget_weight()
         self.forget_gathered()
+        self.frozen_weight.forget()
         self._is_copy = False
         if prefix + "widths" not in own and not self.widths.is_meta:
             if prefix + "witness" in own:  # of a state from before there was one
@@ -63,11 +76,28 @@ class LayerState(nn.Module):
             self._go_to_widths()
         self._of_unknown_width = prefix + "widths" in own and prefix + "weight_scale" in state_dict
         self._load_input_range()
+        if self.quantizer_text is not None and not self.quantizer_text.is_meta:
+            self._init_text()  # whatever a state said
         has_weight = self.has_weight(state_dict, prefix)
+        if has_weight and self.frozen_codes is not None and prefix + "frozen_codes" in own:
+            errors.append(
+                f"The codes of {prefix.removesuffix('.') or type(self).__name__} are frozen, so that a weight which is "
+                "loaded without codes would have no part in them: load it before torchqat.freeze_codes."
+            )
         if has_weight and prefix + "weight_scale" in own and self.weight_bits != FLOAT:
+            if prefix + "lattice_scale" in own and lattice_misfit(self):
+                self.forget_lattice()
+                self.lost_lattice = True
             # Layers that share an outer scale have their weights one after the other, and derive with the last one.
             for layer in self.shared_outer_scale.layers if self.shared_outer_scale else (self,):
                 layer.derive_weight_scale()
+
+    def _check_text(self, state_dict, prefix: str, errors: list[str]) -> None:
+        if not any(prefix + name in state_dict for name in ("weight_scale", "input_scale")):
+            return
+        own = text_of_layer(self.weight_spec, self.input_spec)
+        if wrong := other_grid(own, state_dict.get(prefix + TEXT), prefix.removesuffix(".") or type(self).__name__):
+            errors.append(wrong)
 
     def _go_to_widths(self) -> None:
         """The scales are there already."""

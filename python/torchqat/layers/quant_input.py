@@ -53,7 +53,9 @@ class QuantInput(nn.Module):
         return self._input_quantizer(x, *self._input_parameters())
 
     def _input_parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Scale, zero point and outer scale; what is ``None`` is found in every call."""
+        """Scale, zero point and outer scale; what is ``None`` is found in every call, or has no part in this one."""
+        if not self._input_quantizer.text or not self.input_ready:
+            return None, None, None
         scale, zero_point = getattr(self, "input_scale", None), getattr(self, "input_zero_point", None)
         is_outer = scale is not None and self.input_spec.has_outer_scale
         found = (None, None, scale) if is_outer else (scale, zero_point, None)

@@ -81,6 +81,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         self._init_state()
         self._register_weight_parameters()
         self._init_input(input, FLOAT, self.weight.device)
+        self._init_text()
         self.set_bits(weight.bits if weight else FLOAT, input.bits if input else FLOAT, method)
 
     def _take(self, layer: nn.Module) -> None:
@@ -124,6 +125,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     @torch.no_grad()
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
+        self.frozen_weight.forget()
         assign(self.weight, self.shaped(matrix))
 
     @property
@@ -169,6 +171,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         if not torch.compiler.is_compiling():
             self.called = True
             self.check_copy()
+            self.frozen_weight.see(self)
         if not self.calibrating and not self.following:
             return
         if torch.compiler.is_compiling():

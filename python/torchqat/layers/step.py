@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakMethod
@@ -63,5 +64,20 @@ class Loaded:
             incompatible.missing_keys.remove(name)  # of a float model, or of a state from before prepare counted
         if not missing:
             module.qat_awaits_calibration = False  # it is in what was loaded
+        _await_calibration(module)
         if (follower := self._follower and self._follower()) is not None:
             follower()
+
+
+def _await_calibration(model: nn.Module) -> None:
+    """Say so where weights were loaded into ``model`` that are not those which its calibration rounded."""
+    lost = [layer for layer in model.modules() if getattr(layer, "lost_lattice", False)]
+    for layer in lost:
+        layer.lost_lattice = False
+    if not lost:
+        return
+    model.qat_awaits_calibration = True
+    logging.getLogger("torchqat").warning(
+        f"The weights that were loaded are not those that initialize.method {model.qat_initialize.method} has rounded: "
+        f"scales of {len(lost)} layers were chosen anew, so call torchqat.calibrate again."
+    )

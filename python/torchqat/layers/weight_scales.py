@@ -68,12 +68,17 @@ class WeightScales(nn.Module):
     @torch.no_grad()
     def derive_weight_scale(self, method: str = "mse") -> None:
         """Choose scale and zero point anew from the master weight at the width in force (numerics.md 9, 10)."""
-        if self._has_lattice and self.weight_bits == self.weight_spec.bits:
+        if self.has_lattice and self.weight_bits == self.weight_spec.bits:
             self._assign_scale(self.lattice_scale, self.lattice_zero_point)
             if hasattr(self, "weight_outer_scale"):
                 self._keep_outer_scales(self.lattice_outer_scale, self.lattice_outer_offset)
         else:
             self._assign_scale(*self._chosen_scale(method))
+
+    def forget_lattice(self) -> None:
+        """Scales that were chosen before training together with codes are no longer those to return to."""
+        if self.keeps_scales:
+            self.lattice_scale.zero_()
 
     @torch.no_grad()
     def choose_weight_scale(self, method: str, importance: Tensor | None = None) -> None:
@@ -166,7 +171,7 @@ class WeightScales(nn.Module):
         return shared.in_force()
 
     @property
-    def _has_lattice(self) -> bool:
+    def has_lattice(self) -> bool:
         return self.keeps_scales and not self.lattice_scale.is_meta and bool(self.lattice_scale.any())
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from torchqat.errors import UserError
 from torchqat.layers.adapters import check_adapters
+from torchqat.layers.prepared import require_module
 
 # What a wrapper inside of a model calls what it wraps: torch.compile's, FSDP1's, that of recomputed activations.
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -15,8 +16,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of what ``torch.compile``, DDP and ``AveragedModel`` return; it is the same model.
 
     Raises:
-        UserError: An average has averaged buffers as well, whole numbers among them.
+        UserError: An average has averaged buffers as well, whole numbers among them; or it is no module.
     """
+    require_module(model)
     while True:
         if "_orig_mod" in model._modules:  # of torch.compile, whose class takes long to import
             model = model._orig_mod

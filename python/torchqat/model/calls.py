@@ -47,7 +47,10 @@ def check_called(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn
     layers = quant_layers(model)
     for _, layer in layers:
         layer.called = False
-    reads, index = _Reads([layer for _, layer in layers if not isinstance(layer, QuantExperts)]), -1
+    # An embedding with a head's weight looks it up; that is no reading of the head's.
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    reads = _Reads([layer for _, layer in layers if not isinstance(layer, QuantExperts)], tables)
+    index = -1
     with _as_it_was(model), _eagerly(model), reads.own_calls(), reads:
         for index, batch in enumerate(batches):
             for training in (False, True) if index == 0 else (False,):
@@ -139,14 +142,18 @@ def _parent(model: nn.Module, name: str) -> str:
 class _Reads(TorchFunctionMode):
     """Notes whose weight is given to a function of torch outside of the layers' own calls.
 
+    Args:
+        layers: Whose weights.
+        others: What may use these as well.
+
     Attributes:
         found: The ``id`` of each such weight.
     """
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module], others: Iterable[nn.Module] = ()):
         super().__init__()
         self.found: set[int] = set()
-        self._layers, self._inside = layers, 0
+        self._calls, self._inside = [*layers, *(other for other in others if other not in set(layers))], 0
         self._weights = [layer.weight for layer in layers]  # held, or another tensor could come to have its id
         self._watched = {id(weight) for weight in self._weights}
 
@@ -168,8 +175,8 @@ class _Reads(TorchFunctionMode):
         def leave(*_):
             self._inside -= 1
 
-        handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in self._layers]
-        handles += [layer.register_forward_hook(leave, always_call=True) for layer in self._layers]
+        handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in self._calls]
+        handles += [layer.register_forward_hook(leave, always_call=True) for layer in self._calls]
         with hooks(handles):
             yield
 

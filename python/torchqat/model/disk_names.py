@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchqat.errors import UserError
-from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache
+from torchqat.layers.kv_cache import STATE_NAMES as CACHE_NAMES
+from torchqat.layers.kv_cache import QuantKvCache
 from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 
 
@@ -176,7 +177,7 @@ def _shapes(model: nn.Module) -> dict[str, Tensor]:
     brought = set()
     for name, module in model.named_modules():
         is_cache = isinstance(module, QuantKvCache)
-        leaves = STATE_NAMES if isinstance(module, QuantLayer) else SCALE_NAMES if is_cache else ()
+        leaves = STATE_NAMES if isinstance(module, QuantLayer) else CACHE_NAMES if is_cache else ()
         brought |= {f"{name}.{leaf}" for leaf in leaves}
     return {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

@@ -11,12 +11,13 @@ from torchqat._library import DTYPES
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.model.completeness import CAUSAL_LM, Wanted, check_complete, check_parts, lacks_pooler_alone
+from torchqat.model.finite import check_finite
 from torchqat.model.gguf_source import check_read_whole
 from torchqat.model.loader import language_model_loader
-from torchqat.model.own_code import check_floating, note_own_code
+from torchqat.model.own_code import check_floating, note_export, note_other_architecture, note_own_code
 from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
-from torchqat.model.source import check_place, is_gguf, place_of, tensors_of
+from torchqat.model.source import check_place, double_note, is_gguf, place_of, tensors_of
 
 
 def no_note(_text: str) -> None:
@@ -56,7 +57,7 @@ def load_pretrained(path: str, dtype: str, wanted: Wanted, note: Callable[[str],
     return model.eval()
 
 
-def check_loads(path: str, wanted: Wanted, note: Callable[[str], None] = no_note) -> None:
+def check_loads(path: str, wanted: Wanted, note: Callable[[str], None] = no_note, dtype: str = "float32") -> None:
     """Whether ``load_pretrained`` would load ``path``, found out without reading weights.
 
     Where there are none yet, as of a model that is yet to be fetched, its configuration is looked at.
@@ -65,7 +66,7 @@ def check_loads(path: str, wanted: Wanted, note: Callable[[str], None] = no_note
         UserError: As ``load_model``.
     """
     if is_gguf(path) or tensors_of(path):
-        _loaded(path, "float32", wanted, note, looks=True)
+        _loaded(path, dtype, wanted, note, looks=True)
     elif quantized := _configuration(path)[1]:
         note(quantized.note)
 
@@ -130,11 +131,17 @@ def _loaded(
     if model is not None:
         kept = check_complete(model, found, config, tensors_of(path), path, wanted, note)
         note_own_code(model, config, path, note)
+        if not is_gguf(path):
+            note_other_architecture(model, config, path, wanted.adds_head or wanted.leaves_heads, note)
         if quantized is None:
             check_floating(model, tensors_of(path), path)
     if is_gguf(path):
         check_read_whole(path, model)
         note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
+    if quantized is None:
+        note_export(path, note)
+    if quantized is None and (doubles := double_note(tensors_of(path), path, dtype)):
+        note(doubles)
     if quantized is not None:
         quantized.check_scales(tensors_of(path))
         note(quantized.note)
@@ -214,13 +221,6 @@ def empty_model(path: str) -> nn.Module:
         raise
     except Exception as error:
         raise UserError(_why(path, "causal language model", error)) from error
-
-
-def check_finite(model: nn.Module, path: str) -> None:
-    """Raises UserError, naming the first, if a parameter has elements that are not finite."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(f"The weights of {path} must be finite, but {name} has NaN or infinite elements.")
 
 
 def load_tokenizer(path: str):

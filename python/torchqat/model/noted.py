@@ -5,8 +5,12 @@ from torch.nn.utils import parametrize
 
 from torchqat._library import Initialize
 from torchqat.errors import UserError
+from torchqat.layers.kv_cache import caches
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.scale_fit import misfit
 from torchqat.layers.stand_ins import is_layer
+from torchqat.layers.step import counting
 from torchqat.model.quantized import first_of
 
 
@@ -46,6 +50,8 @@ def initialization_of(model: nn.Module) -> Initialize:
 
 def note_calibration(model: nn.Module) -> None:
     """``calibrate`` has run."""
+    for _, layer in quant_layers(model):
+        layer.frozen_weight.forget()
     for _, module in _prepared(model):
         module.qat_awaits_calibration = False
 
@@ -59,6 +65,62 @@ def uncalibrated_note(model: nn.Module) -> str:
                 "called: weights are rounded to nearest."
             )
     return ""
+
+
+def rangeless_note(model: nn.Module) -> str:
+    """A sentence where no input or cache whose scale is fixed beforehand has one, as before calibration; else empty."""
+    fixed = [
+        (f"The input of {name}", layer.input_ready)
+        for name, layer in quant_layers(model)
+        if layer.input_spec is not None and not layer.input_spec.dynamic and not layer.input_spec.follows
+    ]
+    fixed += [(f"The cache of {name}", cache.calibrated) for name, cache in caches(model) if cache.spec.calibrated]
+    if not fixed or any(ready for _, ready in fixed):
+        return ""  # what calibrate did not reach it has told of
+    more = f", and {len(fixed) - 1} more have none either" if len(fixed) > 1 else ""
+    return (
+        f"{fixed[0][0]} has no range{more}, since torchqat.calibrate was not called: it is not rounded in training, and has "
+        "none to be exported."
+    )
+
+
+def misfit_note(model: nn.Module) -> str:
+    """A sentence where weights were assigned since their scales were chosen, which round them far worse; else empty."""
+    found = misfits(model)
+    if not found:
+        return ""
+    names = sorted(found, key=found.get, reverse=True)
+    return (
+        f"Scales of {first_of(names)} were chosen for other weights than are there now, which they round with up to "
+        f"{found[names[0]]:.0f} times the squared error of scales of their own: call torchqat.calibrate after weights are "
+        "assigned, which chooses them anew."
+    )
+
+
+def misfits(model: nn.Module) -> dict[str, float]:
+    """Layers whose scales are those of other weights, and how many times the error of their own they round with.
+
+    Of a model that was trained there are none: its weights learned to live with their scales, however far they went.
+    """
+    layers = quant_layers(model)
+    if any(layer.frozen_weight.in_training for _, layer in layers):
+        return {}
+    if any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
+        return {}
+    found = {name: misfit(layer) for name, layer in layers}
+    return {name: ratio for name, ratio in found.items() if ratio}
+
+
+def changed_note(model: nn.Module) -> str:
+    """A sentence where weights that were frozen in training are others since, as merged adapters make them; else empty."""
+    names = [name for name, layer in quant_layers(model) if layer.frozen_weight.changed(layer)]
+    if not names:
+        return ""
+    return (
+        f"Weights of {first_of(names)} were frozen while the model trained, and have changed since, as where an adapter "
+        "that trained beside them was merged: training has not seen them rounded as they are now. torchqat.attach_adapters "
+        "lets adapters train through the rounding."
+    )
 
 
 def check_still_quantized(model: nn.Module) -> None:

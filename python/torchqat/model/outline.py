@@ -12,6 +12,7 @@ from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.disk_sources import DiskSources, Source
+from torchqat.model.finite import check_numbers
 from torchqat.model.loader import language_model_loader
 
 
@@ -40,6 +41,7 @@ class CheckpointReader:
         if not self._files:
             raise UserError(f"To be read tensor by tensor, {folder} must have safetensors files, but has none.")
         self._model = model
+        self._buffers = {name for name, _ in model.named_buffers()} if model is not None else set()
         self._sources = {name: Source(name, [name]) for name in self._files}
         self._rest: DiskSources | None = None
         if model is not None:
@@ -55,7 +57,7 @@ class CheckpointReader:
         """The tensors ``names`` of the model; what is made together on the way is made once.
 
         Raises:
-            UserError: The folder lacks one, or a part of one.
+            UserError: The folder lacks one, or a part of one, or it has elements that are NaN or infinite.
         """
         found: dict[str, Tensor] = {}
         for name in names:
@@ -139,12 +141,15 @@ class CheckpointReader:
         if name not in self._sources:
             raise self._lacks(name)
         try:
-            return self._sources[name].load(self._model, self.on_disk)
+            found = self._sources[name].load(self._model, self.on_disk)
         except FileError as error:
             raise UserError(str(error)) from error
         except Exception as error:
             self._check_parts(name)
             raise UserError(f"{name} could not be put together from {self.folder}: {first_line(error)}") from error
+        for own, tensor in found.items():
+            check_numbers(own, tensor, str(self.folder), is_buffer=own in self._buffers)
+        return found
 
     def _check_parts(self, name: str) -> None:
         """Raises UserError if a tensor is not there that ``name`` is made from, as far as transformers tells."""

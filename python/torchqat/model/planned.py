@@ -39,13 +39,22 @@ def note_plan(model: nn.Module, planned: Planned, plan: Plan) -> None:
     model.qat_planned = planned
 
 
+def require_recipe(recipe: object, others: str = "") -> None:
+    """Raises UserError if ``recipe`` is none, and none of the ``others`` that would do."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"recipe must be what torchqat.load_recipe or parse_recipe gives{others}, but is {type(recipe).__name__}."
+        )
+
+
 def check_same_rules(model: nn.Module, recipe: Recipe) -> None:
     """Whether ``recipe`` asks of the layers of ``model`` what the recipe did that ``prepare`` was given.
 
     Raises:
         RecipeError: Its rules do not fit the model.
-        UserError: It asks something else, which would not happen.
+        UserError: It asks something else, which would not happen, or is no recipe.
     """
+    require_recipe(recipe)
     for _, module in model.named_modules():
         planned = vars(module).get("qat_planned")
         if planned is None or planned.layers is None:

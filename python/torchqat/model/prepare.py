@@ -17,8 +17,8 @@ from torchqat.layers.step import count_steps
 from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
-from torchqat.model.noted import note_preparation
-from torchqat.model.planned import Planned, note_plan
+from torchqat.model.noted import note_preparation, solves
+from torchqat.model.planned import Planned, note_plan, require_recipe
 from torchqat.model.saving import tell_of_saving
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
@@ -38,10 +38,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 
 def _planned(model: nn.Module, recipe: Recipe) -> tuple[Plan, Planned]:
-    if not isinstance(recipe, Recipe):
-        raise UserError(
-            f"recipe must be what torchqat.load_recipe or parse_recipe gives, or make_plan, but is {type(recipe).__name__}."
-        )
+    require_recipe(recipe, ", or make_plan")
     planned = Planned(plannable_layers(model), count_parameters(model))
     plan = planned.plan(recipe)
     if plan.kv_cache is not None:
@@ -83,7 +80,7 @@ def prepare(
             f"The model must not be prepared already, but has {type(quant_layers(model)[0][1]).__name__} layers."
         )
     _check_holds_layers(model, plan)
-    _check_tied(model, plan)
+    _check_tied(model, plan, settings)
     _check_adapters(model, plan)
     _check_shared_experts(model, plan)
     replace_layers(model, plan.layers, settings, weight_cache)
@@ -186,8 +183,11 @@ def _check_holds_layers(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _check_tied(model: nn.Module, plan: Plan) -> None:
-    """A checkpoint has a shared weight once: what shares it must be quantized alike, or not at all."""
+def _check_tied(model: nn.Module, plan: Plan, settings: Initialize) -> None:
+    """A checkpoint has a shared weight once: what shares it must be quantized alike, or not at all.
+
+    A head alone may be, beside an embedding, of which it then has a copy there; until then they have one weight.
+    """
     planned = {layer.name: layer for layer in plan.layers if layer.weight}
     holders: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
@@ -197,6 +197,13 @@ def _check_tied(model: nn.Module, plan: Plan) -> None:
         names = [name for name, _ in held]
         tables = [name for name, module in held if isinstance(module, nn.Embedding)]
         first = next((name for name in tables or names if name in planned), None)
+        head = next((name for name in names if name in planned), None)
+        if first is None and head is not None and solves(settings) and "hadamard" not in settings.transforms:
+            raise UserError(
+                f"{head} shares its weight with {tables[0]}, which stays in floating point and would change with what "
+                f"initialize.method {settings.method} makes of it: quantize both alike, or give {head} a weight of its own "
+                "before prepare."
+            )
         if first is None or len(names) == 1:
             continue
         left = [name for name in names if name not in planned or planned[name].weight != planned[first].weight]

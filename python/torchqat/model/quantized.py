@@ -26,7 +26,7 @@ class Quantized:
         path: For messages.
 
     Attributes:
-        method: As ``quant_method`` says.
+        method: As ``quant_method`` says, or ``mlx``.
 
     Raises:
         UserError: transformers cannot make the weights dense.
@@ -35,7 +35,7 @@ class Quantized:
     def __init__(self, config: Any, path: str):
         self.path = path
         self._holder, found = _holder_of(config)
-        self.method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")))
+        self.method = _method_of(found)
         self._found, self._own_way = found, self._way(found)
         if self._own_way == "setting":
             self._holder.quantization_config = {**found, "dequantize": True}
@@ -160,6 +160,14 @@ def quantization_of(config: Any, path: str) -> Quantized | None:
 def is_of_activations(name: str) -> bool:
     """Whether a tensor of a quantized checkpoint scales what is computed, not what is kept."""
     return _OF_ACTIVATIONS.search(name) is not None
+
+
+def _method_of(found: dict[str, Any]) -> str:
+    """MLX alone does not say that it is the method."""
+    method = getattr(found.get("quant_method"), "value", found.get("quant_method"))
+    if method is None:
+        return "mlx" if {"group_size", "bits"} <= found.keys() else "a method that config.json does not name"
+    return str(method)
 
 
 def first_of(names: list[str]) -> str:

@@ -149,3 +149,18 @@ def dtype_of(path: str) -> torch.dtype | None:
         if entry["dtype"] in FLOATS:
             elements[FLOATS[entry["dtype"]]] += prod(entry["shape"])
     return elements.most_common(1)[0][0] if elements else None
+
+
+def double_note(tensors: dict[str, dict[str, Any]], path: str, dtype: str) -> str:
+    """A sentence where tensors of ``path`` have more digits than the ``dtype`` that they are read in; else empty.
+
+    That is so of float64 alone: which of the narrower ones a model is read in is the user's choice.
+    """
+    doubles = [name for name, entry in tensors.items() if entry["dtype"] == "F64"]
+    if not doubles:
+        return ""
+    first = doubles[0] if len(doubles) == 1 else f"{doubles[0]} and {len(doubles) - 1} more"
+    return (
+        f"{path} has {first} in float64, in which nothing is trained here: they are read in {dtype}, and what is called "
+        "full precision is that."
+    )

@@ -1,8 +1,9 @@
 """Whether a model has a row for every token of its data: torch stops at one without, on a GPU with no word on why."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchqat.errors import UserError
 
@@ -27,6 +28,48 @@ def check_tokens(model: nn.Module, tokenizer: Any, largest: int | None, path: st
         f"The data have token {largest} ({token}) of the tokenizer of {path}, but its model embeds tokens 0 to "
         f"{rows - 1}: give it the tokenizer that it was trained with, or enlarge the model by resize_token_embeddings."
     )
+
+
+def check_ids(model: nn.Module, batch: Any, by_itself: bool = False) -> None:
+    """Whether what ``model`` embeds of ``batch`` are rows of tokens that it has; a batch of no tokens is not looked at.
+
+    Args:
+        model: Any; one of transformers says what it embeds.
+        batch: A tensor, or several by place or by name.
+        by_itself: It must be ids alone, or have them by name.
+
+    Raises:
+        UserError: They are not.
+    """
+    ids = _ids_of(model, batch)
+    if by_itself and not (isinstance(batch, Tensor) or (isinstance(batch, Mapping) and ids is not None)):
+        raise UserError(
+            f"A batch of a {type(model).__name__} must be int64 [rows, tokens], or a dict with input_ids, but is a "
+            f"{type(batch).__name__} without."
+        )
+    rows = None if ids is None else embedded_tokens(model)
+    if rows is None or ids.is_meta:
+        return
+    kind = type(model).__name__
+    if ids.is_floating_point() or ids.is_complex() or ids.dim() != 2:
+        dtype = str(ids.dtype).removeprefix("torch.")
+        raise UserError(f"A batch of a {kind} must be int64 [rows, tokens], but is {dtype} {list(ids.shape)}.")
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= rows:
+        raise UserError(
+            f"A batch of a {kind} must have tokens from 0 to {rows - 1}, which are those that it embeds, but has "
+            f"{least if least < 0 else most}."
+        )
+
+
+def _ids_of(model: nn.Module, batch: Any) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        found = batch.get("input_ids")
+    elif getattr(model, "main_input_name", "") == "input_ids":
+        found = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    else:
+        return None
+    return found if isinstance(found, Tensor) and found.numel() else None
 
 
 def embedded_tokens(model: nn.Module) -> int | None:

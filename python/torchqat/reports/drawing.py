@@ -1,7 +1,8 @@
 """What pictures of a run have in common: matplotlib figures whose ink takes the colour of the page that they stand on."""
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torchqat.extras import needs
@@ -52,6 +53,12 @@ def figure(height: float = 3.4, rows: int = 1) -> Iterator:
             yield drawn, axes
         finally:
             plt.close(drawn)
+
+
+def scale_of(values: Iterable[float | None]) -> str:
+    """``log`` where that shows ``values``, of which some are positive and none negative; else ``linear``."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return "log" if finite and min(finite) >= 0 and max(finite) > 0 else "linear"
 
 
 def shown(report: Report, attribute: str) -> Variant | None:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from torchqat.evaluation.evaluate import KL_BINS
-from torchqat.reports.drawing import ACCENT, MUTED, SECOND, figure, rendered, shown
+from torchqat.reports.drawing import ACCENT, MUTED, SECOND, figure, rendered, scale_of, shown
 from torchqat.reports.heat_map import layers_picture
 from torchqat.reports.report import Report
 
@@ -46,7 +46,7 @@ def pareto(points: list[tuple[float, float]]) -> list[int]:
 
 def _quality(report: Report, form: str) -> bytes | None:
     """KL against bits a weight; what lies on the front is not beaten in both."""
-    variants = [v for v in report.variants if v.kl and v.export]
+    variants = [v for v in report.variants if v.kl and math.isfinite(v.kl) and v.export]
     if not variants:
         return None
     points = [(v.bits_per_weight, v.kl) for v in variants]
@@ -86,11 +86,13 @@ def _training(found: list[dict], form: str) -> bytes | None:
             linewidth=1.5,
             label="training loss",
         )
-        checked = [s for s in steps if "validation_kl" in lines[s]]
+        values = [line["loss"] for line in lines.values()]
+        checked = [s for s in steps if lines[s].get("validation_kl") is not None]
         if checked:
             kl = [lines[s]["validation_kl"] for s in checked]
             axes.plot(checked, kl, "o-", color=SECOND, linewidth=2, markersize=5, label="KL on held-out data")
-        axes.set_yscale("log")
+            values += kl
+        axes.set_yscale(scale_of(values))
         axes.set_xlabel("step")
         widths = axes.twinx()
         widths.grid(False)
@@ -152,7 +154,7 @@ def _token_kl(report: Report, form: str) -> bytes | None:
         above.set_ylabel("share of predictions")
         above.legend(frameon=False, fontsize=9)
         if below is not None:
-            below.set_yscale("log")
+            below.set_yscale(scale_of(kl for v in compared for kl in v.kl_by_position))
             below.set_xlabel("position in the sequence")
             below.set_ylabel("mean KL, nats")
         return rendered(drawn, form)

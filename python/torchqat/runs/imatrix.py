@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from torchqat.data.batch import Batch
+from torchqat.data.given import listed
 from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.kinds import find_kind
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.placement import on_device
+from torchqat.model.vocabulary import check_ids
 from torchqat.ptq.squared_inputs import squared_inputs
 
 
@@ -43,7 +45,8 @@ def imatrix(
         The names of the tensors of llama.cpp that it speaks of.
 
     Raises:
-        UserError: GGUF files are not written for such a model, there is no batch, or the file cannot be written.
+        UserError: GGUF files are not written for such a model, there is no batch, or what is given are no batches of tokens
+            that it embeds, or the file cannot be written.
     """
     output = Path(output)
     if output.suffix != ".gguf":
@@ -53,7 +56,9 @@ def imatrix(
         from torchqat.checkpoints.formats.llama_cpp.imatrix import write_imatrix
     model = unwrapped(model)
     architecture_of(model)  # before it is run
-    batches = list(batches)
+    batches = listed(batches)
+    for batch in batches:
+        check_ids(model, batch, by_itself=True)
     with on_device(model, None if device is None else find_device(device)) as placed:
         found = squared_inputs(model, batches, forward or find_kind("causal_lm").outputs, placed)
     sequences = [_ids(batch) for batch in batches]

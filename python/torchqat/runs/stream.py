@@ -5,7 +5,7 @@ blocks are the tokens.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torchqat._library import LayerPlan, Plan, Recipe
 from torchqat.checkpoints.export import check_exports, export_notes
 from torchqat.checkpoints.replaced import exported_folder
 from torchqat.data.batch import Batch, to_device
+from torchqat.data.given import listed
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError
 from torchqat.files import copy_into
@@ -28,6 +29,8 @@ from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.placement import Placed
 from torchqat.model.prepare import make_plan, replace_layers
+from torchqat.model.source import double_note, tensors_of
+from torchqat.model.vocabulary import check_ids
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
 from torchqat.ptq.unpadded import unpadded
@@ -45,7 +48,7 @@ def quantize_folder(
     source: str | Path,
     output: str | Path,
     recipe: Recipe,
-    batches: list[Batch],
+    batches: Iterable[Batch],
     tokenizer=None,
     on_block: Callable[[int, int], None] = lambda _done, _total: None,
     files: dict[str, Path] | None = None,
@@ -61,7 +64,8 @@ def quantize_folder(
         output: A folder, new, empty, or of an export as torchqat wrote it, which is replaced.
         recipe: Its rules may name layers of the blocks, and the first of ``export`` is the format; ``hadamard`` and
             ``objective: model`` need the whole model and are refused, and so are formats that need it.
-        batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and ``attention_mask``.
+        batches: Calibration tokens, int64 ``[batch, sequence]``, or dicts of ``input_ids`` and, where rows are filled up,
+            ``attention_mask``.
         tokenizer: Saved beside the model, or in the GGUF file, when given.
         on_block: Called with the number of finished blocks and of all.
         files: Others to copy beside them, such as a processor's, by their names there.
@@ -69,14 +73,18 @@ def quantize_folder(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: The recipe needs the whole model, or there is no batch, or a file is missing or damaged.
+        UserError: The recipe needs the whole model, or there is no batch of tokens that it embeds, or a file is missing or
+            damaged.
     """
+    batches = listed(batches)
     if not batches:
         raise UserError(
             f"initialize.method {recipe.initialize.method} needs at least one calibration batch, but there is none."
         )
     placed = _Placed(find_device(recipe.device if device is None else device))
     reader, model, plan, lists = opened_to_stream(source, recipe)
+    for batch in batches:
+        check_ids(model, batch, by_itself=True)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
     with exported_folder(Path(output)) as folder:
@@ -90,6 +98,8 @@ def quantize_folder(
             copy_into(folder, files or {})
         result.calibration, result.folder = calibration, Path(output)
     calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
+    if doubles := double_note(tensors_of(str(source)), str(source), recipe.model.dtype):
+        calibration.warnings.append(doubles)
     if note := cache_note(plan.kv_cache, recipe.exports[0], recipe.engine):
         calibration.warnings.append(note)
     return result
@@ -173,7 +183,9 @@ class _Placed(Placed):
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         batch = to_device(batch, self.device)
         if isinstance(batch, dict):
-            return model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
+            return model(
+                **{name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}, use_cache=False
+            )
         return model(input_ids=batch, use_cache=False)
 
     @contextmanager

@@ -78,6 +78,7 @@ def attach_adapters(model: nn.Module) -> nn.Module:
             module.__class__ = merged_first(type(module))
             module.base_layer.adapter = _Delta(module)
             module.base_layer.forget_weight()
+            module.base_layer.frozen_weight.forget()
     if name := adapter_beside(model):
         raise UserError(
             f"The adapter of {name} must be of a quantized linear layer, but is of another layer, beside whose rounded "

@@ -10,6 +10,7 @@ from torchqat._library import Recipe, TrainSection
 from torchqat.data.functions import names_function
 from torchqat.errors import UserError
 from torchqat.layers.adapters import check_adapters
+from torchqat.layers.prepared import require_module
 from torchqat.layers.quant_layer import SCALE_NAMES
 from torchqat.layers.stand_ins import QUANTIZABLE
 from torchqat.model.blocks import find_blocks
@@ -62,8 +63,14 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Group
         Groups with ``params``, ``lr`` and ``weight_decay``; ``relative`` says which rates are multiplied.
 
     Raises:
-        UserError: An adapter of peft acts beside the rounded weight of its layer.
+        UserError: An adapter of peft acts beside the rounded weight of its layer, or ``settings`` are none.
     """
+    require_module(model)
+    if not isinstance(settings, Recipe | TrainSection):
+        raise UserError(
+            "settings must be a recipe, whose train section says the rates, or that section, but is a "
+            f"{type(settings).__name__}."
+        )
     check_adapters(model)
     settings = settings.train if isinstance(settings, Recipe) else settings
     matrices, vectors, scales = [], [], []

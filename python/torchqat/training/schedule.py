@@ -1,6 +1,7 @@
 """``Schedule``: moves the widths of a prepared model along its recipe's stages."""
 
 import logging
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,12 @@ from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.sharded import is_sharded
 from torchqat.layers.step import count_steps, counting, follow
 from torchqat.model.calls import calls_note
-from torchqat.model.noted import check_still_quantized, uncalibrated_note
+from torchqat.model.noted import check_still_quantized, misfit_note, rangeless_note, uncalibrated_note
 from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
 from torchqat.training.spread import check_gathered, share_ranges
+from torchqat.training.steps_taken import StepsTaken
 from torchqat.training.trainable import check_trainable
 
 
@@ -41,8 +43,9 @@ class Schedule:
         total_steps: Optimizer steps of the whole run; percentages refer to it.
         optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
             groups are those of ``parameter_groups``.
-        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, or that
-            learned scales train at a rate that is not theirs. By default it goes to the logger ``torchqat``.
+        say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, that learned
+            scales train at a rate that is not theirs, or that weights were assigned since scales were chosen for them. By
+            default it goes to the logger ``torchqat``.
 
     Attributes:
         weight_cache: What ``train.weight_cache: auto`` decided, after the first step; ``None`` before, and where the recipe
@@ -50,8 +53,9 @@ class Schedule:
 
     Raises:
         UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
-            ``total_steps`` is negative, adapters of peft act beside the rounded weights, parameters have another shape
-            outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
+            ``total_steps`` is negative or no whole number, ``optimizer`` is none, adapters of peft act beside the rounded
+            weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights
+            in another dtype.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Schedule:
         optimizer: Optimizer | None = None,
         say: Callable[[str], None] | None = None,
     ):
+        if not isinstance(total_steps, numbers.Integral):
+            raise UserError(f"total_steps must be a whole number of optimizer steps, but is {total_steps!r}.")
         if total_steps < 0:
             raise UserError(f"total_steps must not be negative, but is {total_steps}.")
         require_prepared(model)
@@ -81,6 +87,8 @@ class Schedule:
         for counter in self._counters:
             follow(counter, self._restore, self._let_go)
         self._apply(method="rtn" if recipe.initialize.rounding == "rtn" else "mse")
+        if note := misfit_note(model):
+            self._say(note)
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -89,6 +97,10 @@ class Schedule:
     @optimizer.setter
     def optimizer(self, optimizer: Optimizer | None) -> None:
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Lightning's wrap torch's
+        if self._optimizer is not None and not hasattr(self._optimizer, "param_groups"):
+            what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+            raise UserError(f"optimizer must be one that was made of parameters, but is {what}.")
+        self._steps_taken = None if self._optimizer is None else StepsTaken(optimizer, self._optimizer)
         if self._optimizer is not None:
             multiply_relative_rates(self._optimizer)
             if note := scales_note(self.model, self._optimizer):
@@ -122,14 +134,21 @@ class Schedule:
     def step(self) -> bool:
         """Count one optimizer step, and round the weights that layers keep; returns whether widths changed. The first
         step says which layer the forward before it did not call, though it called that layer's neighbours, and whether
-        ``calibrate`` was left out where the recipe's ``initialize`` needs it.
+        ``calibrate`` was left out where the recipe's ``initialize``, inputs or caches need it. A batch after which
+        Accelerate's optimizer takes no step, since gradients are accumulated, does not count.
         """
+        if self._steps_taken is not None and self._steps_taken.accumulating:
+            return False
         before = self.stage
+        if self._steps_taken is not None and (note := self._steps_taken.count()):
+            self._say(note)
         if not self._saw_calls:
             self._saw_calls = True
             check_gathered(self.model)
             check_adapters(self.model)  # of peft, which may have added some since
-            for note in filter(None, (calls_note(self.model, "before the first step"), uncalibrated_note(self.model))):
+            notes = [calls_note(self.model, "before the first step")]
+            notes += [uncalibrated_note(self.model), rangeless_note(self.model)]
+            for note in filter(None, notes):
                 self._say(note)
         if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
             share_ranges(self.model)  # before the last of them stands still

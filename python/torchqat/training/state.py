@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torchqat.errors import UserError, first_line
 from torchqat.files import load_state, read_json, save_state, sync, write_json
 from torchqat.layers.sharded import is_sharded
+from torchqat.layers.state_text import TEXT
 from torchqat.training.processes import is_first, wait
 from torchqat.training.random_states import States, named, places, restore_own
 
@@ -221,10 +222,9 @@ def _read_parts(
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             there = reader.read_metadata().state_dict_metadata
-            # States from before widths, or their witness, were in them: those of the step are in force then.
-            tensors = {
-                n: t for n, t in tensors.items() if n in there or n.rpartition(".")[2] not in ("widths", "witness")
-            }
+            # States from before these were in them: the widths of the step are in force then.
+            since = ("widths", "witness", TEXT)
+            tensors = {n: t for n, t in tensors.items() if n in there or n.rpartition(".")[2] not in since}
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
         except (Exception, dcp.api.CheckpointException) as error:
             raise UserError(

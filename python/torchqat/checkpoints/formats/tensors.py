@@ -10,6 +10,7 @@ from torchqat.checkpoints.formats.numbers import held_in
 from torchqat.errors import UserError
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import SCALE_NAMES, QuantKvCache, caches
+from torchqat.layers.kv_cache import STATE_NAMES as CACHE_NAMES
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import STATE_NAMES, QuantLayer
 from torchqat.layers.sharded import local, whole
@@ -123,7 +124,7 @@ def _training_state(model: nn.Module) -> set[str]:
     found = set()
     for name, module in model.named_modules(remove_duplicate=False):
         leaves = (
-            STATE_NAMES if isinstance(module, QuantLayer) else SCALE_NAMES if isinstance(module, QuantKvCache) else ()
+            STATE_NAMES if isinstance(module, QuantLayer) else CACHE_NAMES if isinstance(module, QuantKvCache) else ()
         )
         found |= {f"{name}.{leaf}" if name else leaf for leaf in leaves}
     return found

@@ -1,0 +1,58 @@
+"""Weights that were frozen while the model trained: one that is another since was not trained as it is rounded now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchqat.layers.sharded import is_part
+
+if TYPE_CHECKING:
+    from torchqat.layers.quant_layer import QuantLayer
+
+# Of sums of the same numbers on two devices; what is merged into a weight moves them further.
+_SAME = 1e-9
+
+
+class FrozenWeight:
+    """What a weight was, in two sums, when its model trained and it did not. It costs one look at the weight, once.
+
+    Attributes:
+        in_training: Whether the layer ran to be trained, or what is before it.
+    """
+
+    def __init__(self):
+        self.in_training = False
+        self._sums: Tensor | None = None
+        self._dtype: torch.dtype | None = None
+
+    def see(self, layer: QuantLayer) -> None:
+        """A forward of ``layer``, of which those in training mode count."""
+        if not (layer.training and torch.is_grad_enabled()):
+            return
+        self.in_training = True
+        if layer.weight.requires_grad:
+            self._sums = None
+        elif self._sums is None and layer.adapter is None and not (is_part(layer.weight) or layer.weight.is_meta):
+            self._sums, self._dtype = _sums(layer.weight), layer.weight.dtype
+
+    def forget(self) -> None:
+        """The weight has been given anew, and all that follows from it."""
+        self._sums, self.in_training = None, False
+
+    def changed(self, layer: QuantLayer) -> bool:
+        """Whether the weight of ``layer`` is another since, though no optimizer can have moved it."""
+        weight = layer.weight
+        if self._sums is None or weight.is_meta or is_part(weight) or weight.dtype != self._dtype:
+            return False
+        before, now = self._sums.cpu(), _sums(weight).cpu()
+        return bool(((now - before).abs() > _SAME * before[1]).any())
+
+
+@torch.no_grad()
+def _sums(weight: Tensor) -> Tensor:
+    """Of the elements and of their magnitudes, float64 ``[2]``."""
+    weight = weight.detach()
+    return torch.stack([weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, 1, dtype=torch.float64)])

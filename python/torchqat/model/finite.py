@@ -1,0 +1,24 @@
+"""Whether a float model's numbers are such: what is NaN or infinite where it is opened is so in all that follows."""
+
+import torch
+from torch import Tensor, nn
+
+from torchqat.errors import UserError
+
+
+def check_finite(model: nn.Module, path: str) -> None:
+    """Raises UserError, naming the first, if a parameter or buffer has elements that are not finite."""
+    for name, parameter in model.named_parameters():
+        check_numbers(name, parameter.detach(), path)
+    for name, buffer in model.named_buffers():
+        check_numbers(name, buffer, path, is_buffer=True)
+
+
+def check_numbers(name: str, tensor: Tensor, path: str, is_buffer: bool = False) -> None:
+    """The same of one tensor; a buffer that masks, of zeros and negative infinities, is as it should be."""
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.itemsize == 1 or bool(tensor.isfinite().all()):
+        return
+    if is_buffer and bool(((tensor == 0) | (tensor == -torch.inf)).all()):
+        return
+    what = "numbers" if is_buffer else "weights"
+    raise UserError(f"The {what} of {path} must be finite, but {name} has NaN or infinite elements.")
