@@ -1,7 +1,7 @@
 """NVFP4 and MXFP4: plain rounding, post-training methods and training, beside peers that round the same model.
 
     python benchmarks/block_floats.py [--model DIR] [--formats nvfp4 mxfp4 nvfp4:nvfp4 mxfp4:mxfp4] [--seeds 3] [--steps 80]
-        [--peer model_optimizer=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--write FILE]
+        [--peer model_optimizer=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--no-gptq] [--write FILE]
 
 A format is that of the weights and, after a colon, that of the inputs (W4A4). On the small Llama of recipes/quickstart.yaml,
 trained and cached if it is not, or a folder of your own such as that of ``real_model.py``: KL to the float model, perplexity
@@ -142,10 +142,12 @@ def table(bench: Bench, format: str) -> list[str]:
         "| method | KL | of plain rounding's | perplexity | first choice equal | seconds |",
         "|---|---|---|---|---|---|",
     ]
+    skipped = ("gptq", "hadamard+gptq") if bench.options.no_gptq else ()
     for name, method in (METHODS | ROTATED).items():
-        lines.append(row(name, [bench.method(format, method)], plain))
+        if method not in skipped:
+            lines.append(row(name, [bench.method(format, method)], plain))
     if kind == "nvfp4":
-        for method in ("rtn", "gptq"):
+        for method in ("rtn", "gptq")[: 1 if skipped else 2]:
             title = f"four over six, {'round to nearest' if method == 'rtn' else 'GPTQ'}"
             lines.append(row(title, [bench.method(format, method, FOUR_OVER_SIX)], plain))
     for name, title in PEERS.items():
@@ -164,6 +166,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--formats", nargs="+", default=["nvfp4", "mxfp4", "nvfp4:nvfp4", "mxfp4:mxfp4"])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
+    parser.add_argument("--no-gptq", action="store_true", help="leave out what takes long on a larger model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "block_floats")
