@@ -15,9 +15,10 @@ from torchqat.layers.sharded import is_part
 if TYPE_CHECKING:
     from torchqat.layers.quant_layer import QuantLayer
 
-# How much larger the squared error of rounding must be than that of scales which are searched for the weight. Those that
-# were chosen for it, whatever chose them, and those that trained with it come nowhere near.
+# How much larger the squared error of rounding must be than that of scales which are chosen for the weight, by the worse of
+# the ways: a few large weights in a row of small ones make the range a far wider scale than the least error asks for.
 _FAR = 4.0
+_WAYS = ("mse", "minmax")
 # And how large beside the weight itself: of 8 bits, a scale that is somewhat wide does no harm.
 _HARM = 1e-4
 # So many rows tell.
@@ -65,8 +66,12 @@ def _excess(layer: QuantLayer, bits: int, quantizer: FakeQuantizer, scale: Tenso
     if spec.has_outer_scale:
         outer = ops.choose_outer_scales(weight, text)
     own = FakeQuantizer(spec.quantizer(bits, "fixed"))
-    best = _error(weight, own(weight, *ops.choose_qparams(weight, text, "mse", None, *outer), None))
-    return now / best if now > _FAR * best else 0.0
+    chosen = 0.0
+    for method in _WAYS:
+        chosen = max(chosen, _error(weight, own(weight, *ops.choose_qparams(weight, text, method, None, *outer), None)))
+        if now <= _FAR * chosen:
+            return 0.0
+    return now / chosen
 
 
 def _error(weight: Tensor, rounded: Tensor | float) -> float:
