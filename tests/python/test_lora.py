@@ -9,8 +9,11 @@ import torchqat
 from command import call
 from sentences import matches, said
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchqat._library import LoraSection
+from torchqat.layers.frozen_weight import _sums
 from torchqat.layers.prepared import quant_layers
+from torchqat.model.noted import changed_note
 from torchqat.training.lora import add_adapters, merge_adapters
 
 RECIPE = """version: 1
@@ -309,6 +312,35 @@ def test_frozen_weights_that_stay_or_are_given_anew_are_not_told(tmp_path):
     model[0].weight.data[3] *= 1.001
     torchqat.export(model, tmp_path / "out", "safetensors", say=heard.append)
     assert said(heard[0], "noted.frozen-changed", layers="0")
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that operators make."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.elements = max(self.elements, found.numel() if found.dtype == torch.float64 else 0)
+        return found
+
+
+def test_a_look_at_a_frozen_weight_makes_no_copy_of_it_in_float64():
+    weight, seen = torch.randn(3000, 4096), Largest()
+    with seen:
+        found = _sums(weight)
+    assert torch.allclose(found, torch.stack([weight.double().sum(), weight.double().abs().sum()]), rtol=1e-12)
+    assert seen.elements <= 1 << 22
+    assert torch.equal(_sums(torch.zeros(0, 3)), torch.zeros(2, dtype=torch.float64))
+
+
+def test_weights_that_trained_in_a_compiled_graph_after_they_were_frozen_are_not_told():
+    model = prepared("mse").requires_grad_(False)
+    model(torch.randn(2, 64))
+    model.requires_grad_(True)
+    train(torch.compile(model, backend="eager"))
+    assert changed_note(model) == ""
 
 
 @pytest.mark.parametrize("take", [torchqat.convert, torchqat.pack])
