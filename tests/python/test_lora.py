@@ -323,6 +323,15 @@ def test_a_look_at_a_frozen_weight_makes_no_copy_of_it_in_float64():
     assert torch.equal(_sums(torch.zeros(0, 3)), torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_frozen_weights_that_were_in_a_half_dtype_for_a_while_are_not_told(half):
+    model = prepared("mse").requires_grad_(False)
+    model(torch.randn(2, 64))
+    assert changed_note(model.to(half).float()) == ""
+    model[0].weight.data[3] *= 1.001
+    assert said(changed_note(model), "noted.frozen-changed", layers="0")
+
+
 def test_weights_that_trained_in_a_compiled_graph_after_they_were_frozen_are_not_told():
     model = prepared("mse").requires_grad_(False)
     model(torch.randn(2, 64))

@@ -55,7 +55,14 @@ class FrozenWeight:
         if self._sums is None or weight.is_meta or is_part(weight) or weight.dtype != self._dtype:
             return False
         before, now = self._sums.cpu(), _sums(weight).cpu()
-        return bool(((now - before).abs() > _SAME * before[1]).any())
+        return bool(((now - before).abs() > _SAME * before[1]).any()) and not _went_through_half(weight)
+
+
+@torch.no_grad()
+def _went_through_half(weight: Tensor) -> bool:
+    """Whether a float32 weight has the digits of a half dtype alone, as a model that was in one for a while."""
+    halves = (torch.bfloat16, torch.float16) if weight.dtype == torch.float32 else ()
+    return any(torch.equal(weight.to(half).float(), weight) for half in halves)
 
 
 @torch.no_grad()
