@@ -42,6 +42,21 @@ def broken():
     return found
 
 
+class Bounded(nn.Module):
+    """With a clamp that is not in use, as Gemma 4's encoders have, and ALiBi's slopes under a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("least", torch.tensor(-math.inf))
+        self.register_buffer("most", torch.tensor(math.inf))
+        self.register_buffer("alibi", torch.full((4, 4), -math.inf).triu(1) - torch.arange(4.0))
+
+
+def bounded():
+    return Bounded()
+
+
 def double():
     return Masked().double()
 
@@ -65,6 +80,10 @@ def test_buffers_of_a_function_but_for_masks():
     assert find_kind("classifier").load(f"{__name__}:masked", "float32").mask[0, 1] == -math.inf
     with pytest.raises(torchqat.UserError, match=matches("model.not-finite", name="statistic.running_mean")):
         find_kind("classifier").load(f"{__name__}:broken", "float32")
+
+
+def test_infinite_bounds_and_masks_are_no_fault():
+    assert find_kind("classifier").load(f"{__name__}:bounded", "float32").most == math.inf
 
 
 @pytest.mark.parametrize(

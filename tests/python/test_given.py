@@ -8,6 +8,7 @@ import torchqat
 import transformers
 from sentences import matches
 from test_linear import Net, recipe_for
+from torchqat.model.vocabulary import check_ids
 from torchqat.sensitivity import sensitivity
 
 IDS = torch.arange(32).view(2, 16)
@@ -119,3 +120,19 @@ def test_a_forward_of_the_users_takes_what_it_likes_and_need_return_nothing():
     assert torchqat.calibrate(net, torch.tensor([4.0, 5.0]), forward).ranges["first"] == (4.0, 5.0)
     with pytest.raises(torchqat.UserError, match=matches("given.text")):
         torchqat.calibrate(net, "23", forward)
+
+
+def test_one_of_several_tensors_may_be_empty_and_embeddings_be_given_for_tokens(tiny_llama):
+    embedded = {"inputs_embeds": tiny_llama.get_input_embeddings()(IDS).detach(), "labels": IDS}
+    found = torchqat.evaluate(tiny_llama, [embedded])
+    assert found.perplexity == pytest.approx(torchqat.evaluate(tiny_llama, [IDS]).perplexity)
+    seen = []
+    net = torchqat.prepare(Net(), recipe_for("{dtype: int8}", "{dtype: int8, granularity: tensor}"))
+    net.register_forward_pre_hook(lambda _, args: (seen.append(args[1].shape), args[0])[1])
+    torchqat.calibrate(net, [(torch.randn(2, 64), torch.zeros(0, 4))])
+    assert seen and all(shape == (0, 4) for shape in seen)
+
+
+def test_tokens_are_not_counted_by_what_stands_for_a_sharded_weight(tiny_llama):
+    tiny_llama.get_input_embeddings().weight.data = torch.zeros(0)  # as DeepSpeed ZeRO-3 has it outside of a forward
+    check_ids(tiny_llama, IDS)

@@ -10,8 +10,9 @@ import torchqat
 from architectures import recipe, tokens
 from sentences import matches, said
 from test_sensitivity import losses_within
-from torchqat import ops
-from torchqat._library import LayerPlan, preset, retyped, with_types
+from torch import nn
+from torchqat import QuantSpec, ops
+from torchqat._library import LayerPlan, preset, retyped, weight_of_type, with_types
 from torchqat.evaluation.mixed_widths import mixed_recipe, mixed_widths
 from torchqat.evaluation.sensitivity import LayerSensitivity, sensitivity
 from torchqat.layers.prepared import quant_layers
@@ -143,6 +144,16 @@ def test_the_mix_is_a_recipe_that_gives_these_types(input, llama):
         assert repr(found[planned.name].input) == repr(wanted.input)
     shares = found["model.layers.0.self_attn.q_proj"].shares
     assert [name.rpartition(".")[2] for name in shares] == ["q_proj", "k_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("width", ("iq4_nl", "q4_k", "q8_0", "mxfp4"))
+def test_a_rule_of_a_mix_gives_the_type_that_it_names(width):
+    spec = QuantSpec(4, granularity="group", group_size=32, scale="learned", scale_dtype="float16")
+    layer = LayerSensitivity("0", spec, {width: 0.0}, (8, 256))
+    text = "version: 1\nlayers:\n  - match: '0'\n    weight: {dtype: int4, group_size: 32}\n"
+    mixed = torchqat.parse_recipe(mixed_recipe(text, [layer], {"0": width}), "mixed")
+    (found,) = torchqat.make_plan(nn.Sequential(nn.Linear(256, 8)), mixed).layers
+    assert found.weight == weight_of_type(spec, width)
 
 
 # -- in checkpoints ----------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 import torchqat
+from sentences import said
 from torch import nn
 from torchqat._library import OscillationSection
-from torchqat.training.oscillation import Dampening, Freezing, Moves
+from torchqat.training.oscillation import Dampening, Freezing, Moves, unsettled_note
 
 RECIPE = """version: 1
 layers:
@@ -170,3 +171,12 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, mod
     whole, resumed = trained(tmp_path / "whole", 0), trained(tmp_path / "resumed", 5)
     for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", ["iq4_nl", "nvfp4"])
+def test_levels_that_have_no_one_step_are_told(dtype):
+    rule = "{{match: '{}', weight: {{dtype: {}}}}}".format
+    recipe = torchqat.parse_recipe(f"version: 1\nlayers: [{rule('0', 'int4')}, {rule('1', dtype)}]\n", "recipe")
+    model = torchqat.prepare(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 8)), recipe)
+    assert said(unsettled_note(model, settings("dampen")), "training.no-integer-levels", layers="1")
+    assert unsettled_note(model, settings("none")) == unsettled_note(layer()[0], settings("freeze")) == ""

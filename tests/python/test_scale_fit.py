@@ -74,6 +74,17 @@ def test_scales_of_other_weights_are_told_and_calibrate_chooses_them_anew(spec, 
     assert heard == [] and torchqat.calibrate(net, []).warnings == []
 
 
+@pytest.mark.parametrize("largest", [10.0, 20.0])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_ranges_that_a_few_large_weights_decide_are_those_of_the_weights(bits, largest):
+    net, recipe = nn.Sequential(nn.Linear(4096, 16)), recipe_of(f"int{bits}", extra="initialize: {method: rtn}\n")
+    with torch.no_grad():
+        net[0].weight.normal_()[:, 7] = largest
+    heard, net = [], torchqat.prepare(net, recipe)
+    torchqat.Schedule(net, recipe, 4, say=heard.append)
+    assert heard == [] and torchqat.calibrate(net, []).warnings == []
+
+
 @pytest.mark.parametrize("assign", [data, data_copy, in_place])
 def test_however_weights_are_assigned(assign):
     recipe, heard = recipe_of("int4, group_size: 32"), []

@@ -95,3 +95,8 @@ def test_vectors():
         sentence("data.seen-examples", count=2, all=10, source="b", other="a")
     ]
     assert seen_examples(train, other.part(torch.arange(2, 10)), ("a", "b")) == []
+
+
+def test_pictures_are_not_held_twice():
+    pictures = Examples(torch.randn(2, 3, 64, 64))
+    assert {len(identity) for identity in pictures.identities()} == {32}

@@ -64,3 +64,14 @@ def test_steps_that_mixed_precision_skips_at_first_are_not_told():
             optimizer.step()
         schedule.step()
     assert heard == []
+
+
+def test_an_optimizer_that_is_given_again_is_counted_once():
+    net, optimizer = parts()
+    schedule = torchqat.Schedule(net, RECIPE, 8, optimizer)
+    before = len(optimizer._optimizer_step_post_hooks)
+    for _ in range(3):
+        schedule.optimizer = optimizer
+    assert len(optimizer._optimizer_step_post_hooks) == before
+    schedule.optimizer = None
+    assert len(optimizer._optimizer_step_post_hooks) == before - 1

@@ -109,3 +109,14 @@ def test_other_scales_and_formats_are_refused():
     spec = QuantSpec(8, grid="iq4_nl", granularity="group", group_size=32, scale_dtype="float16")
     assert (spec.bits, spec.dtype, spec.type_name, spec.is_float, spec.is_named) == (4, "iq4_nl", "iq4_nl", False, True)
     assert GGMLQuantizationType[spec.type_name.upper()] == 20
+
+
+@pytest.mark.parametrize("format", ("compressed-tensors", "compressed-tensors-0.18", "gptq", "awq", "mlx", "onnx"))
+def test_formats_of_integers_do_not_take_the_levels_of_a_table(format, tiny_llama, tmp_path):
+    recipe = torchqat.parse_recipe('version: 1\nlayers: [{match: "model.layers.*.mlp.*", weight: {dtype: iq4_nl}}]\n')
+    model = torchqat.prepare(tiny_llama, recipe)
+    first = "model.layers.0.mlp.gate_proj"
+    with pytest.raises(torchqat.UserError, match=matches("export.cannot-hold", format=format, layer=first)) as refused:
+        torchqat.export(model, tmp_path / "out", format, example=torch.zeros(1, 4, dtype=torch.int64))
+    assert "there is iq4_nl group 32" in str(refused.value) and "gguf and safetensors can" in str(refused.value)
+    assert not (tmp_path / "out").exists()

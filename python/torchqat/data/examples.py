@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchqat.data.batch import Batch, bytes_of, digest
+from torchqat.data.batch import Batch, digest
 from torchqat.errors import UserError
 
 # The label of tokens that nothing is to be said of, as torch and transformers have it.
@@ -75,14 +75,14 @@ class Examples:
         return replace(self, **rows)
 
     def identities(self, cut: int = 0) -> list[bytes]:
-        """What is the same of two examples whose inputs are, in order.
+        """Digests that are the same of two examples whose inputs are, in order.
 
         Args:
             cut: Where those that they are compared with were cut off after so many tokens, and these not: the last two
                 there, which may be added ones, do not count.
         """
         if isinstance(self.inputs, Tensor):
-            return [bytes_of(row) for row in self.inputs]
+            return [digest(row) for row in self.inputs]
         return identities_of(self.inputs, cut)
 
     @property
@@ -105,7 +105,7 @@ def _at(rows: Tensor | Sequence[Tensor] | None, places: Tensor) -> Tensor | list
 
 def identities_of(rows: Sequence[Tensor], cut: int) -> list[bytes]:
     """As ``Examples.identities``, of token ids."""
-    return [bytes_of(row[: max(1, cut - 2)] if 0 < cut <= len(row) else row) for row in rows]
+    return [digest(row[: max(1, cut - 2)] if 0 < cut <= len(row) else row) for row in rows]
 
 
 def padded(rows: list[Tensor], value: int) -> Tensor:

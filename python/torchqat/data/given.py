@@ -40,7 +40,7 @@ def as_batch(batch: Any) -> Any:
     """``batch``, one by name as a dict of its own.
 
     Raises:
-        UserError: No model takes it: it is text or numbers, has no tensor, or one that is empty.
+        UserError: No model takes it: it is text or numbers, or has no tensor with an element.
     """
     tensors = [batch] if isinstance(batch, Tensor) else []
     if isinstance(batch, Mapping):
@@ -54,9 +54,10 @@ def as_batch(batch: Any) -> Any:
     if not tensors and isinstance(batch, Mapping | tuple | list) and not _nested(batch):
         hint = ": a tokenizer gives tensors when asked for return_tensors='pt'" if isinstance(batch, Mapping) else ""
         raise UserError(f"{_WANTED} a {type(batch).__name__} of {_names(batch)} without any{hint}.")
-    for tensor in tensors:
-        if tensor.dim() and not tensor.numel():
-            raise UserError(f"{_WANTED} a tensor without elements, {list(tensor.shape)}.")
+    if tensors and not any(
+        tensor.numel() for tensor in tensors
+    ):  # of several, one may say that there is none of a thing
+        raise UserError(f"{_WANTED} a tensor without elements, {list(tensors[0].shape)}.")
     return dict(batch) if isinstance(batch, Mapping) else batch
 
 

@@ -43,7 +43,7 @@ class Written(Examples):
     def identities(self, cut: int = 0) -> list[bytes]:
         """By what is read and what is written of it, beside which others may be right as well."""
         written = identities_of(self.labels, cut)
-        return [read + b" " + labels for read, labels in zip(self._identities_read(cut), written, strict=True)]
+        return [read + labels for read, labels in zip(self._identities_read(cut), written, strict=True)]
 
     def _identities_read(self, cut: int) -> list[bytes]:
         return super().identities(cut)

@@ -97,7 +97,7 @@ def _rule(layer: LayerSensitivity, width: Width, scale_dtype: str) -> str:
 
 
 def _spec_text(spec: QuantSpec) -> str:
-    if spec.type_name != spec.dtype:
+    if spec.is_named or spec.type_name != spec.dtype:  # a type of its own
         return "{" + _typed(spec) + f", scale: {spec.scale}" + "}"
     parts = [f"dtype: {spec.dtype}"]
     if spec.granularity == "group":

@@ -182,7 +182,8 @@ class Kind(ABC):
             UserError: It has not.
         """
         if isinstance(batch, Mapping):
-            lacking = [name for name in self.measured_names if name not in batch]
+            embedded = {"input_ids"} if "inputs_embeds" in batch else set()  # which take their place
+            lacking = [name for name in self.measured_names if name not in batch and name not in embedded]
             found = f"without {lacking[0]}" if lacking else ""
         elif not self.measured_names:  # a kind of the user's own
             found = ""

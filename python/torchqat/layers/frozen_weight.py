@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Of sums of the same numbers on two devices; what is merged into a weight moves them further.
 _SAME = 1e-9
+# Elements that are in float64 at once, into which torch makes a copy of what it sums.
+_AT_ONCE = 1 << 22
 
 
 class FrozenWeight:
@@ -43,16 +45,33 @@ class FrozenWeight:
         self._sums, self.in_training = None, False
 
     def changed(self, layer: QuantLayer) -> bool:
-        """Whether the weight of ``layer`` is another since, though no optimizer can have moved it."""
+        """Whether the weight of ``layer`` is another since, though no optimizer can have moved it.
+
+        One that is trained by now may have been so in a compiled graph, in which no forward is seen.
+        """
         weight = layer.weight
+        if weight.requires_grad:
+            return False
         if self._sums is None or weight.is_meta or is_part(weight) or weight.dtype != self._dtype:
             return False
         before, now = self._sums.cpu(), _sums(weight).cpu()
-        return bool(((now - before).abs() > _SAME * before[1]).any())
+        return bool(((now - before).abs() > _SAME * before[1]).any()) and not _went_through_half(weight)
+
+
+@torch.no_grad()
+def _went_through_half(weight: Tensor) -> bool:
+    """Whether a float32 weight has the digits of a half dtype alone, as a model that was in one for a while."""
+    halves = (torch.bfloat16, torch.float16) if weight.dtype == torch.float32 else ()
+    return any(torch.equal(weight.to(half).float(), weight) for half in halves)
 
 
 @torch.no_grad()
 def _sums(weight: Tensor) -> Tensor:
     """Of the elements and of their magnitudes, float64 ``[2]``."""
-    weight = weight.detach()
-    return torch.stack([weight.sum(dtype=torch.float64), torch.linalg.vector_norm(weight, 1, dtype=torch.float64)])
+    rows = max(1, _AT_ONCE * len(weight) // max(1, weight.numel()))
+    parts = weight.detach().split(rows)
+    return sum(torch.stack([_sum(part), _sum(part.abs())]) for part in parts)
+
+
+def _sum(part: Tensor) -> Tensor:
+    return part.sum(dtype=torch.float64)

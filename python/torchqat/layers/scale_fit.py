@@ -15,8 +15,8 @@ from torchqat.layers.sharded import is_part
 if TYPE_CHECKING:
     from torchqat.layers.quant_layer import QuantLayer
 
-# How much larger the squared error of rounding must be than that of scales which are searched for the weight. Those that
-# were chosen for it, whatever chose them, and those that trained with it come nowhere near.
+# How much larger the squared error of rounding must be than that of scales by the range of the weight. Those that were
+# searched for it are better than these, far better where a few large weights stand in a row of small ones.
 _FAR = 4.0
 # And how large beside the weight itself: of 8 bits, a scale that is somewhat wide does no harm.
 _HARM = 1e-4
@@ -26,7 +26,7 @@ _ROWS = 256
 
 @torch.no_grad()
 def misfit(layer: QuantLayer) -> float:
-    """How many times the error of scales of its own the weight of ``layer`` is rounded with; 0 where the scales fit.
+    """How many times the error of scales by its range the weight of ``layer`` is rounded with; 0 where the scales fit.
 
     Scales that a schedule is to return to count as well. It takes a look at some rows, or at all where rows share a scale.
     Weights whose scales are found in every forward, frozen codes, and weights that are elsewhere have no such thing.
@@ -46,11 +46,9 @@ def lattice_misfit(layer: QuantLayer) -> float:
     """The same of the scales that were chosen before training together with codes; 0 where there are none."""
     if not layer.has_lattice or layer.weight.is_meta or is_part(layer.weight):
         return 0.0
-    bits, quantizer = (
-        layer.weight_spec.bits,
-        FakeQuantizer(layer.weight_spec.quantizer(layer.weight_spec.bits, "fixed")),
-    )
-    return _excess(layer, bits, quantizer, layer.lattice_scale, layer.lattice_zero_point)
+    spec = layer.weight_spec
+    quantizer = FakeQuantizer(spec.quantizer(spec.bits, "fixed"))
+    return _excess(layer, spec.bits, quantizer, layer.lattice_scale, layer.lattice_zero_point)
 
 
 def _excess(layer: QuantLayer, bits: int, quantizer: FakeQuantizer, scale: Tensor, zero_point: Tensor | None) -> float:
@@ -65,8 +63,8 @@ def _excess(layer: QuantLayer, bits: int, quantizer: FakeQuantizer, scale: Tenso
     if spec.has_outer_scale:
         outer = ops.choose_outer_scales(weight, text)
     own = FakeQuantizer(spec.quantizer(bits, "fixed"))
-    best = _error(weight, own(weight, *ops.choose_qparams(weight, text, "mse", None, *outer), None))
-    return now / best if now > _FAR * best else 0.0
+    by_range = _error(weight, own(weight, *ops.choose_qparams(weight, text, "minmax", None, *outer), None))
+    return now / by_range if now > _FAR * by_range else 0.0
 
 
 def _error(weight: Tensor, rounded: Tensor | float) -> float:

@@ -15,10 +15,22 @@ def check_finite(model: nn.Module, path: str) -> None:
 
 
 def check_numbers(name: str, tensor: Tensor, path: str, is_buffer: bool = False) -> None:
-    """The same of one tensor; a buffer that masks, of zeros and negative infinities, is as it should be."""
+    """The same of one tensor, of which a buffer may be infinite where it bounds or masks."""
     if tensor.is_meta or not tensor.is_floating_point() or tensor.itemsize == 1 or bool(tensor.isfinite().all()):
         return
-    if is_buffer and bool(((tensor == 0) | (tensor == -torch.inf)).all()):
+    if is_buffer and (_bounds(tensor) or _masks(tensor)):
         return
     what = "numbers" if is_buffer else "weights"
     raise UserError(f"The {what} of {path} must be finite, but {name} has NaN or infinite elements.")
+
+
+def _bounds(buffer: Tensor) -> bool:
+    """Infinite throughout, as an end of a range is that leaves everything inside."""
+    return bool(buffer.isinf().all())
+
+
+def _masks(buffer: Tensor) -> bool:
+    """To be added to scores: zeros, or in a matrix of them any numbers, as ALiBi has, beside negative infinities."""
+    if buffer.dim() < 2:
+        return bool(((buffer == 0) | (buffer == -torch.inf)).all())
+    return bool((buffer < torch.inf).all())

@@ -81,5 +81,7 @@ def embedded_tokens(model: nn.Module) -> int | None:
             found = module.get_input_embeddings()
         except NotImplementedError:  # as transformers has it of models without tokens
             return None
-        return found.weight.shape[0] if isinstance(found, nn.Embedding) else None
+        # Outside of a forward, FSDP1 and DeepSpeed ZeRO-3 have another shape in its place.
+        is_there = isinstance(found, nn.Embedding) and found.weight.dim() == 2
+        return found.weight.shape[0] if is_there else None
     return None

@@ -33,6 +33,7 @@ from torchqat.runs.identity import key_of, made_of, plan_content, settings_conte
 from torchqat.runs.opened import EXAMPLE, opened
 from torchqat.runs.progress import Progress
 from torchqat.training.lora import without_adapter
+from torchqat.training.oscillation import unsettled_note
 from torchqat.training.processes import all_cores, is_first
 
 
@@ -199,6 +200,8 @@ class Run:
         notes.append(fusion_warning(checkpoint_plan(model)))
         if self.recipe.train.steps and self.recipe.train.parameters == "lora":
             notes.append(without_adapter(model))
+        if self.recipe.train.steps:
+            notes.append(unsettled_note(model, self.recipe.train.oscillation))
         return [note for note in notes if note]
 
     def measure(self, model: nn.Module) -> Evaluation:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchqat._library import OscillationSection
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
+from torchqat.model.quantized import first_of
 from torchqat.ops import dequantize
 
 # Share of a new observation in a frequency, and in a running average of codes: the paper's.
@@ -170,6 +171,15 @@ def against_oscillation(
     if settings.method == "dampen":
         return Dampening(model, settings, total_steps)
     return Freezing(model, settings) if settings.method == "freeze" else None
+
+
+def unsettled_note(model: nn.Module, settings: OscillationSection) -> str:
+    """A sentence on layers for which nothing is done, since no one step lies between two of their levels; else empty."""
+    specs = [(name, layer.weight_spec) for name, layer in quant_layers(model)]
+    names = [name for name, spec in specs if spec is not None and spec.is_named]
+    if settings.method == "none" or not names:
+        return ""
+    return f"train.oscillation is for weights on integer levels, so that {first_of(names)} go without."
 
 
 def _moving(model: nn.Module) -> list[tuple[str, QuantLayer]]:

@@ -76,6 +76,7 @@ class Schedule:
         check_trainable(model)
         check_gathered(model)
         self._say = say or logging.getLogger("torchqat").warning
+        self._steps_taken: StepsTaken | None = None
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self.bits = BitSchedule(recipe, total_steps)
@@ -100,6 +101,8 @@ class Schedule:
         if self._optimizer is not None and not hasattr(self._optimizer, "param_groups"):
             what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
             raise UserError(f"optimizer must be one that was made of parameters, but is {what}.")
+        if self._steps_taken is not None:
+            self._steps_taken.end()
         self._steps_taken = None if self._optimizer is None else StepsTaken(optimizer, self._optimizer)
         if self._optimizer is not None:
             multiply_relative_rates(self._optimizer)

@@ -21,11 +21,15 @@ class StepsTaken:
         self._accumulation = getattr(given, "gradient_state", None)
         self._taken = self._counted = 0
         self._says = hasattr(optimizer, "register_step_post_hook")
-        if self._says:
-            optimizer.register_step_post_hook(self._take)
+        self._hook = optimizer.register_step_post_hook(self._take) if self._says else None
 
     def _take(self, *_) -> None:
         self._taken += 1
+
+    def end(self) -> None:
+        """Leave the optimizer as it was: another is counted, or the same anew."""
+        if self._hook is not None:
+            self._hook.remove()
 
     @property
     def accumulating(self) -> bool:

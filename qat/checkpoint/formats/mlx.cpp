@@ -99,7 +99,8 @@ std::string refusal_of_scales(const QuantSpec& spec) {
     return "its floats are mxfp4, mxfp8_e4m3, and fp4_e2m1 in groups of 16 under scale_dtype e4m3, "
            "which is MLX's nvfp4 and has no outer scale, but there is " +
            describe(spec);
-  if (spec.has_offset() || !(spec.scale.is_dtype() || is_power_of_two(spec.scale.code)))
+  if (spec.is_named() || spec.has_offset() ||
+      !(spec.scale.is_dtype() || is_power_of_two(spec.scale.code)))
     return "its integers are under scales in float32, bfloat16, float16 or powers of two, but "
            "there "
            "is " +
