@@ -1,7 +1,7 @@
 """NVFP4 and MXFP4: plain rounding, post-training methods and training, beside peers that round the same model.
 
     python benchmarks/block_floats.py [--model DIR] [--formats nvfp4 mxfp4 nvfp4:nvfp4 mxfp4:mxfp4] [--seeds 3] [--steps 80]
-        [--peer model_optimizer=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--no-gptq] [--write FILE]
+        [--peer model_optimizer=PYTHON] [--peer llm_compressor_fp4=PYTHON] [--no-gptq] [--write]
 
 A format is that of the weights and, after a colon, that of the inputs (W4A4). On the small Llama of recipes/quickstart.yaml,
 trained and cached if it is not, or a folder of your own such as that of ``real_model.py``: KL to the float model, perplexity
@@ -21,10 +21,9 @@ from pathlib import Path
 
 import torch
 import torchqat
+from common import publish
 from torchqat._library import Initialize
-from torchqat.device import name_of
 from torchqat.files import write_json
-from torchqat.reports.report import environment
 from torchqat.runs.fine_tune import fine_tune
 from torchqat.runs.progress import Progress
 from torchqat.runs.run import Run
@@ -36,6 +35,7 @@ METHODS = {"round to nearest": "rtn", "least squared error": "mse", "GPTQ": "gpt
 ROTATED = {"rotated, round to nearest": "hadamard+rtn", "rotated, GPTQ": "hadamard+gptq"}
 GROUPS = {"nvfp4": 16, "mxfp4": 32}
 FOUR_OVER_SIX = "scale_dtype: e4m3_four_over_six"
+COMMAND = "python benchmarks/block_floats.py --peer model_optimizer=PYTHON --peer llm_compressor_fp4=PYTHON"
 PEERS = {"model_optimizer": "ModelOpt, as its exporter rounds", "llm_compressor_fp4": "llm-compressor, post-training"}
 
 
@@ -46,6 +46,7 @@ class Bench:
         self.options, self.folder = options, options.output
         self.pythons = dict(peer.split("=", 1) for peer in options.peer)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.measured: dict[str, dict] = {}
         self.first = None
         self.first = self.run_of("nvfp4", "", "", 0)
         data = self.first.data
@@ -82,8 +83,9 @@ train: {{steps: {self.options.steps}, sequence_length: {self.options.length}, ch
         """What was measured of what ``make`` gives, with its seconds, once."""
         path = self.folder / f"{name.replace(':', '-').replace(' ', '_')}.json"
         signature = {"model": self.first.model_path, "steps": self.options.steps}
-        if path.is_file() and json.loads(path.read_text())["signature"] == signature:
-            return json.loads(path.read_text())["figures"]
+        if path.is_file() and (found := json.loads(path.read_text()))["signature"] == signature:
+            self.measured[name] = found["figures"]
+            return found["figures"]
         begun = time.monotonic()
         figures = make()
         if figures is None:
@@ -91,6 +93,7 @@ train: {{steps: {self.options.steps}, sequence_length: {self.options.length}, ch
         figures.setdefault("seconds", time.monotonic() - begun)
         write_json(path, {"signature": signature, "figures": figures})
         print(name, figures, flush=True)
+        self.measured[name] = figures
         return figures
 
     def judged(self, model) -> dict:
@@ -170,21 +173,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "block_floats")
-    parser.add_argument("--write", type=Path, help="also write the tables to this file")
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/block_floats-cpu.md")
     options = parser.parse_args()
     bench = Bench(options)
     lines = [line for format in options.formats for line in table(bench, format)]
-    where = ", ".join(f"{key} {value}" for key, value in environment(name_of(bench.first.device)).items())
     parameters = sum(p.numel() for p in bench.first.original.parameters()) / 1e6
     head = (
         f"A model of {parameters:.1f} M parameters, float perplexity {bench.baseline['perplexity']:.3f} over "
         f"{sum(map(len, bench.rows))} held-out tokens; {len(bench.calibration)} x {options.length} calibration tokens; "
-        f"{options.seeds} seeds of training, medians (least to most)."
+        f"{options.seeds} seeds of training, medians (least to most). One thread, beside other work: seconds are rough."
     )
-    text = f"{head}\n" + "\n".join(lines) + f"\n\n{where}\n"
-    print(text)
+    body = f"{head}\n" + "\n".join(lines)
+    print(body)
     if options.write:
-        options.write.write_text(f"# NVFP4 and MXFP4\n\n`python benchmarks/block_floats.py`\n\n{text}")
+        publish("block_floats", "NVFP4 and MXFP4", body, bench.measured, COMMAND)
 
 
 if __name__ == "__main__":
