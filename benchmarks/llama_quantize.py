@@ -54,12 +54,14 @@ def layers_of(kind: str) -> list[dict]:
 class Files(Bench):
     """The files of one draw of texts; what was measured of each is kept, so an interrupted benchmark goes on."""
 
-    def of(self, kind: str, way: str) -> dict:
-        """What the file of a type, made in one of the ways, is and says."""
+    def of(self, kind: str, way: str) -> dict | None:
+        """What the file of a type, made in one of the ways, is and says; with ``--kept`` none that was not made before."""
         steps = self.options.steps if way == "trained" else 0
         path = self.folder / f"gguf-{kind}-{way}{f'-{steps}' if steps else ''}.json"
         if path.is_file():
             return json.loads(path.read_text())
+        if self.options.kept:
+            return None
         begun = time.monotonic()
         file = self.by_llama_cpp(kind, way) if way in ("plain", "imatrix") else self.by_torchqat(kind, way, steps)
         seconds = time.monotonic() - begun
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of one")
     parser.add_argument("--held-out", type=int, default=16, help="windows of 512 tokens that judge")
     parser.add_argument("--steps", type=int, default=0, help="of training, 1,024 tokens each; none: no trained files")
+    parser.add_argument("--kept", action="store_true", help="the files that were measured before, alone")
     parser.add_argument("--write", action="store_true", help="also write benchmarks/results/llama_quantize-cpu.md")
     options = parser.parse_args()
     layers = {kind: layers_of(kind) for kind in options.types}
@@ -117,6 +120,7 @@ def main() -> None:
     benches, parts, figures = [Files(options, seed, layers) for seed in range(options.seeds)], [], {}
     for kind in options.types:
         found = {way: [bench.of(kind, way) for bench in benches] for way in ways}
+        found = {way: of_way for way, of_way in found.items() if None not in of_way}
         beside = statistics.median(f["kl"] for f in found["imatrix"])
         rows = [row(WAYS[way], of_way, beside) for way, of_way in found.items()]
         parts.append(f"## {kind.upper()}\n\n{table(HEADER, rows)}")
@@ -124,7 +128,7 @@ def main() -> None:
         print(parts[-1], flush=True)
     body = WHAT.format(**vars(options)) + "\n\n" + "\n\n".join(parts)
     words = [f"--{key.replace('_', '-')} {value}" for key, value in vars(options).items() if isinstance(value, int)]
-    words = [word for word in words if not word.startswith("--write")]
+    words = [word for word in words if not word.startswith(("--write", "--kept"))]
     command = " ".join(
         ["TORCHQAT_LLAMA_CPP=PYTHON python benchmarks/llama_quantize.py --types", *options.types, *words]
     )
@@ -136,7 +140,9 @@ HEADER = ["file", "size", "KL", "of the one with a matrix", "perplexity", "top-1
 WHAT = """SmolLM2-135M-Instruct off its lattice. {samples} windows of {length} tokens calibrate, for GPTQ and for the
 importance matrix; {held_out} windows of 512 tokens of other documents judge. KL is in nats, with its 95 % interval over
 windows. Where 256 does not divide the rows of a layer (576 columns, all but one matrix of a block), both take the type that
-llama.cpp falls back to. Seconds are of making the file, the importance matrix not among them. Seeds: {seeds}."""
+llama.cpp falls back to: Q2_K is mostly Q4_0 here, and says little of two bits. Seconds are of making the file on one
+thread, beside other work: the importance matrix is not among them, nor GPTQ in those of training. Steps of training are of
+1,024 tokens. Seeds: {seeds}."""
 
 
 if __name__ == "__main__":
