@@ -32,7 +32,7 @@ struct Levels {
   float max;
   int32_t mantissa_bits = 0;   // 0: whole numbers
   int32_t least_exponent = 0;  // of the normal numbers of a float
-  bool table = false;          // kTableLevels below
+  bool table = false;          // those of table_level() below
 
   QAT_HOST_DEVICE bool whole() const { return mantissa_bits == 0 && !table; }
 };

@@ -28,9 +28,9 @@ namespace qat {
 //
 // On return (y, scale, zero_point): y has the shape of x, and every element is (q - zero_point) *
 // scale (+ offset), rounded once to that dtype, for a level q; an element of x that is not finite
-// comes out as NaN. scale and zero_point are what a quantizer that finds scales found, else empty. They count
-// as constants: y is differentiable in x (4), straight through, and in learned scales (5) and zero
-// points or offsets (6), whose rounding counts as the identity. Gradients of parameters are
+// comes out as NaN. scale and zero_point are what a quantizer that finds scales found, else empty.
+// They count as constants: y is differentiable in x (4), straight through, and in learned scales (5)
+// and zero points or offsets (6), whose rounding counts as the identity. Gradients of parameters are
 // multiplied by the quantizer's factor; LSQ: 1 / sqrt(block size * quant_max). The mask is that of
 // the rounded level; the LSQ paper (arXiv 1902.08153) masks the unrounded one. Sums run in a fixed
 // order: the same bits every run, for any number of threads.

@@ -77,9 +77,8 @@ StoredTensors stored_parameters(const at::Tensor& x, const Quantizer& quantizer,
                                              : std::nullopt;
   };
   if (quantizer.finds() && !given.scale) {
-    const char* method = quantizer.mode == Quantizer::Mode::absmean ? "absmean" : "minmax";
     const auto [found, zero] =
-        choose_qparams(x, quantizer.text(), method, std::nullopt, given.outer_scale);
+        choose_qparams(x, quantizer.text(), quantizer.finder(), std::nullopt, given.outer_scale);
     return {found, quantizer.shifts() ? shift(zero) : std::nullopt, zero};
   }
   if (quantizer.mode != Quantizer::Mode::learned)

@@ -56,6 +56,8 @@ struct QAT_API Quantizer {
   bool active() const { return mode != Mode::none; }
   // Whether scales are found from the tensor, in every call.
   bool finds() const { return mode == Mode::minmax || mode == Mode::absmean; }
+  // How, as choose_qparams names it.
+  const char* finder() const { return mode == Mode::absmean ? "absmean" : "minmax"; }
   bool has_outer_scale() const { return outer_block[0] != 0; }
   bool has_offset() const { return grid == Grid::offset; }
   // Whether it lays zero points or offsets; those of other grids are 0.

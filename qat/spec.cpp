@@ -186,7 +186,7 @@ Quantizer::Mode mode_of(const QuantSpec& spec, int bits) {
   switch (spec.range) {
     case Range::minmax:
       return Mode::minmax;
-    case Range::absmean:
+    case Range::absmean:  // a schedule's wider integers have their range
       return bits == 2 ? Mode::absmean : Mode::minmax;
     case Range::fixed:
       return Mode::fixed;
@@ -197,10 +197,6 @@ Quantizer::Mode mode_of(const QuantSpec& spec, int bits) {
 }
 
 }  // namespace
-
-const char* finder_of(const QuantSpec& spec, int bits) {
-  return mode_of(spec, bits) == Quantizer::Mode::absmean ? "absmean" : "minmax";
-}
 
 Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements) {
   Quantizer quantizer = quantizer_of(spec, bits, mode_of(spec, bits));

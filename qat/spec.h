@@ -123,10 +123,6 @@ QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, double elements)
 // The same whatever the range of `spec`: to find parameters, or for parameters that are given.
 QAT_API Quantizer quantizer_of(const QuantSpec& spec, int bits, Quantizer::Mode mode);
 
-// How a weight's scales that are found in every forward are found at `bits`, as choose_qparams names
-// it: -1, 0 and 1 alone have a mean magnitude for a scale, a schedule's other widths their range.
-QAT_API const char* finder_of(const QuantSpec& spec, int bits);
-
 // The same for the weight of a layer, and for its input, of which a token's features count.
 QAT_API Quantizer weight_quantizer_of(const QuantSpec& spec, int bits, int64_t rows, int64_t cols);
 QAT_API Quantizer input_quantizer_of(const QuantSpec& spec, int bits, int64_t features);

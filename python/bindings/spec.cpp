@@ -104,7 +104,10 @@ void def_spec(py::module_& m) {
       .def_property_readonly("has_offset", &QuantSpec::has_offset)
       .def_property_readonly("takes_widths", &QuantSpec::takes_widths)
       .def_property_readonly("finds_scale", &QuantSpec::finds_scale)
-      .def("finder", &finder_of, py::arg("bits"))
+      .def(
+          "finder",
+          [](const QuantSpec& spec, int bits) { return quantizer_of(spec, bits, 1.0).finder(); },
+          py::arg("bits"))
       .def_property_readonly("dtype", &dtype_name)
       .def_property_readonly("block",
                              [](const QuantSpec& spec) { return sides_of(block_shape(spec)); })

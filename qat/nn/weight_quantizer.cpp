@@ -139,7 +139,7 @@ OuterParameters WeightQuantizer::outer_scales(const at::Tensor& weight) const {
 std::tuple<at::Tensor, at::Tensor> WeightQuantizer::qparams(const at::Tensor& weight) const {
   const at::NoGradGuard no_grad;
   if (spec_.finds_scale())
-    return choose_qparams(weight, quantizer().text(), finder_of(spec_, bits_), std::nullopt,
+    return choose_qparams(weight, quantizer().text(), quantizer().finder(), std::nullopt,
                           shared_outer_scale());
   if (spec_.range == Range::fixed) return {scale_, zero_point_};
   return round_qparams(scale_.detach(), quantizer().text(), zero_point_argument(),

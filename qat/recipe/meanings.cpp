@@ -79,8 +79,7 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
       {"layers.weight.grid", "Symmetric integers: which levels (docs/numerics.md)."},
       {"layers.weight.scale",
        "minmax: found in every forward. absmean: likewise, the mean magnitude, for weights of -1, "
-       "0 and "
-       "1. mse: searched once. learned: trained. mse is the default "
+       "0 and 1. mse: searched once. learned: trained. mse is the default "
        "where initialize chooses codes together with scales, or mode is auto."},
       {"layers.weight.scale_dtype",
        "The scale is rounded to it before it is used. By default e8m0_floor, a power of two, for "

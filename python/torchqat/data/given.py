@@ -54,9 +54,8 @@ def as_batch(batch: Any) -> Any:
     if not tensors and isinstance(batch, Mapping | tuple | list) and not _nested(batch):
         hint = ": a tokenizer gives tensors when asked for return_tensors='pt'" if isinstance(batch, Mapping) else ""
         raise UserError(f"{_WANTED} a {type(batch).__name__} of {_names(batch)} without any{hint}.")
-    if tensors and not any(
-        tensor.numel() for tensor in tensors
-    ):  # of several, one may say that there is none of a thing
+    # Of several, one may say that there is none of a thing.
+    if tensors and not any(tensor.numel() for tensor in tensors):
         raise UserError(f"{_WANTED} a tensor without elements, {list(tensors[0].shape)}.")
     return dict(batch) if isinstance(batch, Mapping) else batch
 
@@ -122,6 +121,5 @@ def _names(batch: Any) -> str:
 
 
 def _what(given: Any) -> str:
-    return (
-        repr(given) if given is None or isinstance(given, (*_TEXT, bool, int, float)) else f"a {type(given).__name__}"
-    )
+    is_plain = given is None or isinstance(given, (*_TEXT, bool, int, float))
+    return repr(given) if is_plain else f"a {type(given).__name__}"

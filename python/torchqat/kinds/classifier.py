@@ -57,9 +57,9 @@ class Classifier(Kind):
         if not isinstance(model, nn.Module):
             raise UserError(f"model must be a function that returns a torch.nn.Module, but {path} gave {type(model)}.")
         check_finite(model, path)
-        headers = {name: {"dtype": "F64"} for name, p in model.named_parameters() if p.dtype == torch.float64}
-        if doubles := double_note(headers, path, dtype):
-            note(doubles)
+        doubles = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float64]
+        if said := double_note(doubles, path, dtype):
+            note(said)
         return model.to(getattr(torch, dtype)).eval()
 
     def load_tokenizer(self, path: str) -> Any:

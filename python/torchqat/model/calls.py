@@ -153,7 +153,7 @@ class _Reads(TorchFunctionMode):
     def __init__(self, layers: list[nn.Module], others: Iterable[nn.Module] = ()):
         super().__init__()
         self.found: set[int] = set()
-        self._calls, self._inside = [*layers, *(other for other in others if other not in set(layers))], 0
+        self._calls, self._inside = list(dict.fromkeys([*layers, *others])), 0
         self._weights = [layer.weight for layer in layers]  # held, or another tensor could come to have its id
         self._watched = {id(weight) for weight in self._weights}
 

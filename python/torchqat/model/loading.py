@@ -17,7 +17,7 @@ from torchqat.model.loader import language_model_loader
 from torchqat.model.own_code import check_floating, note_export, note_other_architecture, note_own_code
 from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
-from torchqat.model.source import check_place, double_note, is_gguf, place_of, tensors_of
+from torchqat.model.source import check_place, double_note, doubles_of, is_gguf, place_of, tensors_of
 
 
 def no_note(_text: str) -> None:
@@ -140,7 +140,7 @@ def _loaded(
         note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
     if quantized is None:
         note_export(path, note)
-    if quantized is None and (doubles := double_note(tensors_of(path), path, dtype)):
+    if quantized is None and (doubles := double_note(doubles_of(tensors_of(path)), path, dtype)):
         note(doubles)
     if quantized is not None:
         quantized.check_scales(tensors_of(path))

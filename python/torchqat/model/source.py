@@ -13,6 +13,7 @@ from torchqat._library import FileError, check_safetensors
 from torchqat.errors import UserError, first_line
 from torchqat.files import read_json
 from torchqat.model.gguf_header import check_gguf_header
+from torchqat.model.quantized import first_of
 
 # Words of safetensors headers for what weights are in that are not quantized.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -151,16 +152,19 @@ def dtype_of(path: str) -> torch.dtype | None:
     return elements.most_common(1)[0][0] if elements else None
 
 
-def double_note(tensors: dict[str, dict[str, Any]], path: str, dtype: str) -> str:
-    """A sentence where tensors of ``path`` have more digits than the ``dtype`` that they are read in; else empty.
+def doubles_of(tensors: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of what headers say is float64."""
+    return [name for name, entry in tensors.items() if entry["dtype"] == "F64"]
 
-    That is so of float64 alone: which of the narrower ones a model is read in is the user's choice.
+
+def double_note(doubles: list[str], path: str, dtype: str) -> str:
+    """A sentence where tensors of ``path`` in float64 have more digits than the ``dtype`` that they are read in; else empty.
+
+    Of narrower ones there is none: which of them a model is read in is the user's choice.
     """
-    doubles = [name for name, entry in tensors.items() if entry["dtype"] == "F64"]
     if not doubles:
         return ""
-    first = doubles[0] if len(doubles) == 1 else f"{doubles[0]} and {len(doubles) - 1} more"
     return (
-        f"{path} has {first} in float64, in which nothing is trained here: they are read in {dtype}, and what is called "
-        "full precision is that."
+        f"{path} has {first_of(doubles)} in float64, in which nothing is trained here: they are read in {dtype}, and what "
+        "is called full precision is that."
     )

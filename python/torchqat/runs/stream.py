@@ -29,7 +29,7 @@ from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
 from torchqat.model.placement import Placed
 from torchqat.model.prepare import make_plan, replace_layers
-from torchqat.model.source import double_note, tensors_of
+from torchqat.model.source import double_note, doubles_of, tensors_of
 from torchqat.model.vocabulary import check_ids
 from torchqat.ops import release_kept_memory
 from torchqat.ptq.block import Block
@@ -98,7 +98,7 @@ def quantize_folder(
             copy_into(folder, files or {})
         result.calibration, result.folder = calibration, Path(output)
     calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
-    if doubles := double_note(tensors_of(str(source)), str(source), recipe.model.dtype):
+    if doubles := double_note(doubles_of(tensors_of(str(source))), str(source), recipe.model.dtype):
         calibration.warnings.append(doubles)
     if note := cache_note(plan.kv_cache, recipe.exports[0], recipe.engine):
         calibration.warnings.append(note)
