@@ -116,7 +116,8 @@ const std::vector<Format>& formats() {
        .documents = &gguf_documents,
        .dtype = at::kHalf,
        .number_types = {"nvfp4", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q5_1",
-                        "iq4_nl", "iq4_xs"}},
+                        "iq4_nl", "iq4_xs"},
+       .bits_in_blocks = &gguf_bits},
       {.name = "mlx",
        .used_by = "mlx-lm, LM Studio on Apple silicon",
        .layer_types = {"Linear", "Embedding"},
@@ -166,6 +167,7 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
 }
 
 double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
+  if (format.bits_in_blocks) return format.bits_in_blocks(layer);
   const int more = format.code_bits(layer.weight) - stored_bits(layer.weight);
   const auto codes = static_cast<double>(layer.codes.numel());
   const auto zero_points = static_cast<double>(layer.zero_point ? layer.zero_point->numel() : 0);

@@ -45,12 +45,14 @@ struct QAT_API Format {
   bool holds_every_scheme = false;
   // The width that a code is stored in.
   int (*code_bits)(const QuantSpec& spec) = &stored_bits;
+  // Bits that the file spends on a weight, where its blocks are not those that share a scale.
+  double (*bits_in_blocks)(const QuantizedWeights& layer) = nullptr;
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
 QAT_API std::string refusal(const Format& format, const LayerPlan& layer);
 
-// Bits that a checkpoint in `format` spends on the weight, as artifact.h counts them.
+// Bits that a checkpoint in `format` spends on a weight, scales and zero points included.
 QAT_API double bits_per_weight_in(const Format& format, const QuantizedWeights& layer);
 
 // Whether levels or scales are of a kind that a format must know: FP4 and FP6, offsets, scales that

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include <cctype>
+#include <map>
 #include <stdexcept>
 
 #include "qat/checkpoint/formats/block_floats.h"
@@ -74,7 +75,8 @@ std::string refusal_of_simple(const LayerPlan& layer) {
   const int64_t group = group_of(weight, layer.in_features);
   if (group % kGgufBlock != 0)
     return "groups must be multiples of 32 columns, but have " + std::to_string(group);
-  return refusal_of_input(layer, gguf_type(weight, layer.in_features) == "TQ2_0" ? 256 : kGgufBlock);
+  return refusal_of_input(layer,
+                          gguf_type(weight, layer.in_features) == "TQ2_0" ? 256 : kGgufBlock);
 }
 
 }  // namespace
@@ -94,6 +96,15 @@ std::string gguf_refusal(const LayerPlan& layer) {
   if (layer.weight->is_float() && is_coded(*layer.weight)) return refusal_of_block_floats(layer);
   if (is_k_quant(gguf_type(*layer.weight, layer.in_features))) return refusal_of_input(layer, 256);
   return refusal_of_simple(layer);
+}
+
+double gguf_bits(const QuantizedWeights& layer) {
+  // Bits of a block over its columns; what is not here has a scale for each of its blocks.
+  static const std::map<std::string, double> kWhole{{"Q4_0", 4.5},  {"Q4_1", 5.0},
+                                                    {"Q5_0", 5.5},  {"Q8_0", 8.5},
+                                                    {"Q2_0", 2.25}, {"TQ2_0", 2.0625}};
+  const auto found = kWhole.find(gguf_type(layer.weight, layer.codes.size(-1)));
+  return found != kWhole.end() ? found->second : bits_per_weight(layer);
 }
 
 NamedTensors gguf_tensors(const QuantizedWeights& layer) {

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
 #include "qat/checkpoint/formats/gguf.h"
+#include "qat/recipe/presets.h"
 #include "tests/qat/checkpoint/formats/layers.h"
+#include "tests/qat/preset_weights.h"
 
 namespace qat {
 namespace {
@@ -87,6 +89,32 @@ TEST(Gguf, LargerGroupsRepeatTheirScale) {
   const at::Tensor row = gguf_tensors(q).at("a.weight")[0];
   EXPECT_EQ(half_at(row, 0), q.scale[0][0].item<float>());
   EXPECT_EQ(half_at(row, 18), q.scale[0][0].item<float>());
+}
+
+// Each of what it counts is what it writes.
+void expect_bits_as_written(const QuantizedWeights& q) {
+  double bytes = 0;
+  for (const auto& [name, tensor] : gguf_tensors(q)) bytes += static_cast<double>(tensor.nbytes());
+  EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("gguf"), q),
+                   8 * bytes / static_cast<double>(q.codes.numel()))
+      << gguf_type(q.weight, q.codes.size(1));
+}
+
+TEST(Gguf, CountsBitsAsItWritesThem) {
+  for (int bits = 2; bits <= 8; ++bits)
+    for (int64_t group : {32, 64, 128, 256})
+      for (Grid grid : {Grid::full, Grid::narrow, Grid::asymmetric}) {
+        QuantSpec spec = group_spec(bits, group);
+        spec.grid = grid;
+        if (bits > 4 && !spec.symmetric()) continue;
+        QuantizedWeights q = random_layer("a", spec, 4, 512);
+        if (q.zero_point) q.zero_point->fill_(0);  // whose least levels are float16 numbers
+        expect_bits_as_written(q);
+      }
+  for (const std::string& name : find_format("gguf").number_types) {
+    SCOPED_TRACE(name);
+    expect_bits_as_written(preset_weights("a", find_preset(name)->spec, at::randn({4, 512})));
+  }
 }
 
 TEST(Gguf, RefusesGroupsThatAreNoBlocks) {
