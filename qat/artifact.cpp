@@ -52,13 +52,12 @@ void check_finite(const std::string& name, const at::Tensor& weight) {
                         std::to_string(bad) + " elements that are NaN or infinite.");
 }
 
-int bits_of_scale(const at::Tensor& scale, ScaleCode code) {
-  if (code == ScaleCode::int4) return 4;
-  if (code == ScaleCode::int6 || code == ScaleCode::int6_signed) return 6;
-  return 8 * static_cast<int>(scale.element_size());
-}
-
 }  // namespace
+
+int bits_of_scale(ScaleCode code) {
+  if (code == ScaleCode::int4) return 4;
+  return code == ScaleCode::int6 || code == ScaleCode::int6_signed ? 6 : 8;
+}
 
 at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype) {
   switch (scale.code) {
@@ -150,7 +149,9 @@ int stored_bits(const QuantSpec& spec) {
 
 double bits_per_weight(const QuantizedWeights& weights) {
   const int bits = stored_bits(weights.weight);
-  const int per_scale = bits_of_scale(weights.scale, weights.weight.scale.code);
+  const ScaleCode code = weights.weight.scale.code;
+  const int per_scale =
+      is_code(code) ? bits_of_scale(code) : 8 * static_cast<int>(weights.scale.element_size());
   const int per_block = per_scale + (weights.offset ? per_scale : weights.zero_point ? bits : 0);
   double total = static_cast<double>(per_block) * static_cast<double>(weights.scale.numel());
   for (const auto& outer : {weights.outer_scale, weights.outer_offset})

@@ -66,6 +66,9 @@ QAT_API QuantizedWeights rows_of(const QuantizedWeights& weights, const std::str
 // What torch keeps stored scales in: `dtype` where they are numbers, else the type of their codes.
 QAT_API at::ScalarType scale_storage(const ScaleSpec& scale, at::ScalarType dtype);
 
+// What a checkpoint spends on a scale that is a code: llama.cpp packs those of 4 and 6 bits.
+QAT_API int bits_of_scale(ScaleCode code);
+
 // The width that checkpoints store: of integers under scales that are numbers 2, 4 or 8, the
 // narrowest that holds the codes; else the width itself.
 QAT_API int stored_bits(const QuantSpec& spec);

@@ -35,6 +35,8 @@ void def_formats(py::module_& m) {
           [](const Format& self, const CheckpointPlan& plan) { return self.documents(plan); },
           py::arg("plan"))
       .def("bits_per_weight", &bits_per_weight_in, py::arg("layer"))
+      .def("size_of_weight", &size_of_weight_in, py::arg("spec"), py::arg("rows"), py::arg("cols"),
+           py::arg("scale_bits") = 0)
       .def("check", &check_format, py::arg("plan"));
   m.def("formats", &formats, py::return_value_policy::reference);
   m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));

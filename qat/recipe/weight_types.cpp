@@ -55,10 +55,10 @@ std::optional<QuantSpec> input_for(const std::optional<QuantSpec>& input, const 
   return input_of(*preset);
 }
 
-int64_t bits_of_scale(const ScaleSpec& scale, int64_t scale_bits) {
+int64_t bits_of(const ScaleSpec& scale, int64_t scale_bits) {
   if (const auto dtype = dtype_of(scale.code); dtype && !scale.has_outer())
     return scale_bits ? scale_bits : *dtype == c10::ScalarType::Float ? 32 : 16;
-  return scale.code == ScaleCode::int6 ? 6 : 8;
+  return bits_of_scale(scale.code);
 }
 
 LeftAlone left_in_float(const LayerPlan& layer) {
@@ -142,7 +142,7 @@ Plan searched_plan(const Plan& plan) {
 }
 
 int64_t size_of_weight(const QuantSpec& spec, int64_t rows, int64_t cols, int64_t scale_bits) {
-  const int64_t stored = stored_bits(spec), scale = bits_of_scale(spec.scale, scale_bits);
+  const int64_t stored = stored_bits(spec), scale = bits_of(spec.scale, scale_bits);
   const int64_t shift = spec.has_offset() ? scale : spec.symmetric() ? 0 : stored;
   const int64_t outer = spec.scale.outer_dtype == c10::ScalarType::Float ? 32 : 16;
   const int64_t levels = spec.has_offset() ? 2 : 1;

@@ -19,6 +19,7 @@ from torchqat._library import (
     weight_of_type,
     with_types,
 )
+from torchqat.checkpoints.formats import known
 from torchqat.data.batch import Batch, to_device
 from torchqat.data.given import listed
 from torchqat.device import find_device
@@ -57,6 +58,7 @@ class LayerSensitivity:
         scale_bits: What a checkpoint spends on a scale that is a number, and on what stays in floating point; by default
             what its dtype takes, and 16, but formats may store a wider one.
         input: How its input is quantized.
+        format: Of the checkpoint, whose blocks may be others than those that share a scale; any when empty.
     """
 
     name: str
@@ -65,6 +67,7 @@ class LayerSensitivity:
     shape: tuple[int, int]
     scale_bits: int = 0
     input: QuantSpec | None = None
+    format: str = ""
 
     @property
     def elements(self) -> int:
@@ -74,7 +77,10 @@ class LayerSensitivity:
         """Bits that a checkpoint spends on the weight at ``width``, scales and zero points included."""
         if width == IN_FLOAT:
             return self.elements * (self.scale_bits or 16)
-        return size_of_weight(weight_of_type(self.spec, word_of(width)), *self.shape, self.scale_bits)
+        spec = weight_of_type(self.spec, word_of(width))
+        if self.format:
+            return known.size_of_weight(self.format, spec, self.shape, self.scale_bits)
+        return size_of_weight(spec, *self.shape, self.scale_bits)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -212,8 +213,8 @@ class Candidates:
         """Half of the room up to the size that is allowed, and all of it; none where no layer can be backed off."""
         if not self._takes(self.wide):
             return []
-        least = bits_of(self.run.plan, self._scale_bits)
-        most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, self._scale_bits)
+        least = bits_of(self.run.plan, **self._stored)
+        most = budget_of_layers(self.run.plan, self.run.recipe.size_bits_per_weight, stored_bits(self.run))
         return [least + share * (most - least) for share in (0.5, 1.0)] if most > least else []
 
     def _mixed(self, budget: float) -> Plan:
@@ -225,13 +226,13 @@ class Candidates:
     def _sensitivity(self) -> list[LayerSensitivity]:
         kept = self.run.report().sensitivity  # measured before this run was interrupted
         if kept:
-            return _layers_of(self.run.plan, self._scale_bits, kept)
-        return [replace(layer, scale_bits=self._scale_bits) for layer in measure_sensitivity(self.run, self.widths)]
+            return _layers_of(self.run.plan, kept, **self._stored)
+        return [replace(layer, **self._stored) for layer in measure_sensitivity(self.run, self.widths)]
 
     @property
-    def _scale_bits(self) -> int:
-        """Of the dtype that the recipe's first format stores scales, and what stays in floating point, in."""
-        return stored_bits(self.run)
+    def _stored(self) -> dict[str, Any]:
+        """What of the recipe's first format, which is the one measured, decides the size of a layer."""
+        return {"scale_bits": stored_bits(self.run), "format": self.run.recipe.exports[0]}
 
 
 def types_of(plan: Plan) -> dict[str, str]:
@@ -239,13 +240,13 @@ def types_of(plan: Plan) -> dict[str, str]:
     return {layer.name: layer.weight.type_name for layer in plan.layers}
 
 
-def bits_of(plan: Plan, scale_bits: int) -> float:
+def bits_of(plan: Plan, scale_bits: int, format: str = "") -> float:
     """What a weight takes on average, scales and zero points included."""
-    layers = _layers_of(plan, scale_bits, {})
+    layers = _layers_of(plan, {}, scale_bits, format)
     return sum(layer.size(own_width(layer.spec)) for layer in layers) / sum(layer.elements for layer in layers)
 
 
-def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -> list[LayerSensitivity]:
+def _layers_of(plan: Plan, kept: dict[str, dict[str, float]], scale_bits: int, format: str) -> list[LayerSensitivity]:
     """The layers of ``plan`` with what a report keeps of their sensitivity, by the width as a word."""
     return [
         LayerSensitivity(
@@ -254,6 +255,7 @@ def _layers_of(plan: Plan, scale_bits: int, kept: dict[str, dict[str, float]]) -
             {width_of(word): kl for word, kl in kept.get(layer.name, {}).items()},
             (layer.matrices * layer.out_features, layer.in_features),
             scale_bits,
+            format=format,
         )
         for layer in plan.layers
     ]

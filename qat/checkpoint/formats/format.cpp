@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 #include <stdexcept>
 
@@ -18,6 +19,7 @@
 #include "qat/names.h"
 #include "qat/recipe/fused_layers.h"
 #include "qat/recipe/presets.h"
+#include "qat/recipe/weight_types.h"
 
 namespace qat {
 namespace {
@@ -45,6 +47,15 @@ bool holds(const Format& format, const QuantSpec& spec) {
 int width_of(const QuantSpec& spec) { return spec.bits; }
 int width_up_to_four(const QuantSpec& spec) {
   return spec.bits <= 4 ? spec.bits : stored_bits(spec);
+}
+
+// More than it takes to store a code, as artifact.h counts it.
+int more_bits(const Format& format, const QuantSpec& spec) {
+  return format.code_bits(spec) - stored_bits(spec);
+}
+
+double bits_in_blocks(const Format& format, const QuantSpec& spec, int64_t columns) {
+  return format.bits_in_blocks ? format.bits_in_blocks(spec, columns) : 0.0;
 }
 
 [[noreturn]] void refuse(const Format& format, const LayerPlan& layer, const std::string& why) {
@@ -167,11 +178,21 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
 }
 
 double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
-  if (format.bits_in_blocks) return format.bits_in_blocks(layer);
-  const int more = format.code_bits(layer.weight) - stored_bits(layer.weight);
+  const double bits = bits_in_blocks(format, layer.weight, layer.codes.size(-1));
+  if (bits != 0.0) return bits;
+  const int more = more_bits(format, layer.weight);
   const auto codes = static_cast<double>(layer.codes.numel());
   const auto zero_points = static_cast<double>(layer.zero_point ? layer.zero_point->numel() : 0);
   return bits_per_weight(layer) + more * (1 + zero_points / codes);
+}
+
+int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t rows, int64_t cols,
+                          int64_t scale_bits) {
+  const double bits = bits_in_blocks(format, spec, cols);
+  if (bits != 0.0) return std::llround(bits * static_cast<double>(rows * cols));
+  const bool zero_points = !spec.symmetric() && !spec.has_offset();
+  const int64_t codes = rows * cols + (zero_points ? block_count(spec, rows, cols) : 0);
+  return size_of_weight(spec, rows, cols, scale_bits) + more_bits(format, spec) * codes;
 }
 
 bool is_coded(const QuantSpec& spec) {

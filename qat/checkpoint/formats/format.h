@@ -45,8 +45,9 @@ struct QAT_API Format {
   bool holds_every_scheme = false;
   // The width that a code is stored in.
   int (*code_bits)(const QuantSpec& spec) = &stored_bits;
-  // Bits that the file spends on a weight, where its blocks are not those that share a scale.
-  double (*bits_in_blocks)(const QuantizedWeights& layer) = nullptr;
+  // Bits that the file spends on a weight in a row of so many columns, where its blocks are not those
+  // that share a scale; 0 where they are.
+  double (*bits_in_blocks)(const QuantSpec& spec, int64_t columns) = nullptr;
 };
 
 // Why `format` cannot hold a layer, in words that follow "because"; empty when it can.
@@ -54,6 +55,10 @@ QAT_API std::string refusal(const Format& format, const LayerPlan& layer);
 
 // Bits that a checkpoint in `format` spends on a weight, scales and zero points included.
 QAT_API double bits_per_weight_in(const Format& format, const QuantizedWeights& layer);
+
+// The same of all of a weight [rows, cols] before it is quantized (size_of_weight, weight_types.h).
+QAT_API int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t rows,
+                                  int64_t cols, int64_t scale_bits = 0);
 
 // Whether levels or scales are of a kind that a format must know: FP4 and FP6, offsets, scales that
 // are codes.

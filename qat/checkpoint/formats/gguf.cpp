@@ -98,13 +98,12 @@ std::string gguf_refusal(const LayerPlan& layer) {
   return refusal_of_simple(layer);
 }
 
-double gguf_bits(const QuantizedWeights& layer) {
-  // Bits of a block over its columns; what is not here has a scale for each of its blocks.
+double gguf_bits(const QuantSpec& spec, int64_t columns) {
   static const std::map<std::string, double> kWhole{{"Q4_0", 4.5},  {"Q4_1", 5.0},
                                                     {"Q5_0", 5.5},  {"Q8_0", 8.5},
                                                     {"Q2_0", 2.25}, {"TQ2_0", 2.0625}};
-  const auto found = kWhole.find(gguf_type(layer.weight, layer.codes.size(-1)));
-  return found != kWhole.end() ? found->second : bits_per_weight(layer);
+  const auto found = kWhole.find(gguf_type(spec, columns));
+  return found != kWhole.end() ? found->second : 0.0;
 }
 
 NamedTensors gguf_tensors(const QuantizedWeights& layer) {

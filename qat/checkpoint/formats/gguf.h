@@ -32,9 +32,9 @@ std::string gguf_refusal(const LayerPlan& layer);
 // "Q4_0", "Q4_K", "NVFP4" and so on: the type of a layer of so many columns that is not refused.
 QAT_API std::string gguf_type(const QuantSpec& spec, int64_t columns);
 
-// Bits that its blocks spend on a weight: those of Q4_0 repeat a scale that more columns share, and
-// have room for 4 bits where codes have 2 or 3.
-double gguf_bits(const QuantizedWeights& layer);
+// Bits that its blocks spend on a weight, where these are not those that share a scale, else 0: those
+// of Q4_0 repeat a scale that more columns share, and have room for 4 bits where codes have 2 or 3.
+double gguf_bits(const QuantSpec& spec, int64_t columns);
 
 // <name>.weight: uint8 [out, in / columns of a block * its bytes]; of NVFP4 <name>.scale as well, float32
 // [1], by which llama.cpp multiplies the product. Throws std::invalid_argument,

@@ -103,6 +103,9 @@ TEST(WeightTypes, SizesCountScales) {
   EXPECT_DOUBLE_EQ(bits(find_preset("mxfp8_e4m3")->spec), 8.25);
   EXPECT_DOUBLE_EQ(bits(find_preset("q4_k")->spec), 4.5);  // llama.cpp's 144 bytes for 256
   EXPECT_DOUBLE_EQ(bits(find_preset("q6_k")->spec), 6.5625);
+  EXPECT_DOUBLE_EQ(bits(find_preset("q2_k")->spec), 2.625);
+  EXPECT_DOUBLE_EQ(bits(find_preset("q3_k")->spec), 3.4375);
+  EXPECT_DOUBLE_EQ(bits(find_preset("iq4_xs")->spec), 4.25);
   QuantSpec int4;
   int4.bits = 4;
   int4.granularity = Granularity::group;

@@ -1,7 +1,7 @@
 """All formats by their names: those of the native library, which C++ programs write as well, and those of Python alone."""
 
 from torchqat import _library
-from torchqat._library import Format, QuantizedWeights
+from torchqat._library import Format, QuantizedWeights, QuantSpec
 from torchqat.checkpoints.formats.dense import Dense
 from torchqat.checkpoints.formats.mxfp4 import Mxfp4
 
@@ -17,6 +17,14 @@ def bits_per_weight(format: str, layer: QuantizedWeights) -> float:
     """Bits that a checkpoint in ``format`` spends on a weight of ``layer``, scales and zero points included."""
     found = find_format(format)
     return found.bits_per_weight(layer) if isinstance(found, Format) else layer.bits_per_weight
+
+
+def size_of_weight(format: str, spec: QuantSpec, shape: tuple[int, int], scale_bits: int = 0) -> int:
+    """Bits that a checkpoint in ``format`` spends on a weight ``[rows, columns]`` under ``spec``, scales included, of which
+    one that is a number takes ``scale_bits``; 0 for those of its dtype."""
+    found = find_format(format)
+    size = found.size_of_weight if isinstance(found, Format) else _library.size_of_weight
+    return size(spec, *shape, scale_bits)
 
 
 def find_format(name: str) -> Format | Mxfp4 | Dense:

@@ -62,6 +62,8 @@ TEST(CompressedTensors, From018OnOddWidthsAreTheirOwn) {
   EXPECT_EQ(config["version"], "0.18.0");
   EXPECT_EQ(config_of("compressed-tensors", {q})["version"], "0.15.0");
   EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("compressed-tensors-0.18"), q), 3 + 16.0 / 32);
+  EXPECT_EQ(size_of_weight_in(find_format("compressed-tensors-0.18"), q.weight, 16, 64),
+            3 * 16 * 64 + 16 * 32);
   EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("compressed-tensors"), q), 4 + 16.0 / 32);
 }
 

@@ -93,11 +93,12 @@ TEST(Gguf, LargerGroupsRepeatTheirScale) {
 
 // Each of what it counts is what it writes.
 void expect_bits_as_written(const QuantizedWeights& q) {
+  const Format& gguf = find_format("gguf");
   double bytes = 0;
   for (const auto& [name, tensor] : gguf_tensors(q)) bytes += static_cast<double>(tensor.nbytes());
-  EXPECT_DOUBLE_EQ(bits_per_weight_in(find_format("gguf"), q),
-                   8 * bytes / static_cast<double>(q.codes.numel()))
+  EXPECT_DOUBLE_EQ(bits_per_weight_in(gguf, q), 8 * bytes / static_cast<double>(q.codes.numel()))
       << gguf_type(q.weight, q.codes.size(1));
+  EXPECT_EQ(size_of_weight_in(gguf, q.weight, q.codes.size(0), q.codes.size(1)), 8 * bytes);
 }
 
 TEST(Gguf, CountsBitsAsItWritesThem) {
