@@ -25,7 +25,7 @@ install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MAT
   PATTERN settings.h EXCLUDE
   PATTERN matcher.h EXCLUDE PATTERN width_name.h EXCLUDE
   PATTERN damped_factor.h EXCLUDE PATTERN in_order.h EXCLUDE PATTERN full_precision.h EXCLUDE
-  PATTERN gptq_solver.h EXCLUDE PATTERN row_feedback.h EXCLUDE
+  PATTERN coordinate_descent.h EXCLUDE PATTERN gptq_solver.h EXCLUDE PATTERN row_feedback.h EXCLUDE
   PATTERN fold.h EXCLUDE PATTERN input_tap.h EXCLUDE PATTERN pending.h EXCLUDE PATTERN spec_json.h EXCLUDE
   PATTERN minifloat.h EXCLUDE PATTERN shared_outer_scale.h EXCLUDE
   REGEX "formats/(awq|block_floats|gguf_.*|gptq|mlx|modelopt|onnx|plain).h" EXCLUDE)

@@ -18,10 +18,14 @@ RoundedWeight call_gptq(const at::Tensor& weight, const at::Tensor& hessian, con
                         int bits, double damping, int64_t block_size, const std::string& order,
                         const std::string& scale_search, double correction, const Optional& drift,
                         const Optional& outer_scale, const Optional& outer_offset,
-                        const Optional& output_hessian, double output_damping) {
-  const GptqOptions options{
-      damping,    block_size,    parse_column_order(order), parse_scale_search(scale_search),
-      correction, output_damping};
+                        const Optional& output_hessian, double output_damping, int64_t sweeps) {
+  const GptqOptions options{damping,
+                            block_size,
+                            parse_column_order(order),
+                            parse_scale_search(scale_search),
+                            correction,
+                            output_damping,
+                            sweeps};
   return solvers::gptq(weight, hessian, spec, bits, options, drift, {outer_scale, outer_offset},
                        output_hessian);
 }
@@ -114,7 +118,8 @@ void def_calibration(py::module_& m) {
         py::arg("correction") = defaults.correction, py::arg("drift") = std::nullopt,
         py::arg("outer_scale") = std::nullopt, py::arg("outer_offset") = std::nullopt,
         py::arg("output_hessian") = std::nullopt,
-        py::arg("output_damping") = defaults.output_damping, Released());
+        py::arg("output_damping") = defaults.output_damping, py::arg("sweeps") = defaults.sweeps,
+        Released());
   py::class_<solvers::ChannelScale>(m, "ChannelScale")
       .def_readonly("scale", &solvers::ChannelScale::scale)
       .def_readonly("loss", &solvers::ChannelScale::loss)

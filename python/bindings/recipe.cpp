@@ -33,7 +33,7 @@ py::tuple state_of(const Initialize& self) {
                         name_of(self.scale_search), self.correction, self.smoothing,
                         self.sequential, blocks.steps, blocks.batch_size, blocks.learning_rate,
                         blocks.scale_learning_rate, name_of(blocks.rounding), self.rotation_size,
-                        name_of(self.objective));
+                        name_of(self.objective), self.sweeps);
 }
 
 Initialize initialize_from(const py::tuple& state) {
@@ -55,6 +55,7 @@ Initialize initialize_from(const py::tuple& state) {
   // Of before it was known, GPTQ saw each layer alone.
   self.objective =
       state.size() > 14 ? parse_objective(state[14].cast<std::string>()) : Objective::layer;
+  self.sweeps = state.size() > 15 ? state[15].cast<int64_t>() : 0;
   return self;
 }
 
@@ -84,6 +85,7 @@ void def_recipe(py::module_& m) {
       .def_readwrite("damping", &Initialize::damping)
       .def_readwrite("block_size", &Initialize::block_size)
       .def_readwrite("correction", &Initialize::correction)
+      .def_readwrite("sweeps", &Initialize::sweeps)
       .def_readwrite("smoothing", &Initialize::smoothing)
       .def_readwrite("rotation_size", &Initialize::rotation_size)
       .def_readwrite("sequential", &Initialize::sequential)

@@ -370,6 +370,7 @@ class Initialize:
     rounding: str
     damping: float
     block_size: int
+    sweeps: int
     order: str
     scale_search: str
     correction: float
@@ -436,6 +437,7 @@ def gptq(
     outer_offset: Tensor | None = None,
     output_hessian: Tensor | None = None,
     output_damping: float = 0.1,
+    sweeps: int = 0,
 ) -> RoundedWeight: ...
 
 class ChannelScale:

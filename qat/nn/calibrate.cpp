@@ -75,8 +75,11 @@ std::string round_layer(LayerQuantizer& layer, const std::optional<at::Tensor>& 
   if (spec.range != Range::minmax && bits != 0) {
     const OuterParameters outer = layer.settle_outer_scales();
     if (settings.rounding == Rounding::gptq && hessian) {
-      const GptqOptions options{settings.damping, settings.block_size, settings.order,
-                                settings.scale_search, 0.0};
+      const GptqOptions options{.damping = settings.damping,
+                                .block_size = settings.block_size,
+                                .order = settings.order,
+                                .scale_search = settings.scale_search,
+                                .sweeps = settings.sweeps};
       const RoundedWeight rounded =
           solvers::gptq(layer.master(), *hessian, spec, bits, options, std::nullopt, outer);
       layer.set_rounded(rounded.target, rounded.scale, rounded.zero_point);
@@ -250,6 +253,7 @@ Calibration gptq(torch::nn::Module& module, const std::vector<Pass>& passes,
   settings.block_size = options.block_size;
   settings.order = options.order;
   settings.scale_search = options.scale_search;
+  settings.sweeps = options.sweeps;
   return calibrate(module, passes, settings);
 }
 

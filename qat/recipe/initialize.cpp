@@ -102,6 +102,7 @@ Initialize read_initialize(YamlSection section) {
   initialize.scale_search =
       section.one_of("scale_search", initialize.scale_search, scale_searches());
   initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
+  initialize.sweeps = section.integer("sweeps", initialize.sweeps, 0, 1000);
   initialize.objective = section.one_of("objective", initialize.objective, kObjectives);
   if (initialize.objective == Objective::model && !initialize.weighs_outputs())
     section.reject("objective", "must be auto or layer unless method is gptq or hadamard+gptq");

@@ -147,6 +147,9 @@ const std::vector<std::pair<const char*, const char*>>& meanings() {
        "rtn, mse, gptq or awq, also after hadamard+, smoothquant+ or awq+, such as awq+gptq."},
       {"initialize.damping", "gptq: share of the Hessian's mean diagonal that is added to it."},
       {"initialize.block_size", "gptq: columns between two updates of the rest."},
+      {"initialize.sweeps",
+       "gptq: passes that follow, in which each code is put where the error is least while all "
+       "others stay."},
       {"initialize.order", "gptq: in which order columns are rounded (docs/numerics.md)."},
       {"initialize.scale_search", "gptq: how scales of groups are found."},
       {"initialize.correction",

@@ -33,8 +33,10 @@ void check(const at::Tensor& weight, const at::Tensor& hessian,
   if (output_hessian && !solvers::all_finite(*output_hessian))
     throw InvalidArgument(
         "GPTQ needs a finite Hessian of the output, but it has NaN or infinite elements.");
-  if (options.damping < 0.0 || options.output_damping < 0.0 || options.block_size < 1)
-    throw InvalidArgument("GPTQ needs a damping of at least 0 and a block_size of at least 1.");
+  if (options.damping < 0.0 || options.output_damping < 0.0 || options.block_size < 1 ||
+      options.sweeps < 0)
+    throw InvalidArgument(
+        "GPTQ needs a damping and sweeps of at least 0 and a block_size of at least 1.");
   if (options.correction != 0.0 && !drift)
     throw InvalidArgument("GPTQ needs a drift for a correction, but none is given.");
 }

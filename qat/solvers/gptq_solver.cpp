@@ -8,6 +8,7 @@
 #include "qat/ops/choose_qparams.h"
 #include "qat/ops/quantize.h"
 #include "qat/ops/quantize_with_feedback.h"
+#include "qat/solvers/coordinate_descent.h"
 #include "qat/solvers/in_order.h"
 
 namespace qat::solvers {
@@ -42,6 +43,7 @@ RoundedWeight GptqSolver::solve(const at::Tensor& original, const at::Tensor& im
                        outer_.scale, outer_.offset);
   round_all();
   if (settle()) round_all();
+  if (options_.sweeps > 0) refine();
   return GptqSolver::finish();
 }
 
@@ -104,6 +106,21 @@ bool GptqSolver::settle() {
   return !same;
 }
 
+// Codes that were rounded early saw nothing of those that came after them. (16a)
+void GptqSolver::refine() {
+  first_row_ = 0;
+  end_row_ = layout_.rows;
+  const at::Tensor upper = transfer_ * pivots_;
+  const auto row_hessian = between_rows_ ? std::optional(between_rows_->hessian()) : std::nullopt;
+  const CoordinateDescent descent(
+      at::mm(upper, upper.t()), row_hessian, between_rows_ ? between_rows_->step() : layout_.rows,
+      quantizer_.text(), in_columns(scale_, groups_), in_columns(zero_point_, groups_));
+  Assignment found{codes_, error_, residual_};
+  for (int64_t sweep = 0; sweep < options_.sweeps && descent.pass(weight_, found); ++sweep) {
+  }
+  refined_ = true;
+}
+
 // What columns [from, to) get of the errors of columns [0, before). (16)
 at::Tensor GptqSolver::asked(int64_t first, int64_t before, int64_t from, int64_t to) const {
   return at::mm(rows(error_).slice(1, first, before),
@@ -160,7 +177,11 @@ std::optional<at::Tensor> GptqSolver::outer_of(const std::optional<at::Tensor>& 
 
 // One entry a row, from one a block; and a column for each of [from, to) where they differ.
 at::Tensor GptqSolver::expanded(const at::Tensor& parameters, int64_t from, int64_t to) const {
-  const at::Tensor columns = groups_.slice(0, from, dynamic() ? from + 1 : to);
+  return in_columns(parameters, groups_.slice(0, from, dynamic() ? from + 1 : to));
+}
+
+// Of the rows that are rounded, one entry for each of these groups.
+at::Tensor GptqSolver::in_columns(const at::Tensor& parameters, const at::Tensor& columns) const {
   const at::Tensor own = grid_rows(parameters).index_select(1, columns);
   if (layout_.grid_rows == layout_.rows) return own.contiguous();
   return own.repeat_interleave(layout_.block_rows, 0)
@@ -182,8 +203,9 @@ void GptqSolver::round_columns(int64_t from, int64_t to, const at::Tensor& offse
 // also what its rows do.
 double GptqSolver::loss() const {
   const at::Tensor missed =
-      between_rows_ ? at::linalg_vector_norm(at::mm(error_, transfer_), 2, at::IntArrayRef{0})
-                    : at::linalg_vector_norm(residual_, 2, at::IntArrayRef{0});
+      between_rows_ || refined_
+          ? at::linalg_vector_norm(at::mm(error_, transfer_), 2, at::IntArrayRef{0})
+          : at::linalg_vector_norm(residual_, 2, at::IntArrayRef{0});
   return (missed * pivots_).square().sum(at::kDouble).item<double>();
 }
 

@@ -37,11 +37,13 @@ class GptqSolver {
   void round_all();
   void round_rows();
   bool settle();
+  void refine();
   at::Tensor asked(int64_t first, int64_t before, int64_t from, int64_t to) const;
   void round_panel(int64_t from, int64_t to);
   void choose_scale(int64_t from, const at::Tensor& offset);
   std::optional<at::Tensor> outer_of(const std::optional<at::Tensor>& outer, int64_t place) const;
   at::Tensor expanded(const at::Tensor& parameters, int64_t from, int64_t to) const;
+  at::Tensor in_columns(const at::Tensor& parameters, const at::Tensor& columns) const;
   void round_columns(int64_t from, int64_t to, const at::Tensor& offset);
   double loss() const;
   RoundedWeight finish() const;
@@ -66,8 +68,9 @@ class GptqSolver {
   at::Tensor codes_;
   at::Tensor error_;  // weight - rounded; of the rows that are rounded, wanted - rounded
   at::Tensor scale_, zero_point_;
-  bool chosen_ = false;  // they stay as they are
-  at::Tensor residual_;  // what was rounded less what it was rounded to
+  bool chosen_ = false;   // they stay as they are
+  at::Tensor residual_;   // what was rounded less what it was rounded to
+  bool refined_ = false;  // residuals are no longer those of (16)
 };
 
 }  // namespace qat::solvers

@@ -17,6 +17,8 @@ RowFeedback::RowFeedback(const at::Tensor& hessian, double damping, int64_t toge
       factor_(damped_factor(hessian, order_, damping, "its output's Hessian",
                             "its rows do not answer for each other")) {}
 
+at::Tensor RowFeedback::hessian() const { return at::mm(factor_.upper, factor_.upper.t()); }
+
 at::Tensor RowFeedback::asked(const at::Tensor& missed, int64_t from, int64_t to) const {
   const at::Tensor before = factor_.upper.slice(0, 0, from).slice(1, from, to);
   const at::Tensor own = factor_.upper.slice(0, from, to).slice(1, from, to);

@@ -24,6 +24,9 @@ class RowFeedback {
   // Rows in a block.
   int64_t step() const { return step_; }
 
+  // The Hessian with what it was damped by, float32 [rows, rows].
+  at::Tensor hessian() const;
+
   // What had to be done differently, a sentence's end; empty as a rule.
   const std::string& warning() const { return factor_.warning; }
 

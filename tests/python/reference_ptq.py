@@ -34,6 +34,18 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, grid: str, damp
     return codes, torch.cat(scales, 1), torch.cat(zeros, 1)
 
 
+def sweep(weight: Tensor, rounded, damped: Tensor, group: int, levels: tuple[int, int]) -> Tensor:
+    """The codes of ``rounded`` (a ``RoundedWeight``), each put where the error is least while all others of its row stay."""
+    codes, own = rounded.codes.double(), weight.double()
+    scale, zero = (p.double().repeat_interleave(group, 1) for p in (rounded.scale, rounded.zero_point))
+    for col in range(weight.shape[1]):
+        error = own - (codes - zero) * scale
+        error[:, col] = 0.0
+        best = own[:, col] + error @ damped[:, col] / damped[col, col]
+        codes[:, col] = ((best / scale[:, col]).round() + zero[:, col]).clamp(*levels)
+    return codes.to(torch.int8)
+
+
 def gptq_by_rows(weight: Tensor, hessian: Tensor, outputs: Tensor, bits: int, group: int, grid: str):
     """The same where rows answer for each other, eight at a time, the largest of ``outputs``' diagonal first.
 

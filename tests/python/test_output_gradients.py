@@ -201,7 +201,7 @@ def divergence(model, other):
 
 
 def test_the_models_output_is_nearer():
-    model = architectures.build("Llama")
+    model = architectures.build("Qwen3")
     layer, whole, auto = (
         divergence(model, calibrated(model, f"{{method: gptq{objective}}}"))
         for objective in (", objective: layer", ", objective: model", "")

@@ -1,11 +1,14 @@
 """GGUF files that are written block by block are those of the whole model."""
 
+from pathlib import Path
+
 import architectures
 import pytest
 import torchqat
 from architectures import recipe, tokens
 from sentences import matches
 from streaming import GPTQ, WEIGHT_OF_GGUF, gguf_bytes, whole
+from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files
 from torchqat.runs.stream import quantize_folder
 
 FAMILIES = {
@@ -52,3 +55,30 @@ def test_what_llama_cpp_does_not_know_is_refused_before_any_is_rounded(tmp_path,
     monkeypatch.setattr("torchqat.runs.stream.initialize", lambda *_: pytest.fail("it began"))
     with pytest.raises(torchqat.UserError, match=matches("export.gguf-architecture", architecture="stablelm")):
         quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())
+
+
+def test_what_was_read_back_leaves_memory(tokenizer, tmp_path):
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 256, "intermediate_size": 512}
+    torchqat.export(
+        torchqat.prepare(architectures.build("Llama", **shape), recipe("{method: rtn}", WEIGHT_OF_GGUF)),
+        tmp_path / "out",
+        "gguf",
+        tokenizer,
+    )
+    read = GgufFile(gguf_files(tmp_path / "out"))
+    before = [tensor.data.copy() for _, tensor in read.tensors]
+    assert mapped_bytes(read.files[0]) > 300_000
+    read.forget()
+    assert mapped_bytes(read.files[0]) == 0
+    assert all((tensor.data == then).all() for (_, tensor), then in zip(read.tensors, before, strict=True))
+
+
+def mapped_bytes(file):
+    """What of a mapped file is in the memory of this process."""
+    found, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            counts = line.endswith(str(file))
+        elif counts and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found

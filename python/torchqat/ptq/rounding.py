@@ -54,6 +54,7 @@ def _gptq(
         layer.weight_bits,
         damping=settings.damping,
         block_size=settings.block_size,
+        sweeps=settings.sweeps,
         order=settings.order,
         scale_search=settings.scale_search,
         correction=settings.correction if drift is not None else 0.0,

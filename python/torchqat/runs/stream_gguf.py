@@ -99,6 +99,7 @@ class GgufStreamWriter:
             else:
                 continue  # of a layer outside the blocks, a bias, which is not there yet
             self.digests[name] = digest(values).hex()
+        self.read_back.forget()
         if expected:
             raise UserError(f"{min(expected)} is not in the file that it was written to.")
 

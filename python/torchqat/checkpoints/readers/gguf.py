@@ -4,6 +4,7 @@ All that decides how a tensor is read, the architecture and the numbers of block
 has nothing else.
 """
 
+import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,6 +120,13 @@ class GgufFile:
     @cached_property
     def _readers(self) -> list[tuple[Path, gguf.GGUFReader]]:
         return [(file, _reader(file)) for file in self.files]
+
+    def forget(self) -> None:
+        """What was read leaves memory; it is read from the files again where it is asked for."""
+        for _, reader in self._readers:
+            mapped = reader.data.base
+            if hasattr(mmap, "MADV_DONTNEED") and isinstance(mapped, mmap.mmap):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def _value(self, key: str) -> Any:
         file, reader = self._readers[0]
