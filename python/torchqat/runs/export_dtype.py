@@ -8,7 +8,7 @@ from torchqat.checkpoints.dtype import dtype_named, dtype_word, has_digits, hold
 from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.formats.mlx import has_exact_products
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
-from torchqat.model.quantized import first_of
+from torchqat.errors import first_of
 from torchqat.runs.run import Run
 
 
