@@ -160,7 +160,10 @@ def added_note(model: nn.Module) -> str:
         names += [".".join(part for part in (place, name) if part) for name in added]
     if not names:
         return ""
-    return f"{first_of(names)} came into the model after prepare, which quantizes what is there, and stays in floating point."
+    return (
+        f"{first_of(names)} came into the model after prepare, which quantizes what is there, and stays in floating "
+        "point."
+    )
 
 
 def _floating_layers(model: nn.Module) -> list[str]:
