@@ -153,14 +153,16 @@ class CheckpointReader:
 
     def _check_parts(self, name: str) -> None:
         """Raises UserError if a tensor is not there that ``name`` is made from, as far as transformers tells."""
-        parts = DiskNames(self._model).parts(name) if self._model is not None else []
-        if any(part.name not in self._files for part in parts):
+        if self._missing_parts(name):
             raise self._lacks(name)
 
     def _lacks(self, name: str) -> UserError:
-        parts = DiskNames(self._model).parts(name) if self._model is not None else []
-        missing = next((part.name for part in parts if part.name not in self._files), name)
+        missing = [*self._missing_parts(name), name][0]
         return UserError(f"{self.folder} must hold the tensor {missing}, but does not.")
+
+    def _missing_parts(self, name: str) -> list[str]:
+        parts = DiskNames(self._model).parts(name) if self._model is not None else []
+        return [part.name for part in parts if part.name not in self._files]
 
 
 def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:

@@ -1,4 +1,4 @@
-"""The language model inside a model that also reads images or sounds, and what stands beside it."""
+"""The language model inside a model that also reads images or sounds, what stands beside it, and the output head."""
 
 from typing import Any
 
@@ -21,13 +21,18 @@ def language_model(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if name and _is_of(module, text)), None)
 
 
+def output_head(model: nn.Module) -> nn.Module | None:
+    """What gives the logits, of a model of transformers; ``None`` of others, and where there is none."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
 def beside_language_model(model: nn.Module) -> dict[int, str]:
     """By the ``id`` of each module beside the language model of ``model`` and its head, the name of the part it is in."""
     inside = language_model(model)
     if inside is None:
         return {}
     found: dict[int, str] = {}
-    head = model.get_output_embeddings()
+    head = output_head(model)
     for name, module in model.named_modules():
         if module is head:
             continue
