@@ -23,7 +23,7 @@ from torchqat.errors import UserError, first_of
 from torchqat.files import copy_into
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
-from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.model.blocks import NamedModules, block_lists, hooks
 from torchqat.model.calls import checked_calls
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
@@ -217,12 +217,8 @@ class _AtWork:
             module._buffers.update(
                 {n: b.to(self.device) for n, b in module._buffers.items() if b is not None and not b.is_meta}
             )
-        handles = [m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]
-        try:
+        with hooks([m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _planned(self, block: Block) -> list[LayerPlan]:
         return [layer for layer in self.plan.layers if layer.name.startswith(block.name + ".")]
