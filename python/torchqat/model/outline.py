@@ -1,5 +1,6 @@
 """A model's folder read tensor by tensor, and a model without weights to put them into."""
 
+import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -190,6 +191,12 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
             f"{first_line(error)}"
         ) from error
     return model.eval()
+
+
+def without_numbers(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, where its tensors, shared as they are, take no memory; all of it trains."""
+    found = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.is_floating_point()) for p in model.parameters()}
+    return copy.deepcopy(model, found | {id(b): torch.empty_like(b, device="meta") for b in model.buffers()})
 
 
 def empty(module: nn.Module, buffers: bool = False) -> nn.Module:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from torchqat.model.loader import is_encoder_decoder
+
 
 def language_model(model: nn.Module) -> str | None:
     """The name of the part of ``model`` that reads and writes text, where others read something else.
@@ -13,7 +15,7 @@ def language_model(model: nn.Module) -> str | None:
         decoder and of models that write no text.
     """
     config = getattr(model, "config", None)
-    if not _writes_text(model) or getattr(config, "is_encoder_decoder", False):
+    if not generates(model) or is_encoder_decoder(config):
         return None
     text = _text_config(config)
     if text is None or text is config:
@@ -41,7 +43,8 @@ def beside_language_model(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _writes_text(model: nn.Module) -> bool:
+def generates(model: nn.Module) -> bool:
+    """Whether ``model`` writes text, from a text or from what an encoder of its own reads."""
     return hasattr(model, "can_generate") and hasattr(model, "config") and model.can_generate()
 
 
