@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torchqat
-from blocks_of import prepared as of_blocks
+from block_models import prepared as of_blocks
 from conftest import Tiny, new_model
 from pretend_gpu import PretendGpu
 from torch import nn
