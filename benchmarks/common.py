@@ -1,19 +1,26 @@
-"""What the benchmarks share: paired timing, the machine in words, tables and JSON."""
+"""What the benchmarks share: paired timing, memory, figures that are kept, the machine in words, tables and JSON."""
 
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchqat
 from torchqat import ops
+from torchqat.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Timing:
 
 
 def synchronize() -> None:
-    if torch.cuda.is_available():
+    if CUDA:
         torch.cuda.synchronize()
 
 
@@ -69,9 +76,39 @@ def paired(
     return timings
 
 
+def alone(script: str, *arguments: object) -> Any:
+    """What ``script`` prints last, as JSON, in a process of its own, whose large tensors are unmapped when they go."""
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_megabytes() -> float:
+    """What this program had at most, of a GPU where there is one; getrusage would count what it was started from."""
+    if CUDA:
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+
+
+def kept(path: Path, signature: dict, make: Callable[[], dict]) -> dict:
+    """The figures in the file ``path`` if they are of ``signature``, else those that ``make`` gives, which go there."""
+    if path.is_file() and (found := json.loads(path.read_text())).get("signature") == signature:
+        return found["figures"]
+    figures = make()
+    write_json(path, {"signature": signature, "figures": figures})
+    return figures
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and the least and the most."""
+    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
+
+
 def machine() -> dict[str, str]:
     """Device and versions."""
-    if torch.cuda.is_available():
+    if CUDA:
         device = torch.cuda.get_device_name()
     else:
         with open("/proc/cpuinfo") as file:
@@ -102,7 +139,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def suffix() -> str:
     """Of a result's file: the device, and its instructions where TORCHQAT_CPU_CAPABILITY asks for less than there is."""
-    if torch.cuda.is_available():
+    if CUDA:
         return "cuda"
     return "-".join(["cpu", *filter(None, [os.environ.get("TORCHQAT_CPU_CAPABILITY")])])
 

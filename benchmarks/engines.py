@@ -63,19 +63,7 @@ def main() -> None:
             "Agreement with the training forward, on held-out text; every tensor of every checkpoint equal bit for bit.",
             table(["model", "engine", "format", "weights", "KL", "bound", "top-1", "same text"], agreement),
             "Speed and memory, 94 M parameters, a prompt of 256 tokens, 48 written, the best of 5.",
-            table(
-                [
-                    "engine",
-                    "weights",
-                    "file, MB",
-                    "of float",
-                    "prompt, tok/s",
-                    "generation, tok/s",
-                    "of float",
-                    "peak, MB",
-                ],
-                speed,
-            ),
+            table(SPEED_HEADER, speed),
             "onnxruntime, 2048 to 8192 to 2048, batch 1, the best of 50.",
             table(["weights", "file, MB", "runs/s", "of float"], modules),
         ]

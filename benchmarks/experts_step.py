@@ -10,16 +10,12 @@ times the time, and the memory of plain training and the experts of one layer.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 
 import torch
 import torchqat
-from common import paired, publish, table, verdict
+from common import DEVICE, MEGABYTE, alone, paired, peak_megabytes, publish, table, verdict
 from torch import nn
-from training_step import CUDA, DEVICE, MEGABYTE, peak_resident
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 MODES = ["plain", "minmax", "learned"]
@@ -60,13 +56,7 @@ def probe(mode: str, implementation: str, tokens: int) -> None:
     step = stepper(mode, implementation, tokens, torch.float32)
     for _ in range(3):
         step()
-    print(json.dumps((torch.cuda.max_memory_allocated() if CUDA else peak_resident()) / MEGABYTE))
-
-
-def peak_megabytes(mode: str, implementation: str, tokens: int) -> float:
-    command = [sys.executable, __file__, "--probe", mode, implementation, "--tokens", str(tokens)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
-    return json.loads(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
+    print(json.dumps(peak_megabytes()))
 
 
 def allowed_megabytes(mode: str) -> float:
@@ -89,7 +79,9 @@ def main() -> None:
         steps = {mode: stepper(mode, implementation, options.tokens, torch.float32) for mode in MODES}
         times = paired(steps, "plain", options.rounds, warmup=1)
         steps.clear()
-        memory = {mode: peak_megabytes(mode, implementation, options.tokens) for mode in MODES}
+        memory = {
+            mode: alone(__file__, "--probe", mode, implementation, "--tokens", options.tokens) for mode in MODES
+        }
         figures[implementation] = {"time": {m: asdict(t) for m, t in times.items()}, "memory": memory}
         cells = [f"{times['plain'].milliseconds:.0f} ms, {memory['plain']:.0f} MB"]
         for mode in MODES[1:]:

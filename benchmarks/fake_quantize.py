@@ -14,12 +14,10 @@ from functools import partial
 
 import peers
 import torch
-from common import paired, publish, synchronize, table, verdict
+from common import CUDA, DEVICE, paired, publish, synchronize, table, verdict
 from torch import Tensor
 from torchqat import ops
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 CASES = [(4096, dtype, group) for dtype in (torch.float32, torch.bfloat16) for group in (32, 128)]
 CASES += [(8192, torch.bfloat16, 128)] if CUDA else [(1024, torch.float32, 32)]
 # At most this many times what an earlier state took.

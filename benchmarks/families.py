@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 import torchqat
-from common import table
+from common import kept, table
 from texts import documents, written
 from torchqat._library import TrainSection
 from torchqat.data.batches import Batches
 from torchqat.data.tokenized import tokenize
 from torchqat.device import name_of
-from torchqat.files import pending_folder, write_json
+from torchqat.files import pending_folder
 from torchqat.kinds.losses import cross_entropy
 from torchqat.precision import products
 from torchqat.recipes.shipped import load_recipe
@@ -95,15 +95,15 @@ def figures_of(family: str, recipe: str, options: argparse.Namespace) -> dict[st
     loaded = load_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in settings.items()] + options.set)
     name = "-".join([recipe, str(options.steps), *(f"{key}={value}" for key, value in sorted(given.items()))])
     run = Run(loaded, work / name, Progress(quiet=True))
-    path = run.folder / "figures.json"
-    if path.is_file() and json.loads(path.read_text())["recipe"] == loaded.text:
-        return json.loads(path.read_text())["figures"]
+    return kept(run.folder / "figures.json", {"recipe": loaded.text}, lambda: measured(run))
+
+
+def measured(run: Run) -> dict[str, float]:
     run.folder.mkdir(parents=True, exist_ok=True)
     before, after = run.measure(run.prepared(run.plan)), run.measure(fine_tune(run))
     found = {"before": before.kl, "after": after.kl, "step": run.report().validation["step"]}
     found |= {"perplexity before": before.perplexity, "perplexity after": after.perplexity}
     found["float perplexity"] = torchqat.evaluate(run.original, run.data.evaluation).perplexity
-    write_json(path, {"recipe": loaded.text, "figures": found})
     return found
 
 

@@ -10,10 +10,9 @@ import argparse
 from dataclasses import asdict
 
 import torch
-from common import RESULTS, paired, publish, suffix, table
+from common import DEVICE, RESULTS, paired, publish, suffix, table
 from torchqat import ops
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 THREADS = [1] if DEVICE == "cuda" else [1, 2]
 WEIGHT, INPUT = "minmax int4 narrow 1x32 bfloat16", "minmax int8 narrow 1x-1 float32"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torchqat
+from common import kept
 from small_llama import SMALL_LLAMA
 from torchqat._library import Initialize
 from torchqat.device import name_of
@@ -82,16 +83,13 @@ train: {{steps: {STEPS}, validate_every: 30, checkpoint_every: 1000000}}
         return Run(ours, self.folder / f"int{bits}-g{group}-{seed}", Progress(quiet=True), shared)
 
     def kept(self, name: str, make) -> dict:
-        path = self.folder / f"{name}.json"
-        signature = {"model": self.model, "training": STEPS}
-        if path.is_file() and json.loads(path.read_text())["signature"] == signature:
-            return json.loads(path.read_text())["figures"]
-        begun = time.monotonic()
-        model = make()
-        seconds = time.monotonic() - begun
-        figures = {**vars(self.first.measure(model)), "seconds": seconds}
-        write_json(path, {"signature": signature, "figures": figures})
-        return figures
+        def measured() -> dict:
+            begun = time.monotonic()
+            model = make()
+            seconds = time.monotonic() - begun
+            return {**vars(self.first.measure(model)), "seconds": seconds}
+
+        return kept(self.folder / f"{name}.json", {"model": self.model, "training": STEPS}, measured)
 
     def method(self, bits: int, group: int, method: str, settings: dict) -> dict:
         run = self.run_of(bits, group, self.model, 0)

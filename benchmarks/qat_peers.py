@@ -10,12 +10,11 @@ are kept in build/qat_peers.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 import torch
 import torchqat
-from common import publish, table
+from common import publish, spread, table
 from small_llama import QUARTER_LLAMA
 from torch import nn
 from torchqat.data.batches import Batches
@@ -114,17 +113,13 @@ def main() -> None:
             runs = [train(start, bits, name, seed, options) for seed in range(options.seeds)]
             figures[f"INT{bits}, {name}"] = runs
             forms = (("perplexity", "{:.3f}"), ("kl", "{:.5f}"))
-            rows.append([f"INT{bits} g128", name, *(_spread([run[m] for run in runs], form) for m, form in forms)])
+            rows.append([f"INT{bits} g128", name, *(spread([run[m] for run in runs], form) for m, form in forms)])
     body = table(["weights", "trained by", "perplexity", "KL to float"], rows)
     settings = f"{options.steps} steps of 4 x 256 tokens, learning rate {options.learning_rate}"
     body += f"\n\n{settings}; {options.seeds} seeds: median (least to most)."
     publish(
         "qat_peers", "Training beside torchao", body, figures, "PYTHONPATH=build/peers python benchmarks/qat_peers.py"
     )
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
 
 
 if __name__ == "__main__":

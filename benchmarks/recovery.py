@@ -9,14 +9,12 @@ Prints a table of medians and spreads, and writes it with device and versions to
 """
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 
 import torchqat
+from common import kept, spread
 from small_llama import SMALL_LLAMA
 from torchqat.device import name_of
-from torchqat.files import write_json
 from torchqat.kinds.losses import cross_entropy
 from torchqat.reports.report import environment
 from torchqat.runs.fine_tune import fine_tune
@@ -60,14 +58,14 @@ class Bench:
 
     def kept(self, run: Run, make) -> dict[str, float]:
         """The figures of a finished run, or those of ``make``'s model."""
-        path = run.folder / "figures.json"
+
+
+        def measured() -> dict[str, float]:
+            (run.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
+            return vars(run.measure(make(run)))
+
         signature = {"recipe": run.recipe.text, "seed": run.recipe.train.seed, "model": run.model_path}
-        if path.is_file() and json.loads(path.read_text())["signature"] == signature:
-            return json.loads(path.read_text())["figures"]
-        (run.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
-        figures = vars(run.measure(make(run)))
-        write_json(path, {"signature": signature, "figures": figures})
-        return figures
+        return kept(run.folder / "figures.json", signature, measured)
 
     def naive(self, bits: int) -> dict[str, float]:
         run = self.run_of(load(bits), f"int{bits}-naive", 0)
@@ -91,10 +89,6 @@ class Bench:
 
 def share(metric: str, baseline: float, naive: dict, runs: list[dict]) -> list[float]:
     return [(naive[metric] - run[metric]) / (naive[metric] - baseline) for run in runs]
-
-
-def spread(values: list[float], form: str) -> str:
-    return f"{form} ({form} to {form})".format(statistics.median(values), min(values), max(values))
 
 
 def rows_of(bench: Bench, bits: int, seeds: int, direct_seeds: int) -> list[str]:

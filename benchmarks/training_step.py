@@ -11,23 +11,17 @@ First of all, logits are compared with torchao's on the grid that both have.
 import argparse
 import copy
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 
 import peers
 import torch
 import torchqat
-from common import RESULTS, paired, publish, suffix, table, verdict
+from common import CUDA, DEVICE, MEGABYTE, RESULTS, alone, paired, peak_megabytes, publish, suffix, table, verdict
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MODES = ["plain", "none", "codes", "weights", "together", "learned", "torchao"]
 CACHES = {"none": "none", "codes": "codes", "weights": "weights", "together": "weights"}
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -132,27 +126,12 @@ def measure_time(case: Case, rounds: int) -> dict:
     }
 
 
-def peak_megabytes(mode: str, case: Case) -> float | None:
-    """Peak memory of a process that takes three steps, large tensors unmapped when they go: without what malloc wastes."""
-    command = [sys.executable, __file__, "--probe", mode, "--case", case.name]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else None
-
-
 def probe(mode: str, case: Case) -> None:
+    """Print the peak memory of three steps; none where the peer is missing."""
     step = stepper(mode, case)
-    if step is None:
-        sys.exit(1)
-    for _ in range(3):
+    for _ in range(3 if step else 0):
         step()
-    print(json.dumps((torch.cuda.max_memory_allocated() if CUDA else peak_resident()) / MEGABYTE))
-
-
-def peak_resident() -> int:
-    """Bytes; of this program alone, where getrusage would count what it was started from."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    print(json.dumps(peak_megabytes() if step else None))
 
 
 def allowed_megabytes(mode: str, case: Case) -> float:
@@ -225,7 +204,9 @@ def main() -> None:
         if not options.memory_only:
             figures[case.name] = {"time": measure_time(case, rounds)}
         modes = case.modes if case.measures_memory else []
-        figures[case.name]["memory"] = {mode: peak_megabytes(mode, case) for mode in modes}
+        figures[case.name]["memory"] = {
+            mode: alone(__file__, "--probe", mode, "--case", case.name) for mode in modes
+        }
         print(case.name, {k: v["text"] for k, v in figures[case.name]["time"].items()}, figures[case.name]["memory"],
               flush=True)  # fmt: skip
     times, memories = report_rows(figures)

@@ -11,19 +11,15 @@ log-probabilities of all tokens at once. Each way has a process of its own. Grad
 import argparse
 import copy
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 import torchqat
-from common import publish, synchronize, table
+from common import CUDA, DEVICE, MEGABYTE, alone, peak_megabytes, publish, synchronize, table
 from torch import Tensor
 from torchqat.losses import cross_entropy, forward_kl
-from training_step import CUDA, DEVICE, MEGABYTE, peak_resident
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 151_936
@@ -96,15 +92,8 @@ def check_agreement() -> str:
     return "by torchqat and by the plain formula KL is equal within 1e-6 of itself, gradients within a step of bfloat16"
 
 
-def figures_of(way: str, tokens: int, steps: int) -> dict[str, float]:
-    """Seconds of a step and peak memory of a process of its own, large tensors unmapped when they go."""
-    command = [sys.executable, __file__, "--probe", way, "--tokens", str(tokens), "--steps", str(steps)]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def probe(way: str, tokens: int, steps: int) -> None:
+    """Print the seconds of a step and the peak memory."""
     step = stepper(way, tokens)
     step()
     seconds = []
@@ -114,8 +103,7 @@ def probe(way: str, tokens: int, steps: int) -> None:
         step()
         synchronize()
         seconds.append(CLOCK() - start)
-    peak = torch.cuda.max_memory_allocated() if CUDA else peak_resident()
-    print(json.dumps({"seconds": statistics.median(seconds), "all": seconds, "megabytes": peak / MEGABYTE}))
+    print(json.dumps({"seconds": statistics.median(seconds), "all": seconds, "megabytes": peak_megabytes()}))
 
 
 def main() -> None:
@@ -128,7 +116,9 @@ def main() -> None:
         return probe(options.probe, options.tokens, options.steps)
     agreement, found = check_agreement(), {}
     for way in WAYS:
-        found[way] = figures_of(way, options.tokens, options.steps)
+        found[way] = alone(
+            __file__, "--probe", way, "--tokens", options.tokens, "--steps", options.steps
+        )
         print(WAYS[way], found[way], flush=True)
     plain = found["plain"]
     rows = [

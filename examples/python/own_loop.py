@@ -55,7 +55,7 @@ def main() -> None:
     )
     train(model, x[train_rows], y[train_rows], 400)
     recipe = torchqat.parse_recipe(RECIPE)
-    rounded = torchqat.prepare(copy.deepcopy(model), torchqat._library.naive_plan(torchqat.make_plan(model, recipe), 2))
+    rounded = torchqat.prepare(copy.deepcopy(model), recipe, method="rtn")
     prepared = torchqat.prepare(copy.deepcopy(model), recipe)
     train(prepared, x[train_rows], y[train_rows], 400, recipe)
     for name, candidate in (("float", model), ("2 bits, rounded", rounded), ("2 bits, trained", prepared)):

@@ -51,7 +51,7 @@ def products(device: torch.device, dtype: torch.dtype) -> Products:
         dtype: bfloat16 or float16; others need no special instructions.
     """
     if dtype not in _INSTRUCTIONS:
-        return Products(True, f"every device multiplies {name_of(dtype)}")
+        return Products(True, f"every device multiplies {dtype_word(dtype)}")
     if device.type == "cuda":
         return _of_gpu(device, dtype)
     if device.type == "cpu":
@@ -71,7 +71,7 @@ def emulated(device: torch.device, dtype: torch.dtype, what: str) -> str:
     if found.multiplied:
         return ""
     return (
-        f"{what} is {name_of(dtype)}, whose products {device} emulates, many times slower than those of float32: "
+        f"{what} is {dtype_word(dtype)}, whose products {device} emulates, many times slower than those of float32: "
         f"{found.why}."
     )
 
@@ -84,7 +84,8 @@ def emulated_choices(recipe: Recipe, device: torch.device) -> list[str]:
     return [said for what, word in asked.items() if (said := emulated(device, DTYPES[word], what))]
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_word(dtype: torch.dtype) -> str:
+    """``bfloat16`` and the like."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -94,7 +95,7 @@ def _of_gpu(device: torch.device, dtype: torch.dtype) -> Products:
     found, least = torch.cuda.get_device_capability(device), _TENSOR_CORES[dtype]
     has = f"compute capability {found[0]}.{found[1]}"
     if found < least:
-        return Products(False, f"it has {has}, and tensor cores take {name_of(dtype)} from {least[0]}.{least[1]} on")
+        return Products(False, f"it has {has}, and tensor cores take {dtype_word(dtype)} from {least[0]}.{least[1]} on")
     return Products(True, f"tensor cores of {has}")
 
 

@@ -170,9 +170,8 @@ std::string read_device(YamlSection& section) {
 
 struct Engine {
   std::string name;
-  bool writes_text;  // it serves language models, or other kinds
-  std::vector<std::string>
-      formats;  // that it loads; the first is written where a recipe lists none
+  bool writes_text;                  // it serves language models, or other kinds
+  std::vector<std::string> formats;  // that it loads; the first is written where none is listed
 };
 
 // Transformers reads most formats, and says of others that it does not.
@@ -192,11 +191,10 @@ const std::vector<Engine>& known_engines() {
 // The engine that the export is for, and the formats that are written.
 void read_exports(YamlSection& section, RunRecipe& recipe) {
   const bool writes_text = recipe.model.kind == "causal_lm";
-  std::vector<std::string> names;
+  std::vector<std::string> names, loaded;
   for (const Engine& engine : known_engines())
     if (engine.writes_text == writes_text) names.push_back(engine.name);
   if (section.has("engine")) recipe.engine = section.one_of("engine", "transformers", names);
-  std::vector<std::string> loaded;
   for (const Engine& engine : known_engines())
     if (engine.writes_text == writes_text && engine.name == recipe.engine) loaded = engine.formats;
   const std::string fitting = loaded.empty() ? "compressed-tensors" : loaded.front();

@@ -77,6 +77,16 @@ def _undrawn(request, monkeypatch):
         leave_undrawn(monkeypatch.setattr)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """One that is pretended, whose numbers are the host's (pretend_gpu.py)."""
+    from pretend_gpu import PretendGpu
+
+    monkeypatch.setattr("torchqat.device.BUILT_WITH_CUDA", True)
+    with PretendGpu() as gpu:
+        yield gpu
+
+
 class Tiny:
     """Settings of a Llama small enough for a test."""
 

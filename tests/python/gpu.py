@@ -24,7 +24,7 @@ class Gpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self._fake = FakeTensorMode()
-        _let_autograd_ask_for_streams()
+        let_autograd_ask_for_streams()
 
     def __enter__(self):
         self._fake.__enter__()
@@ -77,7 +77,7 @@ def _equal(one, other):
     return one.shape == other.shape
 
 
-def _let_autograd_ask_for_streams():
+def let_autograd_ask_for_streams():
     """Autograd asks a tensor's device for its stream. Where torch does not know it, the meta device answers."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 15).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")

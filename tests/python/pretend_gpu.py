@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from unittest import mock
 
 import torch
-from gpu import _let_autograd_ask_for_streams
+from gpu import let_autograd_ask_for_streams
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,7 +69,7 @@ class PretendGpu(TorchDispatchMode):
         self._held: set[int] = set()
         self._stream = mock.NonCallableMagicMock(spec=torch.cuda.Stream)  # the only one: nothing waits
         self._modes = ExitStack()
-        _let_autograd_ask_for_streams()
+        let_autograd_ask_for_streams()
 
     def __enter__(self):
         self._modes.enter_context(_Attributes(self))

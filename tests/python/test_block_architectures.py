@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchqat
-from blocks_of import STRANGERS, assert_blocks_give_what_the_model_makes_them_give, forward, main, prepared
+from block_models import STRANGERS, assert_blocks_give_what_the_model_makes_them_give, forward, main, prepared
 from sentences import sentence
 from torchqat.layers.prepared import quant_layers
 from torchqat.model.blocks import block_lists, find_blocks

@@ -7,7 +7,7 @@ import architectures
 import pytest
 import torch
 import torchqat
-from blocks_of import assert_blocks_give_what_the_model_makes_them_give, forward, prepared
+from block_models import assert_blocks_give_what_the_model_makes_them_give, forward, prepared
 from sentences import sentence
 from torch import nn
 from torchqat.layers.prepared import quant_layers

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 
 STATIC = "{dtype: int8, granularity: tensor%s}"
 

@@ -11,7 +11,7 @@ import torchqat
 from json_places import places
 from safetensors.torch import load_file, save_file
 from sentences import matches
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat.verification.result import Verification
 
 FOLDERS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "modelopt", "safetensors")

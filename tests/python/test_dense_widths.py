@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 import torchqat
+from random_layers import Holder, random_linear
 from sentences import matches, sentence
-from test_linear import recipe_for
-from torch import nn
+from small_net import recipe_for
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import load_safetensors
 from torchqat.checkpoints.formats.known import bits_per_weight
@@ -20,13 +20,7 @@ CASES = 1000
 INT3 = "{dtype: int3, group_size: 32, grid: full, scale_dtype: float16}"
 
 
-class Case(nn.Module):
-    def __init__(self, layer: QuantLinear):
-        super().__init__()
-        self.layer = layer
-
-
-def _random_case(bits: int, seed: int) -> Case:
+def _random_case(bits: int, seed: int) -> Holder:
     """A layer whose rows and columns seldom fill a word."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
@@ -42,12 +36,7 @@ def _random_case(bits: int, seed: int) -> Case:
         scale_dtype=choose.choice(("float16", "bfloat16", "float32")),
     )
     columns = group * choose.randint(1, 4) if granularity == "group" else choose.randint(1, 90)
-    linear = nn.Linear(columns, choose.randint(1, 70), bias=False)
-    with torch.no_grad():
-        linear.weight.mul_(10.0 ** choose.uniform(-2, 1))
-        if choose.random() < 0.2:
-            linear.weight[0] = 0
-    return Case(QuantLinear(linear, spec, None, "mse"))
+    return Holder(QuantLinear(random_linear(choose, choose.randint(1, 70), columns), spec, None, "mse"))
 
 
 @pytest.mark.parametrize("bits", (3, 5, 6, 7))

@@ -174,7 +174,7 @@ def test_our_own_folder_is_loaded_into_the_model(family, prepared, folders, tmp_
         expected = forward(prepared(family), tokens()[0]).logits
         assert torch.equal(forward(model, tokens()[0]).logits, expected)
         torchqat.load(model, out, packed=True)
-        torch.testing.assert_close(forward(model, tokens()[0]).logits, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(forward(model, tokens()[0]).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_exchanged_experts_are_noticed(prepared, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torchqat
 from architectures import build
 from sentences import matches, sentence
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.verification.engines import EXECUTORCH, ONNXRUNTIME_GENAI, OPENVINO
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 import torchqat
+from random_layers import as_trained, random_linear
 from safetensors.torch import load_file
 from sentences import matches, sentence
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import CheckpointPlan, LayerPlan, find_format
@@ -22,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def _random_case(seed):
-    """A layer of random shape, dtype and spec, its weights of a random size and with a few outliers."""
+    """A layer of random shape, dtype and spec."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     group = choose.choice((8, 16, 32, 64))
@@ -41,19 +42,8 @@ def _random_case(seed):
         scale=choose.choice(("minmax", "mse", "learned")),
         scale_dtype=scale_dtype,
     )
-    linear = nn.Linear(cols, rows, bias=False)
-    with torch.no_grad():
-        linear.weight.normal_().mul_(10.0 ** choose.uniform(-4, 1))
-        linear.weight[choose.randrange(rows), choose.randrange(cols)] *= 30
-        if choose.random() < 0.2:
-            linear.weight[choose.randrange(rows)] = 0
-    layer = QuantLinear(linear.to(DTYPES[dtype]), spec, None, choose.choice(("rtn", "mse")))
-    if spec.scale == "learned":
-        with torch.no_grad():  # as training leaves them: off every dtype but float32
-            layer.weight_scale.mul_(torch.rand_like(layer.weight_scale) * 0.6 + 0.7)
-            if layer.weight_zero_point is not None:
-                layer.weight_zero_point.add_(torch.randn_like(layer.weight_zero_point))
-    return layer, DTYPES[dtype]
+    linear = random_linear(choose, rows, cols, least=-4).to(DTYPES[dtype])
+    return as_trained(QuantLinear(linear, spec, None, choose.choice(("rtn", "mse")))), DTYPES[dtype]
 
 
 def _written_and_read(weights):

@@ -7,20 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchqat
-from pretend_gpu import PretendGpu
-from test_on_device import CUDA, FIXED, _classifier, _conv, ids, logits, places, recipe
+from test_on_device import CUDA, FIXED, ids, logits, places, recipe, small_classifier, small_conv
 from torchqat.device import CPU, device_of
 from torchqat.verification.engines import VLLM, Question, Speed
 from torchqat.verification.engines.question import speed_rows
 from torchqat.verification.engines.workers import serving
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setattr("torchqat.device.BUILT_WITH_CUDA", True)
-    with PretendGpu() as gpu:
-        yield gpu
-
 
 # -- exports -----------------------------------------------------------------------------------------------------------
 
@@ -52,7 +43,7 @@ def test_exports_of_a_model_on_a_gpu_are_the_hosts_bytes(format, rule, tiny_llam
 def test_graphs_of_a_model_on_a_gpu(tmp_path, gpu):
     pytest.importorskip("onnx")
     rule = "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}"
-    model, x = torchqat.prepare(_conv(), recipe(rule=rule, match="*")), torch.randn(2, 3, 8, 8)
+    model, x = torchqat.prepare(small_conv(), recipe(rule=rule, match="*")), torch.randn(2, 3, 8, 8)
     torchqat.calibrate(model, [x])
     torchqat.export(model, tmp_path / "host", "onnx", example=x)
     torchqat.export(model.to(CUDA), tmp_path / "gpu", "onnx", example=x.to(CUDA))
@@ -65,7 +56,7 @@ def test_graphs_of_a_model_on_a_gpu(tmp_path, gpu):
 
 
 def test_a_classifier_is_verified_on_the_gpu(tmp_path, gpu):
-    model = torchqat.prepare(_classifier(), recipe(rule=SEARCHED, match="bert.encoder.*"))
+    model = torchqat.prepare(small_classifier(), recipe(rule=SEARCHED, match="bert.encoder.*"))
     folder = torchqat.export(model, tmp_path / "out", "compressed-tensors")
     before = gpu.most
     found = torchqat.verify(folder, model, device="cuda")

@@ -18,8 +18,8 @@ import torchqat
 from command import call
 from digests import digests
 from forked import Program
+from loops import loop_for, settings
 from sentences import matches, said, sentence
-from test_training import loop_for, settings
 from torchqat.files import SEAL, load_state, save_state
 from torchqat.layers.prepared import quant_layers
 from torchqat.runs.locking import locked
@@ -161,7 +161,7 @@ def test_a_resumed_run_says_which_checkpoint_is_damaged(places, tmp_path, capsys
 
 _HUNGRY = """
 import resource, sys, torch, torchqat
-from test_training import loop_for, settings
+from loops import loop_for, settings
 from torchqat.runs.scratch import new_model
 from conftest import Tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torchqat import ops
 
 TYPES = {"fp8_e4m3": (torch.float8_e4m3fn, 448.0), "fp8_e5m2": (torch.float8_e5m2, 57344.0)}

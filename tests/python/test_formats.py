@@ -8,8 +8,9 @@ import pytest
 import torch
 import torchqat
 from counting import Converted
+from random_layers import Holder, as_trained, random_linear
 from sentences import matches, said, sentence
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 from torchqat import QuantLinear, QuantSpec
 from torchqat._library import LayerPlan, find_format, load_checkpoint, load_safetensors, save_safetensors
@@ -20,16 +21,8 @@ FOLDERS = ("compressed-tensors", "gptq", "gptq_v2", "awq", "mlx", "modelopt", "s
 GROUPS = "{dtype: int4, group_size: 32, grid: full, scale_dtype: float16}"
 
 
-class Case(nn.Module):
-    """One layer in a model, which is what ``export`` takes."""
-
-    def __init__(self, layer: QuantLinear):
-        super().__init__()
-        self.layer = layer
-
-
-def _random_case(seed: int) -> Case:
-    """A layer of random shape, dtype and spec, its weights of a random size, with outliers and empty rows."""
+def _random_case(seed: int) -> Holder:
+    """A layer of random shape, dtype and spec."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     group = choose.choice((32, 64))
@@ -42,19 +35,9 @@ def _random_case(seed: int) -> Case:
         scale=choose.choice(("minmax", "mse", "learned")),
         scale_dtype="float16",
     )
-    linear = nn.Linear(group * choose.randint(1, 4), 32 * choose.randint(1, 3), bias=choose.random() < 0.5)
-    with torch.no_grad():
-        linear.weight.normal_().mul_(10.0 ** choose.uniform(-2, 1))
-        linear.weight[choose.randrange(32), choose.randrange(32)] *= 30
-        if choose.random() < 0.2:
-            linear.weight[choose.randrange(32)] = 0
-    layer = QuantLinear(linear.to(choose.choice((torch.float32, torch.float16))), spec, None, "mse")
-    if spec.scale == "learned":
-        with torch.no_grad():
-            layer.weight_scale.mul_(torch.rand_like(layer.weight_scale) * 0.6 + 0.7)
-            if layer.weight_zero_point is not None:
-                layer.weight_zero_point.add_(torch.randn_like(layer.weight_zero_point))
-    return Case(layer)
+    rows, cols = 32 * choose.randint(1, 3), group * choose.randint(1, 4)
+    linear = random_linear(choose, rows, cols, bias=choose.random() < 0.5)
+    return Holder(as_trained(QuantLinear(linear.to(choose.choice((torch.float32, torch.float16))), spec, None, "mse")))
 
 
 @pytest.mark.parametrize("format", FOLDERS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.files import pending_folder, save_state
 

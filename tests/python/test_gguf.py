@@ -7,7 +7,7 @@ import torch
 import torchqat
 from architectures import build
 from sentences import matches
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.formats.gguf_architectures import ARCHITECTURES, architecture_of
 from torchqat.checkpoints.formats.llama_cpp.rope import rope_tensors

@@ -7,8 +7,8 @@ import torch
 import torchqat
 from gguf_models import BLOCKS, MODELS, build
 from sentences import matches, sentence
+from small_net import recipe_for
 from test_gguf import WEIGHTS, reader_of, value_of
-from test_linear import recipe_for
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.gguf import write_gguf
 from torchqat.checkpoints.formats.gguf_architectures import gguf_notes

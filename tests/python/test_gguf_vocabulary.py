@@ -9,8 +9,8 @@ from architectures import build
 from conftest import TEXT
 from sentencepiece_like import sentencepiece_like
 from sentences import matches
+from small_net import recipe_for
 from test_gguf import WEIGHTS, prepared, reader_of, value_of
-from test_linear import recipe_for
 from torchqat.checkpoints.formats.llama_cpp.pre_tokenizers import PATTERNS, pre_tokenizer
 
 

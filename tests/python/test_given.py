@@ -7,7 +7,7 @@ import torch
 import torchqat
 import transformers
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torchqat.model.vocabulary import check_ids
 from torchqat.sensitivity import sensitivity
 

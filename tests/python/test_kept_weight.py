@@ -9,7 +9,7 @@ import torch
 import torchqat
 from gpu import CUDA, Gpu
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from test_weight_cache import WEIGHTS, Calls
 from torch import nn
 from torchqat.layers.cache_choice import settle

@@ -7,6 +7,7 @@ import torchqat
 from sentences import said
 from torch import nn
 from torchqat.layers.prepared import quant_layers
+from trainers import HaltAt
 
 RECIPE = """version: 1
 layers:
@@ -98,11 +99,3 @@ def test_a_best_checkpoint_may_be_of_a_wider_stage_is_said(tmp_path, loader, cap
     with caplog.at_level("WARNING", "torchqat"):
         trainer(tmp_path, 8, callbacks=[callback, saves]).fit(Module(), loader)
     assert said(caplog.text, "training.watched-at-wider", monitor="qat/clipped_share")
-
-
-class HaltAt(pl.Callback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop = trainer.global_step >= self.step

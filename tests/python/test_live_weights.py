@@ -10,10 +10,10 @@ import transformers
 from counting import Converted
 from launcher import said_by
 from sentences import matches
+from small_net import Net, recipe_for
 from test_experts import recipe_of
 from test_experts_on_disk import INT4, model_of
 from test_formats import FOLDERS, GROUPS
-from test_linear import Net, recipe_for
 from torch.optim.swa_utils import AveragedModel
 from torchqat.checkpoints.readers.reading import read_tensors
 from torchqat.model.passed_over import remember_passed_over

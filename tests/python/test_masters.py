@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchqat
 from conftest import RECIPE
+from loops import loop_for, settings
 from sentences import matches
-from test_training import loop_for, settings
 from torchqat._library import OscillationSection
 from torchqat.files import load_state
 from torchqat.training.loop import TrainingLoop
@@ -152,7 +152,7 @@ def test_a_loss_that_is_scaled_too_far_is_tried_again(tmp_path):
     loop.on_step = lambda step, found: figures.append(found)
     loop.run()
     assert len(figures) == 3 and not any("skipped" in found for found in figures)
-    assert figures[0]["gradient_norm"] == pytest.approx(1e3, rel=1e-2)
+    assert figures[0]["gradient_norm"] == pytest.approx(1e3, rel=1e-3)
     factor = load_state(tmp_path / "t.pt")["loss_scale"]["factor"]
     assert 1.0 < factor < 2.0**16 and 250 * factor < 65504
     _, again = half_loop(3, 1e3, tmp_path)

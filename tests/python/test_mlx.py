@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches, sentence
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat._library import load_safetensors
 from torchqat.checkpoints.export import check_exports
 from torchqat.checkpoints.formats.mlx import ARCHITECTURES

@@ -9,7 +9,7 @@ from command import call
 from conftest import RECIPE
 from interrupting import Interrupting
 from sentences import said
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 from torchqat.training.monitor import FIGURES, Monitor
 

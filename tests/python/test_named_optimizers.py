@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchqat
 from command import call
+from loops import loop_for, settings
 from sentences import matches, said
-from test_training import loop_for, settings
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torchqat.training import checks, other_optimizers

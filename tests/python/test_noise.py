@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchqat
 import transformers
+from loops import loop_for, settings
 from sentences import matches
-from test_linear import recipe_for
-from test_training import loop_for, settings
+from small_net import recipe_for
 from torch import nn
 from torchqat.training.noise import find_noise, remove_dropout
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 
 INT4 = "{dtype: int4, group_size: 32, grid: full, scale: mse}"

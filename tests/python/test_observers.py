@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torchqat import QuantSpec
 from torchqat._library import Observer
 
@@ -117,7 +117,7 @@ def entropy_twin(x, bits):
 def test_entropy_equals_the_twin(device):
     expected = entropy_twin(values(batches()), 8)
     found = scale_of(spec_of("entropy"), batches(device)) * 127
-    assert found == pytest.approx(expected, rel=0.02)
+    assert found == pytest.approx(expected, rel=1e-5)
     assert found < 0.9 * np.abs(values(batches())).max()
 
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torchqat
-from blocks_of import prepared as of_blocks
+from block_models import prepared as of_blocks
 from conftest import Tiny, new_model
 from pretend_gpu import PretendGpu
 from torch import nn
@@ -35,13 +35,6 @@ FIXED = "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}"
 
 class Deep(Tiny):
     layers = 6
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setattr("torchqat.device.BUILT_WITH_CUDA", True)
-    with PretendGpu() as gpu:
-        yield gpu
 
 
 def recipe(settings="", rule=INT4, match="model.layers.*", more=""):
@@ -92,7 +85,7 @@ def test_a_model_on_the_host_is_calibrated_on_the_gpu(method, rule, tiny_llama, 
     assert places(models[1]) == {CPU} and gpu.most > 0
     near(models[1], models[0], share=0.01)
     assert found.warnings == wanted.warnings and found.ranges.keys() == wanted.ranges.keys()
-    assert found.losses == pytest.approx(wanted.losses, rel=1e-2)
+    assert found.losses == pytest.approx(wanted.losses, rel=1e-4)
 
 
 def test_a_model_on_the_gpu_is_calibrated_there(tiny_llama, gpu):
@@ -137,7 +130,7 @@ def _t5():
     return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
 
 
-def _conv():
+def small_conv():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
 
 
@@ -146,7 +139,7 @@ def _conv():
     [
         (_mixtral, [{"input_ids": batch, "use_cache": False} for batch in ids()]),
         (_t5, [{"input_ids": batch, "decoder_input_ids": batch[:, :8]} for batch in ids()]),
-        (_conv, [torch.randn(2, 3, 8, 8) for _ in range(3)]),
+        (small_conv, [torch.randn(2, 3, 8, 8) for _ in range(3)]),
     ],
 )
 def test_experts_encoders_with_decoders_and_convolutions(build, batches, gpu):
@@ -179,13 +172,13 @@ def same_figures(found, wanted):
         assert getattr(found, name) == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-6)), name
 
 
-def _classifier(labels=3):
+def small_classifier(labels=3):
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return BertForSequenceClassification(BertConfig(**sizes, vocab_size=Tiny.vocabulary, num_labels=labels)).eval()
 
 
 def _encoder():
-    return BertModel(_classifier().config, add_pooling_layer=False).eval()
+    return BertModel(small_classifier().config, add_pooling_layer=False).eval()
 
 
 def labelled(labels=3):
@@ -201,9 +194,9 @@ def labelled(labels=3):
 
 KINDS = {
     "causal_lm": lambda: (new_model(Tiny, Tiny.vocabulary, 0).eval(), ids(), "model.layers.*"),
-    "classifier": lambda: (_classifier(), labelled(), "bert.encoder.*"),
-    "regression": lambda: (_classifier(1), labelled(1), "bert.encoder.*"),
-    "images": lambda: (_conv(), [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)], "*"),
+    "classifier": lambda: (small_classifier(), labelled(), "bert.encoder.*"),
+    "regression": lambda: (small_classifier(1), labelled(1), "bert.encoder.*"),
+    "images": lambda: (small_conv(), [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)], "*"),
     "sentence_encoder": lambda: (
         _encoder(),
         [{k: v for k, v in b.items() if k != "labels"} for b in labelled()],
@@ -267,7 +260,7 @@ def test_tasks_are_scored_on_the_gpu(tiny_llama, tokenizer, gpu):
     wanted = task.scores(tiny_llama, tokenizer)
     assert task.scores(tiny_llama.to(CUDA), tokenizer) == wanted
     labels = torchqat.tasks.Task("own", [{"text": "def function", "label": 1}])
-    classifier = _classifier()
+    classifier = small_classifier()
     wanted = labels.scores(classifier, tokenizer)
     assert labels.scores(classifier.to(CUDA), tokenizer) == wanted
 
@@ -284,6 +277,6 @@ def test_losses_are_computed_where_the_model_is(loss, name):
         batch = to_device(batches[0], gpu.device)
         found = kind.outputs(model.to(gpu.device), batch)
         found = kind.loss(settings, found, found.detach() * 0.9, batch)
-        assert found.device == gpu.device and found.item() == pytest.approx(wanted.item(), rel=1e-3)
+        assert found.device == gpu.device and found.item() == pytest.approx(wanted.item(), rel=1e-5)
         found.backward()
         assert next(p.grad for p in model.parameters() if p.grad is not None).device == gpu.device

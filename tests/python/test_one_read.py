@@ -10,8 +10,8 @@ import pytest
 import torch
 import torchqat
 from gpu import CUDA, OTHER, Gpu
+from loops import settings
 from test_experts import TOKENS, build
-from test_training import settings
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchqat._library import OscillationSection

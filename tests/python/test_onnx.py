@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import recipe_for
+from small_net import recipe_for
 from torch import nn
 from torchqat.verification.engines.onnxruntime import serve_onnx
 

@@ -85,16 +85,16 @@ def test_wrapped_and_copied_optimizers_and_tensor_rates(model, recipe):
 
     optimizer = torch.optim.AdamW(torchqat.parameter_groups(model, recipe))
     torchqat.Schedule(model, recipe, 4, SimpleNamespace(optimizer=optimizer))  # as Accelerate wraps it
-    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-4)
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"])
     optimizer.state.clear()
-    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-4)
     assert optimizer.param_groups[2]["lr"] == pytest.approx(1e-2)
     copied_model, copied = copy.deepcopy((model, optimizer))
     copied.state.clear()
     torchqat.Schedule(copied_model, recipe, 4).optimizer = copied  # as Lightning's callback sets it
-    assert relative_step(copied_model, copied) == pytest.approx(1e-2, rel=1e-2)
+    assert relative_step(copied_model, copied) == pytest.approx(1e-2, rel=1e-4)
 
 
 def test_a_step_that_fails_leaves_the_rates(model, recipe):
@@ -108,5 +108,5 @@ def test_a_step_that_fails_leaves_the_rates(model, recipe):
         with pytest.raises(ZeroDivisionError):
             optimizer.step(fail)
     optimizer.state.clear()
-    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-2)
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-4)
     assert optimizer.param_groups[2]["lr"] == 1e-2

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches, sentence
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 
 INT8 = "{dtype: int8, scale: mse}"

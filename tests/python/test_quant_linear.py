@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchqat import ops

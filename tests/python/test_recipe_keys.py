@@ -14,7 +14,7 @@ from conftest import PTQ, RECIPE
 from torchqat._library import recipe_keys
 from torchqat.recipes.schema import schema
 from torchqat.recipes.shipped import shipped
-from torchqat.runs.sources import _KEYS
+from torchqat.runs.sources import KEYS
 
 ROOT = Path(__file__).parents[2]
 # By section, what Python calls it where it reads it.
@@ -62,7 +62,7 @@ def read_in_python():
 
 
 def test_something_reads_each_key():
-    read, dead = read_in_python() | {("source", name) for name in _KEYS}, []
+    read, dead = read_in_python() | {("source", name) for name in KEYS}, []
     for key in leaves():
         section, _, leaf = key.path.rpartition(".")
         if section.split(".")[0] in NATIVE or leaf in NATIVE or key.path == "train.freeze_observers":

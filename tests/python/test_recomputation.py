@@ -7,7 +7,7 @@ import torch
 import torchqat
 import transformers
 from sentences import matches
-from test_linear import recipe_for
+from small_net import recipe_for
 from torch import nn
 from torchqat.training.recomputation import check_recomputes, recompute_activations
 from torchqat.training.spread import compile_blocks

@@ -5,7 +5,7 @@ import torchqat
 from command import call
 from conftest import RECIPE
 from sentences import matches, said
-from test_linear import recipe_for
+from small_net import recipe_for
 
 INT4 = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
 

@@ -28,13 +28,6 @@ AUTO = PTQ.replace("version: 1", "version: 1\nmode: auto") + (
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.setattr("torchqat.device.BUILT_WITH_CUDA", True)
-    with PretendGpu() as gpu:
-        yield gpu
-
-
-@pytest.fixture
 def other(monkeypatch):
     """A device on which backward runs."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches
-from test_linear import Net, recipe_for
+from small_net import Net, recipe_for
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LADDER = """schedule:

@@ -5,7 +5,7 @@ import torch
 import torchqat
 from accelerate import Accelerator
 from sentences import said
-from test_linear import Net
+from small_net import Net
 
 RECIPE = torchqat.parse_recipe(
     "version: 1\nlayers: [{match: '*', weight: {dtype: int4, group_size: 32}}]\n"

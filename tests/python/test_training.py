@@ -5,29 +5,11 @@ import copy
 import pytest
 import torch
 import torchqat
+from loops import loop_for, settings
 from sentences import matches
-from test_linear import Net, recipe_for
-from torchqat._library import TrainSection
-from torchqat.data.batches import Batches
+from small_net import Net, recipe_for
 from torchqat.files import load_state
-from torchqat.training.loop import TrainingLoop
 from torchqat.training.optimizers import fine_tuning_optimizers, rate_factor, scratch_optimizers
-
-
-def settings(**values):
-    section = TrainSection()
-    for name, value in values.items():
-        setattr(section, name, value)
-    return section
-
-
-def loop_for(model, section, **options):
-    tokens = torch.randint(0, 400, (500,))
-
-    def loss(batch):
-        return torchqat.losses.cross_entropy(model(input_ids=batch, use_cache=False).logits, batch)
-
-    return TrainingLoop(model, loss, Batches(tokens, 4, 16, 0), section, **options)
 
 
 def test_the_rate_warms_up_and_decays():

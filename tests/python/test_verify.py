@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchqat
 from sentences import matches, said
-from test_linear import recipe_for
+from small_net import recipe_for
 from torchqat.verification.engines import ENGINES, TRANSFORMERS, VLLM, Engine, Question, Served, Speed, find_engine
 from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.engines.caches import NO_CACHES

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 import torchqat
+from loops import loop_for, settings
 from sentences import matches
-from test_linear import Net, recipe_for
-from test_training import loop_for, settings
+from small_net import Net, recipe_for
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchqat import ops

@@ -134,7 +134,7 @@ def test_a_module_with_two_names_is_replaced_under_both(match, tmp_path):
     torch.testing.assert_close(torchqat.load(Twice(), folder)(x), wanted, rtol=0, atol=1e-6)
     for packed in (torchqat.load(Twice(), folder, packed=True), torchqat.pack(model)):
         assert isinstance(packed.a, PackedLinear) and packed.b is packed.a
-        torch.testing.assert_close(packed(x), wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(packed(x), wanted, rtol=1e-5, atol=1e-5)
 
 
 class Shared(nn.Module):

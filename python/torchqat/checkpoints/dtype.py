@@ -8,6 +8,7 @@ from torch import nn
 from torchqat._library import DTYPES, Format, LayerPlan
 from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
+from torchqat.precision import dtype_word
 
 
 def dtype_named(name: str) -> torch.dtype | None:
@@ -73,8 +74,3 @@ def holds_scales(model: nn.Module, dtype: torch.dtype) -> bool:
 def _has_digits(dtype: torch.dtype, scale_dtype: str) -> bool:
     """A scale that is a code is stored as one."""
     return scale_dtype not in DTYPES or torch.finfo(dtype).eps <= torch.finfo(DTYPES[scale_dtype]).eps
-
-
-def dtype_word(dtype: torch.dtype) -> str:
-    """``bfloat16`` and the like."""
-    return str(dtype).removeprefix("torch.")

@@ -37,7 +37,9 @@ from torchqat.files import copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
+from torchqat.model.loader import is_encoder_decoder
 from torchqat.model.noted import added_note, changed_note, check_still_quantized, misfit_note, uncalibrated_note
+from torchqat.model.towers import generates
 from torchqat.progress import counted
 
 FORMATS = tuple(format.name for format in formats())
@@ -209,7 +211,7 @@ def check_exports(
 
             check_types(model, plan.layers)
             check_pooling(model, pooling)
-        if name == "onnx" and _writes_from_encoder(model):
+        if name == "onnx" and generates(model) and is_encoder_decoder(model.config):
             raise UserError(
                 "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "
                 "compressed-tensors is loaded by transformers."
@@ -236,8 +238,3 @@ def export_notes(model: nn.Module, format: str, folder: Path | None = None) -> l
     from torchqat.checkpoints.formats.gguf_architectures import gguf_notes
 
     return gguf_notes(model)
-
-
-def _writes_from_encoder(model: nn.Module) -> bool:
-    generates = hasattr(model, "can_generate") and model.can_generate()
-    return generates and getattr(model.config, "is_encoder_decoder", False)

@@ -49,18 +49,12 @@ def _tell(folder: Path, reference: str, found) -> None:
 
 
 def _table(layers) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from torchqat.reports.console import print_table
 
     if not layers:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer, those that lose most first")
-    for column in ("relative error", "signal to noise, dB"):
-        table.add_column(column, justify="right")
-    for layer in layers[:_ROWS]:
-        table.add_row(layer.name, f"{layer.relative:.4%}", f"{layer.sqnr:.2f}")
-    Console(soft_wrap=True).print(table)
+    rows = [(layer.name, f"{layer.relative:.4%}", f"{layer.sqnr:.2f}") for layer in layers[:_ROWS]]
+    print_table(["layer, those that lose most first"], ["relative error", "signal to noise, dB"], rows)
     mean = sum(layer.relative for layer in layers) / len(layers)
     more = f"; {len(layers) - _ROWS} more layers with --json" if len(layers) > _ROWS else ""
     say(f"Mean relative error {mean:.4%}, least {layers[-1].relative:.4%}{more}.")

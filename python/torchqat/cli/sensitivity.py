@@ -124,21 +124,14 @@ def _widths(text: str) -> list:
 
 
 def _print(found, widths: list, chosen: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from torchqat.evaluation.number_types import title_of
+    from torchqat.reports.console import print_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer")
-    for width in widths:
-        table.add_column(title_of(width), justify="right")
-    if chosen:
-        table.add_column("chosen", justify="right")
+    rows = []
     for layer in found:
         row = [f"{layer.kl[width]:.6f}" if width in layer.kl else "–" for width in widths]
-        table.add_row(layer.name, *row, *([title_of(chosen[layer.name])] if chosen else []))
-    Console(soft_wrap=True).print(table)
+        rows.append([layer.name, *row, *([title_of(chosen[layer.name])] if chosen else [])])
+    print_table(["layer"], [*map(title_of, widths), *(["chosen"] if chosen else [])], rows)
 
 
 def _plot(found, widths: list, path: Path) -> None:

@@ -34,6 +34,11 @@ def largest_of(batch: Batch) -> int:
     return max((int(found.max()) for found in ids if found.numel()), default=0)
 
 
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """What batch ``step`` is drawn by."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 def size_of(batch: Batch) -> int:
     """Its number of rows."""
     return len(tensors_of(batch)[0])

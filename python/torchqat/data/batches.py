@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchqat._library import Recipe
-from torchqat.data.batch import Batch, largest_of, size_of
+from torchqat.data.batch import Batch, generator_at, largest_of, size_of
 from torchqat.data.examples import ExampleBatches, Examples
 from torchqat.data.mixed_batches import MixedBatches
 from torchqat.data.seen import seen_examples
@@ -39,7 +39,7 @@ class Batches:
         self.batch_size, self.sequence_length, self.seed, self.first = batch_size, sequence_length, seed, first
 
     def __getitem__(self, step: int) -> Tensor:
-        return self.draw(self.batch_size, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+        return self.draw(self.batch_size, generator_at(self.seed, step))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` windows, int64 ``[count, sequence_length]``."""

@@ -1,10 +1,11 @@
 """Text on disk, all of it in memory, and examples: what is trained on, and what is held out from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from torchqat._library import Recipe
 from torchqat.data.examples import Examples
 from torchqat.data.holding_out import HELD, HELD_OUT, TRAIN, Parts, parts_of
 from torchqat.data.sources import Source, documents
@@ -49,12 +50,19 @@ def _texts(source: Source, parts: Parts, part: int) -> list[str]:
     return ["".join(document) for document in parts.select(documents(source), part)]
 
 
-def held_out(examples: Examples) -> tuple[Examples, Examples]:
-    """Those to train on, and every tenth, held out.
+def trained_and_held_out(recipe: Recipe, read: Callable[[str, int], Examples]) -> tuple[Examples, Examples]:
+    """Examples to train on, and those of ``data.evaluation.path`` or, where it names none, every tenth, held out.
+
+    Args:
+        recipe: Whose data are one path.
+        read: Gives the examples of a path, cut off after so many tokens.
 
     Raises:
-        UserError: There are fewer than 20.
+        UserError: As ``read``; or there are fewer than 20 to hold some out from.
     """
+    examples = read(recipe.data.train, recipe.train.sequence_length)
+    if recipe.data.evaluation_path:
+        return examples, read(recipe.data.evaluation_path, recipe.data.evaluation.sequence_length)
     places = torch.arange(len(examples))
     if len(examples) < 2 * HELD_OUT:
         raise UserError(f"data must have at least {2 * HELD_OUT} examples to hold some out, but has {len(examples)}.")

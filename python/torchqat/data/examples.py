@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchqat.data.batch import Batch, digest
+from torchqat.data.batch import Batch, digest, generator_at
 from torchqat.errors import UserError
 
 # The label of tokens that nothing is to be said of, as torch and transformers have it.
@@ -120,7 +120,7 @@ class ExampleBatches:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
 
     def __getitem__(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = generator_at(self.seed, step)
         count = min(self.batch_size, len(self.examples))
         return self.examples.batch(torch.randperm(len(self.examples), generator=generator)[:count])
 

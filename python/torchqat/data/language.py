@@ -41,52 +41,51 @@ def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None 
     Raises:
         UserError: There are no such data.
     """
-    train, settings = recipe.train, recipe.data
-    sources, first = sources_of(settings), beginning(tokenizer)
-    whole = bool(settings.evaluation_path)
+    settings, first = recipe.data, beginning(tokenizer)
+    sources, whole = sources_of(settings), bool(settings.evaluation_path)
+    names, weights = [source.path for source in sources], [source.weight for source in sources]
     found = [tokenized_source(tokenizer, source, settings.loss_on, whole, say) for source in sources]
-    measured = [(one.held_out, one.conversations) for one in found]
-    weights = [source.weight for source in sources]
-    names = [source.path for source in sources]
-    other = None
-    if whole:
-        other = tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say)
-        measured, shares, measured_names = [(other.train, other.conversations)], [1.0], [settings.evaluation_path]
-    else:
-        shares, measured_names = weights, names
+    other = tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say) if whole else None
     if settings.packing and not any(one.conversations for one in found):
         raise UserError("data.packing is of conversations, but data.train has texts, which fill their rows already.")
-    rows = train.batch_size * train.gradient_accumulation
-    made = []
-    for one, name in zip(found, names, strict=True):
-        if one.conversations:
-            made.append(Conversations(one.train, train.sequence_length, settings.packing).check(name))
-        else:
-            made.append(Batches(one.train, rows, train.sequence_length, train.seed, first))
+    made = [_to_train(one, name, recipe, first) for one, name in zip(found, names, strict=True)]
     calibration: list[Batch] = []
     for one, samples in zip(found, _shared(settings.calibration.samples, weights), strict=True):
         calibration += _to_calibrate(one, samples, settings.calibration.sequence_length, first)
-    seen = seen_notes(list(zip(names, found, strict=True)), other and (settings.evaluation_path, other))
+    measured = [(one.held_out, one.conversations, name) for one, name in zip(found, names, strict=True)]
+    if other is not None:
+        measured = [(other.train, other.conversations, settings.evaluation_path)]
     evaluation, validation = [], []
-    each = zip(measured, measured_names, _shared(settings.evaluation.samples, shares), strict=True)
-    for (tokens, conversations), name, samples in each:
-        both = _to_measure(tokens, conversations, name, samples, settings.evaluation.sequence_length, first)
+    for one, samples in zip(measured, _shared(settings.evaluation.samples, [1.0] if whole else weights), strict=True):
+        both = _to_measure(*one, samples, settings.evaluation.sequence_length, first)
         evaluation += both[0]
         validation += both[1]
+    seen = seen_notes(list(zip(names, found, strict=True)), other and (settings.evaluation_path, other))
     return Data(
-        made[0] if len(made) == 1 and isinstance(made[0], Batches) else _mixed(made, weights, rows, recipe, tokenizer),
+        made[0] if len(made) == 1 and isinstance(made[0], Batches) else _mixed(made, weights, recipe, tokenizer),
         calibration,
         evaluation,
         validation,
         (*(note for one, name in zip(made, names, strict=True) for note in notes_of(one, name)), *seen),
-        counted_words(settings.loss_on, [conversations for _, conversations in measured]),
+        counted_words(settings.loss_on, [conversations for _, conversations, _ in measured]),
     )
 
 
-def _mixed(made: list, weights: list[float], rows: int, recipe: Recipe, tokenizer: Any) -> MixedBatches:
+def _to_train(found: Tokenized, name: str, recipe: Recipe, first: int | None) -> Conversations | Batches:
+    length = recipe.train.sequence_length
+    if found.conversations:
+        return Conversations(found.train, length, recipe.data.packing).check(name)
+    return Batches(found.train, _rows_of_step(recipe), length, recipe.train.seed, first)
+
+
+def _rows_of_step(recipe: Recipe) -> int:
+    return recipe.train.batch_size * recipe.train.gradient_accumulation
+
+
+def _mixed(made: list, weights: list[float], recipe: Recipe, tokenizer: Any) -> MixedBatches:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     packed_to = recipe.train.sequence_length if recipe.data.packing else 0
-    return MixedBatches(made, weights, rows, recipe.train.seed, padding, packed_to)
+    return MixedBatches(made, weights, _rows_of_step(recipe), recipe.train.seed, padding, packed_to)
 
 
 def _to_calibrate(found: Tokenized, samples: int, length: int, first: int | None) -> list[Batch]:

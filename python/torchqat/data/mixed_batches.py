@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from torchqat.data.batch import Batch
+from torchqat.data.batch import Batch, generator_at
 from torchqat.data.conversations import Conversations, Row, collated
 
 
@@ -45,7 +45,7 @@ class MixedBatches:
         self._texts = not any(isinstance(source, Conversations) for source in sources)
 
     def __getitem__(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = generator_at(self.seed, step)
         chosen = [0] * self.batch_size
         if len(self.sources) > 1:
             weights = torch.tensor(self.weights, dtype=torch.float64)

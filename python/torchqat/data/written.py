@@ -1,8 +1,9 @@
 """What encoders with a decoder learn from: lines of jsonl with a text or a sound, and the text that is to be written."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,7 @@ class Written(Examples):
 
     def identities(self, cut: int = 0) -> list[bytes]:
         """By what is read and what is written of it, beside which others may be right as well."""
-        written = identities_of(self.labels, cut)
-        return [read + labels for read, labels in zip(self._identities_read(cut), written, strict=True)]
-
-    def _identities_read(self, cut: int) -> list[bytes]:
-        return super().identities(cut)
+        return _together(super().identities(cut), identities_of(self.labels, cut))
 
     @property
     def largest_token(self) -> int:
@@ -83,8 +80,13 @@ class Spoken(Written):
         features = [self._features(place) for place in places.tolist()]
         return dict(self.extractor.pad(features, return_tensors="pt"))
 
-    def _identities_read(self, cut: int) -> list[bytes]:
-        return _digests(self.inputs)
+    def identities(self, cut: int = 0) -> list[bytes]:
+        return _together(self._digests, identities_of(self.labels, cut))
+
+    @cached_property
+    def _digests(self) -> list[bytes]:
+        """Of each file, which is read once for it."""
+        return [sha256(path.read_bytes()).digest() for path in self.inputs]
 
     def _features(self, place: int) -> dict[str, Any]:
         sound = read_sound(self.inputs[place])
@@ -96,8 +98,8 @@ class Spoken(Written):
 
     def everything(self) -> Batch:
         """The labels, and a digest of each file, whose features are not all held at once."""
-        digests = [list(digest) for digest in _digests(self.inputs)]
-        return {"audio": torch.tensor(digests), "labels": padded(list(self.labels), NO_LABEL)}
+        digests = torch.tensor([list(digest) for digest in self._digests])
+        return {"audio": digests, "labels": padded(list(self.labels), NO_LABEL)}
 
 
 def texts_with_targets(path: Path, tokenizer: Any, length: int, start: int | None, shift: Shift) -> Examples:
@@ -187,8 +189,8 @@ def decoder_inputs_of(model: nn.Module) -> Shift:
     return shift
 
 
-def _digests(files: Sequence[Path]) -> list[bytes]:
-    return [sha256(path.read_bytes()).digest() for path in files]
+def _together(read: list[bytes], written: list[bytes]) -> list[bytes]:
+    return [one + other for one, other in zip(read, written, strict=True)]
 
 
 def _largest(rows: list[Tensor]) -> int:

@@ -86,7 +86,7 @@ def evaluate(
         UserError: There is nothing to predict, or what is given are no batches that a model of ``kind`` is measured on, or
             there is no such device.
     """
-    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    kind = find_kind(kind)
     models = [model] if reference is None else [model, reference]
     for one in models:
         require_module(one)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from torchqat._library import CheckpointPlan, LayerPlan, Plan, allocate_widths, find_format, retyped
+from torchqat._library import CheckpointPlan, LayerPlan, Plan, find_format, retyped
 from torchqat.checkpoints.formats.gguf import size_beside_layers
 from torchqat.checkpoints.formats.gguf_types import bits_of_layer
 from torchqat.errors import UserError
-from torchqat.evaluation.mixed_widths import common_widths
+from torchqat.evaluation.mixed_widths import common_widths, least_kl
 from torchqat.evaluation.number_types import IN_FLOAT, Width, own_width, word_of
-from torchqat.evaluation.sensitivity import LayerSensitivity, check_sensitivity
+from torchqat.evaluation.sensitivity import LayerSensitivity, unmeasured
 
 _K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 # What llama.cpp has in their place where 256 does not divide a layer, and the next smaller one.
@@ -46,19 +46,7 @@ def check_gguf_size(model: nn.Module, plan: Plan, types: Sequence[Width], bits_p
     Raises:
         UserError: They do not, or no layer can have one of them, or llama.cpp knows no such model.
     """
-    possible: dict[str, dict[Width, float]] = {}
-    for measured in check_sensitivity(plan, types):
-        for name, bits in measured.bits.items():
-            possible.setdefault(name, {}).update(dict.fromkeys(bits, 0.0))
-    if IN_FLOAT in types:
-        for found in possible.values():
-            found[IN_FLOAT] = 0.0
-    layers = [
-        LayerSensitivity(one.name, one.weight, possible[one.name], (one.matrices * one.out_features, one.in_features))
-        for one in plan.layers
-        if one.name in possible
-    ]
-    GgufSize(model, plan, layers).chosen(bits_per_weight)
+    GgufSize(model, plan, unmeasured(plan, types)).chosen(bits_per_weight)
 
 
 class GgufSize:
@@ -86,20 +74,15 @@ class GgufSize:
         Raises:
             UserError: The smallest types make a larger file.
         """
-        types = [self._held(group) for group in self._groups]
-        options = [
-            [(i, sum(layer.kl[one] for layer in group), self._bits(group[0], one)) for i, one in enumerate(shared)]
-            for group, shared in zip(self._groups, types, strict=True)
-        ]
+        shared = [(group, self._held(group)) for group in self._groups]
         budget = int(bits_per_weight * self.elements) - self._fixed
-        least = sum(min(size for _, _, size in group) for group in options)
-        if least > budget:
+        found, least = least_kl(shared, lambda group, one: self._bits(group[0], one), budget)
+        if found is None:
             raise UserError(
                 f"gguf-size must be at least {self._size(least):.3f} bits a weight, of which "
                 f"{self._fixed / self.elements:.3f} are what is not quantized, but is {bits_per_weight}."
             )
-        found = zip(self._groups, types, allocate_widths(options, budget), strict=True)
-        return self._mix({layer.name: shared[index] for group, shared, index in found for layer in group})
+        return self._mix(found)
 
     def of_plan(self) -> GgufMix | None:
         """The plan's own types, where all of them were measured."""

@@ -1,7 +1,7 @@
 """The best mix of widths under a budget, from how much each layer suffers from each, and the recipe that says so."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torchqat._library import LayerPlan, QuantSpec, allocate_widths, fused_layers, preset, retyped
 from torchqat.errors import UserError
@@ -27,19 +27,37 @@ def mixed_widths(layers: Sequence[LayerSensitivity], bits_per_weight: float) -> 
     groups: dict[str, list[LayerSensitivity]] = {}
     for layer in layers:
         groups.setdefault(_fused_name(layer.name), []).append(layer)
-    widths = [common_widths(group) for group in groups.values()]
-    options = [
-        [(i, sum(layer.kl[w] for layer in group), sum(layer.size(w) for layer in group)) for i, w in enumerate(shared)]
-        for group, shared in zip(groups.values(), widths, strict=True)
-    ]
+    shared = [(group, common_widths(group)) for group in groups.values()]
     elements = sum(layer.elements for layer in layers)
-    least = sum(min(size for _, _, size in group) for group in options)
-    budget = int(bits_per_weight * elements)
-    if least > budget:
+    found, least = least_kl(
+        shared, lambda group, width: sum(layer.size(width) for layer in group), int(bits_per_weight * elements)
+    )
+    if found is None:
         raise UserError(f"budget must be at least {least / elements:.3f} bits per weight, but is {bits_per_weight}.")
-    chosen = allocate_widths(options, budget)
-    found = zip(groups.values(), widths, chosen, strict=True)
-    return {layer.name: shared[index] for group, shared, index in found for layer in group}
+    return found
+
+
+def least_kl(
+    shared: Sequence[tuple[list[LayerSensitivity], list[Width]]],
+    size: Callable[[list[LayerSensitivity], Width], int],
+    budget: int,
+) -> tuple[dict[str, Width] | None, int]:
+    """The width of each layer for which the KLs are least in sum, and the size of the smallest ones.
+
+    Args:
+        shared: Layers that have one width, and what that may be.
+        size: Bits of such layers at a width.
+        budget: Bits of all; where the smallest widths take more, there are none.
+    """
+    options = [
+        [(i, sum(layer.kl[width] for layer in group), size(group, width)) for i, width in enumerate(widths)]
+        for group, widths in shared
+    ]
+    least = sum(min(bits for _, _, bits in group) for group in options)
+    if least > budget:
+        return None, least
+    chosen = zip(shared, allocate_widths(options, budget), strict=True)
+    return {layer.name: widths[index] for (group, widths), index in chosen for layer in group}, least
 
 
 def common_widths(group: list[LayerSensitivity]) -> list[Width]:

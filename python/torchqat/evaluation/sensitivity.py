@@ -115,7 +115,7 @@ def sensitivity(
     batches = listed(batches)
     if not batches:
         raise UserError("Sensitivity needs at least one batch, but there is none.")
-    kind = kind if isinstance(kind, Kind) else find_kind(kind)
+    kind = find_kind(kind)
     require_module(model)
     for batch in batches:
         kind.check_measured(batch)

@@ -10,12 +10,14 @@ from torchqat.kinds.seq2seq import Seq2Seq
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (CausalLM, Classifier, SentenceEncoder, Seq2Seq)}
 
 
-def find_kind(name: str) -> Kind:
-    """The kind that recipes call ``name``.
+def find_kind(name: str | Kind) -> Kind:
+    """The kind that recipes call ``name``, or that it is.
 
     Raises:
         UserError: There is none.
     """
+    if isinstance(name, Kind):
+        return name
     if name not in KINDS:
         raise UserError(f"kind must be {', '.join(KINDS)}, but is {name}.")
     return KINDS[name]()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, size_of, to_device
 from torchqat.data.batches import Data, spread_batches
-from torchqat.data.corpus import held_out
+from torchqat.data.corpus import trained_and_held_out
 from torchqat.data.examples import NO_LABEL, Examples, check_examples, tokenized
 from torchqat.data.functions import find_function, names_function
 from torchqat.data.labelled import labelled_texts, labelled_words, texts_of_several_labels
@@ -67,14 +67,11 @@ class Classifier(Kind):
 
     def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
         check_one_path(recipe, self.name)
-        path = recipe.model.path
-        everything = self._examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
-        if recipe.data.evaluation_path:
-            train, length = everything, recipe.data.evaluation.sequence_length
-            others = self._examples(recipe.data.evaluation_path, path, length, tokenizer)
-        else:
-            train, others = held_out(everything)
-        return Data.of_examples(recipe, train, others)
+
+        def read(source: str, length: int) -> Examples:
+            return self._examples(source, recipe.model.path, length, tokenizer)
+
+        return Data.of_examples(recipe, *trained_and_held_out(recipe, read))
 
     def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
         return spread_batches(self._examples(source, path, length, tokenizer), samples)

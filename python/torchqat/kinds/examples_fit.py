@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torchqat.data.batch import Batch, rows_of
 from torchqat.errors import UserError, first_line
+from torchqat.precision import dtype_word
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def check_fit(model: nn.Module, batches: Sequence[Batch], source: str) -> None:
     try:
         found = model(inputs)
     except Exception as error:  # whatever a model of the user's raises
-        shape, dtype = ", ".join(map(str, inputs.shape[1:])), str(inputs.dtype).removeprefix("torch.")
+        shape, dtype = ", ".join(map(str, inputs.shape[1:])), dtype_word(inputs.dtype)
         raise UserError(
             f"model must take the inputs of data, but {type(model).__name__} does not take those of {source}, [n, {shape}] "
             f"in {dtype}: {first_line(error)}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchqat._library import DistillSection, Recipe
 from torchqat.data.batch import Batch, to_device
 from torchqat.data.batches import Data, spread_batches
-from torchqat.data.corpus import held_out
+from torchqat.data.corpus import trained_and_held_out
 from torchqat.data.examples import NO_LABEL, Examples
 from torchqat.data.tasks import Task
 from torchqat.data.written import decoder_inputs_of, sounds_with_texts, texts_with_targets
@@ -46,14 +46,11 @@ class Seq2Seq(Kind):
 
     def load_data(self, recipe: Recipe, tokenizer: Any, say: Callable[[str], None] = no_note) -> Data:
         check_one_path(recipe, self.name)
-        path = recipe.model.path
-        everything = _examples(recipe.data.train, path, recipe.train.sequence_length, tokenizer)
-        if recipe.data.evaluation_path:
-            train, length = everything, recipe.data.evaluation.sequence_length
-            others = _examples(recipe.data.evaluation_path, path, length, tokenizer)
-        else:
-            train, others = held_out(everything)
-        return Data.of_examples(recipe, train, others, _EXAMPLES_AT_ONCE)
+
+        def read(source: str, length: int) -> Examples:
+            return _examples(source, recipe.model.path, length, tokenizer)
+
+        return Data.of_examples(recipe, *trained_and_held_out(recipe, read), _EXAMPLES_AT_ONCE)
 
     def measured(self, source: str, path: str, length: int, tokenizer: Any, samples: int = 0) -> list[Batch]:
         return spread_batches(_examples(source, path, length, tokenizer), samples, _EXAMPLES_AT_ONCE)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.model.passed_over import base_of, can_be_copied, ignored_tensors, in_base, on_disk
-from torchqat.model.quantized import first_of, is_of_activations
+from torchqat.model.quantized import is_of_activations
 
 
 @dataclass(frozen=True)

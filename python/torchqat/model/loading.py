@@ -98,13 +98,43 @@ def _loaded(
 ) -> nn.Module | None:
     """The model; with ``looks`` one that has no weights yet or, where that is none, ``None``."""
     with needs("hf", "Loading a model"):
-        import transformers
+        import transformers  # noqa: F401
 
     check_place(path)
     if is_gguf(path) and wanted is not CAUSAL_LM:
         raise UserError(f"model must be a folder or a hub id, unless it is a causal language model, but is {path}.")
+    config, quantized, model, found = _read(path, dtype, wanted, looks)
+    tensors, kept = tensors_of(path), []  # those of the hub are here by now
+    if model is not None:
+        kept = check_complete(model, found, config, tensors, path, wanted, note)
+        note_own_code(model, config, path, note)
+        if not is_gguf(path):
+            note_other_architecture(model, config, path, wanted.adds_head or wanted.leaves_heads, note)
+        if quantized is None:
+            check_floating(model, tensors, path)
+    if is_gguf(path):
+        check_read_whole(path, model)
+        note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
+    if quantized is None:
+        note_export(path, note)
+        if doubles := double_note(doubles_of(tensors), path, dtype):
+            note(doubles)
+    else:
+        quantized.check_scales(tensors)
+        note(quantized.note)
+        if not looks:
+            model = quantized.dense(model, DTYPES[dtype])
+    if model is not None:
+        remember_passed_over(model, path, kept)
+    return model
+
+
+def _read(path: str, dtype: str, wanted: Wanted, looks: bool) -> tuple[Any, Quantized | None, nn.Module | None, Any]:
+    """What ``path`` says of its model, the model as ``_loaded`` has it, and what transformers found while it loaded."""
+    import transformers
+
     loader, options = getattr(transformers, wanted.loader), {"device_map": "meta"} if looks else {}
-    config = quantized = model = found = None
+    config = quantized = None
     tensors = tensors_of(path)
     try:
         config, quantized = _configuration(path)
@@ -114,11 +144,12 @@ def _loaded(
             quantized.check_scales(tensors)
         if looks and quantized is not None and quantized.needs_weights:
             quantized.check_libraries()
-        else:
-            model, found = _from_pretrained(loader, path, dtype, quantized and config, options)
-        if not wanted.pools and model is not None and lacks_pooler_alone(model, found["missing_keys"]):
+            return config, quantized, None, None
+        model, found = _from_pretrained(loader, path, dtype, quantized and config, options)
+        if not wanted.pools and lacks_pooler_alone(model, found["missing_keys"]):
             options = {**options, "add_pooling_layer": False}
             model, found = _from_pretrained(loader, path, dtype, quantized and config, options)
+        return config, quantized, model, found
     except UserError:
         raise
     except Exception as error:
@@ -127,29 +158,6 @@ def _loaded(
         if isinstance(error, RuntimeError) and config is not None:
             check_parts(loader, config, tensors, path)
         raise UserError(_why(path, wanted.what, error)) from error
-    kept: list[str] = []
-    if model is not None:
-        kept = check_complete(model, found, config, tensors_of(path), path, wanted, note)
-        note_own_code(model, config, path, note)
-        if not is_gguf(path):
-            note_other_architecture(model, config, path, wanted.adds_head or wanted.leaves_heads, note)
-        if quantized is None:
-            check_floating(model, tensors_of(path), path)
-    if is_gguf(path):
-        check_read_whole(path, model)
-        note(f"{path} is a GGUF file: what is called full precision are the weights that its blocks stand for.")
-    if quantized is None:
-        note_export(path, note)
-    if quantized is None and (doubles := double_note(doubles_of(tensors_of(path)), path, dtype)):
-        note(doubles)
-    if quantized is not None:
-        quantized.check_scales(tensors_of(path))
-        note(quantized.note)
-        if not looks:
-            model = quantized.dense(model, DTYPES[dtype])
-    if model is not None:
-        remember_passed_over(model, path, kept)
-    return model
 
 
 def configuration_of(path: str, what: str) -> Any:

@@ -1,11 +1,11 @@
 """Which parameters a model multiplies: tried in one forward on the meta device, where nothing is computed."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from torchqat.model.outline import without_numbers
 
 # Names of the operators that multiply matrices, whatever library they come from.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "addmv", "dot", "convolution", "einsum")
@@ -23,19 +23,13 @@ def multiplied_parameters(model: nn.Module) -> set[int] | None:
         return None
     parameters = dict(model.named_parameters())
     try:
-        twin = _without_numbers(model).eval()
+        twin = without_numbers(model).eval()
         watch = _Products(dict(twin.named_parameters()))
         with watch:
             twin(**inputs)
     except Exception:  # whatever a model's own code raises without values
         return None
     return {id(parameters[name]) for name in watch.multiplied}
-
-
-def _without_numbers(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers, shared as they are, take no memory."""
-    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, empty | {id(b): b.to("meta") for b in model.buffers()})
 
 
 def _inputs(model: nn.Module) -> dict[str, Tensor] | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from torchqat.model.towers import output_head
+
 # A part of a name that says "router": gate, shared_expert_gate, wg, router, router_mlp, gating; not gate_proj.
 _ROUTER = re.compile(r"router|gating|^wg$|(^|_)gate$")
 
@@ -23,15 +25,11 @@ def named_only(model: nn.Module) -> dict[int, str]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             found[id(module)] = "embedding"
-        elif name.split(".")[-1] == "lm_head" or module is _head(model):
+        elif name.split(".")[-1] == "lm_head" or module is output_head(model):
             found[id(module)] = "output head"
         elif id(getattr(module, "weight", None)) in embeddings:
             found[id(module)] = "tied to an embedding"
     return found
-
-
-def _head(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _outside_of_base(model: nn.Module) -> Iterator[nn.Module]:

@@ -4,14 +4,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torchqat._library import Initialize
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.scale_fit import misfit
 from torchqat.layers.stand_ins import is_layer
 from torchqat.layers.step import counting
-from torchqat.model.quantized import first_of
 
 
 def note_preparation(model: nn.Module, settings: Initialize) -> None:
@@ -70,17 +69,16 @@ def uncalibrated_note(model: nn.Module) -> str:
 def rangeless_note(model: nn.Module) -> str:
     """A sentence where no input or cache whose scale is fixed beforehand has one, as before calibration; else empty."""
     fixed = [
-        (f"The input of {name}", layer.input_ready)
+        (f"the input of {name}", layer.input_ready)
         for name, layer in quant_layers(model)
         if layer.input_spec is not None and not layer.input_spec.dynamic and not layer.input_spec.follows
     ]
-    fixed += [(f"The cache of {name}", cache.calibrated) for name, cache in caches(model) if cache.spec.calibrated]
+    fixed += [(f"the cache of {name}", cache.calibrated) for name, cache in caches(model) if cache.spec.calibrated]
     if not fixed or any(ready for _, ready in fixed):
         return ""  # what calibrate did not reach it has told of
-    more = f", and {len(fixed) - 1} more have none either" if len(fixed) > 1 else ""
     return (
-        f"{fixed[0][0]} has no range{more}, since torchqat.calibrate was not called: it is not rounded in training, and has "
-        "none to be exported."
+        f"No range was found for {first_of([what for what, _ in fixed])}, since torchqat.calibrate was not called: what has "
+        "none is not rounded in training, and cannot be exported."
     )
 
 
@@ -162,8 +160,10 @@ def added_note(model: nn.Module) -> str:
         names += [".".join(part for part in (place, name) if part) for name in added]
     if not names:
         return ""
-    first = first_of(names)
-    return f"{first} came into the model after prepare, which quantizes what is there, and stays in floating point."
+    return (
+        f"{first_of(names)} came into the model after prepare, which quantizes what is there, and stays in floating "
+        "point."
+    )
 
 
 def _floating_layers(model: nn.Module) -> list[str]:

@@ -1,5 +1,6 @@
 """A model's folder read tensor by tensor, and a model without weights to put them into."""
 
+import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,14 +154,16 @@ class CheckpointReader:
 
     def _check_parts(self, name: str) -> None:
         """Raises UserError if a tensor is not there that ``name`` is made from, as far as transformers tells."""
-        parts = DiskNames(self._model).parts(name) if self._model is not None else []
-        if any(part.name not in self._files for part in parts):
+        if self._missing_parts(name):
             raise self._lacks(name)
 
     def _lacks(self, name: str) -> UserError:
-        parts = DiskNames(self._model).parts(name) if self._model is not None else []
-        missing = next((part.name for part in parts if part.name not in self._files), name)
+        missing = [*self._missing_parts(name), name][0]
         return UserError(f"{self.folder} must hold the tensor {missing}, but does not.")
+
+    def _missing_parts(self, name: str) -> list[str]:
+        parts = DiskNames(self._model).parts(name) if self._model is not None else []
+        return [part.name for part in parts if part.name not in self._files]
 
 
 def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
@@ -188,6 +191,12 @@ def skeleton(folder: str | Path, dtype: str = "float32") -> nn.Module:
             f"{first_line(error)}"
         ) from error
     return model.eval()
+
+
+def without_numbers(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, where its tensors, shared as they are, take no memory; all of it trains."""
+    found = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.is_floating_point()) for p in model.parameters()}
+    return copy.deepcopy(model, found | {id(b): torch.empty_like(b, device="meta") for b in model.buffers()})
 
 
 def empty(module: nn.Module, buffers: bool = False) -> nn.Module:

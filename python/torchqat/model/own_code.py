@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.files import SEAL
 from torchqat.model.passed_over import in_base
-from torchqat.model.quantized import first_of
 from torchqat.model.source import folder_of
 
 # How safetensors call types of whole numbers.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchqat.errors import UserError
 from torchqat.files import read_json
 from torchqat.model.disk_names import converts, reverted
-from torchqat.model.source import FLOATS, files_of, folder_of, read_header, tensors_of
+from torchqat.model.source import FLOATS, files_of, folder_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class PassedOver:
 
     def linear_layers(self) -> list[str]:
         """Names on disk of those that are matrices of layers."""
-        folder, found = folder_of(self.path), {}
-        for file in files_of(folder) if folder is not None else []:
-            found.update(read_header(file))
+        found = tensors_of(self.path)
         matrices = [name for name in self.names if len(found.get(name, {}).get("shape", [])) == 2]
         return [name.removesuffix(".weight") for name in matrices if name.endswith(".weight")]
 

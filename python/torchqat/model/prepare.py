@@ -20,6 +20,7 @@ from torchqat.model.experts import expert_weights
 from torchqat.model.noted import note_preparation, solves
 from torchqat.model.planned import Planned, note_plan, require_recipe
 from torchqat.model.saving import tell_of_saving
+from torchqat.model.towers import output_head
 from torchqat.model.weights import count_parameters, plannable_layers
 from torchqat.progress import counted
 
@@ -260,7 +261,7 @@ def _check_stays(name: str, layer: nn.Module | ExpertWeights) -> None:
 
 def _untie_head(model: nn.Module) -> None:
     """Give the output head a weight of its own where it shares the embedding's: only one of them is scaled by a norm."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     if head is not None and head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
         model.config.tie_word_embeddings = False

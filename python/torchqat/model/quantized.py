@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 
 # Of what engines round as they run: no weight is made of them.
 _OF_ACTIVATIONS = re.compile(
@@ -42,8 +42,6 @@ class Quantized:
 
     def _way(self, found: dict[str, Any]) -> str:
         """How its weights become dense: by a ``setting``, ``dequantize`` or ``decompress``."""
-        import inspect
-
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
         from transformers.quantizers.base import HfQuantizer
 
@@ -168,11 +166,6 @@ def _method_of(found: dict[str, Any]) -> str:
     if method is None:
         return "mlx" if {"group_size", "bits"} <= found.keys() else "a method that config.json does not name"
     return str(method)
-
-
-def first_of(names: list[str]) -> str:
-    """``a.weight``, or ``a.weight and 3 more``."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _has_scale(leaf: str, siblings: list[str]) -> bool:

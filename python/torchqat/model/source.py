@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from torchqat._library import FileError, check_safetensors
-from torchqat.errors import UserError, first_line
+from torchqat.errors import UserError, first_line, first_of
 from torchqat.files import read_json
 from torchqat.model.gguf_header import check_gguf_header
-from torchqat.model.quantized import first_of
 
 # Words of safetensors headers for what weights are in that are not quantized.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -1,8 +1,10 @@
-"""The language model inside a model that also reads images or sounds, and what stands beside it."""
+"""The language model inside a model that also reads images or sounds, what stands beside it, and the output head."""
 
 from typing import Any
 
 from torch import nn
+
+from torchqat.model.loader import is_encoder_decoder
 
 
 def language_model(model: nn.Module) -> str | None:
@@ -13,12 +15,17 @@ def language_model(model: nn.Module) -> str | None:
         decoder and of models that write no text.
     """
     config = getattr(model, "config", None)
-    if not _writes_text(model) or getattr(config, "is_encoder_decoder", False):
+    if not generates(model) or is_encoder_decoder(config):
         return None
     text = _text_config(config)
     if text is None or text is config:
         return None
     return next((name for name, module in model.named_modules() if name and _is_of(module, text)), None)
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """What gives the logits, of a model of transformers; ``None`` of others, and where there is none."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def beside_language_model(model: nn.Module) -> dict[int, str]:
@@ -27,7 +34,7 @@ def beside_language_model(model: nn.Module) -> dict[int, str]:
     if inside is None:
         return {}
     found: dict[int, str] = {}
-    head = model.get_output_embeddings()
+    head = output_head(model)
     for name, module in model.named_modules():
         if module is head:
             continue
@@ -36,7 +43,8 @@ def beside_language_model(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _writes_text(model: nn.Module) -> bool:
+def generates(model: nn.Module) -> bool:
+    """Whether ``model`` writes text, from a text or from what an encoder of its own reads."""
     return hasattr(model, "can_generate") and hasattr(model, "config") and model.can_generate()
 
 

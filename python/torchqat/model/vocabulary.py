@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchqat.errors import UserError
+from torchqat.precision import dtype_word
 
 
 def check_tokens(model: nn.Module, tokenizer: Any, largest: int | None, path: str) -> None:
@@ -52,8 +53,8 @@ def check_ids(model: nn.Module, batch: Any, by_itself: bool = False) -> None:
         return
     kind = type(model).__name__
     if ids.is_floating_point() or ids.is_complex() or ids.dim() != 2:
-        dtype = str(ids.dtype).removeprefix("torch.")
-        raise UserError(f"A batch of a {kind} must be int64 [rows, tokens], but is {dtype} {list(ids.shape)}.")
+        found = f"{dtype_word(ids.dtype)} {list(ids.shape)}"
+        raise UserError(f"A batch of a {kind} must be int64 [rows, tokens], but is {found}.")
     least, most = int(ids.min()), int(ids.max())
     if least < 0 or most >= rows:
         raise UserError(

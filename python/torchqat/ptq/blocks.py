@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchqat.model.blocks import NamedModules, block_lists
 from torchqat.model.placement import Placed, weightless
 from torchqat.ptq.block import Block, Forward, Stop, WholeModel, forwards, in_floating_point
-from torchqat.ptq.calls import Call, moved, tensors
+from torchqat.ptq.calls import Call, alike, moved, tensors
 from torchqat.ptq.trial import Reads, Seen, try_blocks
 
 
@@ -179,19 +179,10 @@ def _holds(row: Row, places: list[int], model: nn.Module, tried: list[tuple[Any,
         with in_floating_point(model):
             row.open(model, [batch], forward)
         for index, block in enumerate(row.blocks):
-            if index and index < held and not _same(block.calls[0], seen[places[index]].call):
+            if index and index < held and not alike(block.calls[0].arguments, seen[places[index]].call.arguments, 0.0):
                 held = index
             block.forget_calls()
     return held
-
-
-def _same(found: Call, expected: Call) -> bool:
-    pairs = dict(found.tensors()), dict(expected.tensors())
-    return pairs[0].keys() == pairs[1].keys() and all(_equal(pairs[0][p], t) for p, t in pairs[1].items())
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one is other or torch.equal(one, other)
 
 
 def _said(found: Rows) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchqat.data.given import as_batch, check_batches, known_to_give
 from torchqat.device import find_device
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers, require_prepared
 from torchqat.layers.wrapped import unwrapped
@@ -18,7 +18,6 @@ from torchqat.model.calls import check_called
 from torchqat.model.noted import check_still_quantized, initialization_of, misfits, note_calibration, solves
 from torchqat.model.out_of_memory import explained
 from torchqat.model.placement import Placed, on_device
-from torchqat.model.quantized import first_of
 from torchqat.model.vocabulary import check_ids
 from torchqat.progress import counted
 from torchqat.ptq.block import Forward, keeping_no_caches

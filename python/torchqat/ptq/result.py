@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from torchqat.errors import first_of
+
 
 @dataclass
 class Calibration:
@@ -51,25 +53,22 @@ def _unfolded(transform: str, names: list[str]) -> str:
 
 
 def _unrouted(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"{names[0]}{others} are experts whose module does not tell which tokens reach which, so they are rounded to "
+        f"{first_of(names)} are experts whose module does not tell which tokens reach which, so they are rounded to "
         "nearest."
     )
 
 
 def _rowless(names: list[str]) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"{names[0]}{others} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
+        f"{first_of(names)} are convolutions whose outputs share no rows of the input (in groups or transposed), so they "
         "are rounded to nearest."
     )
 
 
 def _shared(names: list[str], trained_blocks: bool) -> str:
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     untrained = ", and trained with none of them" if trained_blocks else ""
     return (
-        f"{names[0]}{others} are held by several blocks, so they are rounded after all of these, on what each gives "
+        f"{first_of(names)} are held by several blocks, so they are rounded after all of these, on what each gives "
         f"them{untrained}."
     )

@@ -13,8 +13,9 @@ from torchqat._library import random_rotation
 from torchqat.errors import UserError
 from torchqat.model.blocks import find_blocks
 from torchqat.model.placement import Placed
-from torchqat.model.towers import language_model
+from torchqat.model.towers import language_model, output_head
 from torchqat.ptq.block import Forward, in_floating_point
+from torchqat.ptq.calls import alike
 
 # Layers that write to the residual stream; the rest of a block's linear layers read it through a norm, or, as in
 # o_proj and down_proj, something of the block's own.
@@ -41,7 +42,7 @@ def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed, toget
             stream may be rotated; it is left as it was.
     """
     saved = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if head is None or embedding is None:
         raise UserError("hadamard needs a causal language model with an embedding and an output head, but has none.")
@@ -53,7 +54,8 @@ def rotate(model: nn.Module, batch: Any, forward: Forward, placed: Placed, toget
         expected = _logits(forward(model, batch))
         # What reads images or sounds writes to the residual stream, too.
         fits = language_model(model) is None and _rotate_parts(model, embedding, head, placed, together)
-        if fits and _close(_logits(forward(model, batch)), expected):
+        tolerance = 1e-3 if expected.dtype == torch.float32 else 0.1
+        if fits and alike(_logits(forward(model, batch)), expected, tolerance):
             return
         for name, parameter in model.named_parameters():
             parameter.copy_(saved[name])
@@ -135,9 +137,3 @@ def _rotate_heads(value: nn.Linear, output: nn.Linear, head_size: int, together:
 
 def _logits(output: Any) -> Tensor:
     return output.logits if hasattr(output, "logits") else output
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.1
-    error = (found.float() - expected.float()).abs().max()
-    return bool(error <= tolerance * expected.float().abs().max())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat.model.blocks import hooks
+from torchqat.model.towers import output_head
 from torchqat.ptq.block import Block, Forward, Stop, forwards, in_floating_point, same_form, without_elements
 from torchqat.ptq.calls import Call, Path, alike, main_tensor, tensors
 
@@ -78,7 +79,7 @@ def _stops(model: nn.Module) -> list:
     def stop(_module: nn.Module, _args: tuple) -> None:
         raise Stop
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     return [] if head is None else [head.register_forward_pre_hook(stop, prepend=True)]
 
 

@@ -1,6 +1,6 @@
-"""The tables that are printed from reports."""
+"""Tables for people, those of reports among them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torchqat.reports.report import Report
 from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, limit_sentences, measured, sentences, verdict
@@ -8,26 +8,31 @@ from torchqat.reports.wording import MEASURES, baseline_texts, bits_texts, limit
 
 def print_report(report: Report) -> None:
     """The table: one row a variant, the baseline first; then what it means, in words."""
-    console = _console()
-    console.print(_table(report))
+    names = measured(report)
+    print_table(["method"], ["bits/weight", "over all", *names, "size"], _rows(report, names))
     last = [*limit_sentences(report), verdict(report)] if verdict(report) else []
     for sentence in [*report.coverage, *sentences(report), *report.decision, *last]:
-        console.print(sentence, highlight=False)
+        _console().print(sentence, highlight=False)
 
 
 def print_comparison(reports: dict[str, Report]) -> None:
     """Several runs in one table, their variants side by side; measures that none of them has are left out."""
+    names = [name for name in MEASURES if any(name in measured(report) for report in reports.values())]
+    rows = [[run, *row] for run, report in reports.items() for row in _rows(report, names, report.chosen)]
+    print_table(["run", "method"], ["bits/weight", "over all", *names, "size"], rows)
+
+
+def print_table(words: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """``rows`` below the titles of their columns, of which those of numbers are the last."""
     from rich.table import Table
 
-    names = [name for name in MEASURES if any(name in measured(report) for report in reports.values())]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "method"):
+    for column in words:
         table.add_column(column)
-    for column in ("bits/weight", "over all", *names, "size"):
+    for column in numbers:
         table.add_column(column, justify="right")
-    for run, report in reports.items():
-        for method, *cells in _rows(report, names, report.chosen):
-            table.add_row(run, method, *cells)
+    for row in rows:
+        table.add_row(*row)
     _console().print(table)
 
 
@@ -37,19 +42,6 @@ def _console():
 
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(soft_wrap=True, width=160)
-
-
-def _table(report: Report):
-    from rich.table import Table
-
-    names = measured(report)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    for column in ("bits/weight", "over all", *names, "size"):
-        table.add_column(column, justify="right")
-    for row in _rows(report, names):
-        table.add_row(*row)
-    return table
 
 
 def _rows(report: Report, names: list[str], chosen: str = "") -> Iterator[list[str]]:

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from torchqat._library import DTYPES, LayerPlan
-from torchqat.checkpoints.dtype import dtype_named, dtype_word, has_digits, holds_scales
+from torchqat.checkpoints.dtype import dtype_named, has_digits, holds_scales
 from torchqat.checkpoints.formats.known import find_format
 from torchqat.checkpoints.formats.mlx import has_exact_products
 from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
-from torchqat.model.quantized import first_of
+from torchqat.errors import first_of
+from torchqat.precision import dtype_word
 from torchqat.runs.run import Run
 
 

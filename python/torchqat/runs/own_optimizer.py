@@ -1,12 +1,11 @@
 """A function of the user's that makes optimizers, tried on small tensors before anything is paid for."""
 
-import copy
-
 import torch
 from torch import nn
 
 from torchqat._library import Plan, Recipe
 from torchqat.data.functions import names_function
+from torchqat.model.outline import without_numbers
 from torchqat.model.prepare import prepare
 from torchqat.training.optimizers import parameter_groups
 from torchqat.training.other_optimizers import Groups, of_function
@@ -32,14 +31,6 @@ def try_own_optimizer(recipe: Recipe, plan: Plan, model: nn.Module) -> None:
     prepared = prepare(without_numbers(model), plan, recipe.initialize)
     choose_parameters(train, prepared)
     of_function(train, _small(parameter_groups(prepared, train)))
-
-
-def without_numbers(model: nn.Module) -> nn.Module:
-    """A copy without numbers, all of which trains."""
-    tensors = [*model.parameters(), *model.buffers()]
-    places = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
-    places |= {id(p): nn.Parameter(places[id(p)]) for p in model.parameters()}
-    return copy.deepcopy(model, places)
 
 
 def _small(groups: Groups) -> Groups:

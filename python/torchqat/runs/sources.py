@@ -6,7 +6,7 @@ from typing import Any
 from torchqat._library import DataSection, DataSource
 from torchqat.errors import UserError
 
-_KEYS = ("path", "subset", "split", "column", "weight")
+KEYS = ("path", "subset", "split", "column", "weight")
 
 
 def absolute(source: str) -> str:
@@ -29,12 +29,12 @@ def check_apart(output: Path, data: DataSection) -> None:
 
 def kept_source(source: DataSource) -> dict[str, Any]:
     """What ``data_source`` takes, as JSON."""
-    return {key: getattr(source, key) for key in _KEYS} | {"path": absolute(source.path)}
+    return {key: getattr(source, key) for key in KEYS} | {"path": absolute(source.path)}
 
 
 def data_source(found: dict[str, Any]) -> DataSource:
     """What ``kept_source`` was made of."""
     source = DataSource()
-    for key in _KEYS:
+    for key in KEYS:
         setattr(source, key, found[key])
     return source

@@ -19,11 +19,11 @@ from torchqat.checkpoints.replaced import exported_folder
 from torchqat.data.batch import Batch, to_device
 from torchqat.data.given import listed
 from torchqat.device import CPU, find_device
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.files import copy_into
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
-from torchqat.model.blocks import NamedModules, block_lists
+from torchqat.model.blocks import NamedModules, block_lists, hooks
 from torchqat.model.calls import checked_calls
 from torchqat.model.loading import check_streams
 from torchqat.model.outline import CheckpointReader, empty, skeleton
@@ -117,9 +117,8 @@ def _notes(model: nn.Module, reader: CheckpointReader, format: str, folder: Path
     """What users should know of the checkpoint, a sentence each."""
     passed_over, notes = reader.passed_over(), export_notes(model, format, folder)
     if passed_over:
-        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
         done = "is not in the GGUF file" if format == "gguf" else "was copied as it is"
-        notes.append(f"What transformers passes over {done}: {passed_over[0]}{more}.")
+        notes.append(f"What transformers passes over {done}: {first_of(passed_over)}.")
     return notes
 
 
@@ -218,12 +217,8 @@ class _AtWork:
             module._buffers.update(
                 {n: b.to(self.device) for n, b in module._buffers.items() if b is not None and not b.is_meta}
             )
-        handles = [m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]
-        try:
+        with hooks([m.register_forward_pre_hook(lambda module, _, name=n: load(name, module)) for n, m in outside]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _planned(self, block: Block) -> list[LayerPlan]:
         return [layer for layer in self.plan.layers if layer.name.startswith(block.name + ".")]

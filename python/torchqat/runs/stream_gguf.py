@@ -7,12 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from torchqat._library import CheckpointPlan, Plan, QuantizedWeights
+from torchqat._library import Plan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layer, convert_layers
-from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.gguf import GgufWriter, write_modelfile
-from torchqat.checkpoints.formats.known import bits_per_weight
-from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors, floating_layers
+from torchqat.checkpoints.formats.tensors import checkpoint_plan, float_tensors
 from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files, tensors_of_model
 from torchqat.data.batch import digest
 from torchqat.errors import UserError
@@ -20,8 +18,7 @@ from torchqat.layers.experts import QuantExperts
 from torchqat.layers.prepared import weight_name
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.ptq.block import Block
-from torchqat.ptq.walk import Calibration
-from torchqat.runs.stream_writer import Streamed
+from torchqat.runs.stream_writer import Streamed, Written
 from torchqat.verification.rope_gguf import rope_factors
 from torchqat.verification.unquantized_gguf import as_stored
 
@@ -32,7 +29,7 @@ class Reader(Protocol):
     def __getitem__(self, name: str) -> torch.Tensor: ...
 
 
-class GgufStreamWriter:
+class GgufStreamWriter(Written):
     """The file, or its parts where it is large, which become those that ``export`` writes of the whole model.
 
     Args:
@@ -45,16 +42,13 @@ class GgufStreamWriter:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, folder: Path, reader: Reader, tokenizer, **options: Any):
-        self.model, self.folder, self.reader, self.tokenizer = model, folder, reader, tokenizer
-        self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
-        self.format = checked_format("gguf", self.plan)
+        super().__init__(model, plan, folder, "gguf")
+        self.reader, self.tokenizer = reader, tokenizer
         if hasattr(model, "tie_weights"):
             model.tie_weights()  # which an outline is made without
         self.writer = GgufWriter(model, self.plan, folder / "model.gguf", tokenizer, **options)
         self.writer.flush()
         self.read_back = GgufFile(gguf_files(folder))
-        self.elements, self.bits = 0, 0.0
-        self.digests: dict[str, str] = {}
         # Now: what is shared is no longer one when its modules were emptied.
         self.names = list(model.state_dict())
         self.floats = {name: tensor.dtype for name, tensor in float_tensors(model, self.plan)}
@@ -85,8 +79,7 @@ class GgufStreamWriter:
         expected = {}
         for layer in converted:
             self.writer.add_layer(layer)
-            self.elements += layer.codes.numel()
-            self.bits += bits_per_weight("gguf", layer) * layer.codes.numel()
+            self.count(layer)
             expected[weight_name(layer.name, layers[layer.name])] = layer
         self.writer.flush()
         stored = as_stored(self.read_back, floats)
@@ -124,8 +117,7 @@ class GgufStreamWriter:
     def finish(self) -> Streamed:
         self.writer.finish()
         write_modelfile(self.model, self.folder / "model.gguf", self.tokenizer)
-        bits = self.bits / self.elements
-        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.writer.bytes, self.digests)
+        return self.result(self.writer.bytes)
 
 
 def _compare(layer: QuantLayer, stored: QuantizedWeights, found: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torchqat._library import CheckpointPlan, Plan
+from torchqat._library import CheckpointPlan, Plan, QuantizedWeights
 from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.export import checked_format
 from torchqat.checkpoints.formats.folder import write_configuration
@@ -25,7 +25,7 @@ from torchqat.errors import UserError
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.outline import CheckpointReader
 from torchqat.ptq.block import Block
-from torchqat.ptq.walk import Calibration
+from torchqat.ptq.result import Calibration
 
 # Tensors outside the blocks share a file up to this size.
 _SHARD_BYTES = 1 << 28
@@ -53,19 +53,44 @@ class Streamed:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-class StreamWriter:
+class Written:
+    """What is known of a checkpoint while it is written.
+
+    Args:
+        model: Without weights.
+        plan: What becomes of its layers.
+        folder: Where the checkpoint goes.
+        format: The name of one that can hold it.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, folder: Path, format: str):
+        self.model, self.folder = model, folder
+        self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
+        self.format = checked_format(format, self.plan)
+        self.digests: dict[str, str] = {}
+        self._elements, self._bits = 0, 0.0
+
+    def count(self, layer: QuantizedWeights) -> None:
+        """Note the size of a layer that is written."""
+        self._elements += layer.codes.numel()
+        self._bits += bits_per_weight(self.format.name, layer) * layer.codes.numel()
+
+    def result(self, size: int) -> Streamed:
+        """What was written, in ``size`` bytes."""
+        bits = self._bits / self._elements
+        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, size, self.digests)
+
+
+class StreamWriter(Written):
     """Shards of a checkpoint, one a block, and what ties them together."""
 
     def __init__(
         self, model: nn.Module, plan: Plan, folder: Path, format: str, reader: CheckpointReader, tokenizer=None
     ):
-        self.model, self.folder, self.reader, self.tokenizer = model, folder, reader, tokenizer
+        super().__init__(model, plan, folder, format)
+        self.reader, self.tokenizer = reader, tokenizer
         self.names = DiskNames(model)
         self.shards = ShardWriter(folder, _SHARD_BYTES)
-        self.elements, self.bits = 0, 0.0
-        self.digests: dict[str, str] = {}
-        self.plan = CheckpointPlan(plan.layers, floating_layers(model, plan.layers), plan.kv_cache)
-        self.format = checked_format(format, self.plan)
         beside = [name.removesuffix(".weight") for name in reader.passed_over() if len(reader.shape_of(name)) == 2]
         self.documents = documents_on_disk(model, self.plan, self.format, self.names, beside)
         self.config = json.loads(self.documents["config.json"])
@@ -78,8 +103,7 @@ class StreamWriter:
         tensors = dict(self.names.on_disk((prefix + name, tensor) for name, tensor in floats))
         for layer in convert_layers(block.module, dtype, prefix):
             tensors.update(layer_tensors(self.model, self.format, layer, self.names))
-            self.elements += layer.codes.numel()
-            self.bits += bits_per_weight(self.format.name, layer) * layer.codes.numel()
+            self.count(layer)
         scales = cache_scales(block.module, self.format.name)
         tensors.update({self.names.renamed(prefix + name): scale for name, scale in scales.items()})
         self.shards.add(tensors)
@@ -115,5 +139,4 @@ class StreamWriter:
         write_configuration(self.model, self.folder, self.plan, self.documents, self.format.dtype)
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, self.folder)
-        bits = self.bits / self.elements
-        return Streamed(self.folder, Calibration(), len(self.plan.layers), bits, self.shards.bytes, self.digests)
+        return self.result(self.shards.bytes)

@@ -6,8 +6,8 @@ from torch import nn
 
 from torchqat._library import Plan, Recipe
 from torchqat.data.functions import names_function
+from torchqat.model.outline import without_numbers
 from torchqat.model.prepare import prepare
-from torchqat.runs.own_optimizer import without_numbers
 from torchqat.runs.teacher import asks_float_model
 from torchqat.training.memory import TrainingMemory, training_memory
 from torchqat.training.parameters import choose_parameters

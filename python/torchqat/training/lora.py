@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import LoraSection
-from torchqat.errors import UserError
+from torchqat.errors import UserError, first_of
 from torchqat.extras import needs
 from torchqat.layers.adapters import adapter_beside
 from torchqat.layers.layer_state import SCALE_NAMES
@@ -44,8 +44,7 @@ def without_adapter(model: nn.Module) -> str:
     names = [n for n, layer in quant_layers(model) if layer.weight_spec and not isinstance(layer, QuantLinear)]
     if not names:
         return ""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"LoRA adapts linear layers alone, so that {names[0]}{more} do not train."
+    return f"LoRA adapts linear layers alone, so that {first_of(names)} do not train."
 
 
 def attach_adapters(model: nn.Module) -> nn.Module:

@@ -160,13 +160,12 @@ def split_groups(model: nn.Module, optimizer: str, groups: Groups) -> tuple[Grou
         chosen = {id(p) for name, p in named if p.dim() >= 2 and not is_scale(name)}
     else:
         return groups, []
-    parts = [
-        [p for p in group["params"] if (id(p) in chosen) == wanted] for wanted in (True, False) for group in groups
-    ]
-    found = [{**group, "params": part} for group, part in zip(groups * 2, parts, strict=True)]
-    return [group for group in found[: len(groups)] if group["params"]], [
-        g for g in found[len(groups) :] if g["params"]
-    ]
+
+    def part(is_chosen: bool) -> Groups:
+        parts = [[p for p in group["params"] if (id(p) in chosen) == is_chosen] for group in groups]
+        return [{**group, "params": part} for group, part in zip(groups, parts, strict=True) if part]
+
+    return part(True), part(False)
 
 
 def owner_of_scales(optimizers: list[Optimizer], model: nn.Module) -> Optimizer:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import OscillationSection
+from torchqat.errors import first_of
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
-from torchqat.model.quantized import first_of
 from torchqat.ops import dequantize
 
 # Share of a new observation in a frequency, and in a running average of codes: the paper's.

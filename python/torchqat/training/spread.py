@@ -15,6 +15,7 @@ from torchqat.errors import UserError
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.sharded import local
 from torchqat.model.blocks import find_blocks
+from torchqat.precision import dtype_word
 from torchqat.training.processes import count, is_first
 
 Loss = Callable[[Batch], torch.Tensor]
@@ -125,7 +126,7 @@ def check_gathered(model: nn.Module) -> None:
             found = module._get_fsdp_state()._mp_policy.param_dtype
             masters = {layer.weight.dtype for _, layer in quant_layers(module) if layer.weight_spec is not None}
             for dtype in masters - {found} if found is not None else ():
-                names = {"dtype": str(dtype).removeprefix("torch."), "found": str(found).removeprefix("torch.")}
+                names = {"dtype": dtype_word(dtype), "found": dtype_word(found)}
                 raise UserError(
                     "FSDP2 must gather the weights of quantized layers in their own dtype, {dtype}, since they are rounded "
                     "after it, but MixedPrecisionPolicy has param_dtype {found}; torch.autocast lowers the dtype of "

@@ -18,7 +18,9 @@ from torchqat.files import read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.wrapped import unwrapped
+from torchqat.model.loader import is_encoder_decoder
 from torchqat.model.placement import on_device
+from torchqat.model.towers import generates
 from torchqat.precision import products
 from torchqat.progress import working
 from torchqat.verification.engines import TRANSFORMERS, Bench, Engine, Question, Speed, find_engine
@@ -118,7 +120,7 @@ def _runs_in_transformers(format: str, model: nn.Module) -> bool:
 
 def _writes_text(model: nn.Module) -> bool:
     """Whether token ids are all that ``model`` needs for the next: decoders of encoders need what these read, too."""
-    return hasattr(model, "can_generate") and model.can_generate() and not model.config.is_encoder_decoder
+    return generates(model) and not is_encoder_decoder(model.config)
 
 
 def _of_outputs(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from torchqat._library import CheckpointPlan, Format, QuantizedWeights
-from torchqat.checkpoints.dtype import dtype_word
 from torchqat.checkpoints.formats.configuration import save_configuration
 from torchqat.checkpoints.formats.dense import Dense, dense_tensors
 from torchqat.checkpoints.formats.mlx import keys_of_mlx
@@ -18,6 +17,7 @@ from torchqat.checkpoints.formats.shards import ShardWriter
 from torchqat.checkpoints.formats.tensors import cache_scales, float_tensors
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.passed_over import passed_over
+from torchqat.precision import dtype_word
 
 
 def write_folder(

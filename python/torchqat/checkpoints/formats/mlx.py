@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from torchqat._library import DTYPES, LayerPlan
-from torchqat.checkpoints.dtype import dtype_word
 from torchqat.errors import UserError
+from torchqat.precision import dtype_word
 
 # Whose modules mlx-lm 0.32 calls as transformers does and computes alike, which tests/engines asks a small one of each.
 ARCHITECTURES = (

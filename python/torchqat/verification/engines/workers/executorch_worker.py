@@ -38,9 +38,6 @@ class Model:
             tokens.append(int(self._logits([*prompt, *tokens])[-1].argmax()))
         return tokens
 
-    def tokenize(self, text: str) -> None:
-        return None
-
     def _logits(self, tokens: list[int]) -> Tensor:
         return self.method.execute((torch.tensor([tokens]),))[0][0].clone()
 

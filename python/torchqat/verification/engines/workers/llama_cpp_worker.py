@@ -6,6 +6,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 from llama_cpp import Llama
+from serving import log_softmax
 
 # Where it keeps them rounded, llama.cpp would turn keys and values first, which training did not.
 os.environ["LLAMA_ATTN_ROT_DISABLE"] = "1"
@@ -24,9 +25,7 @@ class Model:
     def logprobs(self, prompt: list[int]) -> np.ndarray:
         self.llama.reset()
         self.llama.eval(prompt)
-        logits = np.asarray(self.llama.scores[: len(prompt)], dtype=np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return log_softmax(self.llama.scores[: len(prompt)])
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         self.llama.reset()

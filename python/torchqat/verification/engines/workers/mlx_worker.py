@@ -25,6 +25,3 @@ class Model:
             logits = self.model(mx.array([tokens[-1:] if len(tokens) > len(prompt) else prompt]), cache=kept)
             tokens.append(int(mx.argmax(logits[0, -1])))
         return tokens[len(prompt) :]
-
-    def tokenize(self, text: str) -> None:
-        return None

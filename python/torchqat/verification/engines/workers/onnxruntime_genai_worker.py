@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai
+from serving import log_softmax
 
 # The command that docs/formats.md has. By itself, the builder rounds what is in floating point to 4 bits: the head, a tied
 # embedding, layers that were left alone; so it is given a type of node to round, and the one of that type not to.
@@ -25,9 +26,7 @@ class Model:
     def logprobs(self, prompt: list[int]) -> np.ndarray:
         generator = self._generator(len(prompt) + 1)
         generator.append_tokens(prompt)
-        logits = generator.get_output("logits")[0].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return log_softmax(generator.get_output("logits")[0])
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """Token by token, past those that end a text."""
@@ -38,9 +37,6 @@ class Model:
             if len(tokens) == len(prompt) + count:
                 return tokens[len(prompt) :]
             generator.append_tokens(tokens[-1:])
-
-    def tokenize(self, text: str) -> None:
-        return None
 
     def _generator(self, length: int) -> onnxruntime_genai.Generator:
         parameters = onnxruntime_genai.GeneratorParams(self.model)

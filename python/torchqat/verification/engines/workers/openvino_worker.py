@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import openvino_genai
+from serving import log_softmax
 
 # By itself, OpenVINO rounds what enters a product, and its cache, to 8 bits; in float32 its sums can be told from mistakes.
 _PLAIN = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -29,9 +30,7 @@ class Model:
 
     def logprobs(self, prompt: list[int]) -> np.ndarray:
         self._reset()
-        logits = self._logits(prompt).astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return log_softmax(self._logits(prompt))
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """With what the graph keeps of the text."""
@@ -42,9 +41,6 @@ class Model:
             if len(tokens) == count:
                 return tokens
             logits = self._logits(tokens[-1:])
-
-    def tokenize(self, text: str) -> None:
-        return None
 
     def _reset(self) -> None:
         self.request.reset_state()

@@ -24,11 +24,19 @@ def serve(load, question: dict) -> tuple[dict, dict[str, np.ndarray]]:
     for index, prompt in enumerate(question["prompts"]):
         arrays[f"logprobs{index}"] = np.asarray(model.logprobs(prompt), dtype=np.float32)
     result["greedy"] = [list(map(int, model.greedy(prompt, question["new_tokens"]))) for prompt in question["prompts"]]
-    result["tokens"] = [model.tokenize(text) for text in question.get("texts", [])]
+    tokenize = getattr(model, "tokenize", None)  # most are given tokens alone
+    result["tokens"] = [tokenize(text) if tokenize else None for text in question.get("texts", [])]
     if question.get("bench"):
         result.update(bench(model, **question["bench"]))
     result["on_gpu"], result["peak_bytes"] = peak_memory()
     return result, arrays
+
+
+def log_softmax(logits) -> np.ndarray:
+    """Log probabilities, float64, over the last dimension."""
+    logits = np.asarray(logits, dtype=np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def bench(model, prompt: list[int], new_tokens: int, repeats: int) -> dict[str, float]:

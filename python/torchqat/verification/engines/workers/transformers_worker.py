@@ -44,9 +44,6 @@ class Model:
         found = self.model.generate(text, attention_mask=torch.ones_like(text), **exactly)
         return found[0, len(prompt) :].tolist()
 
-    def tokenize(self, text: str) -> None:
-        return None
-
 
 def load(folder: Path):
     """The checkpoint with dense weights and unquantized inputs.

@@ -48,9 +48,6 @@ class Model:
         (result,) = self.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
         return list(result.outputs[0].token_ids)
 
-    def tokenize(self, text: str) -> None:
-        return None
-
 
 def _of_free_memory() -> dict:
     """Of a GPU that others use, too, nine tenths of what is free: vLLM alone asks for nine tenths of all."""
