@@ -189,6 +189,24 @@ def test_state_dict_of_the_schedule():
         other.load_state_dict(schedule.state_dict())
 
 
+@pytest.mark.parametrize(
+    "state, key, what",
+    [
+        ({}, "step", "is an empty dict"),
+        (None, "step", "is NoneType"),
+        ({"step": 1}, "total_steps", "is a dict of step"),
+        ({"step": "1", "total_steps": 10}, "step", "has '1' there"),
+        ({"step": -1, "total_steps": 10}, "step", "has -1 there"),
+        ({"step": 1, "total_steps": 10.0}, "total_steps", "has 10.0 there"),
+    ],
+)
+def test_what_is_no_state_of_a_schedule(state, key, what):
+    net, schedule = start()
+    with pytest.raises(torchqat.UserError, match=matches("given.no-schedule-state", key=key, what=what)):
+        schedule.load_state_dict(state)
+    assert schedule.current_step == 0 == net.state_dict()["qat_step"]
+
+
 def test_observers_freeze():
     net, schedule = start("{dtype: int8}", "{dtype: int8, granularity: tensor}")
     seen = []

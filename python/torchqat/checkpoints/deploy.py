@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchqat._library import Checkpoint, FileError, QuantizedWeights, QuantSpec, load_checkpoint
 from torchqat.checkpoints.convert import convert_layer
 from torchqat.errors import UserError, first_line
+from torchqat.files import as_path
 from torchqat.layers.adapters import check_adapters
 from torchqat.layers.experts import ExpertWeights
 from torchqat.layers.packed_linear import PackedLinear
-from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.prepared import quant_layers, require_module, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import is_layer, stand_in_of
 from torchqat.layers.step import stop_counting
@@ -63,8 +64,9 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     Raises:
         UserError: The folder is damaged, or it does not fit the model; nothing is changed then.
     """
+    require_module(model)
     try:
-        checkpoint = load_checkpoint(str(folder))
+        checkpoint = load_checkpoint(str(as_path("folder", folder)))
     except FileError as error:
         raise UserError(str(error)) from error
     layers, others = _in_model(model, folder, checkpoint)

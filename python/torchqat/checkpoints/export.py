@@ -33,7 +33,7 @@ from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.checkpoints.replaced import exported_folder
 from torchqat.errors import UserError
 from torchqat.extras import needs
-from torchqat.files import copy_into
+from torchqat.files import as_path, copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
@@ -90,6 +90,7 @@ def export(
             the meta device, the model is inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be
             written, or holds what no export wrote.
     """
+    output = as_path("output", output)
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
@@ -104,7 +105,6 @@ def export(
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
-    output = Path(output)
     layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
     with exported_folder(output) as folder:
         if format == "gguf":

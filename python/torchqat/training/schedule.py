@@ -2,7 +2,7 @@
 
 import logging
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -177,8 +177,10 @@ class Schedule:
         another width are derived anew.
 
         Raises:
-            UserError: ``state`` belongs to a run of another length, whose percentages meant other steps.
+            UserError: ``state`` belongs to a run of another length, whose percentages meant other steps, or is none of a
+                schedule.
         """
+        _check_state(state)
         if state["total_steps"] != self.bits.total_steps:
             raise UserError(
                 f"The schedule must have the length it was saved with, {state['total_steps']} steps, "
@@ -220,6 +222,22 @@ class Schedule:
             if self.optimizer is not None:
                 for name in changed:
                     _reset_state(self.optimizer, getattr(layer, name))
+
+
+def _check_state(state: Any) -> None:
+    found = state if isinstance(state, Mapping) else {}
+    for key in ("step", "total_steps"):
+        if not isinstance(found.get(key), numbers.Integral) or found[key] < 0:
+            what = f"has {found[key]!r} there" if key in found else f"is {_shown(state)}"
+            raise UserError(
+                f"state must be what state_dict of a Schedule gives, with a whole number from 0 on as {key}, but {what}."
+            )
+
+
+def _shown(state: Any) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    return f"a {type(state).__name__} of {', '.join(map(str, state))}" if state else f"an empty {type(state).__name__}"
 
 
 # What a state that an optimizer has just made begins with, beside tensors of zeros.
