@@ -19,6 +19,7 @@ def note_preparation(model: nn.Module, settings: Initialize) -> None:
     model.qat_initialize = settings
     model.qat_awaits_calibration = solves(settings)
     model.qat_floats = frozenset(_floating_layers(model))
+    model.qat_parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     model.qat_layers = tuple(name for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
 
 
@@ -131,6 +132,7 @@ def check_still_quantized(model: nn.Module) -> None:
             was resized; or its weight is computed in every call, which no checkpoint says.
     """
     for place, module in _prepared(model):
+        _check_parameters(place, module)
         for name in getattr(module, "qat_layers", ()):
             found = _at(module, name)
             if found is None:
@@ -170,15 +172,33 @@ def _floating_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_layer(module) and not isinstance(module, QuantLayer)]
 
 
+def _check_parameters(place: str, prepared: nn.Module) -> None:
+    """A checkpoint would have what a parameter is made of, under names that no loader of the model knows."""
+    known = getattr(prepared, "qat_parameters", None)
+    if known is None:  # of an earlier version
+        known = {f"{name}.weight" for name in getattr(prepared, "qat_layers", ())}
+    for name, module in prepared.named_modules():
+        for leaf in _computed(module):
+            if leaf not in module._parameters and (f"{name}.{leaf}" if name else leaf) in known:
+                holder = ".".join(part for part in (place, name) if part)
+                raise UserError(
+                    f"The {leaf} of {holder or 'the model'} must be a parameter, but is computed anew in every call by what "
+                    "was added to the layer after prepare (a parametrization, a norm of weights, pruning): remove it, so "
+                    f"that the {leaf} stays as it makes it, or add it before prepare to a layer that is left by a rule with "
+                    "weight: float."
+                )
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Names of tensors that ``module`` makes of others in each of its calls."""
+    found = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+    for ending in ("_orig", "_g"):  # pruning and spectral norm; norm of weights
+        found += [name.removesuffix(ending) for name in module._parameters if name.endswith(ending)]
+    return found
+
+
 def _check_weight(name: str, layer: QuantLayer) -> None:
-    parameters = layer._parameters
-    if parametrize.is_parametrized(layer, "weight") or "weight_orig" in parameters or "weight_g" in parameters:
-        raise UserError(
-            f"The weight of {name} must be a parameter, but is computed anew in every call by what was added to the layer "
-            "after prepare (a parametrization, a norm of weights, pruning): remove it, so that the weight stays as it makes "
-            "it, or add it before prepare to a layer that is left by a rule with weight: float."
-        )
-    weight = parameters.get("weight")
+    weight = layer._parameters.get("weight")
     if weight is not None and weight.dim() > 1 and weight.numel() and tuple(weight.shape) != layer.weight_shape:
         raise UserError(
             f"{name} was quantized by prepare with a weight of {list(layer.weight_shape)}, but has one of "
