@@ -126,6 +126,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
         self.frozen_weight.forget()
+        self.stepped_weight.forget()
         assign(self.weight, self.shaped(matrix))
 
     @property

@@ -13,6 +13,9 @@ from torchqat.layers.stand_ins import is_layer
 from torchqat.layers.step import counting
 from torchqat.model.quantized import first_of
 
+# Times the error of scales of their own, which trained scales do not come to beside averages of their weights.
+_FAR_WORSE = 16.0
+
 
 def note_preparation(model: nn.Module, settings: Initialize) -> None:
     """Note what ``calibrate`` is to do, that it has not, and which layers are quantized."""
@@ -53,6 +56,7 @@ def note_calibration(model: nn.Module) -> None:
     """``calibrate`` has run."""
     for _, layer in quant_layers(model):
         layer.frozen_weight.forget()
+        layer.stepped_weight.forget()
     for _, module in _prepared(model):
         module.qat_awaits_calibration = False
 
@@ -101,15 +105,15 @@ def misfit_note(model: nn.Module) -> str:
 def misfits(model: nn.Module) -> dict[str, float]:
     """Layers whose scales are those of other weights, and how many times the error of their own they round with.
 
-    Of a model that was trained there are none: its weights learned to live with their scales, however far they went.
+    Of a model that was trained these are weights that were written since its last step alone, and fit far worse: others
+    learned to live with their scales, however far they went, and averages of them are written, too.
     """
-    layers = quant_layers(model)
-    if any(layer.frozen_weight.in_training for _, layer in layers):
-        return {}
-    if any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
-        return {}
+    layers, least = quant_layers(model), 0.0
+    trained = any(layer.frozen_weight.in_training for _, layer in layers)
+    if trained or any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
+        layers, least = [(name, layer) for name, layer in layers if layer.stepped_weight.written(layer)], _FAR_WORSE
     found = {name: misfit(layer) for name, layer in layers}
-    return {name: ratio for name, ratio in found.items() if ratio}
+    return {name: ratio for name, ratio in found.items() if ratio > least}
 
 
 def changed_note(model: nn.Module) -> str:

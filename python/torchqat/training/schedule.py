@@ -158,6 +158,8 @@ class Schedule:
         self._go_to(self._step + 1)
         self._apply(method="mse")
         layers = [layer for _, layer in quant_layers(self.model)]
+        for layer in layers:
+            layer.stepped_weight.note(layer)
         choice = settle(layers)
         if choice is not None:
             self.weight_cache = choice
