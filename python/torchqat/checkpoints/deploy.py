@@ -76,6 +76,7 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     quantized |= other_names(model, quantized)
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in quantized}
     _check_others(folder, state, others)
+    _untie(model, [name for name in layers if _experts(model, name) is None], [state[name] for name in others])
     for name, tensor in others.items():
         state[name].data.copy_(tensor)
     for name, weights in layers.items():
@@ -115,6 +116,18 @@ def _in_model(
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: {source.target} could not be put together: {first_line(error)}") from error
     return layers, others
+
+
+def _untie(model: nn.Module, layers: list[str], floats: list[Tensor]) -> None:
+    """A weight of its own for each layer that is quantized where what shares its weight, an embedding, is not."""
+    theirs = {id(tensor) for tensor in floats}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name in layers:
+        layer = model.get_submodule(name)
+        if id(layer.weight) in theirs:
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+            if layer is head:
+                model.config.tie_word_embeddings = False
 
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:
