@@ -134,6 +134,30 @@ void check_offset_widths(const Recipe& recipe, const Plan& plan, std::vector<Pro
   }
 }
 
+// A stage in which no layer is wider than it is exported would train at another width than it says.
+void check_stage_widths(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
+  const auto check = [&](size_t stage, const char* key, std::optional<int> bits,
+                         const std::optional<QuantSpec> LayerPlan::*spec) {
+    if (!bits || *bits == kFloat) return;
+    const LayerPlan* narrowest = nullptr;
+    for (const LayerPlan& layer : plan.layers)
+      if (layer.*spec && (!narrowest || (layer.*spec)->bits < (narrowest->*spec)->bits))
+        narrowest = &layer;
+    if (narrowest && *bits >= (narrowest->*spec)->bits) return;
+    std::string text = "schedule[" + std::to_string(stage) + "]." + key;
+    if (narrowest)
+      text += " must be no narrower than what is exported, " + dtype_name(*(narrowest->*spec)) +
+              " for " + narrowest->name;
+    else
+      text.append(" must be left out, since no layer's ").append(key).append(" is quantized");
+    problems->push_back({recipe.schedule[stage].place, text + ", but is " + width_name(bits)});
+  };
+  for (size_t i = 0; i < recipe.schedule.size(); ++i) {
+    check(i, "weight", recipe.schedule[i].weight_bits, &LayerPlan::weight);
+    check(i, "input", recipe.schedule[i].input_bits, &LayerPlan::input);
+  }
+}
+
 void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
   if (recipe.schedule.empty()) return;
   int64_t before = -1;
@@ -144,6 +168,12 @@ void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
           {stage.place, "until must lie after the stage before it, which ends at step " +
                             std::to_string(before) + ", but is step " + std::to_string(step)});
     before = step;
+    if (&stage != &recipe.schedule.back() && !stage.until.is_percent && recipe.train.steps > 0 &&
+        step >= recipe.train.steps)
+      problems->push_back({stage.place, "until of a stage before the last must be below train.steps, " +
+                                            std::to_string(recipe.train.steps) +
+                                            ", so that what is exported is trained, but is step " +
+                                            std::to_string(step)});
   }
   if (before < recipe.train.steps)
     problems->push_back(
@@ -227,6 +257,7 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
   check_bounds(recipe, &problems);
   check_last_stage(recipe, plan, &problems);
   check_offset_widths(recipe, plan, &problems);
+  check_stage_widths(recipe, plan, &problems);
   if (!problems.empty()) throw RecipeError(recipe.file, problems);
   share_outer_scales(plan);
   return plan;

@@ -127,6 +127,11 @@ DistillSection read_distill(YamlSection section, const std::string& kind) {
                                         : std::vector<std::string>{"forward_kl", "cross_entropy"});
   distill.temperature = section.number("temperature", distill.temperature, 0.01, 100.0);
   distill.weight = section.number("weight", distill.weight, 0.0, 1.0);
+  const DistillSection usual;  // given at their defaults, keys claim nothing
+  if (distill.temperature != usual.temperature && distill.loss != "forward_kl")
+    section.reject("temperature", "must be left out unless loss is forward_kl");
+  if (distill.weight != usual.weight && distill.loss == "cross_entropy")
+    section.reject("weight", "must be left out where loss is cross_entropy, which is all of it");
   section.finish();
   return distill;
 }
@@ -201,6 +206,7 @@ void read_exports(YamlSection& section, RunRecipe& recipe) {
     if (engine.writes_text == writes_text && engine.name == recipe.engine) loaded = engine.formats;
   const std::string fitting = loaded.empty() ? "compressed-tensors" : loaded.front();
   recipe.exports = section.words("export", {fitting}, kFormats);
+  if (recipe.exports.empty()) section.reject("export", "must list at least one format");
   const auto is_loaded = [&](const std::string& format) {
     return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
   };
@@ -224,6 +230,37 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
     section.reject("mode", "must be recipe unless evaluate.accept has limits");
 }
 
+// Settings that the method does not read would seem to hold. Given at their defaults they claim nothing.
+void check_initialize(YamlSection& section, const Initialize& given, bool tries_methods) {
+  const Initialize usual;
+  const auto refuse = [](YamlSection& in, const char* key, bool is_usual, const char* unless) {
+    if (!is_usual) in.reject(key, std::string("must be left out unless ") + unless);
+  };
+  if (given.rounding != Rounding::gptq && !tries_methods) {
+    const char* unless = "method rounds by gptq";
+    refuse(section, "damping", given.damping == usual.damping, unless);
+    refuse(section, "block_size", given.block_size == usual.block_size, unless);
+    refuse(section, "order", given.order == usual.order, unless);
+    refuse(section, "scale_search", given.scale_search == usual.scale_search, unless);
+    refuse(section, "correction", given.correction == usual.correction, unless);
+  }
+  const auto& transforms = given.transforms;
+  if (std::find(transforms.begin(), transforms.end(), Transform::smoothquant) == transforms.end())
+    refuse(section, "smoothing", given.smoothing == usual.smoothing, "method has smoothquant+");
+  if (!given.needs_data() && !tries_methods)
+    refuse(section, "sequential", given.sequential == usual.sequential,
+           "method has gptq, awq or smoothquant");
+  if (given.block_training.steps > 0) return;
+  YamlSection blocks = section.section("block_training");
+  const BlockTraining &own = given.block_training, &none = usual.block_training;
+  const char* unless = "steps is above 0";
+  refuse(blocks, "batch_size", own.batch_size == none.batch_size, unless);
+  refuse(blocks, "learning_rate", own.learning_rate == none.learning_rate, unless);
+  refuse(blocks, "scale_learning_rate", own.scale_learning_rate == none.scale_learning_rate,
+         unless);
+  refuse(blocks, "rounding", own.rounding == none.rounding, unless);
+}
+
 RunRecipe read_recipe(YamlSection& section) {
   RunRecipe recipe;
   section.require("version");
@@ -233,7 +270,9 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.data = read_data(section.section("data"));
   recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
   recipe.device = read_device(section);
-  recipe.initialize = read_initialize(section.section("initialize"));
+  YamlSection initialize = section.section("initialize");
+  recipe.initialize = read_initialize(initialize);
+  check_initialize(initialize, recipe.initialize, recipe.mode == "auto");
   // Mode auto tries methods that choose scales.
   recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
   if (section.has("kv_cache")) {

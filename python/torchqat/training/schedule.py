@@ -53,9 +53,9 @@ class Schedule:
 
     Raises:
         UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
-            ``total_steps`` is negative or no whole number, ``optimizer`` is none, adapters of peft act beside the rounded
-            weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights
-            in another dtype.
+            ``total_steps`` is negative, no whole number or ends before the last stage begins, ``optimizer`` is none,
+            adapters of peft act beside the rounded weights, parameters have another shape outside of the forward
+            (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
     """
 
     def __init__(
@@ -80,6 +80,12 @@ class Schedule:
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self.bits = BitSchedule(recipe, total_steps)
+        last = self.bits.boundaries()[-1]
+        if last > total_steps:
+            raise UserError(
+                f"total_steps must reach the last stage of the schedule, so that what is exported is trained, but is "
+                f"{total_steps}, and that stage begins with step {last}."
+            )
         if not counting(model):
             count_steps(model)
         self._counters = counting(model)
