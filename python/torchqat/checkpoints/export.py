@@ -20,6 +20,7 @@ from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
 from torchqat.checkpoints.formats.numbers import check_numbers
+from torchqat.checkpoints.formats.onnx import products_note
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import (
     cache_note,
@@ -214,6 +215,8 @@ def check_exports(
                 "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "
                 "compressed-tensors is loaded by transformers."
             )
+        if name == "onnx":
+            notes.append(products_note(plan.layers))
         if name == "onnx" and writes_text:
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
@@ -230,6 +233,9 @@ def export_notes(model: nn.Module, format: str, folder: Path | None = None) -> l
     if folder is not None and is_compressed_tensors(format) and (folder / "config.json").is_file():
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         note = loading_note(model, settings.get("quantization_config", settings))
+        return [note] if note else []
+    if format == "onnx":
+        note = products_note(checkpoint_plan(model).layers)
         return [note] if note else []
     if format != "gguf":
         return []
