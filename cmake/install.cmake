@@ -23,7 +23,7 @@ install(EXPORT torchqatTargets NAMESPACE qat:: DESTINATION ${QAT_CMAKE_DIR})
 install(DIRECTORY qat DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/torchqat FILES_MATCHING PATTERN "*.h"
   PATTERN yaml_section.h EXCLUDE PATTERN "*_reader.h" EXCLUDE PATTERN numbers.h EXCLUDE PATTERN key_log.h EXCLUDE
   PATTERN settings.h EXCLUDE
-  PATTERN matcher.h EXCLUDE PATTERN width_name.h EXCLUDE
+  PATTERN matcher.h EXCLUDE PATTERN stage_checks.h EXCLUDE PATTERN width_name.h EXCLUDE
   PATTERN damped_factor.h EXCLUDE PATTERN in_order.h EXCLUDE PATTERN full_precision.h EXCLUDE
   PATTERN coordinate_descent.h EXCLUDE PATTERN gptq_solver.h EXCLUDE PATTERN row_feedback.h EXCLUDE
   PATTERN fold.h EXCLUDE PATTERN input_tap.h EXCLUDE PATTERN pending.h EXCLUDE PATTERN spec_json.h EXCLUDE

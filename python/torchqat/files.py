@@ -22,6 +22,17 @@ _NOTHING_LEFT = 1 << 16
 SEAL = ".torchqat"
 
 
+def as_path(name: str, given: object) -> Path:
+    """What was ``given`` for the argument ``name`` of a function, as a path.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise UserError(f"{name} must be the path of a file or folder, but is {given!r}.")
+    return Path(given)
+
+
 @contextmanager
 def pending_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed onto it when the block ends well, removed when it does not."""

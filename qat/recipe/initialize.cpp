@@ -4,7 +4,6 @@
 #include <sstream>
 
 #include "qat/names.h"
-#include "qat/recipe/yaml_section.h"
 
 namespace qat {
 namespace {
@@ -27,24 +26,14 @@ bool contains(const std::vector<Transform>& transforms, Transform transform) {
   return std::find(transforms.begin(), transforms.end(), transform) != transforms.end();
 }
 
-BlockTraining read_block_training(YamlSection section) {
-  BlockTraining training;
-  training.steps = section.integer("steps", training.steps, 0, 1'000'000);
-  training.batch_size = section.integer("batch_size", training.batch_size, 1, 1'000'000);
-  training.learning_rate = section.number("learning_rate", training.learning_rate, 0.0, 1.0);
-  training.scale_learning_rate =
-      section.number("scale_learning_rate", training.scale_learning_rate, 0.0, 1.0);
-  training.rounding = section.one_of("rounding", training.rounding, kBlockRoundings);
-  section.finish();
-  return training;
-}
-
 }  // namespace
 
 const char* name_of(Transform transform) { return kTransforms.name_of(transform); }
 const char* name_of(Rounding rounding) { return kRoundings.name_of(rounding); }
+const NameTable<Objective>& objectives() { return kObjectives; }
 const char* name_of(Objective objective) { return kObjectives.name_of(objective); }
 Objective parse_objective(const std::string& name) { return kObjectives.parse(name); }
+const NameTable<BlockRounding>& block_roundings() { return kBlockRoundings; }
 const char* name_of(BlockRounding rounding) { return kBlockRoundings.name_of(rounding); }
 BlockRounding parse_block_rounding(const std::string& name) { return kBlockRoundings.parse(name); }
 
@@ -90,30 +79,6 @@ std::string parse_method(const std::string& method, Initialize* into) {
                    : into->transforms.back() == Transform::awq ? Rounding::clip
                                                                : Rounding::mse;
   return "";
-}
-
-Initialize read_initialize(YamlSection section) {
-  Initialize initialize;
-  const std::string rule = parse_method(section.text("method", initialize.method), &initialize);
-  if (!rule.empty()) section.reject("method", rule);
-  initialize.damping = section.number("damping", initialize.damping, 0.0, 10.0);
-  initialize.block_size = section.integer("block_size", initialize.block_size, 1, 1 << 20);
-  initialize.order = section.one_of("order", initialize.order, column_orders());
-  initialize.scale_search =
-      section.one_of("scale_search", initialize.scale_search, scale_searches());
-  initialize.correction = section.number("correction", initialize.correction, 0.0, 1.0);
-  initialize.sweeps = section.integer("sweeps", initialize.sweeps, 0, 1000);
-  initialize.objective = section.one_of("objective", initialize.objective, kObjectives);
-  if (initialize.objective == Objective::model && !initialize.weighs_outputs())
-    section.reject("objective", "must be auto or layer unless method is gptq or hadamard+gptq");
-  initialize.smoothing = section.number("smoothing", initialize.smoothing, 0.0, 1.0);
-  initialize.rotation_size = section.integer("rotation_size", initialize.rotation_size, 0, 1 << 20);
-  if (section.has("rotation_size") && !contains(initialize.transforms, Transform::hadamard))
-    section.reject("rotation_size", "must not be given unless method begins with hadamard+");
-  initialize.sequential = section.boolean("sequential", initialize.sequential);
-  initialize.block_training = read_block_training(section.section("block_training"));
-  section.finish();
-  return initialize;
 }
 
 }  // namespace qat

@@ -10,8 +10,6 @@
 
 namespace qat {
 
-class YamlSection;
-
 // What is done to a weight before it is rounded.
 enum class Transform { hadamard, smoothquant, awq };
 
@@ -78,15 +76,15 @@ struct QAT_API Initialize {
 // Names as recipes spell them; the parsers throw InvalidArgument with the allowed ones.
 QAT_API const char* name_of(Transform transform);
 QAT_API const char* name_of(Rounding rounding);
+const NameTable<Objective>& objectives();
 QAT_API const char* name_of(Objective objective);
 QAT_API Objective parse_objective(const std::string& name);
+const NameTable<BlockRounding>& block_roundings();
 QAT_API const char* name_of(BlockRounding rounding);
 QAT_API BlockRounding parse_block_rounding(const std::string& name);
 
 // Reads "awq", "hadamard+gptq" and the like into transforms and rounding. Returns a rule that is
 // broken, or nothing.
 QAT_API std::string parse_method(const std::string& method, Initialize* into);
-
-Initialize read_initialize(YamlSection section);
 
 }  // namespace qat

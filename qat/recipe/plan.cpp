@@ -8,6 +8,7 @@
 #include "qat/recipe/layer_problems.h"
 #include "qat/recipe/matcher.h"
 #include "qat/recipe/mixes.h"
+#include "qat/recipe/stage_checks.h"
 #include "qat/recipe/weight_types.h"
 #include "qat/recipe/width_name.h"
 
@@ -101,57 +102,6 @@ bool reaches_layers(const Rule& rule, const std::vector<size_t>& matched,
   });
 }
 
-// At the end of the run each tensor must have the width that is exported.
-void check_last_stage(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
-  const Stage& last = plan.stages.back();
-  const auto check = [&](const char* key, std::optional<int> bits,
-                         const std::optional<QuantSpec>& spec, const std::string& layer) {
-    if (!spec || !bits || (bits != kFloat && *bits <= spec->bits)) return true;
-    problems->push_back({last.place, "schedule[" + std::to_string(recipe.schedule.size() - 1) +
-                                         "]." + key + " must end at the width that is exported, " +
-                                         dtype_name(*spec) + " for " + layer + ", but is " +
-                                         width_name(bits)});
-    return false;
-  };
-  for (const auto& layer : plan.layers)
-    if (!check("weight", last.weight_bits, layer.weight, layer.name) ||
-        !check("input", last.input_bits, layer.input, layer.name))
-      return;
-}
-
-// The codes of a grid with offsets are not negative, and take 7 bits of int8.
-void check_offset_widths(const Recipe& recipe, const Plan& plan, std::vector<Problem>* problems) {
-  for (const auto& layer : plan.layers) {
-    if (!layer.weight || !layer.weight->has_offset()) continue;
-    for (size_t i = 0; i < recipe.schedule.size(); ++i)
-      if (recipe.schedule[i].weight_bits > 7) {
-        problems->push_back(
-            {recipe.schedule[i].place,
-             "schedule[" + std::to_string(i) + "].weight must be at most int7 for " + layer.name +
-                 ", whose grid has offsets, but is " + width_name(recipe.schedule[i].weight_bits)});
-        return;
-      }
-  }
-}
-
-void check_bounds(const Recipe& recipe, std::vector<Problem>* problems) {
-  if (recipe.schedule.empty()) return;
-  int64_t before = -1;
-  for (const Stage& stage : recipe.schedule) {
-    const int64_t step = stage.until.step_of(recipe.train.steps);
-    if (step < before)
-      problems->push_back(
-          {stage.place, "until must lie after the stage before it, which ends at step " +
-                            std::to_string(before) + ", but is step " + std::to_string(step)});
-    before = step;
-  }
-  if (before < recipe.train.steps)
-    problems->push_back(
-        {recipe.schedule.back().place, "until of the last stage must be 100% or train.steps, " +
-                                           std::to_string(recipe.train.steps) + ", but is step " +
-                                           std::to_string(before)});
-}
-
 }  // namespace
 
 void share_outer_scales(Plan& plan) {
@@ -224,9 +174,7 @@ Plan make_plan(const Recipe& recipe, const std::vector<LayerInfo>& layers, int64
     for (const LayerInfo& layer : layers) plan.parameters += layer.elements();
   plan.kv_cache = recipe.kv_cache;
   plan.stages = recipe.schedule.empty() ? std::vector<Stage>{Stage{}} : recipe.schedule;
-  check_bounds(recipe, &problems);
-  check_last_stage(recipe, plan, &problems);
-  check_offset_widths(recipe, plan, &problems);
+  check_stages(recipe, plan, &problems);
   if (!problems.empty()) throw RecipeError(recipe.file, problems);
   share_outer_scales(plan);
   return plan;

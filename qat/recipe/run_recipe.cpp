@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "qat/names.h"
+#include "qat/recipe/initialize_reader.h"
 #include "qat/recipe/rule_reader.h"
 #include "qat/recipe/settings.h"
 #include "qat/recipe/spec_reader.h"
@@ -127,6 +128,11 @@ DistillSection read_distill(YamlSection section, const std::string& kind) {
                                         : std::vector<std::string>{"forward_kl", "cross_entropy"});
   distill.temperature = section.number("temperature", distill.temperature, 0.01, 100.0);
   distill.weight = section.number("weight", distill.weight, 0.0, 1.0);
+  const DistillSection usual;  // given at their defaults, keys claim nothing
+  if (distill.temperature != usual.temperature && distill.loss != "forward_kl")
+    section.reject("temperature", "must be left out unless loss is forward_kl");
+  if (distill.weight != usual.weight && distill.loss == "cross_entropy")
+    section.reject("weight", "must be left out where loss is cross_entropy, which is all of it");
   section.finish();
   return distill;
 }
@@ -199,6 +205,7 @@ void read_exports(YamlSection& section, RunRecipe& recipe) {
     if (engine.writes_text == writes_text && engine.name == recipe.engine) loaded = engine.formats;
   const std::string fitting = loaded.empty() ? "compressed-tensors" : loaded.front();
   recipe.exports = section.words("export", {fitting}, kFormats);
+  if (recipe.exports.empty()) section.reject("export", "must list at least one format");
   const auto is_loaded = [&](const std::string& format) {
     return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
   };
@@ -231,7 +238,7 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.data = read_data(section.section("data"));
   recipe.mode = section.one_of("mode", recipe.mode, {"recipe", "auto"});
   recipe.device = read_device(section);
-  recipe.initialize = read_initialize(section.section("initialize"));
+  recipe.initialize = read_initialize(section.section("initialize"), recipe.mode == "auto");
   // Mode auto tries methods that choose scales.
   recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
   if (section.has("kv_cache")) {

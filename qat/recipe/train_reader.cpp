@@ -23,6 +23,11 @@ OscillationSection read_oscillation(YamlSection section) {
   oscillation.method = section.one_of("method", oscillation.method, {"none", "dampen", "freeze"});
   oscillation.dampening = section.number("dampening", oscillation.dampening, 0.0, 1.0);
   oscillation.threshold = section.number("threshold", oscillation.threshold, 0.0, 1.0);
+  const OscillationSection usual;  // given at their defaults, keys claim nothing
+  if (oscillation.dampening != usual.dampening && oscillation.method != "dampen")
+    section.reject("dampening", "must be left out unless method is dampen");
+  if (oscillation.threshold != usual.threshold && oscillation.method != "freeze")
+    section.reject("threshold", "must be left out unless method is freeze");
   section.finish();
   return oscillation;
 }

@@ -32,7 +32,9 @@ at::Tensor ends_of(const at::Tensor& x, const at::Tensor& finite) {
 at::Tensor joined(const at::Tensor& before, const at::Tensor& batch, const ObserverSpec& spec) {
   if (spec.kind != ObserverKind::moving_average) return at::maximum(before, batch);
   // Two operators, since one of them would contract the product and the sum on some machines.
-  const at::Tensor moved = before + (batch - before).mul_(spec.averaging_constant);
+  const at::Tensor exact = before + (batch - before).mul_(spec.averaging_constant);
+  // As states keep it, so that one which is restored goes on to the same bits.
+  const at::Tensor moved = exact.to(at::kFloat).to(at::kDouble);
   return at::where(before.isinf(), batch, at::where(batch.isinf(), before, moved));
 }
 

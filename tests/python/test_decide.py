@@ -203,6 +203,18 @@ def test_scales_are_those_that_a_method_chose(decide):
         torchqat.parse_recipe(AUTO.replace("scale: learned", "scale: minmax") + "evaluate: {accept: {kl: 1}}\n")
 
 
+def test_what_a_recipe_says_of_initialize_holds_for_each_method(model_folder, monkeypatch):
+    """They were rounded by the defaults, whatever the recipe said."""
+    found = []
+    monkeypatch.setattr("torchqat.runs.run.Run.prepared", lambda run, plan, settings, kept: found.append(settings))
+    text = "initialize: {damping: 0.5, objective: layer, block_training: {steps: 3}}\n"
+    candidates = candidates_of(AUTO + text, model_folder)
+    for name in ("int8", "int4-gptq", "int4-awq"):
+        candidates.model(name)
+    told = [(made.method, made.damping, made.objective, made.block_training.steps) for made in found]
+    assert told == [("mse", 0.01, "auto", 0), ("gptq", 0.5, "layer", 3), ("awq", 0.5, "layer", 3)]
+
+
 # -- types in blocks ---------------------------------------------------------------------------------------------------
 
 NVFP4 = AUTO.replace("dtype: int4, group_size: 32, grid: full", "dtype: nvfp4")

@@ -86,6 +86,21 @@ def test_infinite_bounds_and_masks_are_no_fault():
     assert find_kind("classifier").load(f"{__name__}:bounded", "float32").most == math.inf
 
 
+@pytest.mark.parametrize("name", ("head.bias", "norm.weight", "norm.running_var"))
+def test_a_model_in_memory_must_have_numbers(name):
+    """In what stays in floating point, too: a statistic would make every output NaN, and be exported."""
+    net = nn.ModuleDict({"head": nn.Linear(32, 32), "norm": nn.BatchNorm1d(32)})
+    net.state_dict()[name][1] = math.nan
+    what = "numbers" if name == "norm.running_var" else "weights"
+    with pytest.raises(torchqat.UserError, match=matches("model.not-finite", what=what, path="the model", name=name)):
+        torchqat.prepare(net, torchqat.parse_recipe("version: 1\nlayers: [{match: '*', weight: {dtype: int4}}]\n"))
+    assert type(net["head"]) is nn.Linear
+
+
+def test_a_model_in_memory_may_have_infinite_bounds_and_masks():
+    torchqat.prepare(bounded(), torchqat.parse_recipe("version: 1\nlayers: [{match: head, weight: {dtype: int8}}]\n"))
+
+
 @pytest.mark.parametrize(
     "name", ("model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight")
 )

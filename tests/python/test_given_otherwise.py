@@ -38,6 +38,26 @@ def test_models(take, tmp_path):
             take(given)
     with pytest.raises(torchqat.UserError, match=matches("given.no-module")):
         torchqat.export("model", tmp_path / "out", "safetensors")
+    with pytest.raises(torchqat.UserError, match=matches("given.no-module")):
+        torchqat.load("model", torchqat.export(prepared(), tmp_path / "out", "safetensors"))
+
+
+@pytest.mark.parametrize("given", (None, 3, b"out"))
+def test_paths(given, tmp_path):
+    net = prepared()
+    for name, take in {
+        "output": lambda: torchqat.export(net, given, "safetensors"),
+        "folder": lambda: torchqat.verify(given, net),
+        "source": lambda: torchqat.quantize_folder(given, tmp_path, RECIPE, [IDS]),
+    }.items():
+        with pytest.raises(torchqat.UserError, match=matches("given.no-path", name=name, given=repr(given))):
+            take()
+    with pytest.raises(torchqat.UserError, match=matches("given.no-path", name="folder")):
+        torchqat.load(Net(), given)
+    with pytest.raises(torchqat.UserError, match=matches("given.no-path", name="output")):
+        torchqat.quantize_folder(tmp_path, given, RECIPE, [IDS])
+    with pytest.raises(torchqat.UserError, match=matches("given.no-path", name="output")):
+        torchqat.imatrix(net, [IDS], given)
 
 
 def test_recipes():

@@ -44,7 +44,7 @@ OTHERS = {
     "data.calibration.samples": "data: {calibration: {samples: 3}}",
     "data.evaluation.sequence_length": "data: {evaluation: {sequence_length: 64}}",
     "initialize.method": "initialize: {method: awq}",
-    "initialize.damping": "initialize: {damping: 0.02}",
+    "initialize.damping": "initialize: {method: gptq, damping: 0.02}",
     "initialize.block_training.steps": "initialize: {method: gptq, block_training: {steps: 3}}",
     "distill.weight": "distill: {weight: 0.5}",
     "exports": "export: [gptq]",

@@ -188,8 +188,26 @@ def test_a_weight_that_is_computed_after_prepare_is_told(add, tmp_path):
     model = torchqat.prepare(net(), recipe("mse"))
     add(model[0])
     for use in used(model, tmp_path):
-        with pytest.raises(torchqat.UserError, match=matches("noted.computed", layer="0")):
+        with pytest.raises(torchqat.UserError, match=matches("noted.computed", leaf="weight", layer="0")):
             use()
+
+
+@pytest.mark.parametrize("place, leaf", [("0", "bias"), ("2", "weight")])
+def test_what_else_is_computed_after_prepare_is_told(place, leaf, tmp_path):
+    """A loader of the model would find no such tensor, and begin with one of its own."""
+    model = torchqat.prepare(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.LayerNorm(16)), recipe("mse", "0"))
+    nn.utils.parametrize.register_parametrization(model[int(place)], leaf, Doubled())
+    for use in used(model, tmp_path):
+        with pytest.raises(torchqat.UserError, match=matches("noted.computed", leaf=leaf, layer=place)):
+            use()
+
+
+def test_what_was_computed_before_prepare_is_as_it_was(tmp_path):
+    model = nn.Sequential(nn.Linear(16, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 8)))
+    model[1].register_parameter("bias_orig", nn.Parameter(torch.ones(8)))
+    model = torchqat.prepare(model, recipe("mse", "0"))
+    folder = torchqat.export(model, tmp_path / "out", format="safetensors")
+    assert torchqat.verify(folder, model, engine="reader").ok
 
 
 def test_what_was_computed_stays_where_it_is_removed(tmp_path):

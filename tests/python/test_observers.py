@@ -57,6 +57,19 @@ def test_moving_average(device):
     assert scale_of(spec, batches(device)) == pytest.approx(max(-low, high) / 127, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["minmax", "moving_average"])
+def test_a_range_that_is_restored_goes_on_to_the_same_bits(kind, device):
+    """Of what a state keeps of it, which is float32."""
+    whole, resumed = Observer(spec_of(kind)), Observer(spec_of(kind))
+    for batch in batches(device):
+        whole.observe(batch)
+        resumed.observe(batch)
+        low, high = (end.float() for end in resumed.range())
+        resumed = Observer(spec_of(kind))
+        resumed.restore(low, high)
+        assert (resumed.low, resumed.high) == (whole.low, whole.high)
+
+
 @pytest.mark.parametrize("percentile", [99.0, 99.9, 100.0])
 def test_percentile(percentile, device):
     x = values(batches())

@@ -4,10 +4,10 @@ import onnx
 import pytest
 import torch
 import torchqat
-from sentences import matches
+from sentences import matches, said
 from small_net import recipe_for
 from torch import nn
-from torchqat.verification.engines.onnxruntime import serve_onnx
+from torchqat.verification.engines.onnxruntime import run_onnx, serve_onnx
 
 
 class Classifier(nn.Module):
@@ -80,6 +80,40 @@ def test_onnxruntime_multiplies_the_codes(name, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("MatMulIntegerToFloat" if "inputs" in name else "MatMulNBits") == 2
     assert "DequantizeLinear" not in kinds
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_onnxruntime_would_round_by_itself_is_told(name, tmp_path):
+    """Its products of floats with codes, which then are those of 8-bit integers."""
+    import onnxruntime
+
+    model, x, heard = _prepared(*CASES[name]).eval(), torch.randn(4, 64), []
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=x, say=heard.append)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    differs = (torch.from_numpy(found) - model(x)).abs().max().item() > 1e-4
+    assert differs == (not CASES[name][1])
+    assert [said(note, "export.onnxruntime-rounds", layers="first and 1 more") for note in heard] == [True] * differs
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8), nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.first(x), {"second": self.second(x), "places": x.argmax(-1)}
+
+
+def test_all_outputs_are_compared(tmp_path):
+    recipe = torchqat.parse_recipe("version: 1\nlayers: [{match: '*', weight: {dtype: int4}}]\n")
+    model, x = torchqat.prepare(TwoOutputs(), recipe), torch.randn(3, 64)
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=x)
+    checked = torchqat.verify(folder, model, engine="onnxruntime", example=x)
+    assert checked.ok and checked.agreement.difference < 1e-5
+    model.second.bias.data += 1.0
+    agreement = run_onnx(folder, model, x)[0]
+    assert not agreement.ok and agreement.difference == pytest.approx(1.0, abs=1e-4)
 
 
 def test_the_batch_is_free(tmp_path):

@@ -134,11 +134,11 @@ layers:
   - match: "model.layers.*"
     weight: {dtype: int2, group_size: 32, grid: full, scale: learned}
 train: {steps: 8, batch_size: 2, sequence_length: 32, checkpoint_every: 4, validate_every: 0,
-        learning_rate: 5.0e-3, oscillation: {method: METHOD, threshold: 0.005, dampening: 0.2}}
+        learning_rate: 5.0e-3, oscillation: {METHOD}}
 """
 
 
-@pytest.mark.parametrize("method", ["dampen", "freeze"])
+@pytest.mark.parametrize("method", ["method: dampen, dampening: 0.2", "method: freeze, threshold: 0.005"])
 def test_a_run_that_is_interrupted_ends_with_the_same_bits(method, tmp_path, model_folder, data_folder):
     from torchqat.runs.fine_tune import fine_tune
     from torchqat.runs.progress import Progress

@@ -46,6 +46,37 @@ def test_errors_are_recipe_errors_and_value_errors():
     assert issubclass(torchqat.RecipeError, ValueError)
 
 
+@pytest.mark.parametrize(
+    "text, key, unless, value",
+    [
+        ("initialize: {method: mse, damping: 0.1}", "initialize.damping", "unless method rounds by gptq", 0.1),
+        ("distill: {loss: cross_entropy, temperature: 2}", "distill.temperature", "unless loss is forward_kl", 2),
+        (
+            "distill: {loss: cross_entropy, weight: 0.5}",
+            "distill.weight",
+            "where loss is cross_entropy, which is all of it",
+            0.5,
+        ),
+        ("train: {oscillation: {threshold: 0.1}}", "train.oscillation.threshold", "unless method is freeze", 0.1),
+        (
+            "train: {oscillation: {method: freeze, dampening: 0.1}}",
+            "train.oscillation.dampening",
+            "unless method is dampen",
+            0.1,
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(text, key, unless, value):
+    rule = "version: 1\nlayers: [{match: a, weight: {dtype: int4}}]\n"
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", key=key, unless=unless, value=value)):
+        torchqat.parse_recipe(rule + text + "\n", "r")
+
+
+def test_a_recipe_exports_something():
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.no-format")):
+        torchqat.parse_recipe("version: 1\nlayers: [{match: a, weight: {dtype: int4}}]\nexport: []\n", "r")
+
+
 def test_words_of_initialize_are_those_of_recipes():
     from torchqat._library import Initialize
 

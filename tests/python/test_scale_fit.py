@@ -130,6 +130,42 @@ def test_weights_that_train_are_not_told_however_far_they_go(spec, scale, rate, 
     assert heard == [] and torchqat.calibrate(net, []).warnings == []
 
 
+def trained(recipe):
+    net = torchqat.prepare(floats(), recipe)
+    optimizer = torch.optim.AdamW(net.parameters())
+    schedule = torchqat.Schedule(net, recipe, 2, optimizer)
+    for _ in range(2):
+        net(torch.randn(16, 256)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return net
+
+
+@pytest.mark.parametrize("assign", [data, in_place])
+def test_weights_that_are_assigned_after_training_are_told(assign, tmp_path):
+    recipe, heard, new = recipe_of("int4, group_size: 32", "learned"), [], floats(8.0)
+    net = trained(recipe)
+    assign(net, new)
+    torchqat.export(net, tmp_path / "out", "safetensors", say=heard.append)
+    torchqat.Schedule(net, recipe, 4, say=heard.append)
+    assert len(heard) == 2 and all(said(note, "noted.scales-of-other-weights") for note in heard)
+    found = torchqat.calibrate(net, [])
+    assert said(found.warnings[0], "calibration.scales-anew", layers="0 and 1 more")
+    assert all(map(torch.equal, scales(net), scales(torchqat.prepare(new, recipe))))
+
+
+def test_averages_and_moves_of_trained_weights_are_not_told(tmp_path):
+    recipe, heard = recipe_of("int4, group_size: 32", "learned"), []
+    net = trained(recipe)
+    with torch.no_grad():  # as the swap with a moving average
+        for parameter in net.parameters():
+            parameter.copy_(0.99 * parameter)
+    for index, found in enumerate((net, copy.deepcopy(net), copy.deepcopy(net).half())):
+        torchqat.export(found, tmp_path / str(index), "safetensors", say=heard.append)
+    assert heard == []
+
+
 def test_what_a_file_says_of_both_is_loaded_without_a_word(caplog):
     recipe = recipe_of("int4, group_size: 32", "learned", GPTQ)
     trained = torchqat.prepare(floats(7.0), recipe)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchqat._library import Checkpoint, FileError, QuantizedWeights, QuantSpec, load_checkpoint
 from torchqat.checkpoints.convert import convert_layer
 from torchqat.errors import UserError, first_line
+from torchqat.files import as_path
 from torchqat.layers.adapters import check_adapters
 from torchqat.layers.experts import ExpertWeights
 from torchqat.layers.packed_linear import PackedLinear
-from torchqat.layers.prepared import quant_layers, require_prepared
+from torchqat.layers.prepared import quant_layers, require_module, require_prepared
 from torchqat.layers.quant_layer import QuantLayer
 from torchqat.layers.stand_ins import is_layer, stand_in_of
 from torchqat.layers.step import stop_counting
@@ -63,8 +64,9 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     Raises:
         UserError: The folder is damaged, or it does not fit the model; nothing is changed then.
     """
+    require_module(model)
     try:
-        checkpoint = load_checkpoint(str(folder))
+        checkpoint = load_checkpoint(str(as_path("folder", folder)))
     except FileError as error:
         raise UserError(str(error)) from error
     layers, others = _in_model(model, folder, checkpoint)
@@ -74,6 +76,7 @@ def load(model: nn.Module, folder: str | Path, packed: bool = False) -> nn.Modul
     quantized |= other_names(model, quantized)
     state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in quantized}
     _check_others(folder, state, others)
+    _untie(model, [name for name in layers if _experts(model, name) is None], [state[name] for name in others])
     for name, tensor in others.items():
         state[name].data.copy_(tensor)
     for name, weights in layers.items():
@@ -113,6 +116,18 @@ def _in_model(
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: {source.target} could not be put together: {first_line(error)}") from error
     return layers, others
+
+
+def _untie(model: nn.Module, layers: list[str], floats: list[Tensor]) -> None:
+    """A weight of its own for each layer that is quantized where what shares its weight, an embedding, is not."""
+    theirs = {id(tensor) for tensor in floats}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name in layers:
+        layer = model.get_submodule(name)
+        if id(layer.weight) in theirs:
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+            if layer is head:
+                model.config.tie_word_embeddings = False
 
 
 def _packs(layer: nn.Module, spec: QuantSpec) -> bool:

@@ -20,6 +20,7 @@ from torchqat.checkpoints.formats.mlx import check_architecture, check_products
 from torchqat.checkpoints.formats.mxfp4 import check_whole
 from torchqat.checkpoints.formats.naming import documents_on_disk, is_compressed_tensors
 from torchqat.checkpoints.formats.numbers import check_numbers
+from torchqat.checkpoints.formats.onnx import products_note
 from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import (
     cache_note,
@@ -33,7 +34,7 @@ from torchqat.checkpoints.readers.library import check_reads_dense_widths
 from torchqat.checkpoints.replaced import exported_folder
 from torchqat.errors import UserError
 from torchqat.extras import needs
-from torchqat.files import copy_into
+from torchqat.files import as_path, copy_into
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
@@ -92,6 +93,7 @@ def export(
             the meta device, the model is inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be
             written, or holds what no export wrote.
     """
+    output = as_path("output", output)
     shard_bytes(max_shard_size)
     model = named_as_on_disk(model)
     check_still_quantized(model)
@@ -106,7 +108,6 @@ def export(
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
-    output = Path(output)
     layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
     with exported_folder(output) as folder:
         if format == "gguf":
@@ -216,6 +217,8 @@ def check_exports(
                 "onnx takes modules that run once, but an encoder with a decoder runs its decoder for each token; "
                 "compressed-tensors is loaded by transformers."
             )
+        if name == "onnx":
+            notes.append(products_note(plan.layers))
         if name == "onnx" and writes_text:
             raise UserError(
                 "onnx takes modules other than language models, by torchqat.export(model, folder, 'onnx', example=inputs); "
@@ -232,6 +235,9 @@ def export_notes(model: nn.Module, format: str, folder: Path | None = None) -> l
     if folder is not None and is_compressed_tensors(format) and (folder / "config.json").is_file():
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         note = loading_note(model, settings.get("quantization_config", settings))
+        return [note] if note else []
+    if format == "onnx":
+        note = products_note(checkpoint_plan(model).layers)
         return [note] if note else []
     if format != "gguf":
         return []

@@ -20,7 +20,7 @@ class QuantConv(QuantLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._observe(x)
-        inputs = self.quantized_input(x) if self.input_ready else x
+        inputs = self.quantized_input(x) if self.rounds(x) else x
         weight = self.quantized_weight().view(self.weight.shape)
         return self._conv_forward(inputs, weight.to(x.dtype), self.bias)
 

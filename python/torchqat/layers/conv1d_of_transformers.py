@@ -36,13 +36,13 @@ class QuantConv1D(QuantLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._observe(x)
-        weight, input = self._weight_quantizer.text, self._input_quantizer.text if self.input_ready else ""
+        weight, input = self._weight_quantizer.text, self._input_quantizer.text if self.rounds(x) else ""
         if self.frozen_codes is not None:
-            inputs = self.quantized_input(x) if self.input_ready else x
+            inputs = self.quantized_input(x) if input else x
             return torch.nn.functional.linear(inputs, self._frozen_weight(x.dtype), self.bias)
         if not weight and not input:
             return torch.nn.functional.linear(x, self.master, self.bias)
-        *input_parameters, input_outer_scale = self._input_parameters()
+        *input_parameters, input_outer_scale = self._input_parameters() if input else (None, None, None)
         return ops.quant_linear(
             x, self.master, self.bias, *self._weight_parameters(), *input_parameters, [], weight, input,
             self.outer_scale(), input_outer_scale,

@@ -37,7 +37,7 @@ class QuantConvTranspose(QuantConv):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         self._observe(x)
-        inputs = self.quantized_input(x) if self.input_ready else x
+        inputs = self.quantized_input(x) if self.rounds(x) else x
         weight = self.shaped(self.quantized_weight()).to(x.dtype)
         dimensions = len(self.kernel_size)
         added = self._output_padding(

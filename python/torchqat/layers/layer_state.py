@@ -8,6 +8,7 @@ from torchqat.errors import UserError
 from torchqat.layers.frozen_weight import FrozenWeight
 from torchqat.layers.scale_fit import lattice_misfit
 from torchqat.layers.state_text import TEXT, as_buffer, other_grid, text_of_layer
+from torchqat.layers.stepped_weight import SteppedWeight
 from torchqat.layers.tied_scales import check_learned_together
 
 # What training adds to a layer's state: its scales and zero points, the input's observed range, and the widths in force.
@@ -41,7 +42,7 @@ class LayerState(nn.Module):
         self.register_buffer(TEXT, None)
         self._of_unknown_width = False  # of a state from before there were widths in it
         self._is_copy = False
-        self.frozen_weight = FrozenWeight()
+        self.frozen_weight, self.stepped_weight = FrozenWeight(), SteppedWeight()
         self.lost_lattice = False  # weights were loaded that it is not of
 
     def _init_text(self) -> None:
@@ -67,6 +68,7 @@ class LayerState(nn.Module):
         self.forget_weight()
         self.forget_gathered()
         self.frozen_weight.forget()
+        self.stepped_weight.forget()
         self._is_copy = False
         if prefix + "widths" not in own and not self.widths.is_meta:
             if prefix + "witness" in own:  # of a state from before there was one
@@ -162,6 +164,7 @@ class LayerState(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         """``to``, ``half`` and their like change the weight's dtype; scales and ranges are float32 in all arithmetic."""
+        self.stepped_weight.forget()
         self.forget_weight()  # a copy on the device that the layer leaves, or in another dtype
         self.forget_gathered()
         state = [getattr(self, name, None) for name in STATE_NAMES]

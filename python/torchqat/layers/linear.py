@@ -21,13 +21,13 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         self._observe(x)
-        weight, input = self._weight_quantizer.text, self._input_quantizer.text if self.input_ready else ""
+        weight, input = self._weight_quantizer.text, self._input_quantizer.text if self.rounds(x) else ""
         if not weight and not input:
             return F.linear(x, self.master, self.bias)
         if self.frozen_codes is not None:
-            inputs = self.quantized_input(x) if self.input_ready else x
+            inputs = self.quantized_input(x) if input else x
             return F.linear(inputs, self._frozen_weight(x.dtype), self.bias)
-        *input_parameters, input_outer_scale = self._input_parameters()
+        *input_parameters, input_outer_scale = self._input_parameters() if input else (None, None, None)
         if self.gathered_rounded or not weight:  # whose scale then has no gradient
             return ops.quant_linear(
                 x, self.master, self.bias, None, None, *input_parameters, [], "", input, None, input_outer_scale

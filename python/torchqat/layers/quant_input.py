@@ -21,12 +21,14 @@ class QuantInput(nn.Module):
         input_bits: The width in force.
         observing: Follow the input's range while training, where its observer does.
         calibrating: Observe the input now, whatever the mode, and let it pass as it is.
+        saw_zeros: Calibration gave it nothing else.
     """
 
     def _init_input(self, spec: QuantSpec | None, bits: int, device: torch.device) -> None:
         self.input_spec, self.input_bits = spec, bits
         self.observing = False
         self.calibrating = False
+        self.saw_zeros = False
         self._observer: Observer | None = None
         self._observed = False  # a calibrated input has a range; before, it passes as it is
         self._input_quantizer = FakeQuantizer()
@@ -109,9 +111,18 @@ class QuantInput(nn.Module):
             self.input_scale_from(self.observer)
 
     @property
+    def has_range(self) -> bool:
+        """Whether anything but zeros was observed, which fit under any scale and say nothing of what else may come."""
+        return bool(self.input_low.any() or self.input_high.any())
+
+    @property
     def input_ready(self) -> bool:
         """Whether the input is rounded, where its width says so: its scale is found in every call, or was calibrated."""
         return not self.calibrating and (self.input_spec is None or self.input_spec.dynamic or self._observed)
+
+    def rounds(self, x: Tensor) -> bool:
+        """Whether ``x`` is rounded now: an expert may be given no rows at all, which have no block that a scale is of."""
+        return self.input_ready and (torch.compiler.is_compiling() or x.numel() > 0)
 
     @property
     def observer(self) -> Observer:
@@ -148,7 +159,10 @@ class QuantInput(nn.Module):
     def finish_calibration(self) -> int:
         """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self.calibrating = self.observer, False
-        self._observed = not observer.empty
+        self._observed, self.saw_zeros = (
+            not observer.empty and self.has_range,
+            not observer.empty and not self.has_range,
+        )
         self.input_scale_from(observer)
         if not self.input_spec.follows:
             self._observer = None  # its histogram is not needed any more
@@ -165,4 +179,4 @@ class QuantInput(nn.Module):
         """Go on from the range that was loaded."""
         self._observer = None
         if self.input_spec is not None and not self.input_spec.dynamic:
-            self._observed = bool(self.input_low.any() or self.input_high.any())
+            self._observed = self.has_range

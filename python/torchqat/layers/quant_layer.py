@@ -126,6 +126,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
         self.frozen_weight.forget()
+        self.stepped_weight.forget()
         assign(self.weight, self.shaped(matrix))
 
     @property
@@ -256,10 +257,10 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             )
         if self.adapter is not None:
             raise ValueError(f"The adapter of {name} must be merged first, with merge_and_unload(), but is not.")
-        if self.input_spec is not None and not self.input_spec.dynamic and not self._observed:
+        if self.input_spec is not None and not self.input_spec.dynamic and not (self._observed and self.has_range):
             raise ValueError(
-                f"The input of {name} must have a range to be exported, but no batch was calibrated that reached it; "
-                "give torchqat.calibrate such batches, or leave it by a rule with input: float."
+                f"The input of {name} must have a range to be exported, but no batch was calibrated that reached it with "
+                "anything but zeros; give torchqat.calibrate such batches, or leave it by a rule with input: float."
             )
 
     def _check_learned(self, name: str) -> None:

@@ -1,15 +1,21 @@
 """Whether a float model's numbers are such: what is NaN or infinite where it is opened is so in all that follows."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from torchqat.errors import UserError
 
 
-def check_finite(model: nn.Module, path: str) -> None:
-    """Raises UserError, naming the first, if a parameter or buffer has elements that are not finite."""
+def check_finite(model: nn.Module, path: str, besides: Collection[int] = ()) -> None:
+    """Raises UserError, naming the first, if a parameter or buffer has elements that are not finite.
+
+    Parameters whose ``id`` is in ``besides`` are left out.
+    """
     for name, parameter in model.named_parameters():
-        check_numbers(name, parameter.detach(), path)
+        if id(parameter) not in besides:
+            check_numbers(name, parameter.detach(), path)
     for name, buffer in model.named_buffers():
         check_numbers(name, buffer, path, is_buffer=True)
 

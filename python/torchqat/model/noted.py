@@ -12,12 +12,16 @@ from torchqat.layers.scale_fit import misfit
 from torchqat.layers.stand_ins import is_layer
 from torchqat.layers.step import counting
 
+# Times the error of scales of their own, which trained scales do not come to beside averages of their weights.
+_FAR_WORSE = 16.0
+
 
 def note_preparation(model: nn.Module, settings: Initialize) -> None:
     """Note what ``calibrate`` is to do, that it has not, and which layers are quantized."""
     model.qat_initialize = settings
     model.qat_awaits_calibration = solves(settings)
     model.qat_floats = frozenset(_floating_layers(model))
+    model.qat_parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     model.qat_layers = tuple(name for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
 
 
@@ -51,6 +55,7 @@ def note_calibration(model: nn.Module) -> None:
     """``calibrate`` has run."""
     for _, layer in quant_layers(model):
         layer.frozen_weight.forget()
+        layer.stepped_weight.forget()
     for _, module in _prepared(model):
         module.qat_awaits_calibration = False
 
@@ -98,15 +103,15 @@ def misfit_note(model: nn.Module) -> str:
 def misfits(model: nn.Module) -> dict[str, float]:
     """Layers whose scales are those of other weights, and how many times the error of their own they round with.
 
-    Of a model that was trained there are none: its weights learned to live with their scales, however far they went.
+    Of a model that was trained these are weights that were written since its last step alone, and fit far worse: others
+    learned to live with their scales, however far they went, and averages of them are written, too.
     """
-    layers = quant_layers(model)
-    if any(layer.frozen_weight.in_training for _, layer in layers):
-        return {}
-    if any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
-        return {}
+    layers, least = quant_layers(model), 0.0
+    trained = any(layer.frozen_weight.in_training for _, layer in layers)
+    if trained or any(int(module.qat_step) for module in counting(model) if not module.qat_step.is_meta):
+        layers, least = [(name, layer) for name, layer in layers if layer.stepped_weight.written(layer)], _FAR_WORSE
     found = {name: misfit(layer) for name, layer in layers}
-    return {name: ratio for name, ratio in found.items() if ratio}
+    return {name: ratio for name, ratio in found.items() if ratio > least}
 
 
 def changed_note(model: nn.Module) -> str:
@@ -129,6 +134,7 @@ def check_still_quantized(model: nn.Module) -> None:
             was resized; or its weight is computed in every call, which no checkpoint says.
     """
     for place, module in _prepared(model):
+        _check_parameters(place, module)
         for name in getattr(module, "qat_layers", ()):
             found = _at(module, name)
             if found is None:
@@ -170,15 +176,33 @@ def _floating_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_layer(module) and not isinstance(module, QuantLayer)]
 
 
+def _check_parameters(place: str, prepared: nn.Module) -> None:
+    """A checkpoint would have what a parameter is made of, under names that no loader of the model knows."""
+    known = getattr(prepared, "qat_parameters", None)
+    if known is None:  # of an earlier version
+        known = {f"{name}.weight" for name in getattr(prepared, "qat_layers", ())}
+    for name, module in prepared.named_modules():
+        for leaf in _computed(module):
+            if leaf not in module._parameters and (f"{name}.{leaf}" if name else leaf) in known:
+                holder = ".".join(part for part in (place, name) if part)
+                raise UserError(
+                    f"The {leaf} of {holder or 'the model'} must be a parameter, but is computed anew in every call by what "
+                    "was added to the layer after prepare (a parametrization, a norm of weights, pruning): remove it, so "
+                    f"that the {leaf} stays as it makes it, or add it before prepare to a layer that is left by a rule with "
+                    "weight: float."
+                )
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """Names of tensors that ``module`` makes of others in each of its calls."""
+    found = list(module.parametrizations) if parametrize.is_parametrized(module) else []
+    for ending in ("_orig", "_g"):  # pruning and spectral norm; norm of weights
+        found += [name.removesuffix(ending) for name in module._parameters if name.endswith(ending)]
+    return found
+
+
 def _check_weight(name: str, layer: QuantLayer) -> None:
-    parameters = layer._parameters
-    if parametrize.is_parametrized(layer, "weight") or "weight_orig" in parameters or "weight_g" in parameters:
-        raise UserError(
-            f"The weight of {name} must be a parameter, but is computed anew in every call by what was added to the layer "
-            "after prepare (a parametrization, a norm of weights, pruning): remove it, so that the weight stays as it makes "
-            "it, or add it before prepare to a layer that is left by a rule with weight: float."
-        )
-    weight = parameters.get("weight")
+    weight = layer._parameters.get("weight")
     if weight is not None and weight.dim() > 1 and weight.numel() and tuple(weight.shape) != layer.weight_shape:
         raise UserError(
             f"{name} was quantized by prepare with a weight of {list(layer.weight_shape)}, but has one of "

@@ -17,6 +17,7 @@ from torchqat.layers.step import count_steps
 from torchqat.layers.tied_scales import share_learned_scales
 from torchqat.layers.wrapped import before_parallel, unwrapped
 from torchqat.model.experts import expert_weights
+from torchqat.model.finite import check_finite
 from torchqat.model.noted import note_preparation, solves
 from torchqat.model.planned import Planned, note_plan, require_recipe
 from torchqat.model.saving import tell_of_saving
@@ -59,7 +60,7 @@ def prepare(
     working. Without a ``Schedule`` the layers train at their exported widths from the start.
 
     Args:
-        model: Any module, or what ``torch.compile`` made of it; weights finite.
+        model: Any module, or what ``torch.compile`` made of it; its numbers finite.
         recipe: A recipe, or a plan made from one.
         method: What ``calibrate`` will do to the weights, a method or all of a recipe's ``initialize``; the recipe's when
             ``None``, ``mse`` for a bare plan. Until then scales are chosen by range for ``rtn``, else by search.
@@ -68,8 +69,9 @@ def prepare(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        UserError: A weight is not finite (the layer is named), the model is prepared already, has adapters of peft or is in
-            DDP, is a single layer, or a weight that two layers share would be quantized in one of them alone.
+        UserError: A parameter or buffer is not finite (it is named; masks and bounds may be infinite), the model is prepared
+            already, has adapters of peft or is in DDP, is a single layer, or a weight that two layers share would be
+            quantized in one of them alone.
     """
     given, model = model, before_parallel(model)
     plan, planned = (recipe, None) if isinstance(recipe, Plan) else _planned(model, recipe)
@@ -84,6 +86,7 @@ def prepare(
     _check_tied(model, plan, settings)
     _check_adapters(model, plan)
     _check_shared_experts(model, plan)
+    check_finite(model, "the model", {id(_place(model, layer.name).weight) for layer in plan.layers})
     replace_layers(model, plan.layers, settings, weight_cache)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)

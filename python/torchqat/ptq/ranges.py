@@ -64,14 +64,20 @@ def _lend_ranges(module: nn.Module, prefix: str, layers: list[tuple[str, QuantLa
             continue
         lenders = [other for other_name, other in reached if same_place(module, name.removeprefix(dot), other_name)]
         if not lenders:
-            result.warnings.append(f"{name} was reached by no calibration batch, so its input has no range.")
+            result.warnings.append(f"{name} {_why_none(layer)}, so its input has no range.")
             continue
         low, high = min(o.input_low.item() for o in lenders), max(o.input_high.item() for o in lenders)
         layer.set_input_range(low, high)
         result.ranges[name] = (low, high)
         result.warnings.append(
-            f"{name} was reached by no calibration batch, so its input has the range of the {len(lenders)} beside it."
+            f"{name} {_why_none(layer)}, so its input has the range of the {len(lenders)} beside it."
         )
+
+
+def _why_none(layer: QuantLayer) -> str:
+    return (
+        "was given zeros alone by all calibration batches" if layer.saw_zeros else "was reached by no calibration batch"
+    )
 
 
 def _observed(observers: list, run: Callable[[], None]) -> list[int]:

@@ -19,7 +19,7 @@ from torchqat.files import read_json, write_json
 from torchqat.runs.coverage import budget_of_layers
 from torchqat.runs.export_dtype import scales_of_integers, stored_bits
 from torchqat.runs.fine_tune import fine_tune
-from torchqat.runs.identity import apply, meaning, plan_content
+from torchqat.runs.identity import apply, meaning, plan_content, with_method
 from torchqat.runs.run import Run
 from torchqat.runs.steps import measure_sensitivity
 from torchqat.runs.trained import trained_state
@@ -162,9 +162,14 @@ class Candidates:
         if self._last is None or self._last[0] != name:
             plan, rounding = self._tried(name) or self._asked(name)
             kept = self._folder(name) / "initialized.pt"
-            model = self.run.prepared(plan, Initialize(rounding), kept) if rounding else self._trained(name, plan)
+            model = self.run.prepared(plan, self._settings(rounding), kept) if rounding else self._trained(name, plan)
             self._last = (name, model)
         return self._last[1]
+
+    def _settings(self, rounding: str) -> Initialize:
+        """What the recipe says of ``initialize``, but for the method, where it is one that data decide."""
+        own = self.run.recipe.initialize
+        return with_method(own, rounding) if rounding in _ROUNDINGS else Initialize(rounding)
 
     def _asked(self, name: str) -> tuple[Plan, str]:
         """Plan and rounding of one of today's, which its folder remembers from now on."""
@@ -201,7 +206,7 @@ class Candidates:
         apply(recipe, parent.made_of["recipe"])  # what was set by options, or in Python
         recipe.model, recipe.data = parent.recipe.model, parent.recipe.data
         if not recipe.initialize.needs_data:
-            recipe.initialize = Initialize(_ROUNDINGS[0])
+            recipe.initialize = with_method(recipe.initialize, _ROUNDINGS[0])
         kept = {**parent.made_of, "recipe": meaning(recipe), "plan": plan_content(plan)}
         child = Run(recipe, self._folder(name), parent.progress, parent.float_model, parent, plan, kept)
         state = load_training(child.folder / "checkpoints" / "train.pt")

@@ -53,6 +53,15 @@ def _can_be_set(holder: Any, name: str) -> bool:
     return getattr(type(holder), name).fset is not None
 
 
+def with_method(settings: Initialize, method: str) -> Initialize:
+    """``settings`` for another method."""
+    found = Initialize(method)
+    for name, part in vars(Initialize).items():
+        if getattr(part, "fset", None) is not None:
+            setattr(found, name, getattr(settings, name))
+    return found
+
+
 def apply(recipe: Recipe, settings: dict[str, Any]) -> None:
     """Put ``settings``, as ``meaning`` gives them, into ``recipe``, where they are not there already."""
     if recipe.initialize.method != settings[_METHOD]:

@@ -12,6 +12,7 @@ from torchqat.data.given import listed
 from torchqat.device import find_device
 from torchqat.errors import UserError
 from torchqat.extras import needs
+from torchqat.files import as_path
 from torchqat.kinds import find_kind
 from torchqat.layers.wrapped import unwrapped
 from torchqat.model.placement import on_device
@@ -48,7 +49,7 @@ def imatrix(
         UserError: GGUF files are not written for such a model, there is no batch, or what is given are no batches of tokens
             that it embeds, or the file cannot be written.
     """
-    output = Path(output)
+    output = as_path("output", output)
     if output.suffix != ".gguf":
         raise UserError(f"An importance matrix must be a file that ends in .gguf, but is {output}.")
     with needs("hf", "A GGUF file"):

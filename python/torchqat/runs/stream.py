@@ -20,7 +20,7 @@ from torchqat.data.batch import Batch, to_device
 from torchqat.data.given import listed
 from torchqat.device import CPU, find_device
 from torchqat.errors import UserError, first_of
-from torchqat.files import copy_into
+from torchqat.files import as_path, copy_into
 from torchqat.layers.experts import QuantExperts
 from torchqat.layers.kv_cache import attach
 from torchqat.model.blocks import NamedModules, block_lists, hooks
@@ -76,6 +76,8 @@ def quantize_folder(
         UserError: The recipe needs the whole model, or there is no batch of tokens that it embeds, or a file is missing or
             damaged.
     """
+    as_path("source", source)
+    output = as_path("output", output)
     batches = listed(batches)
     if not batches:
         raise UserError(
@@ -87,7 +89,7 @@ def quantize_folder(
         check_ids(model, batch, by_itself=True)
     if plan.kv_cache is not None:
         attach(model, plan.kv_cache)
-    with exported_folder(Path(output)) as folder:
+    with exported_folder(output) as folder:
         writer = _writer(model, plan, folder, recipe.exports[0], reader, tokenizer)
         at_work = _AtWork(model, plan, recipe, reader, writer, lists, on_block, placed.device)
         with at_work.loads_what_runs():
@@ -96,8 +98,8 @@ def quantize_folder(
         result = writer.finish()
         if recipe.exports[0] != "gguf":  # which has all in it
             copy_into(folder, files or {})
-        result.calibration, result.folder = calibration, Path(output)
-    calibration.warnings += _notes(model, reader, recipe.exports[0], Path(output))
+        result.calibration, result.folder = calibration, output
+    calibration.warnings += _notes(model, reader, recipe.exports[0], output)
     if doubles := double_note(doubles_of(tensors_of(str(source))), str(source), recipe.model.dtype):
         calibration.warnings.append(doubles)
     if note := cache_note(plan.kv_cache, recipe.exports[0], recipe.engine):

@@ -2,7 +2,7 @@
 
 import logging
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,9 +53,9 @@ class Schedule:
 
     Raises:
         UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
-            ``total_steps`` is negative or no whole number, ``optimizer`` is none, adapters of peft act beside the rounded
-            weights, parameters have another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights
-            in another dtype.
+            ``total_steps`` is negative, no whole number or ends before the last stage begins, ``optimizer`` is none,
+            adapters of peft act beside the rounded weights, parameters have another shape outside of the forward
+            (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
     """
 
     def __init__(
@@ -80,6 +80,12 @@ class Schedule:
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self.bits = BitSchedule(recipe, total_steps)
+        last = self.bits.boundaries()[-1]
+        if last > total_steps:
+            raise UserError(
+                f"total_steps must reach the last stage of the schedule, so that what is exported is trained, but is "
+                f"{total_steps}, and that stage begins with step {last}."
+            )
         if not counting(model):
             count_steps(model)
         self._counters = counting(model)
@@ -158,6 +164,8 @@ class Schedule:
         self._go_to(self._step + 1)
         self._apply(method="mse")
         layers = [layer for _, layer in quant_layers(self.model)]
+        for layer in layers:
+            layer.stepped_weight.note(layer)
         choice = settle(layers)
         if choice is not None:
             self.weight_cache = choice
@@ -177,8 +185,10 @@ class Schedule:
         another width are derived anew.
 
         Raises:
-            UserError: ``state`` belongs to a run of another length, whose percentages meant other steps.
+            UserError: ``state`` belongs to a run of another length, whose percentages meant other steps, or is none of a
+                schedule.
         """
+        _check_state(state)
         if state["total_steps"] != self.bits.total_steps:
             raise UserError(
                 f"The schedule must have the length it was saved with, {state['total_steps']} steps, "
@@ -220,6 +230,22 @@ class Schedule:
             if self.optimizer is not None:
                 for name in changed:
                     _reset_state(self.optimizer, getattr(layer, name))
+
+
+def _check_state(state: Any) -> None:
+    found = state if isinstance(state, Mapping) else {}
+    for key in ("step", "total_steps"):
+        if not isinstance(found.get(key), numbers.Integral) or found[key] < 0:
+            what = f"has {found[key]!r} there" if key in found else f"is {_shown(state)}"
+            raise UserError(
+                f"state must be what state_dict of a Schedule gives, with a whole number from 0 on as {key}, but {what}."
+            )
+
+
+def _shown(state: Any) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    return f"a {type(state).__name__} of {', '.join(map(str, state))}" if state else f"an empty {type(state).__name__}"
 
 
 # What a state that an optimizer has just made begins with, beside tensors of zeros.

@@ -14,7 +14,7 @@ from torchqat.checkpoints.formats.tensors import cache_spec, checkpoint_plan
 from torchqat.checkpoints.readers import format_of
 from torchqat.device import device_of, find_device
 from torchqat.errors import UserError
-from torchqat.files import read_json
+from torchqat.files import as_path, read_json
 from torchqat.layers.kv_cache import caches
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.wrapped import unwrapped
@@ -77,7 +77,7 @@ def verify(
         UserError: The folder cannot be read, the engine is not there, cannot load it or would compute something else, or
             there is no such device.
     """
-    folder, model = Path(folder), unwrapped(model)
+    folder, model = as_path("folder", folder), unwrapped(model)
     place = device_of(model) if device is None else find_device(device)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)

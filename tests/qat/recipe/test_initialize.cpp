@@ -80,14 +80,35 @@ TEST(Initialize, ARotationMayBeOfSomeFeaturesEach) {
   EXPECT_THROW(size("method: gptq, rotation_size: 32"), RecipeError);
 }
 
+TEST(Initialize, WhatTheMethodDoesNotReadMustBeLeftOut) {
+  const auto refused = [](const std::string& settings) {
+    return message_of([&] { parse_recipe(kHead + "initialize: {" + settings + "}\n", "r"); });
+  };
+  const std::string gptq = "must be left out unless method rounds by gptq, but is ";
+  EXPECT_EQ(refused("method: mse, damping: 0.1"), "r:5:36: initialize.damping " + gptq + "0.1");
+  EXPECT_EQ(refused("method: awq, order: column"), "r:5:34: initialize.order " + gptq + "column");
+  EXPECT_EQ(refused("method: gptq, smoothing: 0.3"),
+            "r:5:40: initialize.smoothing must be left out unless method has smoothquant+, but is "
+            "0.3");
+  EXPECT_EQ(refused("method: rtn, sequential: false"),
+            "r:5:40: initialize.sequential must be left out unless method has gptq, awq or "
+            "smoothquant, but is false");
+  EXPECT_EQ(refused("block_training: {rounding: signed}"),
+            "r:5:41: initialize.block_training.rounding must be left out unless steps is above 0, "
+            "but is signed");
+  // At their defaults they claim nothing, and mode auto tries GPTQ whatever the method is.
+  parse_recipe(kHead + "initialize: {method: rtn, damping: 0.01, sequential: true}\n", "r");
+  parse_recipe(kHead + "mode: auto\nevaluate: {accept: {kl: 1}}\ninitialize: {damping: 0.1}\n",
+               "r");
+}
+
 TEST(Initialize, NamesAreThoseOfRecipes) {
   const Initialize initialize =
-      parse_recipe(kHead + "initialize: {method: awq+rtn, order: column, scale_search: minmax}\n",
+      parse_recipe(kHead + "initialize: {method: awq+gptq, order: column, scale_search: minmax}\n",
                    "r")
           .initialize;
   EXPECT_STREQ(name_of(initialize.transforms[0]), "awq");
-  EXPECT_STREQ(name_of(initialize.rounding), "rtn");
-  EXPECT_EQ(initialize.search(), ScaleSearch::minmax);
+  EXPECT_STREQ(name_of(initialize.rounding), "gptq");
   EXPECT_EQ(initialize.order, ColumnOrder::column);
   EXPECT_EQ(initialize.scale_search, ScaleSearch::minmax);
   for (const auto search : {ScaleSearch::minmax, ScaleSearch::mse})

@@ -39,7 +39,7 @@ TEST_F(Locale, NumbersOfARecipeHaveAPoint) {
   const Recipe recipe =
       parse_recipe(kHead +
                        "{dtype: int4, block: [1024, 2048]}\n"
-                       "initialize: {damping: 0.025, block_size: 4096, smoothing: +7.5e-1}\n"
+                       "initialize: {method: smoothquant+gptq, damping: 0.025, block_size: 4096, smoothing: +7.5e-1}\n"
                        "schedule: [{until: 62.5%, weight: int8}, {until: 4096}]\n"
                        "train: {steps: 4096, learning_rate: 1.5e-4}\n",
                    "r");

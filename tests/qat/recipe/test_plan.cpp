@@ -172,6 +172,26 @@ TEST(Plan, TheScheduleMustEndAtTheExportedWidth) {
             "step 150");
 }
 
+TEST(Plan, AStageIsAsWideAsItSaysForSomeLayer) {
+  const std::string rule = "layers:\n  - {match: \"*\", weight: {dtype: int4}}\n";
+  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 50%, weight: int2}\n  - {until: 100%}\n"),
+            "r.yaml:5:5: schedule[0].weight must be no narrower than what is exported, int4 for "
+            "model.0.q_proj, but is int2");
+  EXPECT_EQ(problems_of(rule + "schedule:\n  - {until: 50%, input: int8}\n  - {until: 100%}\n"),
+            "r.yaml:5:5: schedule[0].input must be left out, since no layer's input is quantized, "
+            "but is int8");
+  make_plan(recipe_of(rule + "  - {match: \"*.q_proj\", weight: {dtype: int8}}\n"
+                             "schedule: [{until: 50%, weight: int6}, {until: 100%}]\n"),
+            kLayers);
+}
+
+TEST(Plan, WhatIsExportedGetsAStep) {
+  EXPECT_EQ(problems_of("layers:\n  - {match: \"*\", weight: {dtype: int4}}\n"
+                        "schedule:\n  - {until: 300, weight: int8}\n  - {until: 100%}\n"),
+            "r.yaml:5:5: until of a stage before the last must be below train.steps, 300, so that "
+            "what is exported is trained, but is step 300");
+}
+
 TEST(Plan, NaivePlanRoundsEverythingToOneWidth) {
   const Plan plan = make_plan(
       recipe_of(

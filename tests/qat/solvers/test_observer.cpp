@@ -88,7 +88,7 @@ TEST(Observer, FollowingARangeDoesNotWaitForTheDevice) {
   }
 }
 
-// The arithmetic of numerics.md (24), in float64 on the host.
+// The arithmetic of numerics.md (24), in float64 on the host, each range rounded to float32.
 TEST(Observer, TheMovingAverageHasTheBitsOfItsEquation) {
   Observer observer(ObserverSpec{ObserverKind::moving_average, 99.0, 0.01});
   double low = 0.0, high = 0.0;
@@ -96,8 +96,8 @@ TEST(Observer, TheMovingAverageHasTheBitsOfItsEquation) {
     const at::Tensor batch = at::randn({64}, step % 2 == 0 ? at::kFloat : at::kHalf);
     observer.observe(batch);
     const double least = batch.min().item<double>(), most = batch.max().item<double>();
-    low = step == 0 ? least : low + 0.01 * (least - low);
-    high = step == 0 ? most : high + 0.01 * (most - high);
+    low = step == 0 ? least : static_cast<float>(low + 0.01 * (least - low));
+    high = step == 0 ? most : static_cast<float>(high + 0.01 * (most - high));
     ASSERT_EQ(observer.low(), low);
     ASSERT_EQ(observer.high(), high);
     if (step % 10 == 0) observer.observe(at::full({3}, INFINITY));  // which changes nothing

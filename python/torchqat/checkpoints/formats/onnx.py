@@ -14,16 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchqat._library import QuantizedWeights, find_format
+from torchqat._library import LayerPlan, QuantizedWeights, find_format
 from torchqat.data.batch import as_inputs
 from torchqat.device import CPU
-from torchqat.errors import UserError, first_line
+from torchqat.errors import UserError, first_line, first_of
 from torchqat.layers.conv import QuantConv
 from torchqat.layers.quant_layer import QuantLayer
 
 OPSET = 21  # the first with INT4 and block_size
 # Protobuf holds 2 GB; what is larger goes into a file beside the graph.
 _MOST_INLINE_BYTES = 1 << 30
+# Of its products of floats with codes: 1 is float32, by default it is 8-bit integers.
+_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+
+
+def products_note(layers: Iterable[LayerPlan]) -> str:
+    """A sentence where onnxruntime, left to itself, would round inputs that training does not; else empty."""
+    bare = [layer.name for layer in layers if layer.type == "Linear" and layer.weight and not layer.input]
+    if not bare:
+        return ""
+    return (
+        f"onnxruntime by itself rounds what enters {first_of(bare)} to 8 bits, which training has not seen: open the graph "
+        f"with the session option {_ACCURACY} set to 1, as verify does unless it times."
+    )
 
 
 def write_onnx(model: nn.Module, layers: Iterable[QuantizedWeights], path: Path, example: Any) -> None:

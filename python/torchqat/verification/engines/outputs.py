@@ -4,22 +4,26 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from torchqat.data.batch import Batch, call_with
 from torchqat.device import device_of
 from torchqat.verification.result import OutputAgreement
 
 
-@torch.no_grad()
 def outputs_of(model: nn.Module, example: Batch) -> Tensor:
     """What ``model`` gives in evaluation mode, or the first thing in it, float32 on the CPU."""
+    return all_outputs_of(model, example)[0].float()
+
+
+@torch.no_grad()
+def all_outputs_of(model: nn.Module, example: Batch) -> list[Tensor]:
+    """All tensors that ``model`` gives in evaluation mode, in their order, on the CPU."""
     training, device = model.training, device_of(model)
     model.eval()
     found = call_with(model, example, device)
     model.train(training)
-    if not isinstance(found, Tensor):
-        found = found[0] if isinstance(found, (tuple, list)) else next(iter(found.values()))
-    return found.detach().float().cpu()
+    return [leaf.detach().cpu() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 def in_half(model: nn.Module) -> bool:
