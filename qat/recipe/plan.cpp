@@ -10,7 +10,6 @@
 #include "qat/recipe/mixes.h"
 #include "qat/recipe/stage_checks.h"
 #include "qat/recipe/weight_types.h"
-#include "qat/recipe/width_name.h"
 
 namespace qat {
 namespace {
