@@ -79,9 +79,7 @@ def main() -> None:
         steps = {mode: stepper(mode, implementation, options.tokens, torch.float32) for mode in MODES}
         times = paired(steps, "plain", options.rounds, warmup=1)
         steps.clear()
-        memory = {
-            mode: alone(__file__, "--probe", mode, implementation, "--tokens", options.tokens) for mode in MODES
-        }
+        memory = {mode: alone(__file__, "--probe", mode, implementation, "--tokens", options.tokens) for mode in MODES}
         figures[implementation] = {"time": {m: asdict(t) for m, t in times.items()}, "memory": memory}
         cells = [f"{times['plain'].milliseconds:.0f} ms, {memory['plain']:.0f} MB"]
         for mode in MODES[1:]:

@@ -59,7 +59,6 @@ class Bench:
     def kept(self, run: Run, make) -> dict[str, float]:
         """The figures of a finished run, or those of ``make``'s model."""
 
-
         def measured() -> dict[str, float]:
             (run.folder / "checkpoints" / "train.pt").unlink(missing_ok=True)
             return vars(run.measure(make(run)))

@@ -204,9 +204,7 @@ def main() -> None:
         if not options.memory_only:
             figures[case.name] = {"time": measure_time(case, rounds)}
         modes = case.modes if case.measures_memory else []
-        figures[case.name]["memory"] = {
-            mode: alone(__file__, "--probe", mode, "--case", case.name) for mode in modes
-        }
+        figures[case.name]["memory"] = {mode: alone(__file__, "--probe", mode, "--case", case.name) for mode in modes}
         print(case.name, {k: v["text"] for k, v in figures[case.name]["time"].items()}, figures[case.name]["memory"],
               flush=True)  # fmt: skip
     times, memories = report_rows(figures)

@@ -116,9 +116,7 @@ def main() -> None:
         return probe(options.probe, options.tokens, options.steps)
     agreement, found = check_agreement(), {}
     for way in WAYS:
-        found[way] = alone(
-            __file__, "--probe", way, "--tokens", options.tokens, "--steps", options.steps
-        )
+        found[way] = alone(__file__, "--probe", way, "--tokens", options.tokens, "--steps", options.steps)
         print(WAYS[way], found[way], flush=True)
     plain = found["plain"]
     rows = [

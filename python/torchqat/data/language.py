@@ -45,7 +45,9 @@ def load_data(recipe: Recipe, tokenizer: Any, say: Callable[[str], None] | None 
     sources, whole = sources_of(settings), bool(settings.evaluation_path)
     names, weights = [source.path for source in sources], [source.weight for source in sources]
     found = [tokenized_source(tokenizer, source, settings.loss_on, whole, say) for source in sources]
-    other = tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say) if whole else None
+    other = (
+        tokenized_source(tokenizer, Source(settings.evaluation_path), settings.loss_on, True, say) if whole else None
+    )
     if settings.packing and not any(one.conversations for one in found):
         raise UserError("data.packing is of conversations, but data.train has texts, which fill their rows already.")
     made = [_to_train(one, name, recipe, first) for one, name in zip(found, names, strict=True)]
