@@ -437,7 +437,7 @@ def gptq(
     outer_offset: Tensor | None = None,
     output_hessian: Tensor | None = None,
     output_damping: float = 0.1,
-    sweeps: int = 0,
+    sweeps: int = 4,
 ) -> RoundedWeight: ...
 
 class ChannelScale:

@@ -54,7 +54,7 @@ struct QAT_API Initialize {
   ColumnOrder order = ColumnOrder::group;
   ScaleSearch scale_search = ScaleSearch::mse;
   double correction = 0.5;
-  int64_t sweeps = 4;
+  int64_t sweeps = 4;  // gptq.h
   Objective objective = Objective::automatic;
   double smoothing = 0.5;  // the power alpha of SmoothQuant
   bool sequential = true;  // each group of layers sees those before it in their block quantized

@@ -35,7 +35,7 @@ struct QAT_API GptqOptions {
   ScaleSearch scale_search = ScaleSearch::mse;
   double correction = 0.0;      // share of the float model's drift that is made good, 0 to 1; (18)
   double output_damping = 0.1;  // as `damping`, of the Hessian of the output; (39)
-  int64_t sweeps = 0;  // passes that follow, over codes that see all others; coordinate_descent.h
+  int64_t sweeps = 4;  // passes that follow, over codes that see all others; coordinate_descent.h
 };
 
 // A weight on its grid: weight = (codes - zero_point) * scale, float32 [out, in].

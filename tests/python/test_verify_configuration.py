@@ -4,6 +4,7 @@ import json
 
 import gguf
 import pytest
+import torch
 import torchqat
 from sentences import said
 from test_experts import build, recipe_of
@@ -57,3 +58,33 @@ def test_keys_of_a_gguf_file_are_compared(moe, tmp_path, monkeypatch):
     assert checked.ok and checked.settings == []
     moe.config.num_hidden_layers += 1
     assert differing_settings(folder, "gguf", moe) == ["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    "format, path, value",
+    [
+        (
+            "compressed-tensors",
+            ("quantization_config", "config_groups", "group_0", "input_activations", "dynamic"),
+            True,
+        ),
+        ("compressed-tensors", ("quantization_config", "config_groups", "group_0", "weights", "symmetric"), False),
+        ("compressed-tensors", ("tie_word_embeddings",), False),
+        ("safetensors", ("quantization_config", "layers", "model.layers.0.mlp.up_proj", "input", "grid"), "full"),
+    ],
+)
+def test_what_engines_decode_by_is_compared(format, path, value, tiny_llama, tmp_path):
+    """How inputs are rounded is in the configuration alone: no tensor tells of it."""
+    spec = "weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}"
+    recipe = torchqat.parse_recipe(f"version: 1\nlayers: [{{match: blocks, {spec}}}]\n")
+    model = torchqat.prepare(tiny_llama, recipe)
+    torchqat.calibrate(model, [torch.arange(32).view(2, 16)])
+    folder = torchqat.export(model, tmp_path / "out", format)
+    assert torchqat.verify(folder, model, engine="reader").ok
+    holder = config = json.loads((folder / "config.json").read_text())
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    checked = torchqat.verify(folder, model, engine="reader")
+    assert not checked.ok and checked.settings == [".".join(path)]

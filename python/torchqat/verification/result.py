@@ -90,7 +90,8 @@ class Verification:
         speed: What it costs there, and ``baseline`` what the float model does, where that was timed.
         notes: What was not compared, and why.
         with_image: The same on inputs with an image, of models that write text and read both.
-        settings: Keys of the configuration that say something else of the architecture than the model does.
+        settings: Keys of the configuration that say something else of the architecture than the model does, or of how the
+            checkpoint is quantized than its export would.
     """
 
     layers: int

@@ -19,6 +19,7 @@ from torchqat.model.passed_over import passed_over
 from torchqat.progress import counted
 from torchqat.verification.result import Verification
 from torchqat.verification.settings import differing_settings
+from torchqat.verification.storage import differing_storage
 from torchqat.verification.unquantized import unquantized
 
 # What a dense weight may be rounded to.
@@ -65,7 +66,7 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
         dict(sorted(differing.items())),
         missing,
         _unexpected(reading, plan, expected),
-        settings=differing_settings(folder, format, model),
+        settings=differing_settings(folder, format, model) + differing_storage(folder, format, model),
     )
 
 
