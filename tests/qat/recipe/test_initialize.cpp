@@ -88,10 +88,10 @@ TEST(Initialize, WhatTheMethodDoesNotReadMustBeLeftOut) {
   EXPECT_EQ(refused("method: mse, damping: 0.1"), "r:5:36: initialize.damping " + gptq + "0.1");
   EXPECT_EQ(refused("method: awq, order: column"), "r:5:34: initialize.order " + gptq + "column");
   EXPECT_EQ(refused("method: gptq, smoothing: 0.3"),
-            "r:5:40: initialize.smoothing must be left out unless method has smoothquant+, but is "
+            "r:5:39: initialize.smoothing must be left out unless method has smoothquant+, but is "
             "0.3");
   EXPECT_EQ(refused("method: rtn, sequential: false"),
-            "r:5:40: initialize.sequential must be left out unless method has gptq, awq or "
+            "r:5:39: initialize.sequential must be left out unless method has gptq, awq or "
             "smoothquant, but is false");
   EXPECT_EQ(refused("block_training: {rounding: signed}"),
             "r:5:41: initialize.block_training.rounding must be left out unless steps is above 0, "
