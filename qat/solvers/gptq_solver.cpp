@@ -12,6 +12,13 @@
 #include "qat/solvers/in_order.h"
 
 namespace qat::solvers {
+namespace {
+
+// Rows that a pass over all codes moves at once where they answer for each other: the fewer, the more
+// often all of the Hessian is read, and the more, the more often they undo each other.
+constexpr int64_t kRowsAtOnce = 64;
+
+}  // namespace
 
 GptqSolver::GptqSolver(const at::Tensor& weight, const at::Tensor& upper, const QuantSpec& spec,
                        int bits, const GptqOptions& options, const at::Tensor& order,
@@ -112,9 +119,9 @@ void GptqSolver::refine() {
   end_row_ = layout_.rows;
   const at::Tensor upper = transfer_ * pivots_;
   const auto row_hessian = between_rows_ ? std::optional(between_rows_->hessian()) : std::nullopt;
-  const CoordinateDescent descent(
-      at::mm(upper, upper.t()), row_hessian, between_rows_ ? between_rows_->step() : layout_.rows,
-      quantizer_.text(), in_columns(scale_, groups_), in_columns(zero_point_, groups_));
+  const CoordinateDescent descent(at::mm(upper, upper.t()), row_hessian, kRowsAtOnce,
+                                  quantizer_.text(), in_columns(scale_, groups_),
+                                  in_columns(zero_point_, groups_));
   Assignment found{codes_, error_, residual_};
   for (int64_t sweep = 0; sweep < options_.sweeps && descent.pass(weight_, found); ++sweep) {
   }

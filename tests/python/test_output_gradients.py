@@ -40,7 +40,7 @@ def two_sided(error, hessian, output_hessian):
 def test_rows_are_those_of_the_float64_twin(bits, group, grid):
     weight, x = problem()
     hessian, outputs = statistics_of(x).hessian, hessian_of_output()
-    found = gptq(weight, hessian, spec_of(bits, group, grid), bits, order="plain", output_hessian=outputs)
+    found = gptq(weight, hessian, spec_of(bits, group, grid), bits, order="plain", output_hessian=outputs, sweeps=0)
     codes, scale, zero = twin.gptq_by_rows(weight, hessian, outputs, bits, group, grid)
     rounded = reference.fake_quantize(found.weight, scale, zero, (1, group), *reference.quant_range(bits, grid))
     # The first rows are moved by none before them; later ones by the float32 of those.
@@ -71,8 +71,8 @@ def test_rows_are_those_of_the_float64_twin(bits, group, grid):
 def test_what_reaches_the_output_is_less(spec, order):
     weight, x = problem(cols=256)
     hessian, outputs = statistics_of(x).hessian, hessian_of_output()
-    alone = gptq(weight, hessian, spec, spec.bits, order=order)
-    found = gptq(weight, hessian, spec, spec.bits, order=order, output_hessian=outputs)
+    alone = gptq(weight, hessian, spec, spec.bits, order=order, sweeps=0)
+    found = gptq(weight, hessian, spec, spec.bits, order=order, sweeps=0, output_hessian=outputs)
     errors = [two_sided(weight - one.weight, hessian, outputs) for one in (found, alone)]
     assert errors[0] < (0.9 if spec.block[0] == 8 or order == "column" else 0.75) * errors[1]
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
@@ -84,8 +84,8 @@ def test_rows_that_share_a_scale_are_rounded_together():
     weight, x = problem(rows=16, cols=64)
     hessian = statistics_of(x).hessian
     spec = QuantSpec(4, granularity="tensor", grid="full")
-    found = gptq(weight, hessian, spec, 4, output_hessian=hessian_of_output(16))
-    assert torch.equal(found.weight, gptq(weight, hessian, spec, 4).weight)
+    found = gptq(weight, hessian, spec, 4, sweeps=0, output_hessian=hessian_of_output(16))
+    assert torch.equal(found.weight, gptq(weight, hessian, spec, 4, sweeps=0).weight)
 
 
 def test_outputs_that_hang_together_with_none_change_nothing():
