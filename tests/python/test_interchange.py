@@ -103,7 +103,7 @@ def test_training_gives_the_same_codes(tmp_path, given, weight):
 def test_calibration_gives_the_same_codes(tmp_path, given, method):
     net, tensors, file = given
     input = ", input: {dtype: int8, granularity: tensor}"
-    rest = f"initialize: {{method: {method}, objective: layer, correction: 0.0}}"
+    rest = f"initialize: {{method: {method}{', objective: layer, correction: 0.0' if method == 'gptq' else ''}}}"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         'version: 1\nlayers: [{match: "layers.*", weight: {dtype: int4, scale: mse}' + input + "}]\n" + rest + "\n"

@@ -113,7 +113,7 @@ class QuantInput(nn.Module):
     @property
     def has_range(self) -> bool:
         """Whether anything but zeros was observed, which fit under any scale and say nothing of what else may come."""
-        return bool(self.input_low.any() or self.input_high.any())
+        return not bool(((self.input_low == 0) & (self.input_high == 0)).all())
 
     @property
     def input_ready(self) -> bool:

@@ -40,4 +40,4 @@ class SteppedWeight:
 def _state(weight: Tensor) -> tuple[int, int] | None:
     if weight.is_meta or is_part(weight) or weight.is_inference():
         return None
-    return weight.data_ptr(), weight._version
+    return weight.untyped_storage()._cdata, weight._version  # of tensors without memory, too, which have no address

@@ -22,7 +22,7 @@ def check_finite(model: nn.Module, path: str, besides: Collection[int] = ()) -> 
 
 def check_numbers(name: str, tensor: Tensor, path: str, is_buffer: bool = False) -> None:
     """The same of one tensor, of which a buffer may be infinite where it bounds or masks."""
-    if tensor.is_meta or not tensor.is_floating_point() or tensor.itemsize == 1 or bool(tensor.isfinite().all()):
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.itemsize == 1 or not (~tensor.isfinite()).any():
         return
     if is_buffer and (_bounds(tensor) or _masks(tensor)):
         return
