@@ -48,8 +48,11 @@ void CoordinateDescent::move(const at::Tensor& weight, Assignment& found, int64_
                              int64_t to) const {
   const auto here = [&](const at::Tensor& matrix) { return matrix.slice(0, from, to); };
   const at::Tensor error = here(found.error), rounded = here(weight) - error;
-  const Rows best = moved({from, to, here(found.codes), rounded}, missed(found.error, from, to));
-  if (!lowers(found.error, best.rounded - rounded, from, to)) {
+  const at::Tensor own = row_hessian_ ? here(*row_hessian_).slice(1, from, to) : at::Tensor();
+  const at::Tensor pull = row_hessian_ ? at::mm(here(*row_hessian_), found.error) : error;
+  const Rows rows{from, to, here(found.codes), rounded};
+  const Rows best = moved(rows, row_hessian_ ? pull / own.diagonal().unsqueeze(1) : pull);
+  if (row_hessian_ && !lowers(own, pull, best.rounded - rounded)) {
     if (to - from == 1) return;
     const int64_t middle = from + (to - from) / 2;
     move(weight, found, from, middle);
@@ -61,21 +64,11 @@ void CoordinateDescent::move(const at::Tensor& weight, Assignment& found, int64_
   error.copy_(here(weight) - best.rounded);
 }
 
-// What rows [from, to) should move by for the errors of all.
-at::Tensor CoordinateDescent::missed(const at::Tensor& error, int64_t from, int64_t to) const {
-  if (!row_hessian_) return error.slice(0, from, to);
-  const at::Tensor rows = row_hessian_->slice(0, from, to);
-  return at::mm(rows, error) / rows.slice(1, from, to).diagonal().unsqueeze(1);
-}
-
-// Whether the error of the output does not grow when rows [from, to) move. Of one that moves for
-// itself it cannot.
-bool CoordinateDescent::lowers(const at::Tensor& error, const at::Tensor& moves, int64_t from,
-                               int64_t to) const {
-  if (!row_hessian_) return true;
-  const at::Tensor rows = row_hessian_->slice(0, from, to);
-  const at::Tensor pull = at::mm(rows.slice(1, from, to), moves) - 2.0 * at::mm(rows, error);
-  return (at::mm(pull, hessian_) * moves).sum(at::kDouble).item<double>() <= 0.0;
+// Whether the error of the output does not grow when rows that answer for each other by `own` move.
+bool CoordinateDescent::lowers(const at::Tensor& own, const at::Tensor& pull,
+                               const at::Tensor& moves) const {
+  const at::Tensor change = at::mm(at::mm(own, moves) - 2.0 * pull, hessian_) * moves;
+  return change.sum(at::kDouble).item<double>() <= 0.0;
 }
 
 // Each row for itself, towards what it misses, column by column.

@@ -39,8 +39,7 @@ class CoordinateDescent {
   };
 
   void move(const at::Tensor& weight, Assignment& found, int64_t from, int64_t to) const;
-  at::Tensor missed(const at::Tensor& error, int64_t from, int64_t to) const;
-  bool lowers(const at::Tensor& error, const at::Tensor& moves, int64_t from, int64_t to) const;
+  bool lowers(const at::Tensor& own, const at::Tensor& pull, const at::Tensor& moves) const;
   Rows moved(const Rows& rows, const at::Tensor& missed) const;
 
   at::Tensor hessian_;

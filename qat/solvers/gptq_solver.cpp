@@ -123,8 +123,8 @@ void GptqSolver::refine() {
                                   quantizer_.text(), in_columns(scale_, groups_),
                                   in_columns(zero_point_, groups_));
   Assignment found{codes_, error_, residual_};
-  for (int64_t sweep = 0; sweep < options_.sweeps && descent.pass(weight_, found); ++sweep) {
-  }
+  for (int64_t sweep = 0; sweep < options_.sweeps; ++sweep)
+    if (!descent.pass(weight_, found)) break;
   refined_ = true;
 }
 

@@ -14,7 +14,6 @@ from sentences import matches
 from test_presets import spec_of, train
 from torch import nn
 from torchqat._library import LayerPlan, find_format, gguf_type, load_checkpoint
-from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.formats.llama_cpp.ternary import tq1_0_blocks
 from torchqat.checkpoints.readers.gguf import gguf_files
 from torchqat.checkpoints.readers.gguf_types import Reader
@@ -98,25 +97,6 @@ def int_spec(text):
 )
 def test_integers_take_the_smallest_type_that_holds_them(text, columns, expected):
     assert gguf_type(int_spec(text), columns) == expected
-
-
-WIDE = ("{dtype: int2, group_size: 32}", "{dtype: int4, group_size: 128}")  # than their codes and scales
-
-
-@pytest.mark.parametrize(
-    "preset", (*WIDE, *(name for name in TYPES if name != "q2_0"))
-)  # which gguf's reader does not know
-def test_bits_are_counted_as_the_file_spends_them(preset, tokenizer, tmp_path):
-    spec = f"{{dtype: {preset}}}" if preset in TYPES else preset
-    recipe = torchqat.parse_recipe(f'version: 1\nlayers: [{{match: "model.layers.*", weight: {spec}}}]\n')
-    model = torchqat.prepare(build("Llama", **SHAPE), recipe)
-    torchqat.export(model, tmp_path / "out", "gguf", tokenizer=tokenizer)
-    tensors = {t.name: t for file in gguf_files(tmp_path / "out") for t in gguf.GGUFReader(file).tensors}
-    quantized = [t for name, t in tensors.items() if re.search("attn_q.weight|ffn_down.weight", name)]
-    layers = [layer for layer in torchqat.convert(model, torch.float16) if re.search("q_proj|down_proj", layer.name)]
-    assert len(quantized) == len(layers)
-    spent = 8 * sum(int(t.n_bytes) for t in quantized)
-    assert sum(bits_per_weight("gguf", layer) * layer.codes.numel() for layer in layers) == spent
 
 
 @pytest.mark.parametrize("scale", ("minmax", "mse", "learned"))

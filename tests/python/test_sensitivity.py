@@ -2,7 +2,6 @@
 
 import copy
 import re
-from dataclasses import replace
 
 import architectures
 import pytest
@@ -103,20 +102,6 @@ def test_sizes_are_those_of_a_checkpoint(llama, measured):
         strict=True,
     ):
         assert found.size(4) == pytest.approx(weights.bits_per_weight * weights.codes.numel())
-
-
-def test_sizes_are_those_of_the_format_that_is_written():
-    spec = QuantSpec(4, granularity="group", group_size=128)
-    layer = LayerSensitivity("a", spec, {3: 0.0, 4: 0.0}, (64, 256))
-    bits = {
-        (name, width): replace(layer, format=name).size(width) / layer.elements
-        for name in ("gguf", "compressed-tensors", "compressed-tensors-0.18", "mxfp4")
-        for width in (3, 4)
-    }
-    assert bits["gguf", 3] == bits["gguf", 4] == 4.5  # Q4_0
-    assert bits["compressed-tensors", 3] == 4 + 16 / 128 == layer.size(3) / layer.elements
-    assert bits["compressed-tensors-0.18", 3] == 3 + 16 / 128
-    assert bits["mxfp4", 4] == bits["compressed-tensors", 4]  # a format of Python alone
 
 
 def test_the_mix_is_a_recipe_that_gives_these_widths(llama, measured):

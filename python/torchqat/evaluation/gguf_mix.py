@@ -7,7 +7,6 @@ from torch import nn
 
 from torchqat._library import CheckpointPlan, LayerPlan, Plan, find_format, retyped
 from torchqat.checkpoints.formats.gguf import size_beside_layers
-from torchqat.checkpoints.formats.gguf_types import bits_of_layer
 from torchqat.errors import UserError
 from torchqat.evaluation.mixed_widths import common_widths, least_kl
 from torchqat.evaluation.number_types import IN_FLOAT, Width, own_width, word_of
@@ -114,7 +113,9 @@ class GgufSize:
     def _bits(self, layer: LayerSensitivity, type: Width) -> int:
         if type == IN_FLOAT:
             return 16 * layer.elements
-        return bits_of_layer(self._planned(layer, type), self._plans[layer.name].matrices)
+        own = self._plans[layer.name]
+        weight = self._planned(layer, type).weight
+        return own.matrices * find_format("gguf").size_of_weight(weight, own.out_features, own.in_features)
 
     def _size(self, bits: int) -> float:
         return (bits + self._fixed) / self.elements

@@ -67,8 +67,7 @@ class LayerState(nn.Module):
         missing.extend(key for key in own if key not in scales)
         self.forget_weight()
         self.forget_gathered()
-        self.frozen_weight.forget()
-        self.stepped_weight.forget()
+        self.weight_was_given()
         self._is_copy = False
         if prefix + "widths" not in own and not self.widths.is_meta:
             if prefix + "witness" in own:  # of a state from before there was one
@@ -161,6 +160,11 @@ class LayerState(nn.Module):
         )
 
     # -- casts -------------------------------------------------------------------------------------------------------
+
+    def weight_was_given(self) -> None:
+        """Another weight is here: how the one before it lay and what it was says nothing of this one."""
+        self.frozen_weight.forget()
+        self.stepped_weight.forget()
 
     def _apply(self, fn, recurse: bool = True):
         """``to``, ``half`` and their like change the weight's dtype; scales and ranges are float32 in all arithmetic."""

@@ -159,10 +159,8 @@ class QuantInput(nn.Module):
     def finish_calibration(self) -> int:
         """Take the scale of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self.calibrating = self.observer, False
-        self._observed, self.saw_zeros = (
-            not observer.empty and self.has_range,
-            not observer.empty and not self.has_range,
-        )
+        has_range = self.has_range
+        self._observed, self.saw_zeros = not observer.empty and has_range, not observer.empty and not has_range
         self.input_scale_from(observer)
         if not self.input_spec.follows:
             self._observer = None  # its histogram is not needed any more

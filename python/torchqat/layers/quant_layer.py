@@ -125,8 +125,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     @torch.no_grad()
     def set_master(self, matrix: Tensor) -> None:
         """Put ``matrix`` in the place of the weight. A layer with an adapter has no such place."""
-        self.frozen_weight.forget()
-        self.stepped_weight.forget()
+        self.weight_was_given()
         assign(self.weight, self.shaped(matrix))
 
     @property

@@ -54,8 +54,7 @@ def initialization_of(model: nn.Module) -> Initialize:
 def note_calibration(model: nn.Module) -> None:
     """``calibrate`` has run."""
     for _, layer in quant_layers(model):
-        layer.frozen_weight.forget()
-        layer.stepped_weight.forget()
+        layer.weight_was_given()
     for _, module in _prepared(model):
         module.qat_awaits_calibration = False
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torchqat.checkpoints.formats.loads import loads_made_dense_alone
 from torchqat.checkpoints.formats.naming import is_compressed_tensors
+from torchqat.checkpoints.formats.onnx import ACCURACY
 
 _SHELL, _PYTHON = "```sh\n{}\n```\n", "```python\n{}\n```\n"
 # What transformers needs beside itself.
@@ -31,7 +32,7 @@ def how_to_load(folder: Path, format: str, place: str, writes_text: bool) -> str
         code = (
             "import onnxruntime\n\noptions = onnxruntime.SessionOptions()\n"
             "# In float32: by itself, onnxruntime rounds what enters products with codes to 8 bits, for speed.\n"
-            'options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")\n'
+            f'options.add_session_config_entry("{ACCURACY}", "1")\n'
             'session = onnxruntime.InferenceSession("model.onnx", options)'
         )
         return f"In onnxruntime:\n\n{_PYTHON.format(code)}"

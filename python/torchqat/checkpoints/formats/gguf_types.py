@@ -41,13 +41,6 @@ def _type_name(layer: LayerPlan, ternary: str) -> str:
     return ternary.upper() if name == "TQ2_0" else name
 
 
-def bits_of_layer(layer: LayerPlan, matrices: int) -> int:
-    """What a file has of ``layer``, the numbers that NVFP4 has for whole matrices among it."""
-    kind = layer_type(layer)
-    rows, columns = shape_in_bytes((layer.out_features, layer.in_features), kind)
-    return 8 * matrices * (rows * columns + (4 if kind == gguf.GGMLQuantizationType.NVFP4 else 0))
-
-
 def shape_in_bytes(shape: tuple[int, ...], kind: int) -> tuple[int, ...]:
     """Of a tensor of so many elements: the last axis becomes that of bytes."""
     elements, size = _SIZES[kind] if kind in _SIZES else gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]

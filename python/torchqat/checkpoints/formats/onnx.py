@@ -25,7 +25,7 @@ OPSET = 21  # the first with INT4 and block_size
 # Protobuf holds 2 GB; what is larger goes into a file beside the graph.
 _MOST_INLINE_BYTES = 1 << 30
 # Of its products of floats with codes: 1 is float32, by default it is 8-bit integers.
-_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 
 
 def products_note(layers: Iterable[LayerPlan]) -> str:
@@ -35,7 +35,7 @@ def products_note(layers: Iterable[LayerPlan]) -> str:
         return ""
     return (
         f"onnxruntime by itself rounds what enters {first_of(bare)} to 8 bits, which training has not seen: open the graph "
-        f"with the session option {_ACCURACY} set to 1, as verify does unless it times."
+        f"with the session option {ACCURACY} set to 1, as verify does unless it times."
     )
 
 

@@ -1,0 +1,47 @@
+"""What weights take in a checkpoint, counted before they are quantized and after, beside what a file has."""
+
+import re
+from dataclasses import replace
+
+import gguf
+import pytest
+import torch
+import torchqat
+from architectures import build
+from test_gguf_types import SHAPE, TYPES
+from torchqat._library import QuantSpec
+from torchqat.checkpoints.formats.known import bits_per_weight
+from torchqat.checkpoints.readers.gguf import gguf_files
+from torchqat.evaluation.sensitivity import LayerSensitivity
+
+WIDE = ("{dtype: int2, group_size: 32}", "{dtype: int4, group_size: 128}")  # than their codes and scales
+
+
+@pytest.mark.parametrize(
+    "preset", (*WIDE, *(name for name in TYPES if name != "q2_0"))
+)  # which gguf's reader does not know
+def test_bits_are_counted_as_the_file_spends_them(preset, tokenizer, tmp_path):
+    spec = f"{{dtype: {preset}}}" if preset in TYPES else preset
+    recipe = torchqat.parse_recipe(f'version: 1\nlayers: [{{match: "model.layers.*", weight: {spec}}}]\n')
+    model = torchqat.prepare(build("Llama", **SHAPE), recipe)
+    torchqat.export(model, tmp_path / "out", "gguf", tokenizer=tokenizer)
+    tensors = {t.name: t for file in gguf_files(tmp_path / "out") for t in gguf.GGUFReader(file).tensors}
+    quantized = [t for name, t in tensors.items() if re.search("attn_q.weight|ffn_down.weight", name)]
+    layers = [layer for layer in torchqat.convert(model, torch.float16) if re.search("q_proj|down_proj", layer.name)]
+    assert len(quantized) == len(layers)
+    spent = 8 * sum(int(t.n_bytes) for t in quantized)
+    assert sum(bits_per_weight("gguf", layer) * layer.codes.numel() for layer in layers) == spent
+
+
+def test_sizes_are_those_of_the_format_that_is_written():
+    spec = QuantSpec(4, granularity="group", group_size=128)
+    layer = LayerSensitivity("a", spec, {3: 0.0, 4: 0.0}, (64, 256))
+    bits = {
+        (name, width): replace(layer, format=name).size(width) / layer.elements
+        for name in ("gguf", "compressed-tensors", "compressed-tensors-0.18", "mxfp4")
+        for width in (3, 4)
+    }
+    assert bits["gguf", 3] == bits["gguf", 4] == 4.5  # Q4_0
+    assert bits["compressed-tensors", 3] == 4 + 16 / 128 == layer.size(3) / layer.elements
+    assert bits["compressed-tensors-0.18", 3] == 3 + 16 / 128
+    assert bits["mxfp4", 4] == bits["compressed-tensors", 4]  # a format of Python alone
