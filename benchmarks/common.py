@@ -119,6 +119,11 @@ def machine() -> dict[str, str]:
     return {"device": device, "torch": torch.__version__, "torchqat": torchqat.__version__, **peer_versions()}
 
 
+def said_of(found: dict[str, str]) -> str:
+    """``machine()`` as a sentence."""
+    return f"{found['device']}; {', '.join(f'{key} {value}' for key, value in found.items() if key != 'device')}."
+
+
 def peer_versions() -> dict[str, str]:
     import importlib.metadata
 
@@ -146,8 +151,7 @@ def suffix() -> str:
 
 def publish(name: str, title: str, body: str, figures: object, command: str) -> None:
     """Print a result and write it, as Markdown and JSON, to ``benchmarks/results/``."""
-    facts = ", ".join(f"{key} {value}" for key, value in machine().items() if key != "device")
-    text = f"# {title}\n\n{machine()['device']}; {facts}.\n`{command}`\n\n{body}\n"
+    text = f"# {title}\n\n{said_of(machine())}\n`{command}`\n\n{body}\n"
     print(text)
     path = RESULTS / f"{name}-{suffix()}"
     path.with_suffix(".md").write_text(text)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torchqat
-from common import publish, table
+from common import RESULTS, machine, said_of, suffix, table
 from lm_tasks import Tasks
 from real_model import CACHE, float_model
 from texts import documents, written
@@ -229,13 +229,14 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200, help="of each task")
     parser.add_argument("--steps", type=int, default=240, help="of training, 1,024 tokens each")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/real_lm-cpu.md")
+    parser.add_argument("--write", action="store_true", help="put them in benchmarks/results/real_lm-cpu.md")
+    parser.add_argument("--note", default="", help="what falls short, in words, for that page")
     options = parser.parse_args()
     command = " ".join(["python benchmarks/real_lm.py", *said(options)])
     options.peer = dict(peer.split("=", 1) for peer in options.peer)
     layers = {name: layers for name, (layers, _) in FORMATS.items()}
     benches = [Bench(options, seed, layers) for seed in range(options.seeds)]
-    of_float, parts, figures = [bench.float_figures for bench in benches], [], {}
+    of_float, found_of = [bench.float_figures for bench in benches], {}
     for form in options.formats:
         ours = {name: [bench.ours(form, name) for bench in benches] for name in options.methods}
         peers = {name: [bench.peer(form, name) for bench in benches] for name in PEERS}
@@ -244,12 +245,26 @@ def main() -> None:
         rows = [row("float", of_float, of_float, None)]
         rows += [row(METHODS[name][0], found, of_float, best) for name, found in ours.items()]
         rows += [row(PEERS[name][1], found, of_float, best) for name, found in peers.items()]
-        parts.append(f"## {form.upper()}\n\n{table(HEADER, rows)}")
-        figures[form] = {name: [drop_lists(f) for f in found] for name, found in {**ours, **peers}.items()}
-        print(parts[-1], flush=True)
-    body = f"{what_was_measured(options)}\n\n" + "\n\n".join(parts)
+        text = f"{what_was_measured(options)}\n\n{table(HEADER, rows)}"
+        print(f"## {form.upper()}\n\n{text}", flush=True)
+        figures = {name: [drop_lists(f) for f in found] for name, found in {**ours, **peers}.items()}
+        text = "\n\n".join(filter(None, [text, options.note]))
+        found_of[form] = {"machine": machine(), "command": command, "text": text, "figures": figures}
     if options.write:
-        publish("real_lm", "A real language model", body, figures, command)
+        write(found_of)
+
+
+def write(found: dict[str, dict]) -> None:
+    """The page and its figures; formats that were not measured this time stay as they are there."""
+    path = RESULTS / f"real_lm-{suffix()}.json"
+    known = {**(json.loads(path.read_text()) if path.is_file() else {}), **found}
+    known = {form: known[form] for form in FORMATS if form in known}
+    write_json(path, known)
+    parts = [
+        f"## {form.upper()}\n\n{said_of(one['machine'])}\n`{one['command']}`\n\n{one['text']}"
+        for form, one in known.items()
+    ]
+    path.with_suffix(".md").write_text("\n\n".join(["# A real language model", INTRODUCTION, *parts]) + "\n")
 
 
 def said(options: argparse.Namespace) -> list[str]:
@@ -265,15 +280,16 @@ def drop_lists(figures: dict) -> dict:
 
 
 def what_was_measured(options: argparse.Namespace) -> str:
+    training = f" Training takes {options.steps} steps of 1,024 tokens." if "trained" in options.methods else ""
     windows = f"{options.held_out} of 512 and {long_windows(options)} of 2048 tokens"
-    training = f"Training takes {options.steps} steps of 1,024 tokens.\n" if "trained" in options.methods else ""
-    return f"""SmolLM2-135M-Instruct off its lattice. {options.samples} windows of {options.length} tokens calibrate.
-{windows}, of other documents, judge, and {options.questions} questions of each task.
-{training}KL is in nats, with its 95 % interval over windows, then as a share of
-the best peer's. Of tasks: right answers, and the 95 % interval of their change from the float model's. Flips: questions
-that change between right and wrong. Seconds are of rounding or training, comparable only where
-nothing else ran. Seeds: {options.seeds}."""
+    return f"""{options.samples} windows of {options.length} tokens calibrate.
+{windows}, of other documents, judge, and {options.questions} questions of each task. Seeds: {options.seeds}.{training}"""
 
+
+INTRODUCTION = """SmolLM2-135M-Instruct off its lattice. KL is in nats, with its 95 % interval over windows,
+then as a share of the best peer's. Of tasks: right answers, and the 95 % interval of their change
+from the float model's. Flips: questions that change between right and wrong. Seconds are of
+rounding or training, comparable only where nothing else ran."""
 
 HEADER = [
     "method", "KL", "of the best peer's", "perplexity, 512", "2048", "top-1", "next word", "identifier", "instruction",
