@@ -93,6 +93,8 @@ def verify(
             raise UserError(
                 "--reference compares with a float model; --run, --variant, --engine and --bench are of a run."
             )
+        if samples and not data:
+            raise UserError(f"--samples is how much of --data is measured on, which is not given, but it is {samples}.")
         verify_beside(folder, reference, data, kind, samples, device)
         return
     if data or samples:
@@ -133,11 +135,11 @@ def evaluate(
 ) -> None:
     """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data.batch import largest_of
+    from torchqat.data.batch import largest_of, length_of
     from torchqat.data.tasks import load_task
     from torchqat.errors import UserError
     from torchqat.model.placement import device_for
-    from torchqat.model.vocabulary import check_tokens
+    from torchqat.model.vocabulary import check_positions, check_tokens
     from torchqat.precision import emulated
 
     if sequence_length == 1:
@@ -151,6 +153,8 @@ def evaluate(
     batches, counted = _measured(asked, model, tokenizer, data, length, samples, loss_on, notes)
     if tokenizer is not None:
         check_tokens(loaded, tokenizer, max(map(largest_of, batches)), model)
+    if beyond := check_positions(loaded, max(map(length_of, batches)), model):
+        notes.append(beyond)
     asked.check_given(loaded, batches, data)
     other = load(reference) if reference else None
     place = device_for(device, [one for one in (loaded, other) if one is not None], say)
