@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     from torchqat.checkpoints.dtype import dtype_named
-    from torchqat.checkpoints.export import check_exports
+    from torchqat.checkpoints.export import check_exports, check_of_gguf
     from torchqat.checkpoints.replaced import check_replaceable
     from torchqat.runs.cards import put_card
     from torchqat.runs.coverage import coverage
@@ -44,6 +44,7 @@ def export(
     from torchqat.runs.steps import remember_export
     from torchqat.runs.variants import last_name
 
+    check_of_gguf(format, embeddings, ternary)
     if push_to_hub:
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
@@ -147,6 +148,7 @@ def evaluate(
     if loss_on not in ("answers", "all"):
         raise UserError(f"--loss-on must be answers or all, but is {loss_on}.")
     asked, notes = _checked_kind(kind, loss_on, bool(reference or task)), []
+    own = load_task(task) if task else None
     load = _loader(asked, notes.append)
     loaded, tokenizer = load(model), asked.load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
@@ -172,8 +174,8 @@ def evaluate(
         if figures.cosine is not None:
             found["cosine"] = figures.cosine
             say(f"cosine between the vectors {figures.cosine:.6f}")
-    if task:
-        found |= _on_task(load_task(task), asked, loaded, other, tokenizer, place)
+    if own is not None:
+        found |= _on_task(own, asked, loaded, other, tokenizer, place)
     result(found)
 
 
