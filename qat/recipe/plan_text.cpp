@@ -26,10 +26,12 @@ std::string to_text(const Plan& plan) {
   text += std::to_string(plan.layers.size()) + " layers quantized, " +
           std::to_string(plan.untouched) + " layers left alone\n" + coverage_text(plan);
   if (plan.kv_cache) text += "cache of keys and values: " + describe(*plan.kv_cache) + "\n";
-  for (const Stage& stage : plan.stages)
+  for (const Stage& stage : plan.stages) {
+    if (plan.stages.size() == 1 && !stage.weight_bits && !stage.input_bits) break;  // no schedule
     text += "until " + number_text(stage.until.value) + (stage.until.is_percent ? "%" : " steps") +
             ": weights " + width_name(stage.weight_bits) + ", inputs " +
             width_name(stage.input_bits) + "\n";
+  }
   return text;
 }
 

@@ -11,6 +11,7 @@ from conftest import PTQ
 from huggingface_hub import ModelCard
 from sentences import matches, said
 from torchqat.checkpoints.card import is_ours, write_card
+from torchqat.checkpoints.formats.known import formats
 from torchqat.reports.card import without_folders
 from torchqat.reports.origin import origin_of
 from torchqat.reports.report import read_report
@@ -247,3 +248,11 @@ def test_offline_nothing_is_pushed(arguments, tmp_path, capsys):
     code, _, err = call(capsys, "ptq", *arguments, "--stream", "--push-to-hub", "me/tiny")
     assert code == 2 and said(err, "cli.hub-offline", repository="me/tiny"), err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("format", [format.name for format in formats() if format.name != "gguf"])  # gguf has files
+def test_every_format_says_how_it_is_loaded(format, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    found = how_to_load(tmp_path, format, "path", writes_text=True)
+    assert found.startswith("In ") and "```" in found
+    assert ("mlx_lm.server --model path" in found) == (format == "mlx")

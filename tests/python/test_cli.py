@@ -189,6 +189,13 @@ def test_bad_input_is_one_sentence(recipe_file, model_folder, data_folder, tmp_p
     refused(["check", tmp_path / "none.yaml"], matches("recipe.not-readable", file=tmp_path / "none.yaml"))
     refused(["export", tmp_path], matches("runs.no-run", folder=tmp_path))
     refused(["verify", model_folder], matches("runs.export-of-none", folder=model_folder))
+    run = tmp_path / "a-run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    refused(["verify", run], matches("runs.no-export-but-a-run", folder=run))
+    for file in model_folder.glob("token*"):
+        file.unlink()
+    refused(of(model_folder, data_folder), matches("model.without-tokenizer", path=model_folder))
     assert not (tmp_path / "out").exists()
 
 

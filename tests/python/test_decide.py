@@ -124,6 +124,12 @@ def test_without_training_the_steps_are_left_out(decide):
     assert "int4-qat" not in names(report) and len(names(report)) == 5
 
 
+def test_the_limit_that_is_missed_is_named(decide):
+    """And not the KL, whatever it is that was missed."""
+    _, printed = decide("evaluate: {accept: {kl: 100.0, perplexity_ratio: 0.5}}\n" + size(9.0), command="ptq")
+    assert said(printed, "decide.past-limits", method="INT8", limit="Perplexity") and "limits (KL" not in printed
+
+
 def test_an_engine_that_is_missing_is_a_note(decide, monkeypatch):
     monkeypatch.delenv("TORCHQAT_VLLM", raising=False)
     report, printed = decide("evaluate: {accept: {kl: 100.0}}\n" + size(9.0) + "engine: vllm\n")

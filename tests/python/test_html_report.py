@@ -225,6 +225,7 @@ def test_a_run_that_was_only_trained_is_reported(tmp_path, capsys):
     write_json(tmp_path / "report.json", Report().to_json())
     code, out, err = call(capsys, "report", tmp_path)
     assert code == 0 and "full precision" not in out, err
+    assert said(out + err, "reports.nothing-measured", run=tmp_path)
 
 
 def test_a_run_in_python_has_a_page_too(begin, tmp_path):

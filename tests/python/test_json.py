@@ -47,6 +47,12 @@ def test_a_task_at_the_command_line(model_folder, data_folder, tmp_path, capsys)
     )
 
 
+def test_a_task_that_cannot_be_read_is_told_before_anything_is_measured(model_folder, data_folder, tmp_path, capsys):
+    options = ["--data", data_folder, "--task", tmp_path / "absent.jsonl"]
+    code, out, err = call(capsys, "evaluate", model_folder, *options)
+    assert code == 2 and not out and "perplexity" not in err and "absent.jsonl" in err
+
+
 def test_other_commands(recipe_file, model_folder, data_folder, capsys):
     code, found, _ = read(capsys, "check", recipe_file, "--model", model_folder, "--json")
     assert code == 0 and found["valid"] and len(found["layers"]) == 14

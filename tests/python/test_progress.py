@@ -105,7 +105,15 @@ def test_training_says_its_loss(quick):
             time.sleep(0.2)
             show(step, {"loss": 1 / step})
     last = stream.getvalue().splitlines()[-1]
-    assert last.startswith("Fine-tuning: 4 of 4, loss 0.2500 in ")
+    assert last.startswith("Fine-tuning: 4 of 4, loss 0.25 in ")
+
+
+def test_a_small_loss_is_not_shown_as_none():
+    stream = io.StringIO()
+    progress = Progress(stream)
+    with progress.listens():
+        progress.steps("Fine-tuning", 4)(1, {"loss": 0.0000234})
+        assert progress._open[0].detail == "loss 2.34e-05"
 
 
 def test_what_an_error_cuts_off_is_closed(quick):

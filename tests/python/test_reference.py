@@ -13,6 +13,7 @@ import torchqat
 from command import call
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from gguf_models import build
 from safetensors.torch import save_file
 from sentences import matches, said
 from torchqat.checkpoints.formats.gguf import write_gguf
@@ -270,3 +271,20 @@ def test_what_is_not_the_models_is_said(tmp_path, requantized, model_folder, tin
     for options in (["--reference", model_folder, "--bench"], ["--data", tmp_path]):
         assert call(capsys, "verify", folder, *options)[0] == 2
     assert call(capsys, "verify", tmp_path / "nowhere", "--reference", model_folder)[0] == 2
+
+
+def test_weights_that_the_model_has_turned_round(tmp_path, capsys):
+    """GPT-2's layers are ``[in, out]``, square ones as well; a GGUF file has rows."""
+    model = build("gpt2")
+    model.save_pretrained(tmp_path / "float")
+    rule = "version: 1\nlayers:\n  - {match: 'transformer.h.*', weight: {dtype: q8_0}}\n"
+    folder = torchqat.export(
+        torchqat.prepare(model, torchqat.parse_recipe(rule, "r.yaml")).eval(), tmp_path / "out", "gguf"
+    )
+    found = compare(folder, str(tmp_path / "float")).weights
+    assert found.ok and len(found.layers) == 12 and max(layer.relative for layer in found.layers) < 0.01
+
+
+def test_samples_of_no_data_are_refused(model_folder, capsys):
+    code, _, err = call(capsys, "verify", model_folder, "--reference", model_folder, "--samples", 2)
+    assert code == 2 and said(err, "verify.samples-of-no-data", samples=2)

@@ -97,3 +97,20 @@ def test_a_runs_checkpoints_are_not_replaced_by_its_export(tmp_path, model_folde
     assert call(capsys, "export", run, "--output", tmp_path / "out")[0] == 0
     assert call(capsys, "export", run, "--output", tmp_path / "out", "--format", "gguf")[0] == 0
     assert (tmp_path / "out" / "model.gguf").is_file()
+
+
+@pytest.mark.parametrize("kind", ("file", "link to nowhere"))
+def test_a_file_is_not_moved_away(model, tmp_path, kind):
+    place = tmp_path / "out"
+    place.write_text("mine") if kind == "file" else place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(torchqat.UserError, match=matches("export.over-a-file", folder=place)):
+        torchqat.export(model, place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (kind != "file" or place.read_text() == "mine")
+
+
+@pytest.mark.parametrize("option", ({"embeddings": "q8_0"}, {"ternary": "tq1_0"}))
+def test_what_gguf_alone_has_is_not_asked_of_others(model, tmp_path, option):
+    ((name, value),) = option.items()
+    said_of = matches("export.of-gguf", name=name, format="gptq", value=value)
+    with pytest.raises(torchqat.UserError, match=said_of):
+        torchqat.export(model, tmp_path / "out", "gptq", **option)

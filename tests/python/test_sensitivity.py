@@ -140,6 +140,11 @@ def test_the_command_prints_writes_and_draws(model_folder, data_folder, recipe_f
     assert "model.layers.0.self_attn.q_proj" in printed and said(printed, "evaluate.within-budget", budget=5.0)
     torchqat.load_recipe(str(mixed))
     with pytest.raises(SystemExit) as ended:
+        main(
+            [*arguments, "--bits", "4,8", "--budget", "5"]
+        )  # of a float32 model scales are stored in 32 bits, for 32 weights
+    assert ended.value.code == 0 and said(capsys.readouterr().out, "evaluate.within-budget", bits="5.000", budget=5.0)
+    with pytest.raises(SystemExit) as ended:
         main([*arguments, "--bits", "4", "--plot", str(picture)])
     assert ended.value.code == 0 and picture.read_text().lstrip().startswith("<?xml")
 

@@ -125,3 +125,12 @@ def test_only_language_models_are_streamed(llama_folder, tmp_path):
     settings.model.kind = "seq2seq"
     with pytest.raises(torchqat.UserError, match=matches("stream.of-kind", kind="seq2seq")):
         quantize_folder(llama_folder, tmp_path / "out", settings, tokens())
+
+
+def test_blocks_without_linear_layers_are_refused(tmp_path):
+    """GPT-2's are of another class, which is not streamed."""
+    config = transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=4)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    settings = torchqat.parse_recipe(recipe(GPTQ, WEIGHT).text.replace("model.layers.*", "transformer.h.*"), "recipe")
+    with pytest.raises(torchqat.UserError, match=matches("stream.no-blocks", model="GPT2LMHeadModel")):
+        quantize_folder(tmp_path / "model", tmp_path / "out", settings, tokens())

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchqat
 from command import call
+from conftest import TEXT
 from sentences import matches
 from torchqat.kinds import pieces
 from torchqat.kinds.losses import forward_kl
@@ -137,6 +138,13 @@ def test_what_does_not_fit_is_refused_before_training(new_run, tmp_path):
             new_run("other", tmp_path / "teacher", steps=4, **change).opened(),
         ):
             pass
+    (tmp_path / "data" / "06.py").write_text("def another(): return 0\n" * 20)
+    with (
+        pytest.raises(torchqat.UserError, match=matches("teacher.of-other-contents", key="data")),
+        new_run("other", tmp_path / "teacher", steps=4).opened(),
+    ):
+        pass
+    (tmp_path / "data" / "06.py").write_text(TEXT[6])
     with (
         pytest.raises(torchqat.UserError, match=matches("teacher.too-few-steps", there=20, steps=21)),
         new_run("other", tmp_path / "teacher", steps=21).opened(),

@@ -47,6 +47,17 @@ FORMATS = tuple(format.name for format in formats())
 FOLDERS = tuple(name for name in FORMATS if name not in ("gguf", "onnx"))  # those two are one file
 
 
+def check_of_gguf(format: str, embeddings: str, ternary: str) -> None:
+    """Whether what only GGUF files have is asked of one.
+
+    Raises:
+        UserError: It is asked of another format.
+    """
+    for name, value, usual in (("embeddings", embeddings, "f16"), ("ternary", ternary, "tq2_0")):
+        if value != usual and format != "gguf":
+            raise UserError(f"{name} is of the format gguf, but format is {format} and {name} is {value}.")
+
+
 def export(
     model: nn.Module,
     output: str | Path,
@@ -95,6 +106,7 @@ def export(
     """
     output = as_path("output", output)
     shard_bytes(max_shard_size)
+    check_of_gguf(format, embeddings, ternary)
     model = named_as_on_disk(model)
     check_still_quantized(model)
     plan = checkpoint_plan(model)

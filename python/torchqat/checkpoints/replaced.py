@@ -36,7 +36,11 @@ def check_replaceable(output: Path) -> None:
         UserError: It is no folder, or holds something that an export did not write there, or that was changed since.
     """
     if not output.is_dir():
-        return  # what is no folder cannot be written to, and the system says why
+        if output.exists() or output.is_symlink():
+            raise UserError(
+                f"output must be a folder, new, empty or of an export, but {output} is a file or leads nowhere."
+            )
+        return
     if output.samefile(Path.cwd()):
         raise UserError(
             f"output must not be the folder that the command runs in, because it is replaced, but {output} is."

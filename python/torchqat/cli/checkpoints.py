@@ -34,7 +34,7 @@ def export(
 ) -> None:
     """Write a run's trained model as a checkpoint of any format that can hold it, and read it back."""
     from torchqat.checkpoints.dtype import dtype_named
-    from torchqat.checkpoints.export import check_exports
+    from torchqat.checkpoints.export import check_exports, check_of_gguf
     from torchqat.checkpoints.replaced import check_replaceable
     from torchqat.runs.cards import put_card
     from torchqat.runs.coverage import coverage
@@ -44,6 +44,7 @@ def export(
     from torchqat.runs.steps import remember_export
     from torchqat.runs.variants import last_name
 
+    check_of_gguf(format, embeddings, ternary)
     if push_to_hub:
         check_hub(push_to_hub)
     opened = open_run(Path(run), device)
@@ -93,6 +94,8 @@ def verify(
             raise UserError(
                 "--reference compares with a float model; --run, --variant, --engine and --bench are of a run."
             )
+        if samples and not data:
+            raise UserError(f"--samples is how much of --data is measured on, which is not given, but it is {samples}.")
         verify_beside(folder, reference, data, kind, samples, device)
         return
     if data or samples:
@@ -133,11 +136,11 @@ def evaluate(
 ) -> None:
     """Perplexity on the data, the score on your task and, with --reference, the distance from the float model."""
     from torchqat import evaluate as measure
-    from torchqat.data.batch import largest_of
+    from torchqat.data.batch import largest_of, length_of
     from torchqat.data.tasks import load_task
     from torchqat.errors import UserError
     from torchqat.model.placement import device_for
-    from torchqat.model.vocabulary import check_tokens
+    from torchqat.model.vocabulary import check_positions, check_tokens
     from torchqat.precision import emulated
 
     if sequence_length == 1:
@@ -145,12 +148,15 @@ def evaluate(
     if loss_on not in ("answers", "all"):
         raise UserError(f"--loss-on must be answers or all, but is {loss_on}.")
     asked, notes = _checked_kind(kind, loss_on, bool(reference or task)), []
+    own = load_task(task) if task else None
     load = _loader(asked, notes.append)
     loaded, tokenizer = load(model), asked.load_tokenizer(model)
     length = sequence_length or _length_of(loaded)
     batches, counted = _measured(asked, model, tokenizer, data, length, samples, loss_on, notes)
     if tokenizer is not None:
         check_tokens(loaded, tokenizer, max(map(largest_of, batches)), model)
+    if beyond := check_positions(loaded, max(map(length_of, batches)), model):
+        notes.append(beyond)
     asked.check_given(loaded, batches, data)
     other = load(reference) if reference else None
     place = device_for(device, [one for one in (loaded, other) if one is not None], say)
@@ -168,8 +174,8 @@ def evaluate(
         if figures.cosine is not None:
             found["cosine"] = figures.cosine
             say(f"cosine between the vectors {figures.cosine:.6f}")
-    if task:
-        found |= _on_task(load_task(task), asked, loaded, other, tokenizer, place)
+    if own is not None:
+        found |= _on_task(own, asked, loaded, other, tokenizer, place)
     result(found)
 
 

@@ -145,7 +145,10 @@ def report(
     if is_json():
         pass
     elif len(found) == 1:
-        print_report(next(iter(found.values())))
+        (one,) = found.values()
+        print_report(one)
+        if not one.baseline and not one.variants:
+            say(f"{runs[0]} has measured nothing: torchqat run and ptq measure, train only trains.")
     else:
         names = [Path(run).resolve().name for run in found]
         unique = len(set(names)) == len(names)

@@ -1,5 +1,6 @@
 """``sensitivity``: which layers suffer from which width, and the best mix of widths under a budget."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -23,7 +24,9 @@ def sensitivity(
         "By default 2, 3, 4 and 8; where not all layers are integers, their types, 8-bit ones and float.",
     ),
     budget: float = typer.Option(
-        0.0, "--budget", help="Bits per weight, scales included: also choose a mix of widths."
+        0.0,
+        "--budget",
+        help="Bits per weight in the recipe's first format, scales included: also choose a mix of widths.",
     ),
     gguf_size: float = typer.Option(
         0.0,
@@ -45,7 +48,7 @@ def sensitivity(
     from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.evaluation.sensitivity import unmeasured
     from torchqat.files import write_text
-    from torchqat.runs.export_dtype import scales_of_integers
+    from torchqat.runs.export_dtype import scales_of_integers, stored_bits
     from torchqat.runs.flow import run_of
 
     asked = _widths(bits) if bits else []
@@ -62,11 +65,15 @@ def sensitivity(
         return mixed_recipe(run.recipe.text, layers, mix, scales_of_integers(run.recipe.exports))
 
     # Before data are read: whether anything can be measured, mixed and written.
-    planned = unmeasured(run.plan, widths)
+    def stored(layers: list) -> list:  # as large as they will be in the recipe's first format
+        of_format = {"scale_bits": stored_bits(run), "format": run.recipe.exports[0]}
+        return [replace(layer, **of_format) for layer in layers]
+
+    planned = stored(unmeasured(run.plan, widths))
     possible = mixed_widths(planned, budget) if budget else {}
     if write and budget:
         written(planned, possible)
-    found = measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device)
+    found = stored(measure(run.original, run.plan, run.data.calibration, widths, run.kind, run.device))
     chosen = mixed_widths(found, budget) if budget else {}
     if gguf_size:
         chosen, sentences = _for_gguf(run, found, gguf_size)

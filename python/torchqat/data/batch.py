@@ -34,6 +34,12 @@ def largest_of(batch: Batch) -> int:
     return max((int(found.max()) for found in ids if found.numel()), default=0)
 
 
+def length_of(batch: Batch) -> int:
+    """Tokens of a row: columns of the ids of a batch by name, or of one that is ids alone; 0 where it has no tokens."""
+    ids = batch.get("input_ids") if isinstance(batch, dict) else batch
+    return ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point() else 0
+
+
 def generator_at(seed: int, step: int) -> torch.Generator:
     """What batch ``step`` is drawn by."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

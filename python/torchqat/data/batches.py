@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchqat._library import Recipe
-from torchqat.data.batch import Batch, generator_at, largest_of, size_of
+from torchqat.data.batch import Batch, generator_at, largest_of, length_of, size_of
 from torchqat.data.examples import ExampleBatches, Examples
 from torchqat.data.mixed_batches import MixedBatches
 from torchqat.data.seen import seen_examples
@@ -34,7 +34,8 @@ class Batches:
         self.tokens = tokens if isinstance(tokens, Tokens) else Tokens.of(tokens)
         if len(self.tokens) < sequence_length:
             raise UserError(
-                f"data must have at least sequence_length = {sequence_length} tokens, but has {len(self.tokens)}."
+                f"data must have at least the {sequence_length} tokens of one sequence, but has {len(self.tokens)}: give "
+                "more text, or a smaller sequence_length."
             )
         self.batch_size, self.sequence_length, self.seed, self.first = batch_size, sequence_length, seed, first
 
@@ -102,6 +103,17 @@ class Data:
         if self.train.largest_token is None:
             return None
         return max([self.train.largest_token, *map(largest_of, self.calibration + self.evaluation + self.validation)])
+
+    def longest(self, trains: bool = True) -> int:
+        """Tokens of the longest sequence that is given, with windows in training if it ``trains``; 0 without tokens."""
+        batches = self.calibration + self.evaluation + self.validation
+        window = getattr(self.train, "sequence_length", 0) if trains else 0
+        return max([window, *map(length_of, batches)])
+
+    @property
+    def measured_rows(self) -> int:
+        """Sequences or examples that are reported."""
+        return sum(map(size_of, self.evaluation))
 
     @property
     def given(self) -> list[Batch]:

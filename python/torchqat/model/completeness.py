@@ -103,7 +103,8 @@ def _lacking(model: nn.Module, config: Any, path: str, names: list[str]) -> str:
     holds = next(
         (f", which holds a {name}," for name in getattr(config, "architectures", None) or [] if name != kind), ""
     )
-    return f"model must have every tensor of a {kind}, but {path}{holds} lacks {first_of(names)}."
+    way_out = "; model.kind (--kind of evaluate and verify) says as what it is loaded" if holds else ""
+    return f"model must have every tensor of a {kind}, but {path}{holds} lacks {first_of(names)}{way_out}."
 
 
 def _other_shape(model: nn.Module, path: str, wrong: list[tuple[str, Any, Any]]) -> str:

@@ -1,5 +1,6 @@
 """Loading models and their tokenizers, from a folder, a GGUF file or, where there is network, from the hub."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from torchqat.model.own_code import check_floating, note_export, note_other_arch
 from torchqat.model.passed_over import remember_passed_over
 from torchqat.model.quantized import Quantized, quantization_of
 from torchqat.model.source import check_place, double_note, doubles_of, is_gguf, place_of, tensors_of
+
+# Names of files that tokenizers are loaded from.
+_OF_TOKENIZERS = re.compile("token|vocab|merges|spiece|sentencepiece|bpe")
 
 
 def no_note(_text: str) -> None:
@@ -237,6 +241,10 @@ def load_tokenizer(path: str):
         from transformers import AutoTokenizer
 
     place, named = place_of(path)
+    if Path(path).is_dir() and not any(_OF_TOKENIZERS.search(file.name) for file in Path(path).iterdir()):
+        raise UserError(
+            f"{path} must have a tokenizer, but has none: copy that of the model into it, such as tokenizer.json."
+        )
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
     except Exception as error:

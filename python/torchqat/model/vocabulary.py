@@ -31,6 +31,33 @@ def check_tokens(model: nn.Module, tokenizer: Any, largest: int | None, path: st
     )
 
 
+def check_positions(model: nn.Module, longest: int, path: str) -> str:
+    """Whether ``model`` has a position for each token of ``longest``: one of transformers says how many it has.
+
+    Args:
+        model: Any, also without its weights.
+        longest: Tokens of the longest sequence that it is given.
+        path: Where the model came from.
+
+    Returns:
+        What should be known where positions are computed, and go on beyond those that the model was made for; else nothing.
+
+    Raises:
+        UserError: It embeds positions, fewer than that.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    most = getattr(text, "max_position_embeddings", None)
+    if not isinstance(most, int) or longest <= most:
+        return ""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if any(module.num_embeddings - getattr(module, "offset", 0) == most for module in embeddings):
+        raise UserError(
+            f"sequence_length must be at most {most}, since {path} has an embedding for so many positions, but is {longest}."
+        )
+    return f"Sequences are of up to {longest} tokens, but {path} is made for {most} (its max_position_embeddings)."
+
+
 def check_ids(model: nn.Module, batch: Any, by_itself: bool = False) -> None:
     """Whether what ``model`` embeds of ``batch`` are rows of tokens that it has; a batch of no tokens is not looked at.
 

@@ -13,7 +13,7 @@ from torchqat.reports.wording import MEASURES, baseline_texts, measured, size_at
 
 _TASKS = {"causal_lm": "text-generation", "sentence_encoder": "sentence-similarity"}
 # Formats that are no folder of transformers.
-_LIBRARIES = {"gguf": "", "onnx": "", "modelopt": "", "safetensors": "torchqat"}
+_LIBRARIES = {"gguf": "", "onnx": "", "modelopt": "", "mlx": "mlx", "safetensors": "torchqat"}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Variant:
         top1_agreement: Share of predictions whose likeliest choice is the baseline's; ``None`` likewise.
         bytes: Size of the checkpoint's tensors on disk.
         export: Folder of the checkpoint, relative to the run, or ``None``.
-        recovered: Share of the naive variant's loss at the same width that training won back, by metric.
+        recovered: Share of the naive variant's loss at the same width that training won back, by metric; of perplexity where
+            that loss is more than noise.
         task: Mean score on the user's task, of which 1 is the best; ``None`` without one.
         intervals: Of ``perplexity_ratio`` (to the baseline), ``kl`` and ``task_drop``: the estimate, and the ends of its
             95 % interval, by paired bootstrap over sequences or examples.
@@ -164,9 +165,13 @@ def read_report(folder: Path) -> Report:
 
 
 def recovered(baseline_perplexity: float | None, naive: Variant, trained: Variant) -> dict[str, float]:
-    """Shares of the naive variant's gap to the baseline that training closed; 1 is all of it, below 0 is a loss."""
+    """Shares of the naive variant's gap to the baseline that training closed; 1 is all of it, below 0 is a loss.
+
+    A gap in perplexity that is within the noise is none: its share would be a quotient of two errors.
+    """
     shares = {}
-    if baseline_perplexity is not None and naive.perplexity > baseline_perplexity:
+    _, least, _ = naive.intervals.get("perplexity_ratio", (1.0, 1.0, 1.0))
+    if baseline_perplexity is not None and least > 1:
         shares["perplexity"] = (naive.perplexity - trained.perplexity) / (naive.perplexity - baseline_perplexity)
     if naive.kl > 0:
         shares["kl"] = (naive.kl - trained.kl) / naive.kl

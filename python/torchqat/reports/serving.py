@@ -10,7 +10,12 @@ from torchqat.checkpoints.formats.onnx import ACCURACY
 _SHELL, _PYTHON = "```sh\n{}\n```\n", "```python\n{}\n```\n"
 # What transformers needs beside itself.
 _BESIDE = {"compressed-tensors": "compressed-tensors", "gptq": "gptqmodel optimum", "gptq_v2": "gptqmodel optimum"}
-_BESIDE |= {"awq": "gptqmodel optimum", "mxfp4": "", "dense": ""}
+_BESIDE |= {
+    "compressed-tensors-0.18": "'compressed-tensors>=0.18'",
+    "awq": "gptqmodel optimum",
+    "mxfp4": "",
+    "dense": "",
+}
 
 
 def how_to_load(folder: Path, format: str, place: str, writes_text: bool) -> str:
@@ -43,6 +48,8 @@ def how_to_load(folder: Path, format: str, place: str, writes_text: bool) -> str
         return (
             f"In vLLM; TensorRT-LLM takes it as well:\n\n{_SHELL.format(f'vllm serve {place} --quantization modelopt')}"
         )
+    if format == "mlx":
+        return f"In mlx-lm (`pip install mlx-lm`):\n\n{_SHELL.format(f'mlx_lm.server --model {place}')}"
     served = f"In vLLM:\n\n{_SHELL.format(f'vllm serve {place}')}\n" if writes_text and format != "gptq_v2" else ""
     return served + _in_transformers(folder, format, place)
 

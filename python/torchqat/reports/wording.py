@@ -17,6 +17,8 @@ MEASURES: dict[str, Callable[[Variant], str]] = {
     "cosine": lambda v: _text(v.cosine, "{:.5f}"),
     "task": lambda v: _text(v.task, "{:.2%}"),
 }
+# What ``Variant.recovered`` calls them, in words.
+_GAPS = {"perplexity": "perplexity", "kl": "KL"}
 
 
 def measured(report: Report) -> list[str]:
@@ -68,7 +70,7 @@ def sentences(report: Report) -> list[str]:
     for v in report.variants:
         found.extend(_compared(v))
         if v.recovered:
-            shares = ", ".join(f"{share:.0%} of the {metric} gap" for metric, share in v.recovered.items())
+            shares = ", ".join(f"{share:.0%} of the {_GAPS[metric]} gap" for metric, share in v.recovered.items())
             found.append(f"{v.method} won back {shares} of plain rounding at its width.")
     found.extend(f"Note: {note}" for note in report.notes)
     return found

@@ -20,6 +20,7 @@ from torchqat.runs.steps import (
     export_and_verify,
     is_accepted,
     judge,
+    limits_of,
     make_variant,
     measure_baseline,
     measure_sensitivity,
@@ -88,7 +89,9 @@ def _reasons(run: Run, tried: list[Variant], chosen: Variant, candidates: Candid
         small = (
             "" if _fits(run, variant) else f"takes {size_of_variant(variant):.2f} bits a weight, more than {budget:g}"
         )
-        good = "" if is_accepted(run, run.report(), variant) else f"is past the limits (KL {variant.kl:.5f})"
+        missed = [limit for limit in limits_of(run, run.report(), variant) if not limit.met]
+        figures = ", ".join(f"{limit.name} {limit.value:.5f}" for limit in missed)
+        good = f"is past the limits ({figures})" if missed else ""
         why = " and ".join(word for word in (small, good) if word) or "meets the limits of quality and size"
         found.append(f"{variant.method} {why}.")
     names = [variant.name for variant in tried]

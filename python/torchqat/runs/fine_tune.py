@@ -37,7 +37,7 @@ def fine_tune(run: Run) -> nn.Module:
     teacher = stored_teacher(run)
     loss = spread(run, model)
     metrics = run.folder / "metrics.jsonl"
-    show = run.progress.steps("Fine-tuning with the schedule", run.recipe.train.steps)
+    show = run.progress.steps("Fine-tuning", run.recipe.train.steps)
     best = _best_state(run, model)
     monitor = Monitor(model) if run.recipe.train.monitor and is_first() else None
     board = tensorboard(run.folder / "tensorboard") if run.recipe.train.tensorboard and is_first() else None

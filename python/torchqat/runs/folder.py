@@ -92,7 +92,8 @@ def check_same(folder: Path, parts: dict[str, Any]) -> None:
     if found:
         raise UserError(
             f"To be gone on with, the run in {folder} must be made of the same recipe, model and data, but "
-            f"{'; '.join(found[:3])}{' ...' if len(found) > 3 else ''}. Choose another --output; --restart deletes it."
+            f"{'; '.join(found[:3])}{' ...' if len(found) > 3 else ''}. Give the options "
+            "that it was begun with, or another --output; --restart deletes it."
         )
 
 

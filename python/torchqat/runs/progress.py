@@ -49,7 +49,7 @@ class Progress:
                 shown.append(Work(what, total, step - 1, step - 1))
                 self.begin(shown[0])
             work = shown[0]
-            work.done, work.detail = step, f"loss {figures['loss']:.4f}"
+            work.done, work.detail = step, f"loss {figures['loss']:.3g}"
             self.moved(work)
             if step == total:
                 self.end(work)

@@ -80,6 +80,10 @@ def run_above(folder: Path, run: str = "") -> Path:
     Raises:
         UserError: There is none.
     """
+    if not run and is_run(folder):
+        raise UserError(
+            f"DIR must be a checkpoint of a run, but {folder} is the run; its checkpoints are in {folder / 'exports'}."
+        )
     root = Path(run) if run else next((p for p in folder.resolve().parents if is_run(p)), None)
     if root is None:
         raise UserError(

@@ -23,7 +23,7 @@ from torchqat.model.calls import check_called
 from torchqat.model.noted import note_calibration
 from torchqat.model.placement import on_device
 from torchqat.model.prepare import make_plan, prepare
-from torchqat.model.vocabulary import check_tokens
+from torchqat.model.vocabulary import check_positions, check_tokens
 from torchqat.ptq.calibrate import calibrate, needs_data
 from torchqat.reports.report import Report, read_report
 from torchqat.runs.cache_note import cache_note
@@ -35,6 +35,8 @@ from torchqat.runs.progress import Progress
 from torchqat.training.lora import without_adapter
 from torchqat.training.oscillation import unsettled_note
 from torchqat.training.processes import all_cores, is_first
+
+_ONE = "Held-out data to report are one sequence, so that differences have no interval: whether they are noise is not known."
 
 
 class Run:
@@ -106,7 +108,9 @@ class Run:
         data = self.kind.load_data(self.recipe, self.tokenizer, self.progress.say)
         check_tokens(self.float_model.outline, self.tokenizer, data.largest_token, self.model_path)
         self.kind.check_given(self.float_model.outline, data.given, self.recipe.data.train)
-        for note in data.notes:
+        longest = data.longest(trains=self.recipe.train.steps > 0)
+        beyond = check_positions(self.float_model.outline, longest, self.model_path) if longest else ""
+        for note in [*data.notes, *([beyond] if beyond else []), *([_ONE] if data.measured_rows == 1 else [])]:
             self.float_model.note(note)
         return data
 

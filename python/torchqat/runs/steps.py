@@ -97,8 +97,10 @@ def _signal_to_noise(run: Run, weights: list[QuantizedWeights]) -> dict[str, flo
 def _compare(run: Run, model: nn.Module, figures: Evaluation, variant: Variant) -> None:
     """Differences from the baseline, sequence by sequence and example by example, with their intervals."""
     baseline = run.report().baseline
-    found = {"kl": bootstrap(figures.kls)}
-    if figures.losses:
+    found = {}
+    if len(figures.kls) > 1:  # of one alone nothing is known of its noise
+        found["kl"] = bootstrap(figures.kls)
+    if len(figures.losses) > 1:
         pairs = zip(figures.losses, baseline["losses"], strict=True)
         found["perplexity_ratio"] = bootstrap([a - b for a, b in pairs], torch.exp)
     if run.task is not None:

@@ -163,7 +163,10 @@ def _check(model: nn.Module, plan: Plan, recipe: Recipe, blocks: list[str]) -> N
     if recipe.initialize.objective == "model":
         raise UserError("initialize.objective must be auto or layer for a model that is streamed, but is model.")
     if not blocks:
-        raise UserError("To be streamed, a model must be a row of blocks, such as model.layers, but this one is not.")
+        raise UserError(
+            "To be streamed, a model must be a row of blocks with linear layers, such as model.layers, but a "
+            f"{type(model).__name__} is not."
+        )
     inside = tuple(name + "." for name in blocks)
     outside = next((layer.name for layer in plan.layers if not layer.name.startswith(inside)), None)
     if outside is not None:

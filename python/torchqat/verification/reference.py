@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchqat.checkpoints.readers import format_of, read_checkpoint
 from torchqat.errors import UserError
 from torchqat.extras import needs
+from torchqat.layers.conv1d_of_transformers import conv1d_class
 from torchqat.verification.unquantized import unquantized
 
 # What quantized layers, inputs and caches have beside weights, by the last part of its name.
@@ -87,7 +88,7 @@ def compare_with_float(folder: Path, model: nn.Module) -> tuple[Comparison, dict
     """
     format = format_of(folder)
     reading = read_checkpoint(folder, model)
-    state = model.state_dict()
+    state, modules = model.state_dict(), dict(model.named_modules())
     decoded: dict[str, Tensor] = {}
     layers, unexpected = [], []
     for name, weight in reading.weights.items():
@@ -95,7 +96,8 @@ def compare_with_float(folder: Path, model: nn.Module) -> tuple[Comparison, dict
         if place not in state:
             unexpected.append(name)
             continue
-        decoded[place] = _shaped(weight, state[place], place, folder)
+        turned = isinstance(modules.get(name), conv1d_class() or ())
+        decoded[place] = _shaped(weight, state[place], place, folder, turned)
         layers.append(LayerError(name, weight.numel(), _relative(decoded[place], state[place])))
     kept, changed = {}, {}
     expected = _expected(folder, format, model, list(reading.others))
@@ -126,9 +128,9 @@ def _expected(folder: Path, format: str, model: nn.Module, names: list[str]) -> 
     return unquantized_in_gguf(folder, model, names)
 
 
-def _shaped(found: Tensor, wanted: Tensor, name: str, folder: Path) -> Tensor:
-    """``found`` in the shape of ``wanted``; the matrices of experts may be turned round."""
-    if found.shape != wanted.shape and found.dim() == 3 and found.mT.shape == wanted.shape:
+def _shaped(found: Tensor, wanted: Tensor, name: str, folder: Path, turned: bool = False) -> Tensor:
+    """``found`` in the shape of ``wanted``; matrices of experts may be turned round, and those of ``Conv1D`` are."""
+    if turned or (found.shape != wanted.shape and found.dim() == 3 and found.mT.shape == wanted.shape):
         found = found.mT
     if found.shape != wanted.shape:
         raise UserError(
