@@ -8,7 +8,10 @@ import pytest
 import torch
 import torchqat
 from architectures import build
+from safetensors.torch import load_file
+from small_net import recipe_for
 from test_gguf_types import SHAPE, TYPES
+from torch import nn
 from torchqat._library import QuantSpec
 from torchqat.checkpoints.formats.known import bits_per_weight
 from torchqat.checkpoints.readers.gguf import gguf_files
@@ -31,6 +34,36 @@ def test_bits_are_counted_as_the_file_spends_them(preset, tokenizer, tmp_path):
     assert len(quantized) == len(layers)
     spent = 8 * sum(int(t.n_bytes) for t in quantized)
     assert sum(bits_per_weight("gguf", layer) * layer.codes.numel() for layer in layers) == spent
+
+
+@pytest.mark.parametrize("format", ("compressed-tensors", "compressed-tensors-0.18"))
+@pytest.mark.parametrize("symmetric", (True, False))
+@pytest.mark.parametrize("width", (3, 4, 5, 6, 7, 8))
+def test_rows_that_end_within_a_word_take_all_of_it(width, symmetric, format, tmp_path):
+    weight = f"{{dtype: int{width}, group_size: 20, symmetric: {str(symmetric).lower()}}}"
+    _check_sizes(nn.Sequential(nn.Linear(60, 7)), weight, "", format, tmp_path)
+
+
+@pytest.mark.parametrize("format", ("compressed-tensors", "compressed-tensors-0.18"))
+def test_codes_beside_integer_inputs_take_a_byte(format, tmp_path):
+    _check_sizes(nn.Sequential(nn.Linear(64, 32)), "{dtype: int4}", "{dtype: int8}", format, tmp_path)
+
+
+def _check_sizes(net, weight, input, format, folder):
+    """What is counted before and after a layer is quantized is what the file has."""
+    shape = tuple(net[0].weight.shape)
+    model = torchqat.prepare(net, recipe_for(weight, input))
+    torchqat.export(model, folder / "out", format)
+    tensors = load_file(folder / "out" / "model.safetensors")
+    spent = 8 * sum(
+        tensors[name].nbytes
+        for name in ("0.weight", "0.weight_packed", "0.weight_scale", "0.weight_zero_point")
+        if name in tensors
+    )
+    (layer,) = torchqat.convert(model, torch.float32)
+    assert bits_per_weight(format, layer) * layer.codes.numel() == pytest.approx(spent, abs=1e-6)
+    before = LayerSensitivity("a", layer.weight, {}, shape, scale_bits=32, input=layer.input, format=format)
+    assert before.size(layer.weight.bits) == spent
 
 
 def test_sizes_are_those_of_the_format_that_is_written():

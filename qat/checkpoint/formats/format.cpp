@@ -43,15 +43,25 @@ bool holds(const Format& format, const QuantSpec& spec) {
   return preset && std::find(types.begin(), types.end(), preset->name) != types.end();
 }
 
-// Of formats that pack every width, or those of up to 4 bits.
-int width_of(const QuantSpec& spec) { return spec.bits; }
-int width_up_to_four(const QuantSpec& spec) {
-  return spec.bits <= 4 ? spec.bits : stored_bits(spec);
+using Input = std::optional<QuantSpec>;
+
+// Of a format that packs widths of up to 4 bits as they are.
+int64_t row_up_to_four(const QuantSpec& spec, const Input&, int64_t count) {
+  return count * (spec.bits <= 4 ? spec.bits : stored_bits(spec));
 }
 
-// More than it takes to store a code, as artifact.h counts it.
-int more_bits(const Format& format, const QuantSpec& spec) {
-  return format.code_bits(spec) - stored_bits(spec);
+int64_t row_of_mlx(const QuantSpec& spec, const Input&, int64_t count) {
+  return count * mlx_bits(spec);
+}
+
+// More than it takes to store codes [rows, cols] and zero points, `lines` columns of them, as
+// artifact.h counts it.
+int64_t more_bits(const Format& format, const QuantSpec& spec, const Input& input, int64_t rows,
+                  int64_t cols, int64_t lines, int64_t column) {
+  const auto more = [&](int64_t count) {
+    return format.row_bits(spec, input, count) - count * stored_bits(spec);
+  };
+  return rows * more(cols) + lines * more(column);
 }
 
 double bits_in_blocks(const Format& format, const QuantSpec& spec, int64_t columns) {
@@ -83,7 +93,8 @@ const std::vector<Format>& formats() {
        .tensors = &compressed_tensors_of,
        .documents = &compressed_tensors_documents,
        .engines_fuse = true,
-       .number_types = kBlockFloats},
+       .number_types = kBlockFloats,
+       .row_bits = &compressed_row_bits},
       {.name = "compressed-tensors-0.18",
        .used_by = "transformers, vLLM on GPUs with its Humming kernels",
        .layer_types = kEngines,
@@ -92,7 +103,7 @@ const std::vector<Format>& formats() {
        .documents = &dense_compressed_tensors_documents,
        .engines_fuse = true,
        .number_types = kBlockFloats,
-       .code_bits = &width_of},
+       .row_bits = &dense_compressed_row_bits},
       {.name = "gptq",
        .used_by = "vLLM, transformers, TGI, SGLang",
        .layer_types = kEngines,
@@ -101,7 +112,7 @@ const std::vector<Format>& formats() {
        .documents = &gptq_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four},
       {.name = "gptq_v2",
        .used_by = "transformers, GPTQModel",
        .layer_types = kEngines,
@@ -110,7 +121,7 @@ const std::vector<Format>& formats() {
        .documents = &gptq_v2_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four},
       {.name = "awq",
        .used_by = "vLLM, transformers, TGI, LMDeploy",
        .layer_types = kEngines,
@@ -136,7 +147,7 @@ const std::vector<Format>& formats() {
        .tensors = &mlx_tensors,
        .documents = &mlx_documents,
        .holds_every_scheme = true,
-       .code_bits = &mlx_bits},
+       .row_bits = &row_of_mlx},
       {.name = "modelopt",
        .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,
@@ -158,7 +169,7 @@ const std::vector<Format>& formats() {
        .tensors = &plain_tensors,
        .documents = &plain_documents,
        .holds_every_scheme = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four},
   };
   return kFormats;
 }
@@ -177,22 +188,30 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
   return format.scheme_refusal(layer);
 }
 
+int64_t row_of_stored_bits(const QuantSpec& weight, const Input&, int64_t count) {
+  return count * stored_bits(weight);
+}
+
 double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
-  const double bits = bits_in_blocks(format, layer.weight, layer.codes.size(-1));
+  const int64_t rows = layer.codes.size(0), cols = layer.codes.size(-1);
+  const double bits = bits_in_blocks(format, layer.weight, cols);
   if (bits != 0.0) return bits;
-  const int more = more_bits(format, layer.weight);
-  const auto codes = static_cast<double>(layer.codes.numel());
-  const auto zero_points = static_cast<double>(layer.zero_point ? layer.zero_point->numel() : 0);
-  return bits_per_weight(layer) + more * (1 + zero_points / codes);
+  const int64_t lines = layer.zero_point ? layer.zero_point->size(1) : 0;
+  const int64_t column = layer.zero_point ? layer.zero_point->size(0) : 0;
+  const int64_t more = more_bits(format, layer.weight, layer.input, rows, cols, lines, column);
+  return bits_per_weight(layer) + static_cast<double>(more) / static_cast<double>(rows * cols);
 }
 
 int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t rows, int64_t cols,
-                          int64_t scale_bits) {
+                          int64_t scale_bits, const Input& input) {
   const double bits = bits_in_blocks(format, spec, cols);
   if (bits != 0.0) return std::llround(bits * static_cast<double>(rows * cols));
   const bool zero_points = !spec.symmetric() && !spec.has_offset();
-  const int64_t codes = rows * cols + (zero_points ? block_count(spec, rows, cols) : 0);
-  return size_of_weight(spec, rows, cols, scale_bits) + more_bits(format, spec) * codes;
+  const int64_t width = block_shape(spec)[1];
+  const int64_t lines = !zero_points ? 0 : width == -1 ? 1 : (cols + width - 1) / width;
+  const int64_t column = zero_points ? block_count(spec, rows, cols) / lines : 0;
+  return size_of_weight(spec, rows, cols, scale_bits) +
+         more_bits(format, spec, input, rows, cols, lines, column);
 }
 
 bool is_coded(const QuantSpec& spec) {
