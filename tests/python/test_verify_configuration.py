@@ -6,6 +6,8 @@ import gguf
 import pytest
 import torch
 import torchqat
+from gguf_models import BLOCKS
+from gguf_models import build as gguf_model
 from safetensors.torch import load_file, save_file
 from sentences import matches, said
 from test_experts import build, recipe_of
@@ -128,6 +130,40 @@ def test_keys_of_a_gguf_file_are_compared(moe, tmp_path, monkeypatch):
     assert checked.ok and checked.settings == []
     moe.config.num_hidden_layers += 1
     assert differing_settings(folder, "gguf", moe) == ["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    "name, key, setting",
+    [
+        ("llama", "llama.attention.key_length", "head_dim"),
+        ("llama", "llama.attention.value_length", "head_dim"),
+        ("llama", "llama.rope.dimension_count", "partial_rotary_factor"),
+        ("llama", "llama.context_length", "max_position_embeddings"),
+        ("llama", "llama.vocab_size", "vocab_size"),
+        ("gemma3_text", "gemma3.attention.sliding_window", "sliding_window"),
+        ("gemma3_text", "gemma3.attention.sliding_window_pattern", "layer_types"),
+        ("phi3 longrope", "phi3.rope.freq_base", "rope_parameters.rope_theta"),
+        ("phi3 longrope", "phi3.rope.scaling.attn_factor", "rope_parameters.attention_factor"),
+        (
+            "phi3 longrope",
+            "phi3.rope.scaling.original_context_length",
+            "rope_parameters.original_max_position_embeddings",
+        ),
+        ("gpt2", "gpt2.attention.layer_norm_epsilon", "layer_norm_epsilon"),
+    ],
+)
+def test_what_llama_cpp_builds_its_graph_of_is_compared(name, key, setting, tmp_path):
+    blocks = BLOCKS.get(name.split()[0], "model.layers.*")
+    recipe = torchqat.parse_recipe(f'version: 1\nlayers: [{{match: "{blocks}", weight: {HALF}, allow_float: true}}]\n')
+    model = torchqat.prepare(gguf_model(name), recipe)
+    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    assert differing_settings(folder, "gguf", model) == []
+    reader = gguf.GGUFReader(folder / "model.gguf", "r+")
+    field = reader.fields[key]
+    value = field.parts[field.data[0]]
+    value[0] = not value[0] if field.types[-1] == gguf.GGUFValueType.BOOL else value[0] * 2
+    reader.data.flush()
+    assert differing_settings(folder, "gguf", model) == [setting]
 
 
 @pytest.mark.parametrize(

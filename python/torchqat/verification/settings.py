@@ -20,25 +20,6 @@ _KIND = "model_type"
 # Of the top of one, what mlx-lm reads beside it: rope_parameters in older words; and the storage again.
 _ROPE = ("partial_rotary_factor", "rope_scaling", "rope_theta")
 _OF_MLX = {"quantization", *_ROPE}
-# Of a GGUF file, by the key of the configuration whose number it has.
-_OF_GGUF = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
 
 
 def differing_settings(folder: Path, format: str, model: nn.Module) -> list[str]:
@@ -53,7 +34,10 @@ def differing_settings(folder: Path, format: str, model: nn.Module) -> list[str]
     if not hasattr(config, "to_diff_dict") or format == "onnx":
         return []
     if format == "gguf":
-        return _in_gguf(folder, config)
+        with needs("hf", "A GGUF file"):
+            from torchqat.verification.settings_gguf import differing_in_gguf
+
+        return differing_in_gguf(folder, model)
     written = read_json(folder / "config.json", "The configuration of a checkpoint")
     names = [*_of_class(written, model), *_rope(written, config, format == "mlx"), *_in_folder(folder, config)]
     return sorted(set(names))
@@ -114,23 +98,3 @@ def _differing(found: dict[str, Any], wanted: dict[str, Any], place: str) -> lis
         elif ours != theirs:
             names.append(f"{place}{key}")
     return names
-
-
-def _in_gguf(folder: Path, config: Any) -> list[str]:
-    with needs("hf", "A GGUF file"):
-        from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files
-
-    whole, names = GgufFile(gguf_files(folder)), []
-    for key, setting in _OF_GGUF.items():
-        wanted = getattr(config.get_text_config(), setting, None)
-        if wanted is not None and not _says(whole, key, wanted):
-            names.append(setting)
-    return names
-
-
-def _says(file: Any, key: str, wanted: float) -> bool:
-    """Numbers are 32 bits wide there."""
-    try:
-        return abs(float(file.value(key)) - wanted) <= 1e-6 * abs(wanted)
-    except UserError:  # it has none
-        return False
