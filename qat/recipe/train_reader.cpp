@@ -80,6 +80,22 @@ bool is_observed(const Choice& choice) {
          follows(choice.spec->observer.kind);
 }
 
+// Where scales are all that trains, what is of matrices moves nothing.
+void check_scales_alone(YamlSection& train, const TrainSection& own) {
+  const TrainSection usual;
+  const char* rate =
+      "must be left out where parameters is scales, whose rate is scale_learning_rate";
+  if (own.weight_decay != usual.weight_decay)
+    train.reject("weight_decay", "must be left out where parameters is scales, which never decay");
+  if (own.learning_rate && own.optimizer != "sgd") train.reject("learning_rate", rate);
+  if (own.relative_learning_rate != usual.relative_learning_rate)
+    train.reject("relative_learning_rate", rate);
+  if (own.optimizer == "muon" || own.optimizer == "adamw_8bit")
+    train.reject("optimizer",
+                 "must be adamw, sgd or module:function where parameters is scales, since it moves "
+                 "matrices alone");
+}
+
 // Settings that nothing of the layers reads would seem to hold. Given at their defaults they claim
 // nothing. Mode auto tries other types than those that the rules name, but ranges as they say.
 void check_read(YamlSection& train, const RunRecipe& recipe) {
@@ -96,8 +112,7 @@ void check_read(YamlSection& train, const RunRecipe& recipe) {
     train.reject("freeze_observers",
                  "must be left out unless an input's calibrated range follows the data, which "
                  "takes granularity tensor and observer minmax or moving_average");
-  if (own.weight_decay != usual.weight_decay && own.parameters == "scales")
-    train.reject("weight_decay", "must be left out where parameters is scales, which never decay");
+  if (own.parameters == "scales") check_scales_alone(train, own);
 }
 
 }  // namespace

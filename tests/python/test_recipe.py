@@ -103,6 +103,14 @@ def test_what_would_have_no_effect_is_refused(text, key, unless, value):
         ),
         ("{dtype: int4}", "{dtype: int8}", "freeze_observers: 5", "freeze_observers"),
         ("{dtype: int4, scale: learned}", "float", "parameters: scales, weight_decay: 0.1", "weight_decay"),
+        ("{dtype: int4, scale: learned}", "float", "parameters: scales, learning_rate: 0.1", "learning_rate"),
+        ("{dtype: int4, scale: learned}", "float", "parameters: scales, optimizer: sgd, learning_rate: 0.1", ""),
+        (
+            "{dtype: int4, scale: learned}",
+            "float",
+            "parameters: scales, relative_learning_rate: 0.1",
+            "relative_learning_rate",
+        ),
         ("{dtype: int4, scale: learned}", "float", "parameters: lora, weight_decay: 0.1", ""),
     ],
 )
@@ -113,6 +121,13 @@ def test_settings_of_training_are_those_that_something_reads(weight, input, trai
         return
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", key=f"train.{refused}")):
         torchqat.parse_recipe(text)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])
+def test_an_optimizer_of_matrices_is_refused_where_scales_alone_train(optimizer):
+    text = 'version: 1\nlayers: [{match: "*", weight: {dtype: int4, scale: learned}}]\n'
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.optimizer-of-matrices", optimizer=optimizer)):
+        torchqat.parse_recipe(f"{text}train: {{parameters: scales, optimizer: {optimizer}}}\n")
 
 
 def test_a_recipe_exports_something():
