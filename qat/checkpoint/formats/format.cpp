@@ -64,6 +64,13 @@ int64_t more_bits(const Format& format, const QuantSpec& spec, const Input& inpu
   return rows * more(cols) + lines * more(column);
 }
 
+// GPTQ's and AWQ's files have a zero point beside each scale, whatever the grid.
+int64_t scales_and_zeros(const QuantSpec& spec, int64_t cols, int64_t scale_bits) {
+  const int64_t width = block_shape(spec)[1];
+  const int64_t blocks = width == -1 ? 1 : (cols + width - 1) / width;
+  return blocks * (scale_bits + row_up_to_four(spec, {}, 1));
+}
+
 double bits_in_blocks(const Format& format, const QuantSpec& spec, int64_t columns) {
   return format.bits_in_blocks ? format.bits_in_blocks(spec, columns) : 0.0;
 }
@@ -112,7 +119,8 @@ const std::vector<Format>& formats() {
        .documents = &gptq_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .row_bits = &row_up_to_four},
+       .row_bits = &row_up_to_four,
+       .grid_bits = &scales_and_zeros},
       {.name = "gptq_v2",
        .used_by = "transformers, GPTQModel",
        .layer_types = kEngines,
@@ -121,7 +129,8 @@ const std::vector<Format>& formats() {
        .documents = &gptq_v2_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .row_bits = &row_up_to_four},
+       .row_bits = &row_up_to_four,
+       .grid_bits = &scales_and_zeros},
       {.name = "awq",
        .used_by = "vLLM, transformers, TGI, LMDeploy",
        .layer_types = kEngines,
@@ -129,7 +138,8 @@ const std::vector<Format>& formats() {
        .tensors = &awq_tensors,
        .documents = &awq_documents,
        .dtype = at::kHalf,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .grid_bits = &scales_and_zeros},
       {.name = "gguf",
        .used_by = "llama.cpp, Ollama, LM Studio",
        .layer_types = kLlamaCpp,
@@ -147,7 +157,8 @@ const std::vector<Format>& formats() {
        .tensors = &mlx_tensors,
        .documents = &mlx_documents,
        .holds_every_scheme = true,
-       .row_bits = &row_of_mlx},
+       .row_bits = &row_of_mlx,
+       .grid_bits = &mlx_grid_bits},
       {.name = "modelopt",
        .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,
@@ -196,6 +207,12 @@ double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
   const int64_t rows = layer.codes.size(0), cols = layer.codes.size(-1);
   const double bits = bits_in_blocks(format, layer.weight, cols);
   if (bits != 0.0) return bits;
+  if (format.grid_bits) {
+    const int64_t scale_bits = 8 * static_cast<int64_t>(layer.scale.element_size());
+    const int64_t row = format.row_bits(layer.weight, layer.input, cols) +
+                        format.grid_bits(layer.weight, cols, scale_bits);
+    return static_cast<double>(row) / static_cast<double>(cols);
+  }
   const int64_t lines = layer.zero_point ? layer.zero_point->size(1) : 0;
   const int64_t column = layer.zero_point ? layer.zero_point->size(0) : 0;
   const int64_t more = more_bits(format, layer.weight, layer.input, rows, cols, lines, column);
@@ -206,6 +223,10 @@ int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t r
                           int64_t scale_bits, const Input& input) {
   const double bits = bits_in_blocks(format, spec, cols);
   if (bits != 0.0) return std::llround(bits * static_cast<double>(rows * cols));
+  if (format.grid_bits) {
+    const int64_t scale = scale_bits != 0 ? scale_bits : bits_of_scale(spec.scale.code);
+    return rows * (format.row_bits(spec, input, cols) + format.grid_bits(spec, cols, scale));
+  }
   const bool zero_points = !spec.symmetric() && !spec.has_offset();
   const int64_t width = block_shape(spec)[1];
   const int64_t lines = !zero_points ? 0 : width == -1 ? 1 : (cols + width - 1) / width;

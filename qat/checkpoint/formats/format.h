@@ -51,6 +51,9 @@ struct QAT_API Format {
   // whose input is quantized so.
   int64_t (*row_bits)(const QuantSpec& weight, const std::optional<QuantSpec>& input,
                       int64_t count) = &row_of_stored_bits;
+  // Bits beside the codes of a row of so many columns: scales, of `scale_bits` each where they are
+  // numbers, and what shifts them. None where they are as artifact.h counts them.
+  int64_t (*grid_bits)(const QuantSpec& weight, int64_t cols, int64_t scale_bits) = nullptr;
   // Bits that the file spends on a weight in a row of so many columns, where its blocks are not those
   // that share a scale; 0 where they are.
   double (*bits_in_blocks)(const QuantSpec& spec, int64_t columns) = nullptr;
