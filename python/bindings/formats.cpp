@@ -36,7 +36,7 @@ void def_formats(py::module_& m) {
           py::arg("plan"))
       .def("bits_per_weight", &bits_per_weight_in, py::arg("layer"))
       .def("size_of_weight", &size_of_weight_in, py::arg("spec"), py::arg("rows"), py::arg("cols"),
-           py::arg("scale_bits") = 0)
+           py::arg("scale_bits") = 0, py::arg("input") = std::nullopt)
       .def("check", &check_format, py::arg("plan"));
   m.def("formats", &formats, py::return_value_policy::reference);
   m.def("find_format", &find_format, py::return_value_policy::reference, py::arg("name"));

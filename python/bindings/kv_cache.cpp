@@ -43,6 +43,7 @@ void def_kv_cache(py::module_& m) {
       .def_property_readonly("value_scale",
                              [](const KvCache& cache) { return given(cache.value_scale()); })
       .def_property_readonly("ignored", &KvCache::ignored)
+      .def_property_readonly("notes", &KvCache::notes)
       .def("attend", &KvCache::attend, py::arg("query"), py::arg("key"), py::arg("value"),
            py::arg("mask"), py::arg("scaling"), Released());
 }

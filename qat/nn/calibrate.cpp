@@ -176,10 +176,18 @@ void calibrate_inputs(const std::vector<ModuleLayer>& layers, const std::vector<
     throw InvalidArgument("Calibration needs at least one batch, but there is none.");
   for (const auto& [name, input] : fixed) input->start_calibration();
   for (const Pass& pass : passes) pass();
-  for (const auto& [name, input] : fixed)
+  for (const auto& [name, input] : fixed) {
     if (const int64_t ignored = input->finish_calibration())
       found.warnings.push_back(name + ": inputs had " + std::to_string(ignored) +
                                " elements that are not finite, which were ignored.");
+    if (input->has_range()) continue;
+    found.warnings.push_back(name +
+                             (input->observer().empty()
+                                  ? " was reached by no calibration batch"
+                                  : " was given zeros alone by all calibration batches") +
+                             ", so its input has no range.");
+    input->forget();  // a range that follows the data begins with what comes
+  }
 }
 
 // Evaluation mode until restored: each module's own mode, since a program may have frozen some.

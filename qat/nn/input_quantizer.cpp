@@ -109,7 +109,7 @@ void InputQuantizer::start_calibration() {
 int64_t InputQuantizer::finish_calibration() {
   if (!calibrating_) return 0;
   calibrating_ = false;
-  ready_ = !observer_.empty();
+  ready_ = !observer_.empty() && has_range();
   take_scale(observer_);
   return observer_.ignored();
 }
@@ -131,9 +131,13 @@ void InputQuantizer::set_qparams(const at::Tensor& scale,
   restore();
 }
 
+bool InputQuantizer::has_range() const {
+  return low_.item<float>() != 0.0f || high_.item<float>() != 0.0f;
+}
+
 void InputQuantizer::restore() {
   if (!calibrated()) return;
-  ready_ = low_.item<float>() != 0.0f || high_.item<float>() != 0.0f;
+  ready_ = has_range();
   observer_.reset();
   if (ready_) observer_.restore(low_, high_);
 }

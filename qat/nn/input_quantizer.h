@@ -51,6 +51,9 @@ class QAT_API InputQuantizer {
   int bits() const { return bits_; }
   const Observer& observer() const { return observer_; }
   bool calibrated() const { return !spec_.dynamic; }
+  // Of calibrated inputs: whether anything but zeros was observed, which fit under any scale and say
+  // nothing of what else may come.
+  bool has_range() const;
   bool learned() const { return calibrated() && spec_.range == Range::learned; }
   // Scale and zero point as they are stored, [1, 1]; for calibrated inputs.
   std::tuple<at::Tensor, at::Tensor> qparams() const;

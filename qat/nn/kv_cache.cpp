@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "qat/error.h"
 #include "qat/ops/checks.h"
@@ -19,6 +21,10 @@ at::Tensor rounded(const at::Tensor& x, const QuantSpec& spec, const at::Tensor&
   const auto given = scale.defined() ? std::optional(scale.to(x.device())) : std::nullopt;
   return fake_quantize_cache(x, given, name_of(spec.granularity), spec.group_size, spec.bits,
                              grid_name(spec.grid), first, scale_code_name(spec.scale.code));
+}
+
+bool has_range(const Observer& observer) {
+  return !observer.empty() && (observer.low() != 0.0 || observer.high() != 0.0);
 }
 
 at::Tensor repeated(const at::Tensor& x, int64_t heads) {
@@ -62,11 +68,32 @@ void KvCache::observe(const at::Tensor& key, const at::Tensor& value) {
 }
 
 at::Tensor KvCache::scale_of(const QuantSpec& spec, const Observers& observers) {
-  if (observers.empty() || observers.front().empty()) return {};
-  std::vector<at::Tensor> scales;
-  for (const Observer& observer : observers)
+  std::vector<at::Tensor> scales, known;
+  for (const Observer& observer : observers) {
     scales.push_back(std::get<0>(observer.qparams(spec, spec.bits)).view({1}));
+    if (has_range(observer)) known.push_back(scales.back());
+  }
+  if (known.empty()) return {};
+  const at::Tensor largest = at::cat(known).amax(0, /*keepdim=*/true);
+  for (size_t head = 0; head < observers.size(); ++head)
+    if (!has_range(observers[head])) scales[head] = largest;
   return at::cat(scales);
+}
+
+std::vector<std::string> KvCache::notes() const {
+  std::vector<std::string> found;
+  for (const auto& [what, side] : {std::pair("keys", &key_observers_), {"values", &value_observers_}}) {
+    const auto count = static_cast<size_t>(std::count_if(side->begin(), side->end(), has_range));
+    const bool observed = std::any_of(side->begin(), side->end(),
+                                      [](const Observer& one) { return !one.empty(); });
+    if (!observed || count == side->size()) continue;
+    const std::string all = std::to_string(side->size());
+    const std::string given = std::string("was given ") + what + " of zeros alone ";
+    found.push_back(count == 0 ? given + "by all calibration batches, so its cache has no range"
+                               : given + "in " + std::to_string(side->size() - count) + " of " +
+                                     all + " heads, which have the largest scale of the others");
+  }
+  return found;
 }
 
 int64_t KvCache::ignored() const {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -20,10 +21,14 @@ class QAT_API KvCache {
 
   // Key and value [batch, heads, tokens, head_size], from which scales are found.
   void observe(const at::Tensor& key, const at::Tensor& value);
-  // Float32 [1], or [heads] for granularity head; undefined for those found in every call.
+  // Float32 [1], or [heads] for granularity head; undefined for those found in every call, and
+  // where nothing but zeros was observed, which fit under any scale. A head that was given zeros
+  // alone has the largest scale of the others.
   at::Tensor key_scale() const { return scale_of(spec_.key, key_observers_); }
   at::Tensor value_scale() const { return scale_of(spec_.value, value_observers_); }
   int64_t ignored() const;
+  // What was given zeros alone, in words that follow the name of the layer.
+  std::vector<std::string> notes() const;
 
   // What attention reads. As they are before the first observation, where one is needed.
   std::tuple<at::Tensor, at::Tensor> fake_quantize(const at::Tensor& key,

@@ -264,6 +264,11 @@ QuantizedWeights LayerQuantizer::convert(const std::string& name,
   if (!input_) return converted;
   converted.input = input_->spec();
   if (!input_->calibrated()) return converted;
+  if (!input_->has_range())
+    throw InvalidArgument("The input of " + name +
+                          " must have a range to be exported, but no batch was calibrated that "
+                          "reached it with anything but zeros; calibrate such batches, or leave it "
+                          "by a rule with input: float.");
   const auto [input_scale, input_zero_point] = input_->qparams();
   converted.input_scale = input_scale.reshape({1});
   if (!input_->spec().symmetric()) converted.input_zero_point = input_zero_point.reshape({1});

@@ -69,6 +69,52 @@ void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
     train.reject("parameters", "must be all where a schedule changes widths, and so codes");
 }
 
+// Whether it is a parameter, which `scale_learning_rate` moves.
+bool is_learned(const Choice& choice) {
+  return choice.spec && choice.spec->range == Range::learned;
+}
+
+// Whether its range goes on following the data until it is frozen; one that is learned does not.
+bool is_observed(const Choice& choice) {
+  return choice.spec && !choice.spec->dynamic && choice.spec->range == Range::minmax &&
+         follows(choice.spec->observer.kind);
+}
+
+// Where scales are all that trains, what is of matrices moves nothing.
+void check_scales_alone(YamlSection& train, const TrainSection& own) {
+  const TrainSection usual;
+  const char* rate =
+      "must be left out where parameters is scales, whose rate is scale_learning_rate";
+  if (own.weight_decay != usual.weight_decay)
+    train.reject("weight_decay", "must be left out where parameters is scales, which never decay");
+  if (own.learning_rate && own.optimizer != "sgd") train.reject("learning_rate", rate);
+  if (own.relative_learning_rate != usual.relative_learning_rate)
+    train.reject("relative_learning_rate", rate);
+  if (own.optimizer == "muon" || own.optimizer == "adamw_8bit")
+    train.reject("optimizer",
+                 "must be adamw, sgd or module:function where parameters is scales, since it moves "
+                 "matrices alone");
+}
+
+// Settings that nothing of the layers reads would seem to hold. Given at their defaults they claim
+// nothing. Mode auto tries other types than those that the rules name, but ranges as they say.
+void check_read(YamlSection& train, const RunRecipe& recipe) {
+  const TrainSection usual, &own = recipe.train;
+  const auto any = [&](bool (*holds)(const Choice&), Choice Rule::* tensor) {
+    return std::any_of(recipe.layers.begin(), recipe.layers.end(),
+                       [&](const Rule& rule) { return holds(rule.*tensor); });
+  };
+  if (own.scale_learning_rate != usual.scale_learning_rate && !any(is_learned, &Rule::weight) &&
+      !any(is_learned, &Rule::input))
+    train.reject("scale_learning_rate",
+                 "must be left out unless a weight or an input has scale: learned");
+  if (!(own.freeze_observers == usual.freeze_observers) && !any(is_observed, &Rule::input))
+    train.reject("freeze_observers",
+                 "must be left out unless an input's calibrated range follows the data, which "
+                 "takes granularity tensor and observer minmax or moving_average");
+  if (own.parameters == "scales") check_scales_alone(train, own);
+}
+
 }  // namespace
 
 TrainSection read_train(YamlSection& section) {
@@ -143,6 +189,7 @@ void check_train(YamlSection& train, const RunRecipe& recipe) {
                  "must be ddp unless model.dtype is float32 or no scale is learned (with "
                  "mixed_precision: bfloat16, float32 weights compute in it)");
   check_frozen_codes(train, recipe);
+  check_read(train, recipe);
 }
 
 }  // namespace qat

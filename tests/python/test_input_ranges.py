@@ -25,6 +25,17 @@ def test_an_input_of_zeros_alone_has_no_range(tmp_path):
     assert torchqat.calibrate(model, [(x, zeros), (x, x)]).warnings == [] and model.side.input_ready
 
 
+def test_a_range_that_follows_begins_with_what_is_no_zero():
+    """The average with the zeros of calibration was a hundredth of the input, to which it was clipped."""
+    rest = "    input: {dtype: int8, granularity: tensor, observer: moving_average}\n"
+    model, x = prepared(Conditioned(), rest=rest), torch.randn(4, 8)
+    torchqat.calibrate(model, [(x, torch.zeros(4, 8))])
+    model.train()
+    model.side.observing = True
+    model(x, x)
+    assert model.side.input_high.item() == x.max().item()
+
+
 @pytest.mark.parametrize(
     "spec", ["int8, granularity: tensor", "int8, granularity: tensor, scale: learned", "nvfp4", "int8"]
 )

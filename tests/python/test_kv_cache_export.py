@@ -1,9 +1,12 @@
 """Caches of keys and values in checkpoints."""
 
+import copy
+
 import architectures
 import pytest
 import torch
 import torchqat
+from safetensors.torch import load_file
 from sentences import said
 from test_kv_cache import FORMS, prepared
 from torchqat.layers.kv_cache import caches
@@ -17,8 +20,6 @@ def llama():
 @pytest.mark.parametrize("form", ["fp8", "fp8_e4m3 per head"])
 def test_a_checkpoint_holds_fp8_scales(form, llama, tmp_path):
     import json
-
-    from safetensors.torch import load_file
 
     cache = FORMS.get(form, "{dtype: fp8_e4m3, keys: head, values: head}")
     quantized = prepared(llama, cache)
@@ -36,6 +37,19 @@ def test_a_checkpoint_holds_fp8_scales(form, llama, tmp_path):
     assert torchqat.verify(folder, quantized).differing == {
         "model.layers.1.self_attn.v_scale": 1 if form == "fp8" else 2
     }
+
+
+@pytest.mark.parametrize("format", ["gptq", "awq", "mlx", "safetensors"])
+def test_formats_that_do_not_tell_of_a_cache_hold_no_scales_of_it(format, llama, tmp_path):
+    """Their readers refuse tensors that the model has no place for, or pass over them with a warning each."""
+    symmetric = str(format != "awq").lower()
+    weight = f"{{dtype: int4, group_size: 32, symmetric: {symmetric}, scale_dtype: float16}}"
+    quantized = prepared(llama, FORMS["fp8"], weight=weight)
+    folder = torchqat.export(quantized, tmp_path / "out", format)
+    assert not [name for name in load_file(folder / "model.safetensors") if name.endswith(("k_scale", "v_scale"))]
+    assert torchqat.verify(folder, quantized, engine="reader").ok
+    if format == "safetensors":
+        torchqat.load(copy.deepcopy(llama), folder)
 
 
 def test_the_scheme_is_what_compressed_tensors_reads(llama, tmp_path):

@@ -43,6 +43,13 @@ def assert_as_exported(model, folder, format="compressed-tensors", **settings):
     return live
 
 
+def test_products_that_mlx_would_round_are_refused_at_once(tiny_llama):
+    model = torchqat.prepare(tiny_llama, recipe_for(LEARNED))
+    told = matches("mlx.inexact-products", name="model.layers.0.self_attn.q_proj", dtype="bfloat16")
+    with pytest.raises(torchqat.UserError, match=told):
+        torchqat.live_weights(model, "mlx", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("format", FOLDERS)
 def test_they_are_what_an_export_holds_bit_for_bit(format, tiny_llama, tmp_path):
     assert tiny_llama.config.tie_word_embeddings

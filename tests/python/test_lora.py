@@ -225,6 +225,30 @@ def test_what_peft_saves_has_the_scales_and_widths(tmp_path):
     assert not [name for name in merged.state_dict() if "lora" in name]
 
 
+def test_what_peft_saves_has_the_scales_of_caches(tiny_llama, tmp_path):
+    """A model that was not calibrated passed keys and values as they were, though its inputs were rounded."""
+    rule = 'layers: [{match: "*layers.*", weight: {dtype: int4}, input: {dtype: int8, granularity: tensor}}]'
+    recipe = torchqat.parse_recipe(f"version: 1\n{rule}\nkv_cache: {{dtype: fp8_e4m3}}\n")
+
+    def start():
+        return torchqat.prepare(copy.deepcopy(tiny_llama), recipe)
+
+    def adapted(model):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        return torchqat.attach_adapters(peft.get_peft_model(model, config)).eval()
+
+    tokens = torch.randint(0, 400, (2, 16))
+    model = start()
+    torchqat.calibrate(model, [tokens], lambda model, batch: model(input_ids=batch, use_cache=False))
+    model = adapted(model)
+    model.save_pretrained(tmp_path)
+    other = adapted(start())
+    other.load_adapter(tmp_path, "default", is_trainable=True)
+    with torch.no_grad():
+        given, found = (m.eval()(input_ids=tokens, use_cache=False).logits for m in (model, other))
+    assert torch.equal(given, found)
+
+
 def test_an_adapter_that_is_not_merged_is_not_exported(tmp_path):
     model = add_adapters(prepared(), settings())
     with pytest.raises(torchqat.UserError, match=matches("export.adapter-not-merged")):

@@ -46,6 +46,12 @@ def test_errors_are_recipe_errors_and_value_errors():
     assert issubclass(torchqat.RecipeError, ValueError)
 
 
+_LEARNS = "a weight or an input has scale: learned"
+_FOLLOWS = (
+    "an input's calibrated range follows the data, which takes granularity tensor and observer minmax or moving_average"
+)
+
+
 @pytest.mark.parametrize(
     "text, key, unless, value",
     [
@@ -64,12 +70,64 @@ def test_errors_are_recipe_errors_and_value_errors():
             "unless method is dampen",
             0.1,
         ),
+        ("train: {scale_learning_rate: 0.1}", "train.scale_learning_rate", f"unless {_LEARNS}", 0.1),
+        ("train: {freeze_observers: 10%}", "train.freeze_observers", f"unless {_FOLLOWS}", "10%"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(text, key, unless, value):
     rule = "version: 1\nlayers: [{match: a, weight: {dtype: int4}}]\n"
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", key=key, unless=unless, value=value)):
         torchqat.parse_recipe(rule + text + "\n", "r")
+
+
+@pytest.mark.parametrize(
+    "weight, input, train, refused",
+    [
+        ("{dtype: int4, scale: learned}", "{dtype: int8}", "scale_learning_rate: 0.1", ""),
+        ("{dtype: int4}", "{dtype: int8, granularity: tensor, scale: learned}", "scale_learning_rate: 0.1", ""),
+        ("{mix: q4_k_m, scale: learned}", "float", "scale_learning_rate: 0.1", ""),
+        ("{dtype: int4}", "float", "scale_learning_rate: 3.0e-4, freeze_observers: 80%, weight_decay: 0.1", ""),
+        ("{dtype: int4}", "{dtype: int8, granularity: tensor}", "freeze_observers: 5", ""),
+        ("{dtype: int4}", "{dtype: int8, granularity: tensor, observer: moving_average}", "freeze_observers: 5", ""),
+        (
+            "{dtype: int4}",
+            "{dtype: int8, granularity: tensor, observer: mse}",
+            "freeze_observers: 5",
+            "freeze_observers",
+        ),
+        (
+            "{dtype: int4}",
+            "{dtype: int8, granularity: tensor, scale: learned}",
+            "freeze_observers: 5",
+            "freeze_observers",
+        ),
+        ("{dtype: int4}", "{dtype: int8}", "freeze_observers: 5", "freeze_observers"),
+        ("{dtype: int4, scale: learned}", "float", "parameters: scales, weight_decay: 0.1", "weight_decay"),
+        ("{dtype: int4, scale: learned}", "float", "parameters: scales, learning_rate: 0.1", "learning_rate"),
+        ("{dtype: int4, scale: learned}", "float", "parameters: scales, optimizer: sgd, learning_rate: 0.1", ""),
+        (
+            "{dtype: int4, scale: learned}",
+            "float",
+            "parameters: scales, relative_learning_rate: 0.1",
+            "relative_learning_rate",
+        ),
+        ("{dtype: int4, scale: learned}", "float", "parameters: lora, weight_decay: 0.1", ""),
+    ],
+)
+def test_settings_of_training_are_those_that_something_reads(weight, input, train, refused):
+    text = f'version: 1\nlayers: [{{match: "*", weight: {weight}, input: {input}}}]\ntrain: {{{train}}}\n'
+    if not refused:
+        torchqat.parse_recipe(text)
+        return
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", key=f"train.{refused}")):
+        torchqat.parse_recipe(text)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])
+def test_an_optimizer_of_matrices_is_refused_where_scales_alone_train(optimizer):
+    text = 'version: 1\nlayers: [{match: "*", weight: {dtype: int4, scale: learned}}]\n'
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.optimizer-of-matrices", optimizer=optimizer)):
+        torchqat.parse_recipe(f"{text}train: {{parameters: scales, optimizer: {optimizer}}}\n")
 
 
 def test_a_recipe_exports_something():

@@ -11,7 +11,7 @@ LADDER = """schedule:
   - {until: 20%, weight: int8, input: float}
   - {until: 50%, weight: int6}
   - {until: 100%, weight: int4}
-train: {steps: 10, freeze_observers: 30%}
+train: {steps: 10}
 """
 LEARNED = "{dtype: int4, group_size: 32, scale: learned}"
 
@@ -190,7 +190,10 @@ def test_state_dict_of_the_schedule():
 
 
 def test_observers_freeze():
-    net, schedule = start("{dtype: int4}", "{dtype: int8, granularity: tensor}")
+    rest = LADDER.replace("steps: 10", "steps: 10, freeze_observers: 30%")
+    recipe = recipe_for("{dtype: int4}", "{dtype: int8, granularity: tensor}", rest)
+    net = torchqat.prepare(Net(), recipe)
+    schedule = torchqat.Schedule(net, recipe, 10)
     seen = []
     for _ in range(5):
         seen.append(net.first.observing)

@@ -78,6 +78,10 @@ def test_labels_are_a_classifiers(tokenizer, tmp_path):
     examples.append({"text": texts[0], "label": (labels[0] + 1) % 3})
     path = write(tmp_path / "task.jsonl", *examples)
     assert load_task(str(path)).scores(model, tokenizer) == [1.0, 1.0, 1.0, 0.0]
+    for label in (3, -1):  # of which no answer is right, as where labels count from 1
+        path = write(tmp_path / "other.jsonl", {"text": texts[0], "label": label})
+        with pytest.raises(torchqat.UserError, match=matches("tasks.label-of-no-class", count=3, last=2, label=label)):
+            load_task(str(path)).scores(model, tokenizer)
 
 
 def test_a_language_model_is_no_classifier(tiny_llama, tokenizer, tmp_path):

@@ -9,6 +9,7 @@ from torchqat.checkpoints.convert import convert_layers
 from torchqat.checkpoints.dtype import stored_dtype
 from torchqat.checkpoints.export import FOLDERS, FORMATS, format_for
 from torchqat.checkpoints.formats.folder import folder_tensors
+from torchqat.checkpoints.formats.mlx import check_products
 from torchqat.checkpoints.formats.naming import documents_on_disk
 from torchqat.checkpoints.formats.numbers import check_numbers
 from torchqat.checkpoints.formats.tensors import checkpoint_plan
@@ -57,6 +58,8 @@ def live_weights(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     dtype = stored_dtype(chosen, dtype)
+    if format == "mlx":
+        check_products(plan.layers, dtype or next(model.parameters()).dtype)
     names = DiskNames(model)
     documents_on_disk(model, plan, chosen, names)  # which refuses what cannot be described
     layers = convert_layers(model, dtype)

@@ -157,7 +157,12 @@ def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
         raise UserError(
             "A task of texts and labels needs a classifier of two classes or more, but the model gives a number."
         )
-    return float(logits[0].argmax().item() == example["label"])
+    label, classes = example["label"], logits.shape[-1]
+    if not 0 <= label < classes:
+        raise UserError(
+            f"A task's label must be one of the classifier's {classes} classes, 0 to {classes - 1}, but is {label}."
+        )
+    return float(logits[0].argmax().item() == label)
 
 
 _SCORERS = {"exact": _exact, "choice": _choice, "label": _label}

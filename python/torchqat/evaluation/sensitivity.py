@@ -79,7 +79,7 @@ class LayerSensitivity:
             return self.elements * (self.scale_bits or 16)
         spec = weight_of_type(self.spec, word_of(width))
         if self.format:
-            return known.size_of_weight(self.format, spec, self.shape, self.scale_bits)
+            return known.size_of_weight(self.format, spec, self.shape, self.scale_bits, self.input)
         return size_of_weight(spec, *self.shape, self.scale_bits)
 
 

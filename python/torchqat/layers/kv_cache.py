@@ -33,6 +33,10 @@ class QuantKvCache(nn.Module):
         head_size: Channels of a head.
         value_size: Those of a value, where they are others than those of a key.
 
+    Attributes:
+        calibrated: Whether it has the scales that it needs, without which it rounds nothing.
+        notes: What calibration did not find, in words that follow the layer's name.
+
     Raises:
         UserError: A group does not divide the size of a head.
     """
@@ -42,7 +46,8 @@ class QuantKvCache(nn.Module):
         self.spec, self.heads, self.head_size = spec, heads, head_size
         self.shape = CacheShape(heads, head_size, value_size or head_size)
         self.enabled = True
-        self.calibrated = not spec.calibrated  # without the scales that it needs it rounds nothing
+        self.calibrated = not spec.calibrated
+        self.notes: list[str] = []
         self._observer: KvCache | None = None
         try:
             for size in (self.shape.key_size, self.shape.value_size):
@@ -87,10 +92,18 @@ class QuantKvCache(nn.Module):
     def finish_calibration(self) -> int:
         """Take the scales of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self._observer = self._observer, None
-        for buffer, scale in ((self.k_scale, observer.key_scale), (self.v_scale, observer.value_scale)):
-            if buffer is not None and scale is not None:
-                buffer.copy_(scale)
-                self.calibrated = True
+        found = (observer.key_scale, observer.value_scale)
+        sides = [
+            (buffer, scale)
+            for buffer, scale in zip((self.k_scale, self.v_scale), found, strict=True)
+            if buffer is not None
+        ]
+        self.calibrated = all(scale is not None for _, scale in sides)
+        for buffer, scale in sides:
+            buffer.copy_(scale) if self.calibrated else buffer.zero_()
+        self.notes = observer.notes
+        if not self.calibrated and not self.notes:
+            self.notes = ["was reached by no calibration batch, so its cache has no range"]
         return observer.ignored
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:

@@ -162,8 +162,8 @@ class QuantInput(nn.Module):
         has_range = self.has_range
         self._observed, self.saw_zeros = not observer.empty and has_range, not observer.empty and not has_range
         self.input_scale_from(observer)
-        if not self.input_spec.follows:
-            self._observer = None  # its histogram is not needed any more
+        if not self.input_spec.follows or self.saw_zeros:
+            self._observer = None  # its histogram is not needed any more; a range that follows begins with what comes
         return observer.ignored
 
     @torch.no_grad()

@@ -2,7 +2,8 @@
 
 A linear layer's columns are multiplied by ``s`` and its input divided by it. The division goes into the norm before it, or
 into the rows of the linear layer before it where all between them is linear in each channel. Whether a fold leaves the
-block's results as they were is not read off its architecture but tried: a fold that changes them is taken back.
+block's results as they were is not read off its architecture but tried, on a batch that reaches the layer: a fold that
+changes them is taken back.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchqat.model.blocks import hooks
 from torchqat.ptq.block import Block, in_floating_point
 from torchqat.ptq.calls import alike, main_tensor
 from torchqat.ptq.shared_inputs import Stage
@@ -50,7 +52,8 @@ class Fold:
 
 
 def find_fold(block: Block, stage: Stage) -> Fold | None:
-    """Where the scales of ``stage`` could go, or ``None``: into nothing that is in another place of the model as well."""
+    """Where the scales of ``stage`` could go, or ``None``: into nothing that is in another place of the model as well, nor
+    into a norm whose result experts may take that no trial would reach."""
     if not all(isinstance(layer, nn.Linear) for _, layer in stage.layers):
         return None
     if any(id(module) in block.shared for module in (stage.producer, *stage.consumers)):
@@ -58,7 +61,7 @@ def find_fold(block: Block, stage: Stage) -> Fold | None:
     features = stage.layers[0][1].in_features
     weight = getattr(stage.producer, "weight", None)
     if weight is not None and weight.dim() == 1 and weight.numel() == features:
-        return Fold(stage, norm=stage.producer)
+        return None if stage.misses_consumers else Fold(stage, norm=stage.producer)
     if len(stage.layers) != 1:
         return None
     modules = dict(block.module.named_modules())
@@ -84,16 +87,27 @@ def apply_fold(block: Block, hidden: list, fold: Fold, scale: Tensor) -> bool:
     parameters = [p for module in touched for p in (module.weight, getattr(module, "bias", None)) if p is not None]
     saved = [(parameter, parameter.detach().clone()) for parameter in parameters]
     with in_floating_point(block.module):
-        expected = block.run(0, hidden[0])
+        index, expected = _run_that_reaches(fold.stage.layers[0][1], block, hidden)
         for offset in (0.0, 1.0) if fold.norm is not None else (0.0,):
             _multiply(fold, scale, offset)
             for _, layer in block.layers():
                 layer.forget_weight()
-            if alike(block.run(0, hidden[0]), expected, _tolerance(expected)):
+            if alike(block.run(index, hidden[index]), expected, _tolerance(expected)):
                 return True
             for parameter, before in saved:
                 parameter.copy_(before)
     return False
+
+
+def _run_that_reaches(layer: nn.Module, block: Block, hidden: list) -> tuple[int, Any]:
+    """The first batch in which ``block`` calls ``layer``, which an expert's may not be by any, and what it gives."""
+    called: list[bool] = []
+    with hooks([layer.register_forward_pre_hook(lambda *_: called.append(True))]):
+        for index, entering in enumerate(hidden):
+            given = block.run(index, entering)
+            if called:
+                break
+    return index, given
 
 
 def _multiply(fold: Fold, scale: Tensor, offset: float) -> None:

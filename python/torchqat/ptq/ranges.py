@@ -43,6 +43,8 @@ def calibrate_ranges(
         for (name, cache), count in zip(open_caches, ignored, strict=True):
             result.cache_scales[name] = (cache.k_scale, cache.v_scale)
             _note_ignored(result, f"{name}: keys and values", count)
+            for note in cache.notes:
+                _note(result, f"{name} {note}.")
     layers = [
         (dot + name, layer) for name, layer in quant_layers(module) if not layer.input_ready and id(layer) not in later
     ]
@@ -64,7 +66,7 @@ def _lend_ranges(module: nn.Module, prefix: str, layers: list[tuple[str, QuantLa
             continue
         lenders = [other for other_name, other in reached if same_place(module, name.removeprefix(dot), other_name)]
         if not lenders:
-            result.warnings.append(f"{name} {_why_none(layer)}, so its input has no range.")
+            _note(result, f"{name} {_why_none(layer)}, so its input has no range.")
             continue
         low, high = min(o.input_low.item() for o in lenders), max(o.input_high.item() for o in lenders)
         layer.set_input_range(low, high)
@@ -88,6 +90,12 @@ def _observed(observers: list, run: Callable[[], None]) -> list[int]:
     finally:
         ignored = [observer.finish_calibration() for observer in observers]
     return ignored
+
+
+def _note(result: Calibration, sentence: str) -> None:
+    """Once: what a block did not find is looked for again in the whole model."""
+    if sentence not in result.warnings:
+        result.warnings.append(sentence)
 
 
 def _note_ignored(result: Calibration, what: str, count: int) -> None:

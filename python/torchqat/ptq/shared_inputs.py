@@ -25,6 +25,8 @@ class Stage:
         layers: With their full names.
         producer: The module whose result is that input, where it is one's; a norm as a rule.
         consumers: Every linear layer that takes it, quantized or not.
+        misses_consumers: Whether one beside a consumer in a list, as an expert is, was not called by this batch: by others
+            it may take the same.
         routed: Whether its tokens are some of many that a router chose, so that the float model may send it others.
         forms: What each layer gave, without elements; fewer where one gave something else, or several times.
     """
@@ -32,6 +34,7 @@ class Stage:
     layers: list[tuple[str, QuantLayer]]
     producer: nn.Module | None
     consumers: list[nn.Linear]
+    misses_consumers: bool = False
     routed: bool = False
     forms: list[Tensor] = field(default_factory=list)
 
@@ -81,14 +84,22 @@ def find_stages(block: Block, hidden: list) -> tuple[list[Stage], list[str]]:
         stage = next((s for given, s in stages if given is tensor and _view(s.layers[0][1]) == view), None)
         if stage is None:
             producer = next((module for module, output in made if output is tensor), None)
-            stage = Stage(
-                [], producer, [module for module, given in taken if given is tensor], _is_routed(block, name, rows)
-            )
+            consumers = [module for module, given in taken if given is tensor]
+            missed = _misses(block.module, consumers, taken)
+            stage = Stage([], producer, consumers, missed, _is_routed(block, name, rows))
             stages.append((tensor, stage))
         stage.layers.append((name, layers[name]))
         stage.forms += forms[name] if len(forms.get(name, [])) == 1 and forms[name][0] is not None else []
     reached = {name for name, _ in seen}
     return [stage for _, stage in stages], [name for name in layers if name not in reached]
+
+
+def _misses(module: nn.Module, consumers: list[nn.Linear], taken: list[tuple[nn.Linear, Tensor]]) -> bool:
+    """Whether a linear layer beside one of ``consumers`` in a list of ``module`` is none of those that were called."""
+    called, own = {id(layer) for layer, _ in taken}, {id(layer) for layer in consumers}
+    linear = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    idle = [name for name, layer in linear if id(layer) not in called]
+    return any(same_place(module, name, other) for name, layer in linear if id(layer) in own for other in idle)
 
 
 def _together(given: list[tuple[str, Tensor]], layers: dict[str, QuantLayer]) -> list[list[tuple[str, QuantLayer]]]:

@@ -260,7 +260,8 @@ def _layers_of(plan: Plan, kept: dict[str, dict[str, float]], scale_bits: int, f
             {width_of(word): kl for word, kl in kept.get(layer.name, {}).items()},
             (layer.matrices * layer.out_features, layer.in_features),
             scale_bits,
-            format=format,
+            layer.input,
+            format,
         )
         for layer in plan.layers
     ]

@@ -1,9 +1,11 @@
-"""Scales, widths and the step of a prepared model in what peft saves of its adapters."""
+"""Scales, widths and the step of a prepared model, and scales of its caches, in what peft saves of its adapters."""
 
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from torchqat.layers.kv_cache import STATE_NAMES as CACHE_NAMES
+from torchqat.layers.kv_cache import QuantKvCache
 from torchqat.layers.layer_state import STATE_NAMES
 from torchqat.layers.prepared import quant_layers
 from torchqat.layers.quant_layer import QuantLayer
@@ -34,7 +36,8 @@ class AdapterState(nn.Module):
             return  # merged
         counters = counting(model)
         for place, module in model.named_modules():
-            leaves = STATE_NAMES if isinstance(module, QuantLayer) else ()
+            of_cache = CACHE_NAMES if isinstance(module, QuantKvCache) else ()
+            leaves = STATE_NAMES if isinstance(module, QuantLayer) else of_cache
             for leaf in (*leaves, *([STEP] if module in counters else [])):
                 if getattr(module, leaf, None) is not None:
                     yield f"{place}.{leaf}".removeprefix("."), getattr(module, leaf)

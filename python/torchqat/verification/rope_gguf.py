@@ -31,9 +31,7 @@ def rope_factors(whole: GgufFile, model: nn.Module) -> dict[str, Tensor]:
 
 def _frequencies_of(model: nn.Module, kind: str) -> Tensor | None:
     """Those that the model rotates by; by yarn, those of ranges that end at whole channels, as llama.cpp has them."""
-    rotary = next(
-        (m for n, m in model.named_modules() if n.endswith("rotary_emb") and hasattr(m, f"{kind}inv_freq")), None
-    )
+    rotary = _rotary(model, kind)
     if rotary is None:
         return None
     config = model.config.get_text_config()
@@ -44,6 +42,19 @@ def _frequencies_of(model: nn.Module, kind: str) -> Tensor | None:
     cut = copy.deepcopy(config)
     cut.rope_parameters["truncate"] = True
     return ROPE_INIT_FUNCTIONS["yarn"](cut, torch.device("cpu"))[0].float()
+
+
+def rotary_of(model: nn.Module) -> tuple[nn.Module, int] | None:
+    """What rotates the heads of ``model``, and by how many frequencies; ``None`` where nothing does."""
+    for kind in ("", "full_attention_"):
+        if (rotary := _rotary(model, kind)) is not None:
+            return rotary, len(getattr(rotary, f"{kind}inv_freq"))
+    return None
+
+
+def _rotary(model: nn.Module, kind: str) -> nn.Module | None:
+    named = model.named_modules()
+    return next((m for n, m in named if n.endswith("rotary_emb") and hasattr(m, f"{kind}inv_freq")), None)
 
 
 def _frequencies_by_keys(whole: GgufFile, size: int, suffix: str) -> Tensor:

@@ -1,38 +1,25 @@
 """What a checkpoint says of its architecture beside what the model is: a key that it lost, readers fill with a default."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from torchqat._library import DTYPES
 from torchqat.errors import UserError, first_line
 from torchqat.extras import needs
+from torchqat.files import read_json
 
 # Of a config.json: how the checkpoint is stored and loaded, not what it computes; and what an exported head makes other.
 _OF_STORAGE = {"quantization_config", "dtype", "torch_dtype", "transformers_version", "architectures"}
 _OF_STORAGE |= {"tie_word_embeddings", "use_cache", "_name_or_path"}
-# Of the top of one, what mlx-lm reads beside it: the storage again, and rope_parameters, which are compared, in older words.
-_OF_MLX = {"quantization", "rope_theta", "rope_scaling", "partial_rotary_factor"}
-# Of a GGUF file, by the key of the configuration whose number it has.
-_OF_GGUF = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
+# What engines choose their own model by, before they read the rest.
+_KIND = "model_type"
+# Of the top of one, what mlx-lm reads beside it: rope_parameters in older words; and the storage again.
+_ROPE = ("partial_rotary_factor", "rope_scaling", "rope_theta")
+_OF_MLX = {"quantization", *_ROPE}
 
 
 def differing_settings(folder: Path, format: str, model: nn.Module) -> list[str]:
@@ -46,7 +33,46 @@ def differing_settings(folder: Path, format: str, model: nn.Module) -> list[str]
     config = getattr(model, "config", None)
     if not hasattr(config, "to_diff_dict") or format == "onnx":
         return []
-    return _in_gguf(folder, config) if format == "gguf" else _in_folder(folder, config)
+    if format == "gguf":
+        with needs("hf", "A GGUF file"):
+            from torchqat.verification.settings_gguf import differing_in_gguf
+
+        return differing_in_gguf(folder, model)
+    written = read_json(folder / "config.json", "The configuration of a checkpoint")
+    names = [*_of_class(written, model), *_rope(written, config, format == "mlx"), *_in_folder(folder, config)]
+    return sorted(set(names))
+
+
+def narrowing_dtype(folder: Path, format: str, tensors: Iterable[Tensor]) -> list[str]:
+    """``dtype`` where the configuration in ``folder`` has engines round the tensors there: one that none of them has."""
+    if format in ("gguf", "onnx") or not (folder / "config.json").is_file():
+        return []
+    written = read_json(folder / "config.json", "The configuration of a checkpoint")
+    word = written.get("dtype", written.get("torch_dtype"))
+    stored = {tensor.dtype for tensor in tensors if tensor.dtype in DTYPES.values()}
+    rounds = word not in (None, "auto", "float32", "float64") and stored and DTYPES.get(word) not in stored
+    return ["dtype"] if rounds else []
+
+
+def _of_class(written: dict[str, Any], model: nn.Module) -> list[str]:
+    """The keys by which engines find the class that computes the checkpoint, where they say another; one may lack."""
+    import transformers
+
+    name, given = type(model).__name__, written.get("architectures")
+    wanted = [name] if hasattr(transformers, name) else [*(model.config.architectures or []), name]
+    names = [_KIND] if written.get(_KIND, "") != type(model.config).model_type else []
+    return names + (["architectures"] if given and not set(given) <= set(wanted) else [])
+
+
+def _rope(written: dict[str, Any], config: Any, of_mlx: bool) -> list[str]:
+    """Older words for ``rope_parameters`` that say something else: mlx-lm, and engines of those days, read them first."""
+    own, rope = config.to_dict(), getattr(config, "rope_parameters", None) or {}
+    wanted = {key: own.get(key) for key in _ROPE}
+    if of_mlx:  # which has defaults of its own for what is not there
+        wanted.update({key: rope[key] for key in _ROPE if key in rope})
+        if rope.get("rope_type", "default") != "default":
+            wanted["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return [key for key, value in wanted.items() if written.get(key) != value]
 
 
 def _in_folder(folder: Path, config: Any) -> list[str]:
@@ -72,23 +98,3 @@ def _differing(found: dict[str, Any], wanted: dict[str, Any], place: str) -> lis
         elif ours != theirs:
             names.append(f"{place}{key}")
     return names
-
-
-def _in_gguf(folder: Path, config: Any) -> list[str]:
-    with needs("hf", "A GGUF file"):
-        from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files
-
-    whole, names = GgufFile(gguf_files(folder)), []
-    for key, setting in _OF_GGUF.items():
-        wanted = getattr(config.get_text_config(), setting, None)
-        if wanted is not None and not _says(whole, key, wanted):
-            names.append(setting)
-    return names
-
-
-def _says(file: Any, key: str, wanted: float) -> bool:
-    """Numbers are 32 bits wide there."""
-    try:
-        return abs(float(file.value(key)) - wanted) <= 1e-6 * abs(wanted)
-    except UserError:  # it has none
-        return False

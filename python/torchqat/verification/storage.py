@@ -15,9 +15,11 @@ from torchqat.checkpoints.formats.tensors import checkpoint_plan
 from torchqat.files import read_json
 from torchqat.model.disk_names import DiskNames
 
-# Keys of a config.json that an export makes, and what in them says who wrote it, and when.
+# Keys of a config.json that an export makes, and what in them says who wrote it, and when. A version is that of the writer
+# but in awq, where it is a layout; readers of our own folders ask for theirs.
 _OF_QUANTIZATION = ("quantization_config", "quantization", "tie_word_embeddings")
 _OF_WRITER = {"version", "global_compression_ratio", "producer", "meta"}
+_LAYOUTS = {"awq": "version"}
 _LOST = object()
 
 
@@ -28,7 +30,7 @@ def differing_storage(folder: Path, format: str, model: nn.Module) -> list[str]:
     """
     if format not in FOLDERS:
         return []
-    plan, names = checkpoint_plan(model), []
+    plan, names, ignored = checkpoint_plan(model), [], _OF_WRITER - {_LAYOUTS.get(format)}
     documents = documents_on_disk(model, plan, find_format(format), DiskNames(model))
     with tempfile.TemporaryDirectory() as scratch:
         write_configuration(model, Path(scratch), plan, documents, None)
@@ -37,10 +39,10 @@ def differing_storage(folder: Path, format: str, model: nn.Module) -> list[str]:
                 continue
             wanted, found = _read(Path(scratch) / file), _read(folder / file)
             if file != "config.json":
-                names += _differing(found, wanted, f"{file}:")
+                names += _differing(found, wanted, f"{file}:", ignored)
                 continue
             for key in _OF_QUANTIZATION:
-                names += _differing(found.get(key, _LOST), wanted.get(key, _LOST), key)
+                names += _differing(found.get(key, _LOST), wanted.get(key, _LOST), key, ignored)
     return names
 
 
@@ -48,12 +50,13 @@ def _read(path: Path) -> Any:
     return read_json(path, "The configuration of a checkpoint") if path.is_file() else {}
 
 
-def _differing(found: Any, wanted: Any, place: str) -> list[str]:
+def _differing(found: Any, wanted: Any, place: str, ignored: set[str]) -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         dot = "" if place.endswith(":") else "."
-        keys = sorted((found.keys() | wanted.keys()) - _OF_WRITER)
         return [
-            n for key in keys for n in _differing(found.get(key, _LOST), wanted.get(key, _LOST), f"{place}{dot}{key}")
+            name
+            for key in sorted((found.keys() | wanted.keys()) - ignored)
+            for name in _differing(found.get(key, _LOST), wanted.get(key, _LOST), f"{place}{dot}{key}", ignored)
         ]
     return [] if _in_any_order(found) == _in_any_order(wanted) else [place]
 

@@ -18,7 +18,7 @@ from torchqat.layers.quant_layer import QuantLayer
 from torchqat.model.passed_over import passed_over
 from torchqat.progress import counted
 from torchqat.verification.result import Verification
-from torchqat.verification.settings import differing_settings
+from torchqat.verification.settings import differing_settings, narrowing_dtype
 from torchqat.verification.storage import differing_storage
 from torchqat.verification.unquantized import unquantized
 
@@ -66,7 +66,9 @@ def compare_tensors(folder: Path, format: str, model: nn.Module) -> Verification
         dict(sorted(differing.items())),
         missing,
         _unexpected(reading, plan, expected),
-        settings=differing_settings(folder, format, model) + differing_storage(folder, format, model),
+        settings=differing_settings(folder, format, model)
+        + differing_storage(folder, format, model)
+        + narrowing_dtype(folder, format, reading.others.values()),
     )
 
 

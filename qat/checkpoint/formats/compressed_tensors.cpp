@@ -33,6 +33,13 @@ const char* format_of(const LayerPlan& layer) {
   return has_int8_inputs(layer) ? "int-quantized" : "pack-quantized";
 }
 
+int64_t row_bits_of(const QuantSpec& weight, const std::optional<QuantSpec>& input, Widths widths,
+                    int64_t count) {
+  if (is_coded(weight)) return count * stored_bits(weight);
+  if (std::string(format_of({"", 0, 0, weight, input})) != "pack-quantized") return count * 8;
+  return (count * bits_of(weight, widths) + 31) / 32 * 32;
+}
+
 json scheme_json(const QuantSpec& spec, const char* strategy, int bits, bool is_input = false) {
   json scheme = {{"num_bits", bits},
                  {"type", spec.is_float8() ? "float" : "int"},
@@ -179,6 +186,16 @@ Documents documents_of(const CheckpointPlan& plan, Widths widths) {
 bool holds_kv_cache(const KvCacheSpec& spec) {
   return spec.key == spec.value && spec.key.grid == Grid::e4m3 && !spec.key.dynamic &&
          spec.recent == 0 && spec.first == 0;
+}
+
+int64_t compressed_row_bits(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                            int64_t count) {
+  return row_bits_of(weight, input, Widths::padded, count);
+}
+
+int64_t dense_compressed_row_bits(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                                  int64_t count) {
+  return row_bits_of(weight, input, Widths::dense, count);
 }
 
 NamedTensors compressed_tensors_of(const QuantizedWeights& layer) {

@@ -30,6 +30,12 @@ Documents compressed_tensors_documents(const CheckpointPlan& plan);
 NamedTensors dense_compressed_tensors_of(const QuantizedWeights& layer);
 Documents dense_compressed_tensors_documents(const CheckpointPlan& plan);
 
+// Bits that a row of codes takes: whole words, or bytes beside inputs that are integers, too.
+int64_t compressed_row_bits(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                            int64_t count);
+int64_t dense_compressed_row_bits(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                                  int64_t count);
+
 // Whether inputs are rounded to integers.
 bool has_int8_inputs(const LayerPlan& layer);
 

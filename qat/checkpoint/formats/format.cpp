@@ -43,15 +43,32 @@ bool holds(const Format& format, const QuantSpec& spec) {
   return preset && std::find(types.begin(), types.end(), preset->name) != types.end();
 }
 
-// Of formats that pack every width, or those of up to 4 bits.
-int width_of(const QuantSpec& spec) { return spec.bits; }
-int width_up_to_four(const QuantSpec& spec) {
-  return spec.bits <= 4 ? spec.bits : stored_bits(spec);
+using Input = std::optional<QuantSpec>;
+
+// Of a format that packs widths of up to 4 bits as they are.
+int64_t row_up_to_four(const QuantSpec& spec, const Input&, int64_t count) {
+  return count * (spec.bits <= 4 ? spec.bits : stored_bits(spec));
 }
 
-// More than it takes to store a code, as artifact.h counts it.
-int more_bits(const Format& format, const QuantSpec& spec) {
-  return format.code_bits(spec) - stored_bits(spec);
+int64_t row_of_mlx(const QuantSpec& spec, const Input&, int64_t count) {
+  return count * mlx_bits(spec);
+}
+
+// More than it takes to store codes [rows, cols] and zero points, `lines` columns of them, as
+// artifact.h counts it.
+int64_t more_bits(const Format& format, const QuantSpec& spec, const Input& input, int64_t rows,
+                  int64_t cols, int64_t lines, int64_t column) {
+  const auto more = [&](int64_t count) {
+    return format.row_bits(spec, input, count) - count * stored_bits(spec);
+  };
+  return rows * more(cols) + lines * more(column);
+}
+
+// GPTQ's and AWQ's files have a zero point beside each scale, whatever the grid.
+int64_t scales_and_zeros(const QuantSpec& spec, int64_t cols, int64_t scale_bits) {
+  const int64_t width = block_shape(spec)[1];
+  const int64_t blocks = width == -1 ? 1 : (cols + width - 1) / width;
+  return blocks * (scale_bits + row_up_to_four(spec, {}, 1));
 }
 
 double bits_in_blocks(const Format& format, const QuantSpec& spec, int64_t columns) {
@@ -83,7 +100,8 @@ const std::vector<Format>& formats() {
        .tensors = &compressed_tensors_of,
        .documents = &compressed_tensors_documents,
        .engines_fuse = true,
-       .number_types = kBlockFloats},
+       .number_types = kBlockFloats,
+       .row_bits = &compressed_row_bits},
       {.name = "compressed-tensors-0.18",
        .used_by = "transformers, vLLM on GPUs with its Humming kernels",
        .layer_types = kEngines,
@@ -92,7 +110,7 @@ const std::vector<Format>& formats() {
        .documents = &dense_compressed_tensors_documents,
        .engines_fuse = true,
        .number_types = kBlockFloats,
-       .code_bits = &width_of},
+       .row_bits = &dense_compressed_row_bits},
       {.name = "gptq",
        .used_by = "vLLM, transformers, TGI, SGLang",
        .layer_types = kEngines,
@@ -101,7 +119,8 @@ const std::vector<Format>& formats() {
        .documents = &gptq_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four,
+       .grid_bits = &scales_and_zeros},
       {.name = "gptq_v2",
        .used_by = "transformers, GPTQModel",
        .layer_types = kEngines,
@@ -110,7 +129,8 @@ const std::vector<Format>& formats() {
        .documents = &gptq_v2_documents,
        .dtype = at::kHalf,
        .engines_fuse = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four,
+       .grid_bits = &scales_and_zeros},
       {.name = "awq",
        .used_by = "vLLM, transformers, TGI, LMDeploy",
        .layer_types = kEngines,
@@ -118,7 +138,8 @@ const std::vector<Format>& formats() {
        .tensors = &awq_tensors,
        .documents = &awq_documents,
        .dtype = at::kHalf,
-       .engines_fuse = true},
+       .engines_fuse = true,
+       .grid_bits = &scales_and_zeros},
       {.name = "gguf",
        .used_by = "llama.cpp, Ollama, LM Studio",
        .layer_types = kLlamaCpp,
@@ -136,7 +157,8 @@ const std::vector<Format>& formats() {
        .tensors = &mlx_tensors,
        .documents = &mlx_documents,
        .holds_every_scheme = true,
-       .code_bits = &mlx_bits},
+       .row_bits = &row_of_mlx,
+       .grid_bits = &mlx_grid_bits},
       {.name = "modelopt",
        .used_by = "TensorRT-LLM, vLLM (FP8, NVFP4, MXFP8)",
        .layer_types = kLinear,
@@ -158,7 +180,7 @@ const std::vector<Format>& formats() {
        .tensors = &plain_tensors,
        .documents = &plain_documents,
        .holds_every_scheme = true,
-       .code_bits = &width_up_to_four},
+       .row_bits = &row_up_to_four},
   };
   return kFormats;
 }
@@ -177,22 +199,40 @@ std::string refusal(const Format& format, const LayerPlan& layer) {
   return format.scheme_refusal(layer);
 }
 
+int64_t row_of_stored_bits(const QuantSpec& weight, const Input&, int64_t count) {
+  return count * stored_bits(weight);
+}
+
 double bits_per_weight_in(const Format& format, const QuantizedWeights& layer) {
-  const double bits = bits_in_blocks(format, layer.weight, layer.codes.size(-1));
+  const int64_t rows = layer.codes.size(0), cols = layer.codes.size(-1);
+  const double bits = bits_in_blocks(format, layer.weight, cols);
   if (bits != 0.0) return bits;
-  const int more = more_bits(format, layer.weight);
-  const auto codes = static_cast<double>(layer.codes.numel());
-  const auto zero_points = static_cast<double>(layer.zero_point ? layer.zero_point->numel() : 0);
-  return bits_per_weight(layer) + more * (1 + zero_points / codes);
+  if (format.grid_bits) {
+    const int64_t scale_bits = 8 * static_cast<int64_t>(layer.scale.element_size());
+    const int64_t row = format.row_bits(layer.weight, layer.input, cols) +
+                        format.grid_bits(layer.weight, cols, scale_bits);
+    return static_cast<double>(row) / static_cast<double>(cols);
+  }
+  const int64_t lines = layer.zero_point ? layer.zero_point->size(1) : 0;
+  const int64_t column = layer.zero_point ? layer.zero_point->size(0) : 0;
+  const int64_t more = more_bits(format, layer.weight, layer.input, rows, cols, lines, column);
+  return bits_per_weight(layer) + static_cast<double>(more) / static_cast<double>(rows * cols);
 }
 
 int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t rows, int64_t cols,
-                          int64_t scale_bits) {
+                          int64_t scale_bits, const Input& input) {
   const double bits = bits_in_blocks(format, spec, cols);
   if (bits != 0.0) return std::llround(bits * static_cast<double>(rows * cols));
+  if (format.grid_bits) {
+    const int64_t scale = scale_bits != 0 ? scale_bits : bits_of_scale(spec.scale.code);
+    return rows * (format.row_bits(spec, input, cols) + format.grid_bits(spec, cols, scale));
+  }
   const bool zero_points = !spec.symmetric() && !spec.has_offset();
-  const int64_t codes = rows * cols + (zero_points ? block_count(spec, rows, cols) : 0);
-  return size_of_weight(spec, rows, cols, scale_bits) + more_bits(format, spec) * codes;
+  const int64_t width = block_shape(spec)[1];
+  const int64_t lines = !zero_points ? 0 : width == -1 ? 1 : (cols + width - 1) / width;
+  const int64_t column = zero_points ? block_count(spec, rows, cols) / lines : 0;
+  return size_of_weight(spec, rows, cols, scale_bits) +
+         more_bits(format, spec, input, rows, cols, lines, column);
 }
 
 bool is_coded(const QuantSpec& spec) {

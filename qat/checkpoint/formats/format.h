@@ -23,6 +23,10 @@ struct QAT_API CheckpointPlan {
   std::optional<KvCacheSpec> kv_cache;  // of every attention layer
 };
 
+// `count` codes of stored_bits() (artifact.h), one after the other.
+int64_t row_of_stored_bits(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                           int64_t count);
+
 // A checkpoint format: which layers it can hold, and how it writes them.
 struct QAT_API Format {
   const char* name;
@@ -43,8 +47,13 @@ struct QAT_API Format {
   std::vector<std::string> number_types = {};
   // Levels of every kind and scales that are codes, too.
   bool holds_every_scheme = false;
-  // The width that a code is stored in.
-  int (*code_bits)(const QuantSpec& spec) = &stored_bits;
+  // Bits that so many codes of a row take, as many as there are columns, or zero points; of a layer
+  // whose input is quantized so.
+  int64_t (*row_bits)(const QuantSpec& weight, const std::optional<QuantSpec>& input,
+                      int64_t count) = &row_of_stored_bits;
+  // Bits beside the codes of a row of so many columns: scales, of `scale_bits` each where they are
+  // numbers, and what shifts them. None where they are as artifact.h counts them.
+  int64_t (*grid_bits)(const QuantSpec& weight, int64_t cols, int64_t scale_bits) = nullptr;
   // Bits that the file spends on a weight in a row of so many columns, where its blocks are not those
   // that share a scale; 0 where they are.
   double (*bits_in_blocks)(const QuantSpec& spec, int64_t columns) = nullptr;
@@ -58,7 +67,8 @@ QAT_API double bits_per_weight_in(const Format& format, const QuantizedWeights& 
 
 // The same of all of a weight [rows, cols] before it is quantized (size_of_weight, weight_types.h).
 QAT_API int64_t size_of_weight_in(const Format& format, const QuantSpec& spec, int64_t rows,
-                                  int64_t cols, int64_t scale_bits = 0);
+                                  int64_t cols, int64_t scale_bits = 0,
+                                  const std::optional<QuantSpec>& input = {});
 
 // Whether levels or scales are of a kind that a format must know: FP4 and FP6, offsets, scales that
 // are codes.

@@ -110,6 +110,12 @@ std::string refusal_of_scales(const QuantSpec& spec) {
 
 }  // namespace
 
+int64_t mlx_grid_bits(const QuantSpec& spec, int64_t cols, int64_t scale_bits) {
+  const int64_t group = group_of({"", cols, 1, spec});
+  const int64_t groups = group == 0 ? 1 : cols / group;  // of what it refuses, nothing is written
+  return groups * (!is_affine(spec) ? 8 : 2 * (spec.scale.is_dtype() ? scale_bits : 16));
+}
+
 int mlx_bits(const QuantSpec& spec) { return spec.bits == 7 ? 8 : spec.bits; }
 
 std::string mlx_refusal(const LayerPlan& layer) {

@@ -24,6 +24,9 @@ std::string mlx_refusal(const LayerPlan& layer);
 NamedTensors mlx_tensors(const QuantizedWeights& layer);
 Documents mlx_documents(const CheckpointPlan& plan);
 
+// Bits of the scales and biases of a row.
+int64_t mlx_grid_bits(const QuantSpec& spec, int64_t cols, int64_t scale_bits);
+
 // Bits of a code.
 int mlx_bits(const QuantSpec& spec);
 

@@ -116,6 +116,23 @@ TEST(Calibrate, RangesOfInputsComeFromTheirObservers) {
   }
 }
 
+// They fit under any scale: other inputs would be rounded to whole numbers.
+TEST(Calibrate, InputsOfZerosAloneAndThoseThatAreNotReachedHaveNoRange) {
+  const std::string observed = "{dtype: int8, granularity: tensor, observer: moving_average}";
+  Prepared prepared("{method: rtn}", "weight: {dtype: int8}, input: " + observed);
+  for (at::Tensor& x : prepared.batches) x.zero_();
+  const std::vector<std::string> warnings = prepared.run().warnings;
+  EXPECT_EQ(warnings[0],
+            "left was given zeros alone by all calibration batches, so its input has no range.");
+  EXPECT_EQ(warnings.back(),
+            "spare was reached by no calibration batch, so its input has no range.");
+  const at::Tensor x = at::full({2, 48}, 0.3);
+  EXPECT_TRUE(at::equal((*prepared_layers(prepared.net)[0].quantizer()->input_quantizer())(
+                            x, /*training=*/false),
+                        x));
+  EXPECT_THROW(convert(prepared.net, at::kFloat), std::invalid_argument);
+}
+
 TEST(Calibrate, WeightsDoNotSeeInputsThatAreNotCalibratedYet) {
   const std::string weight = "weight: {dtype: int3, scale: mse}";
   Prepared plain("{method: gptq}", weight);

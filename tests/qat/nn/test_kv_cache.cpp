@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "qat/nn/kv_cache.h"
 #include "qat/ops/kv_cache.h"
@@ -31,7 +33,28 @@ TEST(KvCache, ScalesComeFromWhatWasObserved) {
   EXPECT_FLOAT_EQ(cache.value_scale().item<float>(), 0.1f);
   KvCache heads(spec_of("{dtype: fp8_e4m3, keys: head, values: head}"), 2, 8);
   heads.observe(key, value);
-  EXPECT_TRUE(at::equal(heads.key_scale(), at::tensor({1.0f, 2.0f})));
+  EXPECT_TRUE(at::equal(heads.key_scale(), at::tensor({2.0f, 2.0f})));
+  EXPECT_EQ(heads.notes(),
+            (std::vector<std::string>{"was given keys of zeros alone in 1 of 2 heads, which have "
+                                      "the largest scale of the others",
+                                      "was given values of zeros alone in 1 of 2 heads, which have "
+                                      "the largest scale of the others"}));
+}
+
+// They fit under any scale, and say nothing of what else may come.
+TEST(KvCache, ZerosAloneHaveNoRange) {
+  KvCache cache(spec_of("{dtype: int8, symmetric: true, keys: tensor, values: tensor}"), 2, 8);
+  const at::Tensor key = at::full({1, 2, 3, 8}, 0.3), value = at::zeros({1, 2, 3, 8});
+  cache.observe(key, value);
+  EXPECT_TRUE(cache.key_scale().defined());
+  EXPECT_FALSE(cache.value_scale().defined());
+  EXPECT_TRUE(at::equal(std::get<1>(cache.fake_quantize(key, key)), key));
+  EXPECT_EQ(cache.notes(),
+            std::vector<std::string>{"was given values of zeros alone by all calibration batches, "
+                                     "so its cache has no range"});
+  cache.observe(key, key);
+  EXPECT_TRUE(cache.value_scale().defined());
+  EXPECT_TRUE(cache.notes().empty());
 }
 
 TEST(KvCache, AGroupMustDivideTheHead) {

@@ -17,10 +17,10 @@ namespace {
 
 namespace nn = torch::nn;
 
-Recipe ladder(const std::string& layers) {
+Recipe ladder(const std::string& layers, const std::string& train = "{}") {
   return parse_recipe("version: 1\nlayers: [" + layers +
                           "]\nschedule: [{until: 20%, weight: float}, {until: 60%, weight: int8}, "
-                          "{until: 100%}]\ntrain: {freeze_observers: 10%}\n",
+                          "{until: 100%}]\ntrain: " + train + "\n",
                       "r.yaml");
 }
 
@@ -125,7 +125,8 @@ TEST(Schedule, AfterADropAScaleMovesAsWithANewOptimizer) {
 TEST(Schedule, NothingOfAStepWaitsForTheDevice) {
   const Recipe recipe = ladder(
       "{match: \"*\", weight: {dtype: int4, scale: learned}, input: {dtype: int8, "
-      "granularity: tensor}}");
+      "granularity: tensor}}",
+      "{freeze_observers: 10%}");
   nn::Sequential net(QuantLinear(16, 8), QuantLinear(8, 4));
   prepare(*net, recipe);
   torch::optim::Adam optimizer(net->parameters(), torch::optim::AdamOptions(1e-3));
@@ -149,7 +150,8 @@ TEST(Schedule, NothingOfAStepWaitsForTheDevice) {
 TEST(Schedule, CalibratedInputsFollowTheirObserverUntilItFreezes) {
   nn::Sequential net(QuantLinear(16, 8));
   const Recipe recipe =
-      ladder("{match: \"*\", weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}");
+      ladder("{match: \"*\", weight: {dtype: int8}, input: {dtype: int8, granularity: tensor}}",
+             "{freeze_observers: 10%}");
   prepare(*net, recipe);
   Schedule schedule(*net, recipe, 10);
   net->forward(at::full({1, 16}, 127.0f));

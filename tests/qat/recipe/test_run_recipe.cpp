@@ -206,8 +206,9 @@ TEST(RunRecipe, EveryFormatMayBeExportedAndNoOther) {
 
 TEST(RunRecipe, ItsCoreIsWhatProgramsRead) {
   const std::string text =
-      "version: 1\nmodel: {path: m}\nlayers:\n  - {match: a, weight: {dtype: int4}}\n"
-      "initialize: {method: gptq}\nschedule: [{until: 100%, weight: int4}]\n"
+      "version: 1\nmodel: {path: m}\nlayers:\n  - {match: a, weight: {dtype: int4}, "
+      "input: {dtype: int8, granularity: tensor}}\ninitialize: {method: gptq}\n"
+      "schedule: [{until: 100%, weight: int4}]\n"
       "train: {steps: 40, freeze_observers: 50%, learning_rate: 0.1}\n";
   RunRecipe whole = parse_run_recipe(text, "r");
   const Recipe core = parse_recipe(text, "r");

@@ -19,12 +19,15 @@ def bits_per_weight(format: str, layer: QuantizedWeights) -> float:
     return found.bits_per_weight(layer) if isinstance(found, Format) else layer.bits_per_weight
 
 
-def size_of_weight(format: str, spec: QuantSpec, shape: tuple[int, int], scale_bits: int = 0) -> int:
+def size_of_weight(
+    format: str, spec: QuantSpec, shape: tuple[int, int], scale_bits: int = 0, input: QuantSpec | None = None
+) -> int:
     """Bits that a checkpoint in ``format`` spends on a weight ``[rows, columns]`` under ``spec``, scales included, of which
-    one that is a number takes ``scale_bits``; 0 for those of its dtype."""
+    one that is a number takes ``scale_bits``; 0 for those of its dtype. ``input``: how that of its layer is quantized."""
     found = find_format(format)
-    size = found.size_of_weight if isinstance(found, Format) else _library.size_of_weight
-    return size(spec, *shape, scale_bits)
+    if not isinstance(found, Format):
+        return _library.size_of_weight(spec, *shape, scale_bits)
+    return found.size_of_weight(spec, *shape, scale_bits, input)
 
 
 def find_format(name: str) -> Format | Mxfp4 | Dense:

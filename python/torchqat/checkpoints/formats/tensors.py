@@ -75,11 +75,21 @@ def cache_note(spec: KvCacheSpec | None, format: str) -> str:
 
 
 def cache_scales(model: nn.Module, format: str = "compressed-tensors") -> dict[str, Tensor]:
-    """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up."""
+    """``k_scale`` and ``v_scale`` of each attention layer, as engines look for them; none for a cache that they set up, or
+    in a format whose readers have no place for them.
+
+    Raises:
+        UserError: One has none, since it was not calibrated.
+    """
     tensors = {}
     for name, cache in caches(model):
-        if not holds_kv_cache(cache.spec):
+        if not holds_cache(format, cache.spec):
             continue
+        if not cache.calibrated:
+            raise UserError(
+                f"The cache of {name} must have scales to be exported, but no batch was calibrated that reached it with "
+                "anything but zeros; give torchqat.calibrate such batches."
+            )
         shape = (-1, 1, 1) if cache.spec.key.granularity == "head" else (1,)
         for leaf in SCALE_NAMES:
             scale = getattr(cache, leaf).reshape(shape)

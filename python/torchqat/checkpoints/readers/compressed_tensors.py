@@ -43,9 +43,19 @@ def decompress(tensors: dict[str, Tensor], config: dict | str) -> Reading:
             needed.append("weight_zero_point")
         for leaf in ("weight_scale", *needed):
             layer[leaf]  # says which is missing
-        return BaseCompressor.get_value_from_registry(format).decompress(layer.all(), scheme)["weight"]
+        weight = BaseCompressor.get_value_from_registry(format).decompress(layer.all(), scheme)["weight"]
+        if "weight_shape" in layer:
+            _check_shape(layer, weight)
+        return weight
 
     return read_layers(tensors, _LEAVES, set(_LEAVES) - {"weight"}, dense)
+
+
+def _check_shape(layer: LayerTensors, weight: Tensor) -> None:
+    """The library cuts columns off by it, and takes what is there where it says more; engines make a weight of it."""
+    said = layer["weight_shape"].tolist()
+    if said != list(weight.shape):
+        raise UserError(f"{layer.name}.weight_shape must be that of its codes, {list(weight.shape)}, but is {said}.")
 
 
 def _targets(targets: list[str], name: str) -> bool:

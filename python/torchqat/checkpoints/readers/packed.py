@@ -26,6 +26,7 @@ def unpack(tensors: dict[str, Tensor], format: str, config: dict) -> Reading:
     if format == "modelopt":
         reading = read_layers(tensors, _MODELOPT, _MODELOPT[1:], _modelopt)
     elif format == "safetensors":
+        plain.check_version(config)
         reading = read_layers(
             tensors, plain.LEAVES, plain.LEAVES[:1], lambda layer: plain.dense(layer, config["layers"])
         )

@@ -8,7 +8,14 @@ from torchqat.checkpoints.readers.reading import LayerTensors
 from torchqat.errors import UserError
 
 LEAVES = ("codes", "scale", "zero_point", "offset", "outer_scale", "outer_offset")
+_VERSIONS = (1, 2)
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_version(config: dict) -> None:
+    """Raises UserError where a ``quantization_config`` is of another version than those."""
+    if config.get("version") not in _VERSIONS:
+        raise UserError(f"A safetensors checkpoint must have version 1 or 2, but has {config.get('version')}.")
 
 
 def dense(layer: LayerTensors, specs: dict) -> Tensor:
