@@ -82,10 +82,11 @@ at::Tensor KvCache::scale_of(const QuantSpec& spec, const Observers& observers) 
 
 std::vector<std::string> KvCache::notes() const {
   std::vector<std::string> found;
-  for (const auto& [what, side] : {std::pair("keys", &key_observers_), {"values", &value_observers_}}) {
+  for (const auto& [what, side] :
+       {std::pair("keys", &key_observers_), {"values", &value_observers_}}) {
     const auto count = static_cast<size_t>(std::count_if(side->begin(), side->end(), has_range));
-    const bool observed = std::any_of(side->begin(), side->end(),
-                                      [](const Observer& one) { return !one.empty(); });
+    const bool observed =
+        std::any_of(side->begin(), side->end(), [](const Observer& one) { return !one.empty(); });
     if (!observed || count == side->size()) continue;
     const std::string all = std::to_string(side->size());
     const std::string given = std::string("was given ") + what + " of zeros alone ";

@@ -127,9 +127,9 @@ TEST(Calibrate, InputsOfZerosAloneAndThoseThatAreNotReachedHaveNoRange) {
   EXPECT_EQ(warnings.back(),
             "spare was reached by no calibration batch, so its input has no range.");
   const at::Tensor x = at::full({2, 48}, 0.3);
-  EXPECT_TRUE(at::equal((*prepared_layers(prepared.net)[0].quantizer()->input_quantizer())(
-                            x, /*training=*/false),
-                        x));
+  EXPECT_TRUE(at::equal(
+      (*prepared_layers(prepared.net)[0].quantizer()->input_quantizer())(x, /*training=*/false),
+      x));
   EXPECT_THROW(convert(prepared.net, at::kFloat), std::invalid_argument);
 }
 

@@ -20,7 +20,8 @@ namespace nn = torch::nn;
 Recipe ladder(const std::string& layers, const std::string& train = "{}") {
   return parse_recipe("version: 1\nlayers: [" + layers +
                           "]\nschedule: [{until: 20%, weight: float}, {until: 60%, weight: int8}, "
-                          "{until: 100%}]\ntrain: " + train + "\n",
+                          "{until: 100%}]\ntrain: " +
+                          train + "\n",
                       "r.yaml");
 }
 
