@@ -79,3 +79,19 @@ def test_adapters_that_cannot_be_merged_are_refused_before_training(tiny_llama, 
     model = torchqat.prepare(tiny_llama, recipe)
     with pytest.raises(torchqat.UserError, match=matches("training.adapters-with-more")):
         with_peft(model, recipe, tokenizer, tmp_path, lora_dropout=0.1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_rollouts_in_an_engine_that_is_handed_float_weights_are_refused(late, tiny_llama, tokenizer, tmp_path):
+    recipe = torchqat.parse_recipe(RECIPE, "recipe")
+    model = torchqat.prepare(tiny_llama, recipe)
+    tokenizer.pad_token = tokenizer.eos_token
+    settings = SFTConfig(str(tmp_path), max_steps=1, report_to=[], save_strategy="no", use_cpu=True)
+    settings.use_vllm = True  # as TRL's GRPOConfig has it, whose trainer wants the engine itself
+    data = datasets.Dataset.from_dict({"text": TEXT})
+    callback = torchqat.TrainerCallback(recipe)
+    with pytest.raises(torchqat.UserError, match=matches("training.rollouts-in-float")):
+        trainer = SFTTrainer(
+            model, args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[] if late else [callback]
+        )
+        callback.add_to(trainer)

@@ -5,6 +5,7 @@ import logging
 from torch import Tensor
 
 from torchqat._library import Recipe
+from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.layers.adapters import adapter_beside
 from torchqat.training.lora import attach_adapters
@@ -32,7 +33,8 @@ class TrainerCallback(_Base):
         recipe: The recipe that the model was prepared with.
 
     Raises:
-        UserError: When training begins: what ``Schedule`` and ``attach_adapters`` refuse.
+        UserError: When a trainer takes it: TRL's ``use_vllm``, whose engine would be handed the float weights, not the
+            rounded ones that training sees. When training begins: what ``Schedule`` and ``attach_adapters`` refuse.
     """
 
     def __init__(self, recipe: Recipe):
@@ -43,6 +45,7 @@ class TrainerCallback(_Base):
         self._looked: Tensor | None = None
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+        _refuse_rollouts_in_float(args)
         # Before the optimizer is made: learned scales train beside the adapters.
         if model is not None and adapter_beside(model):
             attach_adapters(model)
@@ -101,6 +104,14 @@ class TrainerCallback(_Base):
         """What was measured at widths that are not exported is no best."""
         if self.schedule is not None and not self.schedule.is_at_exported_widths:
             _forget_best(state)
+
+
+def _refuse_rollouts_in_float(args) -> None:
+    if getattr(args, "use_vllm", False):
+        raise UserError(
+            "use_vllm must be off for a prepared model: TRL hands vLLM its float weights, not the rounded ones of its "
+            "training; let vLLM take them from torchqat.live_weights (docs/how-to/rl.md)."
+        )
 
 
 def _forget_best(state) -> None:
