@@ -245,10 +245,9 @@ def main() -> None:
         rows = [row("float", of_float, of_float, None)]
         rows += [row(METHODS[name][0], found, of_float, best) for name, found in ours.items()]
         rows += [row(PEERS[name][1], found, of_float, best) for name, found in peers.items()]
-        text = f"{what_was_measured(options)}\n\n{table(HEADER, rows)}"
+        text = "\n\n".join(filter(None, [what_was_measured(options), table(HEADER, rows), options.note]))
         print(f"## {form.upper()}\n\n{text}", flush=True)
         figures = {name: [drop_lists(f) for f in found] for name, found in {**ours, **peers}.items()}
-        text = "\n\n".join(filter(None, [text, options.note]))
         found_of[form] = {"machine": machine(), "command": command, "text": text, "figures": figures}
     if options.write:
         write(found_of)
@@ -258,11 +257,10 @@ def write(found: dict[str, dict]) -> None:
     """The page and its figures; formats that were not measured this time stay as they are there."""
     path = RESULTS / f"real_lm-{suffix()}.json"
     known = {**(json.loads(path.read_text()) if path.is_file() else {}), **found}
-    known = {form: known[form] for form in FORMATS if form in known}
     write_json(path, known)
     parts = [
         f"## {form.upper()}\n\n{said_of(one['machine'])}\n`{one['command']}`\n\n{one['text']}"
-        for form, one in known.items()
+        for form, one in ((form, known[form]) for form in FORMATS if form in known)
     ]
     path.with_suffix(".md").write_text("\n\n".join(["# A real language model", INTRODUCTION, *parts]) + "\n")
 

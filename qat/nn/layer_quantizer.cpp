@@ -9,11 +9,10 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/serialize/archive.h>
 
-#include <stdexcept>
-
 #include "qat/error.h"
 #include "qat/nn/layers.h"
 #include "qat/nn/shared_outer_scale.h"
+#include "qat/recipe/width_name.h"
 
 namespace qat {
 namespace {
@@ -252,11 +251,9 @@ QuantizedWeights LayerQuantizer::convert(const std::string& name,
                                          std::optional<at::ScalarType> dtype) const {
   const QuantSpec& spec = weight_->spec();
   if (weight_->bits() != spec.bits)
-    throw InvalidArgument(
-        name + " must be at its exported width, " + dtype_name(spec) +
-        ", but its schedule has it at " +
-        (weight_->bits() == kFloat ? "float" : "int" + std::to_string(weight_->bits())) +
-        "; finish the schedule first.");
+    throw InvalidArgument(name + " must be at its exported width, " + dtype_name(spec) +
+                          ", but its schedule has it at " + width_name(weight_->bits()) +
+                          "; finish the schedule first.");
   const auto [scale, zero_point] = weight_->qparams(master());
   QuantizedWeights converted =
       quantize_weights(name, spec, master(), scale, zero_point,

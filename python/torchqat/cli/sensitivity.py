@@ -64,11 +64,11 @@ def sensitivity(
     def written(layers: list, mix: dict) -> str:
         return mixed_recipe(run.recipe.text, layers, mix, scales_of_integers(run.recipe.exports))
 
-    # Before data are read: whether anything can be measured, mixed and written.
     def stored(layers: list) -> list:  # as large as they will be in the recipe's first format
-        of_format = {"scale_bits": stored_bits(run), "format": run.recipe.exports[0]}
-        return [replace(layer, **of_format) for layer in layers]
+        scale_bits, format = stored_bits(run), run.recipe.exports[0]
+        return [replace(layer, scale_bits=scale_bits, format=format) for layer in layers]
 
+    # Before data are read: whether anything can be measured, mixed and written.
     planned = stored(unmeasured(run.plan, widths))
     possible = mixed_widths(planned, budget) if budget else {}
     if write and budget:

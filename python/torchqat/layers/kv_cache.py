@@ -92,15 +92,11 @@ class QuantKvCache(nn.Module):
     def finish_calibration(self) -> int:
         """Take the scales of what was observed; returns how many elements were ignored, since they are not finite."""
         observer, self._observer = self._observer, None
-        found = (observer.key_scale, observer.value_scale)
-        sides = [
-            (buffer, scale)
-            for buffer, scale in zip((self.k_scale, self.v_scale), found, strict=True)
-            if buffer is not None
-        ]
+        sides = [(self.k_scale, observer.key_scale), (self.v_scale, observer.value_scale)]
+        sides = [(buffer, scale) for buffer, scale in sides if buffer is not None]
         self.calibrated = all(scale is not None for _, scale in sides)
         for buffer, scale in sides:
-            buffer.copy_(scale) if self.calibrated else buffer.zero_()
+            buffer.copy_(scale if self.calibrated else torch.zeros(()))
         self.notes = observer.notes
         if not self.calibrated and not self.notes:
             self.notes = ["was reached by no calibration batch, so its cache has no range"]

@@ -109,8 +109,8 @@ class Run:
         check_tokens(self.float_model.outline, self.tokenizer, data.largest_token, self.model_path)
         self.kind.check_given(self.float_model.outline, data.given, self.recipe.data.train)
         longest = data.longest(trains=self.recipe.train.steps > 0)
-        beyond = check_positions(self.float_model.outline, longest, self.model_path) if longest else ""
-        for note in [*data.notes, *([beyond] if beyond else []), *([_ONE] if data.measured_rows == 1 else [])]:
+        beyond = check_positions(self.float_model.outline, longest, self.model_path)
+        for note in filter(None, [*data.notes, beyond, _ONE if data.measured_rows == 1 else ""]):
             self.float_model.note(note)
         return data
 

@@ -110,6 +110,10 @@ std::string refusal_of_scales(const QuantSpec& spec) {
 
 }  // namespace
 
+int64_t mlx_row_bits(const QuantSpec& spec, const std::optional<QuantSpec>&, int64_t count) {
+  return count * mlx_bits(spec);
+}
+
 int64_t mlx_grid_bits(const QuantSpec& spec, int64_t cols, int64_t scale_bits) {
   const int64_t group = group_of({"", cols, 1, spec});
   const int64_t groups = group == 0 ? 1 : cols / group;  // of what it refuses, nothing is written

@@ -24,7 +24,8 @@ std::string mlx_refusal(const LayerPlan& layer);
 NamedTensors mlx_tensors(const QuantizedWeights& layer);
 Documents mlx_documents(const CheckpointPlan& plan);
 
-// Bits of the scales and biases of a row.
+// Bits of the codes of a row, and of its scales and biases.
+int64_t mlx_row_bits(const QuantSpec& spec, const std::optional<QuantSpec>& input, int64_t count);
 int64_t mlx_grid_bits(const QuantSpec& spec, int64_t cols, int64_t scale_bits);
 
 // Bits of a code.
