@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 Quantize = Callable[[Tensor], Tensor]
 
@@ -116,15 +117,45 @@ def compiled(quantize: Quantize | None) -> Quantize | None:
     return None if quantize is None else torch.compile(quantize, dynamic=False)
 
 
-def torchao_model(model: torch.nn.Module, inputs: bool) -> torch.nn.Module | None:
-    """A model prepared by torchao for INT4 weights in groups of 32 and, where asked, INT8 inputs per token."""
+def torchao_model(model: torch.nn.Module, weights: str, inputs: bool) -> torch.nn.Module | None:
+    """A model prepared by torchao for INT4 weights in groups of 32 and, where asked, INT8 inputs per token.
+
+    Its training in NVFP4 and MXFP4 rounds inputs too, and NVFP4's needs a GPU of compute capability 10: for these its
+    tensors convert the weight alone, straight through.
+    """
     if torchao(32) is None:
         return None
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name}
+    if weights != "int4":
+        for linear in linears.values():
+            parametrize.register_parametrization(linear, "weight", _Converted(weights), unsafe=True)
+        return model
     from torchao.quantization import quantize_
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
     weight = IntxFakeQuantizeConfig(torch.int4, group_size=32, is_symmetric=True)
     activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False) if inputs else None
     config = QATConfig(activation_config=activation, weight_config=weight, step="prepare")
-    quantize_(model, config, filter_fn=lambda m, name: isinstance(m, torch.nn.Linear) and "lm_head" not in name)
+    quantize_(model, config, filter_fn=lambda _, name: name in linears)
     return model
+
+
+class _Converted(torch.nn.Module):
+    """A weight as torchao's NVFP4 or MXFP4 tensors hold it; gradients pass as they are."""
+
+    def __init__(self, weights: str):
+        super().__init__()
+        self._weights = weights
+
+    def forward(self, weight: Tensor) -> Tensor:
+        from torchao.prototype.mx_formats.mx_tensor import MXTensor
+        from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+
+        with torch.no_grad():
+            if self._weights == "nvfp4":
+                outer = per_tensor_amax_to_scale(weight.abs().max())
+                held = NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=outer)
+            else:
+                held = MXTensor.to_mx(weight, torch.float4_e2m1fn_x2, 32)
+            rounded = held.dequantize(weight.dtype)
+        return weight + (rounded - weight).detach()

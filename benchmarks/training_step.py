@@ -2,9 +2,10 @@
 
     python benchmarks/training_step.py [--rounds 9] [--case bfloat16-512 ...]
 
-A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW, INT4 weights in groups of 32,
-with and without INT8 inputs per token. Every mode has a model of its own and takes its step in turn, so that each round
-compares like with like; peak memory is that of a process of its own. On a GPU: the shape of Llama-1B and 4096 tokens.
+A Llama of 103 M parameters (hidden 1024, FFN 2816, 8 layers), forward, backward and AdamW: INT4 weights in groups of 32,
+with and without INT8 inputs per token, NVFP4 and MXFP4 weights, and bfloat16 with float32 masters on all sides. Every
+mode has a model of its own and takes its step in turn, so that each round compares like with like; peak memory is that
+of a process of its own. On a GPU: the shape of Llama-1B and 2048 to 16384 tokens.
 First of all, logits are compared with torchao's on the grid that both have.
 """
 
@@ -18,6 +19,7 @@ import torch
 import torchqat
 from common import CUDA, DEVICE, MEGABYTE, RESULTS, alone, paired, peak_megabytes, publish, suffix, table, verdict
 from torch import nn
+from torchqat.training.masters import Masters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MODES = ["plain", "none", "codes", "weights", "together", "learned", "torchao"]
@@ -30,10 +32,19 @@ class Case:
     tokens: int
     inputs: bool = False
     limit: float = 1.03
+    weights: str = "int4"
+    masters: bool = False
+
+    @property
+    def group(self) -> int:
+        """Of so many weights each is one scale."""
+        return 16 if self.weights == "nvfp4" else 32
 
     @property
     def modes(self) -> list[str]:
         """The large cases leave out what shows as well in the small ones."""
+        if self.weights != "int4" or self.masters:
+            return ["plain", "none", "learned", "torchao"]
         return MODES if self.tokens == 512 and not self.inputs else ["plain", "none", "codes", "learned", "torchao"]
 
     @property
@@ -42,16 +53,20 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}-{self.tokens}" + "-int8" * self.inputs
+        others = "-int8" * self.inputs + f"-{self.weights}" * (self.weights != "int4") + "-masters" * self.masters
+        return f"{str(self.dtype).removeprefix('torch.')}-{self.tokens}{others}"
 
 
 BF16, FP32 = torch.bfloat16, torch.float32
 CASES = [
     Case(BF16, 512, limit=1.06), Case(BF16, 2048), Case(FP32, 512, limit=1.06), Case(FP32, 2048),
     Case(BF16, 512, True, 1.10), Case(BF16, 2048, True, 1.10), Case(FP32, 512, True, 1.10),
+    Case(BF16, 512, limit=1.10, weights="nvfp4"), Case(BF16, 512, limit=1.10, weights="mxfp4"),
+    Case(BF16, 512, limit=1.06, masters=True),
 ]  # fmt: skip
 if CUDA:
-    CASES = [Case(BF16, 4096), Case(BF16, 4096, True, 1.10)]
+    CASES = [Case(BF16, tokens) for tokens in (2048, 4096, 8192, 16384)]
+    CASES += [Case(BF16, 4096, True, 1.10), Case(BF16, 4096, limit=1.10, weights="nvfp4")]
 
 
 def plain_model(dtype: torch.dtype) -> nn.Module:
@@ -63,19 +78,21 @@ def plain_model(dtype: torch.dtype) -> nn.Module:
     return LlamaForCausalLM(config).to(DEVICE, dtype).train()
 
 
-def recipe(inputs: bool, cache: str = "none", rest: str = "") -> torchqat._library.Recipe:
-    tail = ", input: {dtype: int8, granularity: token}" if inputs else ""
-    rule = f'{{match: "model.layers.*", weight: {{dtype: int4, group_size: 32{rest}}}{tail}}}'
+def recipe(case: Case, cache: str = "none", rest: str = "") -> torchqat._library.Recipe:
+    tail = ", input: {dtype: int8, granularity: token}" if case.inputs else ""
+    weight = f"dtype: int4, group_size: {case.group}" if case.weights == "int4" else f"dtype: {case.weights}"
+    rule = f'{{match: "model.layers.*", weight: {{{weight}{rest}}}{tail}}}'
     return torchqat.parse_recipe(f"version: 1\nlayers: [{rule}]\ntrain: {{weight_cache: {cache}}}\n")
 
 
 def model_for(mode: str, case: Case) -> nn.Module | None:
     model = plain_model(case.dtype)
     if mode == "torchao":
-        return peers.torchao_model(model, case.inputs)
+        return peers.torchao_model(model, case.weights, case.inputs)
     if mode == "learned":
-        return torchqat.prepare(model, recipe(case.inputs, rest=", grid: full, scale: learned"), method="rtn")
-    return model if mode == "plain" else torchqat.prepare(model, recipe(case.inputs, CACHES[mode]))
+        grid = ", grid: full" * (case.weights == "int4")
+        return torchqat.prepare(model, recipe(case, rest=f"{grid}, scale: learned"), method="rtn")
+    return model if mode == "plain" else torchqat.prepare(model, recipe(case, CACHES[mode]))
 
 
 def stepper(mode: str, case: Case):
@@ -83,15 +100,21 @@ def stepper(mode: str, case: Case):
     model = model_for(mode, case)
     if model is None:
         return None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    masters = Masters(model) if case.masters else None
+    groups = [{"params": list(model.parameters())}]
+    optimizer = torch.optim.AdamW(masters.instead(groups) if masters else groups, lr=1e-5, fused=True)
     tokens = torch.randint(0, 1024, (1, case.tokens), generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
-    schedule = torchqat.Schedule(model, recipe(case.inputs, "weights"), 10**6) if mode == "together" else None
+    schedule = torchqat.Schedule(model, recipe(case, "weights"), 10**6) if mode == "together" else None
 
     def step() -> float:
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
+        if masters is not None:
+            masters.take_gradients()
         optimizer.step()
+        if masters is not None:
+            masters.give()
         optimizer.zero_grad()
         if schedule is not None:
             schedule.step()
@@ -103,10 +126,10 @@ def stepper(mode: str, case: Case):
 def check_agreement() -> str:
     """Logits against torchao's: symmetric INT4 in groups of 32, float32."""
     model = plain_model(FP32)
-    peer = peers.torchao_model(copy.deepcopy(model), inputs=False)
+    peer = peers.torchao_model(copy.deepcopy(model), "int4", inputs=False)
     if peer is None:
         return "torchao is missing: nothing to compare with"
-    ours = torchqat.prepare(model, recipe(False, rest=", grid: full, scale_dtype: float32"))
+    ours = torchqat.prepare(model, recipe(Case(FP32, 64), rest=", grid: full, scale_dtype: float32"))
     tokens = torch.arange(64, device=DEVICE)[None] * 7
     with torch.no_grad():
         difference = (ours(input_ids=tokens).logits - peer(input_ids=tokens).logits).abs().max().item()
@@ -139,10 +162,11 @@ def allowed_megabytes(mode: str, case: Case) -> float:
     model = plain_model(case.dtype)
     layers = [m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
     size = torch.finfo(case.dtype).bits // 8
-    one, scales, codes = max(layers) * size, max(layers) / 32 * 5, sum(layers) / 2 + sum(layers) / 32 * 5
+    one, of_all = max(layers) * size, sum(layers) / case.group
+    scales, codes = max(layers) / case.group * 5, sum(layers) / 2 + of_all * 5
     if mode == "learned":
-        scales = sum(layers) / 32 * 4 * 4  # parameter, gradient and AdamW's two moments
-    weights = sum(layers) * size + sum(layers) / 32 * 5
+        scales = of_all * 4 * 4  # parameter, gradient and AdamW's two moments
+    weights = sum(layers) * size + of_all * 5
     kept = {"codes": codes, "weights": weights, "together": weights}.get(mode, 0.0)
     inputs = case.tokens * 2816 * size if case.inputs else 0
     return (one + scales + kept + inputs) / MEGABYTE

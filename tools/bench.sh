@@ -16,3 +16,6 @@ fi
 python benchmarks/packed_linear.py
 python benchmarks/training_step.py
 python benchmarks/growth.py
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  python benchmarks/gptq_device.py
+fi

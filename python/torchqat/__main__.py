@@ -2,6 +2,7 @@
 
 import sys
 
+from torchqat.collector import no_collection
 from torchqat.errors import UserError
 from torchqat.extras import needs
 
@@ -9,7 +10,7 @@ from torchqat.extras import needs
 def main() -> None:
     """Entry point; ends the process with the exit code."""
     try:
-        with needs("cli", "The command line"):
+        with needs("cli", "The command line"), no_collection():
             from torchqat.cli import main as command
     except UserError as error:
         print(f"torchqat: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import typer
 
 from torchqat.cli.options import DATA, DEVICE, DTYPE, MODEL, OUTPUT, PUSH, RECIPE, RESTART, RESUME, RUNS, SET, STEPS
 from torchqat.cli.output import is_json, result, say
+from torchqat.collector import no_collection
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
+@no_collection()
 def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -> None:
     """Validate a recipe and, where its model is at hand, print the plan and the memory that training takes."""
     import torchqat
