@@ -12,7 +12,7 @@ from sentences import matches, said
 from torch import nn
 from torchqat.layers.prepared import quant_layers
 from torchqat.training.trainable import check_trainable
-from trainers import LADDER, STEPS, TRAINERS, adamw, arguments, batch, prepared, recipe, rows
+from trainers import LADDER, STEPS, TRAINERS, adamw, arguments, batch, loaded, prepared, recipe, rows
 
 EACH = [pytest.param(name, marks=pytest.mark.shows(trainer=name)) for name in TRAINERS]
 
@@ -149,16 +149,25 @@ def test_the_best_checkpoint_is_of_the_exported_widths(stops, tmp_path, caplog):
     assert int(model.net.qat_step) == 10
 
 
-@shows("a checkpoint of a wider stage is not exported", "own loop", "Lightning", "Accelerate", "transformers' Trainer")
-def test_a_checkpoint_of_a_wider_stage_is_not_exported(tmp_path):
+@pytest.mark.shows(feature="a checkpoint of a wider stage is not exported")
+@pytest.mark.parametrize("trainer", EACH)
+def test_a_checkpoint_of_a_wider_stage_is_not_exported(trainer, tmp_path):
+    of = recipe(ladder=LADDER.replace("50%", "75%"))  # wider where the trainer is interrupted
+    TRAINERS[trainer](tmp_path / "kept", True, of)
+    model = loaded(trainer, tmp_path / "kept", of)
+    assert {layer.weight_bits for _, layer in quant_layers(model)} == {8}
+    with pytest.raises(torchqat.UserError, match=matches("export.not-at-exported-width", dtype="int4", width="int8")):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_a_wider_stage_runs_as_it_was_trained():
     model = prepared()
     torchqat.Schedule(model, recipe(), STEPS)
     fresh = prepared()
     fresh.load_state_dict(model.state_dict())
     ids = batch(0)
-    assert torch.equal(fresh(input_ids=ids).logits, model(input_ids=ids).logits)  # at 8 bits, as it was trained
-    with pytest.raises(torchqat.UserError, match=matches("export.not-at-exported-width", dtype="int4", width="int8")):
-        torchqat.export(fresh, tmp_path / "out", "safetensors")
+    assert torch.equal(fresh(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 # -- what other libraries make of a model -----------------------------------------------------------------------------
