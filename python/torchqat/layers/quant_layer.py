@@ -206,8 +206,16 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         """Whether the forward asks the cache for the rounded weight."""
         return False
 
+    def train(self, mode: bool = True):
+        """As of any module. Averages are put in the place of weights to evaluate them, often through ``.data``, which no
+        version shows."""
+        if mode != self.training:
+            self.forget_weight()
+        return super().train(mode)
+
     def forget_weight(self) -> None:
-        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
+        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``, and not before
+        ``train()``, ``eval()``, a step of the schedule or an export."""
         self._cache.clear()
         if self.shared_outer_scale is not None:
             self.shared_outer_scale.forget()
