@@ -21,7 +21,6 @@ schedule: [{until: 40%, weight: int8}, {until: 100%, weight: int4}]
 """
 RECIPE_OBJECT = torchqat.parse_recipe(RECIPE)
 EIGHT_BIT = [name for name in ("bitsandbytes", "torchao") if find_spec(name)]
-NAMES = ["adamw", "muon", "sgd", "own_optimizers:lion", *["adamw_8bit"] * bool(EIGHT_BIT)]
 OWN = """
 import torch
 
@@ -62,6 +61,13 @@ def of_scales(groups, settings):
     assert scales, "there must be scales"
     return Lion(groups)
 """
+
+
+def in_8_bits(needed, here):
+    return pytest.param("adamw_8bit", marks=pytest.mark.skipif(not here, reason=f"{needed} is not installed"))
+
+
+NAMES = ["adamw", "muon", "sgd", "own_optimizers:lion", in_8_bits("bitsandbytes or torchao", EIGHT_BIT)]
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +221,7 @@ def held(tensors):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masters", ["float32", "model"])
-@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", *["adamw_8bit"] * ("bitsandbytes" in EIGHT_BIT)])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", in_8_bits("bitsandbytes", "bitsandbytes" in EIGHT_BIT)])
 def test_what_it_takes_is_what_it_holds(name, masters, dtype, tiny_llama):
     model = prepared(tiny_llama.to(dtype))
     counted = training_memory(model, optimizer=name, masters=masters)

@@ -1,8 +1,11 @@
 """Groups of parameters: scales train at rates relative to their size, under any optimizer that a schedule knows."""
 
+import contextlib
+
 import pytest
 import torch
 import torchqat
+from sentences import matches
 from torch import nn
 
 RECIPE = """version: 1
@@ -61,13 +64,15 @@ def test_a_scale_moves_by_a_share_of_its_size(model, recipe, scheduled):
 
 
 def test_other_groups_are_left_alone(model, recipe):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "relative": False}], lr=0.5)
     torchqat.Schedule(model, recipe, 4, optimizer)
-    before = model[0].weight.detach().clone()
+    before, old_scale = model[0].weight.detach().clone(), model[0].weight_scale.detach().clone()
     model(torch.randn(8, 32)).sum().backward()
     gradient = model[0].weight.grad.clone()
     optimizer.step()
     assert torch.equal(model[0].weight, before - 0.5 * gradient)
+    scale = model[0].weight_scale
+    assert torch.equal(scale, old_scale - 0.5 * scale.grad)
 
 
 def relative_step(model, optimizer):
@@ -77,6 +82,85 @@ def relative_step(model, optimizer):
     optimizer.step()
     optimizer.zero_grad()
     return ((model[0].weight_scale.detach() - before).abs() / before.abs().mean()).max().item()
+
+
+def falling(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+
+def rising(optimizer):
+    shape = {"total_steps": 5, "pct_start": 0.4, "div_factor": 4.0, "anneal_strategy": "linear"}
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, **shape)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("scheduler", "shares"), [(falling, [1.0, 0.5, 0.25]), (rising, [0.25, 1.0, 2 / 3])], ids=["falls", "one-cycle"]
+)
+def test_the_rate_of_a_scale_among_weights_goes_along_with_theirs(model, recipe, scheduler, shares, first):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, weight_decay=0.1)
+    rates = scheduler(optimizer) if first else None
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    rates = rates or scheduler(optimizer)
+    for share in shares:
+        optimizer.state.clear()
+        assert relative_step(model, optimizer) == pytest.approx(1e-2 * share, rel=1e-3)
+        rates.step()
+
+
+def test_a_rate_that_is_set_by_hand_is_relative_to_the_first(model, recipe):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3)
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.03
+    again = torch.optim.AdamW(model.parameters())
+    again.load_state_dict(optimizer.state_dict())  # which a schedule that goes on has to know
+    torchqat.Schedule(model, recipe, 4, again)
+    assert relative_step(model, again) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_zero_points_among_weights_are_in_levels():
+    recipe = torchqat.parse_recipe(RECIPE.replace("grid: full", "symmetric: false"))
+    model = torchqat.prepare(nn.Sequential(nn.Linear(32, 4)), recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, weight_decay=0.1)
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    before = model[0].weight_zero_point.detach().clone()
+    model(torch.randn(64, 32)).square().sum().backward()
+    optimizer.step()
+    assert (model[0].weight_zero_point - before).abs().max().item() == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_outside_of_a_step_groups_are_as_they_were(model, recipe):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3)
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    parameters = list(model.parameters())
+
+    def fail():
+        assert len(optimizer.param_groups) == 3
+        raise ZeroDivisionError
+
+    model(torch.randn(8, 32)).sum().backward()
+    for run in (optimizer.step, lambda: optimizer.step(fail)):
+        with contextlib.suppress(ZeroDivisionError):
+            run()
+        state = optimizer.state_dict()
+        assert [group["params"] for group in state["param_groups"]] == [list(range(len(parameters)))]
+        assert [list(map(id, group["params"])) for group in optimizer.param_groups] == [list(map(id, parameters))]
+
+
+class OfItsOwnRate(torch.optim.SGD):
+    """As Adafactor with ``relative_step``."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=1.0)
+        self.param_groups[0]["lr"] = None
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, OfItsOwnRate])
+def test_an_optimizer_without_a_rate_for_scales_is_refused(model, recipe, kind):
+    optimizer = kind(model.parameters())
+    sentence = matches("training.no-rate-of-a-group", first="0.weight_scale", count=2, optimizer=kind.__name__)
+    with pytest.raises(torchqat.UserError, match=sentence):
+        torchqat.Schedule(model, recipe, 4, optimizer)
 
 
 def test_wrapped_and_copied_optimizers_and_tensor_rates(model, recipe):

@@ -56,6 +56,53 @@ def test_an_encoder_with_a_pooler_gives_the_bits_of_one_process(encoder, initial
         assert torch.equal(tensor, together[name]), name
 
 
+CALIBRATED = """
+import hashlib, sys, torchqat
+from pathlib import Path
+from torchqat.layers.quant_layer import QuantLayer
+from torchqat.layers.sharded import whole
+from torchqat.runs import run as module
+from torchqat.runs.progress import Progress
+from torchqat.training.processes import processes, rank
+from torchqat.training.spread import replicate, shard
+
+calls, calibrate = [], module.calibrate
+module.calibrate = lambda *given: calls.append(given) or calibrate(*given)
+
+def bits(model):
+    tensors = [whole(p.detach()) for p in model.parameters()] + list(model.buffers())
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors if not t.is_meta)).hexdigest()
+
+with processes():
+    recipe = torchqat.load_recipe(sys.argv[1])
+    recipe.model.path, recipe.data.train = sys.argv[2:4]
+    run = module.Run(recipe, Path(sys.argv[4]), Progress())
+    model = run.prepared(run.plan)
+    before = bits(model)
+    if recipe.train.strategy == "fsdp":
+        shard(model, QuantLayer)
+    else:
+        replicate(model, lambda batch: None)
+    sys.stdout.write(f"{rank()} {len(calls)} {before} {bits(model)}\\n")
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_first_process_alone_calibrates_and_all_hold_its_bits(strategy, tmp_path, model_folder, data_folder):
+    recipe = tmp_path / "recipe.yaml"
+    given = "weight: {dtype: int4, group_size: 32, scale: mse}, input: {dtype: int8, granularity: tensor, scale: mse}"
+    recipe.write_text(
+        f"version: 1\nlayers: [{{match: 'model.layers.*', {given}}}]\ninitialize: {{method: gptq}}\n"
+        "data: {evaluation: {samples: 4, sequence_length: 32}, calibration: {samples: 4, sequence_length: 32}}\n"
+        f"train: {{strategy: {strategy}, sequence_length: 32, steps: 2}}\n"
+    )
+    printed = said_by(CALIBRATED, tmp_path, 2, recipe, model_folder, data_folder, tmp_path / "run")
+    lines = [line.split() for line in printed.splitlines() if re.fullmatch(r"[01] \d \w{64} \w{64}", line)]
+    (_, first, own, after), (_, second, others, dealt) = sorted(lines)
+    assert (first, second) == ("1", "0")
+    assert after == dealt and own != others
+
+
 @pytest.mark.parametrize(
     "quota, cores", [("max 100000", 8), ("250000 100000", 3), ("900000 100000", 8), ("5000 100000", 1), ("", 8)]
 )

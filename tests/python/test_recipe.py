@@ -57,6 +57,12 @@ _FOLLOWS = (
     "text, key, unless, value",
     [
         ("initialize: {method: mse, damping: 0.1}", "initialize.damping", "unless method rounds by gptq", 0.1),
+        (
+            "initialize: {block_training: {steps: 5, scale_learning_rate: 0.1}}",
+            "initialize.block_training.scale_learning_rate",
+            "unless a weight has scale: learned",
+            0.1,
+        ),
         ("distill: {loss: cross_entropy, temperature: 2}", "distill.temperature", "unless loss is forward_kl", 2),
         (
             "distill: {loss: cross_entropy, weight: 0.5}",
@@ -79,6 +85,16 @@ def test_what_would_have_no_effect_is_refused(text, key, unless, value):
     rule = "version: 1\nlayers: [{match: a, weight: {dtype: int4}}]\n"
     with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", key=key, unless=unless, value=value)):
         torchqat.parse_recipe(rule + text + "\n", "r")
+
+
+def test_block_training_moves_the_learned_scales_of_weights_alone():
+    blocks = "initialize: {block_training: {steps: 5, scale_learning_rate: %s}}\n"
+    rule = "version: 1\nlayers: [{match: a, weight: {dtype: int4%s}, input: {dtype: int8, granularity: tensor%s}}]\n"
+    taken = torchqat.parse_recipe(rule % (", scale: learned", "") + blocks % 0.1, "r")
+    assert taken.initialize.block_training.scale_learning_rate == 0.1
+    torchqat.parse_recipe(rule % ("", "") + blocks % 1.0e-3, "r")  # its default
+    with pytest.raises(torchqat.RecipeError, match=matches("recipe.left-out", value=0.1)):
+        torchqat.parse_recipe(rule % ("", ", scale: learned") + blocks % 0.1, "r")
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_after_a_drop_a_scale_moves_as_with_a_new_optimizer(optimizer, name):
     net = torchqat.prepare(Net(), recipe)
     scale = getattr(net.first, name)
     scale.grad = torch.full_like(scale, -1.0)
-    used = make([scale])
+    used = make([{"params": [scale], "relative": False}])
     schedule = torchqat.Schedule(net, recipe, 400, used)
     for _ in range(200):
         used.step()

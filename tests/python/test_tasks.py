@@ -1,6 +1,7 @@
 """The user's task: each form scored as a slow reading of its definition does."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -154,3 +155,27 @@ def test_an_empty_file_is_refused(tmp_path):
 def test_a_function_that_gives_no_scores(returned, message, tiny_llama):
     with pytest.raises(torchqat.UserError, match=message):
         Task("mine", function=lambda model, tokenizer: returned).scores(tiny_llama, None)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_refused(score, tiny_llama):
+    task = Task("mine", function=lambda model, tokenizer: torch.tensor([1.0, score, 0.0]))
+    with pytest.raises(
+        torchqat.UserError, match=matches("tasks.no-finite-number", task="mine", index=1, score=score, count=1, of=3)
+    ):
+        task.scores(tiny_llama, None)
+
+
+def test_a_model_of_no_numbers_answers_nothing_right(tiny_llama, tokenizer, tmp_path):
+    """NaN is the largest for torch, and so the first answer."""
+    tiny_llama.model.norm.weight.data.fill_(math.nan)
+    example = {"prompt": "def", "choices": ["\n    pass\n", "\n    return 7\n"], "answer": 0}
+    path = write(tmp_path / "task.jsonl", example)
+    assert load_task(str(path)).scores(tiny_llama, tokenizer) == [0.0]
+
+
+def test_a_ranking_of_no_numbers_is_not_right(tiny_llama, tokenizer, tmp_path):
+    path = write(tmp_path / "task.jsonl", {"query": "a", "passages": ["b", "c"], "answer": 0})
+    ranks = [torch.tensor([2.0, 1.0]), torch.tensor([math.nan, math.nan])]
+    found = [load_task(str(path)).scores(tiny_llama, tokenizer, lambda *_, r=r: r) for r in ranks]
+    assert found == [[1.0], [0.0]]

@@ -2,9 +2,12 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from chats import TEMPLATE, messages, write_lines
@@ -12,7 +15,7 @@ from sentences import matches
 from torchqat import UserError
 from torchqat.data.batches import Batches
 from torchqat.data.sources import Source
-from torchqat.data.token_file import Tokens
+from torchqat.data.token_file import Tokens, TokenWriter, read_tokens
 from torchqat.data.tokenized import tokenize, tokenized_source
 from torchqat.data.tokenizers import beginning, content_of_tokenizer
 from torchqat.data.windows import all_windows, held_out_windows, windows
@@ -119,6 +122,30 @@ def test_memory_does_not_grow_with_the_text(model_folder, tmp_path):
     (few, before), (many, after) = json.loads(done.stdout)
     assert many > 1_500_000 and many > 5 * few
     assert after - before < 0.5 * 36 * (many - few) / 1e6
+
+
+def anonymous():
+    """Bytes of this program that are no pages of files."""
+    (line,) = [one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon")]
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells anonymous memory apart")
+def test_a_billion_tokens_take_the_memory_of_what_is_looked_at(tmp_path):
+    """In a file with holes, which takes no room on disk either; read into memory they would take 3 GB."""
+    billion = 10**9
+    with TokenWriter(tmp_path, 400, masks=True) as writer:
+        writer.add([7] * 100, [True] * 100)
+    for name, size in (("ids.bin", 2), ("counted.bin", 1)):
+        os.truncate(tmp_path / name, size * billion)
+    np.save(tmp_path / "starts.npy", np.array([0, billion]))
+    before = anonymous()
+    tokens = read_tokens(tmp_path)
+    drawn = [Batches(tokens, 4, 64, 0)[step] for step in range(20)]
+    drawn += [*windows(tokens, 8, 64), *held_out_windows(tokens, 8, 64)[1]]  # and kept
+    ids, counted = tokens.row(0, 200)
+    assert len(tokens) == billion and ids.sum() == 700 and counted.sum() == 100
+    assert anonymous() - before < 16e6
 
 
 def test_windows_begin_as_texts_do(tokenizer, begun, data_folder):

@@ -6,12 +6,13 @@ import peft
 import pytest
 import torch
 import torchqat
+import trainers
 import transformers
 from sentences import matches, said
 from torch import nn
 from torchqat.layers.prepared import quant_layers
 from torchqat.training.trainable import check_trainable
-from trainers import LADDER, STEPS, TRAINERS, adamw, arguments, batch, prepared, recipe, rows
+from trainers import LADDER, STEPS, TRAINERS, adamw, arguments, batch, loaded, prepared, recipe, rows
 
 EACH = [pytest.param(name, marks=pytest.mark.shows(trainer=name)) for name in TRAINERS]
 
@@ -49,7 +50,6 @@ def changes(model, before):
     return torch.cat([(layer.weight_scale / before[name]).flatten() for name, layer in quant_layers(model)])
 
 
-@shows("learned scales at a rate of their own", "transformers' Trainer")
 def test_scales_of_parameter_groups_keep_their_sign_and_do_not_decay(tmp_path, caplog):
     of = recipe(ladder="train: {learning_rate: 2.0e-4, weight_decay: 0.1}\n")
     model = prepared(of)
@@ -67,37 +67,45 @@ def test_scales_of_parameter_groups_keep_their_sign_and_do_not_decay(tmp_path, c
     assert not said(caplog.text, "training.scales-in-ordinary-groups")
 
 
-def ordinary(trainer, model, of, folder):
-    """Train a step with an optimizer that knows nothing of scales."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    if trainer == "transformers' Trainer":
-        settings = arguments(folder, max_steps=1, save_strategy="no")
-        transformers.Trainer(model, settings, train_dataset=rows(), callbacks=[torchqat.TrainerCallback(of)]).train()
-    elif trainer == "Accelerate":
-        from accelerate import Accelerator
-
-        torchqat.Schedule(model, of, STEPS, Accelerator(cpu=True).prepare(optimizer))
-    elif trainer == "Lightning":
-        from types import SimpleNamespace
-
-        callback = torchqat.LightningCallback(of)
-        callback.schedule = torchqat.Schedule(model, of, STEPS)
-        callback.on_train_start(SimpleNamespace(optimizers=[optimizer], global_step=0, callbacks=[]), model)
-    else:
-        torchqat.Schedule(model, of, STEPS, optimizer)
+def among_weights(model, of):
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-@pytest.mark.shows(feature="scales at the rate of weights are said")
-@pytest.mark.parametrize(
-    "trainer",
-    [pytest.param(name, marks=pytest.mark.shows(trainer=name)) for name in TRAINERS if "peft" not in name],
-)
-def test_an_ordinary_optimizer_is_said(trainer, tmp_path, caplog):
-    of = recipe()
+def by_hand(model, of):
+    """The same, in groups."""
+    trains = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    weights = [p for name, p in trains if not name.endswith("scale")]
+    scales = [p for name, p in trains if name.endswith("scale")]
+    rate = {"lr": of.train.scale_learning_rate, "weight_decay": 0.0, "relative": True}
+    return torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.1, "relative": False}, *({"params": [p], **rate} for p in scales)], lr=1e-2
+    )  # fmt: skip
+
+
+@pytest.mark.shows(feature="learned scales at a rate of their own, in any optimizer")
+@pytest.mark.parametrize("trainer", EACH)
+def test_scales_among_weights_move_as_in_groups_of_their_own(trainer, tmp_path, monkeypatch, caplog):
+    of, train = recipe(), TRAINERS[trainer]
+    monkeypatch.setattr(trainers, "adamw", by_hand)
+    expected = train(tmp_path / "groups", False, of).state_dict()
+    assert not said(caplog.text, "training.scales-in-ordinary-groups")
+    monkeypatch.setattr(trainers, "adamw", among_weights)
+    for interrupted in (False, True):
+        with caplog.at_level(logging.WARNING, "torchqat"):
+            found = train(tmp_path / str(interrupted), interrupted, of).state_dict()
+        assert said(caplog.text, "training.scales-in-ordinary-groups", optimizer="AdamW")
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+def test_the_trainers_own_optimizer_leaves_scales_their_sign(tmp_path):
+    of = recipe(ladder="")
     model = prepared(of)
-    with caplog.at_level(logging.WARNING, "torchqat"):
-        ordinary(trainer, model, of, tmp_path)
-    assert said(caplog.text, "training.scales-in-ordinary-groups", optimizer="AdamW", count=7)
+    before = {name: layer.weight_scale.detach().clone() for name, layer in quant_layers(model)}
+    settings = arguments(tmp_path, max_steps=30, save_strategy="no", learning_rate=5e-3, weight_decay=0.1)
+    transformers.Trainer(model, settings, train_dataset=rows(), callbacks=[torchqat.TrainerCallback(of)]).train()
+    moved = changes(model, before)
+    assert moved.min() > 0.9 and moved.max() < 1.1
 
 
 # -- the best checkpoint ----------------------------------------------------------------------------------------------
@@ -141,16 +149,25 @@ def test_the_best_checkpoint_is_of_the_exported_widths(stops, tmp_path, caplog):
     assert int(model.net.qat_step) == 10
 
 
-@shows("a checkpoint of a wider stage is not exported", "own loop", "Lightning", "Accelerate", "transformers' Trainer")
-def test_a_checkpoint_of_a_wider_stage_is_not_exported(tmp_path):
+@pytest.mark.shows(feature="a checkpoint of a wider stage is not exported")
+@pytest.mark.parametrize("trainer", EACH)
+def test_a_checkpoint_of_a_wider_stage_is_not_exported(trainer, tmp_path):
+    of = recipe(ladder=LADDER.replace("50%", "75%"))  # wider where the trainer is interrupted
+    TRAINERS[trainer](tmp_path / "kept", True, of)
+    model = loaded(trainer, tmp_path / "kept", of)
+    assert {layer.weight_bits for _, layer in quant_layers(model)} == {8}
+    with pytest.raises(torchqat.UserError, match=matches("export.not-at-exported-width", dtype="int4", width="int8")):
+        torchqat.export(model, tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_a_wider_stage_runs_as_it_was_trained():
     model = prepared()
     torchqat.Schedule(model, recipe(), STEPS)
     fresh = prepared()
     fresh.load_state_dict(model.state_dict())
     ids = batch(0)
-    assert torch.equal(fresh(input_ids=ids).logits, model(input_ids=ids).logits)  # at 8 bits, as it was trained
-    with pytest.raises(torchqat.UserError, match=matches("export.not-at-exported-width", dtype="int4", width="int8")):
-        torchqat.export(fresh, tmp_path / "out", "safetensors")
+    assert torch.equal(fresh(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 # -- what other libraries make of a model -----------------------------------------------------------------------------

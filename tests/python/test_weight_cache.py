@@ -185,3 +185,37 @@ def test_kept_memory_is_used_again_and_given_back():
     del second
     ops.release_kept_memory()
     assert ops.kept_bytes() == base
+
+
+def exchange(net):
+    """As averages of weights are put in the place of them by those who write through ``.data``."""
+    for parameter in net.parameters():
+        parameter.data.copy_(parameter.data * 1.5)
+
+
+@pytest.mark.parametrize("policy", ["codes", "weights"])
+def test_weights_that_were_exchanged_to_be_evaluated_are_those_that_are(policy):
+    cached = prepared(WEIGHTS[0], policy)
+    x = torch.randn(3, 64)
+    before = cached(x)
+    exchange(cached)
+    cached.eval()
+    fresh = prepared(WEIGHTS[0], "none")
+    fresh.load_state_dict(cached.state_dict())
+    assert torch.equal(cached(x), fresh(x)) and not torch.equal(cached(x), before)
+    exchange(cached)
+    fresh.load_state_dict(cached.state_dict())
+    assert torch.equal(cached.train()(x), fresh(x))
+
+
+def test_what_is_exported_is_what_the_model_computes_with(tmp_path):
+    cached = prepared(WEIGHTS[0], "weights")
+    cached(torch.randn(3, 64))
+    exchange(cached)
+    torchqat.export(cached, tmp_path / "out", "safetensors")
+    for layer, stored in zip((cached.first, cached.second), torchqat.convert(cached), strict=True):
+        assert torch.equal(layer(torch.eye(layer.in_features)).T, stored.dequantize() + _bias(layer))
+
+
+def _bias(layer):
+    return 0.0 if layer.bias is None else layer.bias[:, None]

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 import torchqat
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 STEPS, HALT = 8, 5
@@ -59,7 +60,7 @@ def own_loop(folder: Path, interrupted: bool, of: torchqat._library.Recipe) -> n
         model = prepared(of)
         optimizer = adamw(model, of)
         if first:
-            kept = torch.load(folder / "kept.pt")
+            kept = torch.load(folder / f"{first}.pt")
             model.load_state_dict(kept["model"])  # strict, and before there is a schedule
             optimizer.load_state_dict(kept["optimizer"])
         schedule = torchqat.Schedule(model, of, STEPS, optimizer)
@@ -68,7 +69,7 @@ def own_loop(folder: Path, interrupted: bool, of: torchqat._library.Recipe) -> n
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "kept.pt")
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / f"{last}.pt")
         return model
 
     if interrupted:
@@ -86,14 +87,14 @@ def accelerate(folder: Path, interrupted: bool, of: torchqat._library.Recipe) ->
         schedule = torchqat.Schedule(model, of, STEPS, optimizer)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         if first:
-            accelerator.load_state(str(folder / "kept"))
+            accelerator.load_state(str(folder / str(first)))
         assert schedule.current_step == first
         for step in range(first, last):
             accelerator.backward(loss_of(wrapped, batch(step)))
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        accelerator.save_state(str(folder / "kept"))
+        accelerator.save_state(str(folder / str(last)))
         return model
 
     if interrupted:
@@ -176,16 +177,17 @@ def of_transformers(
     return program(str(folder / f"checkpoint-{HALT}") if interrupted else None, [])
 
 
-def of_transformers_with_peft(folder: Path, interrupted: bool, of: torchqat._library.Recipe) -> nn.Module:
+def with_adapters(of: torchqat._library.Recipe) -> nn.Module:
     import peft
 
-    def make() -> nn.Module:
-        model = prepared(of)
-        torch.manual_seed(0)
-        config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
-        return torchqat.attach_adapters(peft.get_peft_model(model, config))
+    model = prepared(of)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
+    return torchqat.attach_adapters(peft.get_peft_model(model, config))
 
-    return of_transformers(folder, interrupted, of, make)
+
+def of_transformers_with_peft(folder: Path, interrupted: bool, of: torchqat._library.Recipe) -> nn.Module:
+    return of_transformers(folder, interrupted, of, lambda: with_adapters(of))
 
 
 TRAINERS = {
@@ -195,3 +197,22 @@ TRAINERS = {
     "transformers' Trainer": of_transformers,
     "Trainer with peft": of_transformers_with_peft,
 }
+
+
+def loaded(trainer: str, folder: Path, of: torchqat._library.Recipe) -> nn.Module:
+    """A fresh model with what a trainer that was interrupted in ``folder`` had written at step HALT."""
+    if trainer == "Trainer with peft":
+        model = with_adapters(of)
+        model.load_adapter(folder / f"checkpoint-{HALT}", "default")
+        return model.merge_and_unload()
+    model = prepared(of)
+    if trainer == "own loop":
+        state = torch.load(folder / f"{HALT}.pt")["model"]
+    elif trainer == "Lightning":
+        state = torch.load(folder / f"step={HALT}.ckpt", weights_only=False)["state_dict"]
+        state = {name.removeprefix("net."): value for name, value in state.items()}
+    else:
+        part = {"Accelerate": str(HALT), "transformers' Trainer": f"checkpoint-{HALT}"}[trainer]
+        state = load_file(folder / part / "model.safetensors")
+    model.load_state_dict(state)
+    return model

@@ -35,6 +35,7 @@ from torchqat.checkpoints.replaced import exported_folder
 from torchqat.errors import UserError
 from torchqat.extras import needs
 from torchqat.files import as_path, copy_into
+from torchqat.layers.prepared import quant_layers
 from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
@@ -120,6 +121,8 @@ def export(
     dtype = stored_dtype(chosen, dtype)
     if format == "mlx":
         check_products(plan.layers, dtype or next(model.parameters()).dtype)
+    for _, layer in quant_layers(model):
+        layer.forget_weight()  # what was written through .data is what is exported, and what the model computes with
     layers = counted(convert_layers(model, dtype), f"Writing {format}", len(plan.layers))
     with exported_folder(output) as folder:
         if format == "gguf":

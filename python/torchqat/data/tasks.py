@@ -1,5 +1,6 @@
 """The user's own task: a score for each of its examples, for any model that is to be compared."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Task:
                 fits best, for tasks of queries and passages.
 
         Raises:
-            UserError: An example has no token to judge, or the function gives no scores.
+            UserError: An example has no token to judge, or the function gives no scores, or one that is not finite.
         """
         training = model.training
         model.eval()
@@ -74,7 +75,8 @@ class Task:
             raise UserError(
                 "A task of queries and passages needs a sentence_encoder or a reranker, but the model is none."
             )
-        return float(int(rank(model, tokenizer, example["query"], example["passages"]).argmax()) == example["answer"])
+        numbers = rank(model, tokenizer, example["query"], example["passages"])
+        return float(_largest(numbers).item() == example["answer"])
 
 
 def load_task(source: str) -> Task:
@@ -133,10 +135,15 @@ def _is_one_of(texts: Any, answer: Any) -> bool:
     return all(isinstance(text, str) and text for text in texts) and 0 <= answer < len(texts)
 
 
+def _largest(numbers: Tensor) -> Tensor:
+    """Where the largest of the last dimension is; -1, which is no answer, where one is NaN, torch's largest."""
+    return numbers.argmax(-1).masked_fill(numbers.isnan().any(-1), -1)
+
+
 def _exact(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
     """Greedy decoding writes ``expected`` exactly if each of its tokens is the likeliest after those before it."""
     logits, target = _continuation(model, tokenizer, example["prompt"], example["expected"])
-    return float(torch.equal(logits.argmax(-1), target))
+    return float(torch.equal(_largest(logits), target))
 
 
 def _choice(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
@@ -145,7 +152,7 @@ def _choice(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
         logits, target = _continuation(model, tokenizer, example["prompt"], choice)
         total = -F.cross_entropy(logits.float(), target, reduction="sum").item()
         likelihoods.append(total / len(choice.encode()))
-    return float(max(range(len(likelihoods)), key=likelihoods.__getitem__) == example["answer"])
+    return float(_largest(torch.tensor(likelihoods)).item() == example["answer"])
 
 
 def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
@@ -162,7 +169,7 @@ def _label(model: nn.Module, tokenizer, example: dict[str, Any]) -> float:
         raise UserError(
             f"A task's label must be one of the classifier's {classes} classes, 0 to {classes - 1}, but is {label}."
         )
-    return float(logits[0].argmax().item() == label)
+    return float(_largest(logits[0]).item() == label)
 
 
 _SCORERS = {"exact": _exact, "choice": _choice, "label": _label}
@@ -212,4 +219,9 @@ def _checked(name: str, scores: Any) -> list[float]:
         ) from error
     if not values:
         raise UserError(f"{name} must return a score for at least one example, but returned none.")
+    if bad := [at for at, value in enumerate(values) if not math.isfinite(value)]:
+        raise UserError(
+            f"{name} must return finite numbers, but example {bad[0]} has {values[bad[0]]}, and {len(bad)} of {len(values)} "
+            "have none."
+        )
     return values

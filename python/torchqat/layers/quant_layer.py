@@ -21,6 +21,9 @@ from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.taken import take_hooks, take_more
 from torchqat.layers.weight_scales import WeightScales
 
+# Grids whose scales have the sign of the largest element under them.
+_SIGNED_SCALES = ("signed", "iq4_nl")
+
 
 class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
@@ -203,8 +206,16 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         """Whether the forward asks the cache for the rounded weight."""
         return False
 
+    def train(self, mode: bool = True):
+        """As of any module. Averages are put in the place of weights to evaluate them, often through ``.data``, which no
+        version shows."""
+        if mode != self.training:
+            self.forget_weight()
+        return super().train(mode)
+
     def forget_weight(self) -> None:
-        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``."""
+        """Drop what is kept of the quantized weight. Needed only after writing to it through ``.data``, and not before
+        ``train()``, ``eval()``, a step of the schedule or an export."""
         self._cache.clear()
         if self.shared_outer_scale is not None:
             self.shared_outer_scale.forget()
@@ -263,13 +274,25 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             )
 
     def _check_learned(self, name: str) -> None:
-        """A learned scale that is no number would be read as 1."""
+        """A learned scale that is no number, or zero, would be read as 1, and one that changed its sign is lost."""
         for leaf in SCALE_NAMES:
             learned = getattr(self, leaf, None)
-            bad = int((~whole(learned.detach()).isfinite()).sum()) if isinstance(learned, nn.Parameter) else 0
-            if bad:
+            if not isinstance(learned, nn.Parameter):
+                continue
+            value = whole(learned.detach())
+            if bad := int((~value.isfinite()).sum()):
                 raise ValueError(
                     f"The {leaf} of {name} must be finite, but has {bad} elements that are NaN or infinite."
+                )
+            spec = self.weight_spec if leaf.startswith("weight") else self.input_spec
+            signed = spec.grid in _SIGNED_SCALES
+            lost = value == 0 if signed else value <= 0
+            if leaf.endswith("scale") and lost.any():
+                sign = "another number than zero" if signed else "positive"
+                raise ValueError(
+                    f"The {leaf} of {name} must be {sign}, but training left {int(lost.sum())} of its "
+                    f"{value.numel()} elements otherwise; train scales in groups of torchqat.parameter_groups(model, "
+                    "recipe), or at a lower scale_learning_rate."
                 )
 
     @torch.no_grad()
@@ -277,7 +300,8 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
 
         Raises:
-            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, or ``dtype`` cannot hold
+            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, a scale lost its sign in
+                training, or ``dtype`` cannot hold
                 the scales.
         """
         self.check_converts(name)

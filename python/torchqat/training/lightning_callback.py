@@ -17,8 +17,8 @@ class LightningCallback(Callback):
     """Steps the schedule of a prepared module after each of the Trainer's optimizer steps, and logs what ``Monitor`` sees.
 
     The step, the widths and the scales are in the module's ``state_dict``, so Lightning's checkpoints carry them, and
-    ``ckpt_path`` ends with the bits of a training that was not interrupted. Return an optimizer of ``parameter_groups``
-    from ``configure_optimizers`` where scales are learned; a sentence says where one is not.
+    ``ckpt_path`` ends with the bits of a training that was not interrupted. Learned scales move as in groups of
+    ``parameter_groups``, also where ``configure_optimizers`` has them among weights, which a sentence says.
 
     Args:
         recipe: The recipe that the module, or a part of it, was prepared with.

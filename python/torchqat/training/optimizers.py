@@ -96,21 +96,15 @@ def parameter_groups(model: nn.Module, settings: Recipe | TrainSection) -> Group
     return [group for group in groups if group["params"]]
 
 
-def scales_note(model: nn.Module, optimizer: Optimizer) -> str:
-    """A sentence where ``optimizer`` trains learned scales of ``model`` in groups that know nothing of them, or moves its
-    other parameters alone, as one does that was made before ``prepare``; else empty."""
-    ordinary = {id(p) for group in optimizer.param_groups if "relative" not in group for p in group["params"]}
-    names = [
-        name
-        for name, parameter in model.named_parameters()
-        if id(parameter) in ordinary and name.rpartition(".")[2] in ("weight_scale", "input_scale")
-    ]
-    if not names:
+def scales_note(model: nn.Module, optimizer: Optimizer, apart: list[str]) -> str:
+    """A sentence where ``optimizer`` has learned scales of ``model``, those that are called ``apart``, in groups that know
+    nothing of them, or moves its other parameters alone, as one does that was made before ``prepare``; else empty."""
+    if not apart:
         return _without_scales(model, optimizer)
     return (
-        f"{type(optimizer).__name__} moves learned scales ({names[0]}; {len(names)} in all) by the rate and the decay of "
-        "weights, which suit no scale: they may come to lie at zero or below; make it of torchqat.parameter_groups(model, "
-        "recipe)."
+        f"{type(optimizer).__name__} has learned scales ({apart[0]}; {len(apart)} in all) under the rate and decay of "
+        "weights, which would take them to zero and below: they move as those of torchqat.parameter_groups(model, recipe), "
+        "by train.scale_learning_rate times their size and without decay."
     )
 
 

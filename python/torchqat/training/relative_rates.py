@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from torchqat.layers.sharded import local
 from torchqat.training.reading import OnTheWay
+from torchqat.training.scales_apart import ScalesApart
 
 # Of the optimizers whose steps multiply the rates of relative groups.
 _known: "WeakKeyDictionary[Optimizer, RelativeRates]" = WeakKeyDictionary()
@@ -18,6 +19,8 @@ _known: "WeakKeyDictionary[Optimizer, RelativeRates]" = WeakKeyDictionary()
 class RelativeRates:
     """Lets every step of an optimizer use the rates of its relative groups, which are one scale each, times the mean
     magnitude of that scale.
+
+    Those of scales among other parameters, too, which ``apart`` takes out of there for the step.
 
     An optimizer needs numbers of the host. Those who know when scales have their last value before a step send the sums
     ahead (``send``) or read them with others (``sums``, ``give``); else the step itself reads them.
@@ -29,8 +32,10 @@ class RelativeRates:
         self._sent: tuple[list[int], OnTheWay] | None = None
         self._given: list[float] | None = None
         self._read_elsewhere = False
+        self.apart: ScalesApart | None = None
         optimizer.register_step_pre_hook(self._multiply)
         optimizer.register_step_post_hook(self._put_back)
+        optimizer.register_state_dict_pre_hook(self._put_back)  # after a step that failed, as before another one
 
     def send(self) -> None:
         """Send the sums ahead, on a GPU; scales that are written to before the step are read again."""
@@ -57,8 +62,10 @@ class RelativeRates:
 
     @torch.no_grad()
     def _multiply(self, *_) -> None:
-        self._put_back()  # after a step that failed
+        self._put_back()
         scales = self._scales()
+        if self.apart is not None:
+            self.apart.take(self._optimizer())
         if not scales:
             return
         self._rates.extend((group, group["lr"]) for group in self._groups())
@@ -69,12 +76,15 @@ class RelativeRates:
         for group, rate in self._rates:
             group["lr"] = rate
         self._rates.clear()
+        if self.apart is not None:
+            self.apart.put_back(self._optimizer())
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for group in self._optimizer().param_groups if group.get("relative")]
 
     def _scales(self) -> list[Tensor]:
-        return [group["params"][0] for group in self._groups()]
+        apart = self.apart.relative(self._optimizer()) if self.apart is not None else []
+        return [group["params"][0] for group in self._groups()] + apart
 
 
 def multiply_relative_rates(optimizer: Optimizer) -> RelativeRates:

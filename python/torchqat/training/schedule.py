@@ -22,6 +22,7 @@ from torchqat.model.noted import check_still_quantized, misfit_note, rangeless_n
 from torchqat.model.planned import check_same_rules
 from torchqat.training.optimizers import scales_note
 from torchqat.training.relative_rates import multiply_relative_rates
+from torchqat.training.scales_apart import ScalesApart
 from torchqat.training.spread import check_gathered, share_ranges
 from torchqat.training.steps_taken import StepsTaken
 from torchqat.training.trainable import check_trainable
@@ -41,10 +42,12 @@ class Schedule:
         model: A prepared model.
         recipe: Its recipe.
         total_steps: Optimizer steps of the whole run; percentages refer to it.
-        optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size, where its
-            groups are those of ``parameter_groups``.
+        optimizer: The optimizer to tell; optional. The rates of learned scales in it are multiplied by their size. Where its
+            groups are not those of ``parameter_groups``, scales among weights move as if they were: at the recipe's
+            ``scale_learning_rate``, which goes along with that of their group, and without decay. A group that says
+            ``relative: False`` is left as it is.
         say: Called with a sentence that users should see: what ``train.weight_cache: auto`` decided on a GPU, that learned
-            scales train at a rate that is not theirs, or that weights were assigned since scales were chosen for them. By
+            scales were among weights or in no group, or that weights were assigned since scales were chosen for them. By
             default it goes to the logger ``torchqat``.
 
     Attributes:
@@ -53,9 +56,9 @@ class Schedule:
 
     Raises:
         UserError: The model is not prepared, or no more in one of its layers, or by a recipe with other layers,
-            ``total_steps`` is negative, no whole number or ends before the last stage begins, ``optimizer`` is none,
-            adapters of peft act beside the rounded weights, parameters have another shape outside of the forward
-            (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
+            ``total_steps`` is negative, no whole number or ends before the last stage begins, ``optimizer`` is none
+            or has no rate of a group for learned scales, adapters of peft act beside the rounded weights, parameters have
+            another shape outside of the forward (DeepSpeed ZeRO-3, FSDP1), or FSDP2 gathers weights in another dtype.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Schedule:
         check_gathered(model)
         self._say = say or logging.getLogger("torchqat").warning
         self._steps_taken: StepsTaken | None = None
+        self._recipe = recipe
         self.model, self.optimizer = model, optimizer
         self.weight_cache: CacheChoice | None = None
         self.bits = BitSchedule(recipe, total_steps)
@@ -111,8 +115,9 @@ class Schedule:
             self._steps_taken.end()
         self._steps_taken = None if self._optimizer is None else StepsTaken(optimizer, self._optimizer)
         if self._optimizer is not None:
-            multiply_relative_rates(self._optimizer)
-            if note := scales_note(self.model, self._optimizer):
+            apart = ScalesApart(self._optimizer, self.model, self._recipe.train.scale_learning_rate)
+            multiply_relative_rates(self._optimizer).apart = apart
+            if note := scales_note(self.model, self._optimizer, apart.names):
                 self._say(note)
 
     @property

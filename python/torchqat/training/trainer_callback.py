@@ -22,9 +22,10 @@ class TrainerCallback(_Base):
     The step, the widths and the scales are in the model's ``state_dict``, so the Trainer's checkpoints carry them, those of
     peft among them, and ``resume_from_checkpoint`` ends with the bits of a training that was not interrupted.
 
-    Learned scales want an optimizer of ``parameter_groups``: ``Trainer(optimizers=(optimizer, None))``; with the Trainer's
-    own a sentence says so. Adapters that a trainer adds by ``peft_config`` are attached (``attach_adapters``). Evaluations
-    at wider widths than the exported ones count neither for ``load_best_model_at_end`` nor for early stopping.
+    Learned scales move as in groups of ``parameter_groups``, also in the Trainer's own optimizer, which a sentence says;
+    ``Trainer(optimizers=(optimizer, None))`` gives weights relative rates, too. Adapters that a trainer adds by
+    ``peft_config`` are attached (``attach_adapters``). Evaluations at wider widths than the exported ones count neither for
+    ``load_best_model_at_end`` nor for early stopping.
 
     What ``Monitor`` sees goes into the Trainer's log history as ``qat/...``. Reporters such as TensorBoard's come before the
     callbacks that a Trainer is made with; ``add_to(trainer)`` puts this one before them, so that they see it, too.
