@@ -186,6 +186,7 @@ void read_exports(YamlSection& section, RunRecipe& recipe) {
     if (engine.writes_text == writes_text && engine.name == recipe.engine) loaded = engine.formats;
   const std::string fitting = loaded.empty() ? "compressed-tensors" : loaded.front();
   recipe.exports = section.words("export", {fitting}, kFormats);
+  if (section.has("export") && !section.child("export").IsSequence()) return;  // which is said
   if (recipe.exports.empty()) section.reject("export", "must list at least one format");
   const auto is_loaded = [&](const std::string& format) {
     return std::find(loaded.begin(), loaded.end(), format) != loaded.end();
@@ -282,8 +283,10 @@ RunRecipe parse_run_recipe(const std::string& text, const std::string& file,
   RunRecipe recipe = root.IsMap() ? read_recipe(section) : RunRecipe();
   for (Problem& problem : problems) set.settle(problem.place);
   if (!problems.empty()) throw RecipeError(file, problems);
-  for (Rule& rule : recipe.layers) set.settle(rule.place);
-  for (Stage& stage : recipe.schedule) set.settle(stage.place);
+  for (size_t i = 0; i < recipe.layers.size(); ++i)
+    set.settle_entry(recipe.layers[i].place, file, "layers", i);
+  for (size_t i = 0; i < recipe.schedule.size(); ++i)
+    set.settle_entry(recipe.schedule[i].place, file, "schedule", i);
   recipe.file = file;
   recipe.text = settings.empty() ? text : set.text_of(root, file);
   return recipe;

@@ -191,6 +191,23 @@ void Settings::settle(Place& place) const {
     place.setting = "--set " + settings_[static_cast<size_t>(after - begins_.begin()) - 1];
 }
 
+void Settings::settle_entry(Place& place, const std::string& file, const std::string& list,
+                            size_t index) const {
+  settle(place);
+  std::string inside;
+  for (const std::string& setting : settings_) {
+    const auto parts = parts_of(setting.substr(0, setting.find('=')));
+    if (parts.size() < 3 || parts[0] != list) continue;
+    // "layers.weight.dtype" is of a recipe whose one rule is no list.
+    const auto entry = parse_number<size_t>(parts[1]);
+    if (entry.value_or(0) == index) inside += " with --set " + setting;
+  }
+  if (inside.empty()) return;
+  if (place.setting.empty())
+    place.setting = file + ":" + std::to_string(place.line) + ":" + std::to_string(place.column);
+  place.setting += inside;
+}
+
 std::string Settings::text_of(const YAML::Node& root, const std::string& file) const {
   std::string text = "# " + file + " with";
   for (const std::string& setting : settings_) text += " --set " + setting;

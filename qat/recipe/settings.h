@@ -20,6 +20,9 @@ class Settings {
   void apply(YAML::Node& root, std::vector<Problem>* problems) const;
   // A place in a setting: says which.
   void settle(Place& place) const;
+  // The place of an entry of a list, such as of layers[0]: says as well which settings are in it.
+  void settle_entry(Place& place, const std::string& file, const std::string& list,
+                    size_t index) const;
   // The recipe as it is now, for the folder of a run.
   std::string text_of(const YAML::Node& root, const std::string& file) const;
 

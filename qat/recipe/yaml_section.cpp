@@ -260,7 +260,7 @@ void YamlSection::finish() {
       file(entry.first,
            path_of(key) + " is not a known key" +
                (near.empty() ? ", which are " + detail::join({known_.begin(), known_.end()})
-                             : "; did you mean " + near + "?"));
+                             : "; did you mean " + path_of(near) + "?"));
     }
   }
 }

@@ -1,6 +1,7 @@
 """``train.optimizer``: what each name trains, that it resumes to the same bits, what it takes, and what is refused."""
 
 import copy
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -195,6 +196,20 @@ def test_a_function_is_tried_before_anything_is_paid_for(
 
 def recipe_of(model="{dtype: float32}", train=""):
     return torchqat.parse_recipe(RECIPE.replace("learned", "mse") + f"model: {model}\ntrain: {{steps: 2, {train}}}\n")
+
+
+def test_a_check_counts_for_another_machine(arguments, recipe_file, capsys, monkeypatch):
+    """What is not installed where a recipe is only checked is a note; whoever trains needs it."""
+    monkeypatch.setattr(other_optimizers, "find_spec", lambda name: None)
+    setting = ("--set", "train.optimizer=adamw_8bit")
+    code, out, err = call(capsys, "check", *arguments[:3], *setting)
+    assert code == 0, err
+    assert said(out, "training.no-8-bit")
+    full = json.loads(call(capsys, "check", *arguments[:3], "--json")[1])["training_bytes"]
+    found = json.loads(call(capsys, "check", *arguments[:3], *setting, "--json")[1])["training_bytes"]
+    assert 0 < found["optimizer"] < full["optimizer"]
+    code, _, err = call(capsys, "train", *arguments, *setting)
+    assert code == 2 and said(err, "training.no-8-bit")
 
 
 def test_what_cannot_be_trained_is_said_before(monkeypatch):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchqat
-from sentences import sentence
+from sentences import matches, sentence
 from torch import nn
 
 WEIGHT = "{dtype: int3, group_size: 32, scale: mse}"
@@ -134,3 +134,14 @@ def test_a_layer_that_a_call_runs_twice_sees_both():
     x = given()
     torchqat.calibrate(alone, [torch.cat([x * (torch.arange(64) < 32), x * (torch.arange(64) >= 32)])])
     assert torch.equal(ready.layers[0].codes(), alone[0].codes())
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gguf"])
+def test_what_transformers_builds_twice_is_not_written_once(format, tiny_llama, tmp_path):
+    """The folder would lack what the class looks for, and say so only to who loads it."""
+    tiny_llama.model.layers[1].mlp = tiny_llama.model.layers[0].mlp
+    ready = prepared(tiny_llama, "{method: rtn}", "model.layers.*")
+    names = {"name": "model.layers.1.mlp.gate_proj", "first": "model.layers.0.mlp.gate_proj"}
+    with pytest.raises(torchqat.UserError, match=matches("export.shared-weight", **names, model="LlamaForCausalLM")):
+        torchqat.export(ready, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()

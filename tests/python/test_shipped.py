@@ -89,7 +89,7 @@ def test_wrong_settings_have_the_sentence_of_a_file(capsys):
 
     values = {"setting": "train.steps=many", "key": "train.steps", "value": "many"}
     assert said(refused("train.steps=many"), "recipe.set-whole-number", **values)
-    values = {"setting": "train.stesp=3", "key": "train.stesp", "near": "steps"}
+    values = {"setting": "train.stesp=3", "key": "train.stesp", "near": "train.steps"}
     assert said(refused("train.stesp=3"), "recipe.set-unknown-key", **values)
     assert said(refused("train.steps"), "recipe.set-no-value", setting="train.steps")
 

@@ -33,6 +33,20 @@ def test_a_streamed_run_is_a_run(arguments, recipe_file, tmp_path, capsys, monke
     assert code == 0
 
 
+def test_what_a_streamed_run_leaves_out_is_said(arguments, recipe_file, tmp_path, capsys):
+    """Formats after the first, limits and an engine: nothing of them happens, so nobody may take them for met."""
+    recipe_file.write_text(PTQ + "export: [compressed-tensors, gptq, gguf]\nevaluate: {accept: {kl: 0.05}}\n")
+    code, out, err = call(capsys, "ptq", *arguments, "--stream")
+    assert code == 0, err
+    assert said(err, "stream.first-export", format="compressed-tensors", others="gptq and gguf")
+    assert said(err, "stream.limits")
+    notes = json.loads((tmp_path / "run" / "report.json").read_text())["notes"]
+    assert sentence("stream.limits") in notes
+    code, _, err = call(capsys, "ptq", *arguments, "--stream", "--restart", "--set", "mode=auto")
+    assert code == 2 and said(err, "stream.no-decision")
+    assert (tmp_path / "run" / "exports").exists()  # what was there stays
+
+
 @pytest.mark.parametrize("leaf", ["self_attn.q_proj.weight_packed", "input_layernorm.weight"])
 def test_damage_to_a_streamed_checkpoint_is_found(leaf, arguments, recipe_file, tmp_path, capsys):
     from safetensors.torch import load_file, save_file

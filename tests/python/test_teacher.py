@@ -117,13 +117,29 @@ def test_an_interrupted_writing_goes_on(new_run, tmp_path, monkeypatch):
     with pytest.raises(torchqat.UserError, match=matches("teacher.too-few-steps", there=20, steps=45)):
         StoredTeacher(tmp_path / "teacher").check_steps(45)
     write_teacher(run, tmp_path / "teacher", 4)
-    assert len(asked) == 30 + 25 + 15  # to the end of the last file
+    assert len(asked) == 30 + 25  # those of the file that was not finished again, and no more than the last step
     answers = StoredTeacher(tmp_path / "teacher")
     answers.check_steps(45)
     for step in (0, 19, 20, 44):
         expected = top_choices(outputs(run.original, run.data.train[step]), 4)
         assert torch.equal(answers[step].choices, expected.choices)
         assert torch.equal(answers[step].log_probabilities, expected.log_probabilities)
+
+
+def test_more_steps_are_asked_for_alone(new_run, tmp_path, monkeypatch):
+    """No step is asked for that the training does not take, and none twice where it is to take more."""
+    run, folder, asked = new_run(steps=3), tmp_path / "teacher", []
+    outputs = run.kind.outputs
+    monkeypatch.setattr(run.kind, "outputs", lambda model, batch: asked.append(1) or outputs(model, batch))
+    for steps, files in ((3, ["000-002"]), (3, ["000-002"]), (22, ["000-019", "020-021"]), (7, ["000-019", "020-021"])):
+        run.recipe.train.steps = steps
+        write_teacher(run, folder, 4)
+        assert sorted(f.stem[9:13] + f.stem[16:] for f in folder.glob("*.safetensors")) == files
+    assert len(asked) == 22
+    StoredTeacher(folder).check_steps(22)
+    for step in (0, 2, 3, 21):
+        expected = top_choices(outputs(run.original, run.data.train[step]), 4)
+        assert torch.equal(StoredTeacher(folder)[step].choices, expected.choices)
 
 
 def test_what_does_not_fit_is_refused_before_training(new_run, tmp_path):
@@ -146,8 +162,8 @@ def test_what_does_not_fit_is_refused_before_training(new_run, tmp_path):
         pass
     (tmp_path / "data" / "06.py").write_text(TEXT[6])
     with (
-        pytest.raises(torchqat.UserError, match=matches("teacher.too-few-steps", there=20, steps=21)),
-        new_run("other", tmp_path / "teacher", steps=21).opened(),
+        pytest.raises(torchqat.UserError, match=matches("teacher.too-few-steps", there=4, steps=5)),
+        new_run("other", tmp_path / "teacher", steps=5).opened(),
     ):
         pass
     with pytest.raises(torchqat.UserError, match=matches("teacher.none")), new_run("other", tmp_path, steps=4).opened():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentences import matches, said
 from test_experts import build, recipe_of
 from torchqat.verification.settings import differing_settings
+from word_pieces import word_pieces
 
 HALF = "{dtype: int4, group_size: 32, grid: signed, scale: mse, scale_dtype: float16}"
 
@@ -194,3 +195,56 @@ def test_what_engines_decode_by_is_compared(format, path, value, tiny_llama, tmp
     (folder / "config.json").write_text(json.dumps(config))
     checked = torchqat.verify(folder, model, engine="reader")
     assert not checked.ok and checked.settings == [".".join(path)]
+
+
+@pytest.mark.parametrize("values", [{"eos_token_id": 7}, {"eos_token_id": [0, 7]}, {"pad_token_id": 3}, None])
+def test_the_tokens_that_end_texts_are_compared(values, tiny_llama, tmp_path):
+    """Of generation_config.json, which engines read before config.json; how to sample is up to who serves."""
+    tiny_llama.generation_config.eos_token_id = 5
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gptq")
+    file = folder / "generation_config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "temperature": 0.3, "do_sample": True}))
+    assert torchqat.verify(folder, model, engine="reader").ok
+    file.write_text(json.dumps({**written, **values})) if values else file.unlink()
+    found = torchqat.verify(folder, model, engine="reader").settings
+    assert f"generation_config.{next(iter(values or {'eos_token_id': 0}))}" in found
+
+
+def swapped(folder):
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["fox"], vocabulary["run"] = vocabulary["run"], vocabulary["fox"]
+    file.write_text(json.dumps(state))
+
+
+def ended(folder):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sep_token": "[PAD]"}))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (swapped, ["tokenizer.vocabulary", "tokenizer.texts"]),
+        (ended, ["tokenizer.special_tokens"]),
+        (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), ["tokenizer.chat_template"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer"]),
+        (
+            lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
+            ["tokenizer"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq"])
+def test_the_tokenizer_of_the_folder_is_compared(format, change, named, tiny_llama, tmp_path):
+    tokenizer = word_pieces()
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", format, tokenizer)
+    assert torchqat.verify(folder, model, tokenizer=tokenizer, engine="reader").ok
+    change(folder)
+    checked = torchqat.verify(folder, model, tokenizer=tokenizer, engine="reader")
+    assert not checked.ok and checked.settings == named
+    assert torchqat.verify(folder, model, engine="reader").ok  # of whose tokenizer nothing was said

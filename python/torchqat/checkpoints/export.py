@@ -25,6 +25,7 @@ from torchqat.checkpoints.formats.shards import DEFAULT_SHARD_SIZE, shard_bytes
 from torchqat.checkpoints.formats.tensors import (
     cache_note,
     cache_spec,
+    check_shared,
     check_state,
     checkpoint_plan,
     floating_layers,
@@ -101,9 +102,9 @@ def export(
 
     Raises:
         UserError: The format is unknown or cannot hold a layer (the formats that can are named), a layer is quantized no
-            more, layers that engines fuse differ in scheme, a parameter is not finite, beyond the dtype of the file or on
-            the meta device, the model is inside of peft or has adapters, a layer is in a wrapper, or the folder cannot be
-            written, or holds what no export wrote.
+            more, layers that engines fuse differ in scheme, a weight is shared that transformers builds twice, a parameter
+            is not finite, beyond the dtype of the file or on the meta device, the model is inside of peft or has adapters, a
+            layer is in a wrapper, or the folder cannot be written, or holds what no export wrote.
     """
     output = as_path("output", output)
     shard_bytes(max_shard_size)
@@ -175,6 +176,8 @@ def format_for(model: nn.Module, plan: CheckpointPlan, name: str) -> Format:
             what is no tensor.
     """
     check_state(model)
+    if name != "onnx":  # whose graph is not built from a configuration
+        check_shared(model)
     format = checked_format(name, plan)
     if name == "mxfp4":
         check_whole(model, plan)

@@ -34,7 +34,7 @@ def check(recipe: str = RECIPE, model: str = MODEL, settings: list[str] = SET) -
     from torchqat.verification.engines import check_engine
 
     loaded, notes = torchqat.load_recipe(recipe, settings), []
-    check_training(loaded)
+    check_training(loaded, notes.append)
     with suppress(UserError):  # a recipe may be meant for another machine
         notes += emulated_choices(loaded, find_device(loaded.device, lambda _: None))
     path, kind = model or loaded.model.path, find_kind(loaded.model.kind)

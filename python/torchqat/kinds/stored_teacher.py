@@ -1,7 +1,8 @@
 """A teacher's answers on disk, some steps of a training to a file.
 
 A folder has ``teacher.json``, which says what the answers are of, and ``steps-FIRST-LAST.safetensors`` with, for each of
-these steps, ``STEP.choices`` and ``STEP.log_probabilities`` (top_choices.py). Each is there whole or not at all.
+these steps, ``STEP.choices`` and ``STEP.log_probabilities`` (top_choices.py). Each is there whole or not at all. All but the
+last have as many steps as the first one.
 """
 
 from collections.abc import Callable
@@ -53,16 +54,19 @@ class StoredTeacher:
 
     def check_steps(self, steps: int) -> None:
         """Raises UserError where the answers to one of so many steps are missing."""
-        for first in range(0, steps, _STEPS_OF_FILE):
-            if not _file(self.folder, first).is_file():
-                raise UserError(
-                    f"The teacher in {self.folder} has the answers to {first} steps, but {steps} are to be taken; "
-                    "torchqat teacher goes on where it stopped."
-                )
+        there = 0
+        while file := _file(self.folder, there):
+            there = _last(file) + 1
+        if there < steps:
+            raise UserError(
+                f"The teacher in {self.folder} has the answers to {there} steps, but {steps} are to be taken; "
+                "torchqat teacher goes on where it stopped."
+            )
 
     def __getitem__(self, step: int) -> TopChoices:
         """What the teacher says to the batch of ``step``; the rows of the batch, on the host."""
         path = _file(self.folder, step // _STEPS_OF_FILE * _STEPS_OF_FILE)
+        assert path is not None, "check_steps knows"
         if self._read[0] != path:
             self._read = path, _opened(path)
         return TopChoices(*(self._read[1].get_tensor(f"{step}.{name}") for name in ("choices", "log_probabilities")))
@@ -89,20 +93,27 @@ def write_answers(
         StoredTeacher(folder).check(made_of)
     write_json(folder / _META, made_of)
     for first in counted(range(0, steps, _STEPS_OF_FILE), f"Asking the teacher, {_STEPS_OF_FILE} steps at a time"):
-        path = _file(folder, first)
-        if not path.is_file():
-            _write(path, range(first, first + _STEPS_OF_FILE), answer)
+        wanted, there = range(first, min(first + _STEPS_OF_FILE, steps)), _file(folder, first)
+        if there is None or _last(there) < wanted[-1]:
+            _write(folder, wanted, there, answer)
 
 
-def _write(path: Path, steps: range, answer: Callable[[int], TopChoices]) -> None:
+def _write(folder: Path, steps: range, before: Path | None, answer: Callable[[int], TopChoices]) -> None:
+    """A file of ``steps``, the first of which may be in one that is there ``before`` it and gives way to it."""
     from safetensors.torch import save_file
 
-    found = {}
+    found, last = {}, -1
+    if before is not None:
+        file, last = _opened(before), _last(before)
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for step in steps:
-        for name, tensor in vars(answer(step)).items():
-            found[f"{step}.{name}"] = tensor.cpu().contiguous()
-    with pending_file(path) as pending:
+        if step > last:
+            for name, tensor in vars(answer(step)).items():
+                found[f"{step}.{name}"] = tensor.cpu().contiguous()
+    with pending_file(folder / f"steps-{steps[0]:06d}-{steps[-1]:06d}.safetensors") as pending:
         save_file(found, pending)
+    if before is not None:
+        before.unlink()
 
 
 def _opened(path: Path):
@@ -111,5 +122,11 @@ def _opened(path: Path):
     return safe_open(path, "pt")
 
 
-def _file(folder: Path, first: int) -> Path:
-    return folder / f"steps-{first:06d}-{first + _STEPS_OF_FILE - 1:06d}.safetensors"
+def _file(folder: Path, first: int) -> Path | None:
+    """The file that begins with step ``first``; of two, of which one was to give way, the longer."""
+    return max(folder.glob(f"steps-{first:06d}-*.safetensors"), key=_last, default=None)
+
+
+def _last(file: Path) -> int:
+    """The last step that ``file`` has, by its name."""
+    return int(file.stem.rpartition("-")[2])

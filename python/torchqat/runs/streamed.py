@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torchqat._library import Recipe
 from torchqat.checkpoints.readers import format_of, read_layers_of
 from torchqat.checkpoints.readers.reading import read_file
 from torchqat.data.batch import digest
@@ -40,6 +41,10 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
         UserError: As ``quantize_folder`` and ``Run.opened``.
     """
     run.streamed = True
+    if run.recipe.mode == "auto":
+        raise UserError(
+            "To be streamed, mode must be recipe, but is auto, which decides by figures that a streamed run does not take."
+        )
     if run.dtype:
         raise UserError("To be streamed, dtype must not be given, since a streamed checkpoint is in model.dtype.")
     if push_to_hub:
@@ -53,11 +58,7 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
         known = {"tokenizer": run.tokenizer, "files": files, "device": run.device}
         found = quantize_folder(run.model_path, target, run.recipe, run.data.calibration, **known)
         short = shortfall(run.data.calibration, asked.samples, asked.sequence_length)
-        warnings = [*([short] if short else []), *found.calibration.warnings]
-        if run.recipe.engine:
-            warnings.append(
-                f"{run.recipe.engine} was not asked, since a streamed run keeps no model to compare it with."
-            )
+        warnings = [*([short] if short else []), *found.calibration.warnings, *_left_out(run.recipe)]
         for warning in warnings:
             run.progress.say(f"Note: {warning}")
         write_json(run.folder / _DIGESTS, found.digests)
@@ -79,6 +80,23 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
         write_page(run)
         if push_to_hub:
             push_last(run, push_to_hub)
+    return found
+
+
+def _left_out(recipe: Recipe) -> list[str]:
+    """What ``recipe`` asks for and a streamed run does not do, a sentence each."""
+    found, (format, *further), limits = [], recipe.exports, recipe.evaluate
+    if further:
+        found.append(
+            f"Of export only {format} was written, not {' and '.join(further)}: a streamed run writes the first alone."
+        )
+    if any(
+        limit is not None
+        for limit in (limits.accept_kl, limits.accept_perplexity_ratio, limits.accept_task_drop, limits.accept_cosine)
+    ):
+        found.append("The limits of evaluate.accept were not looked at, since a streamed run measures nothing.")
+    if recipe.engine:
+        found.append(f"{recipe.engine} was not asked, since a streamed run keeps no model to compare it with.")
     return found
 
 

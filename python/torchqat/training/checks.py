@@ -1,16 +1,22 @@
 """What the training loop cannot do, said before anything is calibrated or trained."""
 
+from collections.abc import Callable
+
 from torchqat._library import KvCacheSpec, Recipe
 from torchqat.errors import UserError
-from torchqat.training.other_optimizers import check_optimizer
+from torchqat.training.other_optimizers import check_optimizer, missing_library
 from torchqat.training.processes import count
 
 # Muon's steps need whole matrices; 8-bit moments are of blocks that know nothing of parts.
 _WHOLE = ("muon", "adamw_8bit")
 
 
-def check_training(recipe: Recipe) -> None:
+def check_training(recipe: Recipe, note: Callable[[str], None] | None = None) -> None:
     """Whether the loop can train what ``recipe`` asks for, with its optimizer, in its dtype, on these processes.
+
+    Args:
+        recipe: Of a run.
+        note: Given what this machine alone lacks, which is then no error: the training may be meant for another.
 
     Raises:
         UserError: It cannot.
@@ -18,7 +24,11 @@ def check_training(recipe: Recipe) -> None:
     settings, dtype = recipe.train, recipe.model.dtype
     if not settings.steps:
         return
-    check_optimizer(settings)
+    missing = missing_library(settings)
+    if missing and note is not None:
+        note(missing)
+    else:
+        check_optimizer(settings)
     if recipe.data.packing:
         _check_cache_packs(recipe.kv_cache)
     if dtype == "float16" and settings.masters == "model":

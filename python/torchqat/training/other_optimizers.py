@@ -25,10 +25,17 @@ def check_optimizer(settings: TrainSection) -> None:
     """
     if names_function(settings.optimizer):
         find_function("train.optimizer", settings.optimizer)
-    if settings.optimizer == "adamw_8bit" and not any(map(find_spec, ("bitsandbytes", "torchao"))):
-        raise UserError(
-            "train.optimizer: adamw_8bit needs bitsandbytes or torchao, and neither is installed: pip install bitsandbytes."
-        )
+    if missing := missing_library(settings):
+        raise UserError(missing)
+
+
+def missing_library(settings: TrainSection) -> str | None:
+    """Which library ``train.optimizer`` needs that is not installed here."""
+    if settings.optimizer != "adamw_8bit" or any(map(find_spec, ("bitsandbytes", "torchao"))):
+        return None
+    return (
+        "train.optimizer: adamw_8bit needs bitsandbytes or torchao, and neither is installed: pip install bitsandbytes."
+    )
 
 
 def adamw_8bit(groups: Groups) -> Optimizer:

@@ -40,7 +40,7 @@ def differing_settings(folder: Path, format: str, model: nn.Module) -> list[str]
         return differing_in_gguf(folder, model)
     written = read_json(folder / "config.json", "The configuration of a checkpoint")
     names = [*_of_class(written, model), *_rope(written, config, format == "mlx"), *_in_folder(folder, config)]
-    return sorted(set(names))
+    return sorted({*names, *_of_generation(folder, model)})
 
 
 def narrowing_dtype(folder: Path, format: str, tensors: Iterable[Tensor]) -> list[str]:
@@ -73,6 +73,17 @@ def _rope(written: dict[str, Any], config: Any, of_mlx: bool) -> list[str]:
         if rope.get("rope_type", "default") != "default":
             wanted["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     return [key for key, value in wanted.items() if written.get(key) != value]
+
+
+def _of_generation(folder: Path, model: nn.Module) -> list[str]:
+    """The tokens that texts begin and end with, where the folder says others; how to sample is up to who serves."""
+    config = getattr(model, "generation_config", None)
+    wanted = config.to_dict() if config is not None else {}
+    found, file = {}, folder / "generation_config.json"
+    if file.is_file():
+        found = read_json(file, "The generation configuration of a checkpoint")
+    keys = {key for key in wanted.keys() | found.keys() if key.endswith("_token_id")}
+    return [f"generation_config.{key}" for key in keys if wanted.get(key) != found.get(key)]
 
 
 def _in_folder(folder: Path, config: Any) -> list[str]:

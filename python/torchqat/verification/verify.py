@@ -28,6 +28,7 @@ from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.engines.outputs import in_half
 from torchqat.verification.result import Verification
 from torchqat.verification.tensors import compare_tensors
+from torchqat.verification.tokenizers import differing_tokenizer
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
 # Formats that transformers loads in this process.
@@ -52,7 +53,7 @@ def verify(
 
     Every tensor is compared bit for bit: the weights of quantized layers, as a reader that shares nothing with the exporter
     computes them, with those of the training forward, rounded once to the dtype that is served; scales of inputs and
-    caches; and what stays unquantized. Then an engine loads the checkpoint, and its log probabilities and greedy text are
+    caches; and what stays unquantized. So are the configuration and the tokens that texts begin and end with. Then an engine loads the checkpoint, and its log probabilities and greedy text are
     compared with the training forward's.
 
     Args:
@@ -64,7 +65,7 @@ def verify(
             When not given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else
             ``reader``. Of models that write no text, outputs are compared.
         bench: Also time the engine.
-        tokenizer: Compared with the one that a GGUF file carries.
+        tokenizer: Compared with the one in the folder or, in an engine, with the one that a GGUF file carries.
         baseline: With ``bench``, the float model's folder, to be timed as well.
         example: For models that write no text, their inputs: a tensor, a tuple of them, or a dict by name; by default, of
             those that take token ids, the same as ``tokens``, for encoder and decoder. For models that write text and also
@@ -81,6 +82,8 @@ def verify(
     place = device_of(model) if device is None else find_device(device)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)
+    if tokenizer is not None and format not in ("gguf", "onnx"):  # a GGUF file's is asked in its engine
+        compared = _with(compared, settings=[*compared.settings, *differing_tokenizer(folder, tokenizer, _TEXTS)])
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
     if engine == "reader":
         if bench:

@@ -80,7 +80,7 @@ TEST(Keys, TheShortFormOfLayersMeansBlocks) {
   } catch (const RecipeError& error) {
     EXPECT_EQ(std::string(error.what()),
               "r:2:9: layers.weight must be given, or input, but is empty\n"
-              "r:2:10: layers.wieght is not a known key; did you mean weight?");
+              "r:2:10: layers.wieght is not a known key; did you mean layers.weight?");
   }
 }
 

@@ -69,7 +69,8 @@ TEST(Recipe, ReportsEveryProblemAtOnceWithItsPlace) {
       "fp4_e2m1, fp6_e2m3, fp6_e3m2, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, mxfp6_e2m3, mxfp6_e3m2, "
       "mxfp8_e4m3, mxfp8_e5m2, q2_k, q3_k, q4_k, q5_k, q6_k, q4_0, q4_1, q5_0, q5_1, q8_0, q2_0, "
       "tq2_0, iq4_nl or iq4_xs, but is int9\n"
-      "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean group_size?\n"
+      "r.yaml:4:27: layers[0].weight.gruop_size is not a known key; did you mean "
+      "layers[0].weight.group_size?\n"
       "r.yaml:5:16: train.steps must be a whole number from 0 to 1000000000, but is many\n"
       "r.yaml:5:22: train.steps is given twice\n"
       "r.yaml:6:1: trian is not a known key; did you mean train?");

@@ -69,6 +69,9 @@ TEST(Settings, AreInTheTextOfTheRecipe) {
   EXPECT_EQ(parse_run_recipe(recipe.text, "r").text, recipe.text);  // untouched without settings
 }
 
+const std::string kOneRule =
+    "version: 1\nlayers: [{match: up, weight: {dtype: int4, group_size: 8}}]\n";
+
 struct Refused {
   std::vector<std::string> settings;
   std::string sentence;
@@ -87,13 +90,16 @@ INSTANTIATE_TEST_SUITE_P(
                 "--set train.steps=many: train.steps must be a whole number from 0 to 1000000000, "
                 "but is many"},
         Refused{{"train.stesp=3"},
-                "--set train.stesp=3: train.stesp is not a known key; did you mean steps?"},
+                "--set train.stesp=3: train.stesp is not a known key; did you mean train.steps?"},
         Refused{{"trian.steps=3"},
                 "--set trian.steps=3: trian is not a known key; did you mean train?"},
         Refused{{"train.lora.rnak=3"},
                 "--set train.lora.rnak=3: train.lora must not be given unless parameters is lora, "
                 "but is {rnak: 3}\n"
-                "--set train.lora.rnak=3: train.lora.rnak is not a known key; did you mean rank?"},
+                "--set train.lora.rnak=3: train.lora.rnak is not a known key; did you mean "
+                "train.lora.rank?"},
+        Refused{{"export=gguf"}, "--set export=gguf: export must be a list, but is gguf"},
+        Refused{{"export=[]"}, "--set export=[]: export must list at least one format, but is []"},
         Refused{
             {"train.seed=1", "layers.0.weight.dtype=int9"},
             "--set layers.0.weight.dtype=int9: layers[0].weight.dtype must be int2, int3, int4, "
@@ -148,6 +154,33 @@ TEST(Settings, AreNamedWhereAPlanRefusesThem) {
               0u)
         << error.what();
   }
+}
+
+// A rule that a setting changed stands in the file, but not what the plan refuses of it.
+TEST(Settings, AreNamedBesideTheRuleThatTheyChange) {
+  const auto refused = [](const std::vector<std::string>& settings) -> std::string {
+    try {
+      make_plan(with(settings, kOneRule).core(), {{"up", "Linear", 8, 8}});
+    } catch (const RecipeError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string sentence = ": group_size must divide the layer, but 3 does not divide";
+  EXPECT_EQ(refused({"layers.0.weight.group_size=3"})
+                .find("r.yaml:2:10 with --set layers.0.weight.group_size=3" + sentence),
+            0u);
+  EXPECT_EQ(refused({"train.seed=1", "layers[0].weight.group_size=3"})
+                .find("r.yaml:2:10 with --set layers[0].weight.group_size=3" + sentence),
+            0u);
+  EXPECT_EQ(refused({"layers.0={match: up, weight: {dtype: int4}}", "layers.0.weight.group_size=3"})
+                .find("--set layers.0={match: up, weight: {dtype: int4}} with --set "
+                      "layers.0.weight.group_size=3" +
+                      sentence),
+            0u);
+  EXPECT_EQ(refused({"train.seed=1", "layers.1={match: up, weight: {dtype: int4, group_size: 3}}"})
+                .find("--set layers.1={match: up, weight: {dtype: int4, group_size: 3}}" + sentence),
+            0u);
 }
 
 TEST(Settings, PlacesOfTheFileStayAsTheyAre) {

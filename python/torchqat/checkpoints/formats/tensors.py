@@ -1,5 +1,6 @@
 """What a checkpoint holds beside its quantized layers, and what its configuration is made from."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -37,6 +38,32 @@ def check_state(model: nn.Module) -> None:
             raise UserError(
                 f"A checkpoint holds tensors alone, but {name} is a {type(kept).__name__}: let get_extra_state of that "
                 "module return a tensor, or keep it in the configuration."
+            )
+
+
+def check_shared(model: nn.Module) -> None:
+    """Whether what transformers builds from the configuration of ``model`` shares the weights that ``model`` shares.
+
+    A checkpoint has a shared weight once, which a class with two of them does not find twice.
+
+    Raises:
+        UserError: It has two where ``model`` has one.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if tied is None:  # no model of transformers
+        return
+    first: dict[int, str] = {}
+    kept = {n: p for n, p in model.state_dict(keep_vars=True).items() if isinstance(p, nn.Parameter) and n not in tied}
+    again = {n: one for n, p in kept.items() if (one := first.setdefault(id(p), n)) != n}
+    if not again:
+        return
+    with torch.device("meta"):
+        built = type(model)(copy.deepcopy(model.config)).state_dict(keep_vars=True)
+    for name, one in again.items():
+        if name in built and one in built and built[name] is not built[one]:
+            raise UserError(
+                f"{name} is {one} in this model, of which a checkpoint has one, but a {type(model).__name__} that is built "
+                "from the configuration has two: give each a weight of its own."
             )
 
 
