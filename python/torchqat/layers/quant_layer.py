@@ -274,34 +274,31 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             )
 
     def _check_learned(self, name: str) -> None:
-        """A learned scale that is no number, or zero, would be read as 1, and one that changed its sign is lost."""
+        """A learned scale that is no number would be read as 1."""
         for leaf in SCALE_NAMES:
             learned = getattr(self, leaf, None)
-            if not isinstance(learned, nn.Parameter):
-                continue
-            value = whole(learned.detach())
-            if bad := int((~value.isfinite()).sum()):
+            bad = int((~whole(learned.detach()).isfinite()).sum()) if isinstance(learned, nn.Parameter) else 0
+            if bad:
                 raise ValueError(
                     f"The {leaf} of {name} must be finite, but has {bad} elements that are NaN or infinite."
                 )
-            spec = self.weight_spec if leaf.startswith("weight") else self.input_spec
-            signed = spec.grid in _SIGNED_SCALES
-            lost = value == 0 if signed else value <= 0
-            if leaf.endswith("scale") and lost.any():
-                sign = "another number than zero" if signed else "positive"
-                raise ValueError(
-                    f"The {leaf} of {name} must be {sign}, but training left {int(lost.sum())} of its "
-                    f"{value.numel()} elements otherwise; train scales in groups of torchqat.parameter_groups(model, "
-                    "recipe), or at a lower scale_learning_rate."
-                )
+
+    @torch.no_grad()
+    def lost_scales(self) -> int:
+        """How many learned scales lie at zero or below, where they are those of magnitudes: each began above."""
+        count = 0
+        for name, spec in (("weight_scale", self.weight_spec), ("input_scale", self.input_spec)):
+            scale = getattr(self, name, None)
+            if isinstance(scale, nn.Parameter) and not scale.is_meta and spec.grid not in _SIGNED_SCALES:
+                count += int((whole(scale.detach()) <= 0).sum())
+        return count
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
 
         Raises:
-            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, a scale lost its sign in
-                training, or ``dtype`` cannot hold
+            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, or ``dtype`` cannot hold
                 the scales.
         """
         self.check_converts(name)
