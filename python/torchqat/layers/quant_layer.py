@@ -15,6 +15,7 @@ from torchqat.layers.layer_state import SCALE_NAMES as SCALE_NAMES
 from torchqat.layers.layer_state import STATE_NAMES as STATE_NAMES
 from torchqat.layers.layer_state import LayerState
 from torchqat.layers.quant_input import QuantInput
+from torchqat.layers.replica import in_replica
 from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
@@ -50,9 +51,11 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     Attributes:
         weight_shape: Of the parameter, as it was when the layer was made.
         called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
+        replicated: Whether it is trained in several replicas, each of which sees inputs of its own.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
 
+    replicated = False
     kind: str  # as recipes call the class that it stands for
     _settings: tuple[str, ...]  # what the layer's own class keeps
 
@@ -173,6 +176,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
+            self.note_replica()
             self.check_copy()
             self.frozen_weight.see(self)
         if not self.calibrating and not self.following:
@@ -190,7 +194,13 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         A forward that a backward runs again has seen its input and rounds by the range that followed from it.
         """
         if self.calibrating or torch._C._current_graph_task_id() == -1:
+            self.note_replica()
             self.observe(x)
+
+    def note_replica(self) -> None:
+        """For ``Schedule.step``; what is evaluated in between says nothing."""
+        if self.training and torch.is_grad_enabled():
+            self.replicated = in_replica()
 
     @property
     def multiplies_rows(self) -> bool:
