@@ -3,6 +3,7 @@
 What torchrun sets for its processes is set here too; a few tests start torchrun itself (launcher.py).
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -86,7 +87,8 @@ class Program:
     def send_signal(self, number: int) -> None:
         for process in self.processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it ended in this moment, as Popen allows for, too
+                    os.kill(process.pid, number)
 
     def wait(self, timeout: float = 300) -> int:
         end = time.monotonic() + timeout

@@ -33,9 +33,7 @@ def settings(rank=4):
 
 
 def train(model, steps=5):
-    trained = [(name.endswith("_scale"), p) for name, p in model.named_parameters() if p.requires_grad]
-    scales = {"params": [p for is_scale, p in trained if is_scale], "lr": 1e-4}
-    optimizer = torch.optim.AdamW([{"params": [p for is_scale, p in trained if not is_scale]}, scales], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     torch.manual_seed(1)
     for _ in range(steps):
         model(torch.randn(16, 64)).square().mean().backward()

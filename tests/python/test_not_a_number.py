@@ -52,31 +52,6 @@ def test_a_learned_scale_that_is_no_number_is_not_read_as_one(tmp_path, leaf):
         torchqat.convert(net)
 
 
-@pytest.mark.parametrize(("grid", "number"), [("full", -0.01), ("full", 0.0), ("signed", 0.0)])
-def test_a_learned_scale_that_training_took_to_zero_or_below_is_not_written(tmp_path, grid, number):
-    net = torchqat.prepare(Net(), recipe_for(f"{{dtype: int4, group_size: 32, scale: learned, grid: {grid}}}"))
-    net.second.weight_scale.data[0, 0] = number
-    sign = "another number than zero" if grid == "signed" else "positive"
-    values = {"scale": "weight_scale", "layer": "second", "sign": sign, "count": 1}
-    refused(net, tmp_path / "out", matches("export.scale-not-positive", **values), "safetensors")
-
-
-def test_a_scale_of_the_signed_grid_may_be_negative(tmp_path):
-    """As that of its largest element is."""
-    net = torchqat.prepare(Net(), recipe_for("{dtype: int4, group_size: 32, scale: learned, grid: signed}"))
-    assert net.second.weight_scale.min() < 0 < net.second.weight_scale.max()
-    torchqat.export(net, tmp_path / "out", "safetensors")
-
-
-def test_a_learned_scale_of_inputs_is_positive(tmp_path):
-    spec = "{dtype: int8, granularity: tensor, scale: learned}"
-    net = torchqat.prepare(Net(), recipe_for("{dtype: int8, scale: mse}", spec))
-    torchqat.calibrate(net, [torch.randn(4, 64)])
-    net.second.input_scale.data.neg_()
-    values = {"scale": "input_scale", "layer": "second", "sign": "positive", "count": 1, "of": 1}
-    refused(net, tmp_path / "out", matches("export.scale-not-positive", **values), "safetensors")
-
-
 @pytest.mark.parametrize("format", ("compressed-tensors", "gguf"))
 def test_numbers_beyond_float16_do_not_become_infinite(tiny_llama, tmp_path, format):
     recipe = BLOCKS % "{dtype: int4, group_size: 32, grid: full, scale: mse, scale_dtype: float16}"

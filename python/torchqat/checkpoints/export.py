@@ -41,7 +41,14 @@ from torchqat.layers.wrapped import named_as_on_disk
 from torchqat.model.calls import calls_note
 from torchqat.model.disk_names import DiskNames
 from torchqat.model.loader import is_encoder_decoder
-from torchqat.model.noted import added_note, changed_note, check_still_quantized, misfit_note, uncalibrated_note
+from torchqat.model.noted import (
+    added_note,
+    changed_note,
+    check_still_quantized,
+    lost_scales_note,
+    misfit_note,
+    uncalibrated_note,
+)
 from torchqat.model.towers import generates
 from torchqat.progress import counted
 
@@ -115,7 +122,8 @@ def export(
     check_numbers(model, plan)
     chosen = format_for(model, plan, format)
     say = say or logging.getLogger("torchqat").warning
-    notes = [found(model) for found in (uncalibrated_note, misfit_note, changed_note, added_note)]
+    notes = [uncalibrated_note, misfit_note, changed_note, added_note, lost_scales_note]
+    notes = [found(model) for found in notes]
     notes += [calls_note(model, "since prepare"), cache_note(cache_spec(model), format)]
     for note in filter(None, notes):
         say(note)

@@ -15,6 +15,7 @@ from torchqat.layers.layer_state import SCALE_NAMES as SCALE_NAMES
 from torchqat.layers.layer_state import STATE_NAMES as STATE_NAMES
 from torchqat.layers.layer_state import LayerState
 from torchqat.layers.quant_input import QuantInput
+from torchqat.layers.replica import in_replica
 from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
@@ -50,9 +51,11 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     Attributes:
         weight_shape: Of the parameter, as it was when the layer was made.
         called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
+        replicated: Whether it is trained in several replicas, each of which sees inputs of its own.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
 
+    replicated = False
     kind: str  # as recipes call the class that it stands for
     _settings: tuple[str, ...]  # what the layer's own class keeps
 
@@ -173,6 +176,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
+            self.note_replica()
             self.check_copy()
             self.frozen_weight.see(self)
         if not self.calibrating and not self.following:
@@ -190,7 +194,13 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
         A forward that a backward runs again has seen its input and rounds by the range that followed from it.
         """
         if self.calibrating or torch._C._current_graph_task_id() == -1:
+            self.note_replica()
             self.observe(x)
+
+    def note_replica(self) -> None:
+        """For ``Schedule.step``; what is evaluated in between says nothing."""
+        if self.training and torch.is_grad_enabled():
+            self.replicated = in_replica()
 
     @property
     def multiplies_rows(self) -> bool:
@@ -274,34 +284,31 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             )
 
     def _check_learned(self, name: str) -> None:
-        """A learned scale that is no number, or zero, would be read as 1, and one that changed its sign is lost."""
+        """A learned scale that is no number would be read as 1."""
         for leaf in SCALE_NAMES:
             learned = getattr(self, leaf, None)
-            if not isinstance(learned, nn.Parameter):
-                continue
-            value = whole(learned.detach())
-            if bad := int((~value.isfinite()).sum()):
+            bad = int((~whole(learned.detach()).isfinite()).sum()) if isinstance(learned, nn.Parameter) else 0
+            if bad:
                 raise ValueError(
                     f"The {leaf} of {name} must be finite, but has {bad} elements that are NaN or infinite."
                 )
-            spec = self.weight_spec if leaf.startswith("weight") else self.input_spec
-            signed = spec.grid in _SIGNED_SCALES
-            lost = value == 0 if signed else value <= 0
-            if leaf.endswith("scale") and lost.any():
-                sign = "another number than zero" if signed else "positive"
-                raise ValueError(
-                    f"The {leaf} of {name} must be {sign}, but training left {int(lost.sum())} of its "
-                    f"{value.numel()} elements otherwise; train scales in groups of torchqat.parameter_groups(model, "
-                    "recipe), or at a lower scale_learning_rate."
-                )
+
+    @torch.no_grad()
+    def lost_scales(self) -> int:
+        """How many learned scales lie at zero or below, where they are those of magnitudes: each began above."""
+        count = 0
+        for name, spec in (("weight_scale", self.weight_spec), ("input_scale", self.input_spec)):
+            scale = getattr(self, name, None)
+            if isinstance(scale, nn.Parameter) and not scale.is_meta and spec.grid not in _SIGNED_SCALES:
+                count += int((whole(scale.detach()) <= 0).sum())
+        return count
 
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
 
         Raises:
-            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, a scale lost its sign in
-                training, or ``dtype`` cannot hold
+            ValueError: What ``check_converts`` says, the weight or a learned scale is not finite, or ``dtype`` cannot hold
                 the scales.
         """
         self.check_converts(name)

@@ -113,6 +113,18 @@ def misfits(model: nn.Module) -> dict[str, float]:
     return {name: ratio for name, ratio in found.items() if ratio > least}
 
 
+def lost_scales_note(model: nn.Module) -> str:
+    """A sentence where learned scales came to lie at zero or below, as at the rate of weights; else empty."""
+    lost = {name: count for name, layer in quant_layers(model) if (count := layer.lost_scales())}
+    if not lost:
+        return ""
+    return (
+        f"Training took {sum(lost.values())} learned scales of {first_of(list(lost))} to zero or below: what is exported is "
+        "what training computed with, but such scales round their weights badly; in groups of torchqat.parameter_groups, or "
+        "at a lower scale_learning_rate, scales stay positive."
+    )
+
+
 def changed_note(model: nn.Module) -> str:
     """A sentence where weights that were frozen in training are others since, as merged adapters make them; else empty."""
     names = [name for name, layer in quant_layers(model) if layer.frozen_weight.changed(layer)]

@@ -100,10 +100,10 @@ class TrainingLoop:
             if self.settles is not None:
                 self.settles.step(step)
                 moving.masters.follow()
-            if not is_sharded(self.model):  # else the schedule does
-                share_ranges(self.model)
             if schedule is not None:
                 schedule.step()
+            else:
+                share_ranges(self.model)
             # Before the state is kept: what it measures is measured again if it was cut off.
             self.on_step(step, figures)
             if step % self.settings.checkpoint_every == 0 or step == self.settings.steps:

@@ -35,8 +35,8 @@ class Schedule:
     master weights and what the optimizer keeps of learned ones begins anew, since it belongs to the old grid. The step lives
     in the model's ``state_dict`` as ``qat_step``, beside the scales and the widths that these belong to: a schedule begins
     at the step that is there, whether the state was loaded before or after. A model has one schedule, the last that was
-    made for it. Processes that hold parts of a model (FSDP2) share in each step what they have seen of inputs whose ranges
-    follow.
+    made for it. Processes that hold parts of a model (FSDP2), or replicas (DDP), share in each step what they have seen of
+    inputs whose ranges follow.
 
     Args:
         model: A prepared model.
@@ -164,7 +164,8 @@ class Schedule:
             notes += [uncalibrated_note(self.model), rangeless_note(self.model)]
             for note in filter(None, notes):
                 self._say(note)
-        if is_sharded(self.model):  # whose buffers nothing else keeps alike; those of DDP are the first process'
+        # Nothing else keeps those of shards alike, and DDP knows of what the first process saw alone.
+        if is_sharded(self.model) or any(layer.replicated for _, layer in quant_layers(self.model)):
             share_ranges(self.model)  # before the last of them stands still
         self._go_to(self._step + 1)
         self._apply(method="mse")
