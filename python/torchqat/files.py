@@ -33,10 +33,24 @@ def as_path(name: str, given: object) -> Path:
     return Path(given)
 
 
+def make_room(path: Path) -> None:
+    """Make the folder that ``path`` is to be written in, where it is not there; before work whose result goes there.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} could not be written: {os.strerror(errno.EACCES)}.")
+
+
 @contextmanager
 def pending_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed onto it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room(path)
     pending = path.with_name(f".{path.name}.pending-{os.getpid()}")
     try:
         yield pending
@@ -51,7 +65,7 @@ def pending_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def pending_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to fill; takes its place when the block ends well, is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room(path)
     pending = path.with_name(f".{path.name}.pending-{os.getpid()}")
     shutil.rmtree(pending, ignore_errors=True)
     try:

@@ -193,3 +193,41 @@ def test_what_a_graph_needs_is_said(tmp_path):
     with pytest.raises(torchqat.UserError, match=matches("export.because-inputs-not-fixed")):
         torchqat.export(dynamic, tmp_path / "out", "onnx", example=torch.randn(2, 64))
     assert not (tmp_path / "out").exists()
+
+
+def _without(graph, kind):
+    """Nothing takes the first quantized input any more, or the first layer's weight, which stay where they are."""
+    nodes = graph.node
+    gives = {name: node for node in nodes for name in node.output}
+    if kind == "input":
+        end = next(n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] in gives)
+        by = gives[end.input[0]].input[0]
+    else:
+        end = next(n for n in nodes if n.op_type == "DequantizeLinear" and n.input[0] == "first.codes")
+        by = "dense"
+        graph.initializer.append(onnx.numpy_helper.from_array(torch.zeros(64, 96).numpy(), "dense"))
+    for node in nodes:
+        node.input[:] = [by if name == end.output[0] else name for name in node.input]
+
+
+@pytest.mark.parametrize("kind, missing", [("input", "first.input_scale"), ("weight", "first.weight")])
+def test_what_no_output_is_computed_from_is_not_there(kind, missing, tmp_path):
+    """An initializer may lie beside a graph that computes without it."""
+    model = _prepared("{dtype: int8}", "{dtype: int8, granularity: tensor}")
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    graph = onnx.load(folder / "model.onnx")
+    _without(graph.graph, kind)
+    onnx.save(graph, folder / "model.onnx")
+    assert missing in torchqat.verify(folder, model, engine="reader").missing
+
+
+def test_what_a_model_does_not_use_is_not_asked_for(tmp_path):
+    class Idle(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.number = nn.Linear(64, 8), nn.Parameter(torch.ones(3))
+
+    rule = '  - {match: "re:first|second", weight: {dtype: int4, group_size: 32}}\n'
+    model = torchqat.prepare(Idle(), torchqat.parse_recipe(f"version: 1\nlayers:\n{rule}")).eval()
+    folder = torchqat.export(model, tmp_path / "out", "onnx", example=torch.randn(2, 64))
+    assert torchqat.verify(folder, model, engine="reader").ok

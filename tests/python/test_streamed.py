@@ -68,6 +68,21 @@ def test_damage_to_a_streamed_checkpoint_is_found(leaf, arguments, recipe_file, 
     assert code == 1 and said(out, "verify.one-missing", count=1, name=f"{layer}.weight")
 
 
+@pytest.mark.parametrize("key, value", [("rms_norm_eps", 0.5), ("num_hidden_layers", 1), ("rope_parameters", {})])
+def test_a_changed_configuration_of_a_streamed_checkpoint_is_found(
+    key, value, arguments, recipe_file, tmp_path, capsys
+):
+    recipe_file.write_text(PTQ)
+    assert call(capsys, "ptq", *arguments, "--stream")[0] == 0
+    export = tmp_path / "run" / "exports" / "compressed-tensors"
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config))  # its bytes do not matter
+    assert call(capsys, "verify", export)[0] == 0
+    (export / "config.json").write_text(json.dumps({**config, key: value}))
+    code, out, _ = call(capsys, "verify", export)
+    assert code == 1 and said(out, "verify.settings", count=1, verb="differs", key=key)
+
+
 def test_a_streamed_gguf_is_a_run_and_damage_is_found(arguments, recipe_file, tmp_path, capsys):
     weight = "{dtype: int4, group_size: 32, grid: full, scale: learned}"
     assert weight in PTQ

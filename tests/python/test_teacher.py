@@ -173,6 +173,15 @@ def test_what_does_not_fit_is_refused_before_training(new_run, tmp_path):
         write_teacher(new_run(steps=4), tmp_path / "teacher", 5)
 
 
+def test_what_was_refused_leaves_nothing_in_the_way(new_run, tmp_path):
+    run = new_run(steps=2)
+    vocabulary = run.original.config.vocab_size
+    with pytest.raises(torchqat.UserError, match=matches("teacher.top", vocabulary=vocabulary, top=vocabulary)):
+        write_teacher(run, tmp_path / "teacher", vocabulary)
+    write_teacher(run, tmp_path / "teacher", 4)
+    StoredTeacher(tmp_path / "teacher").check_steps(2)
+
+
 @pytest.mark.parametrize("change", [{"steps": 0}, {"loss": "cross_entropy"}, {"weight": 0.0}])
 def test_a_recipe_that_learns_from_no_teacher_is_refused(new_run, tmp_path, change):
     run = new_run(steps=change.pop("steps", 4))

@@ -248,3 +248,36 @@ def test_the_tokenizer_of_the_folder_is_compared(format, change, named, tiny_lla
     checked = torchqat.verify(folder, model, tokenizer=tokenizer, engine="reader")
     assert not checked.ok and checked.settings == named
     assert torchqat.verify(folder, model, engine="reader").ok  # of whose tokenizer nothing was said
+
+
+def rewritten(file, key, place, value):
+    """A GGUF file with another value: one of those of an array, or its own."""
+    field = gguf.GGUFReader(file, "r+").get_field(f"tokenizer.{key}")
+    field.parts[field.data[place]][0] = value
+
+
+@pytest.mark.parametrize(
+    "key, place, value, named",
+    [
+        ("ggml.tokens", 30, ord("Z"), "tokenizer.vocabulary"),
+        ("ggml.merges", 5, ord("Z"), "tokenizer.merges"),
+        ("ggml.eos_token_id", 0, 9, "tokenizer.special_tokens"),
+        ("chat_template", 0, ord("Z"), "tokenizer.chat_template"),
+    ],
+)
+def test_the_tokenizer_of_a_gguf_file_is_compared_without_an_engine(
+    key, place, value, named, tiny_llama, tokenizer, tmp_path
+):
+    tokenizer.chat_template = "{{ messages }}"
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    assert torchqat.verify(folder, model, tokenizer=tokenizer).ok
+    rewritten(folder / "model.gguf", key, place, value)
+    checked = torchqat.verify(folder, model, tokenizer=tokenizer)
+    assert not checked.ok and checked.settings == [named]
+
+
+def test_a_gguf_file_without_a_tokenizer_is_told(tiny_llama, tokenizer, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gguf")
+    assert torchqat.verify(folder, model, tokenizer=tokenizer).settings == ["tokenizer"]

@@ -1,5 +1,7 @@
 """``imatrix``: what llama.cpp's own quantizers weigh errors by."""
 
+from pathlib import Path
+
 import typer
 
 from torchqat.cli.options import DATA, DEVICE, MODEL
@@ -20,9 +22,11 @@ def imatrix(
     device: str = DEVICE,
 ) -> None:
     """Write llama.cpp's importance matrix of the float model, from the data that ptq calibrates on."""
+    from torchqat.files import make_room
     from torchqat.runs.flow import run_of
     from torchqat.runs.imatrix import imatrix as write
 
+    make_room(Path(output))
     run = run_of(recipe, model, data, "", device=device)
     batches, settings = run.data.calibration, run.recipe.data
     sources = [settings.train] if settings.train else []

@@ -1,5 +1,6 @@
 """``sensitivity``: which layers suffer from which width, and the best mix of widths under a budget."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,13 @@ def sensitivity(
         help="Widths to try, separated by commas: 2 to 8, or types such as nvfp4 and float, which is not rounded. "
         "By default 2, 3, 4 and 8; where not all layers are integers, their types, 8-bit ones and float.",
     ),
-    budget: float = typer.Option(
-        0.0,
+    budget: float | None = typer.Option(
+        None,
         "--budget",
         help="Bits per weight in the recipe's first format, scales included: also choose a mix of widths.",
     ),
-    gguf_size: float = typer.Option(
-        0.0,
+    gguf_size: float | None = typer.Option(
+        None,
         "--gguf-size",
         help="Bits a weight of a whole GGUF file, as llama.cpp prints them, such as 4.83: choose llama.cpp's type for each "
         "layer so that the file is no larger. --bits are the types to try, by default q2_k to q6_k.",
@@ -47,17 +48,22 @@ def sensitivity(
     from torchqat.evaluation.number_types import usual_widths
     from torchqat.evaluation.sensitivity import sensitivity as measure
     from torchqat.evaluation.sensitivity import unmeasured
-    from torchqat.files import write_text
+    from torchqat.files import make_room, write_text
     from torchqat.runs.export_dtype import scales_of_integers, stored_bits
     from torchqat.runs.flow import run_of
 
     asked = _widths(bits) if bits else []
+    for option, size in (("--budget", budget), ("--gguf-size", gguf_size)):
+        if size is not None and not 0 < size < math.inf:
+            raise UserError(f"{option} must be a number above 0, but is {size:g}.")
     if write and not budget and not gguf_size:
         raise UserError("--write needs --budget or --gguf-size, the bits per weight of the recipe to write.")
     if budget and gguf_size:
         raise UserError("--budget is of the quantized layers and --gguf-size of a whole file: give one of them.")
     if plot and Path(plot).suffix not in (".png", ".svg"):
         raise UserError(f"plot must be a .png or .svg file, but is {plot}.")
+    for place in filter(None, (write, plot)):
+        make_room(Path(place))
     run = run_of(recipe, model, data, "", device=device, settings=settings)
     widths = _types_of_gguf(run, asked, gguf_size) if gguf_size else asked or usual_widths(run.plan)
 

@@ -89,7 +89,7 @@ def write_answers(
     Raises:
         UserError: ``folder`` has answers that depend on something else.
     """
-    if (folder / _META).is_file():
+    if any(folder.glob("steps-*.safetensors")):  # else nothing was answered yet, by whatever was refused or stopped
         StoredTeacher(folder).check(made_of)
     write_json(folder / _META, made_of)
     for first in counted(range(0, steps, _STEPS_OF_FILE), f"Asking the teacher, {_STEPS_OF_FILE} steps at a time"):

@@ -84,6 +84,10 @@ def run_above(folder: Path, run: str = "") -> Path:
         raise UserError(
             f"DIR must be a checkpoint of a run, but {folder} is the run; its checkpoints are in {folder / 'exports'}."
         )
+    if not folder.is_dir():
+        is_there = folder.exists()
+        what = f"a file: give the folder that it is in, {folder.parent}" if is_there else "not there"
+        raise UserError(f"DIR must be the folder of a checkpoint, but {folder} is {what}.")
     root = Path(run) if run else next((p for p in folder.resolve().parents if is_run(p)), None)
     if root is None:
         raise UserError(

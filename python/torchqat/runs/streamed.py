@@ -14,7 +14,7 @@ from torchqat.data.batch import digest
 from torchqat.data.batches import shortfall
 from torchqat.errors import UserError
 from torchqat.extras import needs
-from torchqat.files import read_json, size_of, write_json
+from torchqat.files import copy_into, read_json, size_of, write_json
 from torchqat.model.source import tensors_of
 from torchqat.reports.report import Variant
 from torchqat.runs.cards import put_card, put_terms
@@ -32,6 +32,8 @@ from torchqat.verification.result import Verification
 
 # In the run's folder: the SHA-256 of each tensor.
 _DIGESTS = Path("checkpoints") / "streamed.json"
+# The configuration that was written beside them; runs of before have none.
+_CONFIGURATION = Path("checkpoints") / "streamed_config.json"
 
 
 def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: str = "") -> Streamed:
@@ -62,6 +64,8 @@ def stream(run: Run, resume: bool = False, restart: bool = False, push_to_hub: s
         for warning in warnings:
             run.progress.say(f"Note: {warning}")
         write_json(run.folder / _DIGESTS, found.digests)
+        if (found.folder / "config.json").is_file():
+            copy_into(run.folder, {str(_CONFIGURATION): found.folder / "config.json"})
         name = initialized_name(run)
         put_terms(run, found.folder)
         remember_export(run, found.folder, name)
@@ -121,7 +125,16 @@ def verify_streamed(run: Path, folder: Path) -> Verification:
             differing[name.removesuffix(".weight")] = tensor.numel()
     missing, unexpected = sorted(expected.keys() - seen), sorted(seen - expected.keys())
     notes = ["a tensor that differs counts as a whole, since a streamed run keeps no more than a sum of each"]
-    return Verification(layers, differing, missing, unexpected, notes=notes if differing else [])
+    settings = _differing_settings(run / _CONFIGURATION, folder / "config.json")
+    return Verification(layers, differing, missing, unexpected, notes=notes if differing else [], settings=settings)
+
+
+def _differing_settings(written: Path, there: Path) -> list[str]:
+    """The keys of a configuration that are no more as they were written."""
+    if not written.is_file() or not there.is_file():
+        return []
+    wanted, found = (read_json(file, "The configuration of a checkpoint") for file in (written, there))
+    return sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
 
 
 def _tensors_in(folder: Path, names: list[str]) -> Iterator[tuple[str, Tensor, bool]]:

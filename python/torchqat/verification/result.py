@@ -91,7 +91,7 @@ class Verification:
         notes: What was not compared, and why.
         with_image: The same on inputs with an image, of models that write text and read both.
         settings: Keys of the configuration that say something else of the architecture than the model does, or of how the
-            checkpoint is quantized than its export would; tokens of ``generation_config``; and what differs in the tokenizer.
+            checkpoint is quantized than its export would; tokens of ``generation_config``; what differs in the tokenizer.
     """
 
     layers: int

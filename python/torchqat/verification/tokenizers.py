@@ -1,14 +1,25 @@
-"""Whether a checkpoint's folder has the tokenizer of the training: with another one its weights are given other text."""
+"""Whether a checkpoint has the tokenizer of the training: with another one its weights are given other text."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from torchqat.checkpoints.formats.tokenizer_files import save_tokenizer
 from torchqat.errors import UserError
+from torchqat.extras import needs
 from torchqat.model.loading import load_tokenizer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
+
+# Of a GGUF file, by its key.
+_SPECIAL_OF_GGUF = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "unknown_token_id": "unk_token_id",
+    "padding_token_id": "pad_token_id",
+}
+_OF_PAIRS = ("gpt2", "llama")  # tokenizers of GGUF files that have the tokens as transformers spells them
 
 
 def differing_tokenizer(folder: Path, tokenizer: Any, texts: list[str]) -> list[str]:
@@ -34,3 +45,29 @@ def _said(tokenizer: Any, texts: list[str]) -> dict[str, Any]:
         "texts": [tokenizer(text)["input_ids"] for text in texts],
         "chat_template": tokenizer.chat_template,
     }
+
+
+def differing_in_gguf(folder: Path, tokenizer: Any) -> list[str]:
+    """The same of a GGUF file. What only llama.cpp knows, such as where words begin, its engine is asked."""
+    with needs("hf", "A GGUF file"):
+        from torchqat.checkpoints.readers.gguf import GgufFile, gguf_files
+
+    file = GgufFile(gguf_files(folder))
+    kind = file.of_tokenizer("ggml.model")
+    if kind in (None, "no_vocab"):
+        return ["tokenizer"]
+    if kind not in _OF_PAIRS:
+        return []
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    tokens, template = dict(enumerate(file.of_tokenizer("ggml.tokens"))), tokenizer.chat_template
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    same = {
+        "vocabulary": [tokens.get(index) for index in ids] == tokenizer.convert_ids_to_tokens(ids),
+        "merges": kind == "llama" or file.of_tokenizer("ggml.merges") == merges,
+        "special_tokens": all(
+            file.of_tokenizer(f"ggml.{key}") == getattr(tokenizer, ours) for key, ours in _SPECIAL_OF_GGUF.items()
+        ),
+        "chat_template": isinstance(template, dict) or file.of_tokenizer("chat_template") == template,
+    }
+    return [f"tokenizer.{key}" for key, equal in same.items() if not equal]

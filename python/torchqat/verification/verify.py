@@ -28,7 +28,7 @@ from torchqat.verification.engines.agreement import agreement_of
 from torchqat.verification.engines.outputs import in_half
 from torchqat.verification.result import Verification
 from torchqat.verification.tensors import compare_tensors
-from torchqat.verification.tokenizers import differing_tokenizer
+from torchqat.verification.tokenizers import differing_in_gguf, differing_tokenizer
 
 _ROUNDS_ITS_OWN_WAY = "transformers rounds inputs and caches in its own ways, so its outputs were not compared"
 # Formats that transformers loads in this process.
@@ -53,8 +53,8 @@ def verify(
 
     Every tensor is compared bit for bit: the weights of quantized layers, as a reader that shares nothing with the exporter
     computes them, with those of the training forward, rounded once to the dtype that is served; scales of inputs and
-    caches; and what stays unquantized. So are the configuration and the tokens that texts begin and end with. Then an engine loads the checkpoint, and its log probabilities and greedy text are
-    compared with the training forward's.
+    caches; and what stays unquantized. So are the configuration and the tokens that texts begin and end with. Then an
+    engine loads the checkpoint, and its log probabilities and greedy text are compared with the training forward's.
 
     Args:
         folder: What ``export`` wrote.
@@ -65,7 +65,7 @@ def verify(
             When not given, transformers for compressed-tensors, mxfp4 and dense checkpoints of weights alone, else
             ``reader``. Of models that write no text, outputs are compared.
         bench: Also time the engine.
-        tokenizer: Compared with the one in the folder or, in an engine, with the one that a GGUF file carries.
+        tokenizer: Compared with the one that the folder or the GGUF file has.
         baseline: With ``bench``, the float model's folder, to be timed as well.
         example: For models that write no text, their inputs: a tensor, a tuple of them, or a dict by name; by default, of
             those that take token ids, the same as ``tokens``, for encoder and decoder. For models that write text and also
@@ -82,8 +82,11 @@ def verify(
     place = device_of(model) if device is None else find_device(device)
     format = format_of(folder)
     compared = compare_tensors(folder, format, model)
-    if tokenizer is not None and format not in ("gguf", "onnx"):  # a GGUF file's is asked in its engine
-        compared = _with(compared, settings=[*compared.settings, *differing_tokenizer(folder, tokenizer, _TEXTS)])
+    if tokenizer is not None and format != "onnx":
+        differing = (
+            differing_in_gguf(folder, tokenizer) if format == "gguf" else differing_tokenizer(folder, tokenizer, _TEXTS)
+        )
+        compared = _with(compared, settings=[*compared.settings, *differing])
     engine = engine or ("transformers" if _runs_in_transformers(format, model) else "reader")
     if engine == "reader":
         if bench:

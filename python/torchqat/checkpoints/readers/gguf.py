@@ -74,6 +74,11 @@ class GgufFile:
         field = self._readers[0][1].get_field(f"{self.architecture}.{key}")
         return None if field is None else field.contents()
 
+    def of_tokenizer(self, key: str) -> Any:
+        """The value of ``tokenizer.<key>``, or ``None`` where the file does not say it."""
+        field = self._readers[0][1].get_field(f"tokenizer.{key}")
+        return None if field is None else field.contents()
+
     def names(self, of_model: list[str]) -> dict[str, str]:
         """For each tensor of the file that a model has as well, the model's name for it; of experts for two the same.
 

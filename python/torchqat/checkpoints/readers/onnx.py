@@ -13,7 +13,8 @@ from torchqat.errors import UserError, first_line
 def read_onnx(folder: Path) -> Reading:
     """The graph in ``folder``: what each DequantizeLinear of codes gives, as a matrix ``[out, in]``, and what else it holds.
 
-    What is multiplied lies ``[in, out]`` in the graph; kernels and entries of embeddings lie in rows.
+    What is multiplied lies ``[in, out]`` in the graph; kernels and entries of embeddings lie in rows. What no output is
+    computed from counts as not there.
 
     Raises:
         UserError: The file is damaged.
@@ -27,11 +28,11 @@ def read_onnx(folder: Path) -> Reading:
     except Exception as error:
         raise UserError(f"{file} must be an ONNX model, but does not load: {first_line(error)}.") from error
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = _multiplied(model.graph)
+    products, taken = _multiplied(model.graph), _taken(model.graph)
     reading = Reading()
     read: set[str] = set()
     for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0].endswith(".codes"):
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith(".codes") and node.output[0] in taken:
             name = node.input[0].removesuffix(".codes")
             lacking = [used for used in node.input if used not in initializers]
             if lacking:
@@ -42,9 +43,19 @@ def read_onnx(folder: Path) -> Reading:
             reading.weights[name] = found.t().contiguous() if multiplied else found.flatten(1)
             read.update(node.input)
     for name, tensor in initializers.items():
-        if name not in read:
+        if name not in read and name in taken:
             reading.others[name] = torch.from_numpy(np.array(onnx.numpy_helper.to_array(tensor)))
     return reading
+
+
+def _taken(graph) -> set[str]:
+    """Names of all that the outputs of ``graph`` are computed from."""
+    names = {output.name for output in graph.output}
+    for node in reversed(graph.node):  # each stands after what it takes
+        if names.intersection(node.output):
+            inside = (attribute.g for attribute in node.attribute if attribute.HasField("g"))
+            names.update(node.input, *map(_taken, inside))
+    return names
 
 
 def _multiplied(graph) -> set[str]:
