@@ -93,17 +93,22 @@ RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
   const at::Tensor master = weight.detach().to(at::kFloat);
   const auto block = block_shape(spec);
   const auto layout = make_layout(master.size(0), master.size(1), block[0], block[1]);
+  // Inputs beyond the root of float32's largest number: every column counts alike, and nothing is
+  // known of their drift.
+  const bool is_known = solvers::all_finite(hessian);
+  const bool corrects = options.correction != 0.0 && is_known && solvers::all_finite(*drift);
   const at::Tensor order =
       column_order(hessian, options.order, layout.block_cols).to(master.device());
   const bool moved = options.order != ColumnOrder::plain;
   const solvers::Factor factor =
       solvers::damped_factor(hessian.to(at::kFloat), order, options.damping);
   at::Tensor wanted = moved ? solvers::columns_in_order(master, order) : master;
-  if (options.correction != 0.0)
+  if (corrects)
     wanted = corrected(wanted, factor.upper, solvers::square_in_order(*drift, order),
                        options.correction);
   OuterParameters settled = outer_parameters(master, spec, bits, outer);
-  const at::Tensor importance = hessian.diagonal().to(at::kFloat).contiguous();
+  at::Tensor importance = hessian.diagonal().to(at::kFloat).contiguous();
+  if (!is_known) importance = at::ones_like(importance);
   std::optional<solvers::RowFeedback> between_rows;
   at::Tensor original = master;
   if (output_hessian) {
@@ -125,6 +130,9 @@ RoundedWeight solvers::gptq(const at::Tensor& weight, const at::Tensor& hessian,
       *part = solvers::rows_in_order(*part, back);
   }
   result.warning = factor.warning;
+  if (options.correction != 0.0 && is_known && !corrects)
+    result.warning += std::string(result.warning.empty() ? "" : ", and ") +
+                      "the drift of its inputs is not finite, so it was not made good";
   if (between_rows && !between_rows->warning().empty())
     result.warning += (result.warning.empty() ? "" : ", and ") + between_rows->warning();
   return result;

@@ -187,6 +187,19 @@ def test_a_hessian_that_is_not_finite():
     assert torch.equal(found.weight, nearest(weight, spec_of(4), "minmax"))
 
 
+def test_what_is_not_finite_corrects_nothing():
+    """Inputs near 1e20, whose squares float32 cannot hold, made NaN of the weight, said to be rounded to nearest."""
+    weight, x = problem()
+    hessian = statistics_of(x).hessian
+    infinite, chosen = torch.full((192, 192), float("inf")), {"scale_search": "minmax", "order": "plain"}
+    found = gptq(weight, infinite, spec_of(4), 4, drift=infinite - infinite, correction=0.25, **chosen)
+    assert found.warning == sentence("ptq.hessian-not-finite")
+    assert torch.equal(found.weight, nearest(weight, spec_of(4), "minmax"))
+    found = gptq(weight, hessian, spec_of(4), 4, drift=infinite, correction=0.25, **chosen)
+    assert found.warning == sentence("ptq.drift-not-finite")
+    assert torch.equal(found.weight, gptq(weight, hessian, spec_of(4), 4, **chosen).weight)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
