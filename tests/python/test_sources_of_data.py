@@ -46,6 +46,16 @@ def test_a_folder_of_parquet_and_another_column(tmp_path):
         texts(tmp_path)
 
 
+def test_a_table_without_rows_adds_none(tmp_path):
+    import pyarrow
+
+    empty = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, tmp_path / "part-0.parquet")
+    assert texts(tmp_path / "part-0.parquet") == []
+    parquet(tmp_path / "part-1.parquet", [{"text": text} for text in TEXTS])
+    assert texts(tmp_path) == TEXTS
+
+
 @pytest.mark.parametrize(("cells", "told"), [(["a", None], "null"), ([7], "int")])
 def test_a_cell_without_text_is_named(tmp_path, cells, told):
     rows = [{"text": cell} for cell in cells]

@@ -19,7 +19,10 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """
     with needs("data", "Parquet"):
         from datasets import load_dataset
+        from pyarrow.parquet import read_metadata
     try:
+        if not read_metadata(file).num_rows:
+            return  # which datasets takes for a fault
         yield from load_dataset("parquet", data_files=[str(file)], split="train", streaming=True)
     except UserError:
         raise
