@@ -18,7 +18,7 @@ def test_adapters_that_trained_beside_and_were_merged_are_told_by_exports(tmp_pa
 
 
 def test_adapters_that_trained_through_the_rounding_are_not_told(tmp_path):
-    model, heard = prepared(), []
+    model, heard = prepared("mse"), []
     adapted = by_peft(model)
     adapted.train()(torch.randn(2, 64)).sum().backward()  # a look before they are attached
     merged = train(torchqat.attach_adapters(adapted)).merge_and_unload()
