@@ -18,17 +18,21 @@ from trainers import STEPS, Module, adamw, arguments, loss_of, prepared, recipe,
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def by_trainer(of, folder):
+def by_trainer(of, folder, **more):
     model = prepared(of)
-    asked = arguments(folder, save_strategy="no", gradient_accumulation_steps=2 // PROCESSES, max_grad_norm=0.0)
+    asked = {"save_strategy": "no", "gradient_accumulation_steps": 2 // PROCESSES, "max_grad_norm": 0.0}
     transformers.Trainer(
         model,
-        asked,
+        arguments(folder, **asked, **more),
         train_dataset=rows(),
         callbacks=[torchqat.TrainerCallback(of)],
         optimizers=(adamw(model, of), None),
     ).train()
     return model
+
+
+def by_trainer_recomputing(of, folder):
+    return by_trainer(of, folder, gradient_checkpointing=True)
 
 
 def by_accelerate(of, folder):
@@ -68,5 +72,11 @@ def by_lightning(of, folder):
 
 if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
-    made = {"trainer": by_trainer, "accelerate": by_accelerate, "lightning": by_lightning}[name](recipe("mse"), folder)
+    train = {
+        "trainer": by_trainer,
+        "recomputing": by_trainer_recomputing,
+        "accelerate": by_accelerate,
+        "lightning": by_lightning,
+    }[name]
+    made = train(recipe("mse"), folder)
     torch.save(made.state_dict(), folder / f"{PROCESSES}-{os.environ.get('RANK', 0)}.pt")

@@ -14,6 +14,7 @@ PROGRAM = Path(__file__).with_name("ddp_by_others.py")
     "trainer",
     [
         pytest.param("trainer", marks=pytest.mark.shows(trainer="transformers' Trainer")),
+        pytest.param("recomputing", marks=pytest.mark.shows(trainer="transformers' Trainer")),
         pytest.param("accelerate", marks=pytest.mark.shows(trainer="Accelerate")),
         pytest.param("lightning", marks=pytest.mark.shows(trainer="Lightning")),
     ],

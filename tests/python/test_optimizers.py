@@ -118,6 +118,47 @@ def test_a_rate_that_is_set_by_hand_is_relative_to_the_first(model, recipe):
     assert relative_step(model, again) == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("in_tensor", [False, True])
+def test_a_rate_that_is_warmed_up_from_zero_by_hand_moves_scales(model, recipe, in_tensor):
+    of = torch.tensor if in_tensor else float
+    optimizer = torch.optim.AdamW(model.parameters(), lr=of(0.0))
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    for rate, share in ((0.0, 0.0), (0.1, 1.0), (0.3, 1.0), (0.03, 0.1)):
+        optimizer.param_groups[0]["lr"] = of(rate)
+        optimizer.state.clear()
+        assert relative_step(model, optimizer) == pytest.approx(1e-2 * share, rel=1e-3)
+
+
+def test_a_rate_that_rises_above_the_first_takes_scales_no_further(model, recipe):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3)
+    torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-3, 0.3, cycle_momentum=False)
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.3
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-3)
+
+
+class Around(torch.optim.Optimizer):
+    """As wrappers of optimizers are written: it steps by one inside, which has its groups or a list of its own."""
+
+    def __init__(self, parameters, shares):
+        super().__init__(parameters, {"lr": 0.3})
+        self.inside = torch.optim.AdamW(self.param_groups, lr=0.3)
+        if shares:
+            self.param_groups = self.inside.param_groups
+
+    def step(self, closure=None):
+        self.inside.step()
+
+
+def test_an_optimizer_around_another_moves_scales_where_both_have_the_groups(model, recipe):
+    optimizer = Around(model.parameters(), shares=True)
+    torchqat.Schedule(model, recipe, 4, optimizer)
+    assert relative_step(model, optimizer) == pytest.approx(1e-2, rel=1e-3)
+    sentence = matches("training.groups-inside", optimizer="Around", first="0.weight_scale", count=2)
+    with pytest.raises(torchqat.UserError, match=sentence):
+        torchqat.Schedule(model, recipe, 4, Around(model.parameters(), shares=False))
+
+
 def test_zero_points_among_weights_are_in_levels():
     recipe = torchqat.parse_recipe(RECIPE.replace("grid: full", "symmetric: false"))
     model = torchqat.prepare(nn.Sequential(nn.Linear(32, 4)), recipe)

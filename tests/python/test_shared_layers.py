@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torchqat
+import transformers
 from sentences import matches, sentence
 from torch import nn
 
@@ -145,3 +146,17 @@ def test_what_transformers_builds_twice_is_not_written_once(format, tiny_llama, 
     with pytest.raises(torchqat.UserError, match=matches("export.shared-weight", **names, model="LlamaForCausalLM")):
         torchqat.export(ready, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+class TakesMore(transformers.LlamaForCausalLM):
+    def __init__(self, config, depth):
+        super().__init__(config)
+        self.depth = depth
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "safetensors"])
+def test_what_a_class_shares_that_takes_more_than_a_configuration_is_not_known(format, tiny_llama, tmp_path):
+    model = TakesMore(tiny_llama.config, depth=2)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    ready = prepared(model, "{method: rtn}", "model.layers.*")
+    assert torchqat.export(ready, tmp_path / "out", format).is_dir()

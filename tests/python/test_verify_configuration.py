@@ -1,16 +1,19 @@
 """``verify`` without an engine: tensors are not all that decides what a checkpoint computes."""
 
 import json
+from pathlib import Path
 
 import gguf
 import pytest
 import torch
 import torchqat
+import transformers
 from gguf_models import BLOCKS
 from gguf_models import build as gguf_model
 from safetensors.torch import load_file, save_file
 from sentences import matches, said
 from test_experts import build, recipe_of
+from tokenizers import Tokenizer, models
 from torchqat.verification.settings import differing_settings
 from word_pieces import word_pieces
 
@@ -250,6 +253,37 @@ def test_the_tokenizer_of_the_folder_is_compared(format, change, named, tiny_lla
     assert torchqat.verify(folder, model, engine="reader").ok  # of whose tokenizer nothing was said
 
 
+class Letters(transformers.PreTrainedTokenizer):
+    """A tokenizer of the user's own class, which transformers writes and does not find again."""
+
+    def __init__(self, **settings):
+        super().__init__(unk_token="?", **settings)
+
+    vocab_size = property(lambda self: len("?abc"))
+
+    def get_vocab(self):
+        return {letter: index for index, letter in enumerate("?abc")}
+
+    def _tokenize(self, text):
+        return list(text)
+
+    def _convert_token_to_id(self, token):
+        return self.get_vocab().get(token, 0)
+
+    def save_vocabulary(self, save_directory, filename_prefix=None):
+        file = Path(save_directory) / "vocab.txt"
+        file.write_text("?abc")
+        return (str(file),)
+
+
+def test_of_a_tokenizer_of_the_users_own_class_the_files_are_compared(tiny_llama, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gptq", Letters())
+    assert torchqat.verify(folder, model, tokenizer=Letters(), engine="reader").ok
+    (folder / "vocab.txt").write_text("?acb")
+    assert torchqat.verify(folder, model, tokenizer=Letters(), engine="reader").settings == ["tokenizer"]
+
+
 def rewritten(file, key, place, value):
     """A GGUF file with another value: one of those of an array, or its own."""
     field = gguf.GGUFReader(file, "r+").get_field(f"tokenizer.{key}")
@@ -281,3 +315,18 @@ def test_a_gguf_file_without_a_tokenizer_is_told(tiny_llama, tokenizer, tmp_path
     model = torchqat.prepare(tiny_llama, recipe_of(HALF))
     folder = torchqat.export(model, tmp_path / "out", "gguf")
     assert torchqat.verify(folder, model, tokenizer=tokenizer).settings == ["tokenizer"]
+
+
+def test_an_empty_chat_template_is_none(tiny_llama, tokenizer, tmp_path):
+    tokenizer.chat_template = ""
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    assert torchqat.verify(folder, model, tokenizer=tokenizer).ok
+
+
+def test_a_gguf_file_beside_a_tokenizer_of_another_kind_is_told(tiny_llama, tokenizer, tmp_path):
+    model = torchqat.prepare(tiny_llama, recipe_of(HALF))
+    folder = torchqat.export(model, tmp_path / "out", "gguf", tokenizer)
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
+    assert torchqat.verify(folder, model, tokenizer=other).settings == ["tokenizer"]

@@ -51,7 +51,8 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     Attributes:
         weight_shape: Of the parameter, as it was when the layer was made.
         called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
-        replicated: Whether it is trained in several replicas, each of which sees inputs of its own.
+        replicated: Whether it is trained in several replicas, each of which sees inputs of its own, since there is a
+            ``Schedule``.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
 
@@ -198,9 +199,10 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             self.observe(x)
 
     def note_replica(self) -> None:
-        """For ``Schedule.step``; what is evaluated in between says nothing."""
-        if self.training and torch.is_grad_enabled():
-            self.replicated = in_replica()
+        """For ``Schedule.step``. What is evaluated in between says nothing, and neither does what a backward runs again,
+        which is outside of the replica."""
+        if self.training and torch.is_grad_enabled() and in_replica():
+            self.replicated = True
 
     @property
     def multiplies_rows(self) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -24,7 +25,8 @@ class ScalesApart:
         names: Of the scales that were found.
 
     Raises:
-        UserError: ``optimizer`` has no rate for a group of parameters.
+        UserError: ``optimizer`` has no rate for a group of parameters, or moves them by another one inside of it, whose
+            groups are not its own.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, rate: float):
@@ -38,9 +40,14 @@ class ScalesApart:
                 f"An optimizer must have a rate for each group to move learned scales ({self.names[0]}; {len(found)} in "
                 f"all), but {type(optimizer).__name__} has none; make another of torchqat.parameter_groups(model, recipe)."
             )
-        for group, _ in found:  # in the group, for checkpoints
-            if "initial_lr" not in group:
-                group.setdefault("first_lr", float(group["lr"]))
+        if found and _groups_inside(optimizer):
+            raise UserError(
+                f"{type(optimizer).__name__} moves parameters by an optimizer inside of it, whose groups are others, and "
+                f"has learned scales ({self.names[0]}; {len(found)} in all) among weights; make it of "
+                "torchqat.parameter_groups(model, recipe)."
+            )
+        for group, _ in found:
+            _note_peak(group)
 
     def relative(self, optimizer: Optimizer) -> list[Tensor]:
         """Those whose rates are relative to their size, in the order of their groups in a step."""
@@ -52,6 +59,8 @@ class ScalesApart:
         if not found:
             return
         self._whole = optimizer.param_groups, [(group, group["params"]) for group in optimizer.param_groups]
+        for group, _ in found:
+            _note_peak(group)
         own = [
             {**group, "params": [s], "lr": self._rate_in(group), "weight_decay": 0.0, "relative": self._is_relative(s)}
             for group, s in found
@@ -59,12 +68,13 @@ class ScalesApart:
         for group, _ in found:
             # The same dictionary, in which some optimizers count.
             group["params"] = [p for p in group["params"] if id(p) not in self._names]
-        optimizer.param_groups = [*optimizer.param_groups, *own]
+        optimizer.param_groups.extend(own)  # the same list, which an optimizer inside of this one may have, too
 
     def put_back(self, optimizer: Optimizer) -> None:
         """After ``take``; else nothing."""
         if self._whole is not None:
-            optimizer.param_groups, parameters = self._whole
+            groups, parameters = self._whole
+            del groups[len(parameters) :]
             for group, those in parameters:
                 group["params"] = those
             self._whole = None
@@ -79,5 +89,26 @@ class ScalesApart:
 
     def _rate_in(self, group: dict[str, Any]) -> float | Tensor:
         """Warms up and falls with the group's own."""
-        peak = group.get("max_lr", group.get("initial_lr", group.get("first_lr", group["lr"])))
+        peak = group["peak_lr"]
         return self._rate * (group["lr"] / peak) if isinstance(peak, Tensor) or peak else 0.0
+
+
+def _note_peak(group: dict[str, Any]) -> None:
+    """Keep the highest rate of ``group`` that is known in it, for checkpoints. One set by hand may begin at zero, and that
+    of ``CyclicLR`` at its lowest."""
+    rate = group["lr"]
+    keys = ("max_lr",) if "max_lr" in group else ("initial_lr", "peak_lr")  # OneCycleLR's, whatever was there before
+    known = [group[key] for key in keys if key in group]
+    if isinstance(rate, Tensor):  # on a GPU nothing waits for it
+        peak = rate.clamp(min=torch.finfo(rate.dtype).tiny)
+        for other in known:
+            peak = peak.maximum(torch.as_tensor(other, dtype=rate.dtype, device=rate.device))
+        group["peak_lr"] = peak
+    else:
+        group["peak_lr"] = max([rate, *map(float, known)])
+
+
+def _groups_inside(optimizer: Optimizer) -> bool:
+    """Whether it holds an optimizer with a list of groups of its own, as that of ZeRO in torch does."""
+    inside = (value for value in vars(optimizer).values() if isinstance(value, Optimizer))
+    return any(other.param_groups is not optimizer.param_groups for other in inside)

@@ -78,6 +78,8 @@ class Schedule:
         check_same_rules(model, recipe)
         check_trainable(model)
         check_gathered(model)
+        for _, layer in quant_layers(model):
+            layer.replicated = False  # which was of another training
         self._say = say or logging.getLogger("torchqat").warning
         self._steps_taken: StepsTaken | None = None
         self._recipe = recipe

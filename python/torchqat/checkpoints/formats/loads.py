@@ -100,7 +100,10 @@ def _initializes_weights(architecture: type[nn.Module], config: Any, settings: d
     Its own initialization is run, without memory: transformers does so for whatever a checkpoint lacks.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = architecture(config)
+        try:
+            model = architecture(config)
+        except TypeError:  # a class of the user's own, which takes more than a configuration
+            return False
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not _is_ignored(name, settings.get("ignore", [])):
                 del module.weight
