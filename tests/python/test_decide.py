@@ -232,7 +232,8 @@ def candidates_of(text, model_folder, device="cpu"):
     from torchqat.runs.candidates import Candidates
     from torchqat.runs.flow import run_of
 
-    run = run_of(torchqat.parse_recipe(text + "evaluate: {accept: {kl: 1.0}}\n" + size(6.0)), str(model_folder))
+    recipe = torchqat.parse_recipe(text + "evaluate: {accept: {kl: 1.0}}\n" + size(6.0))
+    run = run_of(recipe, str(model_folder), output=model_folder.with_name("run"))
     run.float_model.__dict__["device"] = SimpleNamespace(type=device)
     return Candidates(run)
 
