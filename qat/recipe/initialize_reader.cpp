@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "qat/recipe/rule_reader.h"
+
 namespace qat {
 namespace {
 
@@ -79,6 +81,15 @@ Initialize read_initialize(YamlSection section, bool tries_methods) {
   check_initialize(section, initialize, tries_methods);
   section.finish();
   return initialize;
+}
+
+void check_block_training(YamlSection section, const BlockTraining& blocks,
+                          const std::vector<Rule>& layers) {
+  const bool moves_scales = std::any_of(layers.begin(), layers.end(),
+                                        [](const Rule& rule) { return is_learned(rule.weight); });
+  if (blocks.steps > 0 && !moves_scales &&
+      blocks.scale_learning_rate != BlockTraining().scale_learning_rate)
+    section.reject("scale_learning_rate", "must be left out unless a weight has scale: learned");
 }
 
 }  // namespace qat

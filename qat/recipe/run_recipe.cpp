@@ -211,18 +211,6 @@ void read_decision(YamlSection& section, RunRecipe& recipe) {
     section.reject("mode", "must be recipe unless evaluate.accept has limits");
 }
 
-// Block training moves the scales of weights alone. Given at its default the rate claims nothing.
-void check_block_training(YamlSection blocks, const RunRecipe& recipe) {
-  const bool moves_scales =
-      std::any_of(recipe.layers.begin(), recipe.layers.end(), [](const Rule& rule) {
-        return rule.weight.spec && rule.weight.spec->range == Range::learned;
-      });
-  const double rate = recipe.initialize.block_training.scale_learning_rate;
-  if (recipe.initialize.block_training.steps > 0 && !moves_scales &&
-      rate != BlockTraining().scale_learning_rate)
-    blocks.reject("scale_learning_rate", "must be left out unless a weight has scale: learned");
-}
-
 RunRecipe read_recipe(YamlSection& section) {
   RunRecipe recipe;
   section.require("version");
@@ -235,7 +223,8 @@ RunRecipe read_recipe(YamlSection& section) {
   recipe.initialize = read_initialize(section.section("initialize"), recipe.mode == "auto");
   // Mode auto tries methods that choose scales.
   recipe.layers = read_layers(section, recipe.initialize.keeps_scales() || recipe.mode == "auto");
-  check_block_training(section.section("initialize").section("block_training"), recipe);
+  check_block_training(section.section("initialize").section("block_training"),
+                       recipe.initialize.block_training, recipe.layers);
   if (section.has("kv_cache")) {
     YamlSection cache = section.section("kv_cache");
     recipe.kv_cache = read_kv_cache(cache);

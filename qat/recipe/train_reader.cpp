@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "qat/recipe/rule_reader.h"
+
 namespace qat {
 namespace {
 
@@ -53,9 +55,7 @@ void check_strategy(YamlSection& section, const TrainSection& train) {
     section.reject("oscillation", "must have method none where strategy is fsdp");
 }
 
-bool has_learned_scale(const Rule& rule) {
-  return rule.weight.spec && rule.weight.spec->range == Range::learned;
-}
+bool has_learned_scale(const Rule& rule) { return is_learned(rule.weight); }
 
 // With `parameters: scales` codes are constant: scales must be learned, and widths must not change.
 void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
@@ -67,11 +67,6 @@ void check_frozen_codes(YamlSection& train, const RunRecipe& recipe) {
     train.reject("parameters", "must be all unless every weight has a learned scale");
   else if (!recipe.schedule.empty())
     train.reject("parameters", "must be all where a schedule changes widths, and so codes");
-}
-
-// Whether it is a parameter, which `scale_learning_rate` moves.
-bool is_learned(const Choice& choice) {
-  return choice.spec && choice.spec->range == Range::learned;
 }
 
 // Whether its range goes on following the data until it is frozen; one that is learned does not.

@@ -10,6 +10,7 @@ from torchqat._library import Observer, QuantSpec
 from torchqat.layers.fake_quantizer import FakeQuantizer
 from torchqat.layers.followed_ranges import as_before
 from torchqat.layers.padding import without_padding
+from torchqat.layers.replica import in_replica
 from torchqat.layers.sharded import assign, whole
 
 
@@ -22,7 +23,11 @@ class QuantInput(nn.Module):
         observing: Follow the input's range while training, where its observer does.
         calibrating: Observe the input now, whatever the mode, and let it pass as it is.
         saw_zeros: Calibration gave it nothing else.
+        replicated: Whether it is trained in several replicas, each of which sees inputs of its own, since there is a
+            ``Schedule``.
     """
+
+    replicated = False
 
     def _init_input(self, spec: QuantSpec | None, bits: int, device: torch.device) -> None:
         self.input_spec, self.input_bits = spec, bits
@@ -90,6 +95,16 @@ class QuantInput(nn.Module):
             range.restore(ends.amin(), ends.amax())
         self.input_scale_from(range)
         return True
+
+    def see(self, x: Tensor) -> None:
+        """Take note of an input, and, for ``Schedule.step``, of whether replicas see others.
+
+        A forward that a backward runs again has seen its input and rounds by the range that followed from it; it is outside
+        of the replica. What is evaluated in between says nothing of replicas.
+        """
+        if self.calibrating or torch._C._current_graph_task_id() == -1:
+            self.replicated |= self.training and torch.is_grad_enabled() and in_replica()
+            self.observe(x)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

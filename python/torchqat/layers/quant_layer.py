@@ -14,19 +14,16 @@ from torchqat.layers.layer_state import OUTER_NAMES as OUTER_NAMES
 from torchqat.layers.layer_state import SCALE_NAMES as SCALE_NAMES
 from torchqat.layers.layer_state import STATE_NAMES as STATE_NAMES
 from torchqat.layers.layer_state import LayerState
+from torchqat.layers.learned_scales import LearnedScales
 from torchqat.layers.quant_input import QuantInput
-from torchqat.layers.replica import in_replica
 from torchqat.layers.rounded_shards import RoundedShards
 from torchqat.layers.sharded import assign, whole
 from torchqat.layers.shared_outer_scale import SharedOuterScale
 from torchqat.layers.taken import take_hooks, take_more
 from torchqat.layers.weight_scales import WeightScales
 
-# Grids whose scales have the sign of the largest element under them.
-_SIGNED_SCALES = ("signed", "iq4_nl")
 
-
-class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
+class QuantLayer(LayerState, WeightScales, LearnedScales, QuantInput, RoundedShards):
     """Fake quantization of the weight and input of a layer; its subclasses are the layers, each with its forward.
 
     The parameters keep their names, so a float checkpoint loads into it and its own loads into the float model. What
@@ -51,12 +48,9 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     Attributes:
         weight_shape: Of the parameter, as it was when the layer was made.
         called: Whether its forward ran since it was put in; ``model/calls.py`` asks.
-        replicated: Whether it is trained in several replicas, each of which sees inputs of its own, since there is a
-            ``Schedule``.
         adapter: What is added to the weight before it is quantized, as a function of nothing (``lora.py``); or ``None``.
     """
 
-    replicated = False
     kind: str  # as recipes call the class that it stands for
     _settings: tuple[str, ...]  # what the layer's own class keeps
 
@@ -177,7 +171,6 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
     def _observe(self, x: Tensor) -> None:
         if not torch.compiler.is_compiling():
             self.called = True
-            self.note_replica()
             self.check_copy()
             self.frozen_weight.see(self)
         if not self.calibrating and not self.following:
@@ -188,21 +181,6 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
             see(self, x)
         else:
             self.see(x)
-
-    def see(self, x: Tensor) -> None:
-        """Take note of an input.
-
-        A forward that a backward runs again has seen its input and rounds by the range that followed from it.
-        """
-        if self.calibrating or torch._C._current_graph_task_id() == -1:
-            self.note_replica()
-            self.observe(x)
-
-    def note_replica(self) -> None:
-        """For ``Schedule.step``. What is evaluated in between says nothing, and neither does what a backward runs again,
-        which is outside of the replica."""
-        if self.training and torch.is_grad_enabled() and in_replica():
-            self.replicated = True
 
     @property
     def multiplies_rows(self) -> bool:
@@ -285,26 +263,6 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
                 "anything but zeros; give torchqat.calibrate such batches, or leave it by a rule with input: float."
             )
 
-    def _check_learned(self, name: str) -> None:
-        """A learned scale that is no number would be read as 1."""
-        for leaf in SCALE_NAMES:
-            learned = getattr(self, leaf, None)
-            bad = int((~whole(learned.detach()).isfinite()).sum()) if isinstance(learned, nn.Parameter) else 0
-            if bad:
-                raise ValueError(
-                    f"The {leaf} of {name} must be finite, but has {bad} elements that are NaN or infinite."
-                )
-
-    @torch.no_grad()
-    def lost_scales(self) -> int:
-        """How many learned scales lie at zero or below, where they are those of magnitudes: each began above."""
-        count = 0
-        for name, spec in (("weight_scale", self.weight_spec), ("input_scale", self.input_spec)):
-            scale = getattr(self, name, None)
-            if isinstance(scale, nn.Parameter) and not scale.is_meta and spec.grid not in _SIGNED_SCALES:
-                count += int((whole(scale.detach()) <= 0).sum())
-        return count
-
     @torch.no_grad()
     def convert(self, name: str, dtype: torch.dtype) -> QuantizedWeights:
         """Codes and scales at the exported width, for a checkpoint in ``dtype``.
@@ -314,7 +272,7 @@ class QuantLayer(LayerState, WeightScales, QuantInput, RoundedShards):
                 the scales.
         """
         self.check_converts(name)
-        self._check_learned(name)
+        self.check_learned(name)
         if self.frozen_codes is not None:
             self.set_master(self._frozen_weight(self.weight.dtype))
         weights = quantize_weights(

@@ -3,7 +3,6 @@
 What it cannot do with an architecture would else show once there is a checkpoint, after a training that was paid for.
 """
 
-import copy
 import json
 import re
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchqat.checkpoints.formats.tensors import built_empty
 from torchqat.errors import UserError, first_line
 
 
@@ -57,7 +57,7 @@ def loading_note(model: nn.Module, settings: dict) -> str:
     """
     if not settings.get("config_groups") or not _is_of_transformers(model):
         return ""
-    if not _initializes_weights(type(model), copy.deepcopy(model.config), settings):
+    if not _initializes_weights(type(model), model.config, settings):
         return ""
     name = type(model).__name__
     if len(schemes(settings)) == 1:
@@ -99,11 +99,10 @@ def _initializes_weights(architecture: type[nn.Module], config: Any, settings: d
 
     Its own initialization is run, without memory: transformers does so for whatever a checkpoint lacks.
     """
+    model = built_empty(architecture, config)
+    if model is None:
+        return False
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        try:
-            model = architecture(config)
-        except TypeError:  # a class of the user's own, which takes more than a configuration
-            return False
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and not _is_ignored(name, settings.get("ignore", [])):
                 del module.weight

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ def check_state(model: nn.Module) -> None:
             )
 
 
+def built_empty(architecture: type[nn.Module], config: Any) -> nn.Module | None:
+    """A model on the meta device, of a class of transformers; none of a class that takes more than ``config``."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            return architecture(copy.deepcopy(config))
+        except TypeError:
+            return None
+
+
 def check_shared(model: nn.Module) -> None:
     """Whether what transformers builds from the configuration of ``model`` shares the weights that ``model`` shares.
 
@@ -57,11 +67,10 @@ def check_shared(model: nn.Module) -> None:
     again = {n: one for n, p in kept.items() if (one := first.setdefault(id(p), n)) != n}
     if not again:
         return
-    try:
-        with torch.device("meta"):
-            built = type(model)(copy.deepcopy(model.config)).state_dict(keep_vars=True)
-    except TypeError:  # a class of the user's own, which takes more than a configuration
+    empty = built_empty(type(model), model.config)
+    if empty is None:
         return
+    built = empty.state_dict(keep_vars=True)
     for name, one in again.items():
         if name in built and one in built and built[name] is not built[one]:
             raise UserError(
